@@ -1,0 +1,1 @@
+"""Theory, simulation and measurement of confidence ceilings and label smoothing."""

@@ -1,0 +1,192 @@
+"""The public loss: checks its arguments, flattens the leading axes and hands over to an implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import chunked, reference
+from .options import LossOptions, Reduction
+from .validation import check_target_range, check_tensors, check_token_weight_range
+
+__all__ = ["Implementation", "LinearCrossEntropy", "linear_cross_entropy"]
+
+Implementation = Literal["auto", "reference", "chunked"]
+_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": reference.loss, "chunked": chunked.loss}
+_TORCH_ONLY = {
+    "weight": "class weights are not supported; token_weight weighs tokens",
+    "options": "torch's chunking options are not supported; implementation chooses the path",
+}
+
+
+def linear_cross_entropy(
+    input: Tensor,  # (..., D)
+    linear_weight: Tensor,  # (V, D)
+    target: Tensor,  # (...)
+    *,
+    linear_bias: Tensor | None = None,  # (V,)
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    z_loss: float = 0.0,
+    token_weight: Tensor | None = None,  # (...)
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    implementation: Implementation = "auto",
+    **unsupported: object,
+) -> Tensor:
+    r"""Cross entropy of a linear head with label smoothing, softcap and temperature, without materialising the logits.
+
+    Equivalent to :func:`torch.nn.functional.linear_cross_entropy` where both are defined, with more options:
+
+    .. math::
+        z &= \text{logit\_scale}\; h W^\top + \text{bias}, \quad
+        z \leftarrow c \tanh(z / c), \quad z \leftarrow z / T \\
+        \ell &= -\sum_k q_k \log \operatorname{softmax}(z)_k + \text{z\_loss}\,\operatorname{lse}(z)^2, \quad
+        q_k = (1 - \beta)\,[k = y] + \beta / V
+
+    Args:
+        input: Hidden states ``(..., D)``; float16, bfloat16, float32 or float64. Under autocast it and the head are
+            cast as :func:`torch.nn.functional.linear` would cast them.
+        linear_weight: Head ``(V, D)``, of input's dtype, any strides.
+        target: Class indices ``(...)``, int64.
+        linear_bias: Bias ``(V,)``, added after ``logit_scale`` and before the softcap.
+        label_smoothing: :math:`\beta \in [0, 1]`, the convention of :func:`torch.nn.functional.cross_entropy`.
+        softcap: :math:`c > 0` of the Gemma 2 logit cap; None for no cap.
+        temperature: :math:`T > 0`, divides the logits after the cap.
+        logit_scale: Multiplies the product before bias and cap.
+        z_loss: Coefficient of the squared log-partition, at least 0.
+        token_weight: Weight of each token ``(...)``, finite and at least 0; a constant, no gradient flows to it.
+        ignore_index: Tokens with this target have loss 0, cost nothing and count in no mean.
+        reduction: ``"none"``, ``"sum"``, or ``"mean"``: sum(w loss) / sum(w) over the tokens kept.
+        implementation: ``"reference"`` (full logits, plain PyTorch), ``"chunked"`` (any device, blocks of tokens,
+            gradients formed in the forward), or ``"auto"``, today always ``"chunked"``.
+        **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
+
+    Returns:
+        Loss in nats: a scalar, or ``(...)`` for ``"none"``; float64 for float64 inputs, else float32. With no token
+        kept the mean is nan, as torch's, and the gradients are zero.
+
+    Raises:
+        TypeError: Wrong type or dtype, class probabilities as target, ``weight`` or ``options`` given.
+        ValueError: Wrong shape, device or range; the text names the argument, what is allowed and what came.
+
+    References:
+        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, Sec. 7. arXiv:1512.00567
+        Gemma Team, "Gemma 2", 2024, Sec. 2 (logit soft-capping). arXiv:2408.00118
+
+    Example:
+        >>> hidden, head = torch.eye(3), 2 * torch.eye(3)
+        >>> loss = linear_cross_entropy(hidden, head, torch.arange(3), label_smoothing=0.1)
+        >>> round(loss.item(), 4)
+        0.3729
+    """
+    if unsupported:
+        name = next(iter(unsupported))
+        reason = _TORCH_ONLY.get(name, "no such argument")
+        raise TypeError(f"linear_cross_entropy() got an unexpected keyword argument {name!r}: {reason}.")
+    if implementation != "auto" and implementation not in _IMPLEMENTATIONS:
+        allowed = ("auto", *_IMPLEMENTATIONS)
+        raise ValueError(f"implementation must be one of {allowed}, got {implementation!r}.")
+    options = LossOptions(label_smoothing, softcap, temperature, logit_scale, z_loss, ignore_index, reduction)
+    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    check_tensors(input, linear_weight, target, linear_bias, token_weight)
+    check_target_range(target, linear_weight.shape[0], ignore_index)
+    if token_weight is not None:
+        check_token_weight_range(token_weight)
+    function = _IMPLEMENTATIONS["chunked" if implementation == "auto" else implementation]
+    with _autocast_off(input):
+        loss = function(
+            input.reshape(-1, input.shape[-1]),
+            linear_weight,
+            target.reshape(-1),
+            linear_bias,
+            None if token_weight is None else token_weight.reshape(-1),
+            options,
+        )
+    return loss.reshape(target.shape) if reduction == "none" else loss
+
+
+def _autocast(*tensors: Any) -> tuple[Any, ...]:
+    """Cast floating tensors as autocast casts the arguments of a matrix product; float64 stays, as there."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    castable = (torch.float16, torch.bfloat16, torch.float32)
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in castable else t for t in tensors)
+
+
+def _autocast_off(input: Tensor) -> torch.autocast:
+    return torch.autocast(input.device.type, enabled=False)
+
+
+class LinearCrossEntropy(nn.Module):
+    """A linear head and its loss as one module; equivalent to ``nn.Linear`` followed by ``nn.CrossEntropyLoss``.
+
+    Args:
+        hidden_size: D, features of the input.
+        vocab_size: V, number of classes.
+        bias: Whether the head has a bias. It may not be combined with ``weight``.
+        weight: A parameter ``(V, D)`` to share, for a head tied to an embedding; None makes a new one, initialised as
+            :class:`torch.nn.Linear` does.
+        device: Device of a new weight.
+        dtype: Dtype of a new weight.
+        **options: Keyword arguments of :func:`linear_cross_entropy` other than tensors, checked here.
+
+    Example:
+        >>> embedding = nn.Embedding(10, 4)
+        >>> head = LinearCrossEntropy(4, 10, weight=embedding.weight, label_smoothing=0.1)
+        >>> head(torch.zeros(2, 4), torch.tensor([1, 2])).item() == torch.tensor(10.0).log().item()
+        True
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        *,
+        bias: bool = False,
+        weight: nn.Parameter | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        implementation = options.pop("implementation", "auto")
+        if implementation != "auto" and implementation not in _IMPLEMENTATIONS:
+            allowed = ("auto", *_IMPLEMENTATIONS)
+            raise ValueError(f"implementation must be one of {allowed}, got {implementation!r}.")
+        LossOptions(**options)
+        self.options = {**options, "implementation": implementation}
+        if weight is None:
+            linear = nn.Linear(hidden_size, vocab_size, bias=bias, device=device, dtype=dtype)
+            weight, self.bias = linear.weight, linear.bias
+        else:
+            if bias:
+                raise ValueError("bias must be False when weight is given: a tied head has no bias of its own.")
+            if not isinstance(weight, nn.Parameter):
+                raise TypeError(
+                    f"weight must be a torch.nn.Parameter, so that it is shared, got {type(weight).__name__}."
+                )
+            if weight.shape != (vocab_size, hidden_size):
+                raise ValueError(f"weight must have shape {(vocab_size, hidden_size)}, got {tuple(weight.shape)}.")
+            self.register_parameter("bias", None)
+        self.weight = weight
+
+    def forward(self, input: Tensor, target: Tensor, token_weight: Tensor | None = None) -> Tensor:
+        """Loss of hidden states ``(..., D)`` and targets ``(...)``; see :func:`linear_cross_entropy`."""
+        return linear_cross_entropy(
+            input, self.weight, target, linear_bias=self.bias, token_weight=token_weight, **self.options
+        )
+
+    def extra_repr(self) -> str:
+        """Sizes and options, for ``print``."""
+        vocab_size, hidden_size = self.weight.shape
+        return ", ".join([f"{hidden_size}, {vocab_size}", *(f"{k}={v!r}" for k, v in self.options.items())])

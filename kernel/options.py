@@ -1,0 +1,61 @@
+"""The options of the loss, checked once and passed to every implementation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+__all__ = ["LossOptions", "Reduction"]
+
+Reduction = Literal["none", "mean", "sum"]
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a Python number, got {type(value).__name__}.")
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class LossOptions:
+    """What :func:`kernel.linear_cross_entropy` computes, apart from the tensors.
+
+    The fields have the meaning and the defaults given there. Numbers are converted to ``float``.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option lies outside its range.
+
+    Example:
+        >>> LossOptions(label_smoothing=0.1).label_smoothing
+        0.1
+    """
+
+    label_smoothing: float = 0.0
+    softcap: float | None = None
+    temperature: float = 1.0
+    logit_scale: float = 1.0
+    z_loss: float = 0.0
+    ignore_index: int = -100
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "temperature", "logit_scale", "z_loss"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        if not 0.0 <= self.label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}.")
+        if self.softcap is not None:
+            object.__setattr__(self, "softcap", _number("softcap", self.softcap))
+            if not (math.isfinite(self.softcap) and self.softcap > 0):
+                raise ValueError(f"softcap must be None or a finite number above 0, got {self.softcap}.")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}.")
+        if not math.isfinite(self.logit_scale):
+            raise ValueError(f"logit_scale must be finite, got {self.logit_scale}.")
+        if not (math.isfinite(self.z_loss) and self.z_loss >= 0):
+            raise ValueError(f"z_loss must be a finite number of at least 0, got {self.z_loss}.")
+        if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
+            raise TypeError(f"ignore_index must be an int, got {type(self.ignore_index).__name__}.")
+        if self.reduction not in get_args(Reduction):
+            raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {self.reduction!r}.")

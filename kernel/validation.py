@@ -1,0 +1,114 @@
+"""Checks of the tensors that enter the loss: shapes, dtypes and devices here, values on the CPU as well."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_target_range", "check_tensors", "check_token_weight_range"]
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
+
+
+def _check_floating(name: str, value: Tensor) -> None:
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}.")
+
+
+def check_tensors(
+    input: Tensor,  # (..., D)
+    linear_weight: Tensor,  # (V, D)
+    target: Tensor | None,  # (...)
+    linear_bias: Tensor | None,  # (V,)
+    token_weight: Tensor | None = None,  # (...)
+) -> None:
+    """Refuse tensors of the wrong type, dtype, shape or device; looks at no value, so never waits for a device."""
+    _check_tensor("input", input)
+    _check_tensor("linear_weight", linear_weight)
+    _check_floating("input", input)
+    _check_floating("linear_weight", linear_weight)
+    if linear_weight.ndim != 2:
+        raise ValueError(f"linear_weight must have shape (vocab_size, hidden_size), got {tuple(linear_weight.shape)}.")
+    vocab_size, hidden_size = linear_weight.shape
+    if vocab_size < 1 or hidden_size < 1:
+        raise ValueError(f"linear_weight must not be empty, got shape {tuple(linear_weight.shape)}.")
+    if input.ndim < 1 or input.shape[-1] != hidden_size:
+        raise ValueError(
+            f"input must have shape (..., {hidden_size}) to match linear_weight {tuple(linear_weight.shape)}, "
+            f"got {tuple(input.shape)}."
+        )
+    if linear_weight.dtype != input.dtype:
+        raise TypeError(f"linear_weight must have input's dtype {input.dtype}, got {linear_weight.dtype}.")
+    _check_device("linear_weight", linear_weight, input)
+    if target is not None:
+        _check_target(target, input)
+    if linear_bias is not None:
+        _check_tensor("linear_bias", linear_bias)
+        if linear_bias.dtype != input.dtype:
+            raise TypeError(f"linear_bias must have input's dtype {input.dtype}, got {linear_bias.dtype}.")
+        if linear_bias.shape != (vocab_size,):
+            raise ValueError(f"linear_bias must have shape ({vocab_size},), got {tuple(linear_bias.shape)}.")
+        _check_device("linear_bias", linear_bias, input)
+    if token_weight is not None:
+        _check_tensor("token_weight", token_weight)
+        _check_floating("token_weight", token_weight)
+        if token_weight.shape != input.shape[:-1]:
+            raise ValueError(
+                f"token_weight must have shape {tuple(input.shape[:-1])}, one weight a token, "
+                f"got {tuple(token_weight.shape)}."
+            )
+        if token_weight.requires_grad:
+            raise ValueError("token_weight must not require a gradient: it is a constant of the loss. Detach it.")
+        _check_device("token_weight", token_weight, input)
+
+
+def _check_target(target: Tensor, input: Tensor) -> None:
+    _check_tensor("target", target)
+    if target.is_floating_point():
+        raise TypeError(
+            f"target must hold class indices (int64), got {target.dtype}; class probabilities are not supported."
+        )
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be int64, got {target.dtype}.")
+    if target.shape != input.shape[:-1]:
+        raise ValueError(
+            f"target must have shape {tuple(input.shape[:-1])}, input's without the last axis, "
+            f"got {tuple(target.shape)}."
+        )
+    _check_device("target", target, input)
+
+
+def _check_device(name: str, value: Tensor, input: Tensor) -> None:
+    if value.device != input.device:
+        raise ValueError(f"{name} must be on input's device {input.device}, got {value.device}.")
+
+
+def check_target_range(target: Tensor, vocab_size: int, ignore_index: int) -> None:
+    """Refuse targets outside ``[0, vocab_size)`` other than ``ignore_index``.
+
+    On the CPU a ValueError names the first offender. On other devices the check is a device-side assertion, as in
+    :func:`torch.nn.functional.cross_entropy`, so that the host does not wait.
+    """
+    bad = ((target < 0) | (target >= vocab_size)) & (target != ignore_index)
+    if target.device.type == "cpu":
+        if bad.any():
+            raise ValueError(
+                f"target must be in [0, {vocab_size}) or equal ignore_index={ignore_index}, got {int(target[bad][0])}."
+            )
+    else:
+        torch._assert_async(~bad.any())
+
+
+def check_token_weight_range(token_weight: Tensor) -> None:
+    """Refuse negative and non-finite weights; on devices other than the CPU by a device-side assertion."""
+    good = torch.isfinite(token_weight) & (token_weight >= 0)
+    if token_weight.device.type == "cpu":
+        if not good.all():
+            raise ValueError(f"token_weight must be finite and at least 0, got {float(token_weight[~good][0])}.")
+    else:
+        torch._assert_async(good.all())
