@@ -89,16 +89,13 @@ def linear_cross_entropy(
         name = next(iter(unsupported))
         reason = _TORCH_ONLY.get(name, "no such argument")
         raise TypeError(f"linear_cross_entropy() got an unexpected keyword argument {name!r}: {reason}.")
-    if implementation != "auto" and implementation not in _IMPLEMENTATIONS:
-        allowed = ("auto", *_IMPLEMENTATIONS)
-        raise ValueError(f"implementation must be one of {allowed}, got {implementation!r}.")
+    function = _resolve(implementation)
     options = LossOptions(label_smoothing, softcap, temperature, logit_scale, z_loss, ignore_index, reduction)
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
     check_tensors(input, linear_weight, target, linear_bias, token_weight)
     check_target_range(target, linear_weight.shape[0], ignore_index)
     if token_weight is not None:
         check_token_weight_range(token_weight)
-    function = _IMPLEMENTATIONS["chunked" if implementation == "auto" else implementation]
     with _autocast_off(input):
         loss = function(
             input.reshape(-1, input.shape[-1]),
@@ -109,6 +106,14 @@ def linear_cross_entropy(
             options,
         )
     return loss.reshape(target.shape) if reduction == "none" else loss
+
+
+def _resolve(implementation: str) -> Callable[..., Tensor]:
+    if implementation == "auto":
+        implementation = "chunked"
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {('auto', *_IMPLEMENTATIONS)}, got {implementation!r}.")
+    return _IMPLEMENTATIONS[implementation]
 
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
@@ -145,6 +150,7 @@ class LinearCrossEntropy(nn.Module):
         True
     """
 
+    weight: nn.Parameter
     bias: nn.Parameter | None
 
     def __init__(
@@ -160,14 +166,13 @@ class LinearCrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         implementation = options.pop("implementation", "auto")
-        if implementation != "auto" and implementation not in _IMPLEMENTATIONS:
-            allowed = ("auto", *_IMPLEMENTATIONS)
-            raise ValueError(f"implementation must be one of {allowed}, got {implementation!r}.")
+        _resolve(implementation)
         LossOptions(**options)
         self.options = {**options, "implementation": implementation}
         if weight is None:
             linear = nn.Linear(hidden_size, vocab_size, bias=bias, device=device, dtype=dtype)
-            weight, self.bias = linear.weight, linear.bias
+            self.weight = nn.Parameter(linear.weight.detach())
+            self.register_parameter("bias", linear.bias)
         else:
             if bias:
                 raise ValueError("bias must be False when weight is given: a tied head has no bias of its own.")
@@ -177,8 +182,8 @@ class LinearCrossEntropy(nn.Module):
                 )
             if weight.shape != (vocab_size, hidden_size):
                 raise ValueError(f"weight must have shape {(vocab_size, hidden_size)}, got {tuple(weight.shape)}.")
+            self.weight = weight
             self.register_parameter("bias", None)
-        self.weight = weight
 
     def forward(self, input: Tensor, target: Tensor, token_weight: Tensor | None = None) -> Tensor:
         """Loss of hidden states ``(..., D)`` and targets ``(...)``; see :func:`linear_cross_entropy`."""

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .options import LossOptions
 from .reference import compute_dtype
@@ -83,8 +82,10 @@ class _ChunkedLoss(torch.autograd.Function):
         return torch.where(total > 0, token_loss.sum(), torch.nan)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():  # create_graph=True; a detached gradient would be silently wrong
+            raise RuntimeError("The chunked loss has no second derivative; use implementation='reference'.")
+        (grad,) = grad_outputs
         if ctx.has_gradients:
             gradients = [None if g is None else (grad * g).to(g.dtype) for g in ctx.saved_tensors]
         else:
@@ -182,10 +183,13 @@ def _blocks(
         token_loss[part] = out.squeeze(-1)
         if not want_gradient:
             continue
-        z.mul_((1 + 2 * options.z_loss * lse) / total)  # p_k, with the share of z_loss
+        lift = 2 * options.z_loss * lse  # d z_loss lse^2 / dz_k = lift p_k
+        p_target = z.gather(-1, y) / total
+        z.mul_((1 + lift) / total)
         if smoothing:
             z.sub_(smoothing / vocab_size)
-        z.scatter_add_(-1, y, z.new_full(y.shape, smoothing - 1))
+        # p_y - q_y first: beside p_y near 1 the share of z_loss would be rounded away.
+        z.scatter_(-1, y, p_target - (1 - smoothing + smoothing / vocab_size) + lift * p_target)
         if slope is not None:
             z.mul_(slope)
         yield part, h, z

@@ -101,7 +101,7 @@ def check_target_range(target: Tensor, vocab_size: int, ignore_index: int) -> No
                 f"target must be in [0, {vocab_size}) or equal ignore_index={ignore_index}, got {int(target[bad][0])}."
             )
     else:
-        torch._assert_async(~bad.any())
+        torch.ops.aten._assert_async.msg(~bad.any(), f"target must be in [0, {vocab_size}) or equal ignore_index.")
 
 
 def check_token_weight_range(token_weight: Tensor) -> None:
@@ -111,4 +111,4 @@ def check_token_weight_range(token_weight: Tensor) -> None:
         if not good.all():
             raise ValueError(f"token_weight must be finite and at least 0, got {float(token_weight[~good][0])}.")
     else:
-        torch._assert_async(good.all())
+        torch.ops.aten._assert_async.msg(good.all(), "token_weight must be finite and at least 0.")

@@ -1,0 +1,131 @@
+"""Shared by the tests: problems to lose on, gradients, and the error budget that float64 and eager code set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAMES = ("loss", "input", "linear_weight", "linear_bias")
+
+
+class Problem(NamedTuple):
+    """Arguments of a loss, in the order of its signature; the last two are keywords there."""
+
+    input: Tensor
+    linear_weight: Tensor
+    target: Tensor
+    linear_bias: Tensor | None
+    token_weight: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        """The same numbers in another dtype, as fresh leaves."""
+        leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in (*self[:2], self.linear_bias)]
+        return Problem(leaves[0], leaves[1], self.target, leaves[2], self.token_weight)
+
+
+def problem(
+    n: int,
+    v: int,
+    d: int,
+    *,
+    seed: int = 0,
+    bias: bool = False,
+    weighted: bool = False,
+    ignored: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+    scale: float = 2.0,
+) -> Problem:
+    """Logits with standard deviation ``scale`` whose targets are likely half of the time; values exact in float16."""
+    generator = torch.Generator().manual_seed(seed)
+    input = (torch.randn(n, d, generator=generator)).half().double()
+    weight = (torch.randn(v, d, generator=generator) * scale / d**0.5).half().double()
+    target = torch.randint(v, (n,), generator=generator)
+    likely = torch.rand(n, generator=generator) < 0.5
+    target = torch.where(likely, (input @ weight.T).argmax(-1), target)
+    target[torch.rand(n, generator=generator) < ignored] = -100
+    linear_bias = torch.randn(v, generator=generator).half().double() if bias else None
+    token_weight = torch.rand(n, generator=generator) + 0.1 if weighted else None
+    return Problem(input, weight, target, linear_bias, token_weight).to(dtype)
+
+
+def value_and_gradients(loss: Callable[..., Tensor], args: Problem, **options: Any) -> list[Tensor | None]:
+    """Loss and the gradients of input, weight and bias in float64; per-token losses get uneven upstream gradients."""
+    args = args.to(args.input.dtype)
+    value = loss(
+        args.input,
+        args.linear_weight,
+        args.target,
+        linear_bias=args.linear_bias,
+        token_weight=args.token_weight,
+        **options,
+    )
+    upstream = torch.linspace(0.5, 2.0, max(value.numel(), 1), dtype=value.dtype)[: value.numel()].reshape(value.shape)
+    value.backward(upstream)
+    leaves = (args.input, args.linear_weight, args.linear_bias)
+    return [value.detach().double(), *(None if t is None or t.grad is None else t.grad.double() for t in leaves)]
+
+
+def eager(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    token_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """What a user writes with torch's own functions, in the dtype of the inputs: independent of the package."""
+    z = logit_scale * F.linear(input, linear_weight)
+    if linear_bias is not None:
+        z = z + linear_bias
+    if softcap is not None:
+        z = torch.tanh(z / softcap) * softcap
+    z = z / temperature
+    loss = F.cross_entropy(z, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none")
+    kept = (target != ignore_index).to(loss.dtype)
+    loss = loss + z_loss * kept * torch.logsumexp(z, -1) ** 2
+    weight = kept if token_weight is None else kept * token_weight.to(loss.dtype)
+    if reduction == "none":
+        return loss * weight
+    total = (loss * weight).sum()
+    return total if reduction == "sum" else total / weight.sum()
+
+
+def relative_error(got: Tensor, exact: Tensor) -> float:
+    """Norm-wise; absolute where the exact value is zero."""
+    norm = exact.norm().item()
+    return (got - exact).norm().item() / (norm if norm > 0 else 1.0)
+
+
+def assert_within_budget(
+    ours: list[Tensor | None],
+    eager: list[Tensor | None],
+    exact: list[Tensor | None],
+    *,
+    floor: float,
+    factor: float = 2.0,
+) -> None:
+    """Each of loss and gradients within max(floor, factor x eager's own error) of float64, norm-wise."""
+    compared = 0
+    for name, a, b, c in zip(NAMES, ours, eager, exact, strict=True):
+        if c is None:
+            assert a is None, f"{name}: a gradient where the definition has none"
+            continue
+        assert a is not None, f"{name}: gradient missing"
+        assert b is not None, f"{name}: gradient of eager missing"
+        assert a.shape == c.shape
+        budget = max(floor, factor * relative_error(b, c))
+        error = relative_error(a, c)
+        assert error <= budget, f"{name}: error {error:.2e} above the budget {budget:.2e}"
+        compared += 1
+    assert compared >= 2, "nothing was compared"
