@@ -1,0 +1,49 @@
+# `make figures` and `make test` work from nothing: they make .venv and install what they need, once.
+#   PYTHON=python3.12        the interpreter for a new .venv (3.10 to 3.13)
+#   CONSTRAINTS=my-pins.txt  other pins; CONSTRAINTS= for none
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+CONSTRAINTS ?= constraints.txt
+WORKERS ?= 2
+
+.PHONY: figures test lint install clean force
+.DELETE_ON_ERROR:
+
+figures: install
+	$(BIN)/python -m paper_figures --preset quick --simulate
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: install
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/basedpyright
+
+install: $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) paper_figures/out .pytest_cache .ruff_cache .hypothesis
+	find analysis kernel paper_figures tests -name __pycache__ -type d -exec rm -rf {} +
+
+# What the environment has to match: the interpreter's version, the pins and the dependencies. Compared by content, so
+# that a second run installs nothing and needs no network.
+$(VENV)/wanted: force
+	@"$(PYTHON)" -c 'import sys' 2>/dev/null || { echo "error: PYTHON=$(PYTHON) does not run; give a Python 3.10 to 3.13, e.g. make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "error: Python 3.10 to 3.13 is needed, PYTHON=$(PYTHON) is %d.%d" % v)'
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: PYTHON=$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@test -z "$(CONSTRAINTS)" || test -r "$(CONSTRAINTS)" || { echo "error: CONSTRAINTS=$(CONSTRAINTS) cannot be read; give a pip constraints file, or CONSTRAINTS= for none" >&2; exit 1; }
+	@mkdir -p $(VENV)
+	@{ "$(PYTHON)" -c 'import sys; print(sys.version)'; cat pyproject.toml $(if $(CONSTRAINTS),"$(CONSTRAINTS)"); } > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(VENV)/installed: $(VENV)/wanted
+	@case "$(PYTHON)" in $(BIN)/*) ;; *) \
+		echo "Making $(VENV) with $(PYTHON)"; \
+		mv $(VENV)/wanted $(VENV).wanted && "$(PYTHON)" -m venv --clear $(VENV) && mv $(VENV).wanted $(VENV)/wanted ;; \
+	esac
+	@echo "Installing into $(VENV); the first time this downloads the packages that README.md lists"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") -e '.[dev]'
+	@touch $@
