@@ -1,0 +1,70 @@
+"""The package's front door: every public name once, loaded when used."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import analysis
+
+
+def public_modules() -> list[str]:
+    """Modules and packages directly under analysis that declare public names; commands and private ones aside."""
+    root = Path(analysis.__file__).parent
+    found = [
+        p.stem if p.suffix else p.name for p in root.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()
+    ]
+    return sorted(name for name in found if not name.startswith("_") and name not in analysis._COMMANDS)
+
+
+def test_every_module_is_listed():
+    assert sorted(analysis._PUBLIC) == public_modules()
+    assert len(analysis._PUBLIC) >= 5
+
+
+@pytest.mark.parametrize("module", sorted(analysis._PUBLIC))
+def test_a_module_and_the_package_offer_the_same_names(module):
+    names = analysis._PUBLIC[module].split()
+    assert sorted(names) == sorted(import_module(f"analysis.{module}").__all__)
+    for name in names:
+        assert getattr(analysis, name) is getattr(import_module(f"analysis.{module}"), name)
+        assert name in dir(analysis)
+
+
+def test_no_name_stands_twice():
+    names = [name for names in analysis._PUBLIC.values() for name in names.split()]
+    assert len(names) == len(set(names))
+    assert not set(names) & set(analysis._PUBLIC)
+
+
+def test_the_stub_lists_the_same_modules():
+    stub = Path(analysis.__file__).with_suffix(".pyi").read_text()
+    assert sorted(re.findall(r"^from \.(\w+) import \*", stub, re.M)) == sorted(analysis._PUBLIC)
+    assert sorted(re.findall(r"^from \. import (\w+) as \1", stub, re.M)) == sorted(analysis._PUBLIC)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(AttributeError, match="module 'analysis' has no attribute 'nothing'"):
+        _ = analysis.nothing
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import analysis", {"numpy", "scipy", "torch", "pandas", "matplotlib", "seaborn"}),
+        ("import analysis; analysis.simplex_cap(5.0, 256)", {"torch", "pandas", "matplotlib", "seaborn"}),
+        ("import analysis.caps, analysis.smoothing", {"torch", "pandas", "matplotlib", "seaborn"}),
+        ("import kernel", {"pandas", "matplotlib", "seaborn", "scipy", "analysis"}),
+    ],
+)
+def test_imports_cost_what_their_use_costs(code, absent):
+    script = f"import sys; {code}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    # torch itself may load numpy and others: only what it does not count is held against us
+    assert "analysis" in loaded or "kernel" in loaded
+    assert not absent & set(loaded)
