@@ -110,7 +110,7 @@ REFUSED = [
     ({"reduction": "avg"}, ValueError, r"reduction must be one of \('none', 'mean', 'sum'\), got 'avg'"),
     ({"implementation": "fast"}, ValueError, r"implementation must be one of \('auto', .*\), got 'fast'"),
     ({"weight": torch.ones(5)}, TypeError, "'weight': class weights are not supported; token_weight"),
-    ({"options": object()}, TypeError, "'options': torch's chunking options are not supported"),
+    ({"options": {}}, TypeError, "'options': torch's chunking options are not supported"),
     ({"smoothing": 0.1}, TypeError, "unexpected keyword argument 'smoothing': no such argument"),
     ({"input": [1.0]}, TypeError, "input must be a torch.Tensor, got list"),
     ({"input": torch.zeros(3, 4, dtype=torch.int64)}, TypeError, "input must be float16, .*, got torch.int64"),
