@@ -1,0 +1,11 @@
+"""Softmax-bottleneck models: free context features under one linear head, trained to convergence on a known teacher.
+
+The smallest model in which hidden size, vocabulary, norms, temperature and softcap meet label smoothing. Nothing limits the
+features but the width D and the norms, so that what a trained head cannot do is the fault of these alone.
+"""
+
+from ._config import FitConfig
+from ._head import SoftmaxBottleneck
+from ._training import Fitted, fit, train
+
+__all__ = ["FitConfig", "Fitted", "SoftmaxBottleneck", "fit", "train"]

@@ -1,0 +1,101 @@
+"""The description of one training: a frozen value, hashed to name its row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..teachers import TeacherConfig
+
+__all__ = ["DType", "FitConfig", "Norm", "SoftcapForm"]
+
+Norm = Literal["budget", "free"]
+SoftcapForm = Literal["contraction", "gain"]
+DType = Literal["float32", "float64"]
+_CHOICES = {"norm": ("budget", "free"), "softcap_form": ("contraction", "gain"), "dtype": ("float32", "float64")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """One training of a softmax-bottleneck head; two equal configs give the same head on the same machine.
+
+    Attributes:
+        teacher: The ground truth and how much of it is seen; its ``seed`` is the data seed.
+        hidden_size: D >= 1.
+        norm: ``"budget"``, features of norm sqrt(D) as RMSNorm makes them and rows of W of norm at most
+            ``norm_coefficient * sqrt(D)``; ``"free"``, no limits.
+        norm_coefficient: k > 0 of the budget, so that the norm product is m = k D; without effect on free norms. To hold m
+            fixed over hidden sizes give k = m / D.
+        temperature: Training temperature T > 0, after the softcap.
+        softcap: c > 0, or None for no cap.
+        softcap_form: ``"contraction"``, c tanh(z / c), which leaves small logits alone; ``"gain"``, c tanh(z), which
+            multiplies them by c.
+        label_smoothing: b in [0, 1], convention of :func:`torch.nn.functional.cross_entropy`.
+        seed: Seed of the model's first values. Apart from the data's.
+        max_steps: Most L-BFGS iterations.
+        tolerance: Training ends when the loss fell by no more than ``tolerance * max(1, loss)`` nats over the last tenth of
+            the iterations.
+        dtype: Precision of the training; measurements are always float64.
+
+    Raises:
+        TypeError: If a size or seed is not an int, or ``teacher`` not a :class:`~analysis.teachers.TeacherConfig`.
+        ValueError: If a field is outside its range.
+
+    Example:
+        >>> FitConfig(hidden_size=16, norm_coefficient=0.5).norm_budget
+        8.0
+        >>> FitConfig(hidden_size=16, temperature=0.0)
+        Traceback (most recent call last):
+        ValueError: temperature must be finite and greater than 0, got 0.0.
+    """
+
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    hidden_size: int
+    norm: Norm = "budget"
+    norm_coefficient: float = 0.1
+    temperature: float = 1.0
+    softcap: float | None = None
+    softcap_form: SoftcapForm = "contraction"
+    label_smoothing: float = 0.0
+    seed: int = 0
+    max_steps: int = 3000
+    tolerance: float = 1e-5
+    dtype: DType = "float32"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.teacher, TeacherConfig):
+            raise TypeError(f"teacher must be a TeacherConfig, got {self.teacher!r}.")
+        for name, low in (("hidden_size", 1), ("seed", 0), ("max_steps", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}.")
+            if value < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        for name in ("norm_coefficient", "temperature", "softcap"):
+            value = getattr(self, name)
+            if not (name == "softcap" and value is None) and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be finite and greater than 0, got {value!r}.")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing!r}.")
+        if not 0 <= self.tolerance < float("inf"):
+            raise ValueError(f"tolerance must be finite and at least 0, got {self.tolerance!r}.")
+
+    @property
+    def norm_budget(self) -> float | None:
+        """Largest norm product m = k D that the budget allows, before softcap and temperature; None for free norms."""
+        return self.norm_coefficient * self.hidden_size if self.norm == "budget" else None
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor of the logits before the cap: c in the gain form, as c tanh(z) = c tanh((c z) / c); else 1."""
+        return self.softcap if self.softcap is not None and self.softcap_form == "gain" else 1.0
+
+    def columns(self) -> dict[str, str | float | int | None]:
+        """The config as flat, tidy columns: ``teacher`` is its kind, the two seeds are told apart by name."""
+        teacher = {name: getattr(self.teacher, name) for name in self.teacher.__dataclass_fields__}
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "teacher"}
+        teacher = {"teacher": teacher.pop("kind"), "data_seed": teacher.pop("seed"), **teacher}
+        return {**teacher, "model_seed": own.pop("seed"), **own}

@@ -1,0 +1,128 @@
+"""The model: a feature vector for each context and a linear head, with or without a budget for their norms.
+
+Under the budget the parameters are free and the norms hold by construction, so that any unconstrained optimiser trains to
+the constrained optimum:
+
+    h_n = sqrt(D) u_n / ||u_n||                   u_n in R^D         a sphere
+    w_k = k sqrt(D) v_k[:D] / ||v_k||             v_k in R^(D+1)     a ball: the shadow of a sphere one dimension up
+
+The last entry of v_k is the slack. This beats the two usual ways. Clipping w_k in the forward has no gradient towards the
+inside, so that a row that once reached the limit stays there. Projecting after each step is exact for gradient descent, but
+under a preconditioned step (Adam, L-BFGS) it rests where the *preconditioned* gradient is radial, which is not the optimum.
+The shadow is smooth and onto, and where it has stationary points that the ball has not (slack 0, gradient inwards) they are
+strict saddles, which no start with a slack is drawn to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernel import linear_cross_entropy
+
+from ..teachers import Observations
+from ._config import FitConfig
+
+__all__ = ["SoftmaxBottleneck"]
+
+
+class SoftmaxBottleneck(nn.Module):
+    """Free features ``(N, D)`` under a head ``(V, D)``; logits z = f(W h) / T with the softcap f.
+
+    Args:
+        config: Sizes, norms, temperature, softcap and smoothing.
+        generator: CPU generator of the first values; None takes ``config.seed``.
+        device: Where the parameters live.
+
+    Attributes:
+        raw_features: Unconstrained features, ``(N, D)``; :meth:`hidden` for what they stand for.
+        raw_weight: Unconstrained head, ``(V, D + 1)`` under the budget, ``(V, D)`` without; :meth:`weight`.
+
+    Example:
+        >>> head = SoftmaxBottleneck(FitConfig(hidden_size=4, norm_coefficient=0.5))
+        >>> head.hidden().norm(dim=-1).mean().item(), bool(head.weight().norm(dim=-1).max() <= 1)
+        (2.0, True)
+    """
+
+    def __init__(
+        self,
+        config: FitConfig,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        n, v, d = config.teacher.n_contexts, config.teacher.vocab_size, config.hidden_size
+        generator = generator or torch.Generator().manual_seed(config.seed)
+        features = torch.randn(n, d, generator=generator, dtype=torch.float64)
+        weight = torch.randn(v, d, generator=generator, dtype=torch.float64)
+        # First logits have a standard deviation of at most 1, after gain and temperature: a start at saturation is slow.
+        std = config.temperature / config.logit_scale  # of z = w . h, for ||h|| = sqrt(D) and rows of norm std
+        weight *= std / d**0.5
+        if config.norm == "budget":
+            share = min(0.7, std / (config.norm_coefficient * d**0.5))  # first row norm / largest
+            slack = (1 / share**2 - 1) ** 0.5
+            weight = torch.cat([weight / std, torch.full((v, 1), slack, dtype=torch.float64)], dim=-1)
+        dtype = getattr(torch, config.dtype)
+        self.raw_features = nn.Parameter(features.to(device, dtype))
+        self.raw_weight = nn.Parameter(weight.to(device, dtype))
+
+    def hidden(self) -> Tensor:  # (N, D)
+        """Features of every context."""
+        if self.config.norm == "free":
+            return self.raw_features
+        return nn.functional.normalize(self.raw_features, dim=-1) * self.config.hidden_size**0.5
+
+    def weight(self) -> Tensor:  # (V, D)
+        """The head."""
+        if self.config.norm == "free":
+            return self.raw_weight
+        limit = self.config.norm_coefficient * self.config.hidden_size**0.5
+        return nn.functional.normalize(self.raw_weight, dim=-1)[:, :-1] * limit
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """Softcap, scale and temperature as :func:`kernel.linear_cross_entropy` takes them."""
+        config = self.config
+        return {"softcap": config.softcap, "logit_scale": config.logit_scale, "temperature": config.temperature}
+
+    def forward(self, observations: Observations, *, implementation: Any = "auto") -> Tensor:
+        """Mean smoothed loss over the observations, in nats, through :func:`kernel.linear_cross_entropy`.
+
+        Args:
+            observations: Pairs with weights, on the model's device, the weights in its dtype.
+            implementation: Passed on.
+
+        Returns:
+            A scalar.
+        """
+        hidden = self.hidden()
+        if not torch.equal(observations.context, torch.arange(len(hidden), device=hidden.device)):
+            hidden = hidden.index_select(0, observations.context)
+        return linear_cross_entropy(
+            hidden,
+            self.weight(),
+            observations.token,
+            token_weight=observations.weight,
+            label_smoothing=self.config.label_smoothing,
+            implementation=implementation,
+            **self.loss_options,
+        )
+
+    @torch.no_grad()
+    def logits(self, contexts: slice = slice(None)) -> Tensor:  # (n, V)
+        """Logits of a block of contexts in float64, after softcap and temperature."""
+        config = self.config
+        z = (self.hidden()[contexts].double() @ self.weight().double().T) * config.logit_scale
+        if config.softcap is not None:
+            z = config.softcap * torch.tanh(z / config.softcap)
+        return z / config.temperature
+
+    @torch.no_grad()
+    def norm_product(self) -> float:
+        """max ||h|| max ||w||, before gain, cap and temperature: what the trained head uses of its budget."""
+        hidden, weight = self.hidden().double(), self.weight().double()
+        return (hidden.norm(dim=-1).max() * weight.norm(dim=-1).max()).item()

@@ -1,0 +1,137 @@
+"""What a trained head does, measured against the teacher it was trained on, in float64."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..calibration import calibration_error
+from ..calibration._binning import uniform_index
+from ..smoothing import activity_index, effectiveness_ratio
+from ..teachers import Observations, Teacher
+from ._head import SoftmaxBottleneck
+
+__all__ = ["REFERENCE_SMOOTHING", "measure"]
+
+REFERENCE_SMOOTHING = 0.1  # the b for which rho and A of a head trained without smoothing are stated
+_N_BINS = 15
+
+
+class _PerContext(NamedTuple):
+    """Statistics of each context's prediction p and true conditional q; all ``(N,)`` float64 but the first."""
+
+    prediction: Tensor  # int64, argmax p
+    confidence: Tensor  # max p
+    accuracy: Tensor  # q at argmax p
+    entropy: Tensor  # H(p)
+    true_nll: Tensor  # -sum q log p
+    true_entropy: Tensor  # H(q)
+    uniform_nll: Tensor  # lse - mean logit
+    best: Tensor  # max q
+    target_gap: Tensor  # effective gap of argmax q
+
+
+def _statistics(z: Tensor, q: Tensor) -> _PerContext:
+    """Statistics of logits and true conditionals, both ``(n, V)``."""
+    log_p = z.log_softmax(-1)
+    p = log_p.exp()
+    confidence, prediction = p.max(-1)
+    best, target = q.max(-1)
+    z_target = z.gather(-1, target.unsqueeze(-1))
+    others = z.scatter(-1, target.unsqueeze(-1), -torch.inf)
+    return _PerContext(
+        prediction=prediction,
+        confidence=confidence,
+        accuracy=q.gather(-1, prediction.unsqueeze(-1)).squeeze(-1),
+        entropy=-(p * log_p).sum(-1),
+        true_nll=-(q * log_p).sum(-1),
+        true_entropy=-torch.xlogy(q, q).sum(-1),
+        uniform_nll=-log_p.mean(-1),
+        best=best,
+        # log[(V-1) p / (1-p)] without forming 1 - p
+        target_gap=z_target.squeeze(-1) - others.logsumexp(-1) + np.log(z.shape[-1] - 1),
+    )
+
+
+def measure(
+    head: SoftmaxBottleneck, teacher: Teacher, training: Observations, held_out: Observations
+) -> dict[str, float]:
+    """Confidence, errors and the quantities of the theory, as flat columns.
+
+    Contexts count equally; means over the *training* distribution (what the loss saw), where the theory asks for that one,
+    are marked. Entropies and losses in nats, errors as fractions.
+
+    Returns:
+        - ``confidence``: mean max p.
+        - ``accuracy``, ``best_accuracy``: true probability of the predicted and of the best token.
+        - ``min_target_probability``: smallest p of a context's most likely token, the quantity that A2 bounds for det.
+        - ``logit_gap``: mean effective gap log[(V-1) p / (1-p)] of that token.
+        - ``true_ece``: 15 equal bins of confidence, accuracies from the known conditionals: what ``estimated_ece``
+          estimates from the held-out sample. ``context_error``: mean |confidence - true accuracy| without bins, an upper
+          bound that counts errors of single contexts even where they cancel.
+        - ``true_nll``, ``true_entropy``, ``held_out_nll``: -E_q log p, its least value H(q), and its estimate.
+        - ``entropy``, ``cross_entropy``, ``uniform_cross_entropy``: H, CE (unsmoothed) and CE_u = lse - mean z on the
+          training distribution. ``activity_index``: C4 from these three.
+        - ``norm_product``: max ||h|| max ||w|| of the trained head.
+        - ``effectiveness_ratio``: rho (C1, C2) of the norm budget; of ``norm_product`` where norms are free.
+          It and ``activity_index`` take the config's label smoothing, or .1 for a head trained without.
+    """
+    config = head.config
+    blocks = [_statistics(head.logits(part).cpu(), q) for part, q in teacher.blocks()]
+    per = _PerContext(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+    confidence, accuracy = per.confidence.clamp_max(1).numpy(), per.accuracy.numpy()
+    bins = np.bincount(uniform_index(confidence, _N_BINS), confidence - accuracy, minlength=_N_BINS)
+    counts = held_out.weight.long()
+    correct = per.prediction[held_out.context] == held_out.token
+    seen = torch.zeros(teacher.n_contexts, dtype=torch.float64).index_add_(0, training.context, training.weight)
+    seen /= seen.sum()
+    entropy, uniform = (seen @ per.entropy).item(), (seen @ per.uniform_nll).item()
+    cross_entropy = _mean_nll(head, training)
+    smoothing = config.label_smoothing or REFERENCE_SMOOTHING
+    budget = head.norm_product() if config.norm_budget is None else config.norm_budget
+    rho = effectiveness_ratio(
+        budget * config.logit_scale,
+        config.teacher.vocab_size,
+        smoothing,
+        temperature=config.temperature,
+        softcap=config.softcap,
+    )
+    return {
+        "confidence": float(confidence.mean()),
+        "accuracy": float(accuracy.mean()),
+        "best_accuracy": per.best.mean().item(),
+        "min_target_probability": float(per.target_gap.sub(np.log(config.teacher.vocab_size - 1)).sigmoid().min()),
+        "logit_gap": per.target_gap.mean().item(),
+        "true_ece": float(np.abs(bins).sum() / confidence.size),
+        "estimated_ece": calibration_error(
+            per.confidence[held_out.context].repeat_interleave(counts),
+            correct.repeat_interleave(counts),
+            n_bins=_N_BINS,
+        ),
+        "context_error": float(np.abs(confidence - accuracy).mean()),
+        "true_nll": per.true_nll.mean().item(),
+        "true_entropy": per.true_entropy.mean().item(),
+        "held_out_nll": _mean_nll(head, held_out),
+        "entropy": entropy,
+        "cross_entropy": cross_entropy,
+        "uniform_cross_entropy": uniform,
+        "activity_index": float(activity_index(entropy, cross_entropy, uniform, smoothing)),
+        "norm_product": head.norm_product(),
+        "effectiveness_ratio": float(rho),
+    }
+
+
+@torch.no_grad()
+def _mean_nll(head: SoftmaxBottleneck, observations: Observations) -> float:
+    """Mean -log p over observed pairs, without smoothing; contexts in blocks, as the pairs are ascending."""
+    vocab_size, total = head.config.teacher.vocab_size, 0.0
+    size = max(1, 2**22 // vocab_size)
+    for start in range(0, head.config.teacher.n_contexts, size):
+        low, high = torch.searchsorted(observations.context, torch.tensor([start, start + size])).tolist()
+        log_p = head.logits(slice(start, start + size)).cpu().log_softmax(-1)
+        pairs = (observations.context[low:high] - start, observations.token[low:high])
+        total -= (observations.weight[low:high] * log_p[pairs]).sum().item()
+    return total / observations.weight.sum().item()

@@ -1,0 +1,247 @@
+"""Rows on disk: one JSON file for each finished config, written whole or not at all, and tables made of them.
+
+A row is found by the hash of its config alone, so that rows computed anywhere join by being copied into one folder.
+No pickle: a row is readable by anything, and reading one runs no code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+__all__ = ["RowStore", "config_key", "environment", "write_atomically", "write_table"]
+
+# Part of every key: raise it when a change makes rows of an earlier version wrong.
+ROWS_VERSION = 1
+_NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def config_key(config: Any) -> str:
+    """Name of a config's row: a hash of its class and of every field that is not at its default.
+
+    Leaving defaults out lets a config grow: a new field with a neutral default changes no key. In return a changed
+    default, or a changed meaning of a field, needs a new ``ROWS_VERSION``.
+
+    Args:
+        config: Instance of a dataclass of JSON values and further dataclasses.
+
+    Returns:
+        20 hexadecimal digits.
+
+    Raises:
+        TypeError: If ``config`` is no dataclass instance or holds a value that JSON has not.
+
+    Example:
+        >>> from analysis.bottleneck import FitConfig
+        >>> config_key(FitConfig(hidden_size=4)) == config_key(FitConfig(hidden_size=4, temperature=1.0))
+        True
+    """
+    text = json.dumps([ROWS_VERSION, _changed(config)], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _changed(value: Any) -> Any:
+    """JSON form of a config: the class name and the fields that differ from their defaults; 1 and 1.0 are one value."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not dataclasses.is_dataclass(value):
+        return value
+    if isinstance(value, type):
+        raise TypeError(f"config must be an instance of a dataclass, got the class {value.__name__}.")
+    fields: dict[str, Any] = {"class": type(value).__name__}
+    for f in dataclasses.fields(value):
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        if getattr(value, f.name) != default:
+            fields[f.name] = _changed(getattr(value, f.name))
+    return fields
+
+
+def environment() -> dict[str, str | None]:
+    """Versions, machine and git commit of this process, for the record; the commit is None outside a repository."""
+    packages = ("torch", "numpy", "scipy", "triton")
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+        "confidence_ceiling": _version("confidence-ceiling"),
+        "platform": platform.platform(),
+        "commit": _commit(),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of this source tree, with ``+`` where the tree has changes since."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed into somebody else's repository?
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here), str(here.parent / "kernel"))
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all, whatever kills the process or the machine: temporary file, fsync, rename.
+
+    Raises:
+        OSError: If the folder cannot be written; an earlier file at ``path`` is then as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+class RowStore:
+    """Finished rows under ``directory``, one ``KEY.json`` each, and failures under ``directory/failed``.
+
+    Args:
+        directory: Made if missing, and tested for writing, so that a sweep does not compute what it cannot keep.
+
+    Raises:
+        OSError: If the directory cannot be made or written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.directory):
+            pass
+
+    def write(self, config: Any, row: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
+        """Store the row of a config with the environment that made it, and forget an earlier failure."""
+        key = config_key(config)
+        self._write(self.directory / f"{key}.json", key, config, {"row": dict(row), "environment": dict(made_by)})
+        (self.directory / "failed" / f"{key}.json").unlink(missing_ok=True)
+
+    def write_failure(self, config: Any, error: str, made_by: Mapping[str, Any]) -> None:
+        """Store why a config has no row."""
+        key = config_key(config)
+        self._write(
+            self.directory / "failed" / f"{key}.json", key, config, {"error": error, "environment": dict(made_by)}
+        )
+
+    def read(self, config: Any) -> dict[str, Any] | None:
+        """Everything stored with a config's row (``row``, ``config``, ``environment``); None where there is none.
+
+        A file that is no complete row, for whatever reason, counts as none: it will be computed again and replaced.
+        """
+        return self._read(self.directory, config, "row")
+
+    def failure(self, config: Any) -> str | None:
+        """Why a config has no row, or None."""
+        stored = self._read(self.directory / "failed", config, "error")
+        return None if stored is None else stored["error"]
+
+    @staticmethod
+    def _write(path: Path, key: str, config: Any, content: dict[str, Any]) -> None:
+        stored = _encode({"key": key, "config": dataclasses.asdict(config), **content})
+        write_atomically(path, json.dumps(stored, indent=1, allow_nan=False) + "\n")
+
+    @staticmethod
+    def _read(directory: Path, config: Any, content: str) -> dict[str, Any] | None:
+        key = config_key(config)
+        try:
+            stored = json.loads((directory / f"{key}.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # ValueError: broken JSON or UTF-8
+            return None
+        if not isinstance(stored, dict) or stored.get("key") != key or content not in stored:
+            return None
+        return _decode(stored)
+
+
+def _encode(value: Any) -> Any:
+    """Values as strict JSON; infinities and nan, which JSON has not, become text."""
+    if isinstance(value, Mapping):
+        return {str(k): _encode(v) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _decode(v) for k, v in value.items()}
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def write_table(table: pd.DataFrame, path: Path, store: RowStore, configs: Sequence[Any]) -> Path:
+    """Write a table as CSV beside a sidecar that says where it comes from.
+
+    The sidecar ``PATH.json`` holds the hash of all configs, the seeds, devices, versions and commits that made the
+    rows, the time they took, and the configs that failed with their errors.
+
+    Args:
+        table: What to write.
+        path: The CSV.
+        store: Where the rows came from.
+        configs: The configs of the table, finished or failed.
+
+    Returns:
+        The path of the sidecar.
+    """
+    stored = [found for config in configs if (found := store.read(config)) is not None]
+    rows = pd.DataFrame([found["row"] for found in stored])
+    made_by = pd.DataFrame([found["environment"] for found in stored])
+    failures = {config_key(config): error for config in configs if (error := store.failure(config)) is not None}
+
+    def distinct(frame: pd.DataFrame, column: str) -> list[Any]:
+        return sorted(frame[column].dropna().unique().tolist()) if column in frame else []
+
+    sidecar = {
+        "table": path.name,
+        "rows": len(table),
+        "columns": list(table.columns),
+        "configs_hash": hashlib.sha256("".join(sorted(map(config_key, configs))).encode()).hexdigest(),
+        "rows_version": ROWS_VERSION,
+        "data_seeds": distinct(rows, "data_seed"),
+        "model_seeds": distinct(rows, "model_seed"),
+        "devices": distinct(rows, "device"),
+        "environment": {name: distinct(made_by, name) for name in made_by},
+        "wall_seconds": float(rows["wall_seconds"].sum()) if "wall_seconds" in rows else None,
+        "cpu_seconds": float(rows["cpu_seconds"].sum()) if "cpu_seconds" in rows else None,
+        "not_converged": int((~rows["converged"].astype(bool)).sum()) if "converged" in rows else None,
+        "failed": failures,
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    write_atomically(path, table.to_csv(index=False))
+    beside = path.with_suffix(".json")
+    write_atomically(beside, json.dumps(sidecar, indent=1) + "\n")
+    return beside

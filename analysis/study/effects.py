@@ -1,0 +1,80 @@
+"""What smoothing did: each smoothed run beside its twin without, and cells summarised over seeds."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from ..smoothing import activity_index
+
+__all__ = ["CELL", "PAIR", "cell_effects", "paired_effects"]
+
+# A cell: everything that was set but seeds and smoothing.
+CELL = [
+    "teacher", "vocab_size", "n_contexts", "samples_per_context", "rank", "logit_std", "zipf_exponent", "peak",
+    "peak_fraction", "hidden_size", "norm", "norm_coefficient", "temperature", "softcap", "softcap_form",
+]  # fmt: skip
+# A pair: the same data, the same first values.
+PAIR = [*CELL, "data_seed", "model_seed"]
+_EFFECTS = {
+    "confidence_fall": ("confidence", 1),
+    "accuracy_gain": ("accuracy", -1),
+    "true_ece_gain": ("true_ece", 1),
+    "estimated_ece_gain": ("estimated_ece", 1),
+    "true_nll_gain": ("true_nll", 1),
+}
+_PLAIN = ["confidence", "entropy", "cross_entropy", "uniform_cross_entropy", "converged"]
+
+
+def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line for each smoothed run that has a twin without smoothing.
+
+    Args:
+        rows: Rows of :func:`analysis.bottleneck.fit`.
+
+    Returns:
+        The columns that identify the pair, ``label_smoothing``, ``effectiveness_ratio``, ``activity_index`` of the **plain**
+        head at that smoothing, ``plain_confidence``, the effects (``confidence_fall``: plain minus smoothed; the ``_gain``
+        columns are positive where smoothing made it better), and ``converged``, whether both runs are.
+
+    Raises:
+        ValueError: If two rows have the same config, or no pair is found.
+    """
+    keys = [*PAIR, "label_smoothing"]
+    if rows.duplicated(keys).any():
+        raise ValueError("rows must have different configs, got one twice.")
+    plain = rows[rows["label_smoothing"] == 0]
+    smoothed = rows[rows["label_smoothing"] > 0]
+    values = {column for column, _ in _EFFECTS.values()}
+    both = smoothed[[*keys, "effectiveness_ratio", *sorted(values), "converged"]].merge(
+        plain[[*PAIR, *sorted(values | set(_PLAIN))]], on=PAIR, suffixes=("_smoothed", "_plain")
+    )  # pandas matches missing with missing: no softcap is no softcap
+    if both.empty:
+        raise ValueError("rows must hold a run with and one without smoothing that share all else, got none.")
+    # The plain head does not know which smoothing it is compared with.
+    both["activity_index"] = activity_index(
+        both["entropy"], both["cross_entropy"], both["uniform_cross_entropy"], both["label_smoothing"]
+    )
+    for effect, (column, sign) in _EFFECTS.items():
+        both[effect] = sign * (both[f"{column}_plain"] - both[f"{column}_smoothed"])
+    both["plain_confidence"] = both["confidence_plain"]
+    both["converged"] = both["converged_smoothed"].astype(bool) & both["converged_plain"].astype(bool)
+    kept = [*keys, "effectiveness_ratio", "activity_index", "plain_confidence", *_EFFECTS, "converged"]
+    return both[kept]
+
+
+def cell_effects(pairs: pd.DataFrame) -> pd.DataFrame:
+    """One line for each cell and smoothing: means over seeds, with the smallest and the largest seed.
+
+    Args:
+        pairs: From :func:`paired_effects`; pairs that have not converged are left out.
+
+    Returns:
+        The cell, ``label_smoothing``, ``seeds`` (how many), and for ``effectiveness_ratio``, ``activity_index``,
+        ``plain_confidence`` and each effect its mean, ``_low`` and ``_high``.
+    """
+    keys = [*CELL, "label_smoothing"]
+    values = ["effectiveness_ratio", "activity_index", "plain_confidence", *_EFFECTS]
+    groups = pairs[pairs["converged"]].groupby(keys, dropna=False, sort=True)[values]
+    low, high = groups.min().add_suffix("_low"), groups.max().add_suffix("_high")
+    counts = groups.size().rename("seeds")
+    return pd.concat([counts, groups.mean(), low, high], axis=1).reset_index()

@@ -1,0 +1,209 @@
+"""A grid of configs -> rows, over all cores, resumable at any moment.
+
+Each worker is a fresh process with a single thread (two threads make small fits slower) that computes one config at a
+time; only this process writes. What may die: a worker (its config is recorded as failed, another worker starts), this
+process (its workers notice and end, finished rows are on disk), the machine (rows are whole or absent).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple, TypeVar
+
+import pandas as pd
+from tqdm import tqdm
+
+from .records import RowStore, config_key, environment
+
+__all__ = ["SweepResult", "available_cores", "read_rows", "run"]
+
+Config = TypeVar("Config")
+_THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class SweepResult(NamedTuple):
+    """What a sweep did."""
+
+    rows: pd.DataFrame  # finished rows in the order of the configs, with their ``key``
+    computed: int  # rows made now; the others were there
+    failures: dict[str, str]  # key of a failed config -> error
+
+
+def available_cores() -> int:
+    """Cores that this process may use, fewer than the machine has under a container's or a batch system's affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(
+    function: Callable[[Config], Mapping[str, Any]],
+    configs: Sequence[Config],
+    directory: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    description: str = "fits",
+) -> SweepResult:
+    """Compute the rows of all configs that have none yet, store each as it finishes, and return all.
+
+    A config that raises, or whose worker dies, is recorded with its error and the sweep goes on; the next call tries it
+    again. A progress bar shows on a terminal only.
+
+    Args:
+        function: Config -> row of JSON values; importable by name (no lambda), as it is sent to fresh processes.
+            Scripts that call this need the usual ``if __name__ == "__main__":``.
+        configs: Frozen dataclasses; equal ones are computed once.
+        directory: Folder of the rows, see :class:`~analysis.records.RowStore`.
+        workers: Processes; None for one on each core.
+        description: Label of the progress bar.
+
+    Returns:
+        Rows, how many are new, and the failures.
+
+    Raises:
+        ValueError: If ``workers`` is below 1.
+        OSError: If a row cannot be written; rows already written stay.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
+    store = RowStore(directory)
+    by_key = {config_key(config): config for config in configs}
+    pending = [config for config in by_key.values() if store.read(config) is None]
+    made_by = environment()
+    failures: dict[str, str] = {}
+    bar = tqdm(total=len(by_key), initial=len(by_key) - len(pending), desc=description, disable=None, smoothing=0.05)
+    with bar, _Pool(function, min(workers or available_cores(), len(pending))) as pool:
+        for config, row, error in pool.compute(pending):
+            if error is None:
+                store.write(config, row, made_by)
+            else:
+                store.write_failure(config, error, made_by)
+                failures[config_key(config)] = error
+            bar.update()
+    return SweepResult(read_rows(directory, list(by_key.values())), len(pending) - len(failures), failures)
+
+
+def read_rows(directory: str | os.PathLike[str], configs: Sequence[Any]) -> pd.DataFrame:
+    """The finished rows of the configs, in their order, one line each, the ``key`` first."""
+    store = RowStore(directory)
+    found = [stored for config in configs if (stored := store.read(config)) is not None]
+    return pd.DataFrame([{"key": stored["key"], **stored["row"]} for stored in found])
+
+
+class _Worker:
+    """A process and the config it is busy with."""
+
+    def __init__(self, function: Callable[[Any], Mapping[str, Any]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
+        with _environment_variables(_THREADS):  # libraries read them when they load, which is before _work
+            self.process.start()
+        theirs.close()
+        self.config: Any = None
+
+    def start(self, config: Any) -> None:
+        self.config = config
+        with contextlib.suppress(OSError):  # already dead: result() will say so
+            self.connection.send(config)
+
+    def result(self) -> tuple[dict[str, Any], str | None]:
+        """Row and error of the config; an error too where the process died."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            return {}, f"the worker process died with exit code {self.process.exitcode}"
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        self.connection.close()
+
+
+class _Pool:
+    """Workers that are replaced when they die. The standard pools break as a whole, or wait for ever, when one does."""
+
+    def __init__(self, function: Callable[[Any], Mapping[str, Any]], size: int) -> None:
+        self.function, self.size = function, size
+        self.workers: list[_Worker] = []
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.stop()
+
+    def compute(self, configs: Sequence[Any]) -> Iterator[tuple[Any, dict[str, Any], str | None]]:
+        """Yield (config, row, error) in the order of finishing."""
+        waiting = list(reversed(configs))
+        self.workers = [_Worker(self.function) for _ in range(self.size)]
+        busy: dict[Connection, _Worker] = {}
+        for worker in self.workers:
+            self._feed(worker, waiting, busy)
+        while busy:
+            for ready in wait(list(busy)):
+                worker = busy.pop(ready)  # pyright: ignore[reportArgumentType, reportCallIssue]
+                config = worker.config
+                row, error = worker.result()
+                if not worker.process.is_alive():
+                    self.workers.remove(worker)
+                    worker.stop()
+                    if waiting:
+                        worker = _Worker(self.function)
+                        self.workers.append(worker)
+                self._feed(worker, waiting, busy)
+                yield config, row, error
+
+    @staticmethod
+    def _feed(worker: _Worker, waiting: list[Any], busy: dict[Connection, _Worker]) -> None:
+        if waiting:
+            worker.start(waiting.pop())
+            busy[worker.connection] = worker
+
+
+def _work(connection: Connection, function: Callable[[Any], Mapping[str, Any]]) -> None:
+    """Main of a worker: receive configs, send back (row, error)."""
+    import torch
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    while True:
+        try:
+            config = connection.recv()
+        except EOFError:
+            return
+        try:
+            row, error = dict(function(config)), None
+            json.dumps(row)  # what cannot be stored is this config's error, not the sweep's
+        except Exception:
+            row, error = {}, traceback.format_exc()
+        connection.send((row, error))
+
+
+@contextlib.contextmanager
+def _environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _end_with_parent() -> None:
+    """End this process at once when the one that started it is gone, even by kill -9."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

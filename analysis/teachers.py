@@ -1,0 +1,252 @@
+"""Ground-truth language models: conditionals that are known exactly, and samples of them.
+
+A teacher gives each of N contexts a distribution over V tokens. It never holds an N x V array: conditionals are made
+a block of contexts at a time, so that vocabularies of LLM size fit.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "DeterministicTeacher",
+    "LogLinearTeacher",
+    "Observations",
+    "Teacher",
+    "TeacherConfig",
+    "TeacherKind",
+    "make_teacher",
+    "random_streams",
+]
+
+TeacherKind = Literal["det", "lowrank", "sparse"]
+_KINDS = ("det", "lowrank", "sparse")
+_BLOCK_ENTRIES = 2**22  # float64 entries of one block of conditionals: 32 MiB
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """What a teacher is made of; with ``seed`` it fixes the conditionals and every sample.
+
+    Attributes:
+        kind: ``"det"``, one token per context, each token the target of equally many contexts; ``"lowrank"``,
+            softmax(A B^T - zipf_exponent log(token + 1)) with Gaussian A, B; ``"sparse"``, lowrank with ``peak`` nats
+            added to one random token in a ``peak_fraction`` of the contexts.
+        vocab_size: V >= 2.
+        n_contexts: N >= 1; for det a multiple of V.
+        samples_per_context: Tokens drawn in each context for training; None trains on the conditionals themselves.
+            Without effect for det, where a sample is the conditional.
+        rank: Columns of A and B.
+        logit_std: Standard deviation of the entries of A B^T, in nats.
+        zipf_exponent: Slope of the token frequencies.
+        peak: Height of the peaks of a sparse teacher, in nats.
+        peak_fraction: Share of its contexts with a peak.
+        seed: Seed of the data: conditionals, training and held-out samples. Apart from the model's seed.
+
+    Raises:
+        TypeError: If a size, count or seed is not an int.
+        ValueError: If a field is outside its range.
+
+    Example:
+        >>> TeacherConfig(kind="det", vocab_size=8, n_contexts=12)
+        Traceback (most recent call last):
+        ValueError: n_contexts must be a multiple of vocab_size = 8 for a det teacher, got 12.
+    """
+
+    kind: TeacherKind = "det"
+    vocab_size: int = 256
+    n_contexts: int = 256
+    samples_per_context: int | None = 8
+    rank: int = 64
+    logit_std: float = 3.0
+    zipf_exponent: float = 1.0
+    peak: float = 12.0
+    peak_fraction: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ValueError(f"kind must be one of {_KINDS}, got {self.kind!r}.")
+        whole = {"vocab_size": 2, "n_contexts": 1, "samples_per_context": 1, "rank": 1, "seed": 0}
+        for name, low in whole.items():
+            value = getattr(self, name)
+            if name == "samples_per_context" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}.")
+            if value < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}.")
+        for name in ("logit_std", "zipf_exponent", "peak"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)!r}.")
+        if not 0 <= self.peak_fraction <= 1:
+            raise ValueError(f"peak_fraction must be in [0, 1], got {self.peak_fraction!r}.")
+        if self.kind == "det" and self.n_contexts % self.vocab_size:
+            raise ValueError(
+                f"n_contexts must be a multiple of vocab_size = {self.vocab_size} for a det teacher, "
+                f"got {self.n_contexts}."
+            )
+
+
+class Observations(NamedTuple):
+    """Weighted (context, token) pairs: the counts of a sample, or the conditionals themselves.
+
+    This is how any target distribution enters a loss that takes token indices: one row per pair, its weight as the
+    ``token_weight`` of :func:`kernel.linear_cross_entropy`.
+    """
+
+    context: Tensor  # (P,) int64, ascending
+    token: Tensor  # (P,) int64
+    weight: Tensor  # (P,) float64, positive; counts or probabilities
+
+
+class Teacher(abc.ABC):
+    """Known conditionals p(token | context); shapes in :meth:`conditionals`."""
+
+    n_contexts: int
+    vocab_size: int
+
+    @abc.abstractmethod
+    def conditionals(self, contexts: slice) -> Tensor:  # (n, V)
+        """Conditionals of a block of contexts, float64, each row summing to 1."""
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """All conditionals as (contexts, ``(n, V)``) in blocks of bounded size."""
+        size = max(1, _BLOCK_ENTRIES // self.vocab_size)
+        for start in range(0, self.n_contexts, size):
+            part = slice(start, min(start + size, self.n_contexts))
+            yield part, self.conditionals(part)
+
+    def sample(self, samples_per_context: int, generator: torch.Generator) -> Observations:
+        """Independent draws in each context, counted: at most ``samples_per_context`` pairs a context."""
+        draws = torch.cat(
+            [torch.multinomial(p, samples_per_context, replacement=True, generator=generator) for _, p in self.blocks()]
+        )  # (N, samples)
+        pair = (torch.arange(self.n_contexts).unsqueeze(-1) * self.vocab_size + draws).flatten()
+        distinct, counts = torch.unique(pair, return_counts=True)  # ascending
+        return Observations(distinct // self.vocab_size, distinct % self.vocab_size, counts.double())
+
+    def population(self) -> Observations:
+        """Every pair of positive probability, weighted by it: training without sampling noise. Meant for small V."""
+        parts = []
+        for contexts, p in self.blocks():
+            context, token = p.nonzero(as_tuple=True)
+            parts.append((context + contexts.start, token, p[context, token]))
+        return Observations(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+class DeterministicTeacher(Teacher):
+    """One token per context.
+
+    Args:
+        tokens: The token of each context, ``(N,)`` int64.
+        vocab_size: V.
+    """
+
+    def __init__(self, tokens: Tensor, vocab_size: int) -> None:
+        self.tokens, self.n_contexts, self.vocab_size = tokens, tokens.shape[0], vocab_size
+
+    def conditionals(self, contexts: slice) -> Tensor:
+        """One-hot rows ``(n, V)``."""
+        tokens = self.tokens[contexts].unsqueeze(-1)
+        return torch.zeros(tokens.shape[0], self.vocab_size, dtype=torch.float64).scatter_(-1, tokens, 1.0)
+
+    def sample(self, samples_per_context: int, generator: torch.Generator) -> Observations:
+        """The token of each context, counted ``samples_per_context`` times; nothing is random."""
+        count = torch.full((self.n_contexts,), float(samples_per_context), dtype=torch.float64)
+        return Observations(torch.arange(self.n_contexts), self.tokens, count)
+
+    def population(self) -> Observations:
+        """The token of each context, with weight 1."""
+        return self.sample(1, torch.Generator())
+
+
+class LogLinearTeacher(Teacher):
+    """Softmax of low-rank logits plus a token prior, plus peaks.
+
+    Args:
+        context_factors: A, ``(N, r)`` float64.
+        token_factors: B, ``(V, r)`` float64.
+        prior: Log frequency of each token up to a constant, ``(V,)`` float64.
+        peak_tokens: Token with a peak in each context, -1 for none, ``(N,)`` int64.
+        peak: Height of the peaks in nats.
+    """
+
+    def __init__(
+        self,
+        context_factors: Tensor,
+        token_factors: Tensor,
+        prior: Tensor,
+        peak_tokens: Tensor,
+        peak: float,
+    ) -> None:
+        self.context_factors, self.token_factors, self.prior = context_factors, token_factors, prior
+        self.peak_tokens, self.peak = peak_tokens, peak
+        self.n_contexts, self.vocab_size = context_factors.shape[0], token_factors.shape[0]
+
+    def conditionals(self, contexts: slice) -> Tensor:
+        """softmax(A B^T + prior + peaks), ``(n, V)``."""
+        logits = self.context_factors[contexts] @ self.token_factors.T + self.prior
+        peaks = self.peak_tokens[contexts].unsqueeze(-1)
+        logits.scatter_add_(-1, peaks.clamp_min(0), torch.where(peaks >= 0, self.peak, 0.0).double())
+        return logits.softmax(-1)
+
+
+def make_teacher(config: TeacherConfig, generator: torch.Generator) -> Teacher:
+    """The teacher that ``config`` describes; ``generator`` draws what is random in it.
+
+    Args:
+        config: Kind and sizes. Its ``seed`` is not used here: the caller turns it into generators
+            (:func:`random_streams`), one for the teacher and one for each sample.
+        generator: CPU generator.
+
+    Returns:
+        The teacher, on the CPU in float64.
+
+    Example:
+        >>> config = TeacherConfig(kind="lowrank", vocab_size=16, n_contexts=4)
+        >>> teacher = make_teacher(config, torch.Generator().manual_seed(0))
+        >>> teacher.conditionals(slice(0, 4)).sum(-1).round(decimals=12).tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+    n, v = config.n_contexts, config.vocab_size
+    if config.kind == "det":
+        return DeterministicTeacher(torch.arange(n) % v, v)
+    context_factors = torch.randn(n, config.rank, dtype=torch.float64, generator=generator)
+    token_factors = torch.randn(v, config.rank, dtype=torch.float64, generator=generator)
+    prior = -config.zipf_exponent * torch.arange(1, v + 1, dtype=torch.float64).log()
+    peak_tokens = torch.full((n,), -1)
+    if config.kind == "sparse":
+        peaked = torch.randperm(n, generator=generator)[: round(config.peak_fraction * n)]
+        peak_tokens[peaked] = torch.randint(v, (len(peaked),), generator=generator)
+    scale = config.logit_std / config.rank**0.5  # entries of A B^T have variance rank
+    return LogLinearTeacher(context_factors * scale, token_factors, prior, peak_tokens, config.peak)
+
+
+def random_streams(seed: int, count: int) -> list[torch.Generator]:
+    """Independent CPU generators for the parts of one experiment, all fixed by one seed.
+
+    What one part draws, however much, changes no other part: more training samples leave teacher and held-out sample
+    alone.
+
+    Args:
+        seed: At least 0.
+        count: How many; the first ones do not depend on it.
+
+    Returns:
+        ``count`` generators.
+
+    Example:
+        >>> first, _ = random_streams(0, 2)
+        >>> bool(torch.rand(1, generator=first) == torch.rand(1, generator=random_streams(0, 3)[0]))
+        True
+    """
+    children = np.random.SeedSequence(seed).spawn(count)
+    return [torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0] >> 1)) for child in children]
