@@ -1,0 +1,104 @@
+"""Conversion of what callers hold (NumPy, torch, lists) to checked float64 and boolean arrays, torch never imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["as_numpy", "check_choice", "check_count", "confidences", "indices", "outcomes", "pairs", "weights"]
+
+
+def as_numpy(name: str, value: Any) -> NDArray[Any]:
+    """The argument as an array; a torch tensor is detached and copied to the host, bfloat16 through float32."""
+    if hasattr(value, "detach"):  # a torch tensor, recognised without importing torch
+        value = value.detach().cpu()
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # ragged lists
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}.") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be an array of numbers or booleans, got dtype {array.dtype}.")
+    return array
+
+
+def confidences(name: str, value: Any) -> NDArray[np.float64]:
+    """Probabilities, flat and in float64; what rounding put above 1 becomes 1, anything else outside is refused."""
+    array = as_numpy(name, value)
+    if array.dtype.kind != "f":
+        array = array.astype(np.float64)
+    # float16 and bfloat16 round at 1e-3 to 8e-3, float32 and float64 softmaxes stay within 1e-6 of 1.
+    tolerance = 1e-2 if "bfloat16" in str(getattr(value, "dtype", "")) or array.dtype.itemsize == 2 else 1e-6
+    array = array.astype(np.float64, copy=False).reshape(-1)
+    low, high = (array.min(), array.max()) if array.size else (0.0, 0.0)
+    if not (low >= 0 and high <= 1 + tolerance):  # also true of NaN
+        if np.isnan(low) or np.isnan(high):
+            raise ValueError(f"{name} must not be NaN, got {int(np.isnan(array).sum())} NaN of {array.size} values.")
+        raise ValueError(f"{name} must be in [0, 1], got {float(low if low < 0 else high)!r}.")
+    return np.minimum(array, 1.0) if high > 1 else array
+
+
+def outcomes(name: str, value: Any) -> NDArray[np.bool_]:
+    """Right or wrong, flat: booleans, or numbers that are exactly 0 or 1."""
+    array = as_numpy(name, value).reshape(-1)
+    if array.dtype.kind == "b":
+        return array
+    truth = array == 1
+    if not np.array_equal(truth, array != 0):
+        bad = array[truth != (array != 0)][0]
+        raise ValueError(f"{name} must hold booleans or 0 and 1, got {bad.item()!r}.")
+    return truth
+
+
+def pairs(confidence: Any, correct: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Confidences and outcomes of one shape, flat; at least one of them."""
+    shapes = [tuple(np.shape(x)) for x in (confidence, correct)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"correct must have confidence's shape {shapes[0]}, got {shapes[1]}.")
+    c, y = confidences("confidence", confidence), outcomes("correct", correct)
+    if not c.size:
+        raise ValueError("confidence must not be empty: the error of no sample is not defined.")
+    return c, y
+
+
+def indices(name: str, value: Any, size: int, high: int) -> NDArray[np.int64]:
+    """Flat whole numbers in [0, high), ``size`` of them."""
+    array = as_numpy(name, value).reshape(-1)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers, got dtype {array.dtype}.")
+    if array.size != size:
+        raise ValueError(f"{name} must have one entry a sample ({size}), got {array.size}.")
+    if array.size and not (array.min() >= 0 and array.max() < high):
+        bad = array.min() if array.min() < 0 else array.max()
+        raise ValueError(f"{name} must be in [0, {high}), got {int(bad)}.")
+    return array.astype(np.int64, copy=False)
+
+
+def weights(name: str, value: Any, size: int) -> NDArray[np.float64]:
+    """Flat non-negative weights, scaled to sum to 1; None means equal weights."""
+    if value is None:
+        return np.full(size, 1.0 / size)
+    array = as_numpy(name, value).astype(np.float64).reshape(-1)
+    if array.size != size:
+        raise ValueError(f"{name} must have one entry a context ({size}), got {array.size}.")
+    total = array.sum()
+    if not (np.isfinite(total) and total > 0 and (array >= 0).all()):
+        raise ValueError(f"{name} must be finite, at least 0 and not all 0, got a minimum of {array.min()!r}.")
+    return array / total
+
+
+def check_count(name: str, value: Any, low: int = 1) -> int:
+    """A whole number of at least ``low``."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}.")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}.")
+    return int(value)
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """One of a few words."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
