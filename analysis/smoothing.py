@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
 from ._validation import distribution, interval, require_broadcast, whole
-from .caps._gaps import max_gap
+from .caps._softcap import softcap_gap
 
 __all__ = [
     "activity_index",
@@ -123,7 +123,7 @@ def effectiveness_ratio(
 ) -> NDArray[np.float64]:
     r"""Ratio rho of the gap that the norms allow to the gap that smoothing asks for.
 
-    .. math:: \rho = \texttt{max\_gap}(m, V; T, c) \,/\, G_{LS}(b, V)
+    .. math:: \rho = \texttt{softcap\_gap}(m, V, c; T) \,/\, G_{LS}(b, V)
 
     For norm-bounded features, every token a target equally often, D >= V - 1 and no softcap, smoothing is **exactly
     inert** iff rho <= 1: the logits of every minimiser are a simplex of gap min(mV/((V-1)T), G_LS). With a softcap
@@ -148,7 +148,7 @@ def effectiveness_ratio(
         [0.397, 1.588]
     """
     asked = optimal_gap(label_smoothing, vocab_size)
-    allowed = max_gap(norm_product, vocab_size, temperature=temperature, softcap=softcap)
+    allowed = softcap_gap(norm_product, vocab_size, softcap, temperature=temperature)
     require_broadcast(norm_product=np.asarray(allowed), label_smoothing=np.asarray(asked))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.divide(allowed, asked)  # equation C1
@@ -164,7 +164,7 @@ def restoring_temperature(
 ) -> NDArray[np.float64]:
     r"""Training temperature T* below which a norm-bounded head can reach the gap that smoothing asks for.
 
-    .. math:: T^* = \texttt{max\_gap}(m, V; T = 1, c) \,/\, G_{LS}(b, V)
+    .. math:: T^* = \texttt{softcap\_gap}(m, V, c; T = 1) \,/\, G_{LS}(b, V)
 
     Smoothing acts iff T < T* for D >= V - 1 without a softcap; with one, T >= T* proves that it is inert. T* is rho at
     T = 1, since both gap and bound scale as 1/T. It is a statement about *training* under a norm budget: with free
