@@ -16,19 +16,31 @@ from typing import Any
 # Module -> its public names. __init__.pyi tells editors and type checkers the same; a test compares both with each
 # module's __all__.
 _PUBLIC = {
-    "caps": """entropy_floor confidence_to_gap gap_to_confidence max_gap simplex_cap single_token_cap""",
+    "caps": """ConfidenceCap MarginBounds aligned_cap attained_gap best_confidence confidence_cap confidence_to_gap
+        entropy_floor frobenius_cap gap_to_confidence logit_norm_cap margin_bounds max_gap packing_cap
+        random_code_confidence rank_cap rank_gap simplex_cap single_token_cap softcap_gap spectral_cap""",
     "smoothing": """activity_index effectiveness_ratio loss_floor optimal_confidence optimal_gap restoring_temperature
         smooth unsmooth""",
+    "random_energy": """asymptotic_confidence asymptotic_entropy asymptotic_log_partition asymptotic_participation
+        critical_hidden_size critical_logit_std expected_confidence expected_entropy expected_log_partition
+        freezing_temperature participation planted_confidence planted_norm_product spherical_log_partition""",
+    "calibration": """SortedError TrueDecomposition calibration_error sorted_rms_error true_calibration_error
+        true_decomposition""",
+    "teachers": """DeterministicTeacher LogLinearTeacher Observations Teacher TeacherConfig TeacherKind make_teacher
+        random_streams""",
+    "bottleneck": """FitConfig Fitted SoftmaxBottleneck fit train""",
 }
+# Machinery of grids and files, whose names (run, grid, ...) say little without their module: analysis.sweep.run.
+_MACHINERY = ("records", "study", "sweep")
 # Modules that are commands only: python -m analysis.NAME.
 _COMMANDS: tuple[str, ...] = ()
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
-__all__ = [*_PUBLIC, *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_PUBLIC, *_MACHINERY, *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
+    if name in _PUBLIC or name in _MACHINERY:
         return import_module(f".{name}", __name__)
     if name in _HOME:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
