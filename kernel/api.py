@@ -8,14 +8,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import chunked, reference
+from . import chunked, fused, reference
 from .options import LossOptions, Reduction
 from .validation import check_target_range, check_tensors, check_token_weight_range
 
 __all__ = ["Implementation", "LinearCrossEntropy", "linear_cross_entropy"]
 
-Implementation = Literal["auto", "reference", "chunked"]
-_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": reference.loss, "chunked": chunked.loss}
+Implementation = Literal["auto", "reference", "chunked", "triton"]
+_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    "reference": reference.loss,
+    "chunked": chunked.loss,
+    "triton": fused.loss,
+}
 _TORCH_ONLY = {
     "weight": "class weights are not supported; token_weight weighs tokens",
     "options": "torch's chunking options are not supported; implementation chooses the path",
@@ -37,6 +41,7 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     implementation: Implementation = "auto",
+    workspace_bytes: int = fused.DEFAULT_WORKSPACE_BYTES,
     **unsupported: object,
 ) -> Tensor:
     r"""Cross entropy of a linear head with label smoothing, softcap and temperature, without materialising the logits.
@@ -64,7 +69,12 @@ def linear_cross_entropy(
         ignore_index: Tokens with this target have loss 0, cost nothing and count in no mean.
         reduction: ``"none"``, ``"sum"``, or ``"mean"``: sum(w loss) / sum(w) over the tokens kept.
         implementation: ``"reference"`` (full logits, plain PyTorch), ``"chunked"`` (any device, blocks of tokens,
-            gradients formed in the forward), or ``"auto"``, today always ``"chunked"``.
+            gradients formed in the forward), ``"triton"`` (fused kernels, NVIDIA GPUs from Ampere on), or ``"auto"``:
+            ``"triton"`` on a CUDA device that can run it, else ``"chunked"``.
+        workspace_bytes: Memory in bytes that ``"triton"`` may use beyond gradients and a float32 ``(N, D)``; at least
+        one
+            strip of 256 logits a token is used. Twice N V bytes saves recomputing logits in half precision: a quarter
+            of the work. It changes time and memory, never the result beyond rounding.
         **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
 
     Returns:
@@ -89,13 +99,14 @@ def linear_cross_entropy(
         name = next(iter(unsupported))
         reason = _TORCH_ONLY.get(name, "no such argument")
         raise TypeError(f"linear_cross_entropy() got an unexpected keyword argument {name!r}: {reason}.")
-    function = _resolve(implementation)
+    _check_choices(implementation, workspace_bytes)
     options = LossOptions(label_smoothing, softcap, temperature, logit_scale, z_loss, ignore_index, reduction)
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
     check_tensors(input, linear_weight, target, linear_bias, token_weight)
     check_target_range(target, linear_weight.shape[0], ignore_index)
     if token_weight is not None:
         check_token_weight_range(token_weight)
+    function = _resolve(implementation, input)
     with _autocast_off(input):
         loss = function(
             input.reshape(-1, input.shape[-1]),
@@ -104,15 +115,24 @@ def linear_cross_entropy(
             linear_bias,
             None if token_weight is None else token_weight.reshape(-1),
             options,
+            **({"workspace_bytes": workspace_bytes} if function is fused.loss else {}),
         )
     return loss.reshape(target.shape) if reduction == "none" else loss
 
 
-def _resolve(implementation: str) -> Callable[..., Tensor]:
-    if implementation == "auto":
-        implementation = "chunked"
-    if implementation not in _IMPLEMENTATIONS:
+def _check_choices(implementation: object, workspace_bytes: object) -> None:
+    if implementation != "auto" and implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {('auto', *_IMPLEMENTATIONS)}, got {implementation!r}.")
+    if isinstance(workspace_bytes, bool) or not isinstance(workspace_bytes, int):
+        raise TypeError(f"workspace_bytes must be an int, got {type(workspace_bytes).__name__}.")
+    if workspace_bytes < 0:
+        raise ValueError(f"workspace_bytes must be at least 0, got {workspace_bytes}.")
+
+
+def _resolve(implementation: str, input: Tensor) -> Callable[..., Tensor]:
+    if implementation == "auto":
+        runs_triton = input.is_cuda and fused.available(input.device, input.dtype) is None
+        implementation = "triton" if runs_triton else "chunked"
     return _IMPLEMENTATIONS[implementation]
 
 
@@ -165,10 +185,11 @@ class LinearCrossEntropy(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        implementation = options.pop("implementation", "auto")
-        _resolve(implementation)
+        choices = {"implementation": "auto", "workspace_bytes": fused.DEFAULT_WORKSPACE_BYTES}
+        choices = {name: options.pop(name, default) for name, default in choices.items()}
+        _check_choices(**choices)
         LossOptions(**options)
-        self.options = {**options, "implementation": implementation}
+        self.options = {**options, **choices}
         if weight is None:
             linear = nn.Linear(hidden_size, vocab_size, bias=bias, device=device, dtype=dtype)
             self.weight = nn.Parameter(linear.weight.detach())

@@ -1,0 +1,82 @@
+"""The loss in fused Triton kernels: what ``implementation="triton"`` runs.
+
+Forward: one persistent kernel sweeps the vocabulary and keeps per-token statistics, never logits (:mod:`.forward`), a
+second one joins them (:mod:`.merge`). Backward: strip by strip of the vocabulary, the gradient of the logits in a
+workspace (:mod:`.logit_gradient`), then its products with the hidden states (:mod:`.weight_gradient`) and with the
+head (:mod:`.input_gradient`). Ignored tokens are dropped before the first product (:mod:`.rows`); the number of kept
+ones stays on the device. Launch parameters are in :mod:`.launch`, the strips in :mod:`.schedule`.
+
+Importing this package needs no Triton; calling :func:`loss` does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..options import LossOptions
+from .launch import available
+
+__all__ = ["DEFAULT_WORKSPACE_BYTES", "available", "loss"]
+
+DEFAULT_WORKSPACE_BYTES = 128 * 2**20
+
+
+def loss(
+    input: Tensor,  # (N, D)
+    linear_weight: Tensor,  # (V, D)
+    target: Tensor,  # (N,)
+    linear_bias: Tensor | None,  # (V,)
+    token_weight: Tensor | None,  # (N,)
+    options: LossOptions,
+    *,
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+) -> Tensor:  # () or (N,), float32
+    """The loss of :mod:`kernel.reference`. Memory beyond the gradients: ``workspace_bytes`` and float32 ``(N, D)``.
+
+    Raises:
+        ValueError: If :func:`available` names a reason why the kernels cannot run on these tensors.
+    """
+    if reason := available(input.device, input.dtype):
+        raise ValueError(f"implementation='triton' cannot run here: {reason}.")
+    kept = target != options.ignore_index
+    weight = kept.float() if token_weight is None else torch.where(kept, token_weight.float(), 0)
+    if input.shape[0]:
+        token_loss = _token_loss(input, linear_weight, target, linear_bias, options, workspace_bytes)
+    else:  # no kernel runs on nothing; the sums keep the arguments in the graph, with gradients of zero
+        token_loss = (input.sum(-1) + 0 * linear_weight.sum()).float()
+        token_loss = token_loss if linear_bias is None else token_loss + 0 * linear_bias.float().sum()
+    token_loss = token_loss * weight
+    if options.reduction == "none":
+        return token_loss
+    if options.reduction == "sum":
+        return token_loss.sum()
+    total = weight.sum()
+    # No weight at all: the value is torch's nan, the gradient zero rather than 0 / 0.
+    return torch.where(total > 0, token_loss.sum() / torch.where(total > 0, total, 1), torch.nan)
+
+
+def _token_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    options: LossOptions,
+    workspace_bytes: int,
+) -> Tensor:
+    from .operators import FusedLoss, fused_forward  # needs Triton, as the next line
+    from .run import Scalars
+
+    scalars = (
+        options.label_smoothing,
+        options.softcap or 0.0,
+        options.temperature,
+        options.logit_scale,
+        options.z_loss,
+        options.ignore_index,
+    )
+    tensors = (input, linear_weight, linear_bias, target)
+    needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:3])
+    if torch.compiler.is_compiling():
+        return fused_forward(*tensors, *scalars, workspace_bytes, needs)[0]
+    return FusedLoss.apply(*tensors, Scalars(*scalars), workspace_bytes, torch.is_grad_enabled())

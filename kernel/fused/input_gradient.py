@@ -1,0 +1,235 @@
+"""Kernels for the gradient of the input: float32 sums of ``dz @ weight[strip]``, rounded and unpacked at the end.
+
+The result has few tiles, 4.4 for each multiprocessor of an H100 at 8192 x 2304, and the last round of a strip would
+leave two thirds of the device idle. The tiles of that round are therefore cut along the sum into equal pieces, enough
+to occupy it; pieces after the first add up in rows of their own at the end of the accumulator and join once, when all
+strips are done. Every address is added to by one program a strip: no race, one order of summation.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import column_part, load_tile
+
+__all__ = ["MAX_CUTS", "extra_row_blocks", "input_gradient_kernel", "unpack_kernel"]
+
+MAX_CUTS = 4
+
+
+def extra_row_blocks(row_blocks: int, column_blocks: int, programs: int) -> int:
+    """Blocks of rows that the accumulator needs beyond its own, for any number of kept tokens."""
+    most = 0
+    for cuts in range(2, MAX_CUTS + 1):
+        rest = min(programs // cuts, row_blocks * column_blocks)
+        most = max(most, (cuts - 1) * (-(-rest // column_blocks) + 1))
+    return most
+
+
+@triton.jit
+def _last_round(row_blocks, column_blocks, programs, MAX_CUTS: tl.constexpr):
+    """Tiles in whole rounds, and the pieces that each tile of the incomplete last round is cut into."""
+    tiles = row_blocks * column_blocks
+    rest = tiles % programs
+    cuts = tl.where(rest > 0, tl.minimum(programs // tl.maximum(rest, 1), MAX_CUTS), 1)
+    return tiles - rest, cuts
+
+
+@triton.jit
+def _add_tile(
+    dz,
+    weight,
+    accumulator,
+    row_start,
+    column_start,
+    target_row,
+    first,
+    last,
+    row_count,
+    vocab_size,
+    hidden_size,
+    strip_start,
+    strip_columns,
+    dz_stride,
+    weight_row_stride,
+    weight_column_stride,
+    FIRST: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+    PARTS: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    REDUCE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add the product over columns ``first ... last - 1`` of the strip to the accumulator, from ``target_row`` on."""
+    acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    for k in range(first, last, BLOCK_VOCAB):
+        a = load_tile(dz, row_start, k, row_count, strip_columns, dz_stride, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
+        b = load_tile(
+            weight,
+            strip_start + k,
+            column_start,
+            vocab_size,
+            hidden_size,
+            weight_row_stride,
+            weight_column_stride,
+            BLOCK_VOCAB,
+            BLOCK_COLUMNS,
+            DESCRIPTOR,
+        )
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    for part in tl.static_range(PARTS):
+        values = column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS)
+        part_start = column_start + part * (BLOCK_COLUMNS // PARTS)
+        if REDUCE:
+            if FIRST:
+                accumulator.store([target_row, part_start], values)
+            else:
+                accumulator.atomic_add([target_row, part_start], values)
+        else:
+            row = target_row + tl.arange(0, BLOCK_ROWS)
+            column = part_start + tl.arange(0, BLOCK_COLUMNS // PARTS)
+            address = accumulator + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
+            mask = (column < hidden_size)[None, :]
+            if not FIRST:
+                values += tl.load(address, mask=mask, other=0.0)
+            tl.store(address, values, mask=mask)
+
+
+@triton.jit
+def input_gradient_kernel(
+    dz,  # (N, strip)
+    weight,  # (V, D)
+    accumulator,  # (padded N + extra, D) float32, packed; tensor descriptor if REDUCE
+    count,  # (1,)
+    n,
+    vocab_size,
+    hidden_size,
+    strip_start,
+    strip_columns,
+    dz_stride,
+    weight_row_stride,
+    weight_column_stride,
+    FIRST: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+    MAX_CUTS: tl.constexpr,
+    PARTS: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    REDUCE: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Persistent over tokens x hidden size; the first strip writes, the others add.
+
+    With REDUCE the copy engine adds in the L2 cache; without it the program loads, adds and stores.
+    """
+    row_count = tl.load(count)
+    row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
+    column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
+    programs = tl.num_programs(0)
+    whole, cuts = _last_round(row_blocks, column_blocks, programs, MAX_CUTS)
+    for tile in tl.range(tl.program_id(0), whole, programs, flatten=FLATTEN):
+        row_start = (tile // column_blocks) * BLOCK_ROWS
+        _add_tile(
+            dz,
+            weight,
+            accumulator,
+            row_start,
+            (tile % column_blocks) * BLOCK_COLUMNS,
+            row_start,
+            0,
+            strip_columns,
+            row_count,
+            vocab_size,
+            hidden_size,
+            strip_start,
+            strip_columns,
+            dz_stride,
+            weight_row_stride,
+            weight_column_stride,
+            FIRST,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+            BLOCK_VOCAB,
+            PARTS,
+            DESCRIPTOR,
+            REDUCE,
+            PRECISION,
+        )
+    spare = tl.cdiv(n, BLOCK_ROWS) - whole // column_blocks  # from the first row of cut tiles to the extra rows
+    extra = row_blocks - whole // column_blocks  # rows of tiles with cut ones
+    steps = tl.cdiv(tl.cdiv(strip_columns, BLOCK_VOCAB), cuts) * BLOCK_VOCAB
+    for item in range(tl.program_id(0), (row_blocks * column_blocks - whole) * cuts, programs):
+        tile = whole + item // cuts
+        cut = item % cuts
+        row_block = tile // column_blocks
+        _add_tile(
+            dz,
+            weight,
+            accumulator,
+            row_block * BLOCK_ROWS,
+            (tile % column_blocks) * BLOCK_COLUMNS,
+            tl.where(cut > 0, row_block + spare + (cut - 1) * extra, row_block) * BLOCK_ROWS,
+            cut * steps,
+            tl.minimum((cut + 1) * steps, strip_columns),
+            row_count,
+            vocab_size,
+            hidden_size,
+            strip_start,
+            strip_columns,
+            dz_stride,
+            weight_row_stride,
+            weight_column_stride,
+            FIRST,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+            BLOCK_VOCAB,
+            PARTS,
+            DESCRIPTOR,
+            REDUCE,
+            PRECISION,
+        )
+
+
+@triton.jit
+def unpack_kernel(
+    accumulator,  # (padded N + extra, D) float32, packed
+    gradient,  # (N, D) input order
+    count,  # (1,)
+    position,  # (N,)
+    scale,  # ()
+    n,
+    hidden_size,
+    constant,
+    programs,  # of the kernel above
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    MAX_CUTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Join the pieces of cut tiles, scale, round and move kept tokens to their places; ignored ones get 0."""
+    row_blocks = tl.cdiv(tl.load(count), BLOCK_ROWS)
+    column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
+    whole, cuts = _last_round(row_blocks, column_blocks, programs, MAX_CUTS)
+    spare = tl.cdiv(n, BLOCK_ROWS) - whole // tl.maximum(column_blocks, 1)
+    extra = row_blocks - whole // column_blocks
+    factor = tl.load(scale) * constant
+    origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.load(position + origin, mask=origin < n, other=-1)
+    kept = row >= 0
+    for start in range(0, hidden_size, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        inside = (column < hidden_size)[None, :]
+        address = accumulator + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
+        values = tl.load(address, mask=kept[:, None] & inside, other=0.0)
+        is_cut = (row // BLOCK_ROWS)[:, None] * column_blocks + (column // BLOCK_COLUMNS)[None, :] >= whole
+        for cut in range(1, cuts):
+            offset = ((spare + (cut - 1) * extra) * BLOCK_ROWS).to(tl.int64) * hidden_size
+            values += tl.load(address + offset, mask=kept[:, None] & inside & is_cut, other=0.0)
+        target = gradient + origin.to(tl.int64)[:, None] * hidden_size + column[None, :]
+        tl.store(target, (values * factor).to(gradient.dtype.element_ty), mask=(origin < n)[:, None] & inside)

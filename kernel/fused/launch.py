@@ -1,0 +1,126 @@
+"""Launch parameters of every kernel in one table, with the reason for each, and what a device can run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+
+__all__ = ["Launch", "LaunchTable", "available", "launch_table", "processors", "set_launch_table", "uses_descriptors"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Tile of one matrix-product kernel: ``rows x columns`` of the result, ``depth`` of the sum per step."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    parts: int = 2  # column blocks in which the epilogue stores: fewer need more shared memory
+    reduce: bool = False  # add to the float32 accumulator in the L2 cache, by the copy engine (input gradient only)
+    flatten: bool = (
+        True  # fuse the loop over tiles with the loop over the sum: the next tile's loads overlap this one's end
+    )
+
+
+@dataclass(frozen=True)
+class LaunchTable:
+    """One launch per kernel: logits (N x V), their gradient (N x strip), weight (V x D) and input (N x D) gradients."""
+
+    forward: Launch
+    logit_gradient: Launch
+    weight_gradient: Launch
+    input_gradient: Launch
+
+
+# 128 x 256 is the largest tile whose float32 accumulators fit the registers of 8 warps; smaller ones are bound by
+# shared memory: a 128 x 128 x 64 step moves 80 KiB through it in 512 cycles of the tensor cores, and it serves 128
+# bytes a cycle. A stage of depth 64 takes 48 KiB. Four fit beside the half tile that the epilogue stores from, three
+# beside a whole one.
+_HOPPER_16 = Launch(128, 256, 64, warps=8, stages=3)
+_TABLES = {
+    ("hopper", 2): LaunchTable(
+        forward=replace(_HOPPER_16, stages=4),
+        logit_gradient=replace(_HOPPER_16, stages=3),
+        weight_gradient=_HOPPER_16,
+        input_gradient=replace(_HOPPER_16, reduce=True),
+    ),
+    # Products of float32 run on the CUDA cores, in IEEE arithmetic: tile for registers, nothing else matters.
+    ("hopper", 4): LaunchTable(*[Launch(64, 64, 32, warps=4, stages=2, flatten=False)] * 4),
+    # Ampere and Ada: pointer loads, 99 KiB of shared memory on the consumer cards. Not measured.
+    ("ampere", 2): LaunchTable(*[Launch(128, 128, 32, warps=8, stages=3, flatten=False)] * 4),
+    ("ampere", 4): LaunchTable(*[Launch(64, 64, 32, warps=4, stages=2, flatten=False)] * 4),
+    # The interpreter: small, so that small problems have many tiles.
+    ("interpreter", 2): LaunchTable(*[Launch(16, 32, 16, warps=4, stages=1)] * 4),
+    ("interpreter", 4): LaunchTable(*[Launch(16, 32, 16, warps=4, stages=1)] * 4),
+}
+_chosen: dict[tuple[str, int], LaunchTable] = {}
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter was asked for, by ``TRITON_INTERPRET=1``."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _family(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "interpreter"
+    return "hopper" if torch.cuda.get_device_capability(device)[0] == 9 else "ampere"
+
+
+def launch_table(device: torch.device, dtype: torch.dtype) -> LaunchTable:
+    """Parameters for inputs of ``dtype`` on ``device``."""
+    key = (_family(device), dtype.itemsize)
+    return _chosen.get(key, _TABLES[key])
+
+
+def set_launch_table(device: torch.device, dtype: torch.dtype, table: LaunchTable | None) -> None:
+    """Use another table from now on (see :mod:`kernel.fused.tuner`); None restores the built-in one."""
+    key = (_family(device), dtype.itemsize)
+    if table is None:
+        _chosen.pop(key, None)
+    else:
+        _chosen[key] = table
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Programs of a persistent kernel: one a multiprocessor; 3 in the interpreter, so that each has several tiles."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
+def uses_descriptors(*tensors: torch.Tensor) -> bool:
+    """Whether the copy engine can load and store all of these matrices: Hopper, aligned rows, contiguous columns."""
+    if any(t.device.type == "cuda" and torch.cuda.get_device_capability(t.device)[0] != 9 for t in tensors):
+        return False
+    return all(
+        t.stride(1) == 1
+        and t.stride(0) >= t.shape[1]
+        and t.stride(0) * t.element_size() % 16 == 0
+        and t.data_ptr() % 16 == 0
+        for t in tensors
+    )
+
+
+def available(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot run on ``device`` with inputs of ``dtype``; None if they can."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "Triton is not installed"
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"it takes float16, bfloat16 and float32, got {dtype}"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"it needs compute capability 8.0 or newer, the device has {major}.{minor}"
+    if device.type != "cpu":
+        return f"it needs a CUDA device, got {device.type!r}"
+    if not interpreted():
+        return "on the CPU it runs in Triton's interpreter only: set TRITON_INTERPRET=1 before the first use"
+    if dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies the bit patterns of bfloat16; use float16 or float32 there"
+    return None

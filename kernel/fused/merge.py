@@ -1,0 +1,102 @@
+"""Second kernel of the forward: joins each token's partial statistics, finds its target logit and forms its loss."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .forward import group_count
+from .tiles import softcap_tanh
+
+__all__ = ["merge_kernel"]
+
+
+@triton.jit
+def merge_kernel(
+    hidden,  # (N, D) as given
+    weight,  # (V, D)
+    bias,  # (V,)
+    target,  # (N,)
+    count,  # (1,)
+    source,  # (N,)
+    position,  # (N,)
+    partial,  # (parts, 2 or 3, units, BLOCK_ROWS)
+    partial_stride,
+    part_stride,
+    token_loss,  # (N,) input order
+    lse,  # (N,) packed order, in bits
+    n,
+    vocab_size,
+    hidden_size,
+    first_tiles,  # vocabulary tiles of the first part
+    second_tiles,
+    hidden_row_stride,
+    hidden_column_stride,
+    weight_row_stride,
+    weight_column_stride,
+    product_gain,
+    bias_gain,
+    cap,
+    label_smoothing,
+    z_loss,
+    HAS_BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    LOGIT_SUM: tl.constexpr,
+    PARTS: tl.constexpr,
+    MAX_UNITS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    PRECISE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+):
+    """Token losses, lse - (1 - b) z_target - (b / V) sum_k z_k + z_loss lse^2 for ROWS tokens; 0 for ignored ones."""
+    row_count = tl.load(count)
+    row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
+    origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.load(position + origin, mask=origin < n, other=-1)
+    valid = row >= 0
+
+    peak = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((ROWS,), dtype=tl.float32)
+    logit_sum = tl.zeros((ROWS,), dtype=tl.float32)
+    for part in tl.static_range(PARTS):
+        groups = group_count(row_blocks, first_tiles if part == 0 else second_tiles, MAX_UNITS)
+        for group in range(groups):
+            unit = group * row_blocks + row // BLOCK_ROWS
+            slot = partial + part * part_stride + unit.to(tl.int64) * BLOCK_ROWS + row % BLOCK_ROWS
+            part_peak = tl.load(slot, mask=valid, other=0.0)
+            part_total = tl.load(slot + partial_stride, mask=valid, other=1.0)
+            new = tl.maximum(peak, part_peak)
+            total = total * tl.exp2(peak - new) + part_total * tl.exp2(part_peak - new)
+            peak = new
+            if LOGIT_SUM:
+                logit_sum += tl.load(slot + 2 * partial_stride, mask=valid, other=0.0)
+    log_total = tl.log2(total)
+
+    label = tl.load(target + origin, mask=valid, other=0)
+    h = hidden + origin.to(tl.int64)[:, None] * hidden_row_stride
+    w = weight + label.to(tl.int64)[:, None] * weight_row_stride
+    dot = tl.zeros((ROWS,), dtype=tl.float32)
+    for k in range(0, hidden_size, BLOCK_HIDDEN):
+        column = (k + tl.arange(0, BLOCK_HIDDEN)).to(tl.int64)[None, :]
+        mask = valid[:, None] & (column < hidden_size)
+        a = tl.load(h + column * hidden_column_stride, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(w + column * weight_column_stride, mask=mask, other=0.0).to(tl.float32)
+        dot += tl.sum(a * b, 1)
+    # Through the same arithmetic as the tiles' logits, so that their difference loses nothing.
+    z = dot * product_gain
+    if HAS_BIAS:
+        z += tl.load(bias + label, mask=valid, other=0.0).to(tl.float32) * bias_gain
+    if SOFTCAP:
+        z = softcap_tanh(z, PRECISE) * cap
+
+    # lse - z = log2(total) + (peak - z): the difference of the two large numbers is taken first.
+    loss = (1.0 - label_smoothing) * (log_total + (peak - z))
+    if LOGIT_SUM:
+        loss += label_smoothing * (log_total + (peak - logit_sum / vocab_size))
+    bits = peak + log_total
+    loss *= 0.6931471805599453  # to nats
+    log_partition = bits * 0.6931471805599453
+    loss += z_loss * log_partition * log_partition
+    tl.store(token_loss + origin, tl.where(valid, loss, 0.0), mask=origin < n)
+    tl.store(lse + row, bits, mask=valid)

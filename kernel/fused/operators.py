@@ -1,0 +1,235 @@
+"""The kernels as PyTorch operators: an autograd function for eager code, two registered operators for compiled code.
+
+Both compute token losses ``(N,)``, to which plain PyTorch applies weights and reduction, and take token-wise upstream
+gradients. Compiled code needs operators without side effects: what the forward keeps is one of its outputs. The eager
+function may also keep columns in the memory that will hold the weight's gradient, and hands that memory out once: a
+second backward through the same graph recomputes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import run
+from .launch import launch_table, processors
+from .rows import KeptRows
+from .run import Head, Kept, Scalars
+from .schedule import Schedule, schedule
+
+__all__ = ["FusedLoss", "fused_backward", "fused_forward"]
+
+
+def _plan(head: Head, scalars: Scalars, workspace_bytes: int, *, keep: bool, scratch: bool) -> Schedule:
+    hidden, weight = head.hidden, head.weight
+    return schedule(
+        int(hidden.shape[0]),
+        int(weight.shape[0]),
+        int(weight.shape[1]),
+        hidden.element_size(),
+        workspace_bytes,
+        keep=keep and run.may_keep(hidden.dtype, scalars),
+        scratch=scratch,
+        processors=processors(hidden.device),
+        table=launch_table(hidden.device, hidden.dtype),
+    )
+
+
+def _tile(head: Head) -> int:
+    return launch_table(head.hidden.device, head.hidden.dtype).forward.columns
+
+
+def _rows(memory: Tensor) -> KeptRows:
+    n = (memory.shape[0] - 1) // 2
+    return KeptRows(memory[:1], memory[1 : n + 1], memory[n + 1 :])
+
+
+class FusedLoss(torch.autograd.Function):
+    """Token losses in eager mode."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        hidden: Tensor,  # (N, D)
+        weight: Tensor,  # (V, D)
+        bias: Tensor | None,  # (V,)
+        target: Tensor,  # (N,)
+        scalars: Scalars,
+        workspace_bytes: int,
+        grad_enabled: bool,
+    ) -> Tensor:
+        head = Head(hidden, weight, bias, target)
+        differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
+        if not differentiable:
+            return run.forward(head, scalars, None, packed=False)[0]
+        plan = _plan(head, scalars, workspace_bytes, keep=True, scratch=ctx.needs_input_grad[1])
+        gradient, kept = None, None
+        if plan.kept:
+            if plan.in_gradient:
+                gradient = weight.new_empty(weight.shape)
+                memory = gradient.view(-1)
+            else:
+                memory = weight.new_empty(hidden.shape[0] * plan.kept)
+            kept = run.kept_views(memory, plan, hidden.shape[0], _tile(head))
+        token_loss, lse, rows = run.forward(head, scalars, kept, packed=True)
+        ctx.save_for_backward(hidden, weight, bias, target, lse, *rows)
+        ctx.scalars, ctx.plan, ctx.kept, ctx.gradient = scalars, plan, kept, gradient
+        ctx.workspace_bytes = workspace_bytes
+        return token_loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():  # create_graph=True; a detached gradient would be silently wrong
+            raise RuntimeError("The fused loss has no second derivative; use implementation='reference'.")
+        hidden, weight, bias, target, lse, *rows = ctx.saved_tensors
+        head = Head(hidden, weight, bias, target)
+        plan, kept, gradient = ctx.plan, ctx.kept, ctx.gradient
+        if plan.in_gradient:  # handed out now: whoever comes again recomputes
+            ctx.kept, ctx.gradient = None, None
+            if gradient is None:
+                plan = _plan(head, ctx.scalars, ctx.workspace_bytes, keep=False, scratch=False)
+        gradients = run.backward(
+            head,
+            ctx.scalars,
+            grad_outputs[0].contiguous(),
+            lse,
+            KeptRows(*rows),
+            plan,
+            kept,
+            ctx.needs_input_grad[:3],
+            gradient,
+        )
+        return (*gradients, None, None, None, None)
+
+
+@torch.library.custom_op("confidence_ceiling::fused_forward", mutates_args=())
+def fused_forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    label_smoothing: float,
+    softcap: float,
+    temperature: float,
+    logit_scale: float,
+    z_loss: float,
+    ignore_index: int,
+    workspace_bytes: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Token losses, lse, index of the kept rows, kept softmax and its peaks (the last two empty if nothing is kept)."""
+    head = Head(hidden, weight, bias, target)
+    scalars = Scalars(label_smoothing, softcap, temperature, logit_scale, z_loss, ignore_index)
+    plan = _plan(head, scalars, workspace_bytes, keep=keep, scratch=False)
+    n = hidden.shape[0]
+    softmax = weight.new_empty(n * plan.kept)
+    kept = run.kept_views(softmax, plan, n, _tile(head)) if plan.kept else None
+    token_loss, lse, rows = run.forward(head, scalars, kept, packed=keep)
+    peak = hidden.new_empty(0, n, dtype=torch.float32) if kept is None else kept.peak
+    return token_loss, lse, torch.cat(rows), softmax, peak
+
+
+@fused_forward.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    label_smoothing: float,
+    softcap: float,
+    temperature: float,
+    logit_scale: float,
+    z_loss: float,
+    ignore_index: int,
+    workspace_bytes: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    head = Head(hidden, weight, bias, target)
+    scalars = Scalars(label_smoothing, softcap, temperature, logit_scale, z_loss, ignore_index)
+    plan = _plan(head, scalars, workspace_bytes, keep=keep, scratch=False)
+    n = hidden.shape[0]
+    token_loss = hidden.new_empty(n, dtype=torch.float32)
+    index = hidden.new_empty(2 * n + 1, dtype=torch.int32)
+    peak = hidden.new_empty(plan.kept // _tile(head), n, dtype=torch.float32)
+    return token_loss, torch.empty_like(token_loss), index, weight.new_empty(n * plan.kept), peak
+
+
+@torch.library.custom_op("confidence_ceiling::fused_backward", mutates_args=())
+def fused_backward(
+    upstream: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    lse: Tensor,
+    index: Tensor,
+    softmax: Tensor,
+    peak: Tensor,
+    label_smoothing: float,
+    softcap: float,
+    temperature: float,
+    logit_scale: float,
+    z_loss: float,
+    ignore_index: int,
+    workspace_bytes: int,
+    need_input: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias; empty where not needed."""
+    head = Head(hidden, weight, bias, target)
+    scalars = Scalars(label_smoothing, softcap, temperature, logit_scale, z_loss, ignore_index)
+    plan = _plan(head, scalars, workspace_bytes, keep=True, scratch=False)
+    n = hidden.shape[0]
+    kept = Kept(softmax.view(n, plan.kept), peak) if plan.kept else None
+    needs = (need_input, need_weight, need_bias)
+    gradients = run.backward(head, scalars, upstream.contiguous(), lse, _rows(index), plan, kept, needs)
+    a, b, c = (hidden.new_empty(0) if g is None else g for g in gradients)
+    return a, b, c
+
+
+@fused_backward.register_fake
+def _(
+    upstream: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    lse: Tensor,
+    index: Tensor,
+    softmax: Tensor,
+    peak: Tensor,
+    label_smoothing: float,
+    softcap: float,
+    temperature: float,
+    logit_scale: float,
+    z_loss: float,
+    ignore_index: int,
+    workspace_bytes: int,
+    need_input: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        hidden.new_empty(hidden.shape if need_input else (0,)),
+        hidden.new_empty(weight.shape if need_weight else (0,)),
+        hidden.new_empty(weight.shape[:1] if need_bias and bias is not None else (0,)),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, target, *ctx.options, _ = inputs
+    _, lse, index, softmax, peak = output
+    ctx.mark_non_differentiable(lse, index, softmax, peak)
+    ctx.save_for_backward(hidden, weight, bias, target, lse, index, softmax, peak)
+
+
+def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    saved, needs = ctx.saved_tensors, ctx.needs_input_grad[:3]
+    gradients = fused_backward(upstream, *saved, *ctx.options, *needs)
+    return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), *[None] * 9)
+
+
+fused_forward.register_autograd(_backward, setup_context=_setup_context)

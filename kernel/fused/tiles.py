@@ -1,0 +1,169 @@
+"""Tile-level pieces that the kernels share: loads, matrix products, the way from a product to a logit, stores."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["capped_logits", "column_part", "load_tile", "product", "softcap_tanh", "store_tile"]
+
+
+@triton.jit
+def load_tile(
+    source,  # tensor descriptor if DESCRIPTOR, else pointer
+    row,
+    column,
+    rows,  # limits: what lies beyond reads as 0
+    columns,
+    row_stride,
+    column_stride,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+):
+    """``source[row : row + BLOCK_ROWS, column : column + BLOCK_COLUMNS]``."""
+    if DESCRIPTOR:
+        tile = source.load([row, column])
+    else:
+        r = row + tl.arange(0, BLOCK_ROWS)
+        c = column + tl.arange(0, BLOCK_COLUMNS)
+        offsets = r.to(tl.int64)[:, None] * row_stride + c.to(tl.int64)[None, :] * column_stride
+        tile = tl.load(source + offsets, mask=(r < rows)[:, None] & (c < columns)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def store_tile(
+    target,  # tensor descriptor if DESCRIPTOR, else pointer
+    tile,
+    row,
+    column,
+    rows,
+    columns,
+    row_stride,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+):
+    """``target[row : row + BLOCK_ROWS, column : column + BLOCK_COLUMNS] = tile``, clipped to (rows, columns)."""
+    if DESCRIPTOR:
+        target.store([row, column], tile)
+    else:
+        r = row + tl.arange(0, BLOCK_ROWS)
+        c = column + tl.arange(0, BLOCK_COLUMNS)
+        offsets = r.to(tl.int64)[:, None] * row_stride + c.to(tl.int64)[None, :]
+        tl.store(target + offsets, tile, mask=(r < rows)[:, None] & (c < columns)[None, :])
+
+
+@triton.jit
+def _half(tile, part: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+    return left if part == 0 else right
+
+
+@triton.jit
+def column_part(tile, part: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """One of 1, 2 or 4 equal column blocks of a tile: an epilogue in parts needs less shared memory to store from."""
+    if PARTS == 1:
+        return tile
+    elif PARTS == 2:  # noqa: RET505 - branches of one compile-time choice
+        return _half(tile, part, ROWS, COLUMNS)
+    else:
+        return _half(_half(tile, part // 2, ROWS, COLUMNS), part % 2, ROWS, COLUMNS // 2)
+
+
+@triton.jit
+def product(
+    hidden,  # (N, D)
+    weight,  # (V, D)
+    hidden_row,  # first row of the tile
+    hidden_rows,  # (BLOCK_ROWS,) the rows, in any order; read only if GATHER
+    weight_row,
+    row_count,
+    vocab_size,
+    hidden_size,
+    hidden_row_stride,
+    hidden_column_stride,
+    weight_row_stride,
+    weight_column_stride,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    GATHER: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of ``hidden @ weight.T`` in float32; pointer loads need no alignment and take any strides."""
+    acc = tl.zeros((BLOCK_ROWS, BLOCK_VOCAB), dtype=tl.float32)
+    if DESCRIPTOR:
+        for k in range(0, hidden_size, BLOCK_HIDDEN):
+            a = hidden.load([hidden_row, k])
+            b = weight.load([weight_row, k])
+            acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+    else:
+        r = hidden_row + tl.arange(0, BLOCK_ROWS)
+        in_rows = r < row_count
+        source_rows = hidden_rows if GATHER else r
+        v = weight_row + tl.arange(0, BLOCK_VOCAB)
+        d = tl.arange(0, BLOCK_HIDDEN)
+        a_tile = hidden + source_rows.to(tl.int64)[:, None] * hidden_row_stride
+        b_tile = weight + v.to(tl.int64)[None, :] * weight_row_stride
+        for k in range(0, hidden_size, BLOCK_HIDDEN):
+            c = (k + d).to(tl.int64)
+            in_hidden = c < hidden_size
+            a = tl.load(
+                a_tile + c[None, :] * hidden_column_stride, mask=in_rows[:, None] & in_hidden[None, :], other=0.0
+            )
+            b = tl.load(
+                b_tile + c[:, None] * weight_column_stride,
+                mask=in_hidden[:, None] & (v < vocab_size)[None, :],
+                other=0.0,
+            )
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def softcap_tanh(u, PRECISE: tl.constexpr):
+    """tanh(x) = 1 - 2 / (1 + exp2(u)) for u = 2 x log2(e).
+
+    Saturates correctly at both ends (the hardware's approximate tanh is wrong by 0.015 at a cap of 30) and is exact to
+    1e-7 in absolute terms; PRECISE adds the Taylor series below 1/4, where float32 inputs would see the lost relative
+    accuracy.
+    """
+    t = 1.0 - 2.0 / (1.0 + tl.exp2(u))
+    if PRECISE:
+        x = u * 0.34657359027997264  # ln(2) / 2
+        s = x * x
+        series = 1.0 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835 - s * (1382 / 155925)))))
+        t = tl.where(tl.abs(x) < 0.25, x * series, t)
+    return t
+
+
+@triton.jit
+def capped_logits(
+    acc,  # (BLOCK_ROWS, BLOCK_VOCAB)
+    bias,  # (V,)
+    column,  # (BLOCK_VOCAB,)
+    vocab_size,
+    product_gain,
+    bias_gain,
+    cap,
+    HAS_BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    PRECISE: tl.constexpr,
+):
+    """Logits in bits, z log2(e), and the slope of the softcap, 1 - tanh(z / c)^2.
+
+    Without softcap the gains carry log2(e) / T. With it they carry 2 log2(e) / c, the argument of
+    :func:`softcap_tanh`, and ``cap`` carries c log2(e) / T.
+    """
+    z = acc * product_gain
+    if HAS_BIAS:
+        z += (tl.load(bias + column, mask=column < vocab_size, other=0.0).to(tl.float32) * bias_gain)[None, :]
+    slope = z
+    if SOFTCAP:
+        t = softcap_tanh(z, PRECISE)
+        slope = 1.0 - t * t
+        z = t * cap
+    return z, slope

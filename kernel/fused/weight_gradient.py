@@ -1,0 +1,98 @@
+"""Kernels for the head's gradients of one vocabulary strip: ``scale dz.T @ hidden`` and the bias's column sums of dz.
+
+Each entry of the weight gradient is summed over all tokens in float32 registers and rounded once; the strips of the
+vocabulary are disjoint, so nothing is accumulated in memory. The sum stops at the last kept token.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import column_part, load_tile, store_tile
+
+__all__ = ["bias_gradient_kernel", "weight_gradient_kernel"]
+
+
+@triton.jit
+def weight_gradient_kernel(
+    dz,  # (N, strip)
+    hidden,  # (N, D) packed
+    gradient,  # (V, D), rows strip_start ... written
+    count,  # (1,)
+    scale,  # () factor common to all tokens
+    n,
+    vocab_size,
+    hidden_size,
+    strip_start,
+    strip_columns,
+    dz_stride,
+    hidden_row_stride,
+    gradient_row_stride,
+    constant,
+    BLOCK_VOCAB: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    PARTS: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Persistent; hidden-size blocks vary fastest, so that a strip of dz is read from memory once."""
+    row_count = tl.load(count)
+    factor = tl.load(scale) * constant
+    column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
+    tiles = tl.cdiv(strip_columns, BLOCK_VOCAB) * column_blocks
+    for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
+        vocab_row = (index // column_blocks) * BLOCK_VOCAB
+        column = (index % column_blocks) * BLOCK_COLUMNS
+        acc = tl.zeros((BLOCK_VOCAB, BLOCK_COLUMNS), dtype=tl.float32)
+        for k in range(0, row_count, BLOCK_ROWS):
+            a = load_tile(dz, k, vocab_row, row_count, strip_columns, dz_stride, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
+            b = load_tile(
+                hidden, k, column, row_count, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
+            )
+            acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
+        for part in tl.static_range(PARTS):
+            values = column_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS) * factor
+            store_tile(
+                gradient,
+                values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
+                strip_start + vocab_row,
+                column + part * (BLOCK_COLUMNS // PARTS),
+                vocab_size,
+                hidden_size,
+                gradient_row_stride,
+                BLOCK_VOCAB,
+                BLOCK_COLUMNS // PARTS,
+                DESCRIPTOR,
+            )
+
+
+@triton.jit
+def bias_gradient_kernel(
+    dz,  # (N, strip)
+    gradient,  # (V,)
+    count,
+    scale,
+    vocab_size,
+    strip_start,
+    strip_columns,
+    dz_stride,
+    constant,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Sums of the columns of dz in a fixed order."""
+    row_count = tl.load(count)
+    column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    for start in range(0, row_count, BLOCK_ROWS):
+        row = start + tl.arange(0, BLOCK_ROWS)
+        mask = (row < row_count)[:, None] & (column < strip_columns)[None, :]
+        acc += tl.load(dz + row.to(tl.int64)[:, None] * dz_stride + column[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
+    total = tl.sum(acc, 0) * (tl.load(scale) * constant)
+    written = (column < strip_columns) & (strip_start + column < vocab_size)
+    tl.store(gradient + strip_start + column, total.to(gradient.dtype.element_ty), mask=written)
