@@ -77,8 +77,8 @@ def run(
     made_by = environment()
     failures: dict[str, str] = {}
     bar = tqdm(total=len(by_key), initial=len(by_key) - len(pending), desc=description, disable=None, smoothing=0.05)
-    with bar, _Pool(function, min(workers or available_cores(), len(pending))) as pool:
-        for config, row, error in pool.compute(pending):
+    with bar:
+        for config, row, error in _compute(function, pending, workers or available_cores()):
             if error is None:
                 store.write(config, row, made_by)
             else:
@@ -126,46 +126,32 @@ class _Worker:
         self.connection.close()
 
 
-class _Pool:
-    """Workers that are replaced when they die. The standard pools break as a whole, or wait for ever, when one does."""
+def _compute(
+    function: Callable[[Any], Mapping[str, Any]], configs: Sequence[Any], size: int
+) -> Iterator[tuple[Any, dict[str, Any], str | None]]:
+    """Yield (config, row, error) in the order of finishing, from ``size`` workers.
 
-    def __init__(self, function: Callable[[Any], Mapping[str, Any]], size: int) -> None:
-        self.function, self.size = function, size
-        self.workers: list[_Worker] = []
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for worker in self.workers:
-            worker.stop()
-
-    def compute(self, configs: Sequence[Any]) -> Iterator[tuple[Any, dict[str, Any], str | None]]:
-        """Yield (config, row, error) in the order of finishing."""
-        waiting = list(reversed(configs))
-        self.workers = [_Worker(self.function) for _ in range(self.size)]
-        busy: dict[Connection, _Worker] = {}
-        for worker in self.workers:
-            self._feed(worker, waiting, busy)
-        while busy:
-            for ready in wait(list(busy)):
-                worker = busy.pop(ready)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    Workers that die are replaced. The standard pools break as a whole, or wait for ever, when one does.
+    """
+    waiting, workers = list(reversed(configs)), list[_Worker]()
+    try:
+        while waiting or workers:
+            while waiting and len(workers) < size:
+                workers.append(_Worker(function))
+                workers[-1].start(waiting.pop())
+            ready = wait([worker.connection for worker in workers])
+            for worker in [w for w in workers if w.connection in ready]:
                 config = worker.config
                 row, error = worker.result()
-                if not worker.process.is_alive():
-                    self.workers.remove(worker)
+                if waiting and worker.process.is_alive():
+                    worker.start(waiting.pop())
+                else:
+                    workers.remove(worker)
                     worker.stop()
-                    if waiting:
-                        worker = _Worker(self.function)
-                        self.workers.append(worker)
-                self._feed(worker, waiting, busy)
                 yield config, row, error
-
-    @staticmethod
-    def _feed(worker: _Worker, waiting: list[Any], busy: dict[Connection, _Worker]) -> None:
-        if waiting:
-            worker.start(waiting.pop())
-            busy[worker.connection] = worker
+    finally:
+        for worker in workers:
+            worker.stop()
 
 
 def _work(connection: Connection, function: Callable[[Any], Mapping[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """Softmax-bottleneck models: free context features under one linear head, trained to convergence on a known teacher.
 
-The smallest model in which hidden size, vocabulary, norms, temperature and softcap meet label smoothing. Nothing limits the
-features but the width D and the norms, so that what a trained head cannot do is the fault of these alone.
+The smallest model in which hidden size, vocabulary, norms, temperature and softcap meet label smoothing. Nothing limits
+the features but the width D and the norms, so that what a trained head cannot do is the fault of these alone.
 """
 
 from ._config import FitConfig

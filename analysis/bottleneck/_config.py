@@ -24,8 +24,8 @@ class FitConfig:
         hidden_size: D >= 1.
         norm: ``"budget"``, features of norm sqrt(D) as RMSNorm makes them and rows of W of norm at most
             ``norm_coefficient * sqrt(D)``; ``"free"``, no limits.
-        norm_coefficient: k > 0 of the budget, so that the norm product is m = k D; without effect on free norms. To hold m
-            fixed over hidden sizes give k = m / D.
+        norm_coefficient: k > 0 of the budget, so that the norm product is m = k D; without effect on free norms. To
+            hold m fixed over hidden sizes give k = m / D.
         temperature: Training temperature T > 0, after the softcap.
         softcap: c > 0, or None for no cap.
         softcap_form: ``"contraction"``, c tanh(z / c), which leaves small logits alone; ``"gain"``, c tanh(z), which
@@ -33,8 +33,8 @@ class FitConfig:
         label_smoothing: b in [0, 1], convention of :func:`torch.nn.functional.cross_entropy`.
         seed: Seed of the model's first values. Apart from the data's.
         max_steps: Most L-BFGS iterations.
-        tolerance: Training ends when the loss fell by no more than ``tolerance * max(1, loss)`` nats over the last tenth of
-            the iterations.
+        tolerance: Training ends when the loss fell by no more than ``tolerance * max(1, loss)`` nats over the last
+            tenth of the iterations.
         dtype: Precision of the training; measurements are always float64.
 
     Raises:

@@ -1,16 +1,16 @@
 """The model: a feature vector for each context and a linear head, with or without a budget for their norms.
 
-Under the budget the parameters are free and the norms hold by construction, so that any unconstrained optimiser trains to
-the constrained optimum:
+Under the budget the parameters are free and the norms hold by construction, so that any unconstrained optimiser trains
+to the constrained optimum:
 
     h_n = sqrt(D) u_n / ||u_n||                   u_n in R^D         a sphere
     w_k = k sqrt(D) v_k[:D] / ||v_k||             v_k in R^(D+1)     a ball: the shadow of a sphere one dimension up
 
-The last entry of v_k is the slack. This beats the two usual ways. Clipping w_k in the forward has no gradient towards the
-inside, so that a row that once reached the limit stays there. Projecting after each step is exact for gradient descent, but
-under a preconditioned step (Adam, L-BFGS) it rests where the *preconditioned* gradient is radial, which is not the optimum.
-The shadow is smooth and onto, and where it has stationary points that the ball has not (slack 0, gradient inwards) they are
-strict saddles, which no start with a slack is drawn to.
+The last entry of v_k is the slack. This beats the two usual ways. Clipping w_k in the forward has no gradient towards
+the inside, so that a row that once reached the limit stays there. Projecting after each step is exact for gradient
+descent, but under a preconditioned step (Adam, L-BFGS) it rests where the *preconditioned* gradient is radial, which is
+not the optimum. The shadow is smooth and onto, and where it has stationary points that the ball has not (slack 0,
+gradient inwards) they are strict saddles, which a start with slack is not drawn to.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SoftmaxBottleneck(nn.Module):
         generator = generator or torch.Generator().manual_seed(config.seed)
         features = torch.randn(n, d, generator=generator, dtype=torch.float64)
         weight = torch.randn(v, d, generator=generator, dtype=torch.float64)
-        # First logits have a standard deviation of at most 1, after gain and temperature: a start at saturation is slow.
+        # The first logits have a standard deviation of at most 1, after gain and temperature: saturated ones are slow.
         std = config.temperature / config.logit_scale  # of z = w . h, for ||h|| = sqrt(D) and rows of norm std
         weight *= std / d**0.5
         if config.norm == "budget":
@@ -123,6 +123,6 @@ class SoftmaxBottleneck(nn.Module):
 
     @torch.no_grad()
     def norm_product(self) -> float:
-        """max ||h|| max ||w||, before gain, cap and temperature: what the trained head uses of its budget."""
+        """Norm product max ||h|| max ||w|| that the trained head uses, before gain, cap and temperature."""
         hidden, weight = self.hidden().double(), self.weight().double()
         return (hidden.norm(dim=-1).max() * weight.norm(dim=-1).max()).item()

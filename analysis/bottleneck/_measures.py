@@ -61,8 +61,8 @@ def measure(
 ) -> dict[str, float]:
     """Confidence, errors and the quantities of the theory, as flat columns.
 
-    Contexts count equally; means over the *training* distribution (what the loss saw), where the theory asks for that one,
-    are marked. Entropies and losses in nats, errors as fractions.
+    Contexts count equally; where the theory asks for means over the training distribution (what the loss saw), this is
+    said. Entropies and losses in nats, errors as fractions.
 
     Returns:
         - ``confidence``: mean max p.
@@ -70,8 +70,8 @@ def measure(
         - ``min_target_probability``: smallest p of a context's most likely token, the quantity that A2 bounds for det.
         - ``logit_gap``: mean effective gap log[(V-1) p / (1-p)] of that token.
         - ``true_ece``: 15 equal bins of confidence, accuracies from the known conditionals: what ``estimated_ece``
-          estimates from the held-out sample. ``context_error``: mean |confidence - true accuracy| without bins, an upper
-          bound that counts errors of single contexts even where they cancel.
+          estimates from the held-out sample. ``context_error``: mean |confidence - true accuracy| without bins, an
+          upper bound that counts errors of single contexts even where they cancel.
         - ``true_nll``, ``true_entropy``, ``held_out_nll``: -E_q log p, its least value H(q), and its estimate.
         - ``entropy``, ``cross_entropy``, ``uniform_cross_entropy``: H, CE (unsmoothed) and CE_u = lse - mean z on the
           training distribution. ``activity_index``: C4 from these three.

@@ -15,7 +15,7 @@ from ._measures import measure
 __all__ = ["Fitted", "fit", "train"]
 
 _STRIDE = 10  # iterations between two looks at the loss
-# The rule of the study: a loss that still falls by more than this over its last tenth (nats, or of itself) is no result.
+# The rule of the study: no result while the loss falls by more than this (nats, or of itself) over its last tenth.
 _STILL_FALLING = 1e-4
 
 
@@ -122,7 +122,8 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
         ``analysis.bottleneck._measures.measure``), and
 
         - ``loss``: final training loss, smoothed, in nats; ``steps``: L-BFGS iterations made.
-        - ``loss_fall``, ``relative_loss_fall``: fall over the last tenth of the steps, in nats and as a share of the loss.
+        - ``loss_fall``, ``relative_loss_fall``: fall over the last tenth of the steps (at least 10), in nats and as a
+          share of the loss.
         - ``gradient_norm``: of the loss with respect to the unconstrained parameters, at the end.
         - ``converged``: the fall is at most 1e-4 nats or 1e-4 of the loss, whichever is larger.
         - ``device``, ``wall_seconds``, ``cpu_seconds``.

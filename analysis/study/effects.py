@@ -32,9 +32,9 @@ def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
         rows: Rows of :func:`analysis.bottleneck.fit`.
 
     Returns:
-        The columns that identify the pair, ``label_smoothing``, ``effectiveness_ratio``, ``activity_index`` of the **plain**
-        head at that smoothing, ``plain_confidence``, the effects (``confidence_fall``: plain minus smoothed; the ``_gain``
-        columns are positive where smoothing made it better), and ``converged``, whether both runs are.
+        The columns that identify the pair, ``label_smoothing``, ``effectiveness_ratio``, ``activity_index`` of the
+        **plain** head at that smoothing, ``plain_confidence``, the effects (``confidence_fall``: plain minus smoothed;
+        the ``_gain`` columns are positive where smoothing made it better), and ``converged``, whether both runs are.
 
     Raises:
         ValueError: If two rows have the same config, or no pair is found.
@@ -42,8 +42,7 @@ def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
     keys = [*PAIR, "label_smoothing"]
     if rows.duplicated(keys).any():
         raise ValueError("rows must have different configs, got one twice.")
-    plain = rows[rows["label_smoothing"] == 0]
-    smoothed = rows[rows["label_smoothing"] > 0]
+    plain, smoothed = rows.query("label_smoothing == 0"), rows.query("label_smoothing > 0")
     values = {column for column, _ in _EFFECTS.values()}
     both = smoothed[[*keys, "effectiveness_ratio", *sorted(values), "converged"]].merge(
         plain[[*PAIR, *sorted(values | set(_PLAIN))]], on=PAIR, suffixes=("_smoothed", "_plain")

@@ -42,16 +42,30 @@ def _heads(
     ]
 
 
+def _at_norm_product(
+    norm_product: float, teachers: Sequence[TeacherKind], hidden_sizes: Sequence[int], seeds: int
+) -> list[FitConfig]:
+    """Heads of one norm product m at several hidden sizes: what a hidden size does apart from the norms."""
+    return [
+        head
+        for d in hidden_sizes
+        for head in _heads(teachers, (64, 256), (d,), (norm_product / d,), (1.0,), (0.0, 0.1), seeds)
+    ]
+
+
 def trained_heads(preset: Preset) -> list[FitConfig]:
     """Heads under a norm budget m = k D, with and without smoothing.
 
-    Hidden size acts through the norm in ``quick``, where k is fixed; ``full`` varies k as well, so that hidden sizes of
-    one norm product can be compared.
+    With k fixed, hidden size acts through the norm by construction; cells of one norm product and several hidden sizes
+    tell the two apart.
     """
     if preset == "quick":
         return [
             *_heads(("det", "lowrank"), (64, 256), (4, 16, 64, 256), (0.1,), (1.0, 0.25), (0.0, 0.1), seeds=3),
             *_heads(("det",), (1024,), (16, 64), (0.1,), (1.0, 0.25), (0.0, 0.1), seeds=1),
+            # Where smoothing begins to act, rho from .9 to 1.6: norm products of 7, 8 and 10 at two hidden sizes.
+            *(head for m in (7, 8, 10) for head in _at_norm_product(m, ("det",), (64, 256), seeds=1)),
+            *(head for m in (7, 10) for head in _at_norm_product(m, ("lowrank",), (64,), seeds=3)),
         ]
     return [
         *_heads(
@@ -84,7 +98,7 @@ def grid(name: str, preset: Preset) -> list[FitConfig]:
 
     Example:
         >>> len(grid("trained_heads", "quick"))
-        200
+        248
     """
     if name not in GRIDS:
         raise ValueError(f"name must be one of {tuple(GRIDS)}, got {name!r}.")
