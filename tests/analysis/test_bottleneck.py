@@ -1,0 +1,288 @@
+"""Trained heads: the budget holds, the loss is the stated one, the optimum is the true one, the record says what is so."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.special
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.bottleneck import FitConfig, SoftmaxBottleneck, fit, train
+from analysis.calibration import true_calibration_error
+from analysis.caps import gap_to_confidence, max_gap, simplex_cap
+from analysis.smoothing import effectiveness_ratio, optimal_gap
+from analysis.teachers import Observations, TeacherConfig
+
+
+def det(vocab_size, hidden_size, norm_product, **options):
+    """A det config in the order (V, D, m) of the theory."""
+    teacher = TeacherConfig(kind="det", vocab_size=vocab_size, n_contexts=vocab_size)
+    return FitConfig(
+        teacher=teacher,
+        hidden_size=hidden_size,
+        norm_coefficient=norm_product / hidden_size,
+        dtype="float64",
+        **options,
+    )
+
+
+def lowrank(vocab_size=16, n_contexts=24, samples=8, seed=0):
+    return TeacherConfig(
+        kind="lowrank", vocab_size=vocab_size, n_contexts=n_contexts, samples_per_context=samples, seed=seed
+    )
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    return train(FitConfig(teacher=lowrank(), hidden_size=6, norm_coefficient=0.7, temperature=0.5, dtype="float64"))
+
+
+class TestModel:
+    @settings(max_examples=25, deadline=None)
+    @given(st.integers(0, 1000), st.floats(1e-3, 1e3), st.floats(0.01, 10), st.integers(1, 9))
+    def test_the_budget_holds_for_any_parameters(self, seed, scale, coefficient, hidden_size):
+        config = FitConfig(
+            teacher=lowrank(5, 7), hidden_size=hidden_size, norm_coefficient=coefficient, seed=seed, dtype="float64"
+        )
+        head = SoftmaxBottleneck(config)
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.mul_(scale).add_(torch.randn_like(parameter))
+        root = hidden_size**0.5
+        assert head.weight().norm(dim=-1).max() <= coefficient * root * (1 + 1e-12)
+        torch.testing.assert_close(head.hidden().norm(dim=-1), torch.full((7,), root, dtype=torch.float64))
+        assert head.norm_product() <= config.norm_budget * (1 + 1e-12)
+
+    def test_free_norms_are_the_parameters(self):
+        head = SoftmaxBottleneck(FitConfig(teacher=lowrank(), hidden_size=4, norm="free"))
+        assert head.hidden() is head.raw_features
+        assert head.weight() is head.raw_weight
+        assert head.config.norm_budget is None
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize(
+        ("softcap", "form", "transform"),
+        [
+            (None, "contraction", lambda z: z),
+            (2.0, "contraction", lambda z: 2 * torch.tanh(z / 2)),
+            (2.0, "gain", lambda z: 2 * torch.tanh(z)),
+        ],
+    )
+    def test_the_loss_is_the_definition(self, softcap, form, transform, smoothing):
+        config = FitConfig(
+            teacher=lowrank(7, 5), hidden_size=3, norm_coefficient=1.0, temperature=0.5, softcap=softcap,
+            softcap_form=form, label_smoothing=smoothing, dtype="float64",
+        )  # fmt: skip
+        head = SoftmaxBottleneck(config)
+        seen = Observations(*map(torch.tensor, ([0, 0, 2, 4], [1, 6, 2, 0], [3.0, 1.0, 2.0, 5.0])))
+        seen = seen._replace(weight=seen.weight.double())
+        logits = transform(head.hidden() @ head.weight().T) / 0.5
+        torch.testing.assert_close(head.logits(), logits)
+        rows = torch.nn.functional.cross_entropy(
+            logits[seen.context], seen.token, label_smoothing=smoothing, reduction="none"
+        )
+        torch.testing.assert_close(head(seen), (rows * seen.weight).sum() / seen.weight.sum())
+
+    def test_a_population_is_a_soft_target(self):
+        config = FitConfig(teacher=lowrank(samples=None), hidden_size=4, label_smoothing=0.2, dtype="float64")
+        fitted = train(dataclasses.replace(config, max_steps=1))
+        p_true = fitted.teacher.conditionals(slice(0, 24))
+        expected = torch.nn.functional.cross_entropy(fitted.head.logits(), p_true, label_smoothing=0.2)
+        torch.testing.assert_close(fitted.head(fitted.training), expected, rtol=1e-10, atol=0)
+
+
+class TestOptimum:
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize(
+        ("shape", "temperature"),
+        [((8, 8, 6), 1.0), ((16, 15, 4), 0.5), ((16, 15, 4), 1.0), ((12, 40, 1.5), 1.0), ((64, 64, 6.4), 1.0)],
+    )
+    def test_c1_where_it_is_exact(self, shape, temperature, smoothing):
+        vocab_size, _, norm_product = shape
+        row = fit(det(*shape, temperature=temperature, label_smoothing=smoothing))
+        gap = max_gap(norm_product, vocab_size, temperature=temperature)
+        if smoothing:
+            gap = min(gap, optimal_gap(smoothing, vocab_size))
+        assert row["converged"]
+        assert row["logit_gap"] == pytest.approx(gap, abs=5e-3)
+        assert row["confidence"] == pytest.approx(gap_to_confidence(gap, vocab_size), abs=1e-3)
+
+    @pytest.mark.parametrize(("shape", "temperature", "gap"), [((8, 8, 6), 1.0, 4.290), ((16, 15, 4), 0.5, 4.977)])
+    def test_c1_check_values_under_smoothing(self, shape, temperature, gap):
+        row = fit(det(*shape, temperature=temperature, label_smoothing=0.1, tolerance=1e-8))
+        assert round(row["logit_gap"], 3) == gap
+
+    @pytest.mark.parametrize(("shape", "most"), [((32, 32, 4.5), 1e-4), ((64, 8, 4), 0.01), ((48, 16, 5), 0.01)])
+    def test_smoothing_is_inert_below_rho_09(self, shape, most):
+        assert effectiveness_ratio(shape[2], shape[0], 0.1) < 0.9
+        plain, smoothed = fit(det(*shape)), fit(det(*shape, label_smoothing=0.1))
+        assert abs(plain["confidence"] - smoothed["confidence"]) <= most
+
+    def test_activity_index_where_rank_counts(self):
+        """C4's check values: (32, 4, 6) is inert although rho > 1, (32, 4, 12) is not."""
+        inert, acting = det(32, 4, 6), det(32, 4, 12)
+        assert effectiveness_ratio(6, 32, 0.1) == pytest.approx(1.09, abs=0.005)
+        plain, smoothed = (fit(dataclasses.replace(inert, label_smoothing=b)) for b in (0.0, 0.1))
+        assert plain["activity_index"] == pytest.approx(1.9, abs=0.15)
+        assert plain["confidence"] == pytest.approx(0.575, abs=0.006)
+        assert smoothed["confidence"] == pytest.approx(plain["confidence"], abs=0.003)
+        plain, smoothed = (fit(dataclasses.replace(acting, label_smoothing=b)) for b in (0.0, 0.1))
+        assert plain["activity_index"] < 0.4
+        assert 0.1 < plain["confidence"] - smoothed["confidence"] < 0.2
+
+    def test_the_contraction_attains_less_than_its_bound(self):
+        """C2's check value: 7.055 attained against the bound 8.451 at (32, 32, 12), c = 5."""
+        row = fit(det(32, 32, 12, softcap=5.0, tolerance=1e-7))
+        assert float(max_gap(12, 32, softcap=5.0)) == pytest.approx(8.451, abs=5e-4)
+        assert row["logit_gap"] == pytest.approx(7.055, abs=0.01)
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    def test_the_optimum_is_that_of_a_constrained_solver(self, smoothing):
+        """D < V - 1: SLSQP on the norm constraints themselves, from several starts, finds no lower loss."""
+        v, d, m = 6, 2, 4.0
+        row = min(
+            (fit(det(v, d, m, label_smoothing=smoothing, seed=s, tolerance=1e-9)) for s in range(4)),
+            key=lambda r: r["loss"],
+        )
+        target = (1 - smoothing) * np.eye(v) + smoothing / v
+
+        def problem(x):
+            angle, w = x[:v], x[v:].reshape(v, d)
+            h = np.stack([np.cos(angle), np.sin(angle)], 1) * d**0.5
+            log_p = scipy.special.log_softmax(h @ w.T, axis=-1)
+            slope = (np.exp(log_p) - target) / v
+            turned = np.stack([-h[:, 1], h[:, 0]], 1)
+            return -(target * log_p).sum() / v, np.concatenate([((slope @ w) * turned).sum(1), (slope.T @ h).ravel()])
+
+        limit = {"type": "ineq", "fun": lambda x: m**2 / d - (x[v:].reshape(v, d) ** 2).sum(1)}
+        rng = np.random.default_rng(0)
+        starts = [np.concatenate([rng.uniform(0, 2 * np.pi, v), rng.normal(size=v * d)]) for _ in range(12)]
+        best = min(
+            scipy.optimize.minimize(
+                problem, x, jac=True, constraints=[limit], method="SLSQP", options={"maxiter": 500, "ftol": 1e-12}
+            ).fun
+            for x in starts
+        )
+        assert row["loss"] == pytest.approx(best, abs=1e-5)
+
+    def test_no_head_exceeds_the_caps(self):
+        for shape in [(8, 2, 3), (16, 4, 5), (16, 20, 3), (32, 3, 8)]:
+            row = fit(det(*shape))
+            cap = simplex_cap(shape[2], shape[0])
+            assert row["min_target_probability"] <= cap * (1 + 1e-9)
+            assert row["cross_entropy"] >= -np.log(cap) - 1e-9  # mean log p obeys the bound too
+
+    def test_smoothing_makes_a_calibrated_model_underconfident_by_d2(self):
+        teacher = dataclasses.replace(lowrank(12, 16, samples=None), rank=4, logit_std=1.0)
+        config = FitConfig(teacher=teacher, hidden_size=12, norm="free", label_smoothing=0.1, dtype="float64")
+        row = fit(dataclasses.replace(config, tolerance=1e-8))
+        assert row["context_error"] == pytest.approx(0.1 * (row["best_accuracy"] - 1 / 12), abs=1e-4)
+
+    @pytest.mark.parametrize(("kind", "norm"), [("sparse", "budget"), ("lowrank", "free")])
+    def test_twice_the_steps_change_nothing(self, kind, norm):
+        teacher = dataclasses.replace(lowrank(32, 32), kind=kind)
+        config = FitConfig(teacher=teacher, hidden_size=8, norm=norm, label_smoothing=0.1, temperature=0.5)
+        row = fit(config)
+        longer = fit(dataclasses.replace(config, max_steps=2 * row["steps"], tolerance=0.0))
+        assert row["converged"]
+        assert longer["steps"] >= row["steps"]
+        assert longer["confidence"] == pytest.approx(row["confidence"], abs=2e-3)
+
+
+class TestRecord:
+    def test_measures_against_independent_formulas(self, noisy):
+        row = fit(noisy.head.config)
+        z = noisy.head.logits().numpy()
+        p, log_p = scipy.special.softmax(z, -1), scipy.special.log_softmax(z, -1)
+        q = noisy.teacher.conditionals(slice(0, 24)).numpy()
+        count = np.zeros_like(q)
+        count[noisy.training.context, noisy.training.token] = noisy.training.weight
+        assert count.sum(-1).tolist() == [8.0] * 24
+        assert row["confidence"] == pytest.approx(p.max(-1).mean())
+        assert row["accuracy"] == pytest.approx(q[np.arange(24), p.argmax(-1)].mean())
+        assert row["best_accuracy"] == pytest.approx(q.max(-1).mean())
+        assert row["true_ece"] == pytest.approx(true_calibration_error(p, q, n_bins=15))
+        assert row["context_error"] == pytest.approx(true_calibration_error(p, q, given="context"))
+        assert row["entropy"] == pytest.approx(scipy.stats.entropy(p, axis=-1).mean())
+        assert row["true_entropy"] == pytest.approx(scipy.stats.entropy(q, axis=-1).mean())
+        assert row["true_nll"] == pytest.approx(-(q * log_p).sum(-1).mean())
+        assert row["cross_entropy"] == pytest.approx(-(count * log_p).sum() / count.sum())
+        assert row["uniform_cross_entropy"] == pytest.approx(-log_p.mean())
+        assert row["loss"] == pytest.approx(row["cross_entropy"])
+        best = p[np.arange(24), q.argmax(-1)]
+        assert row["min_target_probability"] == pytest.approx(best.min())
+        assert row["logit_gap"] == pytest.approx(np.log(15 * best / (1 - best)).mean())
+
+    def test_the_activity_index_is_the_slope_in_temperature(self, noisy):
+        row, b = fit(noisy.head.config), 0.1
+        seen = noisy.training
+
+        def smoothed_loss(log_temperature):
+            z = noisy.head.logits()[seen.context] / np.exp(log_temperature)
+            rows = torch.nn.functional.cross_entropy(z, seen.token, label_smoothing=b, reduction="none")
+            return ((rows * seen.weight).sum() / seen.weight.sum()).item()
+
+        slope = (smoothed_loss(1e-5) - smoothed_loss(-1e-5)) / 2e-5
+        pull = b * (row["uniform_cross_entropy"] - row["cross_entropy"])
+        assert (row["activity_index"] - 1) * pull == pytest.approx(slope, rel=1e-5)
+
+    def test_estimates_approach_the_truth(self):
+        row = fit(FitConfig(teacher=lowrank(16, 400, samples=64), hidden_size=6, norm_coefficient=0.3))
+        assert row["estimated_ece"] == pytest.approx(row["true_ece"], abs=0.02)
+        assert row["held_out_nll"] == pytest.approx(row["true_nll"], abs=0.03)
+
+    def test_rho_is_of_the_budget_and_the_gain_counts(self):
+        options = {"max_steps": 1, "temperature": 0.5, "softcap": 3.0}
+        row = fit(det(16, 4, 2, **options))
+        assert row["effectiveness_ratio"] == effectiveness_ratio(2, 16, 0.1, temperature=0.5, softcap=3.0)
+        row = fit(det(16, 4, 2, softcap_form="gain", label_smoothing=0.2, **options))
+        assert row["effectiveness_ratio"] == effectiveness_ratio(6, 16, 0.2, temperature=0.5, softcap=3.0)
+        row = fit(FitConfig(teacher=lowrank(), hidden_size=4, norm="free", max_steps=20))
+        assert row["effectiveness_ratio"] == effectiveness_ratio(row["norm_product"], 16, 0.1)
+
+    def test_a_run_cut_short_says_so(self):
+        row = fit(det(64, 16, 20, max_steps=10))
+        assert not row["converged"]
+        assert row["relative_loss_fall"] == pytest.approx(row["loss_fall"] / row["loss"])
+
+    def test_the_same_config_gives_the_same_row_and_seeds_are_apart(self):
+        config = FitConfig(teacher=lowrank(), hidden_size=3)
+        timing = {"wall_seconds", "cpu_seconds"}
+
+        def row(**changes):
+            return {k: v for k, v in fit(dataclasses.replace(config, **changes)).items() if k not in timing}
+
+        assert row() == row()
+        other_model, other_data = row(seed=1), row(teacher=lowrank(seed=1))
+        assert other_model["best_accuracy"] == row()["best_accuracy"] != other_data["best_accuracy"]
+        assert other_model["loss"] != row()["loss"]
+
+    def test_columns_are_flat_and_name_both_seeds(self):
+        columns = FitConfig(teacher=lowrank(seed=5), hidden_size=3, seed=7).columns()
+        assert (columns["teacher"], columns["data_seed"], columns["model_seed"]) == ("lowrank", 5, 7)
+        assert all(value is None or isinstance(value, str | int | float) for value in columns.values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "message"),
+    [
+        ({"hidden_size": 0}, ValueError, r"hidden_size must be at least 1, got 0\."),
+        ({"hidden_size": 4.0}, TypeError, r"hidden_size must be an int, got 4\.0\."),
+        ({"teacher": "det"}, TypeError, r"teacher must be a TeacherConfig, got 'det'\."),
+        ({"norm": "l2"}, ValueError, r"norm must be one of \('budget', 'free'\), got 'l2'\."),
+        ({"softcap_form": "tanh"}, ValueError, r"softcap_form must be one of \('contraction', 'gain'\), got 'tanh'\."),
+        ({"norm_coefficient": 0.0}, ValueError, r"norm_coefficient must be finite and greater than 0, got 0\.0\."),
+        ({"temperature": float("nan")}, ValueError, r"temperature must be finite and greater than 0, got nan\."),
+        ({"softcap": -1.0}, ValueError, r"softcap must be finite and greater than 0, got -1\.0\."),
+        ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got 1\.5\."),
+        ({"max_steps": 0}, ValueError, r"max_steps must be at least 1, got 0\."),
+        ({"tolerance": -1e-3}, ValueError, r"tolerance must be finite and at least 0, got -0\.001\."),
+        ({"dtype": "float16"}, ValueError, r"dtype must be one of \('float32', 'float64'\), got 'float16'\."),
+    ],
+)
+def test_config_errors_say_what_is_allowed(fields, kind, message):
+    with pytest.raises(kind, match=f"^{message}$"):
+        FitConfig(**{"hidden_size": 4, **fields})

@@ -1,0 +1,162 @@
+"""Rows on disk: names that last, files that are whole, tables that say where they come from."""
+
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sweep_jobs import Square
+
+from analysis import records
+from analysis.bottleneck import FitConfig
+from analysis.records import RowStore, config_key, environment, write_atomically, write_table
+from analysis.teachers import TeacherConfig
+
+MADE_BY = {"python": "3", "commit": None}
+
+
+def test_keys_do_not_change():
+    """Committed rows are found by these: a change here orphans them, and needs a new ROWS_VERSION."""
+    config = FitConfig(teacher=TeacherConfig(kind="lowrank", seed=2), hidden_size=16, temperature=0.25)
+    assert config_key(config) == "9bc2e014a759d0cbcd1f"
+
+
+def test_every_field_that_is_set_changes_the_key():
+    base = FitConfig(hidden_size=4)
+    others = [
+        FitConfig(hidden_size=8),
+        FitConfig(hidden_size=4, seed=1),
+        FitConfig(hidden_size=4, softcap=5.0),
+        FitConfig(hidden_size=4, softcap=5.0, softcap_form="gain"),
+        FitConfig(hidden_size=4, teacher=TeacherConfig(seed=1)),
+        FitConfig(hidden_size=4, teacher=TeacherConfig(samples_per_context=None)),
+    ]
+    assert len({config_key(config) for config in [base, *others]}) == 7
+
+
+def test_a_new_field_at_its_default_keeps_the_key_and_integral_floats_are_ints():
+    def make(*fields):
+        namespace = {"__annotations__": dict(fields and [(f, float) for f, _ in fields])}
+        return dataclass(frozen=True)(type("Config", (), {**namespace, **dict(fields)}))
+
+    assert config_key(make(("a", 0.0))(a=2.0)) == config_key(make(("a", 0.0), ("b", 1.0))(a=2))
+    assert config_key(make(("a", 0.0))(a=2.0)) != config_key(make(("a", 0.0), ("b", 1.0))(a=2.0, b=2.0))
+
+
+def test_what_json_has_not_is_no_config():
+    @dataclass
+    class Config:
+        value: object = field(default_factory=list)
+
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        config_key(Config({1, 2}))
+    with pytest.raises(TypeError, match=r"^config must be an instance of a dataclass, got the class Config\.$"):
+        config_key(Config)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        config_key(Config(math.nan))
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    store, row = RowStore(tmp_path), {"a": 0.1, "b": -math.inf, "c": None, "d": True, "e": "text"}
+    store.write(Square(3), row, MADE_BY)
+    stored = store.read(Square(3))
+    assert stored["row"] == row
+    assert stored["config"]["number"] == 3
+    assert stored["environment"] == MADE_BY
+    (file,) = tmp_path.iterdir()
+    json.loads(file.read_text(), parse_constant=pytest.fail)  # strict JSON, without Infinity
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"key"', b"\x00" * 100, b"\xff\xfe", b"[]", b"null", b'{"key": "other", "row": {}}']
+)
+def test_a_damaged_file_is_no_row(tmp_path, content):
+    (tmp_path / f"{config_key(Square(3))}.json").write_bytes(content)
+    assert RowStore(tmp_path).read(Square(3)) is None
+
+
+def test_a_row_is_missing_until_it_is_whole(tmp_path):
+    store = RowStore(tmp_path)
+    store.write(Square(3), {"a": 1}, MADE_BY)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for length in range(0, len(whole) - 2, 7):
+        file.write_bytes(whole[:length])
+        assert store.read(Square(3)) is None
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_readable_by_others(tmp_path):
+    write_atomically(tmp_path / "deep" / "file", "x")
+    assert stat.S_IMODE((tmp_path / "deep" / "file").stat().st_mode) == 0o644
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        RowStore(tmp_path / "file")
+
+
+def test_a_failure_is_kept_until_a_row_replaces_it(tmp_path):
+    store = RowStore(tmp_path)
+    store.write_failure(Square(3), "no memory", MADE_BY)
+    assert store.failure(Square(3)) == "no memory"
+    assert store.read(Square(3)) is None
+    store.write(Square(3), {"a": 1}, MADE_BY)
+    assert store.failure(Square(3)) is None
+
+
+def test_the_table_and_its_sidecar(tmp_path):
+    store, configs = RowStore(tmp_path / "rows"), [Square(n) for n in range(3)]
+    for n in range(2):
+        row = {"data_seed": n, "model_seed": 7, "device": "cpu", "wall_seconds": 2.0, "converged": n == 0, "x": 0.1 + n}
+        store.write(configs[n], row, {"torch": "2.13.0", "commit": None})
+    store.write_failure(configs[2], "no memory", MADE_BY)
+    table = pd.DataFrame([store.read(config)["row"] for config in configs[:2]])
+    beside = write_table(table, tmp_path / "table.csv", store, configs)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv"), table)  # every digit
+    sidecar = json.loads(beside.read_text())
+    assert beside == tmp_path / "table.json"
+    assert (sidecar["rows"], sidecar["data_seeds"], sidecar["model_seeds"]) == (2, [0, 1], [7])
+    assert (sidecar["devices"], sidecar["wall_seconds"], sidecar["not_converged"]) == (["cpu"], 4.0, 1)
+    assert sidecar["environment"] == {"torch": ["2.13.0"], "commit": []}
+    assert sidecar["failed"] == {config_key(configs[2]): "no memory"}
+    again = json.loads(write_table(table, tmp_path / "other.csv", store, configs[::-1]).read_text())
+    assert again["configs_hash"] == sidecar["configs_hash"]
+
+
+def test_the_environment_names_versions_and_commit(monkeypatch):
+    found = environment()
+    assert found["torch"]
+    assert found["commit"] is None or len(found["commit"].rstrip("+")) == 40
+
+    def no_git(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert environment()["commit"] is None
+
+
+def test_records_need_no_torch():
+    code = "import sys, analysis.records; sys.exit('torch' in sys.modules)"
+    root = Path(records.__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

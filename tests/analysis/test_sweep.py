@@ -1,0 +1,121 @@
+"""Sweeps: every config once, whatever fails or is killed in between."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from sweep_jobs import Square, jobs, square
+
+import analysis
+from analysis.records import config_key
+from analysis.sweep import available_cores, read_rows, run
+
+JOBS = Path(__file__).parent.parent / "sweep_jobs.py"
+
+
+def row_files(folder):
+    return {path: path.read_bytes() for path in Path(folder).glob("*.json")}
+
+
+def test_rows_of_all_cores_in_the_order_of_the_configs(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    configs = [Square(n, seconds=0.05 * (n == 0)) for n in (0, 3, 1, 2, 3)]
+    result = run(square, configs, tmp_path, workers=2)
+    assert result.rows["number"].tolist() == [0, 3, 1, 2]  # equal configs are one
+    assert result.rows["square"].tolist() == [0, 9, 1, 4]
+    assert result.rows["key"].tolist() == [config_key(c) for c in configs[:4]]
+    assert (result.computed, result.failures) == (4, {})
+    assert set(result.rows["threads"]) == {1}
+    assert set(result.rows["omp"]) == {"1"}
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert result.rows["process"].nunique() == 2
+    assert capfd.readouterr().err == ""  # the progress bar is for terminals
+
+    before = row_files(tmp_path)
+    again = run(square, configs, tmp_path)
+    assert again.computed == 0
+    assert again.rows.equals(result.rows)
+    assert row_files(tmp_path) == before
+
+
+def test_failures_are_recorded_and_the_sweep_goes_on(tmp_path):
+    events = ["", "error", "die", "tensor", "inf", ""]
+    configs = [Square(n, event=event) for n, event in enumerate(events)]
+    result = run(square, configs, tmp_path, workers=1)
+    assert result.rows["number"].tolist() == [0, 4, 5]
+    assert result.rows["square"].tolist() == [0, float("inf"), 25]
+    errors = [result.failures[config_key(c)] for c in configs[1:4]]
+    assert "RuntimeError: cannot square 1" in errors[0]
+    assert errors[1] == "the worker process died with exit code -9"
+    assert "Tensor is not JSON serializable" in errors[2]
+    stored = json.loads((tmp_path / "failed" / f"{config_key(configs[1])}.json").read_text())
+    assert stored["error"] == errors[0]
+
+    (tmp_path / f"{config_key(configs[0])}.json").write_text(
+        "{"
+    )  # damaged: made again, as the failures are tried again
+    again = run(square, configs, tmp_path, workers=1)
+    assert again.computed == 1
+    assert set(again.failures) == set(result.failures)
+    assert again.rows["square"].tolist() == [0, float("inf"), 25]
+
+
+@pytest.mark.parametrize("moment", [3, 12])
+def test_kill_9_loses_and_repeats_no_finished_row(tmp_path, moment):
+    root = str(Path(analysis.__file__).parent.parent)
+    driver = subprocess.Popen([sys.executable, str(JOBS), str(tmp_path)], env={**os.environ, "PYTHONPATH": root})
+    deadline = time.monotonic() + 120
+    while len(row_files(tmp_path / "rows")) < moment:
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert gone
+    assert not alive  # no orphan goes on
+    finished = row_files(tmp_path / "rows")
+    configs = jobs(str(tmp_path))
+    assert moment <= len(finished) < len(configs)
+
+    result = run(square, configs, tmp_path / "rows", workers=2)
+    assert result.rows["number"].tolist() == list(range(len(configs)))
+    assert result.computed == len(configs) - len(finished)
+    assert {path: row_files(tmp_path / "rows")[path] for path in finished} == finished
+    computed = [int(line) for line in (tmp_path / "log").read_text().split()]
+    kept = {json.loads(content)["row"]["number"] for content in finished.values()}
+    assert all(computed.count(number) == 1 for number in kept)
+    assert all(computed.count(config.number) <= 2 for config in configs)  # at most what was under way
+
+
+def test_a_sweep_that_cannot_store_stops_with_the_reason(tmp_path, monkeypatch):
+    from analysis import records
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records, "write_atomically", full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        run(square, [Square(1), Square(2)], tmp_path, workers=1)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+def test_nothing_to_do_starts_nothing(tmp_path):
+    result = run(square, [], tmp_path)
+    assert (len(result.rows), result.computed, result.failures) == (0, 0, {})
+    assert read_rows(tmp_path, [Square(1)]).empty
+
+
+def test_workers_are_at_least_one_and_cores_are_counted(tmp_path):
+    with pytest.raises(ValueError, match=r"^workers must be at least 1, got 0\.$"):
+        run(square, [Square(1)], tmp_path, workers=0)
+    assert available_cores() == len(os.sched_getaffinity(0))

@@ -1,0 +1,54 @@
+"""Work for the tests of sweeps, in a module of its own: fresh processes import it by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from analysis.sweep import run
+
+
+@dataclass(frozen=True)
+class Square:
+    """A number to square, and what to do on the way."""
+
+    number: int
+    event: str = ""
+    log: str = ""
+    seconds: float = 0.0
+
+
+def square(config: Square) -> dict[str, object]:
+    """The square of a number; leaves a line in the log for every time it is computed."""
+    if config.log:
+        with Path(config.log).open("a") as file:
+            file.write(f"{config.number}\n")
+    time.sleep(config.seconds)
+    if config.event == "error":
+        raise RuntimeError(f"cannot square {config.number}")
+    if config.event == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.event == "tensor":
+        return {"square": torch.tensor(config.number)}
+    return {
+        "number": config.number,
+        "square": config.number**2 if config.event != "inf" else float("inf"),
+        "threads": torch.get_num_threads(),
+        "omp": os.environ.get("OMP_NUM_THREADS"),
+        "process": os.getpid(),
+    }
+
+
+def jobs(folder: str, count: int = 24) -> list[Square]:
+    """Numbers that take a while, logged in the folder."""
+    return [Square(number, log=str(Path(folder) / "log"), seconds=0.1) for number in range(count)]
+
+
+if __name__ == "__main__":
+    run(square, jobs(sys.argv[1]), Path(sys.argv[1]) / "rows", workers=2)
