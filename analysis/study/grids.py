@@ -13,7 +13,7 @@ __all__ = ["GRIDS", "PRESETS", "Preset", "grid"]
 
 Preset = Literal["quick", "full"]
 PRESETS: tuple[Preset, ...] = ("quick", "full")
-_CONTEXTS = 256  # of a noisy teacher; a det teacher has one for each token, which is all it can tell
+_CONTEXTS = 256  # of a noisy teacher; a det teacher has one for each token, which is all it can tell apart
 
 
 def _heads(
