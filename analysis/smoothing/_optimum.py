@@ -1,8 +1,4 @@
-"""What label smoothing asks of a head, and whether a head of given norms can feel it.
-
-Convention, everywhere in this project that of :func:`torch.nn.functional.cross_entropy`: with ``label_smoothing`` b the
-target of a token y is (1 - b) onehot(y) + b / V, so y itself keeps 1 - b + b / V.
-"""
+"""The smoothed optimum and whether a norm-bounded head can reach it (C0, C1, C2)."""
 
 from __future__ import annotations
 
@@ -10,18 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
-from ._validation import distribution, interval, require_broadcast, whole
-from .caps._softcap import softcap_gap
+from .._validation import interval, require_broadcast, whole
+from ..caps import max_gap, softcap_gap
 
 __all__ = [
-    "activity_index",
     "effectiveness_ratio",
     "loss_floor",
     "optimal_confidence",
     "optimal_gap",
+    "optimal_gap_under_cap",
     "restoring_temperature",
-    "smooth",
-    "unsmooth",
 ]
 
 
@@ -113,6 +107,42 @@ def loss_floor(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.
     return -kept * log_kept - xlogy(rest, b / v)  # equation C0
 
 
+def optimal_gap_under_cap(
+    norm_product: ArrayLike, vocab_size: ArrayLike, label_smoothing: ArrayLike, *, temperature: ArrayLike = 1.0
+) -> NDArray[np.float64]:
+    r"""Gap, in nats, of every minimiser of the smoothed loss over norm-bounded heads: the smaller of two wishes.
+
+    .. math:: G^* = \min\Bigl(\frac{mV}{(V-1)\,T},\ G_{LS}(b, V)\Bigr)
+
+    Exact for features of norm at most R that are otherwise free, rows of norm at most B, every token a target equally
+    often, D >= V - 1 and no softcap. Reason: by Jensen the loss is at least phi(mean difference z_y - z_k), with
+    phi(g) = log(1 + (V-1) e^-g) + b g (V-1)/V convex and smallest at G_LS; the mean difference is at most mV/((V-1)T);
+    a scaled simplex attains both.
+
+    Args:
+        norm_product: m = max ||h|| max ||w_k|| >= 0, in logit units before the temperature.
+        vocab_size: Number of classes V >= 2.
+        label_smoothing: Smoothing b in [0, 1]; at 0 the second wish is infinite.
+        temperature: Training temperature T > 0.
+
+    Returns:
+        The gap, with the broadcast shape.
+
+    Raises:
+        ValueError: If an argument is outside its range or the shapes do not broadcast.
+
+    Example:
+        >>> optimal_gap_under_cap([3.0, 6.0], 8, 0.1).round(3).tolist()
+        [3.429, 4.29]
+    """
+    b, v = _smoothing_and_vocab(label_smoothing, vocab_size)
+    allowed = max_gap(norm_product, v, temperature=temperature)
+    require_broadcast(norm_product=np.asarray(allowed), label_smoothing=b)
+    with np.errstate(divide="ignore"):
+        asked = np.log1p((1 - b) * v / b)  # equation C0, infinite at b = 0
+    return np.minimum(allowed, asked)  # equation C1
+
+
 def effectiveness_ratio(
     norm_product: ArrayLike,
     vocab_size: ArrayLike,
@@ -187,109 +217,3 @@ def restoring_temperature(
         [0.397, 1.588]
     """
     return effectiveness_ratio(norm_product, vocab_size, label_smoothing, softcap=softcap)  # equation C2
-
-
-def smooth(probabilities: ArrayLike, label_smoothing: ArrayLike) -> NDArray[np.float64]:
-    """Smoothed distributions (1 - b) p + b / V.
-
-    Applied to the true conditionals this is what a well-specified model learns from smoothed targets, so that its
-    expected calibration error is b (E max p_true - 1/V): smoothing makes a calibrated model under-confident.
-
-    Args:
-        probabilities: Distributions, shape (..., V), at least 0 and summing to 1.
-        label_smoothing: Smoothing b in [0, 1], shape broadcastable to (...).
-
-    Returns:
-        The distributions, shape (..., V).
-
-    Raises:
-        ValueError: If ``probabilities`` are not distributions, b is outside [0, 1], or the shapes do not broadcast.
-
-    Example:
-        >>> smooth([0.7, 0.3, 0.0], 0.3).round(3).tolist()
-        [0.59, 0.31, 0.1]
-    """
-    p, b = _rows_and_smoothing(probabilities, label_smoothing)
-    return (1 - b) * p + b / p.shape[-1]  # equation D2
-
-
-def unsmooth(probabilities: ArrayLike, label_smoothing: ArrayLike) -> NDArray[np.float64]:
-    """Inverse of :func:`smooth`, (p - b / V) / (1 - b), clipped at 0 and renormalised.
-
-    Exact on what :func:`smooth` returns. Elsewhere (a model away from its optimum) entries below b / V would be
-    negative: they become 0 and the rest is scaled to sum to 1. The free baseline that smoothing should be compared
-    with; no temperature does the same.
-
-    Args:
-        probabilities: Distributions, shape (..., V), at least 0 and summing to 1.
-        label_smoothing: Smoothing b in [0, 1), shape broadcastable to (...).
-
-    Returns:
-        The distributions, shape (..., V).
-
-    Raises:
-        ValueError: If ``probabilities`` are not distributions, b is outside [0, 1) (at 1 nothing is left to invert), or
-            the shapes do not broadcast.
-
-    Example:
-        >>> unsmooth([0.59, 0.31, 0.1], 0.3).round(3).tolist()
-        [0.7, 0.3, 0.0]
-    """
-    interval("label_smoothing", label_smoothing, 0, 1, open_high=True)
-    p, b = _rows_and_smoothing(probabilities, label_smoothing)
-    raw = np.maximum(p - b / p.shape[-1], 0.0)  # equation D2, up to the factor that renormalising supplies
-    return raw / raw.sum(axis=-1, keepdims=True)
-
-
-def _rows_and_smoothing(
-    probabilities: ArrayLike, label_smoothing: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    p, b = distribution("probabilities", probabilities), interval("label_smoothing", label_smoothing, 0, 1)
-    require_broadcast(probabilities=p[..., 0], label_smoothing=b)
-    return p, b[..., None]
-
-
-def activity_index(
-    entropy: ArrayLike,
-    cross_entropy: ArrayLike,
-    uniform_cross_entropy: ArrayLike,
-    label_smoothing: ArrayLike,
-) -> NDArray[np.float64]:
-    r"""Smoothing activity index A of a head trained *without* smoothing: does smoothing pull its scale up or down?
-
-    .. math:: A = \frac{H - CE}{b\,(CE_u - CE)}, \qquad
-              \frac{d\,CE_b}{d\log T}\Big|_{T=1} = (H - CE) - b\,(CE_u - CE).
-
-    A > 1, = 1, < 1 says that this derivative is > 0, = 0, < 0, **for every input**: A > 1 means that even the
-    smoothed loss still wants larger logits (smoothing inert), A < 1 that it wants smaller ones (smoothing acts). This
-    is a first-order statement, averaged over the data, about the overall scale; that A > 1 leaves the confidence
-    unchanged is exact only in the setting of :func:`effectiveness_ratio`. Needs forward passes only, for any D, V,
-    temperature, softcap and bias.
-
-    Args:
-        entropy: Mean entropy H of the predictions over the training distribution, in nats.
-        cross_entropy: Mean loss CE against the unsmoothed targets, in nats.
-        uniform_cross_entropy: Mean of CE_u = lse - mean_k z_k, the loss against uniform targets, in nats.
-        label_smoothing: Smoothing b in [0, 1] whose effect is asked for.
-
-    Returns:
-        A with the broadcast shape. Where b (CE_u - CE) <= 0 (b = 0, or a head no better on its targets than on uniform
-        ones) the ratio would lose its sign, and the value is inf, 1 or -inf after the sign of the derivative.
-
-    Raises:
-        ValueError: If an argument is NaN or infinite, b is outside [0, 1], or the shapes do not broadcast.
-
-    Example:
-        >>> activity_index(2.0, [1.0, 1.9], 11.0, 0.1).round(3).tolist()
-        [1.0, 0.11]
-    """
-    h, ce = interval("entropy", entropy), interval("cross_entropy", cross_entropy)
-    uniform = interval("uniform_cross_entropy", uniform_cross_entropy)
-    b = interval("label_smoothing", label_smoothing, 0, 1)
-    require_broadcast(entropy=h, cross_entropy=ce, uniform_cross_entropy=uniform, label_smoothing=b)
-    upward, downward = h - ce, b * (uniform - ce)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = upward / downward  # equation C4
-        sign = np.sign(upward - downward)
-        limit = np.where(sign == 0, 1.0, sign * np.inf)
-    return np.where(downward > 0, ratio, limit)[()]

@@ -1,0 +1,128 @@
+"""Exact expectations at finite V, argument checks and broadcasting around the quadrature (B1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._validation import interval, require_broadcast, whole
+from . import _quadrature as quadrature
+
+Array = NDArray[np.float64]
+
+__all__ = ["expected_confidence", "expected_entropy", "expected_log_partition", "participation", "std_and_vocab"]
+
+
+def std_and_vocab(logit_std: ArrayLike, vocab_size: ArrayLike) -> tuple[Array, Array]:
+    """The two checked arguments of every function of independent Gaussian logits."""
+    s, v = interval("logit_std", logit_std, 0), whole("vocab_size", vocab_size, 2)
+    require_broadcast(logit_std=s, vocab_size=v)
+    return s, v
+
+
+def _each(function: Callable[[float, float], float], s: Array, v: Array) -> Array:
+    return np.vectorize(function, otypes=[np.float64])(s, v)[()]
+
+
+def expected_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
+    r"""E log sum_k exp(z_k) in nats for V independent logits z_k ~ N(0, s^2), exact at finite V.
+
+    .. math:: E\log Z = \int_0^\infty \frac{e^{-t} - M(t)^V}{t}\,dt, \qquad M(t) = E\,e^{-t e^{s g}}
+
+    Evaluated as -Euler's constant minus the mean of X = log(Exp(1)) - log Z, whose survival function is M(e^x)^V.
+
+    Args:
+        logit_std: Standard deviation s >= 0 of the logits (divide by the temperature first).
+        vocab_size: Number of classes V >= 2.
+
+    Returns:
+        The expectation, with the broadcast shape; log V at s = 0. A few ms an element.
+
+    Raises:
+        ValueError: If an argument is outside its range or the shapes do not broadcast.
+
+    References:
+        Derrida, "Random-energy model", Phys. Rev. B 24 (1981).
+
+    Example:
+        >>> expected_log_partition(4.079, 4096).round(3).item()
+        15.967
+    """
+    s, v = std_and_vocab(logit_std, vocab_size)
+    return _each(quadrature.log_partition, s, v)
+
+
+def participation(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
+    r"""E sum_k p_k^2 for V independent logits N(0, s^2): the chance that two draws from the softmax agree.
+
+    .. math:: Y_2 = V \int_0^\infty t\,E\bigl[e^{2sg - te^{sg}}\bigr]\,M(t)^{V-1}\,dt
+
+    Args:
+        logit_std: Standard deviation s >= 0 of the logits.
+        vocab_size: Number of classes V >= 2.
+
+    Returns:
+        The expectation, from 1/V at s = 0 to 1, with the broadcast shape.
+
+    Raises:
+        ValueError: If an argument is outside its range or the shapes do not broadcast.
+
+    Example:
+        >>> participation([0.0, 4.079], 4096).round(4).tolist()
+        [0.0002, 0.2139]
+    """
+    s, v = std_and_vocab(logit_std, vocab_size)
+    return _each(quadrature.participation, s, v)
+
+
+def expected_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
+    r"""Mean entropy in nats of the softmax of V independent logits N(0, s^2): E log Z - s^2 (1 - Y_2).
+
+    Reason: E sum p_k z_k = s^2 E sum p_k (1 - p_k), Gaussian integration by parts.
+
+    Args:
+        logit_std: Standard deviation s >= 0 of the logits.
+        vocab_size: Number of classes V >= 2.
+
+    Returns:
+        The expectation, with the broadcast shape; log V at s = 0.
+
+    Raises:
+        ValueError: If an argument is outside its range or the shapes do not broadcast.
+
+    Example:
+        >>> expected_entropy(4.079, 4096).round(3).item()
+        2.889
+    """
+    s, v = std_and_vocab(logit_std, vocab_size)
+    return _each(quadrature.entropy, s, v)
+
+
+def expected_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
+    r"""E max_k p_k for V independent logits N(0, s^2).
+
+    .. math:: V\,E_g \int_0^\infty e^{sg - te^{sg}} \Bigl(\int_{-\infty}^{g} \varphi(g')\,e^{-te^{sg'}}dg'\Bigr)^{V-1}
+    dt
+
+    Reason: p_max = a / (a + Z') with a = exp(s g) the largest term, and 1 / (a + Z') is the integral of exp(-t (a +
+        Z')).
+
+    Args:
+        logit_std: Standard deviation s >= 0 of the logits.
+        vocab_size: Number of classes V >= 2.
+
+    Returns:
+        The expectation, from 1/V at s = 0 to 1, with the broadcast shape. Relative error
+        below 2e-6; some 2 ms an element, 200 at the extremes (V = 2, s = 20).
+
+    Raises:
+        ValueError: If an argument is outside its range or the shapes do not broadcast.
+
+    Example:
+        >>> expected_confidence([0.0, 4.079], 4096).round(3).tolist()
+        [0.0, 0.365]
+    """
+    s, v = std_and_vocab(logit_std, vocab_size)
+    return _each(quadrature.confidence, s, v)
