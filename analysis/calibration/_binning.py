@@ -11,10 +11,12 @@ from scipy.special import ndtr
 from ._inputs import check_choice
 
 __all__ = [
+    "BLOCK",
     "BinSums",
     "Binning",
     "Norm",
     "binned_error",
+    "equal_mass_cuts",
     "equal_mass_sums",
     "sum_by",
     "sums_between",
@@ -42,7 +44,11 @@ def uniform_index(confidence: NDArray[np.float64], n_bins: int) -> NDArray[np.in
 
     The edges are those of ``np.linspace(0, 1, n_bins + 1)``; 1.0 falls in the last bin, never in one of its own.
     """
-    return np.searchsorted(np.linspace(0, 1, n_bins + 1)[1:-1], confidence, side="left")
+    edges = np.linspace(0, 1, n_bins + 1)
+    index = np.minimum((confidence * n_bins).astype(np.intp), n_bins - 1)  # right up to rounding at the edges
+    index -= (confidence <= edges[index]) & (index > 0)
+    index += (confidence > edges[index + 1]) & (index < n_bins - 1)
+    return index
 
 
 def sum_by(index: NDArray[np.intp], values: NDArray[Any], size: int) -> NDArray[np.float64]:
@@ -81,16 +87,18 @@ def sums_between(
     return [np.diff(np.interp(cuts, ends, x)) for x in cumulative]
 
 
-def equal_mass_sums(confidence: NDArray[np.float64], correct: NDArray[np.bool_], n_bins: int) -> BinSums:
-    """Sums over bins of equally many samples in order of confidence; sizes differ by at most one, larger ones first.
+def equal_mass_cuts(n: int, n_bins: int) -> NDArray[np.int64]:
+    """Ranks ``(bins + 1,)`` that cut n samples into bins whose sizes differ by at most one, larger ones first."""
+    bins = min(n_bins, n)
+    sizes = np.full(bins, n // bins, np.int64) + (np.arange(bins) < n % bins)
+    return np.concatenate(([0], np.cumsum(sizes)))
 
-    With fewer samples than bins every sample is a bin.
-    """
-    n, bins = confidence.size, min(n_bins, confidence.size)
-    sizes = np.full(bins, n // bins) + (np.arange(bins) < n % bins)
-    cuts = np.concatenate(([0], np.cumsum(sizes)))
+
+def equal_mass_sums(confidence: NDArray[np.float64], correct: NDArray[np.bool_], n_bins: int) -> BinSums:
+    """Sums over bins of equally many samples in order of confidence; with fewer samples than bins each is a bin."""
+    cuts = equal_mass_cuts(confidence.size, n_bins)
     right, total = sums_between(cuts, confidence, correct.astype(np.float64), confidence)
-    return BinSums(sizes.astype(np.float64), right, total)
+    return BinSums(np.diff(cuts).astype(np.float64), right, total)
 
 
 def binned_error(sums: BinSums, norm: Norm, debiased: bool = False) -> float:

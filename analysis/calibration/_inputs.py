@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["as_numpy", "check_choice", "check_count", "confidences", "indices", "outcomes", "pairs", "weights"]
+__all__ = [
+    "as_numpy",
+    "check_choice",
+    "check_count",
+    "confidences",
+    "indices",
+    "log1m_confidences",
+    "losses",
+    "outcomes",
+    "pairs",
+    "weights",
+]
 
 
 def as_numpy(name: str, value: Any) -> NDArray[Any]:
@@ -52,13 +63,13 @@ def outcomes(name: str, value: Any) -> NDArray[np.bool_]:
     return truth
 
 
-def pairs(confidence: Any, correct: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Confidences and outcomes of one shape, flat; at least one of them."""
+def pairs(confidence: Any, correct: Any, *, empty: bool = False) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Confidences and outcomes of one shape, flat; at least one of them unless ``empty`` allows none."""
     shapes = [tuple(np.shape(x)) for x in (confidence, correct)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"correct must have confidence's shape {shapes[0]}, got {shapes[1]}.")
     c, y = confidences("confidence", confidence), outcomes("correct", correct)
-    if not c.size:
+    if not (c.size or empty):
         raise ValueError("confidence must not be empty: the error of no sample is not defined.")
     return c, y
 
@@ -102,3 +113,27 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """One of a few words."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+
+
+def log1m_confidences(value: Any, confidence: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log(1 - confidence), flat; refused where it is far from the confidences."""
+    array = as_numpy("log1m_confidence", value).astype(np.float64, copy=False).reshape(-1)
+    if array.size != confidence.size:
+        raise ValueError(f"log1m_confidence must have one entry a sample ({confidence.size}), got {array.size}.")
+    off = np.abs(-np.expm1(array) - confidence)
+    if array.size and not off.max() <= 1e-2:  # also true of NaN
+        worst = int(np.argmax(np.where(np.isnan(off), np.inf, off)))
+        raise ValueError(
+            f"log1m_confidence must be log(1 - confidence), got {array[worst]} at a confidence of {confidence[worst]}."
+        )
+    return array
+
+
+def losses(value: Any, size: int) -> NDArray[np.float64]:
+    """Negative log-likelihoods, flat."""
+    array = as_numpy("nll", value).astype(np.float64, copy=False).reshape(-1)
+    if array.size != size:
+        raise ValueError(f"nll must have one entry a sample ({size}), got {array.size}.")
+    if not (array > -1e-6).all():
+        raise ValueError(f"nll must be at least 0 and not NaN, got {array[~(array > -1e-6)][0]}.")
+    return array

@@ -1,0 +1,169 @@
+"""Sampling error: Wilson intervals, bootstrap from bin sums, and the error that perfect calibration would show."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from ._binning import BinSums, Norm
+from ._inputs import check_choice, check_count
+
+__all__ = [
+    "ErrorInterval",
+    "NoiseFloor",
+    "OutcomeSums",
+    "check_level",
+    "error_interval",
+    "noise_floor",
+    "wilson_interval",
+]
+
+
+class OutcomeSums(NamedTuple):
+    """Sums of each bin, of wrong predictions and of right ones: arrays ``(2, bins)``."""
+
+    samples: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    variance: NDArray[np.float64]  # of c (1 - c)
+
+    def total(self) -> BinSums:
+        """Both outcomes together."""
+        return BinSums(self.samples.sum(0), self.samples[1], self.confidence.sum(0))
+
+
+class NoiseFloor(NamedTuple):
+    """Plug-in error that a perfectly calibrated model with the same confidences shows, and a test against it.
+
+    Attributes:
+        mean: Its mean.
+        high: Its quantile at the level asked for.
+        p_value: Share of such models whose error is at least the one measured; small: miscalibrated beyond chance.
+    """
+
+    mean: float
+    high: float
+    p_value: float
+
+
+class ErrorInterval(NamedTuple):
+    """A binned error with its sampling error.
+
+    Attributes:
+        error: The plug-in value, which lies above the truth on average.
+        low: Lower end of the interval for the binned error at population.
+        high: Upper end.
+        p_value: Of the test against the noise floor; above 1 - level the interval reaches down to 0.
+    """
+
+    error: float
+    low: float
+    high: float
+    p_value: float
+
+
+def check_level(level: float) -> None:
+    """Refuse a level outside (0, 1)."""
+    if isinstance(level, bool) or not isinstance(level, (int, float)):
+        raise TypeError(f"level must be a number, got {type(level).__name__}.")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}.")
+
+
+def wilson_interval(
+    correct: NDArray[np.float64], samples: NDArray[np.float64], level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wilson score interval of a share, elementwise; nan where there is no sample.
+
+    References:
+        Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+
+    Example:
+        >>> low, high = wilson_interval(np.array([8.0]), np.array([10.0]))
+        >>> round(float(low[0]), 4), round(float(high[0]), 4)
+        (0.4902, 0.9433)
+    """
+    check_level(level)
+    z2 = ndtri((1 + level) / 2) ** 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = correct / samples
+        centre = (share + z2 / (2 * samples)) / (1 + z2 / samples)
+        half = np.sqrt(z2 * (share * (1 - share) / samples + z2 / (4 * samples**2))) / (1 + z2 / samples)
+    return np.maximum(centre - half, 0), np.minimum(centre + half, 1)
+
+
+def _errors(samples: NDArray[np.float64], gap: NDArray[np.float64], norm: Norm) -> NDArray[np.float64]:
+    """Plug-in errors along the last axis, from samples and sum of confidence minus right of each bin."""
+    n = samples.sum(-1)
+    if norm == "l1":
+        return np.abs(gap).sum(-1) / n
+    square = np.divide(gap**2, samples, out=np.zeros_like(gap), where=samples > 0)
+    return np.sqrt(square.sum(-1) / n)
+
+
+def _check(norm: Norm, n_resamples: int) -> int:
+    check_choice("norm", norm, ("l1", "l2"))  # the maximum over bins has no usable bootstrap
+    return check_count("n_resamples", n_resamples, 100)
+
+
+def noise_floor(
+    sums: OutcomeSums, norm: Norm = "l1", *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0
+) -> NoiseFloor:
+    """Errors of calibrated models, simulated bin by bin.
+
+    The number right in a bin is drawn binomial at the bin's mean confidence and its deviation scaled to the variance
+    sum c (1 - c) that the confidences of the bin imply.
+    """
+    check_level(level)
+    n_resamples = _check(norm, n_resamples)
+    total = sums.total()
+    # A shared tied group may leave a fractional count; one sample more or less does not matter to the scaled deviation.
+    count = np.maximum(np.rint(total.samples), 1).astype(np.int64)
+    mean = np.divide(total.confidence, total.samples, out=np.zeros_like(total.samples), where=total.samples > 0)
+    mean = np.clip(mean, 0, 1)
+    spread = count * mean * (1 - mean)
+    scale = np.sqrt(np.divide(sums.variance.sum(0), spread, out=np.zeros_like(spread), where=spread > 0))
+    right = np.random.default_rng(seed).binomial(count, mean, size=(n_resamples, count.size))
+    deviation = np.asarray((right - count * mean) * scale, np.float64)
+    floor = _errors(np.broadcast_to(total.samples, right.shape), deviation, norm)
+    measured = _errors(total.samples, total.confidence - total.correct, norm)
+    # Rounding must not tell equal errors apart: at confidences of 0 and 1 all of them are 0.
+    p_value = (1 + np.count_nonzero(floor >= measured - 1e-12)) / (1 + n_resamples)
+    return NoiseFloor(float(floor.mean()), float(np.quantile(floor, level)), float(p_value))
+
+
+def error_interval(
+    sums: OutcomeSums, norm: Norm = "l1", *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0
+) -> ErrorInterval:
+    """Bias-corrected bootstrap interval of a binned error, drawn from the bin sums.
+
+    A resample draws the number of wrong and right predictions of every bin multinomially and the sum of their
+    confidences from its normal limit. The interval is the plug-in error minus the bootstrap estimate of its bias, plus
+    and minus the normal quantile of the bootstrap standard error. Where the test against the noise floor does not
+    reject calibration the bootstrap has no validity; there the interval starts at 0 and ends no lower than the
+    bootstrap quantile of the plug-in error.
+    """
+    check_level(level)
+    n_resamples = _check(norm, n_resamples)
+    total = sums.total()
+    n = total.samples.sum()
+    rng = np.random.default_rng(seed)
+    mean, square = (
+        np.divide(x, sums.samples, out=np.zeros_like(x), where=sums.samples > 0)
+        for x in (sums.confidence, sums.confidence - sums.variance)  # c^2 = c - c (1 - c)
+    )
+    spread = np.maximum(square - mean**2, 0)
+    drawn = rng.multinomial(round(n), (sums.samples / n).ravel(), size=n_resamples).astype(np.float64)
+    drawn = drawn.reshape(n_resamples, *sums.samples.shape)
+    confidence = drawn * mean + np.sqrt(drawn * spread) * rng.standard_normal(drawn.shape)
+    errors = _errors(drawn.sum(1), confidence.sum(1) - drawn[:, 1], norm)
+    error = float(_errors(total.samples, total.confidence - total.correct, norm))
+    centre = error - (errors.mean() - error)
+    half = ndtri((1 + level) / 2) * errors.std(ddof=1)
+    low, high = max(centre - half, 0.0), max(centre + half, 0.0)
+    p_value = noise_floor(sums, norm, level=level, n_resamples=n_resamples, seed=seed).p_value
+    if p_value > 1 - level:
+        low, high = 0.0, max(high, float(np.quantile(errors, (1 + level) / 2)))
+    return ErrorInterval(error, float(low), float(min(high, 1.0)), p_value)
