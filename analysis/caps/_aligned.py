@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from .._validation import interval, require_broadcast, whole
+from .._validation import interval, require_broadcast, softcap_or_inf, whole
 from ._gaps import gap_to_confidence
 from ._sphere import log_kernel_mean
 
@@ -110,20 +110,22 @@ def _excess(f: NDArray[np.float64], m: float, d: float) -> float:
 
 
 def random_code_confidence(
-    norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike
+    norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike, *, softcap: ArrayLike | None = None
 ) -> NDArray[np.float64]:
     r"""Geometric-mean confidence that rows drawn at random on the sphere reach, at least, with h_k along w_k.
 
-    .. math:: \exp E\log p_k \ge \frac{1}{1 + (V-1)\,A_D(m)\,e^{-m}}
+    .. math:: \exp E\log p_k \ge \frac{1}{1 + (V-1)\,A_D(m)\,e^{-f(m)}}, \qquad f(x) = c\tanh(x/c)
 
-    Reason: -log(1 + x) is convex in x (Jensen), and each rival contributes A_D(m) e^{-m} on average. Some code is at
-        least as
-    good as the average one, so a head with this geometric mean exists.
+    Reason: -log(1 + x) is convex in x (Jensen), and a rival contributes E exp(f(mt)) <= A_D(m) on average, since t
+        and -t
+    are equally likely and cosh f(x) <= cosh x. Some code is at least as good as the average one, so a head with this
+    geometric mean exists.
 
     Args:
-        norm_product: m >= 0, in logit units; with a temperature T pass m / T.
+        norm_product: m >= 0, in logit units before the cap; without a softcap, pass m / T for a temperature T.
         vocab_size: Number of classes V >= 2.
         hidden_size: Width D >= 1.
+        softcap: Cap c > 0 of ``c tanh(z / c)``, or None for no cap.
 
     Returns:
         The confidence, with the broadcast shape.
@@ -136,6 +138,8 @@ def random_code_confidence(
         [0.9987, 0.9999, 0.9999]
     """
     m, v = interval("norm_product", norm_product, 0), whole("vocab_size", vocab_size, 2)
-    d = whole("hidden_size", hidden_size, 1)
-    require_broadcast(norm_product=m, vocab_size=v, hidden_size=d)
-    return gap_to_confidence(m - log_kernel_mean(m, d), v)
+    d, c = whole("hidden_size", hidden_size, 1), softcap_or_inf(softcap)
+    require_broadcast(norm_product=m, vocab_size=v, hidden_size=d, softcap=c)
+    finite = np.where(np.isinf(c), 1.0, c)
+    own = np.where(np.isinf(c), m, finite * np.tanh(m / finite))
+    return gap_to_confidence(own - log_kernel_mean(m, d), v)  # equation A4

@@ -72,6 +72,16 @@ def test_random_codes_reach_at_least_their_bound(v, d, m):
     assert bound >= log_p.mean() - 0.5  # not vacuous
 
 
+@pytest.mark.parametrize(("v", "d", "m", "c"), [(40, 6, 5.0, 3.0), (100, 10, 9.0, 8.0)])
+def test_random_codes_under_a_softcap(v, d, m, c):
+    rows = random_codes(v, d, 300)
+    z = c * np.tanh(m * rows @ rows.swapaxes(-1, -2) / c)
+    log_p = np.diagonal(log_softmax(z, axis=-1), axis1=-2, axis2=-1).mean()
+    bound = np.log(caps.random_code_confidence(m, v, d, softcap=c))
+    assert log_p - 1.2 < bound < log_p
+    assert caps.random_code_confidence(m, v, d, softcap=1e9) == pytest.approx(caps.random_code_confidence(m, v, d))
+
+
 @pytest.mark.parametrize("d", [3, 4, 30])
 def test_gegenbauer_polynomials_are_scipys_normalised(d):
     t = np.linspace(-1, 1, 7)
