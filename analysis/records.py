@@ -76,7 +76,7 @@ def environment() -> dict[str, str | None]:
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
         "confidence_ceiling": _version("confidence-ceiling"),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "commit": _commit(),
     }
 
@@ -133,14 +133,18 @@ class RowStore:
     """Finished rows under ``directory``, one ``KEY.json`` each, and failures under ``directory/failed``.
 
     Args:
-        directory: Made if missing, and tested for writing, so that a sweep does not compute what it cannot keep.
-
-    Raises:
-        OSError: If the directory cannot be made or written.
+        directory: Need not exist to be read from.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
+
+    def prepare(self) -> None:
+        """Make the directory and test that it can be written, before something is computed that could not be kept.
+
+        Raises:
+            OSError: If it cannot.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.directory):
             pass

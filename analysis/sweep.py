@@ -72,6 +72,7 @@ def run(
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     store = RowStore(directory)
+    store.prepare()
     by_key = {config_key(config): config for config in configs}
     pending = [config for config in by_key.values() if store.read(config) is None]
     made_by = environment()

@@ -66,10 +66,10 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
     missing = [column for column in COLUMNS if column not in table]
     if missing:
         raise ValueError(f"table must have the columns {COLUMNS}, it lacks {missing}.")
-    smoothings = sorted(table["label_smoothing"].unique())
+    smoothings = sorted({float(b) for b in table["label_smoothing"]})
     if len(smoothings) != 1:
         raise ValueError(f"table must have cells of one label_smoothing, got {smoothings}.")
-    smoothing = float(smoothings[0])
+    (smoothing,) = smoothings
     sizes = sorted(table["hidden_size"].unique())
     shades = LinearSegmentedColormap.from_list("hidden", HIDDEN_SIZE_COLOURS)
     colours = {size: shades(i / max(1, len(sizes) - 1)) for i, size in enumerate(sizes)}

@@ -99,11 +99,8 @@ class SoftmaxBottleneck(nn.Module):
         Returns:
             A scalar.
         """
-        hidden = self.hidden()
-        if not torch.equal(observations.context, torch.arange(len(hidden), device=hidden.device)):
-            hidden = hidden.index_select(0, observations.context)
         return linear_cross_entropy(
-            hidden,
+            self.hidden().index_select(0, observations.context),
             self.weight(),
             observations.token,
             token_weight=observations.weight,

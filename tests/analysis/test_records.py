@@ -113,7 +113,12 @@ def test_files_are_readable_by_others(tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
-        RowStore(tmp_path / "file")
+        RowStore(tmp_path / "file").prepare()
+
+
+def test_reading_makes_no_folder(tmp_path):
+    assert RowStore(tmp_path / "none").read(Square(3)) is None
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_failure_is_kept_until_a_row_replaces_it(tmp_path):

@@ -109,6 +109,13 @@ def test_a_sweep_that_cannot_store_stops_with_the_reason(tmp_path, monkeypatch):
         assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_computed(tmp_path):
+    (tmp_path / "rows").write_text("in the way")
+    with pytest.raises(FileExistsError):
+        run(square, [Square(1, log=str(tmp_path / "log"))], tmp_path / "rows")
+    assert not (tmp_path / "log").exists()
+
+
 def test_nothing_to_do_starts_nothing(tmp_path):
     result = run(square, [], tmp_path)
     assert (len(result.rows), result.computed, result.failures) == (0, 0, {})

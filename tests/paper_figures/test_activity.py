@@ -1,0 +1,138 @@
+"""The figure against the theory it draws, and as a function of a table and nothing else."""
+
+import io
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.optimize
+
+from paper_figures import activity
+from paper_figures.__main__ import main
+
+from analysis.smoothing import activity_index, optimal_gap  # isort: skip
+
+
+@pytest.fixture
+def table():
+    """Two teachers, two hidden sizes, with an interval in every direction."""
+    cells = []
+    for teacher, hidden_size, rho, index, fall in [
+        ("det", 64, 0.5, 5.0, 0.0), ("det", 64, 2.0, 1e-6, 0.0984), ("lowrank", 4, 1.2, 0.5, 0.03),
+    ]:  # fmt: skip
+        cell = {"teacher": teacher, "vocab_size": 64, "hidden_size": hidden_size, "norm_coefficient": 0.1}
+        cell |= {"temperature": 1.0, "label_smoothing": 0.1, "seeds": 3}
+        for name, value in [("effectiveness_ratio", rho), ("activity_index", index), ("confidence_fall", fall)]:
+            cell |= {name: value, f"{name}_low": 0.9 * value, f"{name}_high": 1.1 * value}
+        cells.append(cell)
+    return pd.DataFrame(cells)[activity.COLUMNS]
+
+
+def simplex_loss(gap, vocab_size, smoothing):
+    """Smoothed loss of logits (gap, 0, ..., 0)."""
+    lse = np.logaddexp(gap, np.log(vocab_size - 1))
+    return lse - (1 - smoothing) * gap - smoothing * gap / vocab_size
+
+
+@pytest.mark.parametrize("rho", [0.3, 0.99, 1.0, 1.05, 1.7])
+@pytest.mark.parametrize("vocab_size", [8, 256, 50_000])
+def test_the_line_is_what_bounded_gaps_minimise(vocab_size, rho):
+    most = rho * optimal_gap(0.1, vocab_size)
+    confidence = []
+    for smoothing in (0.0, 0.1):
+        best = scipy.optimize.minimize_scalar(
+            simplex_loss, bounds=(0, most), args=(vocab_size, smoothing), method="bounded", options={"xatol": 1e-9}
+        ).x
+        confidence.append(1 / (1 + (vocab_size - 1) * np.exp(-best)))
+    fall = activity.predicted_fall(np.array([rho]), vocab_size, 0.1)[0]
+    assert fall == pytest.approx(confidence[0] - confidence[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("vocab_size", [8, 256, 50_000])
+def test_on_a_simplex_the_fall_is_linear_in_the_activity_index(vocab_size):
+    rho, b = np.linspace(0.2, 1.6, 15), 0.1
+    gap = rho * optimal_gap(b, vocab_size)
+    p = 1 / (1 + (vocab_size - 1) * np.exp(-gap))
+    rest = (1 - p) / (vocab_size - 1)
+    entropy = -p * np.log(p) - (1 - p) * np.log(rest)
+    uniform = -(np.log(p) + (vocab_size - 1) * np.log(rest)) / vocab_size
+    index = activity_index(entropy, -np.log(p), uniform, b)
+    linear = b * (vocab_size - 1) / vocab_size * np.maximum(0, 1 - index)
+    np.testing.assert_allclose(activity.predicted_fall(rho, vocab_size, b), linear, atol=1e-9)
+
+
+def test_every_cell_is_a_point_on_both_sides(table):
+    left, right = activity.make(table, preset="quick").axes
+    for ax, name in ((left, "effectiveness_ratio"), (right, "activity_index")):
+        points = sorted(float(c.lines[0].get_xdata()[0]) for c in ax.containers)
+        assert points == sorted(table[name].clip(lower=0.01 if ax is right else None))
+        assert (
+            len(ax.get_lines()) == 5 * len(table) + 2
+        )  # points with the caps of two bars; theory; where A or rho is 1
+
+
+def test_the_preset_is_in_the_figure(table):
+    assert "preset full, 3 seeds" in [text.get_text() for text in activity.make(table, preset="full").texts]
+
+
+def test_drawing_twice_gives_the_same_bytes_and_leaves_matplotlib_alone(table):
+    before = {name: mpl.rcParams[name] for name in mpl.rcParams}  # looking settles the backend, which is chosen late
+
+    def draw():
+        file = io.BytesIO()
+        activity.make(table, preset="quick").savefig(file, format="pdf", metadata={"CreationDate": None})
+        return file.getvalue()
+
+    assert draw() == draw()
+    assert dict(mpl.rcParams) == before
+
+
+def test_tables_that_do_not_fit_are_refused(table):
+    with pytest.raises(ValueError, match=r"it lacks \['seeds'\]\.$"):
+        activity.make(table.drop(columns="seeds"), preset="quick")
+    mixed = pd.concat([table, table.assign(label_smoothing=0.2)])
+    with pytest.raises(ValueError, match=r"one label_smoothing, got \[0\.1, 0\.2\]\.$"):
+        activity.make(mixed, preset="quick")
+
+
+class TestCommand:
+    def test_it_redraws_the_committed_table_byte_for_byte(self, tmp_path, capsys):
+        for folder in ("one", "two"):
+            assert main(["--out", str(tmp_path / folder)]) == 0
+        printed = capsys.readouterr().out
+        for name in ("activity.csv", "activity.pdf", "activity.png"):
+            content = (tmp_path / "one" / name).read_bytes()
+            assert content == (tmp_path / "two" / name).read_bytes()
+            assert len(content) > 1000
+            assert str(tmp_path / "one" / name) in printed
+        assert "trained_heads.csv" in printed  # what it read
+
+    def test_it_simulates_then_resumes(self, tmp_path, monkeypatch, capsys):
+        from analysis.study import grids
+
+        few = [c for c in grids.grid("trained_heads", "quick") if c.teacher.vocab_size == 64 and c.hidden_size == 4]
+        monkeypatch.setitem(grids.GRIDS, "trained_heads", lambda preset: few)
+        command = ["--simulate", "--workers", "1", "--only", "activity", "--out", str(tmp_path / "a b")]
+        assert main(command) == 0
+        assert f"{len(few)} trained now" in capsys.readouterr().out
+        first = {path.name: path.read_bytes() for path in (tmp_path / "a b").glob("activity.*")}
+        assert set(first) == {"activity.csv", "activity.pdf", "activity.png"}
+        assert len(pd.read_csv(tmp_path / "a b" / "trained_heads.csv")) == len(few)
+        assert main(command) == 0
+        assert "0 trained now" in capsys.readouterr().out
+        assert {path.name: path.read_bytes() for path in (tmp_path / "a b").glob("activity.*")} == first
+
+    def test_a_missing_table_says_what_to_do(self, tmp_path):
+        with pytest.raises(SystemExit, match=r"there is no table .*trained_heads\.csv or .*; make it with --simulate$"):
+            main(["--preset", "full", "--out", str(tmp_path)])
+
+    def test_list_names_the_figures(self, capsys):
+        assert main(["--list"]) == 0
+        assert "activity" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--preset", "tiny"], ["--workers", "0"]])
+    def test_wrong_arguments_are_refused(self, arguments, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert "error" in capsys.readouterr().err
