@@ -78,5 +78,5 @@ def _token_loss(
     tensors = (input, linear_weight, linear_bias, target)
     needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:3])
     if torch.compiler.is_compiling():
-        return fused_forward(*tensors, *scalars, workspace_bytes, needs)[0]
+        return fused_forward(*tensors, *scalars, workspace_bytes, needs, linear_weight.requires_grad)[0]
     return FusedLoss.apply(*tensors, Scalars(*scalars), workspace_bytes, torch.is_grad_enabled())

@@ -22,7 +22,9 @@ from .schedule import Schedule, schedule
 __all__ = ["FusedLoss", "fused_backward", "fused_forward"]
 
 
-def _plan(head: Head, scalars: Scalars, workspace_bytes: int, *, keep: bool, scratch: bool) -> Schedule:
+def _plan(
+    head: Head, scalars: Scalars, workspace_bytes: int, *, keep: bool, keep_in_gradient: bool, weight_gradient: bool
+) -> Schedule:
     hidden, weight = head.hidden, head.weight
     return schedule(
         int(hidden.shape[0]),
@@ -31,7 +33,8 @@ def _plan(head: Head, scalars: Scalars, workspace_bytes: int, *, keep: bool, scr
         hidden.element_size(),
         workspace_bytes,
         keep=keep and run.may_keep(hidden.dtype, scalars),
-        scratch=scratch,
+        keep_in_gradient=keep_in_gradient,
+        weight_gradient=weight_gradient,
         processors=processors(hidden.device),
         table=launch_table(hidden.device, hidden.dtype),
     )
@@ -64,10 +67,13 @@ class FusedLoss(torch.autograd.Function):
         differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
         if not differentiable:
             return run.forward(head, scalars, None, packed=False)[0]
-        plan = _plan(head, scalars, workspace_bytes, keep=True, scratch=ctx.needs_input_grad[1])
+        needs_weight = ctx.needs_input_grad[1]
+        plan = _plan(
+            head, scalars, workspace_bytes, keep=True, keep_in_gradient=needs_weight, weight_gradient=needs_weight
+        )
         gradient, kept = None, None
         if plan.kept:
-            if plan.in_gradient:
+            if plan.kept_offset is not None:
                 gradient = weight.new_empty(weight.shape)
                 memory = gradient.view(-1)
             else:
@@ -86,10 +92,17 @@ class FusedLoss(torch.autograd.Function):
         hidden, weight, bias, target, lse, *rows = ctx.saved_tensors
         head = Head(hidden, weight, bias, target)
         plan, kept, gradient = ctx.plan, ctx.kept, ctx.gradient
-        if plan.in_gradient:  # handed out now: whoever comes again recomputes
+        if plan.kept_offset is not None:  # handed out now: whoever comes again recomputes
             ctx.kept, ctx.gradient = None, None
             if gradient is None:
-                plan = _plan(head, ctx.scalars, ctx.workspace_bytes, keep=False, scratch=False)
+                plan = _plan(
+                    head,
+                    ctx.scalars,
+                    ctx.workspace_bytes,
+                    keep=False,
+                    keep_in_gradient=False,
+                    weight_gradient=ctx.needs_input_grad[1],
+                )
         gradients = run.backward(
             head,
             ctx.scalars,
@@ -117,16 +130,19 @@ def fused_forward(
     z_loss: float,
     ignore_index: int,
     workspace_bytes: int,
-    keep: bool,
+    differentiable: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Token losses, lse, index of the kept rows, kept softmax and its peaks (the last two empty if nothing is kept)."""
     head = Head(hidden, weight, bias, target)
     scalars = Scalars(label_smoothing, softcap, temperature, logit_scale, z_loss, ignore_index)
-    plan = _plan(head, scalars, workspace_bytes, keep=keep, scratch=False)
+    plan = _plan(
+        head, scalars, workspace_bytes, keep=differentiable, keep_in_gradient=False, weight_gradient=need_weight
+    )
     n = hidden.shape[0]
     softmax = weight.new_empty(n * plan.kept)
     kept = run.kept_views(softmax, plan, n, _tile(head)) if plan.kept else None
-    token_loss, lse, rows = run.forward(head, scalars, kept, packed=keep)
+    token_loss, lse, rows = run.forward(head, scalars, kept, packed=differentiable)
     peak = hidden.new_empty(0, n, dtype=torch.float32) if kept is None else kept.peak
     return token_loss, lse, torch.cat(rows), softmax, peak
 
@@ -144,11 +160,14 @@ def _(
     z_loss: float,
     ignore_index: int,
     workspace_bytes: int,
-    keep: bool,
+    differentiable: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     head = Head(hidden, weight, bias, target)
     scalars = Scalars(label_smoothing, softcap, temperature, logit_scale, z_loss, ignore_index)
-    plan = _plan(head, scalars, workspace_bytes, keep=keep, scratch=False)
+    plan = _plan(
+        head, scalars, workspace_bytes, keep=differentiable, keep_in_gradient=False, weight_gradient=need_weight
+    )
     n = hidden.shape[0]
     token_loss = hidden.new_empty(n, dtype=torch.float32)
     index = hidden.new_empty(2 * n + 1, dtype=torch.int32)
@@ -181,7 +200,7 @@ def fused_backward(
     """Gradients of input, weight and bias; empty where not needed."""
     head = Head(hidden, weight, bias, target)
     scalars = Scalars(label_smoothing, softcap, temperature, logit_scale, z_loss, ignore_index)
-    plan = _plan(head, scalars, workspace_bytes, keep=True, scratch=False)
+    plan = _plan(head, scalars, workspace_bytes, keep=True, keep_in_gradient=False, weight_gradient=need_weight)
     n = hidden.shape[0]
     kept = Kept(softmax.view(n, plan.kept), peak) if plan.kept else None
     needs = (need_input, need_weight, need_bias)
@@ -220,7 +239,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, target, *ctx.options, _ = inputs
+    hidden, weight, bias, target, *ctx.options, _, _ = inputs
     _, lse, index, softmax, peak = output
     ctx.mark_non_differentiable(lse, index, softmax, peak)
     ctx.save_for_backward(hidden, weight, bias, target, lse, index, softmax, peak)
@@ -229,7 +248,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     saved, needs = ctx.saved_tensors, ctx.needs_input_grad[:3]
     gradients = fused_backward(upstream, *saved, *ctx.options, *needs)
-    return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), *[None] * 9)
+    return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), *[None] * 10)
 
 
 fused_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -20,7 +20,7 @@ from .launch import Launch, launch_table, processors, uses_descriptors
 from .logit_gradient import gradient_rows_kernel, kept_strip_kernel, recomputed_strip_kernel
 from .merge import merge_kernel
 from .rows import KeptRows, index_rows, pack_hidden
-from .schedule import Schedule, kept_offset
+from .schedule import Schedule, Strip
 from .weight_gradient import bias_gradient_kernel, weight_gradient_kernel
 
 __all__ = ["Head", "Kept", "Scalars", "backward", "forward", "kept_views", "may_keep"]
@@ -72,10 +72,10 @@ def may_keep(dtype: torch.dtype, scalars: Scalars) -> bool:
 
 
 def kept_views(memory: Tensor, plan: Schedule, n: int, tile: int) -> Kept:
-    """The two arrays of :class:`Kept` in a new peak array and ``memory``, flat, of which the last part is used."""
-    softmax = memory[kept_offset(1, memory.numel(), 1, n * plan.kept) :] if plan.in_gradient else memory
+    """The arrays of :class:`Kept`: the softmax in ``memory``, flat, where the plan puts it; the peaks elsewhere."""
+    start = plan.kept_offset or 0
     peak = torch.empty(plan.kept // tile, n, dtype=torch.float32, device=memory.device)
-    return Kept(softmax[: n * plan.kept].view(n, plan.kept), peak)
+    return Kept(memory[start : start + n * plan.kept].view(n, plan.kept), peak)
 
 
 def _descriptor(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
@@ -246,10 +246,11 @@ def backward(
     gradient_rows_kernel[(triton.cdiv(n, 1024),)](
         upstream, largest, target, rows.position, row_scale, label, n, BLOCK=1024
     )
-    strip = hidden.new_empty(n, plan.width)
-    descriptor = uses_descriptors(packed, weight, strip)
-    for start, columns, is_kept in plan.strips(vocab_size):
-        padded = triton.cdiv(columns, table.logit_gradient.columns) * table.logit_gradient.columns
+    workspace = hidden.new_empty(plan.workspace)
+    descriptor = uses_descriptors(packed, weight)
+    for part in plan.strips:
+        start, padded = part.start, part.padded
+        strip = _place(part, n, workspace, weight_gradient)
         _strip(
             head,
             scalars,
@@ -261,7 +262,7 @@ def backward(
             strip,
             start,
             padded,
-            kept if is_kept else None,
+            kept if part.kept else None,
             descriptor,
         )
         if need_weight and weight_gradient is not None:
@@ -347,6 +348,14 @@ def backward(
             COLUMNS=128,
         )
     return packed if need_input else None, weight_gradient if need_weight else None, bias_gradient
+
+
+def _place(part: Strip, n: int, workspace: Tensor, gradient: Tensor | None) -> Tensor:
+    """Memory of one strip of dz, ``(N, padded)``."""
+    memory, start = workspace, 0
+    if part.offset is not None and gradient is not None:
+        memory, start = gradient.view(-1), part.offset
+    return memory[start : start + n * part.padded].view(n, part.padded)
 
 
 def _strip(

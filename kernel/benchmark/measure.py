@@ -1,0 +1,88 @@
+"""Time, memory and error of one call. All rivals take turns in each round, so that a warming device slows all alike."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..options import LossOptions
+from ..reference import loss as reference_loss
+from .problems import Data
+from .rivals import Case, Loss
+
+__all__ = ["errors", "exact_gradients", "peak_bytes", "step", "turn"]
+
+
+def step(loss: Loss, data: Data, case: Case) -> Tensor:
+    """One call: the loss, and the gradients if the case wants them; earlier gradients are dropped first."""
+    data.hidden.grad = data.weight.grad = None
+    with torch.set_grad_enabled(case.gradients):
+        value = loss(data)
+    if case.gradients:
+        value.backward()
+    return value.detach()
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
+    """Most device memory in use during ``run`` beyond what was in use before; None without a CUDA device."""
+    if device.type != "cuda":
+        run()
+        return None
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def turn(run: Callable[[], object], device: torch.device, before: Callable[[], object] | None = None) -> float:
+    """Milliseconds of one run.
+
+    ``before`` keeps the device busy, untimed, while the host enqueues the run, as it would be in training: it hides the
+    host's part unless that takes longer than the device's, and brings the device to the same temperature for all.
+    """
+    if before is not None:
+        before()
+    if device.type != "cuda":
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) * 1e3
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
+    end.record()
+
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def exact_gradients(data: Data, case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and gradients of the definition in float64, of the very numbers that the rivals are given."""
+    hidden, weight = (t.detach().double().requires_grad_() for t in (data.hidden, data.weight))
+    options = LossOptions(label_smoothing=case.label_smoothing, softcap=case.softcap)
+    value = reference_loss(hidden, weight, data.target, None, None, options)
+    value.backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    return value.detach(), hidden.grad, weight.grad
+
+
+def errors(loss: Loss, data: Data, case: Case, exact: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float]:
+    """Relative errors, norm-wise, of loss, input gradient and weight gradient."""
+    value = step(loss, data, case)
+    assert data.hidden.grad is not None
+    assert data.weight.grad is not None
+
+    def relative(got: Tensor, want: Tensor) -> float:
+        return ((got.double() - want).norm() / want.norm()).item()
+
+    result = [relative(a, b) for a, b in zip((value, data.hidden.grad, data.weight.grad), exact, strict=True)]
+    data.hidden.grad = data.weight.grad = None
+    return result[0], result[1], result[2]

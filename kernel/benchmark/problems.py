@@ -1,0 +1,60 @@
+"""Heads of real models, and hidden states whose logits are as peaked as a trained model's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["SHAPES", "Data", "Shape", "make_data"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Tokens N, vocabulary V and hidden size D of a head."""
+
+    name: str
+    n: int
+    vocab_size: int
+    hidden_size: int
+
+
+SHAPES = (
+    Shape("Gemma-2-2B", 8192, 256000, 2304),
+    Shape("Llama-3-8B", 4096, 128256, 4096),
+    Shape("Qwen2.5-0.5B", 16384, 151936, 896),
+    Shape("SmolLM2-135M", 16384, 49152, 576),
+    Shape("GPT-2", 8192, 50257, 768),
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Inputs of one problem; hidden states and head are leaves that require gradients."""
+
+    hidden: Tensor  # (N, D)
+    weight: Tensor  # (V, D)
+    target: Tensor  # (N,)
+
+
+def make_data(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Data:
+    """Zipf-distributed targets, a unigram prior in the logits, and evidence for the target that varies by token.
+
+    One direction of the hidden space holds the log frequency of each word; the others are random, with logits of
+    standard deviation 1.5. The target's logit gains 6 nats on average, with a spread of 3: the cross-entropy comes out
+    near 3 nats.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, device=device, generator=generator)
+
+    frequency = 1 / torch.arange(1, shape.vocab_size + 1, device=device, dtype=torch.float32)
+    target = torch.multinomial(frequency, shape.n, replacement=True, generator=generator)
+    weight = normal(shape.vocab_size, shape.hidden_size) / shape.hidden_size**0.5
+    evidence = 6 + 3 * normal(shape.n, 1)
+    hidden = 1.5 * normal(shape.n, shape.hidden_size)
+    hidden += evidence * weight[target] / weight[target].square().sum(-1, keepdim=True)
+    weight[:, 0], hidden[:, 0] = frequency.log(), 1.0
+    return Data(hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), target)

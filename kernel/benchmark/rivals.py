@@ -1,0 +1,175 @@
+"""The implementations compared: how each is called, and what it cannot do."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import linear_cross_entropy
+from ..fused import available
+from .problems import Data
+
+__all__ = ["Case", "Rival", "rivals"]
+
+Loss = Callable[[Data], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is computed: smoothing, softcap, share of tokens ignored, and whether both gradients are wanted."""
+
+    label_smoothing: float = 0.1
+    softcap: float | None = None
+    ignored: float = 0.0
+    gradients: bool = True
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One implementation. ``refuses`` gives the reason why it does not run a case, or None."""
+
+    name: str
+    make: Callable[[Case], Loss]
+    refuses: Callable[[Case, torch.device], str | None]
+    workspace_bytes: int | None = None
+    variants: tuple[Any, ...] = field(default=())  # arguments of make besides the case, of which the fastest counts
+
+
+def _eager(upcast: bool) -> Callable[[Case], Loss]:
+    def make(case: Case) -> Loss:
+        def loss(data: Data) -> Tensor:
+            z = data.hidden @ data.weight.T
+            z = z.float() if upcast else z
+            if case.softcap is not None:
+                z = case.softcap * torch.tanh(z / case.softcap)
+            return F.cross_entropy(z, data.target, label_smoothing=case.label_smoothing)
+
+        return loss
+
+    return make
+
+
+def _compiled(case: Case) -> Loss:
+    torch.compiler.reset()
+    return torch.compile(_eager(upcast=True)(case))
+
+
+def _package(implementation: Any, workspace_bytes: int | None = None) -> Callable[[Case], Loss]:
+    options: dict[str, Any] = {} if workspace_bytes is None else {"workspace_bytes": workspace_bytes}
+
+    def make(case: Case) -> Loss:
+        def loss(data: Data) -> Tensor:
+            return linear_cross_entropy(
+                data.hidden,
+                data.weight,
+                data.target,
+                label_smoothing=case.label_smoothing,
+                softcap=case.softcap,
+                implementation=implementation,
+                **options,
+            )
+
+        return loss
+
+    return make
+
+
+def _torch_chunked(case: Case) -> Loss:
+    options = importlib.import_module("torch.nn.modules.linear_cross_entropy_options").LinearCrossEntropyOptions()
+    function = F.linear_cross_entropy  # pyright: ignore[reportAttributeAccessIssue]
+    return lambda data: function(data.hidden, data.weight, data.target, options=options)
+
+
+def _liger(accum_dtype: torch.dtype | None) -> Callable[..., Loss]:
+    def make(case: Case, chunk: int = 1) -> Loss:
+        function = importlib.import_module("liger_kernel.ops").LigerFusedLinearCrossEntropyFunction
+        names = list(importlib.import_module("inspect").signature(function.forward).parameters)[1:]
+        values = {
+            "ignore_index": -100,
+            "lse_square_scale": 0.0,
+            "label_smoothing": case.label_smoothing,
+            "reduction": "mean",
+            "softcap": case.softcap,
+            "return_z_loss": False,
+            "accum_dtype": accum_dtype,
+            "use_token_scaling": False,
+            "return_token_accuracy": False,
+            "return_predicted_tokens": False,
+            "chunk_mem_const": chunk,
+        }
+
+        def loss(data: Data) -> Tensor:
+            given = {"_input": data.hidden, "weight": data.weight, "target": data.target, **values}
+            result = function.apply(*(given.get(name) for name in names))
+            return result[0] if isinstance(result, tuple) else result
+
+        return loss
+
+    return make
+
+
+def _cce(filter_eps: str | None) -> Callable[[Case], Loss]:
+    def make(case: Case) -> Loss:
+        function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+        return lambda data: function(
+            data.hidden, data.weight, data.target, softcap=case.softcap, filter_eps=filter_eps, impl="cce"
+        )
+
+    return make
+
+
+def _never(case: Case, device: torch.device) -> None:
+    return None
+
+
+def _needs(
+    module: str, *, smoothing: bool = True, loss_only: bool = True
+) -> Callable[[Case, torch.device], str | None]:
+    def refuses(case: Case, device: torch.device) -> str | None:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            return f"not installed: {error}"
+        if device.type != "cuda":
+            return "needs a CUDA device"
+        if case.label_smoothing and not smoothing:
+            return "no label smoothing"
+        return None
+
+    return refuses
+
+
+def _needs_torch(case: Case, device: torch.device) -> str | None:
+    if not hasattr(F, "linear_cross_entropy"):
+        return f"not in torch {torch.__version__}"
+    if case.label_smoothing or case.softcap:
+        return "its chunked path has neither label smoothing nor softcap"
+    return None
+
+
+def _needs_triton(case: Case, device: torch.device) -> str | None:
+    return available(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
+def rivals(keep_all_bytes: int) -> list[Rival]:
+    """Every implementation; ``keep_all_bytes`` of workspace keep all strips of the problem at hand."""
+    budgets = {"default": 128 * 2**20, "32 MiB": 32 * 2**20, "all kept": keep_all_bytes}
+    ours = [Rival(f"triton, {k}", _package("triton", v), _needs_triton, v) for k, v in budgets.items()]
+    return [
+        *ours,
+        Rival("chunked", _package("chunked"), _never),
+        Rival("eager", _eager(upcast=False), _never),
+        Rival("eager, float32 logits", _eager(upcast=True), _never),
+        Rival("torch.compile", _compiled, _never),
+        Rival("torch, chunked", _torch_chunked, _needs_torch),
+        Rival("Liger-Kernel", _liger(None), _needs("liger_kernel")),
+        Rival("Liger-Kernel, float32 sums", _liger(torch.float32), _needs("liger_kernel"), variants=(1, 4, 16)),
+        Rival("cut-cross-entropy, filter", _cce("high"), _needs("cut_cross_entropy", smoothing=False)),
+        Rival("cut-cross-entropy, exact", _cce(None), _needs("cut_cross_entropy", smoothing=False)),
+    ]
