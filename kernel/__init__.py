@@ -2,9 +2,11 @@
 
 >>> import kernel
 >>> sorted(kernel.__all__)
-['LinearCrossEntropy', 'linear_cross_entropy']
+['HeadStatistics', 'LinearCrossEntropy', 'head_statistics', 'linear_cross_entropy']
 """
 
 from .api import LinearCrossEntropy, linear_cross_entropy
+from .statistics import head_statistics
+from .statistics_fields import HeadStatistics
 
-__all__ = ["LinearCrossEntropy", "linear_cross_entropy"]
+__all__ = ["HeadStatistics", "LinearCrossEntropy", "head_statistics", "linear_cross_entropy"]

@@ -1,0 +1,80 @@
+"""The result of head_statistics: its fields, their allocation and the rows that were left out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["HeadStatistics", "allocate", "spread"]
+
+
+class HeadStatistics(NamedTuple):
+    """What :func:`head_statistics` returns; p = softmax(z / T), z the logits after the cap.
+
+    Attributes:
+        lse: log sum_k exp(z_k / T) in nats ``(..., temperatures)``.
+        entropy: -sum_k p_k log p_k in nats ``(..., temperatures)``.
+        participation: sum_k p_k^2, one over the effective number of classes ``(..., temperatures)``.
+        log_probability: log p of the target in nats ``(..., temperatures)``, or None without a target.
+        confidence: max_k p_k ``(..., temperatures)``.
+        log1m_confidence: log(1 - confidence) without cancellation ``(..., temperatures)``.
+        max_logit: max_k z_k ``(...)``.
+        argmax: Its index, the first on ties, int64 ``(...)``; -1 where ignored.
+        target_logit: z of the target ``(...)``, or None.
+        mean_logit: mean_k z_k ``(...)``; lse - mean_logit / T is the cross entropy to the uniform distribution.
+        rank: Classes ranked before the target, int64 ``(...)``, or None; 0 exactly where the target is the argmax, -1
+            where ignored. Equal logits rank in order of their index.
+        top_logits: The ``top_k`` largest logits in descending order ``(..., top_k)``, or None.
+        top_indices: Their classes, int64 ``(..., top_k)``, or None; -1 where ignored.
+    """
+
+    lse: Tensor
+    entropy: Tensor
+    participation: Tensor
+    log_probability: Tensor | None
+    confidence: Tensor
+    log1m_confidence: Tensor
+    max_logit: Tensor
+    argmax: Tensor
+    target_logit: Tensor | None
+    mean_logit: Tensor
+    rank: Tensor | None
+    top_logits: Tensor | None
+    top_indices: Tensor | None
+
+
+def allocate(
+    n: int, temperatures: int, top_k: int, *, has_target: bool, dtype: torch.dtype, device: torch.device
+) -> HeadStatistics:
+    """Uninitialised fields of ``n`` tokens."""
+
+    def new(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(n, *shape, dtype=dtype, device=device)
+
+    return HeadStatistics(
+        lse=new(temperatures),
+        entropy=new(temperatures),
+        participation=new(temperatures),
+        log_probability=new(temperatures) if has_target else None,
+        confidence=new(temperatures),
+        log1m_confidence=new(temperatures),
+        max_logit=new(),
+        argmax=new(dtype=torch.int64),
+        target_logit=new() if has_target else None,
+        mean_logit=new(),
+        rank=new(dtype=torch.int64) if has_target else None,
+        top_logits=new(top_k) if top_k else None,
+        top_indices=new(top_k, dtype=torch.int64) if top_k else None,
+    )
+
+
+def spread(fields: HeadStatistics, rows: Tensor, n: int) -> HeadStatistics:
+    """Fields of ``n`` tokens from those of the ``rows`` given; nan and -1 elsewhere."""
+
+    def put(x: Tensor) -> Tensor:
+        empty = x.new_full((n, *x.shape[1:]), float("nan") if x.is_floating_point() else -1)
+        return empty.index_copy_(0, rows, x)
+
+    return fields._replace(**{name: put(x) for name, x in fields._asdict().items() if x is not None})
