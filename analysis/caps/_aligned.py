@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
 from .._validation import interval, require_broadcast, softcap_or_inf, whole
 from ._gaps import gap_to_confidence
@@ -61,8 +62,8 @@ def aligned_cap(
     kernel = np.exp(np.minimum(m - np.log(v) - log_kernel_mean(m, d), 0.0))
     if method == "kernel":
         return kernel[()]
-    programme = np.vectorize(_programme_cap, otypes=[np.float64])(m, v, d)
-    return np.minimum(kernel, programme)[()]
+    programme = np.vectorize(programme_gap, otypes=[np.float64])(m, v, d)
+    return np.minimum(kernel, gap_to_confidence(programme, v))[()]
 
 
 def gegenbauer(t: NDArray[np.float64], d: float) -> NDArray[np.float64]:
@@ -73,10 +74,10 @@ def gegenbauer(t: NDArray[np.float64], d: float) -> NDArray[np.float64]:
     return np.stack(table)
 
 
-def _programme_cap(m: float, v: float, d: float) -> float:
-    """One certified linear programme."""
+def programme_gap(m: float, v: float, d: float) -> float:
+    """Gap in nats that one certified linear programme allows to an aligned head; inf where it proves nothing."""
     if d < 2 or m == 0 or m > 300:  # beyond, exp(m t) leaves the range of the solver and the cap is 1.0 anyway
-        return 1.0
+        return math.inf if m > 0 else 0.0
     from scipy.optimize import linprog  # here: it triples the import time of the module
 
     t = np.cos(np.linspace(0.0, np.pi, _SOLVE_POINTS))
@@ -91,10 +92,10 @@ def _programme_cap(m: float, v: float, d: float) -> float:
         method="highs",
     )
     if solution.x is None:
-        return 1.0
+        return math.inf
     f = np.r_[solution.x[0], np.maximum(solution.x[1:], 0.0)]
     rivals = v * f[0] - f.sum() - (v - 1) * _excess(f, m, d)  # equation A4: lower bound on the mean of sum exp(m t)
-    return float(expit(m - np.log(rivals))) if rivals > 0 else 1.0
+    return float(m - np.log(rivals / (v - 1))) if rivals > 0 else math.inf
 
 
 def _excess(f: NDArray[np.float64], m: float, d: float) -> float:

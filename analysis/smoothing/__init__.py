@@ -4,7 +4,7 @@ Convention, everywhere in this project that of :func:`torch.nn.functional.cross_
 target of a token y is (1 - b) onehot(y) + b / V, so y itself keeps 1 - b + b / V.
 """
 
-from ._index import activity_index
+from ._index import activity_index, predicted_activity
 from ._low_rank import LowRankHead, MatchedFeatures, match_moments, weighted_svd_head
 from ._optimum import (
     effectiveness_ratio,
@@ -29,6 +29,7 @@ __all__ = [
     "optimal_confidence",
     "optimal_gap",
     "optimal_gap_under_cap",
+    "predicted_activity",
     "restoring_temperature",
     "smooth",
     "smoothed_calibration_error",

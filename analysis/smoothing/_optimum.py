@@ -157,8 +157,9 @@ def effectiveness_ratio(
 
     For norm-bounded features, every token a target equally often, D >= V - 1 and no softcap, smoothing is **exactly
     inert** iff rho <= 1: the logits of every minimiser are a simplex of gap min(mV/((V-1)T), G_LS). With a softcap
-    rho <= 1 still proves inertness, rho > 1 proves nothing. For D < V - 1 rho ignores the rank and is a heuristic:
-    use :func:`activity_index`.
+    rho <= 1 proves that no head reaches the asked gap in every token (and exact inertness where the bound is attained,
+    see ``docs/theory_notes.md``); rho > 1 proves nothing. For D < V - 1 rho ignores the rank and is a heuristic: use
+    :func:`activity_index` or :func:`predicted_activity`.
 
     Args:
         norm_product: m = max ||h|| max ||w_k|| >= 0, in logit units before cap and temperature.
@@ -196,9 +197,9 @@ def restoring_temperature(
 
     .. math:: T^* = \texttt{softcap\_gap}(m, V, c; T = 1) \,/\, G_{LS}(b, V)
 
-    Smoothing acts iff T < T* for D >= V - 1 without a softcap; with one, T >= T* proves that it is inert. T* is rho at
-    T = 1, since both gap and bound scale as 1/T. It is a statement about *training* under a norm budget: with free
-    norms T is a reparametrisation, and after training no temperature creates an effect of smoothing.
+    Smoothing acts iff T < T* for D >= V - 1 without a softcap; with one, T >= T* proves that the asked gap is out of
+    reach. T* is rho at T = 1, since both gap and bound scale as 1/T. It is a statement about *training* under a norm
+    budget: with free norms T is a reparametrisation, and after training no temperature creates an effect of smoothing.
 
     Args:
         norm_product: m = max ||h|| max ||w_k|| >= 0, in logit units before the cap.

@@ -1,0 +1,92 @@
+"""Command that tests predictors of the transition below full rank: ``python -m analysis.transition_table [FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from . import caps, smoothing
+from .norm_ball import fit_norm_ball
+
+__all__ = ["rows"]
+
+DEFAULT_PATH = Path("paper_figures") / "data" / "transition.csv"
+LABEL_SMOOTHING = 0.1
+SHAPES = tuple((v, d) for v in (16, 32, 64) for d in (2, 3, 4, 6))
+RATIOS = (
+    0.4,
+    0.6,
+    0.8,
+    0.9,
+    1.0,
+    1.1,
+    1.3,
+    1.6,
+    2.0,
+    2.6,
+    3.5,
+    5.0,
+)  # norm product over the gap that smoothing asks for
+
+
+def rows(shapes: Sequence[tuple[int, int]] = SHAPES, ratios: Sequence[float] = RATIOS) -> Iterator[dict[str, float]]:
+    """Heads trained without and with smoothing, against every predictor.
+
+    Args:
+        shapes: Pairs (vocab_size, hidden_size).
+        ratios: Norm products in units of the gap that smoothing asks for.
+
+    Yields:
+        One row a head: ``effectiveness_ratio`` (rho), ``rank_ratio`` (the same with the rank-aware bound),
+        ``activity_index`` measured on the plain head, ``predicted_activity`` from the shape alone, and the mean
+        confidence of both heads. rho and the ratio say "acts" above 1, the indices below 1.
+    """
+    for v, d in shapes:
+        asked = float(smoothing.optimal_gap(LABEL_SMOOTHING, v))
+        m = [ratio * asked for ratio in ratios]
+        plain = fit_norm_ball(v, d, m, restarts=2, steps=500)
+        smoothed = fit_norm_ball(v, d, m, label_smoothing=LABEL_SMOOTHING, restarts=2, steps=500)
+        index = smoothing.activity_index(
+            plain.entropy, plain.cross_entropy, plain.uniform_cross_entropy, LABEL_SMOOTHING
+        )
+        rho = smoothing.effectiveness_ratio(m, v, LABEL_SMOOTHING)
+        predicted = smoothing.predicted_activity(m, v, d, LABEL_SMOOTHING)
+        rank = caps.rank_gap(m, v, d) / asked
+        for i, norm_product in enumerate(m):
+            yield {
+                "vocab_size": v,
+                "hidden_size": d,
+                "label_smoothing": LABEL_SMOOTHING,
+                "norm_product": norm_product,
+                "effectiveness_ratio": float(rho[i]),
+                "rank_ratio": float(rank[i]),
+                "activity_index": float(index[i]),
+                "predicted_activity": float(predicted[i]),
+                "confidence_plain": float(plain.confidence[i]),
+                "confidence_smoothed": float(smoothed.confidence[i]),
+            }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.transition_table", description="Predictors below full rank."
+    )
+    parser.add_argument(
+        "file", nargs="?", type=Path, default=DEFAULT_PATH, help=f"CSV to write (default: {DEFAULT_PATH})"
+    )
+    path = parser.parse_args(arguments).file
+    table = [{name: f"{value:.6g}" for name, value in row.items()} for row in rows()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    sys.stdout.write(f"{len(table)} rows -> {path}\n")
+
+
+if __name__ == "__main__":
+    main()
