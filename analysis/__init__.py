@@ -19,8 +19,13 @@ _PUBLIC = {
     "caps": """ConfidenceCap MarginBounds aligned_cap attained_gap best_confidence confidence_cap confidence_to_gap
         entropy_floor frobenius_cap gap_to_confidence logit_norm_cap margin_bounds max_gap packing_cap
         random_code_confidence rank_cap rank_gap simplex_cap single_token_cap softcap_gap spectral_cap""",
-    "smoothing": """activity_index effectiveness_ratio loss_floor optimal_confidence optimal_gap restoring_temperature
-        smooth unsmooth""",
+    "smoothing": """LowRankHead MatchedFeatures SmoothingPenalty activity_index dirichlet_concentration
+        effectiveness_ratio loss_floor match_moments optimal_confidence optimal_gap optimal_gap_under_cap
+        predicted_activity restoring_temperature smooth smoothed_calibration_error smoothing_penalty unsmooth
+        weighted_svd_head""",
+    "diagnostics": """CapVerdict HeadGeometry scale_gap smoothing_slope""",
+    "norm_ball": """NormBallHead fit_norm_ball""",
+    "head_shapes": """HEAD_SHAPES HeadShape""",
     "random_energy": """asymptotic_confidence asymptotic_entropy asymptotic_log_partition asymptotic_participation
         critical_hidden_size critical_logit_std expected_confidence expected_entropy expected_log_partition
         freezing_temperature participation planted_confidence planted_norm_product spherical_log_partition""",
@@ -33,7 +38,7 @@ _PUBLIC = {
 # Machinery of grids and files, whose names (run, grid, ...) say little without their module: analysis.sweep.run.
 _MACHINERY = ("records", "study", "sweep")
 # Modules that are commands only: python -m analysis.NAME.
-_COMMANDS: tuple[str, ...] = ()
+_COMMANDS: tuple[str, ...] = ("caps_table", "transition_table")
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
 __all__ = [*_PUBLIC, *_MACHINERY, *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,6 +1,9 @@
 from . import bottleneck as bottleneck
 from . import calibration as calibration
 from . import caps as caps
+from . import diagnostics as diagnostics
+from . import head_shapes as head_shapes
+from . import norm_ball as norm_ball
 from . import random_energy as random_energy
 from . import records as records
 from . import smoothing as smoothing
@@ -10,6 +13,9 @@ from . import teachers as teachers
 from .bottleneck import *
 from .calibration import *
 from .caps import *
+from .diagnostics import *
+from .head_shapes import *
+from .norm_ball import *
 from .random_energy import *
 from .smoothing import *
 from .teachers import *

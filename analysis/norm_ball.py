@@ -20,10 +20,11 @@ __all__ = ["NormBallHead", "fit_norm_ball"]
 
 
 class NormBallHead(NamedTuple):
-    """What a minimiser predicts, averaged over its contexts; every field has the broadcast shape of the norms."""
+    """What a minimiser predicts, averaged over its contexts unless smallest; fields have the broadcast shape."""
 
     loss: Array
     confidence: Array
+    smallest_confidence: Array
     accuracy: Array
     entropy: Array
     cross_entropy: Array
@@ -57,7 +58,7 @@ def fit_norm_ball(
 
     Returns:
         Means over the contexts: the smoothed loss; the probability of the target (``confidence``, which at an optimum
-        is the largest one); accuracy; entropy, CE and CE_u in nats, the arguments of
+        is the largest one) and its smallest value; accuracy; entropy, CE and CE_u in nats, the arguments of
         :func:`analysis.smoothing.activity_index`.
 
     Raises:
@@ -91,6 +92,7 @@ def fit_norm_ball(
     fields = (
         loss,
         np.exp(own).mean(axis=-1),
+        np.exp(own.min(axis=-1)),
         (own >= log_p.max(axis=-1)).mean(axis=-1),
         -(p * log_p).sum(axis=-1).mean(axis=-1),
         -own.mean(axis=-1),

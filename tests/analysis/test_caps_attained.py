@@ -7,6 +7,7 @@ import pytest
 
 from analysis import _projected, caps
 from analysis.caps._softcap import symmetric_gap
+from analysis.norm_ball import fit_norm_ball
 
 SHAPES = [(v, d) for v in (2, 3, 4, 6, 9, 16, 28) for d in (1, 2, 3, 5, 8, 16, 28)]
 PER_SHAPE = 24  # random (m, T, c): 1,176 configurations
@@ -52,6 +53,17 @@ def test_no_linear_bound_is_violated(searched):
 def test_the_tightest_cap_is_never_violated(searched):
     v, d, m, t, c, found = searched
     assert violations(found, caps.confidence_cap(m, v, d, temperature=t, softcap=c).gap) == 0
+
+
+def test_no_trained_head_beats_the_tightest_cap():
+    rng = np.random.default_rng(7)
+    for v, d in SHAPES[::2]:
+        m, t, b = 10 ** rng.uniform(-1, 2, 8), 10 ** rng.uniform(-0.5, 0.5, 8), np.repeat([0.0, 0.2], 4)
+        c = np.tile([1e12, 4.0], 4)
+        head = fit_norm_ball(v, d, m, temperature=t, softcap=c, label_smoothing=b, restarts=1, steps=150)
+        cap = caps.confidence_cap(m, v, d, temperature=t, softcap=c).confidence
+        assert np.all(head.smallest_confidence <= cap * (1 + 1e-9)), (v, d)
+        assert np.all(head.smallest_confidence <= head.confidence)
 
 
 def test_the_conjecture_that_free_features_never_beat_the_kernel_cap(searched):
