@@ -80,6 +80,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         _points(left, table, "effectiveness_ratio", colours, vocabularies)
         _points(right, table, "activity_index", colours, vocabularies)
         _theory(left, right, table, smoothing)
+        left.margins(y=0.13)
         left.set(ylim=(-0.006, None), xscale="log", xlabel=r"gap that norms allow / gap that smoothing asks, $\rho$")
         left.set_ylabel(f"fall in confidence\n(plain $-$ smoothed, $b={smoothing:g}$)")
         right.set(xscale="log", xlabel=r"activity index of the plain head, $A$", xlim=(0.7 * _LEAST_INDEX, 14))

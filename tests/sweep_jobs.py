@@ -45,10 +45,10 @@ def square(config: Square) -> dict[str, object]:
     }
 
 
-def jobs(folder: str, count: int = 24) -> list[Square]:
+def jobs(folder: str, seconds: float = 0.1, count: int = 24) -> list[Square]:
     """Numbers that take a while, logged in the folder."""
-    return [Square(number, log=str(Path(folder) / "log"), seconds=0.1) for number in range(count)]
+    return [Square(number, log=str(Path(folder) / "log"), seconds=seconds) for number in range(count)]
 
 
 if __name__ == "__main__":
-    run(square, jobs(sys.argv[1]), Path(sys.argv[1]) / "rows", workers=2)
+    run(square, jobs(sys.argv[1], float(sys.argv[2])), Path(sys.argv[1]) / "rows", workers=2)

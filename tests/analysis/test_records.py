@@ -105,6 +105,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_appears_whole(tmp_path, monkeypatch):
+    path, seen = tmp_path / "file", []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (seen.append(path.exists()), replace(old, new)))
+    write_atomically(path, "text")
+    assert seen == [False]  # until the last step there was nothing to read
+    assert path.read_text() == "text"
+
+
 def test_files_are_readable_by_others(tmp_path):
     write_atomically(tmp_path / "deep" / "file", "x")
     assert stat.S_IMODE((tmp_path / "deep" / "file").stat().st_mode) == 0o644

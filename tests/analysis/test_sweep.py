@@ -67,12 +67,13 @@ def test_failures_are_recorded_and_the_sweep_goes_on(tmp_path):
     assert again.rows["square"].tolist() == [0, float("inf"), 25]
 
 
-@pytest.mark.parametrize("moment", [3, 12])
-def test_kill_9_loses_and_repeats_no_finished_row(tmp_path, moment):
+def kill_a_sweep(folder, seconds, ready):
+    """Start a sweep of ``jobs`` in another process, kill -9 it as soon as ``ready()``, see that its workers end too."""
     root = str(Path(analysis.__file__).parent.parent)
-    driver = subprocess.Popen([sys.executable, str(JOBS), str(tmp_path)], env={**os.environ, "PYTHONPATH": root})
+    command = [sys.executable, str(JOBS), str(folder), str(seconds)]
+    driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root})
     deadline = time.monotonic() + 120
-    while len(row_files(tmp_path / "rows")) < moment:
+    while not ready():
         assert driver.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -81,7 +82,16 @@ def test_kill_9_loses_and_repeats_no_finished_row(tmp_path, moment):
     driver.wait()
     gone, alive = psutil.wait_procs(workers, timeout=20)
     assert gone
-    assert not alive  # no orphan goes on
+    assert not alive
+
+
+def test_workers_end_with_the_sweep_in_the_middle_of_a_long_job(tmp_path):
+    kill_a_sweep(tmp_path, 300, (tmp_path / "log").exists)
+
+
+@pytest.mark.parametrize("moment", [3, 12])
+def test_kill_9_loses_and_repeats_no_finished_row(tmp_path, moment):
+    kill_a_sweep(tmp_path, 0.1, lambda: len(row_files(tmp_path / "rows")) >= moment)
     finished = row_files(tmp_path / "rows")
     configs = jobs(str(tmp_path))
     assert moment <= len(finished) < len(configs)

@@ -10,6 +10,7 @@ import scipy.optimize
 
 from paper_figures import activity
 from paper_figures.__main__ import main
+from paper_figures.style import THEORY_COLOUR
 
 from analysis.smoothing import activity_index, optimal_gap  # isort: skip
 
@@ -70,6 +71,17 @@ def test_every_cell_is_a_point_on_both_sides(table):
         assert (
             len(ax.get_lines()) == 5 * len(table) + 2
         )  # points with the caps of two bars; theory; where A or rho is 1
+
+
+def test_the_lines_are_the_theory(table):
+    left, right = activity.make(table, preset="quick").axes
+    for ax in (left, right):
+        (line,) = [line for line in ax.get_lines() if line.get_color() == THEORY_COLOUR]
+        x, y = line.get_data()
+        if ax is left:
+            np.testing.assert_allclose(y, activity.predicted_fall(x, 64, 0.1))
+        else:
+            np.testing.assert_allclose(y, 0.1 * 63 / 64 * np.maximum(0, 1 - x))
 
 
 def test_the_preset_is_in_the_figure(table):
