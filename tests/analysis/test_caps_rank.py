@@ -167,3 +167,10 @@ def test_rank_cap_of_a_line():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+def test_margin_of_many_rows_in_few_dimensions_is_the_packing_bound():
+    assert caps.margin_bounds(10**6, 3).upper == pytest.approx(2 / 99)
+    assert caps.margin_bounds(101, 1).upper == pytest.approx(
+        2 / 100
+    )  # equally spaced rows on a line have this distance
