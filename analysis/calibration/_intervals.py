@@ -125,7 +125,8 @@ def noise_floor(
     mean = np.clip(mean, 0, 1)
     spread = count * mean * (1 - mean)
     scale = np.sqrt(np.divide(sums.variance.sum(0), spread, out=np.zeros_like(spread), where=spread > 0))
-    right = np.random.default_rng(seed).binomial(count, mean, size=(n_resamples, count.size))
+    # A row a bin: the generator prepares a distribution once for a run of equal parameters.
+    right = np.random.default_rng(seed).binomial(count[:, None], mean[:, None], size=(count.size, n_resamples)).T
     deviation = np.asarray((right - count * mean) * scale, np.float64)
     floor = _errors(np.broadcast_to(total.samples, right.shape), deviation, norm)
     measured = _errors(total.samples, total.confidence - total.correct, norm)
@@ -139,24 +140,23 @@ def error_interval(
 ) -> ErrorInterval:
     """Bias-corrected bootstrap interval of a binned error, drawn from the bin sums.
 
-    A resample draws the number of wrong and right predictions of every bin multinomially and the sum of their
-    confidences from its normal limit. The interval is the plug-in error minus the bootstrap estimate of its bias, plus
-    and minus the normal quantile of the bootstrap standard error. Where the test against the noise floor does not
-    reject calibration the bootstrap has no validity; there the interval starts at 0 and ends no lower than the
-    bootstrap quantile of the plug-in error.
+    A resample draws the number of wrong and right predictions of every bin as Poisson variables, which the division by
+    their sum makes multinomial, and the sum of their confidences from its normal limit. The interval is the plug-in
+    error minus the bootstrap estimate of its bias, plus and minus the normal quantile of the bootstrap standard error.
+    Where the test against the noise floor does not reject calibration the bootstrap has no validity; there the interval
+    starts at 0 and ends no lower than the bootstrap quantile of the plug-in error.
     """
     check_level(level)
     n_resamples = _check(norm, n_resamples)
     total = sums.total()
-    n = total.samples.sum()
     rng = np.random.default_rng(seed)
     mean, square = (
         np.divide(x, sums.samples, out=np.zeros_like(x), where=sums.samples > 0)
         for x in (sums.confidence, sums.confidence - sums.variance)  # c^2 = c - c (1 - c)
     )
     spread = np.maximum(square - mean**2, 0)
-    drawn = rng.multinomial(round(n), (sums.samples / n).ravel(), size=n_resamples).astype(np.float64)
-    drawn = drawn.reshape(n_resamples, *sums.samples.shape)
+    drawn = rng.poisson(sums.samples, size=(n_resamples, *sums.samples.shape)).astype(np.float64)
+    drawn[drawn.sum((-2, -1)) == 0] = sums.samples  # of a handful of samples all may have been left out
     confidence = drawn * mean + np.sqrt(drawn * spread) * rng.standard_normal(drawn.shape)
     errors = _errors(drawn.sum(1), confidence.sum(1) - drawn[:, 1], norm)
     error = float(_errors(total.samples, total.confidence - total.correct, norm))

@@ -1,0 +1,169 @@
+"""Temperature fits against an independent minimiser, the truth and scikit-learn, from arrays and streamed."""
+
+import inspect
+import time
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+
+from analysis.calibration import fit_head_temperature, fit_temperature
+
+TRUTHS = (0.05, 0.5, 1.7, 20.0)
+
+
+def head_problem(temperature, n=4000, v=37, d=16, seed=0):
+    """Hidden states and a head whose targets are drawn from softmax(z / T)."""
+    generator = torch.Generator().manual_seed(seed)
+    # Logits as large as T, so that the targets are neither certain nor uniform.
+    hidden = torch.randn(n, d, generator=generator, dtype=torch.float64) * temperature**0.5
+    weight = torch.randn(v, d, generator=generator, dtype=torch.float64) * temperature**0.5 * 2 / d**0.5
+    p = torch.softmax(hidden @ weight.T / temperature, -1)
+    return hidden, weight, torch.multinomial(p, 1, generator=generator).squeeze(-1)
+
+
+def maximum_likelihood(logits, target):
+    z = torch.as_tensor(logits, dtype=torch.float64)
+
+    def nll(log_t):
+        return torch.nn.functional.cross_entropy(z / np.exp(log_t), target).item()
+
+    # From a grid to a golden section: nothing shared with the code under test.
+    grid = np.linspace(np.log(0.01), np.log(100), 200)
+    best = grid[np.argmin([nll(x) for x in grid])]
+    found = minimize_scalar(nll, bracket=(best - 0.1, best, best + 0.1), method="golden", tol=1e-9)
+    return float(np.exp(found.x)), found.fun
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_arrays_and_streams_find_the_maximum_likelihood(truth):
+    hidden, weight, target = head_problem(truth)
+    logits = hidden @ weight.T
+    expected, nll = maximum_likelihood(logits, target)
+    batches = [(hidden[i : i + 900], target[i : i + 900]) for i in range(0, len(hidden), 900)]
+    fits = [fit_temperature(logits, target), fit_head_temperature(batches, weight)]
+    for fit in fits:
+        assert fit.temperature == pytest.approx(expected, rel=1e-6)
+        assert fit.nll == pytest.approx(nll, abs=1e-9)
+        assert fit.nll_before == pytest.approx(torch.nn.functional.cross_entropy(logits, target).item(), abs=1e-9)
+        assert abs(fit.temperature - truth) < 3 * fit.standard_error
+        assert not fit.at_bound
+        assert fit.n == len(target)
+    assert fits[0].standard_error == pytest.approx(fits[1].standard_error, rel=1e-3)
+
+
+@pytest.mark.parametrize("truth", [0.05, 20.0])
+def test_float32_streams_are_within_1e_4(truth):
+    hidden, weight, target = head_problem(truth)
+    expected, _ = maximum_likelihood(hidden @ weight.T, target)
+    fit = fit_head_temperature([(hidden.float(), target)], weight.float())
+    assert fit.temperature == pytest.approx(expected, rel=1e-4)
+
+
+def test_standard_error_is_the_spread_of_the_estimate():
+    fits = [fit_temperature(*to_logits(*head_problem(1.7, n=300, v=11, seed=s))) for s in range(200)]
+    spread = np.std([fit.temperature for fit in fits])
+    assert np.mean([fit.standard_error for fit in fits]) == pytest.approx(spread, rel=0.15)
+    assert abs(np.mean([fit.temperature for fit in fits]) - 1.7) < 4 * spread / 200**0.5
+
+
+def to_logits(hidden, weight, target):
+    return hidden @ weight.T, target
+
+
+def test_streams_with_cap_bias_scale_and_ignored_tokens():
+    hidden, weight, target = head_problem(1.7)
+    target[::3] = -100
+    bias = torch.linspace(-1, 1, len(weight), dtype=torch.float64)
+    logits = 4 * torch.tanh((0.5 * hidden @ weight.T + bias) / 4)
+    keep = target >= 0
+    expected = fit_temperature(logits[keep], target[keep])
+    assert fit_temperature(logits, target) == expected
+    calls = []
+
+    def batches():
+        calls.append(1)
+        yield hidden.reshape(2, -1, 16), target.reshape(2, -1)
+
+    fit = fit_head_temperature(batches, weight, linear_bias=bias, softcap=4.0, logit_scale=0.5)
+    assert fit.temperature == pytest.approx(expected.temperature, rel=1e-6)
+    assert fit.n == expected.n == keep.sum()
+    assert len(calls) <= 7
+
+
+@pytest.mark.parametrize(("bounds", "end"), [((0.9, 1.2), 1.2), ((0.9, 1.0), 1.0), ((1.0, 1.2), 1.2)])
+def test_optimum_beyond_the_bounds_is_reported(bounds, end):
+    hidden, weight, target = head_problem(1.7)
+    for fit in (
+        fit_temperature(hidden @ weight.T, target, bounds=bounds),
+        fit_head_temperature([(hidden, target)], weight, bounds=bounds),
+    ):
+        assert fit.at_bound
+        assert fit.temperature == pytest.approx(end)
+        assert np.isnan(fit.standard_error)
+
+
+def test_separable_targets_run_to_the_lower_bound_and_hopeless_ones_to_the_upper():
+    logits = np.array([[2.0, 0.0], [0.0, 3.0]])
+    assert fit_temperature(logits, [0, 1])[:1] + fit_temperature(logits, [1, 0])[:1] == pytest.approx((0.01, 100.0))
+
+
+def test_huge_logits_do_not_overflow():
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((3000, 5))
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    target = (rng.random((3000, 1)) > p.cumsum(-1)).sum(-1)
+    fit = fit_temperature(50 * z + 1e5, target)
+    assert fit.temperature == pytest.approx(50, abs=3 * fit.standard_error)
+
+
+def test_equals_scikit_learns_and_takes_no_longer():
+    oracle = pytest.importorskip("sklearn.calibration", reason="scikit-learn is an optional oracle")
+    if not hasattr(oracle, "_TemperatureScaling"):
+        pytest.skip("this scikit-learn has no temperature scaling")
+    hidden, weight, target = head_problem(1.7, n=20_000, v=100)
+    logits = (hidden @ weight.T).numpy()
+    arguments = {} if "seed" not in inspect.signature(oracle._TemperatureScaling).parameters else {"seed": 0}
+
+    def seconds(function):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            result = function()
+            times.append(time.perf_counter() - start)
+        return min(times), result
+
+    theirs, model = seconds(lambda: oracle._TemperatureScaling(**arguments).fit(logits, target.numpy()))
+    ours, fit = seconds(lambda: fit_temperature(logits, target))
+    assert fit.temperature == pytest.approx(1 / model.beta_, rel=1e-4)
+    assert ours <= theirs
+
+
+X, Y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([0, 0])
+H, W, Z = torch.eye(2), torch.eye(2), torch.zeros(2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: fit_temperature(X, [0]), ValueError, r"target must have shape \(2,\), logits' without the last axis"),
+        (lambda: fit_temperature(X, [0, 2]), ValueError, "target must be below 2, the number of classes, got 2"),
+        (lambda: fit_temperature(X, [-1, -1]), ValueError, "target must leave at least one sample"),
+        (lambda: fit_temperature(X * np.nan, Y), ValueError, "logits must be finite, got nan or infinity"),
+        (lambda: fit_temperature(X * 0, Y), ValueError, "logits must differ within a row"),
+        (lambda: fit_temperature(X, [0.0, 1.0]), TypeError, "logits must be floating and target integer"),
+        (
+            lambda: fit_temperature(X, Y, bounds=(2.0, 3.0)),
+            ValueError,
+            "bounds must be finite with 0 < low <= 1 <= high",
+        ),
+        (lambda: fit_temperature(X, Y, bounds=3), TypeError, "bounds must be two numbers, got 3"),
+        (lambda: fit_head_temperature(iter([(H, Z)]), W), TypeError, "batches must be a sequence or a function"),
+        (lambda: fit_head_temperature([(H, Z - 100)], W), ValueError, "batches must hold at least one token"),
+        (lambda: fit_head_temperature([(H * 0, Z)], W), ValueError, "batches must give logits that differ"),
+    ],
+)
+def test_refusals(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
