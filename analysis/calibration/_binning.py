@@ -16,6 +16,7 @@ __all__ = [
     "Binning",
     "Norm",
     "binned_error",
+    "binned_errors",
     "equal_mass_cuts",
     "equal_mass_sums",
     "sum_by",
@@ -102,7 +103,12 @@ def equal_mass_sums(confidence: NDArray[np.float64], correct: NDArray[np.bool_],
 
 
 def binned_error(sums: BinSums, norm: Norm, debiased: bool = False) -> float:
-    r"""Calibration error of bin sums, as a fraction.
+    """As :func:`binned_errors` of one set of bins, as a float."""
+    return float(binned_errors(sums, norm, debiased))
+
+
+def binned_errors(sums: BinSums, norm: Norm, debiased: bool = False) -> NDArray[np.float64]:
+    r"""Calibration errors of bin sums ``(..., bins)``, as fractions ``(...)``; empty bins do not count.
 
     With share w_b, mean confidence c_b, accuracy a_b and n_b samples in bin b,
 
@@ -116,22 +122,23 @@ def binned_error(sums: BinSums, norm: Norm, debiased: bool = False) -> float:
         l1   2 |g| - E|N(g, s^2)|, g = c_b - a_b and s^2 = a_b (1 - a_b) / n_b; the sum cut at 0
     """
     check_choice("norm", norm, ("l1", "l2", "max"))
-    kept = sums.samples > 0
-    count, correct, confidence = (x[kept] for x in sums)
-    weight, accuracy = count / count.sum(), correct / count
-    gap = np.abs(confidence - correct) / count
+    if debiased and norm == "max":
+        raise ValueError("debiased must be False for norm='max': no bias correction of a maximum over bins is known.")
+    count, correct, confidence = sums
+    weight = count / count.sum(-1, keepdims=True)
+    some = np.where(count > 0, count, 1.0)
+    gap = np.abs(confidence - correct) / some  # 0 where empty, as both sums are
     if not debiased:
         if norm == "max":
-            return float(gap.max())
-        return float(weight @ gap) if norm == "l1" else float(np.sqrt(weight @ gap**2))
-    if norm == "max":
-        raise ValueError("debiased must be False for norm='max': no bias correction of a maximum over bins is known.")
+            return gap.max(-1)
+        return (weight * gap).sum(-1) if norm == "l1" else np.sqrt((weight * gap**2).sum(-1))
+    accuracy = correct / some
     variance = accuracy * (1 - accuracy)
     several = count > 1
     if norm == "l2":  # Kumar et al. 2019, Sec. 4; Bröcker 2012
-        square = np.where(several, gap**2 - variance / np.maximum(count - 1, 1), 0.0)
-        return float(np.sqrt(max(weight @ square, 0.0)))
-    sigma = np.sqrt(variance / count)  # Kumar et al. 2019, App. B, with the mean of the folded normal in closed form
+        square = gap**2 - variance / np.where(several, count - 1, 1.0)
+        return np.sqrt(np.maximum((weight * np.where(several, square, 0.0)).sum(-1), 0.0))
+    sigma = np.sqrt(variance / some)  # Kumar et al. 2019, App. B, with the mean of the folded normal in closed form
     scaled = np.divide(gap, sigma, out=np.full_like(gap, np.inf), where=sigma > 0)
     folded = sigma * np.sqrt(2 / np.pi) * np.exp(-(scaled**2) / 2) + gap * (2 * ndtr(scaled) - 1)
-    return float(max(weight @ np.where(several, 2 * gap - folded, 0.0), 0.0))
+    return np.maximum((weight * np.where(several, 2 * gap - folded, 0.0)).sum(-1), 0.0)

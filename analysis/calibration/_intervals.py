@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from ._binning import BinSums, Norm
+from ._binning import BinSums, Norm, binned_error, binned_errors
 from ._inputs import check_choice, check_count
 
 __all__ = [
@@ -94,15 +94,6 @@ def wilson_interval(
     return np.maximum(centre - half, 0), np.minimum(centre + half, 1)
 
 
-def _errors(samples: NDArray[np.float64], gap: NDArray[np.float64], norm: Norm) -> NDArray[np.float64]:
-    """Plug-in errors along the last axis, from samples and sum of confidence minus right of each bin."""
-    n = samples.sum(-1)
-    if norm == "l1":
-        return np.abs(gap).sum(-1) / n
-    square = np.divide(gap**2, samples, out=np.zeros_like(gap), where=samples > 0)
-    return np.sqrt(square.sum(-1) / n)
-
-
 def _check(norm: Norm, n_resamples: int) -> int:
     check_choice("norm", norm, ("l1", "l2"))  # the maximum over bins has no usable bootstrap
     return check_count("n_resamples", n_resamples, 100)
@@ -127,9 +118,10 @@ def noise_floor(
     scale = np.sqrt(np.divide(sums.variance.sum(0), spread, out=np.zeros_like(spread), where=spread > 0))
     # A row a bin: the generator prepares a distribution once for a run of equal parameters.
     right = np.random.default_rng(seed).binomial(count[:, None], mean[:, None], size=(count.size, n_resamples)).T
-    deviation = np.asarray((right - count * mean) * scale, np.float64)
-    floor = _errors(np.broadcast_to(total.samples, right.shape), deviation, norm)
-    measured = _errors(total.samples, total.confidence - total.correct, norm)
+    deviation = np.asarray((right - count * mean) * scale, np.float64)  # of the number right from its expectation
+    samples = np.broadcast_to(total.samples, deviation.shape)
+    floor = binned_errors(BinSums(samples, deviation, np.zeros_like(deviation)), norm)
+    measured = binned_error(total, norm)
     # Rounding must not tell equal errors apart: at confidences of 0 and 1 all of them are 0.
     p_value = (1 + np.count_nonzero(floor >= measured - 1e-12)) / (1 + n_resamples)
     return NoiseFloor(float(floor.mean()), float(np.quantile(floor, level)), float(p_value))
@@ -138,13 +130,13 @@ def noise_floor(
 def error_interval(
     sums: OutcomeSums, norm: Norm = "l1", *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0
 ) -> ErrorInterval:
-    """Bias-corrected bootstrap interval of a binned error, drawn from the bin sums.
+    """Debiased error, plus and minus the normal quantile of its standard error, bootstrapped from the bin sums.
 
     A resample draws the number of wrong and right predictions of every bin as Poisson variables, which the division by
-    their sum makes multinomial, and the sum of their confidences from its normal limit. The interval is the plug-in
-    error minus the bootstrap estimate of its bias, plus and minus the normal quantile of the bootstrap standard error.
-    Where the test against the noise floor does not reject calibration the bootstrap has no validity; there the interval
-    starts at 0 and ends no lower than the bootstrap quantile of the plug-in error.
+    their sum makes multinomial, and the sum of their confidences from its normal limit. The standard error is that of
+    the debiased error: it varies more than the plug-in error, whose interval would be too short. Where the test against
+    the noise floor does not reject calibration the bootstrap has no validity; there the interval starts at 0 and ends
+    no lower than the bootstrap quantile of the plug-in error.
     """
     check_level(level)
     n_resamples = _check(norm, n_resamples)
@@ -158,12 +150,11 @@ def error_interval(
     drawn = rng.poisson(sums.samples, size=(n_resamples, *sums.samples.shape)).astype(np.float64)
     drawn[drawn.sum((-2, -1)) == 0] = sums.samples  # of a handful of samples all may have been left out
     confidence = drawn * mean + np.sqrt(drawn * spread) * rng.standard_normal(drawn.shape)
-    errors = _errors(drawn.sum(1), confidence.sum(1) - drawn[:, 1], norm)
-    error = float(_errors(total.samples, total.confidence - total.correct, norm))
-    centre = error - (errors.mean() - error)
-    half = ndtri((1 + level) / 2) * errors.std(ddof=1)
-    low, high = max(centre - half, 0.0), max(centre + half, 0.0)
+    resampled = BinSums(drawn.sum(1), drawn[:, 1], confidence.sum(1))
+    debiased = binned_error(total, norm, debiased=True)
+    half = ndtri((1 + level) / 2) * binned_errors(resampled, norm, debiased=True).std(ddof=1)
+    low, high = max(debiased - half, 0.0), debiased + half
     p_value = noise_floor(sums, norm, level=level, n_resamples=n_resamples, seed=seed).p_value
     if p_value > 1 - level:
-        low, high = 0.0, max(high, float(np.quantile(errors, (1 + level) / 2)))
-    return ErrorInterval(error, float(low), float(min(high, 1.0)), p_value)
+        low, high = 0.0, max(high, float(np.quantile(binned_errors(resampled, norm), (1 + level) / 2)))
+    return ErrorInterval(binned_error(total, norm), float(low), float(min(high, 1.0)), p_value)

@@ -54,7 +54,7 @@ def simulate(
     sizes: Iterable[int] = (2000, 10_000),
     binnings: Iterable[Binning] = ("uniform", "quantile"),
     n_datasets: int = 2000,
-    n_resamples: int = 1000,
+    n_resamples: int = 500,
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:

@@ -1,0 +1,184 @@
+"""Post-hoc maps: isotonic, Platt and vector scaling, and the inverse of label smoothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, log_softmax, logit
+
+from .._validation import interval, whole
+from ._inputs import as_numpy, confidences, pairs
+
+__all__ = ["IsotonicMap", "PlattMap", "VectorMap", "fit_isotonic", "fit_platt", "fit_vector", "unsmooth_confidence"]
+
+
+def _sklearn(module: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise ImportError("This map needs scikit-learn: pip install scikit-learn.") from error
+
+
+@dataclass(frozen=True)
+class IsotonicMap:
+    """Increasing, piecewise linear map of confidences, constant outside its knots."""
+
+    confidence: NDArray[np.float64]  # (knots,)
+    accuracy: NDArray[np.float64]  # (knots,)
+
+    def __call__(self, confidence: Any) -> NDArray[np.float64]:
+        """The map, elementwise."""
+        return np.interp(as_numpy("confidence", confidence), self.confidence, self.accuracy)
+
+
+@dataclass(frozen=True)
+class PlattMap:
+    """expit(slope * logit(confidence) + intercept)."""
+
+    slope: float
+    intercept: float
+
+    def __call__(self, confidence: Any) -> NDArray[np.float64]:
+        """The map, elementwise; 0 and 1 stay where they are for a positive slope."""
+        return expit(self.slope * logit(as_numpy("confidence", confidence).astype(np.float64)) + self.intercept)
+
+
+@dataclass(frozen=True)
+class VectorMap:
+    """softmax(scale * logits + bias), one scale and one bias a class."""
+
+    scale: NDArray[np.float64]  # (K,)
+    bias: NDArray[np.float64]  # (K,)
+
+    def __call__(self, logits: Any) -> NDArray[np.float64]:
+        """Log-probabilities ``(..., K)``."""
+        return log_softmax(self.scale * as_numpy("logits", logits) + self.bias, axis=-1)
+
+
+def fit_isotonic(confidence: Any, correct: Any) -> IsotonicMap:
+    """Isotonic regression of being right on confidence, through scikit-learn.
+
+    Args:
+        confidence: Any shape, in [0, 1].
+        correct: Whether the predictions were right, of the same shape.
+
+    Returns:
+        The map from confidence to calibrated confidence.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+        TypeError: If an argument has the wrong type.
+        ValueError: As :func:`calibration_error`.
+
+    References:
+        Zadrozny, Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002.
+    """
+    c, y = pairs(confidence, correct)
+    model = _sklearn("isotonic").IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(c, y)
+    return IsotonicMap(model.X_thresholds_, model.y_thresholds_)
+
+
+def fit_platt(confidence: Any, correct: Any) -> PlattMap:
+    """Logistic regression of being right on the logit of confidence, unpenalised, through scikit-learn.
+
+    Args:
+        confidence: Any shape, in [0, 1]; cut to [1e-12, 1 - 1e-12] for the fit.
+        correct: Whether the predictions were right, of the same shape; both kinds must occur.
+
+    Returns:
+        The map from confidence to calibrated confidence.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+        TypeError: If an argument has the wrong type.
+        ValueError: As :func:`calibration_error`, or if all predictions are right or all wrong.
+
+    References:
+        Platt, "Probabilistic outputs for support vector machines", 1999, on logits as in Guo et al. 2017, Sec. 4.1.
+    """
+    c, y = pairs(confidence, correct)
+    if y.all() or not y.any():
+        raise ValueError("correct must hold right and wrong predictions: a logistic fit to one kind does not exist.")
+    x = logit(np.clip(c, 1e-12, 1 - 1e-12))[:, None]
+    model = _sklearn("linear_model").LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, y)
+    return PlattMap(float(model.coef_[0, 0]), float(model.intercept_[0]))
+
+
+def fit_vector(logits: Any, target: Any) -> VectorMap:
+    """Maximum-likelihood scale and bias of each class, for few classes.
+
+    Args:
+        logits: ``(N, K)``.
+        target: Class indices ``(N,)``.
+
+    Returns:
+        The map from logits to log-probabilities; the biases add up to 0.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If shapes differ, a target is out of range, or logits are not finite.
+
+    References:
+        Guo et al., "On Calibration of Modern Neural Networks", 2017, Sec. 4.2 (vector scaling). arXiv:1706.04599
+
+    Example:
+        >>> logits = np.array([[2.0, 0.0], [0.0, 2.0]] * 10)
+        >>> log_p = fit_vector(logits, [0, 1] * 8 + [1, 0] * 2)(logits)  # accuracy .8
+        >>> np.exp(log_p[0]).round(4).tolist()
+        [0.8, 0.2]
+    """
+    z, y = as_numpy("logits", logits).astype(np.float64), as_numpy("target", target)
+    if z.ndim != 2 or y.shape != z.shape[:1]:
+        raise ValueError(f"logits must have shape (N, K) and target (N,), got {z.shape} and {y.shape}.")
+    if y.dtype.kind not in "iu":
+        raise TypeError(f"target must be integer, got {y.dtype}.")
+    if not np.isfinite(z).all():
+        raise ValueError("logits must be finite, got nan or infinity.")
+    if not (y.size and y.min() >= 0 and y.max() < z.shape[1]):
+        raise ValueError(f"target must hold class indices in [0, {z.shape[1]}), at least one.")
+    n, k = z.shape
+    rows = np.arange(n)
+
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        log_p = log_softmax(parameters[:k] * z + parameters[k:], axis=-1)
+        residual = np.exp(log_p)
+        residual[rows, y] -= 1
+        return float(-log_p[rows, y].mean()), np.concatenate([(residual * z).mean(0), residual.mean(0)])
+
+    start = np.concatenate([np.ones(k), np.zeros(k)])
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 1e-15, "maxiter": 10_000})
+    scale, bias = best.x[:k], best.x[k:]
+    return VectorMap(scale, bias - bias.mean())
+
+
+def unsmooth_confidence(confidence: Any, label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
+    """Inverse of what smoothing does to a confidence, (c - b / V) / (1 - b), cut to [0, 1].
+
+    The map that makes a model trained with smoothing at its optimum calibrated again, for the top label alone; whole
+    distributions are for :func:`analysis.smoothing.unsmooth`.
+
+    Args:
+        confidence: In [0, 1], any shape.
+        label_smoothing: Smoothing b in [0, 1).
+        vocab_size: Number of classes V >= 2.
+
+    Returns:
+        The confidences, of the same shape.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> float(unsmooth_confidence(0.9 * 0.7 + 0.1 / 4, 0.1, 4).round(4))
+        0.7
+    """
+    c = confidences("confidence", confidence).reshape(np.shape(confidence))
+    b = interval("label_smoothing", label_smoothing, 0, 1, open_high=True)
+    return np.clip((c - b / whole("vocab_size", vocab_size, 2)) / (1 - b), 0, 1)  # equation D2

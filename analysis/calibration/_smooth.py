@@ -1,0 +1,35 @@
+"""Smooth calibration error through relplot, an optional dependency."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from ._inputs import pairs
+
+__all__ = ["smooth_calibration_error"]
+
+
+def smooth_calibration_error(confidence: Any, correct: Any) -> float:
+    """Smooth ECE, the calibration error of a kernel regression whose bandwidth chooses itself; no bins.
+
+    Args:
+        confidence: Any shape, in [0, 1].
+        correct: Whether the predictions were right, of the same shape.
+
+    Returns:
+        The error, a fraction.
+
+    Raises:
+        ImportError: If relplot is not installed.
+        TypeError: If an argument has the wrong type.
+        ValueError: As :func:`calibration_error`.
+
+    References:
+        Błasiok, Nakkiran, "Smooth ECE: Principled Reliability Diagrams via Kernel Smoothing", 2023. arXiv:2309.12236
+    """
+    c, y = pairs(confidence, correct)
+    try:
+        import relplot
+    except ImportError as error:
+        raise ImportError("smooth_calibration_error needs relplot: pip install relplot.") from error
+    return float(cast(float, relplot.smECE(c, y.astype(float))))
