@@ -41,7 +41,7 @@ class Data:
 def make_data(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Data:
     """Zipf-distributed targets, a unigram prior in the logits, and evidence for the target that varies by token.
 
-    One direction of the hidden space holds the log frequency of each word; the others are random, with logits of
+    One direction of the hidden space holds the centred log frequency of each word; the others are random, with logits of
     standard deviation 1.5. The target's logit gains 6 nats on average, with a spread of 3: the cross-entropy comes out
     near 3 nats.
     """
@@ -56,5 +56,7 @@ def make_data(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int 
     evidence = 6 + 3 * normal(shape.n, 1)
     hidden = 1.5 * normal(shape.n, shape.hidden_size)
     hidden += evidence * weight[target] / weight[target].square().sum(-1, keepdim=True)
-    weight[:, 0], hidden[:, 0] = frequency.log(), 1.0
+    balance = shape.hidden_size**0.25  # between the scales of the two factors of the prior
+    weight[:, 0] = (frequency.log() - frequency.log().mean()) / balance
+    hidden[:, 0] = balance
     return Data(hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), target)

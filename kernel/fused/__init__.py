@@ -64,8 +64,8 @@ def _token_loss(
     options: LossOptions,
     workspace_bytes: int,
 ) -> Tensor:
+    from .arguments import Scalars
     from .operators import FusedLoss, fused_forward  # needs Triton, as the next line
-    from .run import Scalars
 
     scalars = (
         options.label_smoothing,

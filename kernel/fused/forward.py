@@ -12,9 +12,11 @@ same time: they share a few vocabulary tiles, ``hidden`` stays in the L2 cache a
 The number of groups follows from the number of kept tokens, known on the device alone, so that few tokens still fill
 every multiprocessor.
 
-With KEEP, a tile's softmax is stored as well, exp(z_k - its own peak) in the dtype of the inputs with the peak in
-float32: a relative error of 2^-9 on each probability in bfloat16, where a rounded logit of 20 nats would be off by 6
-%.
+With KEEP, a tile's softmax is stored as well, in the dtype of the inputs: a relative error of 2^-9 on each probability
+in bfloat16, where a rounded logit of 20 nats would be off by 6 %. Its reference is the tile's own peak, in float32;
+with DIRECT it is one number per token, the target's logit, so that a column of the store is proportional to
+probabilities and enters the backward's products as it is. (Should a logit exceed its target's by more than 2^100,
+:mod:`.keep` notices and repairs it.)
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def forward_kernel(
     partial,  # (3, units, BLOCK_ROWS): peak, total, logit_sum, in bits
     partial_stride,
     kept,  # (N, kept columns) if KEEP
-    kept_peak,  # (kept tiles, N) if KEEP
+    kept_peak,  # (kept tiles, N) if KEEP and not DIRECT
+    reference,  # (N,) packed, bits, if DIRECT
     n,
     vocab_size,
     hidden_size,
@@ -67,6 +70,7 @@ def forward_kernel(
     LOGIT_SUM: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
     KEEP: tl.constexpr,
+    DIRECT: tl.constexpr,
     RUN_IF: tl.constexpr,  # "always", "all kept", "some ignored"
     MAX_UNITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -135,17 +139,26 @@ def forward_kernel(
             PRECISION,
         )
         column = column_start + tl.arange(0, BLOCK_VOCAB)
-        z, _ = capped_logits(acc, bias, column, vocab_size, product_gain, bias_gain, cap, HAS_BIAS, SOFTCAP, PRECISE)
+        z, slope = capped_logits(
+            acc, bias, column, vocab_size, product_gain, bias_gain, cap, HAS_BIAS, SOFTCAP, PRECISE
+        )
         if LOGIT_SUM:
             inside = tl.where((column < vocab_size)[None, :], z, 0.0) if MASK_VOCAB else z
             logit_sum = tl.where(fresh, 0.0, logit_sum) + tl.sum(inside, 1)
         if MASK_VOCAB:  # after the cap: tanh would turn -inf into -c and give the padding mass
             z = tl.where((column < vocab_size)[None, :], z, float("-inf"))
-        tile_peak = tl.max(z, 1)
-        e = tl.exp2(z - tile_peak[:, None])
-        old_peak = tl.where(fresh, float("-inf"), peak)
-        peak = tl.maximum(old_peak, tile_peak)
-        total = tl.where(fresh, 0.0, total) * tl.exp2(old_peak - peak) + tl.sum(e, 1) * tl.exp2(tile_peak - peak)
+        if DIRECT:
+            peak = tl.load(reference + row, mask=row < row_count, other=float("inf"))  # nothing is kept of the padding
+            e = tl.exp2(z - peak[:, None])
+            total = tl.where(fresh, 0.0, total) + tl.sum(e, 1)
+            if SOFTCAP:
+                e *= slope
+        else:
+            tile_peak = tl.max(z, 1)
+            e = tl.exp2(z - tile_peak[:, None])
+            old_peak = tl.where(fresh, float("-inf"), peak)
+            peak = tl.maximum(old_peak, tile_peak)
+            total = tl.where(fresh, 0.0, total) * tl.exp2(old_peak - peak) + tl.sum(e, 1) * tl.exp2(tile_peak - peak)
 
         # The unit's slot is written after every tile of its group; the last one stays.
         slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -154,7 +167,8 @@ def forward_kernel(
         if LOGIT_SUM:
             tl.store(slot + 2 * partial_stride, logit_sum)
         if KEEP:
-            tl.store(kept_peak + tile.to(tl.int64) * n + row, tile_peak, mask=row < row_count)
+            if not DIRECT:
+                tl.store(kept_peak + tile.to(tl.int64) * n + row, tile_peak, mask=row < row_count)
             for part in tl.static_range(PARTS):
                 store_tile(
                     kept,

@@ -54,7 +54,13 @@ def _add_tile(
     dz_stride,
     weight_row_stride,
     weight_column_stride,
+    row_factor,
+    row_scale,
+    uniform,
+    whole_row,  # of this piece comes the uniform part
     FIRST: tl.constexpr,
+    SCALED: tl.constexpr,
+    UNIFORM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
@@ -83,6 +89,13 @@ def _add_tile(
     for part in tl.static_range(PARTS):
         values = column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS)
         part_start = column_start + part * (BLOCK_COLUMNS // PARTS)
+        if SCALED:
+            r = row_start + tl.arange(0, BLOCK_ROWS)
+            values *= tl.load(row_factor + r, mask=r < row_count, other=0.0)[:, None]
+            if UNIFORM:
+                d = part_start + tl.arange(0, BLOCK_COLUMNS // PARTS)
+                share = tl.load(row_scale + r, mask=(r < row_count) & whole_row, other=0.0)
+                values -= share[:, None] * tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
         if REDUCE:
             if FIRST:
                 accumulator.store([target_row, part_start], values)
@@ -112,7 +125,12 @@ def input_gradient_kernel(
     dz_stride,
     weight_row_stride,
     weight_column_stride,
+    row_factor,  # (N,) packed, if SCALED: multiplies the rows of the product
+    row_scale,  # (N,) packed, if UNIFORM
+    uniform,  # (D,) if UNIFORM: row_scale times this is subtracted
     FIRST: tl.constexpr,
+    SCALED: tl.constexpr,
+    UNIFORM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
@@ -151,7 +169,13 @@ def input_gradient_kernel(
             dz_stride,
             weight_row_stride,
             weight_column_stride,
+            row_factor,
+            row_scale,
+            uniform,
+            tile >= 0,
             FIRST,
+            SCALED,
+            UNIFORM,
             BLOCK_ROWS,
             BLOCK_COLUMNS,
             BLOCK_VOCAB,
@@ -184,7 +208,13 @@ def input_gradient_kernel(
             dz_stride,
             weight_row_stride,
             weight_column_stride,
+            row_factor,
+            row_scale,
+            uniform,
+            cut == 0,
             FIRST,
+            SCALED,
+            UNIFORM,
             BLOCK_ROWS,
             BLOCK_COLUMNS,
             BLOCK_VOCAB,

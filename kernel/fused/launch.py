@@ -45,8 +45,8 @@ _HOPPER_16 = Launch(128, 256, 64, warps=8, stages=3)
 _TABLES = {
     ("hopper", 2): LaunchTable(
         forward=replace(_HOPPER_16, stages=4),
-        logit_gradient=replace(_HOPPER_16, stages=3),
-        weight_gradient=_HOPPER_16,
+        logit_gradient=replace(_HOPPER_16, stages=4),
+        weight_gradient=replace(_HOPPER_16, stages=4),
         input_gradient=replace(_HOPPER_16, reduce=True),
     ),
     # Products of float32 run on the CUDA cores, in IEEE arithmetic: tile for registers, nothing else matters.

@@ -25,9 +25,13 @@ def gradient_rows_kernel(
     largest,  # () max |upstream| of the kept tokens, 1 if that is 0
     target,  # (N,)
     position,  # (N,)
+    lse,  # (N,) packed, bits
+    reference,  # (N,) packed, bits, if DIRECT
     row_scale,  # (N,) packed, written
+    kept_scale,  # (N,) packed, written if DIRECT: factor of the kept softmax
     label,  # (N,) packed int32, written
     n,
+    DIRECT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Move what the backward needs of each kept token to packed order."""
@@ -35,7 +39,11 @@ def gradient_rows_kernel(
     row = tl.load(position + origin, mask=origin < n, other=-1)
     valid = row >= 0
     g = tl.load(upstream + origin, mask=valid, other=0.0)
-    tl.store(row_scale + row, g / tl.load(largest), mask=valid)
+    scale = g / tl.load(largest)
+    tl.store(row_scale + row, scale, mask=valid)
+    if DIRECT:
+        difference = tl.load(reference + row, mask=valid, other=0.0) - tl.load(lse + row, mask=valid, other=0.0)
+        tl.store(kept_scale + row, scale * tl.exp2(difference), mask=valid)
     tl.store(label + row, tl.load(target + origin, mask=valid, other=0).to(tl.int32), mask=valid)
 
 
@@ -95,6 +103,7 @@ def recomputed_strip_kernel(
     SOFTCAP: tl.constexpr,
     Z_LOSS: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
+    SOFTMAX: tl.constexpr,  # write p times the slope instead of dz
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -134,8 +143,9 @@ def recomputed_strip_kernel(
         )
         inside = row < row_count
         row_lse = tl.load(lse + row, mask=inside, other=float("inf"))  # p = 0 in the padding
-        scale = tl.load(row_scale + row, mask=inside, other=0.0)
-        row_label = tl.load(label + row, mask=inside, other=-1)
+        if not SOFTMAX:
+            scale = tl.load(row_scale + row, mask=inside, other=0.0)
+            row_label = tl.load(label + row, mask=inside, other=-1)
         for part in tl.static_range(PARTS):
             offset = part * (BLOCK_VOCAB // PARTS)
             column = strip_start + strip_column + offset + tl.arange(0, BLOCK_VOCAB // PARTS)
@@ -151,20 +161,24 @@ def recomputed_strip_kernel(
                 SOFTCAP,
                 PRECISE,
             )
-            gradient = _gradient(
-                tl.exp2(z - row_lse[:, None]),
-                slope,
-                column,
-                vocab_size,
-                scale,
-                row_label,
-                tl.where(inside, row_lse, 0.0),
-                label_smoothing,
-                z_loss,
-                Z_LOSS,
-                SOFTCAP,
-                MASK_VOCAB,
-            )
+            p = tl.exp2(z - row_lse[:, None])
+            if SOFTMAX:
+                gradient = p * slope if SOFTCAP else p
+            else:
+                gradient = _gradient(
+                    p,
+                    slope,
+                    column,
+                    vocab_size,
+                    scale,
+                    row_label,
+                    tl.where(inside, row_lse, 0.0),
+                    label_smoothing,
+                    z_loss,
+                    Z_LOSS,
+                    SOFTCAP,
+                    MASK_VOCAB,
+                )
             store_tile(
                 dz,
                 gradient.to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
@@ -192,6 +206,7 @@ def kept_strip_kernel(
     vocab_size,
     strip_start,
     strip_columns,
+    boundary,  # first kept column
     kept_stride,
     dz_stride,
     inverse_cap,
@@ -211,14 +226,14 @@ def kept_strip_kernel(
         inside = row < row_count
         strip_column = tl.program_id(1) * BLOCK_VOCAB + tl.arange(0, BLOCK_VOCAB)
         column = strip_start + strip_column
-        tile = (strip_start // BLOCK_VOCAB + tl.program_id(1)).to(tl.int64)
+        tile = ((strip_start - boundary) // BLOCK_VOCAB + tl.program_id(1)).to(tl.int64)
         row_lse = tl.load(lse + row, mask=inside, other=0.0)
         peak = tl.load(kept_peak + tile * n + row, mask=inside, other=0.0)
         scale = tl.load(row_scale + row, mask=inside, other=0.0)
         row_label = tl.load(label + row, mask=inside, other=-1)
         wide = row.to(tl.int64)[:, None]
         mask = inside[:, None] & (strip_column < strip_columns)[None, :]
-        e = tl.load(kept + wide * kept_stride + column.to(tl.int64)[None, :], mask=mask, other=0.0).to(tl.float32)
+        e = tl.load(kept + wide * kept_stride + (column - boundary)[None, :], mask=mask, other=0.0).to(tl.float32)
         slope = e
         if SOFTCAP:
             t = (tl.log2(tl.where(e > 0, e, 1.0)) + peak[:, None]) * inverse_cap

@@ -1,4 +1,4 @@
-"""Second kernel of the forward: joins each token's partial statistics, finds its target logit and forms its loss."""
+"""Small kernels of the forward: the targets' logits, and the losses from them and the partial statistics."""
 
 from __future__ import annotations
 
@@ -8,17 +8,59 @@ import triton.language as tl
 from .forward import group_count
 from .tiles import softcap_tanh
 
-__all__ = ["merge_kernel"]
+__all__ = ["merge_kernel", "target_logit_kernel"]
 
 
 @triton.jit
-def merge_kernel(
+def target_logit_kernel(
     hidden,  # (N, D) as given
     weight,  # (V, D)
     bias,  # (V,)
     target,  # (N,)
-    count,  # (1,)
-    source,  # (N,)
+    position,  # (N,)
+    target_logit,  # (N,) packed order, in bits, written
+    n,
+    hidden_size,
+    hidden_row_stride,
+    hidden_column_stride,
+    weight_row_stride,
+    weight_column_stride,
+    product_gain,
+    bias_gain,
+    cap,
+    HAS_BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    PRECISE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+):
+    """Logits of the targets of ROWS tokens, through the same arithmetic as the tiles' logits."""
+    origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.load(position + origin, mask=origin < n, other=-1)
+    valid = row >= 0
+    label = tl.load(target + origin, mask=valid, other=0)
+    h = hidden + origin.to(tl.int64)[:, None] * hidden_row_stride
+    w = weight + label.to(tl.int64)[:, None] * weight_row_stride
+    dot = tl.zeros((ROWS,), dtype=tl.float32)
+    for k in range(0, hidden_size, BLOCK_HIDDEN):
+        column = (k + tl.arange(0, BLOCK_HIDDEN)).to(tl.int64)[None, :]
+        mask = valid[:, None] & (column < hidden_size)
+        a = tl.load(h + column * hidden_column_stride, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(w + column * weight_column_stride, mask=mask, other=0.0).to(tl.float32)
+        dot += tl.sum(a * b, 1)
+    z = dot * product_gain
+    if HAS_BIAS:
+        z += tl.load(bias + label, mask=valid, other=0.0).to(tl.float32) * bias_gain
+    if SOFTCAP:
+        z = softcap_tanh(z, PRECISE) * cap
+    tl.store(target_logit + row, z, mask=valid)
+
+
+@triton.jit
+def merge_kernel(
+    target_logit,  # (N,) packed order, in bits
+    count,  # (1,) kept tokens
+    again,  # (1,) if AGAIN: 0 skips the kernel
     position,  # (N,)
     partial,  # (parts, 2 or 3, units, BLOCK_ROWS)
     partial_stride,
@@ -27,29 +69,21 @@ def merge_kernel(
     lse,  # (N,) packed order, in bits
     n,
     vocab_size,
-    hidden_size,
     first_tiles,  # vocabulary tiles of the first part
     second_tiles,
-    hidden_row_stride,
-    hidden_column_stride,
-    weight_row_stride,
-    weight_column_stride,
-    product_gain,
-    bias_gain,
-    cap,
     label_smoothing,
     z_loss,
-    HAS_BIAS: tl.constexpr,
-    SOFTCAP: tl.constexpr,
     LOGIT_SUM: tl.constexpr,
+    AGAIN: tl.constexpr,
     PARTS: tl.constexpr,
     MAX_UNITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    PRECISE: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
 ):
     """Token losses, lse - (1 - b) z_target - (b / V) sum_k z_k + z_loss lse^2 for ROWS tokens; 0 for ignored ones."""
+    if AGAIN:  # noqa: SIM102 - the first is settled at compile time
+        if tl.load(again) == 0:
+            return
     row_count = tl.load(count)
     row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
     origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -73,23 +107,7 @@ def merge_kernel(
                 logit_sum += tl.load(slot + 2 * partial_stride, mask=valid, other=0.0)
     log_total = tl.log2(total)
 
-    label = tl.load(target + origin, mask=valid, other=0)
-    h = hidden + origin.to(tl.int64)[:, None] * hidden_row_stride
-    w = weight + label.to(tl.int64)[:, None] * weight_row_stride
-    dot = tl.zeros((ROWS,), dtype=tl.float32)
-    for k in range(0, hidden_size, BLOCK_HIDDEN):
-        column = (k + tl.arange(0, BLOCK_HIDDEN)).to(tl.int64)[None, :]
-        mask = valid[:, None] & (column < hidden_size)
-        a = tl.load(h + column * hidden_column_stride, mask=mask, other=0.0).to(tl.float32)
-        b = tl.load(w + column * weight_column_stride, mask=mask, other=0.0).to(tl.float32)
-        dot += tl.sum(a * b, 1)
-    # Through the same arithmetic as the tiles' logits, so that their difference loses nothing.
-    z = dot * product_gain
-    if HAS_BIAS:
-        z += tl.load(bias + label, mask=valid, other=0.0).to(tl.float32) * bias_gain
-    if SOFTCAP:
-        z = softcap_tanh(z, PRECISE) * cap
-
+    z = tl.load(target_logit + row, mask=valid, other=0.0)
     # lse - z = log2(total) + (peak - z): the difference of the two large numbers is taken first.
     loss = (1.0 - label_smoothing) * (log_total + (peak - z))
     if LOGIT_SUM:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import run
+from .arguments import Head, Kept, Scalars, keeps_directly, kept_views, may_keep
 from .launch import launch_table, processors
 from .rows import KeptRows
-from .run import Head, Kept, Scalars
+from .run_backward import backward
+from .run_forward import forward
 from .schedule import Schedule, schedule
 
 __all__ = ["FusedLoss", "fused_backward", "fused_forward"]
@@ -32,7 +33,8 @@ def _plan(
         int(weight.shape[1]),
         hidden.element_size(),
         workspace_bytes,
-        keep=keep and run.may_keep(hidden.dtype, scalars),
+        keep=keep and may_keep(hidden.dtype, scalars),
+        direct=keeps_directly(hidden.dtype, scalars),
         keep_in_gradient=keep_in_gradient,
         weight_gradient=weight_gradient,
         processors=processors(hidden.device),
@@ -40,8 +42,11 @@ def _plan(
     )
 
 
-def _tile(head: Head) -> int:
-    return launch_table(head.hidden.device, head.hidden.dtype).forward.columns
+def _references(head: Head, scalars: Scalars, plan: Schedule) -> int:
+    """Rows of the kept softmax's references: one, or one a tile."""
+    if not plan.kept or keeps_directly(head.hidden.dtype, scalars):
+        return min(plan.kept, 1)
+    return plan.kept // launch_table(head.hidden.device, head.hidden.dtype).forward.columns
 
 
 def _rows(memory: Tensor) -> KeptRows:
@@ -66,20 +71,20 @@ class FusedLoss(torch.autograd.Function):
         head = Head(hidden, weight, bias, target)
         differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
         if not differentiable:
-            return run.forward(head, scalars, None, packed=False)[0]
+            return forward(head, scalars, None, packed=False)[0]
         needs_weight = ctx.needs_input_grad[1]
         plan = _plan(
             head, scalars, workspace_bytes, keep=True, keep_in_gradient=needs_weight, weight_gradient=needs_weight
         )
         gradient, kept = None, None
         if plan.kept:
-            if plan.kept_offset is not None:
+            if plan.in_gradient:
                 gradient = weight.new_empty(weight.shape)
                 memory = gradient.view(-1)
             else:
                 memory = weight.new_empty(hidden.shape[0] * plan.kept)
-            kept = run.kept_views(memory, plan, hidden.shape[0], _tile(head))
-        token_loss, lse, rows = run.forward(head, scalars, kept, packed=True)
+            kept = kept_views(memory, plan, hidden.shape[0], _references(head, scalars, plan))
+        token_loss, lse, rows = forward(head, scalars, kept, packed=True)
         ctx.save_for_backward(hidden, weight, bias, target, lse, *rows)
         ctx.scalars, ctx.plan, ctx.kept, ctx.gradient = scalars, plan, kept, gradient
         ctx.workspace_bytes = workspace_bytes
@@ -92,7 +97,7 @@ class FusedLoss(torch.autograd.Function):
         hidden, weight, bias, target, lse, *rows = ctx.saved_tensors
         head = Head(hidden, weight, bias, target)
         plan, kept, gradient = ctx.plan, ctx.kept, ctx.gradient
-        if plan.kept_offset is not None:  # handed out now: whoever comes again recomputes
+        if plan.in_gradient:  # handed out now: whoever comes again recomputes
             ctx.kept, ctx.gradient = None, None
             if gradient is None:
                 plan = _plan(
@@ -103,7 +108,7 @@ class FusedLoss(torch.autograd.Function):
                     keep_in_gradient=False,
                     weight_gradient=ctx.needs_input_grad[1],
                 )
-        gradients = run.backward(
+        gradients = backward(
             head,
             ctx.scalars,
             grad_outputs[0].contiguous(),
@@ -141,10 +146,10 @@ def fused_forward(
     )
     n = hidden.shape[0]
     softmax = weight.new_empty(n * plan.kept)
-    kept = run.kept_views(softmax, plan, n, _tile(head)) if plan.kept else None
-    token_loss, lse, rows = run.forward(head, scalars, kept, packed=differentiable)
-    peak = hidden.new_empty(0, n, dtype=torch.float32) if kept is None else kept.peak
-    return token_loss, lse, torch.cat(rows), softmax, peak
+    kept = kept_views(softmax, plan, n, _references(head, scalars, plan)) if plan.kept else None
+    token_loss, lse, rows = forward(head, scalars, kept, packed=differentiable)
+    reference = hidden.new_empty(0, n, dtype=torch.float32) if kept is None else kept.reference
+    return token_loss, lse, torch.cat(rows), softmax, reference
 
 
 @fused_forward.register_fake
@@ -171,8 +176,8 @@ def _(
     n = hidden.shape[0]
     token_loss = hidden.new_empty(n, dtype=torch.float32)
     index = hidden.new_empty(2 * n + 1, dtype=torch.int32)
-    peak = hidden.new_empty(plan.kept // _tile(head), n, dtype=torch.float32)
-    return token_loss, torch.empty_like(token_loss), index, weight.new_empty(n * plan.kept), peak
+    reference = hidden.new_empty(_references(head, scalars, plan), n, dtype=torch.float32)
+    return token_loss, torch.empty_like(token_loss), index, weight.new_empty(n * plan.kept), reference
 
 
 @torch.library.custom_op("confidence_ceiling::fused_backward", mutates_args=())
@@ -185,7 +190,7 @@ def fused_backward(
     lse: Tensor,
     index: Tensor,
     softmax: Tensor,
-    peak: Tensor,
+    reference: Tensor,
     label_smoothing: float,
     softcap: float,
     temperature: float,
@@ -202,9 +207,9 @@ def fused_backward(
     scalars = Scalars(label_smoothing, softcap, temperature, logit_scale, z_loss, ignore_index)
     plan = _plan(head, scalars, workspace_bytes, keep=True, keep_in_gradient=False, weight_gradient=need_weight)
     n = hidden.shape[0]
-    kept = Kept(softmax.view(n, plan.kept), peak) if plan.kept else None
+    kept = Kept(softmax.view(n, plan.kept), reference) if plan.kept else None
     needs = (need_input, need_weight, need_bias)
-    gradients = run.backward(head, scalars, upstream.contiguous(), lse, _rows(index), plan, kept, needs)
+    gradients = backward(head, scalars, upstream.contiguous(), lse, _rows(index), plan, kept, needs)
     a, b, c = (hidden.new_empty(0) if g is None else g for g in gradients)
     return a, b, c
 
@@ -219,7 +224,7 @@ def _(
     lse: Tensor,
     index: Tensor,
     softmax: Tensor,
-    peak: Tensor,
+    reference: Tensor,
     label_smoothing: float,
     softcap: float,
     temperature: float,
@@ -240,9 +245,9 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, target, *ctx.options, _, _ = inputs
-    _, lse, index, softmax, peak = output
-    ctx.mark_non_differentiable(lse, index, softmax, peak)
-    ctx.save_for_backward(hidden, weight, bias, target, lse, index, softmax, peak)
+    _, lse, index, softmax, reference = output
+    ctx.mark_non_differentiable(lse, index, softmax, reference)
+    ctx.save_for_backward(hidden, weight, bias, target, lse, index, softmax, reference)
 
 
 def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:

@@ -50,10 +50,12 @@ def _pack_kernel(
     packed,
     count,
     source,
+    scale,  # (N,) packed, if SCALED
     n,
     hidden_size,
     row_stride,
     column_stride,
+    SCALED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
@@ -65,6 +67,9 @@ def _pack_kernel(
         inside = (column < hidden_size)[None, :]
         offsets = origin[:, None] * row_stride + column[None, :] * column_stride
         values = tl.load(hidden + offsets, mask=(row < kept)[:, None] & inside, other=0.0)
+        if SCALED:
+            factor = tl.load(scale + row, mask=row < kept, other=0.0)
+            values = (values.to(tl.float32) * factor[:, None]).to(packed.dtype.element_ty)
         tl.store(
             packed + row.to(tl.int64)[:, None] * hidden_size + column[None, :], values, mask=(row < n)[:, None] & inside
         )
@@ -80,18 +85,20 @@ def index_rows(target: Tensor, ignore_index: int) -> KeptRows:
     return rows
 
 
-def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor) -> None:
-    """``packed[i] = hidden[rows.source[i]]`` for the kept rows, 0 beyond: later products may read whole tiles."""
+def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor, scale: Tensor | None = None) -> None:
+    """``packed[i] = scale[i] hidden[rows.source[i]]`` for the kept rows, 0 beyond: products read whole tiles."""
     n, hidden_size = hidden.shape
     _pack_kernel[(triton.cdiv(n, _PACK_ROWS),)](
         hidden,
         packed,
         rows.number,
         rows.source,
+        scale,
         n,
         hidden_size,
         hidden.stride(0),
         hidden.stride(1),
+        SCALED=scale is not None,
         BLOCK_ROWS=_PACK_ROWS,
         BLOCK_COLUMNS=_PACK_COLUMNS,
     )

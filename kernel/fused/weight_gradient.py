@@ -21,6 +21,7 @@ def weight_gradient_kernel(
     gradient,  # (V, D), rows strip_start ... written
     count,  # (1,)
     scale,  # () factor common to all tokens
+    uniform,  # (D,) if UNIFORM: subtracted from every row of the product
     n,
     vocab_size,
     hidden_size,
@@ -33,6 +34,7 @@ def weight_gradient_kernel(
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    UNIFORM: tl.constexpr,
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     FLATTEN: tl.constexpr,
@@ -54,7 +56,11 @@ def weight_gradient_kernel(
             )
             acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
         for part in tl.static_range(PARTS):
-            values = column_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS) * factor
+            values = column_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS)
+            if UNIFORM:
+                d = column + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
+                values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
+            values *= factor
             store_tile(
                 gradient,
                 values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
@@ -75,11 +81,14 @@ def bias_gradient_kernel(
     gradient,  # (V,)
     count,
     scale,
+    row_weight,  # (N,) packed, if WEIGHTED
+    uniform,  # (1,) if WEIGHTED: subtracted from every sum
     vocab_size,
     strip_start,
     strip_columns,
     dz_stride,
     constant,
+    WEIGHTED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
@@ -90,9 +99,14 @@ def bias_gradient_kernel(
     for start in range(0, row_count, BLOCK_ROWS):
         row = start + tl.arange(0, BLOCK_ROWS)
         mask = (row < row_count)[:, None] & (column < strip_columns)[None, :]
-        acc += tl.load(dz + row.to(tl.int64)[:, None] * dz_stride + column[None, :], mask=mask, other=0.0).to(
-            tl.float32
-        )
-    total = tl.sum(acc, 0) * (tl.load(scale) * constant)
+        address = dz + row.to(tl.int64)[:, None] * dz_stride + column[None, :]
+        values = tl.load(address, mask=mask, other=0.0).to(tl.float32)
+        if WEIGHTED:
+            values *= tl.load(row_weight + row, mask=row < row_count, other=0.0)[:, None]
+        acc += values
+    total = tl.sum(acc, 0)
+    if WEIGHTED:
+        total -= tl.load(uniform)
+    total *= tl.load(scale) * constant
     written = (column < strip_columns) & (strip_start + column < vocab_size)
     tl.store(gradient + strip_start + column, total.to(gradient.dtype.element_ty), mask=written)

@@ -23,7 +23,9 @@ def ours(*args, **options):
 
 def on_device(args: Problem, dtype: torch.dtype) -> Problem:
     moved = [None if t is None else t.detach().cuda() for t in args]
-    return Problem(*[t.to(dtype).requires_grad_() if t is not None and i in (0, 1, 3) else t for i, t in enumerate(moved)])
+    return Problem(
+        *[t.to(dtype).requires_grad_() if t is not None and i in (0, 1, 3) else t for i, t in enumerate(moved)]
+    )
 
 
 def gradients(loss, args: Problem, **options):

@@ -1,0 +1,119 @@
+"""Kernels around a softmax that the forward keeps for the backward's products as it is.
+
+The forward stores K = exp(z - r) with one reference r per token, the logit of its target. Then, with g the upstream
+gradient,
+
+    dz = a K' - g b / V,    a = g exp(r - lse),    K' = K but for the target's column: (p_y - (1 - b)) exp(lse - r)
+
+so that the products of the backward need no dz: the factors a scale the rows of ``hidden`` on one side and of the
+result on the other, and the uniform part is a sum of rows of ``hidden`` and of ``weight``. Under a softcap without
+smoothing K holds the slope as well. K may not overflow: a token whose lse exceeds its reference by 100 bits makes the
+forward recompute all of K with the lse as reference (:func:`overflow`); no probability that matters underflows, the
+target's own logit being the reference.
+"""
+
+# pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
+# (a Triton kernel is launched by indexing it with a grid)
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .rows import KeptRows
+
+__all__ = ["column_sum", "overflow", "target_column_kernel"]
+
+_LIMIT = 100.0  # bits; float32 and bfloat16 hold 127
+_SPLITS = 64
+
+
+@triton.jit
+def target_column_kernel(
+    kept,  # (N, columns), the last of the vocabulary
+    target,  # (N,)
+    position,  # (N,)
+    target_logit,  # (N,) packed, bits
+    lse,  # (N,) packed, bits
+    reference,  # (N,) packed, bits
+    n,
+    boundary,
+    kept_stride,
+    inverse_cap,
+    label_smoothing,
+    SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Overwrite each token's target entry: K' above, from the target's float32 logit."""
+    origin = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(position + origin, mask=origin < n, other=-1)
+    label = tl.load(target + origin, mask=row >= 0, other=0)
+    here = (row >= 0) & (label >= boundary)
+    z = tl.load(target_logit + row, mask=here, other=0.0)
+    bits = tl.load(lse + row, mask=here, other=0.0)
+    value = tl.exp2(z - bits) - (1.0 - label_smoothing)
+    if SOFTCAP:
+        value *= 1.0 - (z * inverse_cap) * (z * inverse_cap)
+    value *= tl.exp2(bits - tl.load(reference + row, mask=here, other=0.0))
+    address = kept + row.to(tl.int64) * kept_stride + (label - boundary)
+    tl.store(address, value.to(kept.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _column_sum_kernel(
+    matrix,  # (rows, columns)
+    weight,  # (rows,) if WEIGHTED
+    count,  # (1,) if WEIGHTED: rows that exist
+    partial,  # (splits, columns) float32
+    first,
+    rows,
+    columns,
+    row_stride,
+    column_stride,
+    WEIGHTED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    last = tl.load(count) if WEIGHTED else rows
+    column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    step = tl.num_programs(0) * BLOCK_ROWS
+    for start in range(first + tl.program_id(0) * BLOCK_ROWS, last, step):
+        row = start + tl.arange(0, BLOCK_ROWS)
+        offsets = row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
+        mask = (row < last)[:, None] & (column < columns)[None, :]
+        values = tl.load(matrix + offsets, mask=mask, other=0.0).to(tl.float32)
+        if WEIGHTED:
+            values *= tl.load(weight + row, mask=row < last, other=0.0)[:, None]
+        acc += values
+    tl.store(partial + tl.program_id(0) * columns + column, tl.sum(acc, 0), mask=column < columns)
+
+
+def column_sum(matrix: Tensor, first: int, weight: Tensor | None = None, count: Tensor | None = None) -> Tensor:
+    """Sum over rows ``first ...`` in float32, in a fixed order; with ``weight`` weighted and over ``count`` rows."""
+    rows, columns = matrix.shape
+    partial = torch.empty(_SPLITS, columns, dtype=torch.float32, device=matrix.device)
+    _column_sum_kernel[(_SPLITS, triton.cdiv(columns, 128))](
+        matrix,
+        weight,
+        count,
+        partial,
+        first,
+        rows,
+        columns,
+        matrix.stride(0),
+        matrix.stride(1),
+        WEIGHTED=weight is not None,
+        BLOCK_ROWS=32,
+        BLOCK_COLUMNS=128,
+    )
+    return partial.sum(0)
+
+
+def overflow(lse: Tensor, reference: Tensor, rows: KeptRows) -> Tensor:
+    """The number of kept tokens, ``(1,)`` int32, if any of them leaves the range of K; else 0. Stays on the device."""
+    valid = torch.arange(lse.shape[0], device=lse.device) < rows.number
+    outside = valid & ~(lse - reference <= _LIMIT)  # an overflown sum makes lse inf or nan
+    return outside.any().to(torch.int32) * rows.number

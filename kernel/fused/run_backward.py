@@ -1,0 +1,318 @@
+"""Launches of the backward: the gradients, strip by strip of the vocabulary."""
+
+# pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
+# (a Triton kernel is launched by indexing it with a grid)
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from .arguments import Head, Kept, Scalars, describe, keeps_directly, tiling
+from .input_gradient import MAX_CUTS, extra_row_blocks, input_gradient_kernel, unpack_kernel
+from .keep import column_sum
+from .launch import launch_table, processors, uses_descriptors
+from .logit_gradient import gradient_rows_kernel, kept_strip_kernel, recomputed_strip_kernel
+from .rows import KeptRows, pack_hidden
+from .schedule import Schedule
+from .weight_gradient import bias_gradient_kernel, weight_gradient_kernel
+
+__all__ = ["backward"]
+
+_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def backward(
+    head: Head,
+    scalars: Scalars,
+    upstream: Tensor,  # (N,) float32, input order
+    lse: Tensor,  # (N,) packed, bits
+    rows: KeptRows,
+    plan: Schedule,
+    kept: Kept | None,
+    needs: tuple[bool, bool, bool],  # input, weight, bias
+    weight_gradient: Tensor | None = None,  # (V, D) memory to write to; the kept columns may lie in it
+) -> _Gradients:
+    """Gradients of ``sum(upstream * token_loss)``; frozen arguments cost nothing."""
+    state = _Backward(head, scalars, upstream, lse, rows, kept, needs, weight_gradient)
+    direct = kept is not None and keeps_directly(head.hidden.dtype, scalars)
+    if kept is not None and direct:
+        state.add_kept(plan, kept)
+    workspace = head.hidden.new_empty(plan.workspace)
+    n = head.hidden.shape[0]
+    for part in plan.strips:
+        memory, start = workspace, 0
+        if part.offset is not None and state.weight_gradient is not None:
+            memory, start = state.weight_gradient.view(-1), part.offset
+        dz = memory[start : start + n * part.padded].view(n, part.padded)
+        if part.kept and kept is not None:
+            state.convert(dz, kept, part.start, plan.boundary)
+        else:
+            state.recompute(dz, part.start)
+        state.add(dz, part.start)
+    return state.finish()
+
+
+class _Backward:
+    """Gradients in the making."""
+
+    def __init__(
+        self,
+        head: Head,
+        scalars: Scalars,
+        upstream: Tensor,
+        lse: Tensor,
+        rows: KeptRows,
+        kept: Kept | None,
+        needs: tuple[bool, bool, bool],
+        weight_gradient: Tensor | None,
+    ) -> None:
+        hidden, weight, bias, target = head
+        self.head, self.scalars, self.lse, self.rows = head, scalars, lse, rows
+        self.n, self.hidden_size = hidden.shape
+        self.vocab_size, device = weight.shape[0], hidden.device
+        self.programs = processors(device)
+        self.table = launch_table(device, hidden.dtype)
+        self.need_input = needs[0]
+        self.factor = scalars.logit_scale / scalars.temperature
+        # The packed hidden states live where the input's gradient will be written at the very end.
+        self.packed = hidden.new_empty(hidden.shape)
+        pack_hidden(hidden, rows, self.packed)
+        self.accumulator = None
+        if self.need_input:
+            launch = self.table.input_gradient
+            row_blocks, column_blocks = triton.cdiv(self.n, launch.rows), triton.cdiv(self.hidden_size, launch.columns)
+            row_blocks += extra_row_blocks(row_blocks, column_blocks, self.programs)
+            self.accumulator = torch.empty(
+                row_blocks * launch.rows, self.hidden_size, dtype=torch.float32, device=device
+            )
+        self.fresh = True  # nothing has been added to the accumulator
+        self.weight_gradient = None
+        if needs[1]:
+            self.weight_gradient = weight.new_empty(weight.shape) if weight_gradient is None else weight_gradient
+        self.bias_gradient = weight.new_empty(self.vocab_size) if needs[2] and bias is not None else None
+
+        magnitude = torch.where(rows.position >= 0, upstream.abs(), 0).amax()
+        self.largest = torch.where(magnitude > 0, magnitude, 1)
+        direct = kept is not None and keeps_directly(hidden.dtype, scalars)
+        self.row_scale = torch.empty(self.n, dtype=torch.float32, device=device)
+        self.kept_scale = torch.empty(self.n, dtype=torch.float32, device=device) if direct else None
+        self.label = torch.empty(self.n, dtype=torch.int32, device=device)
+        gradient_rows_kernel[(triton.cdiv(self.n, 1024),)](
+            upstream,
+            self.largest,
+            target,
+            rows.position,
+            lse,
+            None if kept is None else kept.reference,
+            self.row_scale,
+            self.kept_scale,
+            self.label,
+            self.n,
+            DIRECT=direct,
+            BLOCK=1024,
+        )
+        self.descriptor = uses_descriptors(self.packed, weight)
+        self.constants = {
+            "SOFTCAP": scalars.softcap > 0,
+            "Z_LOSS": scalars.z_loss > 0,
+            "BLOCK_VOCAB": self.table.logit_gradient.columns,
+        }
+
+    def recompute(self, dz: Tensor, start: int) -> None:
+        """Write dz of one strip from the logits."""
+        weight, bias, launch, scalars = self.head.weight, self.head.bias, self.table.logit_gradient, self.scalars
+        recomputed_strip_kernel[(self.programs,)](
+            describe(self.packed, launch.rows, launch.depth) if self.descriptor else self.packed,
+            describe(weight, launch.columns, launch.depth) if self.descriptor else weight,
+            bias,
+            self.rows.number,
+            self.lse,
+            self.row_scale,
+            self.label,
+            describe(dz, launch.rows, launch.columns // launch.parts) if self.descriptor else dz,
+            self.n,
+            self.vocab_size,
+            self.hidden_size,
+            start,
+            dz.shape[1],
+            dz.stride(0),
+            self.packed.stride(0),
+            weight.stride(0),
+            weight.stride(1),
+            *scalars.gains(),
+            scalars.label_smoothing,
+            scalars.z_loss,
+            **self.constants,
+            HAS_BIAS=bias is not None,
+            MASK_VOCAB=start + dz.shape[1] > self.vocab_size,
+            SOFTMAX=False,
+            BLOCK_ROWS=launch.rows,
+            BLOCK_HIDDEN=launch.depth,
+            DESCRIPTOR=self.descriptor,
+            PRECISE=self.packed.dtype == torch.float32,
+            **tiling(launch),
+        )
+
+    def convert(self, dz: Tensor, kept: Kept, start: int, boundary: int) -> None:
+        """Write dz of one strip from the kept softmax."""
+        per_program = 32 if dz.is_cuda else 8
+        kept_strip_kernel[(triton.cdiv(self.n, per_program), dz.shape[1] // self.table.logit_gradient.columns)](
+            kept.softmax,
+            kept.reference,
+            self.rows.number,
+            self.lse,
+            self.row_scale,
+            self.label,
+            dz,
+            self.n,
+            self.vocab_size,
+            start,
+            dz.shape[1],
+            boundary,
+            kept.softmax.stride(0),
+            dz.stride(0),
+            1 / self.scalars.gains()[2],
+            self.scalars.label_smoothing,
+            self.scalars.z_loss,
+            **self.constants,
+            MASK_VOCAB=start + dz.shape[1] > self.vocab_size,
+            ROWS=per_program,
+            ALIGNED_ROWS=128,
+        )
+
+    def add(self, dz: Tensor, start: int) -> None:
+        """Add the products of one strip."""
+        self.add_weight(dz, self.packed, start, None)
+        self.add_bias(dz, start, None)
+        self.add_input(dz, start, None)
+
+    def add_kept(self, plan: Schedule, kept: Kept) -> None:
+        """Add the products of the kept softmax, which stands for dz (:mod:`kernel.fused.keep`)."""
+        uniform = self.scalars.label_smoothing / self.vocab_size
+        weights = self.row_scale, self.rows.number
+        if self.weight_gradient is not None:
+            scaled = torch.empty_like(self.packed) if plan.scaled_offset is None else None
+            if scaled is None:
+                flat = self.weight_gradient.view(-1)
+                scaled = flat[plan.scaled_offset : (plan.scaled_offset or 0) + self.packed.numel()].view_as(self.packed)
+            pack_hidden(self.head.hidden, self.rows, scaled, self.kept_scale)
+            total = column_sum(self.packed, 0, *weights) * uniform if uniform else None
+            self.add_weight(kept.softmax, scaled, plan.boundary, total)
+            del scaled
+        if self.bias_gradient is not None:
+            total = column_sum(self.row_scale.unsqueeze(1), 0, torch.ones_like(self.row_scale), self.rows.number)
+            self.add_bias(kept.softmax, plan.boundary, total * uniform)
+        if self.accumulator is not None:
+            total = column_sum(self.head.weight, plan.boundary) * uniform if uniform else None
+            self.add_input(kept.softmax, plan.boundary, total)
+
+    def add_weight(self, dz: Tensor, hidden: Tensor, start: int, uniform: Tensor | None) -> None:
+        """Write the weight's gradient of the strip: ``dz.T @ hidden``, less ``uniform`` in every row."""
+        gradient, launch = self.weight_gradient, self.table.weight_gradient
+        if gradient is None:
+            return
+        weight_gradient_kernel[(self.programs,)](
+            describe(dz, launch.depth, launch.rows) if self.descriptor else dz,
+            describe(hidden, launch.depth, launch.columns) if self.descriptor else hidden,
+            describe(gradient, launch.rows, launch.columns // launch.parts) if self.descriptor else gradient,
+            self.rows.number,
+            self.largest,
+            uniform,
+            self.n,
+            self.vocab_size,
+            self.hidden_size,
+            start,
+            dz.shape[1],
+            dz.stride(0),
+            hidden.stride(0),
+            gradient.stride(0),
+            self.factor,
+            UNIFORM=uniform is not None,
+            BLOCK_VOCAB=launch.rows,
+            BLOCK_COLUMNS=launch.columns,
+            BLOCK_ROWS=launch.depth,
+            DESCRIPTOR=self.descriptor,
+            **tiling(launch),
+        )
+
+    def add_bias(self, dz: Tensor, start: int, uniform: Tensor | None) -> None:
+        """Write the bias's gradient of the strip; with ``uniform`` of the kept softmax, whose rows have weights."""
+        if self.bias_gradient is None:
+            return
+        bias_gradient_kernel[(triton.cdiv(dz.shape[1], 64),)](
+            dz,
+            self.bias_gradient,
+            self.rows.number,
+            self.largest,
+            self.kept_scale,
+            uniform,
+            self.vocab_size,
+            start,
+            dz.shape[1],
+            dz.stride(0),
+            1 / self.scalars.temperature,
+            WEIGHTED=uniform is not None,
+            BLOCK_ROWS=64,
+            BLOCK_COLUMNS=64,
+        )
+
+    def add_input(self, dz: Tensor, start: int, uniform: Tensor | None) -> None:
+        """Add ``dz @ weight`` of the strip; with the kept softmax, which comes first, its rows scaled."""
+        if self.accumulator is None:
+            return
+        weight, launch = self.head.weight, self.table.input_gradient
+        scaled = self.fresh and self.kept_scale is not None
+        reduce = self.descriptor and launch.reduce
+        accumulator = self.accumulator
+        input_gradient_kernel[(self.programs,)](
+            describe(dz, launch.rows, launch.depth) if self.descriptor else dz,
+            describe(weight, launch.depth, launch.columns) if self.descriptor else weight,
+            describe(accumulator, launch.rows, launch.columns // launch.parts) if reduce else accumulator,
+            self.rows.number,
+            self.n,
+            self.vocab_size,
+            self.hidden_size,
+            start,
+            dz.shape[1],
+            dz.stride(0),
+            weight.stride(0),
+            weight.stride(1),
+            self.kept_scale,
+            self.row_scale,
+            uniform,
+            FIRST=self.fresh,
+            SCALED=scaled,
+            UNIFORM=uniform is not None,
+            BLOCK_ROWS=launch.rows,
+            BLOCK_COLUMNS=launch.columns,
+            BLOCK_VOCAB=launch.depth,
+            MAX_CUTS=MAX_CUTS,
+            DESCRIPTOR=self.descriptor,
+            REDUCE=reduce,
+            **tiling(launch),
+        )
+        self.fresh = False
+
+    def finish(self) -> _Gradients:
+        """Round and unpack the input's gradient, into the memory of the packed hidden states."""
+        if self.accumulator is not None:
+            launch = self.table.input_gradient
+            unpack_kernel[(triton.cdiv(self.n, 16),)](
+                self.accumulator,
+                self.packed,
+                self.rows.number,
+                self.rows.position,
+                self.largest,
+                self.n,
+                self.hidden_size,
+                self.factor,
+                self.programs,
+                BLOCK_ROWS=launch.rows,
+                BLOCK_COLUMNS=launch.columns,
+                MAX_CUTS=MAX_CUTS,
+                ROWS=16,
+                COLUMNS=128,
+            )
+        return self.packed if self.need_input else None, self.weight_gradient, self.bias_gradient
