@@ -29,14 +29,19 @@ _PUBLIC = {
     "random_energy": """asymptotic_confidence asymptotic_entropy asymptotic_log_partition asymptotic_participation
         critical_hidden_size critical_logit_std expected_confidence expected_entropy expected_log_partition
         freezing_temperature participation planted_confidence planted_norm_product spherical_log_partition""",
-    "calibration": """SortedError TrueDecomposition calibration_error sorted_rms_error true_calibration_error
-        true_decomposition""",
+    "calibration": """CalibrationState ErrorInterval IsotonicMap NoiseFloor OptionConfidence PlattMap RiskCoverage
+        SelectiveScores SignedError SortedError TemperatureFit TrueDecomposition VectorMap answer_confidence
+        calibration_error fit_head_temperature fit_isotonic fit_platt fit_temperature fit_vector frequency_groups
+        from_statistics option_confidence reliability_table risk_at_coverage risk_coverage_curve selective_scores
+        smooth_calibration_error sorted_rms_error true_calibration_error true_decomposition unsmooth_confidence
+        wilson_interval""",
     "teachers": """DeterministicTeacher LogLinearTeacher Observations Teacher TeacherConfig TeacherKind make_teacher
         random_streams""",
     "bottleneck": """FitConfig Fitted SoftmaxBottleneck fit train""",
 }
-# Machinery of grids and files, whose names (run, grid, ...) say little without their module: analysis.sweep.run.
-_MACHINERY = ("records", "study", "sweep")
+# Machinery of grids, files and drawing, whose names (run, grid, ...) say little without their module:
+# analysis.sweep.run.
+_MACHINERY = ("plots", "records", "study", "sweep")
 # Modules that are commands only: python -m analysis.NAME.
 _COMMANDS: tuple[str, ...] = ("caps_table", "transition_table")
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -4,6 +4,7 @@ from . import caps as caps
 from . import diagnostics as diagnostics
 from . import head_shapes as head_shapes
 from . import norm_ball as norm_ball
+from . import plots as plots
 from . import random_energy as random_energy
 from . import records as records
 from . import smoothing as smoothing

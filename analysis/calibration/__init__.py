@@ -3,7 +3,18 @@
 from ._errors import SortedError, calibration_error, sorted_rms_error
 from ._from_statistics import frequency_groups, from_statistics
 from ._intervals import ErrorInterval, NoiseFloor, wilson_interval
-from ._selective import RiskCoverage, SelectiveScores, risk_at_coverage, risk_coverage, selective_scores
+from ._options import OptionConfidence, answer_confidence, option_confidence
+from ._recalibration import (
+    IsotonicMap,
+    PlattMap,
+    VectorMap,
+    fit_isotonic,
+    fit_platt,
+    fit_vector,
+    unsmooth_confidence,
+)
+from ._selective import RiskCoverage, SelectiveScores, risk_at_coverage, risk_coverage_curve, selective_scores
+from ._smooth import smooth_calibration_error
 from ._state import CalibrationState, SignedError
 from ._tables import reliability_table
 from ._temperature import TemperatureFit, fit_head_temperature, fit_temperature
@@ -12,24 +23,35 @@ from ._truth import TrueDecomposition, true_calibration_error, true_decompositio
 __all__ = [
     "CalibrationState",
     "ErrorInterval",
+    "IsotonicMap",
     "NoiseFloor",
+    "OptionConfidence",
+    "PlattMap",
     "RiskCoverage",
     "SelectiveScores",
     "SignedError",
     "SortedError",
     "TemperatureFit",
     "TrueDecomposition",
+    "VectorMap",
+    "answer_confidence",
     "calibration_error",
     "fit_head_temperature",
+    "fit_isotonic",
+    "fit_platt",
     "fit_temperature",
+    "fit_vector",
     "frequency_groups",
     "from_statistics",
+    "option_confidence",
     "reliability_table",
     "risk_at_coverage",
-    "risk_coverage",
+    "risk_coverage_curve",
     "selective_scores",
+    "smooth_calibration_error",
     "sorted_rms_error",
     "true_calibration_error",
     "true_decomposition",
+    "unsmooth_confidence",
     "wilson_interval",
 ]

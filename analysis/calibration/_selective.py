@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from .._validation import interval
 from ._inputs import log1m_confidences, pairs
 
-__all__ = ["RiskCoverage", "SelectiveScores", "risk_at_coverage", "risk_coverage", "selective_scores"]
+__all__ = ["RiskCoverage", "SelectiveScores", "risk_at_coverage", "risk_coverage_curve", "selective_scores"]
 
 
 class RiskCoverage(NamedTuple):
@@ -55,7 +55,7 @@ def _errors_answered(
     return np.interp(np.arange(1, y.size + 1), ends, wrong), score, y  # linear within tied samples
 
 
-def risk_coverage(confidence: Any, correct: Any, *, log1m_confidence: Any = None) -> RiskCoverage:
+def risk_coverage_curve(confidence: Any, correct: Any, *, log1m_confidence: Any = None) -> RiskCoverage:
     """The risk-coverage curve.
 
     Args:
@@ -74,7 +74,7 @@ def risk_coverage(confidence: Any, correct: Any, *, log1m_confidence: Any = None
         Geifman, El-Yaniv, "Selective Classification for Deep Neural Networks", 2017, Sec. 2. arXiv:1705.08500
 
     Example:
-        >>> risk_coverage([0.9, 0.6, 0.6], [1, 0, 1]).risk.round(3).tolist()
+        >>> risk_coverage_curve([0.9, 0.6, 0.6], [1, 0, 1]).risk.round(3).tolist()
         [0.0, 0.25, 0.333]
     """
     wrong, _, y = _errors_answered(confidence, correct, log1m_confidence)
@@ -105,7 +105,7 @@ def risk_at_coverage(
         [0.0, 0.5]
     """
     share = interval("coverage", coverage, 0, 1, open_low=True)
-    risk = risk_coverage(confidence, correct, log1m_confidence=log1m_confidence).risk
+    risk = risk_coverage_curve(confidence, correct, log1m_confidence=log1m_confidence).risk
     answered = np.ceil(np.round(share * risk.size, 9)).astype(np.intp)  # .3 of 10 samples are 3, not 4
     return risk[np.maximum(answered, 1) - 1]
 

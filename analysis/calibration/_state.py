@@ -107,8 +107,8 @@ class CalibrationState(Accumulator):
         """Interval for the binned error at population, bootstrapped from the binned cells: l1 or l2.
 
         About the debiased error, as the plug-in error lies above the truth; down to 0 where the test of
-        :meth:`noise_floor` does not reject calibration at ``level``. The bins stay as they are in every resample, and the order of the samples
-        is nowhere used. Measured coverage: ``paper_figures/data/coverage.csv``.
+        :meth:`noise_floor` does not reject calibration at ``level``. The bins stay as they are in every resample, and
+        the order of the samples is nowhere used. Measured coverage: ``paper_figures/data/coverage.csv``.
         """
         return error_interval(self.outcome_sums(binning), norm, level=level, n_resamples=n_resamples, seed=seed)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import trapezoid
 
-from analysis.calibration import risk_at_coverage, risk_coverage, selective_scores
+from analysis.calibration import risk_at_coverage, risk_coverage_curve, selective_scores
 
 samples = st.lists(st.tuples(st.sampled_from([0.1, 0.4, 0.4, 0.9, 1.0]), st.booleans()), min_size=1, max_size=6)
 
@@ -31,7 +31,7 @@ def enumerated(pairs):
 def test_ties_are_the_mean_over_their_orders(pairs):
     confidence, correct = zip(*pairs, strict=True)
     risk, aurc, augrc = enumerated(pairs)
-    np.testing.assert_allclose(risk_coverage(confidence, correct).risk, risk, atol=1e-12)
+    np.testing.assert_allclose(risk_coverage_curve(confidence, correct).risk, risk, atol=1e-12)
     scores = selective_scores(confidence, correct)
     assert (scores.aurc, scores.augrc) == pytest.approx((aurc, augrc), abs=1e-12)
     if 0 < sum(correct) < len(correct):
@@ -84,6 +84,6 @@ def test_refusals():
     with pytest.raises(ValueError, match="confidence must not be empty"):
         selective_scores([], [])
     with pytest.raises(ValueError, match="confidence must not be NaN"):
-        risk_coverage([np.nan], [1])
+        risk_coverage_curve([np.nan], [1])
     with pytest.raises(ValueError, match=r"log1m_confidence must be log\(1 - confidence\)"):
-        risk_coverage([0.5], [1], log1m_confidence=[-5.0])
+        risk_coverage_curve([0.5], [1], log1m_confidence=[-5.0])
