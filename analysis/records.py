@@ -12,9 +12,10 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["RowStore", "config_key", "environment", "write_atomically", "write_table"]
+__all__ = ["RowStore", "config_key", "encode", "environment", "write_atomically", "write_table"]
 
 # Part of every key: raise it when a change makes rows of an earlier version wrong.
 ROWS_VERSION = 1
@@ -174,16 +175,45 @@ class RowStore:
         stored = self._read(self.directory / "failed", config, "error")
         return None if stored is None else stored["error"]
 
-    @staticmethod
-    def _write(path: Path, key: str, config: Any, content: dict[str, Any]) -> None:
-        stored = _encode({"key": key, "config": dataclasses.asdict(config), **content})
-        write_atomically(path, json.dumps(stored, indent=1, allow_nan=False) + "\n")
+    def finished(self) -> Iterator[dict[str, Any]]:
+        """Everything stored with each finished row, in the order of their keys; what is no complete row is left out."""
+        for path in sorted(self.directory.glob("*.json")):
+            stored = self._load(path, path.stem, "row")
+            if stored is not None:
+                yield stored
+
+    def insert(self, stored: Mapping[str, Any]) -> bool:
+        """Add a finished row that another store yielded; False where this store has one for that config already.
+
+        Raises:
+            ValueError: If ``stored`` is no finished row.
+        """
+        key = stored.get("key")
+        if not (isinstance(key, str) and re.fullmatch(r"[0-9a-f]{20}", key)):
+            raise ValueError(f"stored must have a key of 20 hexadecimal digits, got {key!r}.")
+        if not all(isinstance(stored.get(part), Mapping) for part in ("config", "row", "environment")):
+            raise ValueError(f"stored must have config, row and environment, got {sorted(stored)}.")
+        path = self.directory / f"{key}.json"
+        if self._load(path, key, "row") is not None:
+            return False
+        write_atomically(path, json.dumps(encode(stored), indent=1, allow_nan=False) + "\n")
+        (self.directory / "failed" / f"{key}.json").unlink(missing_ok=True)
+        return True
 
     @staticmethod
-    def _read(directory: Path, config: Any, content: str) -> dict[str, Any] | None:
+    def _write(path: Path, key: str, config: Any, content: dict[str, Any]) -> None:
+        stored = encode({"key": key, "config": dataclasses.asdict(config), **content})
+        write_atomically(path, json.dumps(stored, indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def _read(cls, directory: Path, config: Any, content: str) -> dict[str, Any] | None:
         key = config_key(config)
+        return cls._load(directory / f"{key}.json", key, content)
+
+    @staticmethod
+    def _load(path: Path, key: str, content: str) -> dict[str, Any] | None:
         try:
-            stored = json.loads((directory / f"{key}.json").read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):  # ValueError: broken JSON or UTF-8
             return None
         if not isinstance(stored, dict) or stored.get("key") != key or content not in stored:
@@ -191,10 +221,12 @@ class RowStore:
         return _decode(stored)
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
     """Values as strict JSON; infinities and nan, which JSON has not, become text."""
     if isinstance(value, Mapping):
-        return {str(k): _encode(v) for k, v in value.items()}
+        return {str(k): encode(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
@@ -203,6 +235,8 @@ def _encode(value: Any) -> Any:
 def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _decode(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_decode(v) for v in value]
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
@@ -22,9 +24,13 @@ from tqdm import tqdm
 
 from .records import RowStore, config_key, environment
 
-__all__ = ["SweepResult", "available_cores", "read_rows", "run"]
+__all__ = ["Engine", "SweepResult", "attempt", "available_cores", "local_engine", "read_rows", "run"]
 
 Config = TypeVar("Config")
+Row = Mapping[str, Any]
+Engine = Callable[
+    [Callable[[Any], Row], Sequence[Any], int, Callable[[], bool]], Iterator[tuple[Any, dict[str, Any], "str | None"]]
+]
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -48,6 +54,8 @@ def run(
     *,
     workers: int | None = None,
     description: str = "fits",
+    max_seconds: float | None = None,
+    engine: Engine | None = None,
 ) -> SweepResult:
     """Compute the rows of all configs that have none yet, store each as it finishes, and return all.
 
@@ -61,6 +69,9 @@ def run(
         directory: Folder of the rows, see :class:`~analysis.records.RowStore`.
         workers: Processes; None for one on each core.
         description: Label of the progress bar.
+        max_seconds: After this time no further config is started; what is under way is finished. None for no limit.
+        engine: What computes; None for processes on this machine. It is given the function, the configs, the number
+            of workers and a question whether to start no more, and yields (config, row, error) as they finish.
 
     Returns:
         Rows, how many are new, and the failures.
@@ -71,22 +82,29 @@ def run(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds must be greater than 0, got {max_seconds}.")
+    end = math.inf if max_seconds is None else time.monotonic() + max_seconds
     store = RowStore(directory)
     store.prepare()
     by_key = {config_key(config): config for config in configs}
     pending = [config for config in by_key.values() if store.read(config) is None]
     made_by = environment()
     failures: dict[str, str] = {}
+    computed = 0
     bar = tqdm(total=len(by_key), initial=len(by_key) - len(pending), desc=description, disable=None, smoothing=0.05)
     with bar:
-        for config, row, error in _compute(function, pending, workers or available_cores()):
+        for config, row, error in (engine or local_engine)(
+            function, pending, workers or available_cores(), lambda: time.monotonic() >= end
+        ):
             if error is None:
                 store.write(config, row, made_by)
+                computed += 1
             else:
                 store.write_failure(config, error, made_by)
                 failures[config_key(config)] = error
             bar.update()
-    return SweepResult(read_rows(directory, list(by_key.values())), len(pending) - len(failures), failures)
+    return SweepResult(read_rows(directory, list(by_key.values())), computed, failures)
 
 
 def read_rows(directory: str | os.PathLike[str], configs: Sequence[Any]) -> pd.DataFrame:
@@ -127,16 +145,18 @@ class _Worker:
         self.connection.close()
 
 
-def _compute(
-    function: Callable[[Any], Mapping[str, Any]], configs: Sequence[Any], size: int
+def local_engine(
+    function: Callable[[Any], Mapping[str, Any]], configs: Sequence[Any], size: int, enough: Callable[[], bool]
 ) -> Iterator[tuple[Any, dict[str, Any], str | None]]:
-    """Yield (config, row, error) in the order of finishing, from ``size`` workers.
+    """Yield (config, row, error) in the order of finishing, from ``size`` worker processes of this machine.
 
     Workers that die are replaced. The standard pools break as a whole, or wait for ever, when one does.
     """
     waiting, workers = list(reversed(configs)), list[_Worker]()
     try:
         while waiting or workers:
+            if enough():
+                waiting.clear()
             while waiting and len(workers) < size:
                 workers.append(_Worker(function))
                 workers[-1].start(waiting.pop())
@@ -144,6 +164,8 @@ def _compute(
             for worker in [w for w in workers if w.connection in ready]:
                 config = worker.config
                 row, error = worker.result()
+                if enough():
+                    waiting.clear()
                 if waiting and worker.process.is_alive():
                     worker.start(waiting.pop())
                 else:
@@ -166,12 +188,17 @@ def _work(connection: Connection, function: Callable[[Any], Mapping[str, Any]]) 
             config = connection.recv()
         except EOFError:
             return
-        try:
-            row, error = dict(function(config)), None
-            json.dumps(row)  # what cannot be stored is this config's error, not the sweep's
-        except Exception:
-            row, error = {}, traceback.format_exc()
-        connection.send((row, error))
+        connection.send(attempt(function, config))
+
+
+def attempt(function: Callable[[Any], Mapping[str, Any]], config: Any) -> tuple[dict[str, Any], str | None]:
+    """Row and error of one config: whatever it raises is its own error, not the sweep's."""
+    try:
+        row = dict(function(config))
+        json.dumps(row)  # what cannot be stored is an error too
+    except Exception:
+        return {}, traceback.format_exc()
+    return row, None
 
 
 @contextlib.contextmanager

@@ -64,28 +64,26 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _simulate(grid_name: str, preset: Any, out: Path, workers: int | None) -> tuple[pd.DataFrame, int]:
-    """Train the grid's missing rows, write its table with a sidecar; the table and how many configs failed."""
-    from analysis.bottleneck import fit
-    from analysis.records import RowStore, write_table
-    from analysis.study.grids import grid
-    from analysis.sweep import available_cores, run
+def _simulate(name: str, preset: Any, out: Path, workers: int | None) -> tuple[pd.DataFrame, int]:
+    """Train the experiment's missing rows, write its table with a sidecar; the table and how many configs failed."""
+    from analysis.study.registry import experiment
+    from analysis.study.running import row_folder, simulate
+    from analysis.sweep import available_cores
 
-    configs, folder = grid(grid_name, preset), out / "rows" / grid_name
+    study, folder = experiment(name), row_folder(out, name)
+    configs = len(study.configs(preset))
     print(
-        f"{grid_name}, preset {preset}: {len(configs)} heads on {workers or available_cores()} cores; "
+        f"{name}, preset {preset}: {configs} configs on {workers or available_cores()} cores; "
         f"finished rows are kept in {_shown(folder)}",
         flush=True,
     )
-    result = run(fit, configs, folder, workers=workers, description=grid_name)
-    print(f"{grid_name}: {result.computed} trained now, {len(result.rows)} of {len(configs)} there")
+    result = simulate(study, preset, out, workers=workers)
+    there = result.rows["key"].nunique() if not result.rows.empty else 0
+    print(f"{name}: {result.computed} computed now, {there} of {configs} there")
     for key, error in result.failures.items():
         print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
     if result.rows.empty:
-        raise SystemExit(
-            f"error: no row of {grid_name} could be trained; the reasons are in {_shown(folder / 'failed')}"
-        )
-    write_table(result.rows, out / f"{grid_name}.csv", RowStore(folder), configs)
+        raise SystemExit(f"error: no row of {name} could be computed; the reasons are in {_shown(folder / 'failed')}")
     return result.rows, len(result.failures)
 
 

@@ -20,7 +20,8 @@ from .style import HIDDEN_SIZE_COLOURS, RC, TEXT_WIDTH, THEORY_COLOUR
 
 __all__ = ["COLUMNS", "GRID", "make", "predicted_fall", "prepare"]
 
-GRID = "trained_heads"
+GRID = "S3"
+_SMOOTHING = 0.1
 _INTERVALS = ("effectiveness_ratio", "activity_index", "confidence_fall")
 COLUMNS = [
     "teacher", "vocab_size", "hidden_size", "norm_coefficient", "temperature", "label_smoothing", "seeds",
@@ -33,8 +34,9 @@ _LEAST_INDEX = 1e-2  # smaller indices are drawn here: the head is saturated and
 
 
 def prepare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Cells of the figure from rows of trained heads: paired effects, averaged over converged seeds."""
-    return cell_effects(paired_effects(rows)).filter(COLUMNS)
+    """Cells of the figure from rows of S3: paired effects of b = .1 without softcap, averaged over converged seeds."""
+    pairs = paired_effects(rows.loc[rows["softcap"].isna()])
+    return cell_effects(pairs.loc[pairs["label_smoothing"] == _SMOOTHING]).filter(COLUMNS)
 
 
 def predicted_fall(effectiveness_ratio: np.ndarray, vocab_size: int, label_smoothing: float) -> np.ndarray:
@@ -48,7 +50,7 @@ def predicted_fall(effectiveness_ratio: np.ndarray, vocab_size: int, label_smoot
 
 
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
-    """Fall in confidence against rho (left) and the activity index (right); one point per cell, bars over its seeds.
+    """Fall in confidence against rho (left) and the activity index (right); one point per cell, 95 % bars over seeds.
 
     The lines are theory where it is exact (C1: det teacher, D >= V - 1). There the head is a simplex, for which
     A = (1 - p) V / (b (V - 1)), so that the fall is b (V - 1) / V max(0, 1 - A) on the right.
@@ -102,7 +104,7 @@ def _size(vocab_size: int, vocabularies: list[int]) -> float:
 
 
 def _points(ax: Axes, table: pd.DataFrame, x: str, colours: dict[int, tuple], vocabularies: list[int]) -> None:
-    """Means with bars from the lowest to the highest seed; filled at T = 1, open where training was sharper."""
+    """Means with 95 % intervals over seeds; filled at T = 1, open where training was sharper."""
     for cell in table.sort_values("vocab_size", ascending=False).to_dict("records"):
         at, height = cell[x], cell["confidence_fall"]
         low, high = cell[f"{x}_low"], cell[f"{x}_high"]

@@ -7,12 +7,20 @@ from typing import Literal
 
 from ..teachers import TeacherConfig
 
-__all__ = ["DType", "FitConfig", "Norm", "SoftcapForm"]
+__all__ = ["DType", "Features", "FitConfig", "Norm", "Optimiser", "SoftcapForm"]
 
 Norm = Literal["budget", "free"]
 SoftcapForm = Literal["contraction", "gain"]
+Features = Literal["free", "trunk"]
+Optimiser = Literal["lbfgs", "adam"]
 DType = Literal["float32", "float64"]
-_CHOICES = {"norm": ("budget", "free"), "softcap_form": ("contraction", "gain"), "dtype": ("float32", "float64")}
+_CHOICES = {
+    "norm": ("budget", "free"),
+    "softcap_form": ("contraction", "gain"),
+    "features": ("free", "trunk"),
+    "optimiser": ("lbfgs", "adam"),
+    "dtype": ("float32", "float64"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +39,13 @@ class FitConfig:
         softcap_form: ``"contraction"``, c tanh(z / c), which leaves small logits alone; ``"gain"``, c tanh(z), which
             multiplies them by c.
         label_smoothing: b in [0, 1], convention of :func:`torch.nn.functional.cross_entropy`.
+        weight_decay: lambda >= 0, adds (lambda / 2) (mean ||h_n||^2 + mean ||w_k||^2) to the loss; with free norms.
+        features: ``"free"``, a vector for each context; ``"trunk"``, a two-layer perceptron of fixed random inputs of
+            each context, so that contexts share weights.
+        optimiser: ``"lbfgs"``, without a step size; ``"adam"``, ``max_steps`` steps at each of several step sizes, of
+            which the one with the least training loss counts: the step size is tuned for every config on its own.
         seed: Seed of the model's first values. Apart from the data's.
-        max_steps: Most L-BFGS iterations.
+        max_steps: Most L-BFGS iterations, or all Adam steps.
         tolerance: Training ends when the loss fell by no more than ``tolerance * max(1, loss)`` nats over the last
             tenth of the iterations.
         dtype: Precision of the training; measurements are always float64.
@@ -57,6 +70,9 @@ class FitConfig:
     softcap: float | None = None
     softcap_form: SoftcapForm = "contraction"
     label_smoothing: float = 0.0
+    weight_decay: float = 0.0
+    features: Features = "free"
+    optimiser: Optimiser = "lbfgs"
     seed: int = 0
     max_steps: int = 3000
     tolerance: float = 1e-5
@@ -80,8 +96,11 @@ class FitConfig:
                 raise ValueError(f"{name} must be finite and greater than 0, got {value!r}.")
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing!r}.")
-        if not 0 <= self.tolerance < float("inf"):
-            raise ValueError(f"tolerance must be finite and at least 0, got {self.tolerance!r}.")
+        for name in ("tolerance", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)!r}.")
+        if self.weight_decay and self.norm == "budget":
+            raise ValueError(f"weight_decay must be 0 under a norm budget, got {self.weight_decay!r}.")
 
     @property
     def norm_budget(self) -> float | None:

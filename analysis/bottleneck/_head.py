@@ -15,6 +15,8 @@ gradient inwards) they are strict saddles, which a start with slack is not drawn
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +29,11 @@ from ._config import FitConfig
 
 __all__ = ["SoftmaxBottleneck"]
 
+_INPUTS = (
+    32  # width of what a trunk sees of a context: fewer than contexts, so that it cannot give each its own feature
+)
+_TRUNK = 128  # hidden units of the trunk
+
 
 class SoftmaxBottleneck(nn.Module):
     """Free features ``(N, D)`` under a head ``(V, D)``; logits z = f(W h) / T with the softcap f.
@@ -37,7 +44,9 @@ class SoftmaxBottleneck(nn.Module):
         device: Where the parameters live.
 
     Attributes:
-        raw_features: Unconstrained features, ``(N, D)``; :meth:`hidden` for what they stand for.
+        raw_features: Unconstrained features, ``(N, D)``, with a trunk its inputs ``(N, 32)``, which are not trained;
+            :meth:`hidden` for what they stand for.
+        trunk: The perceptron in front of the head; None for free features.
         raw_weight: Unconstrained head, ``(V, D + 1)`` under the budget, ``(V, D)`` without; :meth:`weight`.
 
     Example:
@@ -57,7 +66,8 @@ class SoftmaxBottleneck(nn.Module):
         self.config = config
         n, v, d = config.teacher.n_contexts, config.teacher.vocab_size, config.hidden_size
         generator = generator or torch.Generator().manual_seed(config.seed)
-        features = torch.randn(n, d, generator=generator, dtype=torch.float64)
+        inputs = _INPUTS if config.features == "trunk" else d
+        features = torch.randn(n, inputs, generator=generator, dtype=torch.float64)
         weight = torch.randn(v, d, generator=generator, dtype=torch.float64)
         # The first logits have a standard deviation of at most 1, after gain and temperature: saturated ones are slow.
         std = config.temperature / config.logit_scale  # of z = w . h, for ||h|| = sqrt(D) and rows of norm std
@@ -67,14 +77,22 @@ class SoftmaxBottleneck(nn.Module):
             slack = (1 / share**2 - 1) ** 0.5
             weight = torch.cat([weight / std, torch.full((v, 1), slack, dtype=torch.float64)], dim=-1)
         dtype = getattr(torch, config.dtype)
-        self.raw_features = nn.Parameter(features.to(device, dtype))
+        self.trunk: nn.Sequential | None = None
+        if config.features == "trunk":
+            self.trunk = nn.Sequential(nn.Linear(_INPUTS, _TRUNK), nn.Tanh(), nn.Linear(_TRUNK, d)).to(device, dtype)
+            with torch.no_grad():
+                for parameter in self.trunk.parameters():  # biases start at 0, weights so that variance is kept
+                    values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                    parameter.copy_(values / parameter.shape[-1] ** 0.5 if parameter.ndim == 2 else 0.0 * values)
+        self.raw_features = nn.Parameter(features.to(device, dtype), requires_grad=self.trunk is None)
         self.raw_weight = nn.Parameter(weight.to(device, dtype))
 
     def hidden(self) -> Tensor:  # (N, D)
         """Features of every context."""
+        raw = self.raw_features if self.trunk is None else self.trunk(self.raw_features)
         if self.config.norm == "free":
-            return self.raw_features
-        return nn.functional.normalize(self.raw_features, dim=-1) * self.config.hidden_size**0.5
+            return raw
+        return nn.functional.normalize(raw, dim=-1) * self.config.hidden_size**0.5
 
     def weight(self) -> Tensor:  # (V, D)
         """The head."""
@@ -90,7 +108,7 @@ class SoftmaxBottleneck(nn.Module):
         return {"softcap": config.softcap, "logit_scale": config.logit_scale, "temperature": config.temperature}
 
     def forward(self, observations: Observations, *, implementation: Any = "auto") -> Tensor:
-        """Mean smoothed loss over the observations, in nats, through :func:`kernel.linear_cross_entropy`.
+        """Mean smoothed loss over the observations, in nats, through :func:`kernel.linear_cross_entropy`, plus decay.
 
         Args:
             observations: Pairs with weights, on the model's device, the weights in its dtype.
@@ -99,15 +117,36 @@ class SoftmaxBottleneck(nn.Module):
         Returns:
             A scalar.
         """
-        return linear_cross_entropy(
-            self.hidden().index_select(0, observations.context),
-            self.weight(),
+        hidden, weight = self.hidden(), self.weight()
+        loss = linear_cross_entropy(
+            hidden.index_select(0, observations.context),
+            weight,
             observations.token,
             token_weight=observations.weight,
             label_smoothing=self.config.label_smoothing,
             implementation=implementation,
             **self.loss_options,
         )
+        if self.config.weight_decay:
+            squares = hidden.square().sum(-1).mean() + weight.square().sum(-1).mean()
+            loss = loss + 0.5 * self.config.weight_decay * squares
+        return loss
+
+    def evaluated(self, **changes: Any) -> SoftmaxBottleneck:
+        """The same trained weights read with another softcap, its form or temperature: a view that shares them.
+
+        Args:
+            changes: ``softcap``, ``softcap_form``, ``temperature``; what is not given stays as trained.
+
+        Raises:
+            ValueError: If another field is given.
+        """
+        unknown = set(changes) - {"softcap", "softcap_form", "temperature"}
+        if unknown:
+            raise ValueError(f"changes must be among softcap, softcap_form and temperature, got {sorted(unknown)}.")
+        view = copy.copy(self)  # parameters are shared
+        view.config = replace(self.config, **changes)
+        return view
 
     @torch.no_grad()
     def logits(self, contexts: slice = slice(None)) -> Tensor:  # (n, V)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..calibration import calibration_error
@@ -14,7 +15,7 @@ from ..smoothing import activity_index, effectiveness_ratio
 from ..teachers import Observations, Teacher
 from ._head import SoftmaxBottleneck
 
-__all__ = ["REFERENCE_SMOOTHING", "measure"]
+__all__ = ["REFERENCE_SMOOTHING", "aurc_from_risks", "measure"]
 
 REFERENCE_SMOOTHING = 0.1  # the b for which rho and A of a head trained without smoothing are stated
 _N_BINS = 15
@@ -56,6 +57,13 @@ def _statistics(z: Tensor, q: Tensor) -> _PerContext:
     )
 
 
+@torch.no_grad()
+def _measured(head: SoftmaxBottleneck, contexts: slice, q: Tensor) -> _PerContext:
+    """Statistics of a block of contexts, made where the head lives."""
+    z = head.logits(contexts)
+    return _PerContext(*(values.cpu() for values in _statistics(z, q.to(z.device))))
+
+
 def measure(
     head: SoftmaxBottleneck, teacher: Teacher, training: Observations, held_out: Observations
 ) -> dict[str, float]:
@@ -73,6 +81,7 @@ def measure(
           estimates from the held-out sample. ``context_error``: mean |confidence - true accuracy| without bins, an
           upper bound that counts errors of single contexts even where they cancel.
         - ``true_nll``, ``true_entropy``, ``held_out_nll``: -E_q log p, its least value H(q), and its estimate.
+        - ``aurc``: area under the risk-coverage curve; a risk is 1 minus the true probability of the prediction.
         - ``entropy``, ``cross_entropy``, ``uniform_cross_entropy``: H, CE (unsmoothed) and CE_u = lse - mean z on the
           training distribution. ``activity_index``: C4 from these three.
         - ``norm_product``: max ||h|| max ||w|| of the trained head.
@@ -80,7 +89,7 @@ def measure(
           It and ``activity_index`` take the config's label smoothing, or .1 for a head trained without.
     """
     config = head.config
-    blocks = [_statistics(head.logits(part).cpu(), q) for part, q in teacher.blocks()]
+    blocks = [_measured(head, part, q) for part, q in teacher.blocks()]
     per = _PerContext(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
     confidence, accuracy = per.confidence.clamp_max(1).numpy(), per.accuracy.numpy()
     bins = np.bincount(uniform_index(confidence, _N_BINS), confidence - accuracy, minlength=_N_BINS)
@@ -115,6 +124,7 @@ def measure(
         "true_nll": per.true_nll.mean().item(),
         "true_entropy": per.true_entropy.mean().item(),
         "held_out_nll": _mean_nll(head, held_out),
+        "aurc": aurc_from_risks(confidence, 1 - accuracy),
         "entropy": entropy,
         "cross_entropy": cross_entropy,
         "uniform_cross_entropy": uniform,
@@ -122,6 +132,14 @@ def measure(
         "norm_product": head.norm_product(),
         "effectiveness_ratio": float(rho),
     }
+
+
+def aurc_from_risks(confidence: NDArray[np.float64], risk: NDArray[np.float64]) -> float:
+    """Mean over coverages of the mean risk of the most confident contexts; ties count with their mean risk."""
+    _, group, counts = np.unique(-confidence, return_inverse=True, return_counts=True)
+    tied = np.bincount(group, risk) / counts
+    cumulative = np.cumsum(np.repeat(tied, counts))
+    return float((cumulative / np.arange(1, risk.size + 1)).mean())
 
 
 @torch.no_grad()

@@ -12,9 +12,10 @@ from ._config import FitConfig
 from ._head import SoftmaxBottleneck
 from ._measures import measure
 
-__all__ = ["Fitted", "fit", "train"]
+__all__ = ["Fitted", "course", "fit", "train"]
 
 _STRIDE = 10  # iterations between two looks at the loss
+_STEP_SIZES = (0.003, 0.01, 0.03, 0.1)  # that Adam tries
 # The rule of the study: no result while the loss falls by more than this (nats, or of itself) over its last tenth.
 _STILL_FALLING = 1e-4
 
@@ -26,11 +27,12 @@ class Fitted(NamedTuple):
     teacher: Teacher
     training: Observations
     held_out: Observations
-    losses: list[float]  # training loss every 10 L-BFGS iterations, in nats; the last one at the end
+    losses: list[float]  # training loss every 10 iterations or steps, in nats; the last one at the end
+    step_size: float | None = None  # of Adam, the tuned one
 
 
 def train(config: FitConfig, *, device: torch.device | str = "cpu", implementation: Any = "auto") -> Fitted:
-    """Train a head with L-BFGS (strong Wolfe line search) on its full batch.
+    """Train a head with L-BFGS (strong Wolfe line search) on its full batch, or with Adam at a tuned step size.
 
     The whole problem fits in a batch, so that a second-order method reaches in hundreds of steps what first-order ones
     do not in thousands, and no step size has to be tuned, which would confound temperature and softcap.
@@ -61,7 +63,35 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
         training.token.to(device),
         training.weight.to(device, head.raw_weight.dtype),
     )
-    return Fitted(head, teacher, training, held_out, _minimise(head, batch, config, implementation))
+    if config.optimiser == "lbfgs":
+        return Fitted(head, teacher, training, held_out, _minimise(head, batch, config, implementation))
+    runs = []
+    for step_size in _STEP_SIZES:
+        head = SoftmaxBottleneck(config, device=device)
+        losses = _adam(head, batch, config, implementation, step_size)
+        runs.append(Fitted(head, teacher, training, held_out, losses, step_size))
+    return min(runs, key=lambda run: run.losses[-1])
+
+
+def _adam(
+    head: SoftmaxBottleneck, batch: Observations, config: FitConfig, implementation: Any, step_size: float
+) -> list[float]:
+    """Adam on the full batch; the loss every ``_STRIDE`` steps and at the end."""
+    optimiser = torch.optim.Adam(_trained(head), lr=step_size)
+    losses: list[float] = []
+    for step in range(config.max_steps + 1):
+        optimiser.zero_grad()
+        loss = head(batch, implementation=implementation)
+        loss.backward()
+        if step % _STRIDE == 0 or step == config.max_steps:
+            losses.append(loss.item())
+        if step < config.max_steps:
+            optimiser.step()
+    return losses
+
+
+def _trained(head: SoftmaxBottleneck) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in head.parameters() if parameter.requires_grad]
 
 
 def _minimise(head: SoftmaxBottleneck, batch: Observations, config: FitConfig, implementation: Any) -> list[float]:
@@ -93,7 +123,7 @@ def _minimise(head: SoftmaxBottleneck, batch: Observations, config: FitConfig, i
 
 def _lbfgs(head: SoftmaxBottleneck) -> torch.optim.LBFGS:
     return torch.optim.LBFGS(
-        head.parameters(),
+        _trained(head),
         max_iter=_STRIDE,
         max_eval=10 * _STRIDE,
         history_size=10,
@@ -121,7 +151,8 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
         Flat and JSON-able: the columns of ``config``, the measurements (described at the source,
         ``analysis.bottleneck._measures.measure``), and
 
-        - ``loss``: final training loss, smoothed, in nats; ``steps``: L-BFGS iterations made.
+        - ``loss``: final training loss, smoothed and with weight decay, in nats; ``steps``: iterations made;
+          ``step_size``: the tuned one of Adam, None for L-BFGS.
         - ``loss_fall``, ``relative_loss_fall``: fall over the last tenth of the steps (at least 10), in nats and as a
           share of the loss.
         - ``gradient_norm``: of the loss with respect to the unconstrained parameters, at the end.
@@ -136,19 +167,26 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
     """
     wall, cpu = time.perf_counter(), time.process_time()
     fitted = train(config, device=device, implementation=implementation)
+    row = {
+        **config.columns(),
+        **measure(fitted.head, fitted.teacher, fitted.training, fitted.held_out),
+        **course(fitted),
+        "device": str(device),
+    }
+    return {**row, "wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+
+
+def course(fitted: Fitted) -> dict[str, Any]:
+    """How the training went: the columns from ``loss`` to ``converged`` of :func:`fit`."""
     losses = fitted.losses
     fall = max(0.0, _fall(losses))
     gradients = [p.grad.double().norm() for p in fitted.head.parameters() if p.grad is not None]
     return {
-        **config.columns(),
-        **measure(fitted.head, fitted.teacher, fitted.training, fitted.held_out),
         "loss": losses[-1],
         "steps": _STRIDE * (len(losses) - 1),
         "loss_fall": fall,
         "relative_loss_fall": fall / losses[-1] if losses[-1] > 0 else 0.0,
         "gradient_norm": torch.stack(gradients).norm().item(),
         "converged": fall <= _STILL_FALLING * max(1.0, losses[-1]),
-        "device": str(device),
-        "wall_seconds": time.perf_counter() - wall,
-        "cpu_seconds": time.process_time() - cpu,
+        "step_size": fitted.step_size,
     }

@@ -1,10 +1,13 @@
-"""What smoothing did: each smoothed run beside its twin without, and cells summarised over seeds."""
+"""What smoothing did: each smoothed run beside its twin without, and cells summarised with intervals over seeds."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pandas as pd
 
 from ..smoothing import activity_index
+from .statistics import mean_interval
 
 __all__ = ["CELL", "PAIR", "cell_effects", "paired_effects"]
 
@@ -12,6 +15,7 @@ __all__ = ["CELL", "PAIR", "cell_effects", "paired_effects"]
 CELL = [
     "teacher", "vocab_size", "n_contexts", "samples_per_context", "rank", "logit_std", "zipf_exponent", "peak",
     "peak_fraction", "hidden_size", "norm", "norm_coefficient", "temperature", "softcap", "softcap_form",
+    "weight_decay", "features", "optimiser",
 ]  # fmt: skip
 # A pair: the same data, the same first values.
 PAIR = [*CELL, "data_seed", "model_seed"]
@@ -21,6 +25,7 @@ _EFFECTS = {
     "true_ece_gain": ("true_ece", 1),
     "estimated_ece_gain": ("estimated_ece", 1),
     "true_nll_gain": ("true_nll", 1),
+    "aurc_gain": ("aurc", 1),
 }
 _PLAIN = ["confidence", "entropy", "cross_entropy", "uniform_cross_entropy", "converged"]
 
@@ -62,18 +67,25 @@ def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def cell_effects(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One line for each cell and smoothing: means over seeds, with the smallest and the largest seed.
+    """One line for each cell and smoothing: means over seeds with 95 % bootstrap intervals.
 
     Args:
         pairs: From :func:`paired_effects`; pairs that have not converged are left out.
 
     Returns:
         The cell, ``label_smoothing``, ``seeds`` (how many), and for ``effectiveness_ratio``, ``activity_index``,
-        ``plain_confidence`` and each effect its mean, ``_low`` and ``_high``.
+        ``plain_confidence`` and each effect its mean, ``_low`` and ``_high``, the ends of the interval. With three
+        seeds these are the smallest and the largest seed; with one they are the value itself.
     """
     keys = [*CELL, "label_smoothing"]
     values = ["effectiveness_ratio", "activity_index", "plain_confidence", *_EFFECTS]
-    groups = pairs[pairs["converged"]].groupby(keys, dropna=False, sort=True)[values]
-    low, high = groups.min().add_suffix("_low"), groups.max().add_suffix("_high")
-    counts = groups.size().rename("seeds")
-    return pd.concat([counts, groups.mean(), low, high], axis=1).reset_index()
+    converged = pairs.loc[pairs["converged"]]
+    lines: list[dict[str, Any]] = []
+    for _, group in converged.groupby(keys, dropna=False, sort=True):
+        effects = group.loc[:, values].to_numpy(float)
+        low, high = mean_interval(effects)
+        line: dict[str, Any] = {**group.iloc[0][keys].to_dict(), "seeds": len(group)}
+        for name, *numbers in zip(values, effects.mean(axis=0), low, high, strict=True):
+            line |= dict(zip((name, f"{name}_low", f"{name}_high"), numbers, strict=True))
+        lines.append(line)
+    return pd.DataFrame(lines)

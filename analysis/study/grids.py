@@ -1,107 +1,111 @@
-"""Named grids: lists of configs, ``quick`` for two CPU cores and ``full`` for hours of many, by the same code."""
+"""Products of axes over trained heads, and what a head costs to train."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
-from typing import Literal
+from typing import Any
+
+import numpy as np
 
 from ..bottleneck import FitConfig
 from ..teachers import TeacherConfig, TeacherKind
 
-__all__ = ["GRIDS", "PRESETS", "Preset", "grid"]
+__all__ = ["CONTEXTS", "fit_seconds", "heads", "smoothing_at_gap"]
 
-Preset = Literal["quick", "full"]
-PRESETS: tuple[Preset, ...] = ("quick", "full")
-_CONTEXTS = 256  # of a noisy teacher; a det teacher has one for each token, which is all it can tell apart
+CONTEXTS = 256  # of a noisy teacher; a det teacher has one for each token, which is all it can tell apart
+
+# Estimates of fit_seconds. CPU: least squares by hand on cpu_seconds of the quick table of S3 (x86-64, one thread).
+# GPU: launches of about 100 small kernels an iteration; float32 without tensor cores.
+_ITERATIONS = 350
+_OVERHEAD = {"cpu": 8e-4, "cuda": 3e-3}  # seconds an iteration
+_RATE = {"cpu": 5e10, "cuda": 1.5e13}  # floating-point operations a second
+_TRAFFIC = {"cpu": 5e9, "cuda": 2e12}  # bytes a second, for the optimiser's memory
 
 
-def _heads(
+def heads(
+    *,
     teachers: Sequence[TeacherKind],
     vocab_sizes: Sequence[int],
     hidden_sizes: Sequence[int],
-    norm_coefficients: Sequence[float],
-    temperatures: Sequence[float],
-    smoothings: Sequence[float],
-    seeds: int,
+    smoothings: Sequence[float] = (0.0, 0.1),
+    seeds: int = 3,
+    norm_coefficients: Sequence[float] = (0.1,),
+    temperatures: Sequence[float] = (1.0,),
+    samples: Sequence[int | None] = (8,),
+    n_contexts: int = CONTEXTS,
+    teacher: dict[str, Any] | None = None,
+    **options: Any,
 ) -> list[FitConfig]:
-    """All combinations; runs that differ in smoothing alone share teacher, data and first values, so they are pairs."""
-    axes = product(teachers, vocab_sizes, hidden_sizes, norm_coefficients, temperatures, range(seeds), smoothings)
+    """All combinations; runs that differ in smoothing alone share teacher, data and first values, so they are pairs.
+
+    Args:
+        teachers: Kinds.
+        vocab_sizes: V.
+        hidden_sizes: D.
+        smoothings: b; with 0, so that the others have a twin.
+        seeds: How many; seed i is data seed i and model seed 1000 + i.
+        norm_coefficients: k of the norm budget m = k D.
+        temperatures: Of training.
+        samples: Per context, None for the conditionals themselves.
+        n_contexts: Of noisy teachers; a det teacher has V.
+        teacher: Further fields of :class:`~analysis.teachers.TeacherConfig`.
+        options: Further fields of :class:`~analysis.bottleneck.FitConfig`.
+
+    Returns:
+        The configs; those of one pair are neighbours.
+
+    Example:
+        >>> [head.label_smoothing for head in heads(teachers=["det"], vocab_sizes=[8], hidden_sizes=[4], seeds=1)]
+        [0.0, 0.1]
+    """
+    axes = product(
+        teachers, vocab_sizes, hidden_sizes, norm_coefficients, temperatures, samples, range(seeds), smoothings
+    )
     return [
         FitConfig(
             teacher=TeacherConfig(
-                kind=kind, vocab_size=vocab_size, n_contexts=vocab_size if kind == "det" else _CONTEXTS, seed=seed
+                kind=kind,
+                vocab_size=v,
+                n_contexts=v if kind == "det" else n_contexts,
+                samples_per_context=sample,
+                seed=seed,
+                **(teacher or {}),
             ),
-            hidden_size=hidden_size,
-            norm_coefficient=norm_coefficient,
-            temperature=temperature,
-            label_smoothing=smoothing,
+            hidden_size=d,
+            norm_coefficient=k,
+            temperature=t,
+            label_smoothing=b,
             seed=1000 + seed,
+            **options,
         )
-        for kind, vocab_size, hidden_size, norm_coefficient, temperature, seed, smoothing in axes
+        for kind, v, d, k, t, sample, seed, b in axes
     ]
 
 
-def _at_norm_product(
-    norm_product: float, teachers: Sequence[TeacherKind], hidden_sizes: Sequence[int], seeds: int
-) -> list[FitConfig]:
-    """Heads of one norm product m at several hidden sizes: what a hidden size does apart from the norms."""
-    return [
-        head
-        for d in hidden_sizes
-        for head in _heads(teachers, (64, 256), (d,), (norm_product / d,), (1.0,), (0.0, 0.1), seeds)
-    ]
-
-
-def trained_heads(preset: Preset) -> list[FitConfig]:
-    """Heads under a norm budget m = k D, with and without smoothing.
-
-    With k fixed, hidden size acts through the norm by construction; cells of one norm product and several hidden sizes
-    tell the two apart.
-    """
-    if preset == "quick":
-        return [
-            *_heads(("det", "lowrank"), (64, 256), (4, 16, 64, 256), (0.1,), (1.0, 0.25), (0.0, 0.1), seeds=3),
-            *_heads(("det",), (1024,), (16, 64), (0.1,), (1.0, 0.25), (0.0, 0.1), seeds=1),
-            # Where smoothing begins to act, rho from .9 to 1.6: norm products of 7, 8 and 10 at two hidden sizes.
-            *(head for m in (7, 8, 10) for head in _at_norm_product(m, ("det",), (64, 256), seeds=1)),
-            *(head for m in (7, 10) for head in _at_norm_product(m, ("lowrank",), (64,), seeds=3)),
-        ]
-    return [
-        *_heads(
-            ("det", "lowrank"),
-            (64, 256, 1024),
-            (4, 16, 64, 256),
-            (0.05, 0.1, 0.2),
-            (1.0, 0.5, 0.25),
-            (0.0, 0.1, 0.2),
-            5,
-        )
-    ]
-
-
-GRIDS: dict[str, Callable[[Preset], list[FitConfig]]] = {"trained_heads": trained_heads}
-
-
-def grid(name: str, preset: Preset) -> list[FitConfig]:
-    """Configs of a named grid.
-
-    Args:
-        name: A key of ``GRIDS``.
-        preset: ``"quick"`` or ``"full"``.
-
-    Returns:
-        The configs, all different.
-
-    Raises:
-        ValueError: If there is no such grid or preset.
+def smoothing_at_gap(gap: float, vocab_size: int) -> float:
+    """The b whose smoothing-optimal gap G_LS = log(1 + (1-b) V / b) is ``gap`` nats: V / (V + e^gap - 1).
 
     Example:
-        >>> len(grid("trained_heads", "quick"))
-        248
+        >>> round(smoothing_at_gap(float(optimal_gap(0.1, 32768)), 262144), 3)
+        0.471
     """
-    if name not in GRIDS:
-        raise ValueError(f"name must be one of {tuple(GRIDS)}, got {name!r}.")
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {PRESETS}, got {preset!r}.")
-    return GRIDS[name](preset)
+    return float(vocab_size / (vocab_size + np.expm1(gap)))
+
+
+def fit_seconds(config: FitConfig, device: str) -> float:
+    """Estimated seconds of one fit on a CPU core or a GPU: iterations x (overhead + operations / rate + traffic).
+
+    Good to a factor of about 2 on average over a grid; single fits differ by more, as the number of iterations does.
+    """
+    kind = "cuda" if device.startswith("cuda") else "cpu"
+    n, v, d = config.teacher.n_contexts, config.teacher.vocab_size, config.hidden_size
+    samples = v if config.teacher.samples_per_context is None else config.teacher.samples_per_context
+    pairs = n if config.teacher.kind == "det" else n * max(1.0, 0.6 * min(samples, v))  # of 8 draws about 5 differ
+    operations = 1.3 * 6 * pairs * v * d  # evaluations an iteration x (forward, two gradients)
+    traffic = 4 * 45 * (n + v) * d  # L-BFGS passes over 10 pairs of vectors
+    teacher = 3 * n * v * 2 * config.teacher.rank / 5e9  # its conditionals, made thrice in float64 on the CPU
+    steps = _ITERATIONS * (_OVERHEAD[kind] + operations / _RATE[kind] + traffic / _TRAFFIC[kind])
+    if config.optimiser == "adam":  # several step sizes, all steps
+        steps *= 4 * config.max_steps / _ITERATIONS / 1.3
+    return steps + teacher

@@ -1,6 +1,7 @@
 """The figure against the theory it draws, and as a function of a table and nothing else."""
 
 import io
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -118,25 +119,28 @@ class TestCommand:
             assert content == (tmp_path / "two" / name).read_bytes()
             assert len(content) > 1000
             assert str(tmp_path / "one" / name) in printed
-        assert "trained_heads.csv" in printed  # what it read
+        assert "S3.csv" in printed  # what it read
 
     def test_it_simulates_then_resumes(self, tmp_path, monkeypatch, capsys):
-        from analysis.study import grids
+        from analysis.study import collapse
 
-        few = [c for c in grids.grid("trained_heads", "quick") if c.teacher.vocab_size == 64 and c.hidden_size == 4]
-        monkeypatch.setitem(grids.GRIDS, "trained_heads", lambda preset: few)
+        few = [
+            c for c in collapse.configs("quick") if c.teacher.vocab_size == 64 and c.hidden_size == 4
+            and c.label_smoothing in (0, 0.1) and c.teacher.seed < 2
+        ]  # fmt: skip
+        monkeypatch.setattr(collapse, "EXPERIMENT", replace(collapse.EXPERIMENT, configs=lambda preset: few))
         command = ["--simulate", "--workers", "1", "--only", "activity", "--out", str(tmp_path / "a b")]
         assert main(command) == 0
-        assert f"{len(few)} trained now" in capsys.readouterr().out
+        assert f"{len(few)} computed now" in capsys.readouterr().out
         first = {path.name: path.read_bytes() for path in (tmp_path / "a b").glob("activity.*")}
         assert set(first) == {"activity.csv", "activity.pdf", "activity.png"}
-        assert len(pd.read_csv(tmp_path / "a b" / "trained_heads.csv")) == len(few)
+        assert len(pd.read_csv(tmp_path / "a b" / "S3.csv")) == len(few)
         assert main(command) == 0
-        assert "0 trained now" in capsys.readouterr().out
+        assert "0 computed now" in capsys.readouterr().out
         assert {path.name: path.read_bytes() for path in (tmp_path / "a b").glob("activity.*")} == first
 
     def test_a_missing_table_says_what_to_do(self, tmp_path):
-        with pytest.raises(SystemExit, match=r"there is no table .*trained_heads\.csv or .*; make it with --simulate$"):
+        with pytest.raises(SystemExit, match=r"there is no table .*S3\.csv or .*; make it with --simulate$"):
             main(["--preset", "full", "--out", str(tmp_path)])
 
     def test_list_names_the_figures(self, capsys):

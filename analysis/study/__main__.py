@@ -1,0 +1,204 @@
+"""Run the study and judge the claims: ``python -m analysis.study --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .registry import EXPERIMENTS, PRESETS, experiments
+
+__all__ = ["main"]
+
+_EXAMPLES = """
+examples:
+  python -m analysis.study list                         what there is, and what was predicted
+  python -m analysis.study plan all --preset full       what it will cost, and how that is estimated
+  python -m analysis.study run S3 --preset quick        a few minutes on two cores; stop and start at will
+  python -m analysis.study run all --preset full --device cuda --workers 14 --max-minutes 9
+  python -m analysis.study status all --preset full     done, failed, left
+  python -m analysis.study pack rows.jsonl.gz           all finished rows as one file ...
+  python -m analysis.study unpack rows.jsonl.gz         ... and back into the folder of another machine
+  python -m analysis.study verdicts --preset quick      claims K1 to K9 against the tables
+
+Rows are kept one file each under OUT/rows and named by their config: nothing is computed twice, nothing finished is
+lost. Tables are written to OUT beside a sidecar that says where they come from.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 1 where a config failed or was left, 2 for a wrong call."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _COMMANDS[options.command](options)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.study",
+        description="Experiments S1 to S7: every claim tested by simulation, with a verdict.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    helps = {
+        "run": "compute missing rows and write the tables",
+        "plan": "configs and estimated cost",
+        "list": "experiments and predictions",
+        "status": "done, failed, left",
+        "pack": "finished rows into one file",
+        "unpack": "rows of such a file into OUT",
+        "verdicts": "claims against the tables",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        if name in ("run", "plan", "list", "status"):
+            command.add_argument("names", nargs="*", default=["all"], metavar="S1..S7|all", type=_name)
+        if name in ("pack", "unpack"):
+            command.add_argument("file", type=Path, metavar="FILE")
+        if name != "list":
+            command.add_argument("--preset", choices=PRESETS, default="quick", help="which grid (default: quick)")
+        if name not in ("list", "plan"):
+            command.add_argument("--out", type=Path, metavar="DIR", help="default: paper_figures/out/PRESET")
+        if name in ("run", "plan"):
+            command.add_argument("--device", default="cpu", help="cpu, or cuda for the larger fits (default: cpu)")
+            command.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
+        if name == "run":
+            command.add_argument("--engine", choices=("local", "ray"), default="local", help="default: local")
+            command.add_argument("--address", metavar="A", help="of a Ray cluster (default: start one here)")
+            command.add_argument("--max-minutes", type=float, metavar="M", help="start no fit after this time")
+        if name == "verdicts":
+            command.add_argument("--file", type=Path, help="default: verdicts.csv beside the preset's committed tables")
+    return parser
+
+
+def _name(text: str) -> str:
+    if text != "all" and text not in EXPERIMENTS:
+        raise argparse.ArgumentTypeError(f"must be all or one of {', '.join(EXPERIMENTS)}, got {text!r}")
+    return text
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _out(options: argparse.Namespace) -> Path:
+    return options.out or Path("paper_figures") / "out" / options.preset
+
+
+def _run(options: argparse.Namespace) -> int:
+    import time
+
+    from .running import simulate, table_path
+
+    engine = None
+    if options.engine == "ray":
+        from .ray_engine import connect
+
+        engine = connect(options.address)
+    out, status, start = _out(options), 0, time.monotonic()
+    for study in experiments(options.names):
+        left = None
+        if options.max_minutes is not None:
+            left = max(60 * options.max_minutes - (time.monotonic() - start), 1e-9)
+        result = simulate(
+            study, options.preset, out, device=options.device, workers=options.workers, max_seconds=left, engine=engine
+        )
+        configs, done = len(study.configs(options.preset)), result.computed
+        there = result.rows["key"].nunique() if not result.rows.empty else 0
+        print(f"{study.name}: {done} computed now, {there} of {configs} there, {len(result.failures)} failed")
+        for key, error in result.failures.items():
+            print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
+        if there:
+            print(f"wrote {table_path(out, study.name)}", flush=True)
+        status = status or int(there < configs)
+    return status
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from ..sweep import available_cores
+    from .running import SMALL_FIT_SECONDS
+
+    workers, total = options.workers or available_cores(), 0.0
+    print(f"{'':4}{'configs':>8}{'CPU-core s':>12}{'GPU s':>9}{'longest s':>11}{'wall min':>10}")
+    for study in experiments(options.names):
+        cpu = gpu = longest = 0.0
+        configs = study.configs(options.preset)
+        for config in configs:
+            seconds = study.seconds(config, "cpu")
+            if options.device != "cpu" and seconds > SMALL_FIT_SECONDS:
+                seconds = study.seconds(config, options.device)
+                gpu += seconds
+            else:
+                cpu += seconds
+            longest = max(longest, seconds)
+        wall = max((cpu + gpu) / workers, longest)
+        total += wall
+        print(f"{study.name:4}{len(configs):>8}{cpu:>12.0f}{gpu:>9.0f}{longest:>11.0f}{wall / 60:>10.1f}")
+    print(f"about {total / 60:.1f} minutes with {workers} workers on {options.device}")
+    print(
+        "estimated from sizes: iterations x (overhead + operations / rate + memory traffic), with constants from timed "
+        "CPU runs and, for a GPU, from its specification; right to a factor of about 2"
+    )
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    for study in experiments(options.names):
+        print(f"{study.name}  {study.title}")
+        for prediction in study.predictions:
+            print(f"    {prediction.claim} {prediction.verdict}: {prediction.statement}")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from .running import progress
+
+    left = 0
+    print(f"{'':4}{'done':>7}{'failed':>8}{'left':>7}")
+    for study in experiments(options.names):
+        count = progress(study, options.preset, _out(options))
+        print(f"{study.name:4}{count.done:>7}{count.failed:>8}{count.left:>7}")
+        left += count.failed + count.left
+    return int(left > 0)
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from .running import pack
+
+    print(f"{pack(_out(options), options.file)} rows -> {options.file}")
+    return 0
+
+
+def _unpack(options: argparse.Namespace) -> int:
+    from .running import unpack
+
+    added, known = unpack(_out(options), options.file)
+    print(f"{added} rows added to {_out(options)}, {known} were there")
+    return 0
+
+
+def _verdicts(options: argparse.Namespace) -> int:
+    from .verdicts import write_verdicts
+
+    return write_verdicts(options.preset, _out(options), options.file)
+
+
+_COMMANDS = {
+    "run": _run,
+    "plan": _plan,
+    "list": _list,
+    "status": _status,
+    "pack": _pack,
+    "unpack": _unpack,
+    "verdicts": _verdicts,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
