@@ -41,9 +41,9 @@ class Data:
 def make_data(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Data:
     """Zipf-distributed targets, a unigram prior in the logits, and evidence for the target that varies by token.
 
-    One direction of the hidden space holds the centred log frequency of each word; the others are random, with logits of
-    standard deviation 1.5. The target's logit gains 6 nats on average, with a spread of 3: the cross-entropy comes out
-    near 3 nats.
+    One direction of the hidden space holds the centred log frequency of each word; the others are random, with logits
+    of standard deviation 1.5. The target's logit gains 6 nats on average, with a spread of 3: the cross-entropy comes
+    out near 3 nats.
     """
     generator = torch.Generator(device).manual_seed(seed)
 

@@ -178,6 +178,7 @@ class _Backward:
             self.scalars.z_loss,
             **self.constants,
             MASK_VOCAB=start + dz.shape[1] > self.vocab_size,
+            PRECISE=dz.dtype == torch.float32,
             ROWS=per_program,
             ALIGNED_ROWS=128,
         )
