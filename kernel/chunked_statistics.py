@@ -17,7 +17,7 @@ from torch import Tensor
 from .chunked import BLOCK_BYTES, BLOCK_BYTES_ELSEWHERE
 from .options import LossOptions
 from .reference import compute_dtype
-from .statistics_fields import HeadStatistics, allocate, spread
+from .statistics_fields import HeadStatistics, allocate, check_finite, spread
 
 __all__ = ["statistics"]
 
@@ -50,12 +50,7 @@ def statistics(
         z, scratch = buffers[:, : part.stop - start]
         _capped_logits(input[part].to(dtype), weight, bias, options, z)
         _block(z, scratch, None if target is None else target[part].unsqueeze(-1), temperatures, part, out)
-    finite = torch.isfinite(out.max_logit).all() & torch.isfinite(out.mean_logit).all()
-    if device.type == "cpu":
-        if not finite:
-            raise ValueError("input, linear_weight and linear_bias must give finite logits, got nan or infinity.")
-    else:
-        torch.ops.aten._assert_async.msg(finite, "input, linear_weight and linear_bias must give finite logits.")
+    check_finite(out.max_logit, out.mean_logit)
     return out if rows is None else spread(out, rows, tokens)
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from . import chunked_statistics
+from . import chunked_statistics, fused_statistics
 from .api import _autocast, _autocast_off
+from .fused.launch import available
 from .options import LossOptions
 from .statistics_fields import HeadStatistics
 from .validation import check_target_range, check_tensors
 
 __all__ = ["HeadStatistics", "head_statistics"]
 
-StatisticsImplementation = Literal["auto", "chunked"]
-_IMPLEMENTATIONS = {"chunked": chunked_statistics.statistics}
+StatisticsImplementation = Literal["auto", "chunked", "triton"]
+LOWEST_TEMPERATURE = 1e-6  # logits of 1e30 divided by it are still finite in float32
+_IMPLEMENTATIONS = {"chunked": chunked_statistics.statistics, "triton": fused_statistics.statistics}
 
 
 def head_statistics(
@@ -49,10 +50,12 @@ def head_statistics(
         linear_bias: Bias ``(V,)``, added after ``logit_scale`` and before the cap.
         softcap: :math:`c > 0` of the logit cap; None for no cap.
         logit_scale: Multiplies the product before bias and cap.
-        temperatures: The :math:`T > 0` to evaluate, the last axis of the first six fields.
+        temperatures: The T in [1e-6, 1e6] to evaluate, the last axis of the first six fields.
         ignore_index: Tokens with this target are left out: their fields are nan, or -1 where integers.
         top_k: Also return this many largest logits with their classes.
-        implementation: ``"chunked"`` (any device, blocks of tokens), or ``"auto"``.
+        implementation: ``"chunked"`` (any device, blocks of tokens), ``"triton"`` (one sweep over the vocabulary for up
+            to eight temperatures; no ``top_k``), or ``"auto"``: ``"triton"`` on a CUDA device that can run it, else
+            ``"chunked"``.
 
     Returns:
         A :class:`HeadStatistics`; float64 for float64 inputs, else float32.
@@ -81,7 +84,10 @@ def head_statistics(
         raise TypeError(f"top_k must be an int, got {type(top_k).__name__}.")
     if not 0 <= top_k <= linear_weight.shape[0]:
         raise ValueError(f"top_k must be in [0, {linear_weight.shape[0]}], got {top_k}.")
-    function = _IMPLEMENTATIONS["chunked" if implementation == "auto" else implementation]
+    if implementation == "auto":
+        runs_triton = input.is_cuda and not top_k and available(input.device, input.dtype) is None
+        implementation = "triton" if runs_triton else "chunked"
+    function = _IMPLEMENTATIONS[implementation]
     with torch.no_grad(), _autocast_off(input):
         flat = None if target is None else target.reshape(-1)
         hidden = input.reshape(-1, input.shape[-1])
@@ -99,6 +105,8 @@ def _check_temperatures(temperatures: Sequence[float]) -> tuple[float, ...]:
     for value in temperatures:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"temperatures must be Python numbers, got {type(value).__name__}.")
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"temperatures must be finite numbers above 0, got {value}.")
+        if not LOWEST_TEMPERATURE <= value <= 1 / LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"temperatures must be in [{LOWEST_TEMPERATURE:g}, {1 / LOWEST_TEMPERATURE:g}], got {value}."
+            )
     return tuple(float(value) for value in temperatures)

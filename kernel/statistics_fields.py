@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["HeadStatistics", "allocate", "spread"]
+__all__ = ["HeadStatistics", "allocate", "check_finite", "spread"]
 
 
 class HeadStatistics(NamedTuple):
@@ -78,3 +78,15 @@ def spread(fields: HeadStatistics, rows: Tensor, n: int) -> HeadStatistics:
         return empty.index_copy_(0, rows, x)
 
     return fields._replace(**{name: put(x) for name, x in fields._asdict().items() if x is not None})
+
+
+def check_finite(max_logit: Tensor, mean_logit: Tensor, ignored: Tensor | None = None) -> None:
+    """Refuse logits that are not finite; on devices other than the CPU by a device-side assertion."""
+    good = torch.isfinite(max_logit) & torch.isfinite(mean_logit)
+    good = (good if ignored is None else good | ignored).all()
+    text = "input, linear_weight and linear_bias must give finite logits"
+    if max_logit.device.type == "cpu":
+        if not good:
+            raise ValueError(f"{text}, got nan or infinity.")
+    else:
+        torch.ops.aten._assert_async.msg(good, f"{text}.")
