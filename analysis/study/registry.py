@@ -17,7 +17,12 @@ Verdict = Literal["supported", "refuted", "depends on", "not decided"]
 
 # Name -> module, which holds EXPERIMENT; imported when asked for.
 EXPERIMENTS = {
+    "S1": "ceilings",
+    "S2": "random_logits",
     "S3": "collapse",
+    "S4": "samples",
+    "S5": "capping",
+    "S6": "population",
 }
 
 

@@ -1,0 +1,61 @@
+"""S4: when does smoothing help? Samples per context x hidden size, under a norm budget and with free norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..bottleneck import FitConfig, fit
+from .grids import fit_seconds, heads
+from .registry import Experiment, Prediction, Preset
+
+__all__ = ["EXPERIMENT", "configs"]
+
+PREDICTIONS = (
+    Prediction(
+        claim="K4",
+        verdict="depends on",
+        statement="Whether smoothing lowers the true ECE follows over-fitting, not D or V: the gain changes sign where "
+        "H - CE of the plain head on held-out data crosses 0 (below 0, over-confident: gain; above: harm). With free "
+        "norms smoothing always acts, at D = 4 as at D = 64; at small D and many samples it harms.",
+    ),
+)
+
+
+def configs(preset: Preset) -> list[FitConfig]:
+    """Noisy teachers, b = 0 and .1 (and .2 in full)."""
+    if preset == "quick":
+        budget = heads(
+            teachers=("lowrank",), vocab_sizes=(128,), hidden_sizes=(4, 16, 64), samples=(2, 8, 32),
+            temperatures=(0.25,),
+        )  # fmt: skip
+        free = heads(
+            teachers=("lowrank",), vocab_sizes=(128,), hidden_sizes=(4, 16, 64), samples=(2, 8, 32), norm="free"
+        )
+        return budget + free
+    axes: dict[str, Any] = {
+        "hidden_sizes": (2, 4, 8, 16, 64, 256),
+        "samples": (1, 2, 4, 8, 16, 32, 64),
+        "smoothings": (0.0, 0.1, 0.2),
+    }
+    return [
+        *heads(teachers=("lowrank", "sparse"), vocab_sizes=(256,), temperatures=(1.0, 0.25), seeds=5, **axes),
+        *heads(teachers=("lowrank", "sparse"), vocab_sizes=(256,), norm="free", seeds=5, **axes),
+        *heads(
+            teachers=("lowrank",),
+            vocab_sizes=(4096,),
+            hidden_sizes=(4, 16, 64, 256),
+            samples=(2, 8, 32),
+            norm="free",
+            seeds=5,
+        ),
+    ]
+
+
+EXPERIMENT = Experiment(
+    name="S4",
+    title="Samples per context x hidden size: when does smoothing help?",
+    compute=fit,
+    configs=configs,
+    seconds=fit_seconds,
+    predictions=PREDICTIONS,
+)
