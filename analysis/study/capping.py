@@ -1,4 +1,4 @@
-"""S5: temperature and logit capping with every fair chance: trained with x evaluated with, b, norms, features, optimiser.
+"""S5: temperature and logit capping with every fair chance: trained with x evaluated with, b, norms, optimiser.
 
 Training on tau CE(z / tau) is training at temperature tau: the factor tau changes no minimiser, and neither L-BFGS nor
 Adam feels it. What differs is how the head is read afterwards, so that each trained head is evaluated in several ways.
@@ -35,24 +35,24 @@ PREDICTIONS = (
     Prediction(
         claim="K5",
         verdict="depends on",
-        statement="Under a norm budget, training at T = .25 takes the gain of smoothing in true ECE from not above 0 to "
-        "above .02. With free norms the gain at T = .25 and at T = 1 differ by less than .01. Reading a head trained "
-        "without smoothing effect (T = 1, budget) at T = .25 creates none: the difference between smoothed and plain "
-        "stays below .01.",
+        statement="Under a norm budget, training at T = .25 takes the gain of smoothing in true ECE from not above 0 "
+        "to above .02. With free norms the gain at T = .25 and at T = 1 differ by less than .01. Reading a head "
+        "trained without smoothing effect (T = 1, budget) at T = .25 creates none: the difference between smoothed "
+        "and plain stays below .01.",
     ),
     Prediction(
         claim="K6",
         verdict="refuted",
         statement="The contraction c tanh(z / c), in training, in evaluation or in both, does not raise the gain of "
         "smoothing by more than .01 at any c under a budget; c of 48 and 64 change nothing. The gain form c tanh(z) "
-        "restores the effect as a temperature 1 / c does. The same with weight decay, a trunk, and Adam at a tuned step "
-        "size.",
+        "restores the effect as a temperature 1 / c does. The same with weight decay, a trunk, and Adam at a tuned "
+        "step size.",
     ),
     Prediction(
         claim="K2",
         verdict="depends on",
-        statement="Where smoothing acts it lowers the true ECE of over-fitted heads, but a temperature fitted afterwards "
-        "on held-out data lowers that of the plain head at least as far.",
+        statement="Where smoothing acts it lowers the true ECE of over-fitted heads, but a temperature fitted "
+        "afterwards on held-out data lowers that of the plain head at least as far.",
     ),
 )
 

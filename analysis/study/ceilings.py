@@ -23,10 +23,10 @@ PREDICTIONS = (
     Prediction(
         claim="K3",
         verdict="depends on",
-        statement="No head found by projected gradient exceeds a proven cap (A2, A3). At the shapes of public language "
-        "models the norm product that no head can undercut and the one at which random rows suffice differ by less than "
-        "2 %, so that the geometry of D dimensions costs nothing there; in D <= 4 dimensions it costs a third of the "
-        "gap or more.",
+        statement="No head found by projected gradient exceeds a proven cap (A2, A3). At the shapes of public "
+        "language models the norm product that no head can undercut and the one at which random rows suffice differ "
+        "by less than 2 %, so that the geometry of D dimensions costs nothing there; in D <= 4 dimensions it costs a "
+        "third of the gap or more.",
     ),
 )
 

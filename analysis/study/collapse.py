@@ -18,15 +18,15 @@ PREDICTIONS = (
         claim="K3",
         verdict="depends on",
         statement="A norm product m caps confidence: no head of a det teacher exceeds A2. At one m and D >= 64 a "
-        "further change of D moves the confidence by less than .01 (V <= 256): what looks like hidden size is the norm "
-        "m = k D. Refuted as a statement about geometry, supported as one about norms.",
+        "further change of D moves the confidence by less than .01 (V <= 256): what looks like hidden size is the "
+        "norm m = k D. Refuted as a statement about geometry, supported as one about norms.",
     ),
     Prediction(
         claim="K4",
         verdict="depends on",
         statement="Under a norm budget smoothing moves the confidence of det heads by less than .01 where A > 1.25 "
-        "and lowers it where A < .8; the same at any D, V, T, k and cap. Small D and large V matter through A alone: A "
-        "explains more of the variance of the effect than rho, sqrt(D) / ln V and D / sqrt(V). In noisy cells "
+        "and lowers it where A < .8; the same at any D, V, T, k and cap. Small D and large V matter through A alone: "
+        "A explains more of the variance of the effect than rho, sqrt(D) / ln V and D / sqrt(V). In noisy cells "
         "smoothing may still lower confidence by up to .025 for A of 1.3 to 3.",
     ),
     Prediction(

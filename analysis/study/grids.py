@@ -87,6 +87,7 @@ def smoothing_at_gap(gap: float, vocab_size: int) -> float:
     """The b whose smoothing-optimal gap G_LS = log(1 + (1-b) V / b) is ``gap`` nats: V / (V + e^gap - 1).
 
     Example:
+        >>> from analysis.smoothing import optimal_gap
         >>> round(smoothing_at_gap(float(optimal_gap(0.1, 32768)), 262144), 3)
         0.471
     """

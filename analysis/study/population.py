@@ -1,4 +1,4 @@
-"""S6: heads trained on the conditionals themselves, narrower than the teacher: what a rank bottleneck does on its own."""
+"""S6: heads trained on the conditionals themselves, narrower than the teacher: what a lack of rank does alone."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ PREDICTIONS = (
         claim="K2",
         verdict="depends on",
         statement="On the population a plain head of free norms has H = CE to 1e-3 at every width, so that it is "
-        "calibrated on average however narrow it is; smoothing b = .1 then makes it under-confident and raises the true "
-        "ECE by b (E max p_true - 1/V) where the width suffices. Calibration needs no smoothing without over-fitting.",
+        "calibrated on average however narrow it is; smoothing b = .1 then makes it under-confident and raises the "
+        "true ECE by b (E max p_true - 1/V) where the width suffices. Calibration needs no smoothing without "
+        "over-fitting.",
     ),
     Prediction(
         claim="K3",

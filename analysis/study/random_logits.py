@@ -21,9 +21,10 @@ PREDICTIONS = (
     Prediction(
         claim="K3",
         verdict="depends on",
-        statement="Entropy, mean confidence and participation of N(0, s^2) logits agree with the finite-V expectations "
-        "within their standard errors at every V; the limit of large V is off by more than .5 nats near s = sqrt(2 log "
-        "V). The spread at which a head freezes grows as sqrt(2 log V): a norm against log V, no limit of D as such.",
+        statement="Entropy, mean confidence and participation of N(0, s^2) logits agree with the finite-V "
+        "expectations within their standard errors at every V; the limit of large V is off by more than .5 nats near "
+        "s = sqrt(2 log V). The spread at which a head freezes grows as sqrt(2 log V): a norm against log V, no "
+        "limit of D as such.",
     ),
 )
 

@@ -14,9 +14,9 @@ PREDICTIONS = (
     Prediction(
         claim="K4",
         verdict="depends on",
-        statement="Whether smoothing lowers the true ECE follows over-fitting, not D or V: the gain changes sign where "
-        "H - CE of the plain head on held-out data crosses 0 (below 0, over-confident: gain; above: harm). With free "
-        "norms smoothing always acts, at D = 4 as at D = 64; at small D and many samples it harms.",
+        statement="Whether smoothing lowers the true ECE follows over-fitting, not D or V: the gain changes sign "
+        "where H - CE of the plain head on held-out data crosses 0 (below 0, over-confident: gain; above: harm). "
+        "With free norms smoothing always acts, at D = 4 as at D = 64; at small D and many samples it harms.",
     ),
 )
 
