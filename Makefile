@@ -25,7 +25,7 @@ lint: install
 install: $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) paper_figures/out .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV).wanted paper_figures/out .pytest_cache .ruff_cache .hypothesis
 	find analysis kernel paper_figures tests -name __pycache__ -type d -exec rm -rf {} +
 
 # What the environment has to match: the interpreter's version, the pins and the dependencies. Compared by content, so

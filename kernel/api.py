@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 
 from . import chunked, fused, reference
 from .options import LossOptions, Reduction
-from .validation import check_target_range, check_tensors, check_token_weight_range
+from .reference import compute_dtype
+from .validation import check_target_range, check_tensor, check_tensors, check_token_weight_range
 
 __all__ = ["Implementation", "LinearCrossEntropy", "linear_cross_entropy"]
 
@@ -20,9 +23,12 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "chunked": chunked.loss,
     "triton": fused.loss,
 }
-_TORCH_ONLY = {
+_OPTIONS = tuple(field.name for field in dataclasses.fields(LossOptions))
+_ELSEWHERE = {
     "weight": "class weights are not supported; token_weight weighs tokens",
     "options": "torch's chunking options are not supported; implementation chooses the path",
+    "token_weight": "it is an argument of forward",
+    "linear_bias": "bias=True makes one",
 }
 
 
@@ -72,9 +78,8 @@ def linear_cross_entropy(
             gradients formed in the forward), ``"triton"`` (fused kernels, NVIDIA GPUs from Ampere on), or ``"auto"``:
             ``"triton"`` on a CUDA device that can run it, else ``"chunked"``.
         workspace_bytes: Memory in bytes that ``"triton"`` may use beyond gradients and a float32 ``(N, D)``; at least
-        one
-            strip of 256 logits a token is used. Twice N V bytes saves recomputing logits in half precision: a quarter
-            of the work. It changes time and memory, never the result beyond rounding.
+            one strip of 256 logits a token is used. Twice N V bytes saves recomputing logits in half precision: a
+            quarter of the work. It changes time and memory, never the result beyond rounding.
         **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
 
     Returns:
@@ -95,16 +100,15 @@ def linear_cross_entropy(
         >>> round(loss.item(), 4)
         0.3729
     """
-    if unsupported:
-        name = next(iter(unsupported))
-        reason = _TORCH_ONLY.get(name, "no such argument")
-        raise TypeError(f"linear_cross_entropy() got an unexpected keyword argument {name!r}: {reason}.")
+    _refuse_unsupported("linear_cross_entropy", list(unsupported))
     _check_choices(implementation, workspace_bytes)
     options = LossOptions(label_smoothing, softcap, temperature, logit_scale, z_loss, ignore_index, reduction)
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    check_tensor("target", target)
     check_tensors(input, linear_weight, target, linear_bias, token_weight)
     check_target_range(target, linear_weight.shape[0], ignore_index)
     if token_weight is not None:
+        token_weight = token_weight.to(compute_dtype(input.dtype))
         check_token_weight_range(token_weight)
     function = _resolve(implementation, input)
     with _autocast_off(input):
@@ -120,8 +124,14 @@ def linear_cross_entropy(
     return loss.reshape(target.shape) if reduction == "none" else loss
 
 
+def _refuse_unsupported(function: str, names: Sequence[str]) -> None:
+    for name in names:
+        reason = _ELSEWHERE.get(name, "no such argument")
+        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}: {reason}.")
+
+
 def _check_choices(implementation: object, workspace_bytes: object) -> None:
-    if implementation != "auto" and implementation not in _IMPLEMENTATIONS:
+    if not isinstance(implementation, str) or implementation not in ("auto", *_IMPLEMENTATIONS):
         raise ValueError(f"implementation must be one of {('auto', *_IMPLEMENTATIONS)}, got {implementation!r}.")
     if isinstance(workspace_bytes, bool) or not isinstance(workspace_bytes, int):
         raise TypeError(f"workspace_bytes must be an int, got {type(workspace_bytes).__name__}.")
@@ -139,15 +149,18 @@ def _resolve(implementation: str, input: Tensor) -> Callable[..., Tensor]:
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
     """Cast floating tensors as autocast casts the arguments of a matrix product; float64 stays, as there."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     castable = (torch.float16, torch.bfloat16, torch.float32)
     return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in castable else t for t in tensors)
 
 
-def _autocast_off(input: Tensor) -> torch.autocast:
-    return torch.autocast(input.device.type, enabled=False)
+def _autocast_off(input: Tensor) -> contextlib.AbstractContextManager[object]:
+    device = input.device.type
+    return (
+        torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext()
+    )
 
 
 class LinearCrossEntropy(nn.Module):
@@ -188,8 +201,14 @@ class LinearCrossEntropy(nn.Module):
         choices = {"implementation": "auto", "workspace_bytes": fused.DEFAULT_WORKSPACE_BYTES}
         choices = {name: options.pop(name, default) for name, default in choices.items()}
         _check_choices(**choices)
+        _refuse_unsupported(type(self).__name__, [name for name in options if name not in _OPTIONS])
         LossOptions(**options)
         self.options = {**options, **choices}
+        for name, size in (("hidden_size", hidden_size), ("vocab_size", vocab_size)):
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise TypeError(f"{name} must be an int, got {type(size).__name__}.")
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
         if weight is None:
             linear = nn.Linear(hidden_size, vocab_size, bias=bias, device=device, dtype=dtype)
             self.weight = nn.Parameter(linear.weight.detach())
@@ -197,6 +216,8 @@ class LinearCrossEntropy(nn.Module):
         else:
             if bias:
                 raise ValueError("bias must be False when weight is given: a tied head has no bias of its own.")
+            if device is not None or dtype is not None:
+                raise ValueError("device and dtype must be None when weight is given: they are the weight's.")
             if not isinstance(weight, nn.Parameter):
                 raise TypeError(
                     f"weight must be a torch.nn.Parameter, so that it is shared, got {type(weight).__name__}."

@@ -46,7 +46,10 @@ def loss(
     token_weight: Tensor | None,  # (N,)
     options: LossOptions,
 ) -> Tensor:  # () or (N,)
-    """The loss of :mod:`kernel.reference`, in blocks. Memory: gradients plus two blocks of logits."""
+    """The loss of :mod:`kernel.reference`, in blocks.
+
+    Memory: gradients in float32 or float64, one block of logits, two under a softcap.
+    """
     return _ChunkedLoss.apply(input, linear_weight, linear_bias, target, token_weight, options, torch.is_grad_enabled())
 
 
@@ -63,6 +66,7 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_enabled: bool,
     ) -> Tensor:
         ctx.options, ctx.has_gradients = options, False
+        ctx.dtypes = [None if t is None else t.dtype for t in (input, linear_weight, linear_bias)]
         dtype = compute_dtype(input.dtype)
         kept = target != options.ignore_index
         weight = kept.to(dtype) if token_weight is None else torch.where(kept, token_weight.to(dtype), 0)
@@ -87,13 +91,15 @@ class _ChunkedLoss(torch.autograd.Function):
             raise RuntimeError("The chunked loss has no second derivative; use implementation='reference'.")
         (grad,) = grad_outputs
         if ctx.has_gradients:
-            gradients = [None if g is None else (grad * g).to(g.dtype) for g in ctx.saved_tensors]
+            gradients = [None if g is None else grad * g for g in ctx.saved_tensors]
         else:
             input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
             upstream = grad.to(weight.dtype) * weight
             needs = list(ctx.needs_input_grad[:3])
             _, gradients = _run(input, linear_weight, linear_bias, target, upstream, ctx.options, needs)
-        return (*gradients, None, None, None, None)
+        # Rounded to the arguments' dtype last, after a loss scale has had its chance to lift small float16 gradients.
+        rounded = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        return (*rounded, None, None, None, None)
 
 
 def _run(
@@ -105,7 +111,7 @@ def _run(
     options: LossOptions,
     needs: list[bool],  # gradient wanted of input, linear_weight, linear_bias
 ) -> tuple[Tensor, _Gradients]:
-    """Weighted token losses ``(N,)`` and the gradients of their sum; ignored tokens cost nothing."""
+    """Weighted token losses ``(N,)`` and the gradients of their sum, in its dtype; ignored tokens cost nothing."""
     with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
         dtype = upstream.dtype
         kept = target != options.ignore_index
@@ -114,13 +120,13 @@ def _run(
         weight = linear_weight.to(dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
         token_loss = torch.empty_like(g)
-        grad_hidden = torch.empty_like(hidden) if needs[0] else None
+        grad_hidden = torch.empty_like(hidden, dtype=dtype) if needs[0] else None
         grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if needs[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
         for part, h, dz in _blocks(hidden.to(dtype), weight, bias, labels, token_loss, options, any(needs)):
             if grad_hidden is not None:
                 dh = (dz @ weight).mul_((g[part] * (options.logit_scale / options.temperature)).unsqueeze(-1))
-                grad_hidden[part] = dh.to(grad_hidden.dtype)
+                grad_hidden[part] = dh
             if grad_weight is not None:
                 scaled = h * (g[part] * (options.logit_scale / options.temperature)).unsqueeze(-1)
                 grad_weight.addmm_(dz.T, scaled)
@@ -130,11 +136,7 @@ def _run(
         if rows is not None:
             token_loss = torch.zeros_like(upstream).index_copy_(0, rows, token_loss)
             if grad_hidden is not None:
-                grad_hidden = torch.zeros_like(input).index_copy_(0, rows, grad_hidden)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(linear_weight.dtype)
-        if grad_bias is not None and linear_bias is not None:
-            grad_bias = grad_bias.to(linear_bias.dtype)
+                grad_hidden = torch.zeros_like(input, dtype=dtype).index_copy_(0, rows, grad_hidden)
         return token_loss, _Gradients(grad_hidden, grad_weight, grad_bias)
 
 
@@ -151,9 +153,9 @@ def _blocks(
     n, vocab_size, smoothing = hidden.shape[0], weight.shape[0], options.label_smoothing
     budget = BLOCK_BYTES.get(hidden.device.type, BLOCK_BYTES_ELSEWHERE)
     size = max(1, min(n, budget // (vocab_size * hidden.element_size())))
-    buffer = hidden.new_empty(
-        size, vocab_size
-    )  # one allocation: fresh pages for every block cost more than the arithmetic
+    # Allocated once: fresh pages for every block cost more than the arithmetic.
+    buffer = hidden.new_empty(size, vocab_size)
+    slopes = torch.empty_like(buffer) if want_gradient and options.softcap is not None else None
     for start in range(0, n, size):
         part = slice(start, min(start + size, n))
         h, y = hidden[part], labels[part].unsqueeze(-1)
@@ -165,7 +167,8 @@ def _blocks(
         slope = None
         if options.softcap is not None:
             z.div_(options.softcap).tanh_()
-            slope = 1 - z.square() if want_gradient else None  # d cap(z) / dz
+            if slopes is not None:  # d cap(z) / dz = 1 - tanh^2
+                slope = torch.mul(z, z, out=slopes[: h.shape[0]]).neg_().add_(1)
             z.mul_(options.softcap)
         if options.temperature != 1:
             z.div_(options.temperature)

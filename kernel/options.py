@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 __all__ = ["LossOptions", "Reduction"]
+
+_TINIEST, _LARGEST = 1e-30, 1e30  # what float32 arithmetic can multiply and divide by without overflow
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -47,14 +48,14 @@ class LossOptions:
             raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}.")
         if self.softcap is not None:
             object.__setattr__(self, "softcap", _number("softcap", self.softcap))
-            if not (math.isfinite(self.softcap) and self.softcap > 0):
-                raise ValueError(f"softcap must be None or a finite number above 0, got {self.softcap}.")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}.")
-        if not math.isfinite(self.logit_scale):
-            raise ValueError(f"logit_scale must be finite, got {self.logit_scale}.")
-        if not (math.isfinite(self.z_loss) and self.z_loss >= 0):
-            raise ValueError(f"z_loss must be a finite number of at least 0, got {self.z_loss}.")
+            if not _TINIEST <= self.softcap <= _LARGEST:
+                raise ValueError(f"softcap must be None or in [{_TINIEST}, {_LARGEST}], got {self.softcap}.")
+        if not _TINIEST <= self.temperature <= _LARGEST:
+            raise ValueError(f"temperature must be in [{_TINIEST}, {_LARGEST}], got {self.temperature}.")
+        if not abs(self.logit_scale) <= _LARGEST:
+            raise ValueError(f"logit_scale must be in [{-_LARGEST}, {_LARGEST}], got {self.logit_scale}.")
+        if not 0 <= self.z_loss <= _LARGEST:
+            raise ValueError(f"z_loss must be in [0, {_LARGEST}], got {self.z_loss}.")
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
             raise TypeError(f"ignore_index must be an int, got {type(self.ignore_index).__name__}.")
         if self.reduction not in get_args(Reduction):

@@ -46,7 +46,9 @@ def loss(
     log_p = torch.log_softmax(z, dim=-1)
     log_p_target = log_p.gather(-1, torch.where(kept, target, 0).unsqueeze(-1)).squeeze(-1)
     # -sum_k q_k log p_k  with  q_k = (1 - smoothing) [k = target] + smoothing / V
-    token_loss = -(1 - smoothing) * log_p_target - (smoothing / vocab_size) * log_p.sum(-1)
+    token_loss = -(1 - smoothing) * log_p_target
+    if smoothing:  # a logit of -inf, such as a masked token's, costs nothing where nothing asks for it
+        token_loss = token_loss - (smoothing / vocab_size) * log_p.sum(-1)
     if options.z_loss:
         token_loss = token_loss + options.z_loss * torch.logsumexp(z, dim=-1).square()
     weight = kept.to(z.dtype) if token_weight is None else torch.where(kept, token_weight.to(z.dtype), 0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_target_range", "check_tensors", "check_token_weight_range"]
+__all__ = ["check_target_range", "check_tensor", "check_tensors", "check_token_weight_range"]
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _check_tensor(name: str, value: object) -> None:
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is no tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
 
@@ -28,8 +29,8 @@ def check_tensors(
     token_weight: Tensor | None = None,  # (...)
 ) -> None:
     """Refuse tensors of the wrong type, dtype, shape or device; looks at no value, so never waits for a device."""
-    _check_tensor("input", input)
-    _check_tensor("linear_weight", linear_weight)
+    check_tensor("input", input)
+    check_tensor("linear_weight", linear_weight)
     _check_floating("input", input)
     _check_floating("linear_weight", linear_weight)
     if linear_weight.ndim != 2:
@@ -48,14 +49,14 @@ def check_tensors(
     if target is not None:
         _check_target(target, input)
     if linear_bias is not None:
-        _check_tensor("linear_bias", linear_bias)
+        check_tensor("linear_bias", linear_bias)
         if linear_bias.dtype != input.dtype:
             raise TypeError(f"linear_bias must have input's dtype {input.dtype}, got {linear_bias.dtype}.")
         if linear_bias.shape != (vocab_size,):
             raise ValueError(f"linear_bias must have shape ({vocab_size},), got {tuple(linear_bias.shape)}.")
         _check_device("linear_bias", linear_bias, input)
     if token_weight is not None:
-        _check_tensor("token_weight", token_weight)
+        check_tensor("token_weight", token_weight)
         _check_floating("token_weight", token_weight)
         if token_weight.shape != input.shape[:-1]:
             raise ValueError(
@@ -68,7 +69,7 @@ def check_tensors(
 
 
 def _check_target(target: Tensor, input: Tensor) -> None:
-    _check_tensor("target", target)
+    check_tensor("target", target)
     if target.is_floating_point():
         raise TypeError(
             f"target must hold class indices (int64), got {target.dtype}; class probabilities are not supported."
@@ -105,10 +106,16 @@ def check_target_range(target: Tensor, vocab_size: int, ignore_index: int) -> No
 
 
 def check_token_weight_range(token_weight: Tensor) -> None:
-    """Refuse negative and non-finite weights; on devices other than the CPU by a device-side assertion."""
+    """Refuse negative and non-finite weights, and those whose sum is; on other devices than the CPU by an assertion.
+
+    The weights come as they will be used, in float32 or float64: what overflows there is refused.
+    """
     good = torch.isfinite(token_weight) & (token_weight >= 0)
     if token_weight.device.type == "cpu":
+        if good.all() and not torch.isfinite(token_weight.sum()):
+            raise ValueError(f"token_weight must have a finite sum, got weights up to {float(token_weight.max())}.")
         if not good.all():
             raise ValueError(f"token_weight must be finite and at least 0, got {float(token_weight[~good][0])}.")
     else:
-        torch.ops.aten._assert_async.msg(good.all(), "token_weight must be finite and at least 0.")
+        good = good.all() & torch.isfinite(token_weight.sum())
+        torch.ops.aten._assert_async.msg(good, "token_weight must be finite and at least 0, and so must its sum.")

@@ -72,6 +72,19 @@ def test_softcap_comes_after_bias_and_before_temperature(implementation):
     assert got.item() == pytest.approx((torch.logsumexp(z, 0) - z[0]).item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_masked_tokens_take_part_in_nothing(implementation):
+    """A bias of -inf takes a token out of the vocabulary, as it does in torch's cross entropy."""
+    args = problem(6, 5, 3, bias=True)
+    mask = torch.tensor([0.0, 0.0, 0.0, 0.0, -torch.inf], dtype=torch.float64)
+    bias, target = (args.linear_bias.detach() + mask).requires_grad_(), args.target.clamp_max(3)
+    got = linear_cross_entropy(*args[:2], target, linear_bias=bias, implementation=implementation)
+    z = (args.input @ args.linear_weight.T + bias)[:, :4]
+    torch.testing.assert_close(got, F.cross_entropy(z, target))
+    for gradient in torch.autograd.grad(got, (args.input, args.linear_weight, bias)):
+        assert gradient.isfinite().all()
+
+
 def test_one_class_costs_nothing():
     loss = linear_cross_entropy(
         torch.randn(3, 2), torch.randn(1, 2), torch.zeros(3, dtype=torch.int64), label_smoothing=0.3
@@ -100,13 +113,22 @@ REFUSED = [
     ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got 1.5"),
     ({"label_smoothing": float("nan")}, ValueError, r"label_smoothing must be in \[0, 1\], got nan"),
     ({"label_smoothing": "0.1"}, TypeError, "label_smoothing must be a Python number, got str"),
-    ({"softcap": 0.0}, ValueError, "softcap must be None or a finite number above 0, got 0.0"),
+    ({"softcap": 0.0}, ValueError, r"softcap must be None or in \[1e-30, 1e\+30\], got 0.0"),
     ({"softcap": torch.tensor(1.0)}, TypeError, "softcap must be a Python number, got Tensor"),
-    ({"temperature": -1}, ValueError, "temperature must be a finite number above 0, got -1.0"),
-    ({"temperature": float("inf")}, ValueError, "temperature must be a finite number above 0, got inf"),
-    ({"logit_scale": float("inf")}, ValueError, "logit_scale must be finite, got inf"),
-    ({"z_loss": -0.1}, ValueError, "z_loss must be a finite number of at least 0, got -0.1"),
+    ({"temperature": -1}, ValueError, r"temperature must be in \[1e-30, 1e\+30\], got -1.0"),
+    ({"temperature": float("inf")}, ValueError, r"temperature must be in \[1e-30, 1e\+30\], got inf"),
+    ({"logit_scale": float("inf")}, ValueError, r"logit_scale must be in \[-1e\+30, 1e\+30\], got inf"),
+    ({"z_loss": -0.1}, ValueError, r"z_loss must be in \[0, 1e\+30\], got -0.1"),
     ({"ignore_index": 1.0}, TypeError, "ignore_index must be an int, got float"),
+    ({"softcap": 1e39}, ValueError, "softcap must be None or in .*, got 1e"),
+    ({"temperature": 1e-40}, ValueError, "temperature must be in .*, got 1e-40"),
+    ({"implementation": ["chunked"]}, ValueError, r"implementation must be one of .*, got \['chunked'\]"),
+    ({"target": None}, TypeError, "target must be a torch.Tensor, got NoneType"),
+    ({"target": torch.zeros(3, dtype=torch.int64, device="meta")}, ValueError, "target must be on input's device cpu, got meta"),
+    ({"linear_bias": torch.zeros(5, device="meta")}, ValueError, "linear_bias must be on input's device cpu, got meta"),
+    ({"token_weight": torch.ones(3, device="meta")}, ValueError, "token_weight must be on input's device cpu, got meta"),
+    ({"token_weight": torch.full((3,), 1e39, dtype=torch.float64)}, ValueError, "token_weight must be finite .*, got inf"),
+    ({"token_weight": torch.full((3,), 2e38)}, ValueError, "token_weight must have a finite sum, got weights up to 1.9"),
     ({"reduction": "avg"}, ValueError, r"reduction must be one of \('none', 'mean', 'sum'\), got 'avg'"),
     ({"implementation": "fast"}, ValueError, r"implementation must be one of \('auto', .*\), got 'fast'"),
     ({"weight": torch.ones(5)}, TypeError, "'weight': class weights are not supported; token_weight"),
@@ -175,13 +197,27 @@ class TestModule:
             ({"weight": nn.Parameter(torch.zeros(6, 5))}, ValueError, r"weight must have shape \(6, 4\), got \(6, 5\)"),
             ({"weight": torch.zeros(6, 4)}, TypeError, "weight must be a torch.nn.Parameter.*got Tensor"),
             ({"weight": nn.Parameter(torch.zeros(6, 4)), "bias": True}, ValueError, "bias must be False"),
+            (
+                {"weight": nn.Parameter(torch.zeros(6, 4)), "dtype": torch.float64},
+                ValueError,
+                "device and dtype must be None",
+            ),
+            ({"vocab_size": 0}, ValueError, "vocab_size must be at least 1, got 0"),
+            ({"hidden_size": 4.0}, TypeError, "hidden_size must be an int, got float"),
+            (
+                {"options": {}},
+                TypeError,
+                r"LinearCrossEntropy\(\) got an unexpected keyword argument 'options': torch's",
+            ),
+            ({"token_weight": None}, TypeError, "'token_weight': it is an argument of forward"),
+            ({"foo": 1}, TypeError, "'foo': no such argument"),
             ({"label_smoothing": 2.0}, ValueError, "label_smoothing must be"),
             ({"implementation": "fast"}, ValueError, "implementation must be one of"),
         ],
     )
     def test_bad_arguments_are_named_at_once(self, kwargs, error, text):
         with pytest.raises(error, match=text):
-            LinearCrossEntropy(4, 6, **kwargs)
+            LinearCrossEntropy(**{"hidden_size": 4, "vocab_size": 6, **kwargs})
 
     def test_prints_its_options(self):
         assert "4, 6, label_smoothing=0.1" in repr(LinearCrossEntropy(4, 6, label_smoothing=0.1))

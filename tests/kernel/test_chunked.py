@@ -130,6 +130,18 @@ def test_small_mean_gradients_survive_float16():
     assert relative_error(got[2], exact[2]) < 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.003, 2.0**16, 2.0**17])
+def test_gradients_of_half_inputs_bear_a_loss_scale(scale, dtype):
+    """65536 is the first scale of torch.amp.GradScaler and no float16 number; 1.003 is no bfloat16 number."""
+    args = problem(16384, 8, 4).to(dtype)
+    exact = problem(16384, 8, 4).to(dtype).to(torch.float64)
+    (ours(*args[:3]) * scale).backward()
+    (eager(*exact[:3]) * scale).backward()
+    for got, want in zip(args[:2], exact[:2], strict=True):
+        assert relative_error(got.grad.double(), want.grad) < torch.finfo(dtype).eps / 2 + (1e-3 if scale < 2 else 1e-5)
+
+
 def test_large_logits_do_not_overflow():
     args = problem(20, 50, 8, scale=3000.0)
     exact = value_and_gradients(eager, args, label_smoothing=0.1)
@@ -189,6 +201,17 @@ def test_second_backward_gives_the_same_gradient(reduction):
     for a, b, c in zip(first, second, doubled, strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(2 * a, c)
+
+
+def test_backward_under_autocast_is_not_cast():
+    """The per-token backward recomputes the blocks; an autocast around it must not reach those products."""
+    args = problem(6, 7, 3).to(torch.float32)
+    value = ours(*args[:3], reduction="none")
+    outside = torch.autograd.grad(value.sum(), args[:2], retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = torch.autograd.grad(value.sum(), args[:2])
+    for a, b in zip(outside, inside, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_second_derivatives_are_refused():
