@@ -149,7 +149,9 @@ def _resolve(implementation: str, input: Tensor) -> Callable[..., Tensor]:
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
     """Cast floating tensors as autocast casts the arguments of a matrix product; float64 stays, as there."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    # Dynamo cannot trace is_autocast_available; a compiled call is on a device that has autocast.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    if not (known and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     castable = (torch.float16, torch.bfloat16, torch.float32)
@@ -158,9 +160,8 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
 
 def _autocast_off(input: Tensor) -> contextlib.AbstractContextManager[object]:
     device = input.device.type
-    return (
-        torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext()
-    )
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known else contextlib.nullcontext()
 
 
 class LinearCrossEntropy(nn.Module):
