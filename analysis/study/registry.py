@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "S4": "samples",
     "S5": "capping",
     "S6": "population",
+    "S7": "tuning",
 }
 
 
@@ -87,7 +88,8 @@ def experiments(names: Sequence[str]) -> list[Experiment]:
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     """One line for each measurement: rows with a list under ``"measurements"`` are spread out.
 
-    A measurement's value wins over a column of the same name; the other columns repeat.
+    A measurement's value wins over a column of the same name; the other columns repeat. Measured numbers keep 7
+    significant digits.
 
     Example:
         >>> rows = pd.DataFrame([{"key": "a", "n": 1, "measurements": [{"t": 0, "x": 5.0}, {"t": 1, "x": 6.0}]}])
@@ -97,8 +99,12 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     if "measurements" not in rows:
         return rows
     lines = [
-        {**{k: v for k, v in row.items() if k != "measurements"}, **measurement}
+        {**{k: v for k, v in row.items() if k != "measurements"}, **{k: _short(v) for k, v in measurement.items()}}
         for row in rows.to_dict("records")
         for measurement in row["measurements"]
     ]
     return pd.DataFrame(lines)
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.7g}") if isinstance(value, float) else value

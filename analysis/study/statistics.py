@@ -54,14 +54,14 @@ def mean_interval(values: ArrayLike) -> tuple[Array, Array]:
 
     Example:
         >>> low, high = mean_interval([1.0, 2.0, 6.0])
-        >>> float(low), float(high)  # with three seeds: the smallest and the largest, nearly
+        >>> float(low), float(high)  # with three seeds: the smallest and the largest
         (1.0, 6.0)
     """
     array = np.asarray(values, np.float64)
     if not array.shape[0]:
         raise ValueError("values must hold at least one seed, got none.")
     means = np.tensordot(resamples(array.shape[0]), array, axes=1)
-    low, high = np.percentile(means, _TAILS, axis=0, method="nearest")
+    low, high = np.percentile(means, _TAILS, axis=0, method="inverted_cdf")
     return low, high
 
 
