@@ -106,16 +106,16 @@ def expected_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     .. math:: V\,E_g \int_0^\infty e^{sg - te^{sg}} \Bigl(\int_{-\infty}^{g} \varphi(g')\,e^{-te^{sg'}}dg'\Bigr)^{V-1}
     dt
 
-    Reason: p_max = a / (a + Z') with a = exp(s g) the largest term, and 1 / (a + Z') is the integral of exp(-t (a +
-        Z')).
+    Reason: p_max = a / (a + Z') with a = exp(s g) the largest term, and 1 / (a + Z') is the integral of
+    exp(-t (a + Z')).
 
     Args:
         logit_std: Standard deviation s >= 0 of the logits.
         vocab_size: Number of classes V >= 2.
 
     Returns:
-        The expectation, from 1/V at s = 0 to 1, with the broadcast shape. Relative error
-        below 2e-6; some 2 ms an element, 200 at the extremes (V = 2, s = 20).
+        The expectation, from 1/V at s = 0 to 1, with the broadcast shape. Relative error below 2e-8 (V to 1e7); some
+        5 ms an element.
 
     Raises:
         ValueError: If an argument is outside its range or the shapes do not broadcast.
