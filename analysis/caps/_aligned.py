@@ -11,7 +11,7 @@ from .._validation import interval, require_broadcast, softcap_or_inf, whole
 from ._gaps import gap_to_confidence
 from ._sphere import log_kernel_mean
 
-__all__ = ["aligned_cap", "random_code_confidence"]
+__all__ = ["aligned_cap", "aligned_gap", "random_code_confidence"]
 
 _DEGREE = 12  # of the polynomial in the programme
 _SOLVE_POINTS, _CHECK_POINTS = 400, 20_000
@@ -29,8 +29,8 @@ def aligned_cap(
     ``"linear_program"``: the best polynomial :math:`f = \sum_i f_i C_i` (normalised Gegenbauer, f_i >= 0 for 1 <= i
     <= 12) with f(t) <= e^{mt} on [-1, 1] gives :math:`p \le 1 / (1 + e^{-m}(V f_0 - f(1)))` (Delsarte). The solver's
     f is **certified**: its largest excess over e^{mt}, bounded between the points of a fine grid by the second
-    derivatives, is subtracted. The smaller of this and the kernel cap is returned. About 10 ms an element; needs D >=
-    2 (at D = 1 the kernel cap is returned).
+    derivatives (and rounding), is subtracted. The smaller of this and the kernel cap is returned. About 10 ms an
+    element; needs D >= 2 (at D = 1 the kernel cap is returned).
 
     Args:
         norm_product: m >= 0, in logit units; with a temperature T pass m / T.
@@ -59,11 +59,18 @@ def aligned_cap(
     m, v = interval("norm_product", norm_product, 0), whole("vocab_size", vocab_size, 2)
     d = whole("hidden_size", hidden_size, 1)
     require_broadcast(norm_product=m, vocab_size=v, hidden_size=d)
-    kernel = np.exp(np.minimum(m - np.log(v) - log_kernel_mean(m, d), 0.0))
+    return gap_to_confidence(aligned_gap(m, v, d, method), v)
+
+
+def aligned_gap(m: ArrayLike, v: ArrayLike, d: ArrayLike, method: str) -> NDArray[np.float64]:
+    """The bound of :func:`aligned_cap` as a gap in nats, of checked arguments; inf where it proves nothing."""
+    m, v, d = np.asarray(m, np.float64), np.asarray(v, np.float64), np.asarray(d, np.float64)
+    log_p = np.minimum(m - np.log(v) - log_kernel_mean(m, d), 0.0)
+    with np.errstate(divide="ignore"):
+        kernel = log_p - np.log(-np.expm1(log_p)) + np.log(v - 1)  # the gap of a log-probability
     if method == "kernel":
         return kernel[()]
-    programme = np.vectorize(programme_gap, otypes=[np.float64])(m, v, d)
-    return np.minimum(kernel, gap_to_confidence(programme, v))[()]
+    return np.minimum(kernel, np.vectorize(programme_gap, otypes=[np.float64])(m, v, d))[()]
 
 
 def gegenbauer(t: NDArray[np.float64], d: float) -> NDArray[np.float64]:
@@ -107,7 +114,8 @@ def _excess(f: NDArray[np.float64], m: float, d: float) -> float:
     # |C_i''| <= C_i''(1) = i (i+D-2) (i-1) (i+D-1) / ((D-1) (D+1)); exp(m t)'' is largest at the right end of a cell
     curvature = np.abs(f) @ (i * (i + d - 2) * (i - 1) * (i + d - 1) / ((d - 1) * (d + 1)))
     slack = np.diff(t) ** 2 / 8 * (curvature + m * m * np.exp(m * t[1:]))
-    return float(max((np.maximum(above[1:], above[:-1]) + slack).max(), 0.0))
+    rounding = 64 * np.finfo(np.float64).eps * (np.abs(f).sum() + np.exp(m * t[1:]))
+    return float(max((np.maximum(above[1:], above[:-1]) + slack + rounding).max(), 0.0))
 
 
 def random_code_confidence(
@@ -117,10 +125,9 @@ def random_code_confidence(
 
     .. math:: \exp E\log p_k \ge \frac{1}{1 + (V-1)\,A_D(m)\,e^{-f(m)}}, \qquad f(x) = c\tanh(x/c)
 
-    Reason: -log(1 + x) is convex in x (Jensen), and a rival contributes E exp(f(mt)) <= A_D(m) on average, since t
-        and -t
-    are equally likely and cosh f(x) <= cosh x. Some code is at least as good as the average one, so a head with this
-    geometric mean exists.
+    Reason: -log(1 + x) is convex in x (Jensen), and a rival contributes E exp(f(mt)) <= A_D(m) on average, since
+    t and -t are equally likely and cosh f(x) <= cosh x. Some code is at least as good as the average one, so a head
+    with this geometric mean exists.
 
     Args:
         norm_product: m >= 0, in logit units before the cap; without a softcap, pass m / T for a temperature T.

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainccinv, expit
+from scipy.special import betainccinv
 
 from .._validation import interval, require_broadcast, whole
+from ._gaps import gap_to_confidence
 from ._minimise import unimodal_minimum
 from ._rank import welch_moments
 
-__all__ = ["MarginBounds", "margin_bounds", "packing_cap"]
+__all__ = ["MarginBounds", "margin_bounds", "packing_cap", "packing_gap"]
 
 
 class MarginBounds(NamedTuple):
@@ -82,8 +83,8 @@ def packing_cap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: Arr
               \mu(t) = V\Bigl(\frac{t}{2 + t}\Bigr)^D
 
     Reason: balls of radius t/2 around the rows lie in one of radius 1 + t/2, so some point is in at least mu(t) of
-        them; those
-    rows are within t of each other, and a token among them has mu(t) - 1 rivals at most t m below it. Sharper than
+    them; those rows are within t of each other, and a token among them has mu(t) - 1 rivals at most t m below it.
+    Sharper than
     :func:`rank_cap` only where V^(1/D) is well above 3, that is D < log V.
 
     Args:
@@ -101,16 +102,21 @@ def packing_cap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: Arr
         >>> packing_cap(20.0, 262144, [2, 4, 8]).round(4).tolist()
         [0.0123, 0.7632, 1.0]
     """
+    return gap_to_confidence(packing_gap(norm_product, vocab_size, hidden_size), vocab_size)
+
+
+def packing_gap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> NDArray[np.float64]:
+    """The bound of :func:`packing_cap` as a gap in nats, which is finite where the confidence rounds to 1."""
     m, v = interval("norm_product", norm_product, 0), whole("vocab_size", vocab_size, 2)
     d = whole("hidden_size", hidden_size, 1)
     shape = require_broadcast(norm_product=m, vocab_size=v, hidden_size=d)
     start = 2 / np.expm1((np.log(v) - np.log1p(1e-9)) / d)  # mu(start) is just above 1
     stop = np.maximum(2.0, start)  # at a distance of 2 every pair is within reach
 
-    def minus_log_odds_against(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def log_odds(x: NDArray[np.float64]) -> NDArray[np.float64]:
         t = start + x * (stop - start)
         log_mu = np.log(v) - d * np.log1p(2 / t)
         with np.errstate(divide="ignore"):
             return m * t - np.log(np.expm1(np.maximum(log_mu, 0.0)))  # log mu is concave, so this is convex
 
-    return expit(unimodal_minimum(minus_log_odds_against, shape))[()]
+    return (unimodal_minimum(log_odds, shape) + np.log(v - 1))[()]

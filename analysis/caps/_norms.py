@@ -78,8 +78,7 @@ def single_token_cap(norm_product: ArrayLike, vocab_size: ArrayLike) -> NDArray[
     .. math:: p \le \frac{1}{1 + (V-1)e^{-2m}}
 
     Reason: ``|w_k . h| <= m`` for every k. Attained in every hidden size >= 1 by one row along h and all others
-        against it,
-    so that no bound on all heads that looks at a single token can be lower.
+    against it, so that no bound on all heads that looks at a single token can be lower.
 
     Args:
         norm_product: m = max ||h|| max ||w_k|| >= 0, in logit units. Broadcasts with ``vocab_size``.

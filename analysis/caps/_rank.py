@@ -9,7 +9,7 @@ from .._validation import interval, require_broadcast, whole
 from ._gaps import gap_to_confidence
 from ._minimise import unimodal_minimum
 
-__all__ = ["frobenius_cap", "rank_cap", "rank_gap", "spectral_cap"]
+__all__ = ["frobenius_cap", "frobenius_gap", "rank_cap", "rank_gap", "spectral_cap", "spectral_gap"]
 
 
 def welch_moments(
@@ -99,10 +99,9 @@ def spectral_cap(
 
     .. math:: G \le \frac{aV}{V-1}, \qquad a = R\,s\,\sqrt{\min(D, V-1)/V}
 
-    Reason: the mean of h_y . (w_y - mean w) is at most ||W||_F R / sqrt(V), and ||W||_F <= s sqrt(rank). With R ~
-        sqrt(D) the
-    gap scales as D / sqrt(V) at constant s; but s itself grows as sqrt(V) for rows without a common direction, so
-    measure it.
+    Reason: the mean of h_y . (w_y - mean w) is at most ||W||_F R / sqrt(V), and ||W||_F <= s sqrt(rank). With
+    R ~ sqrt(D) the gap scales as D / sqrt(V) at constant s; but s itself grows as sqrt(V) for rows without a common
+    direction, so measure it.
 
     Args:
         spectral_norm: s = ||W||_2 >= 0. The centred head (rows minus their mean) may be used: it is never larger.
@@ -122,11 +121,17 @@ def spectral_cap(
         >>> spectral_cap(4.0, [8.0, 16.0], 32768, 1024).round(4).tolist()
         [0.0087, 0.7144]
     """
+    return gap_to_confidence(spectral_gap(spectral_norm, feature_norm, vocab_size, hidden_size), vocab_size)
+
+
+def spectral_gap(
+    spectral_norm: ArrayLike, feature_norm: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike
+) -> NDArray[np.float64]:
+    """The bound of :func:`spectral_cap` as a gap in nats."""
     s, r = interval("spectral_norm", spectral_norm, 0), interval("feature_norm", feature_norm, 0)
     v, d = whole("vocab_size", vocab_size, 2), whole("hidden_size", hidden_size, 1)
     require_broadcast(spectral_norm=s, feature_norm=r, vocab_size=v, hidden_size=d)
-    a = r * s * np.sqrt(np.minimum(d, v - 1) / v)
-    return gap_to_confidence(a * v / (v - 1), v)  # equation A5
+    return r * s * np.sqrt(np.minimum(d, v - 1) / v) * (v / (v - 1))  # equation A5
 
 
 def frobenius_cap(frobenius_norm: ArrayLike, feature_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
@@ -147,7 +152,12 @@ def frobenius_cap(frobenius_norm: ArrayLike, feature_norm: ArrayLike, vocab_size
         >>> frobenius_cap(128.0, [8.0, 16.0], 16384).round(4).tolist()
         [0.154, 0.9982]
     """
+    return gap_to_confidence(frobenius_gap(frobenius_norm, feature_norm, vocab_size), vocab_size)
+
+
+def frobenius_gap(frobenius_norm: ArrayLike, feature_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
+    """The bound of :func:`frobenius_cap` as a gap in nats."""
     f, r = interval("frobenius_norm", frobenius_norm, 0), interval("feature_norm", feature_norm, 0)
     v = whole("vocab_size", vocab_size, 2)
     require_broadcast(frobenius_norm=f, feature_norm=r, vocab_size=v)
-    return gap_to_confidence(r * f / np.sqrt(v) * (v / (v - 1)), v)  # equation A5
+    return r * f / np.sqrt(v) * (v / (v - 1))  # equation A5

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._validation import interval, require_broadcast, softcap_or_inf, whole
-from ._aligned import aligned_cap
-from ._gaps import confidence_to_gap, gap_to_confidence
-from ._margin import packing_cap
+from ._aligned import aligned_gap
+from ._gaps import gap_to_confidence
+from ._margin import packing_gap
 from ._rank import rank_gap
 from ._softcap import softcap_gap
 
@@ -79,10 +79,10 @@ def confidence_cap(
     if aligned and np.any(np.isfinite(c)):
         raise ValueError("aligned=True must come without a softcap: the aligned caps hold for linear logits only.")
 
-    linear = {"simplex": rank_gap(m / t, v, d), "packing": confidence_to_gap(packing_cap(m / t, v, d), v)}
+    linear = {"simplex": rank_gap(m / t, v, d), "packing": packing_gap(m / t, v, d)}
     if aligned:
-        linear["kernel"] = confidence_to_gap(aligned_cap(m / t, v, d), v)
-        linear["linear_program"] = confidence_to_gap(aligned_cap(m / t, v, d, method="linear_program"), v)
+        for method in ("kernel", "linear_program"):
+            linear[method] = aligned_gap(m / t, v, d, method)
     half = np.where(np.isinf(c), -np.inf, np.log(v - 1))  # the gap of p = 1/2
     table = {name: np.maximum(gap, half) for name, gap in linear.items()}
     table["softcap"] = np.where(np.isinf(c), np.inf, softcap_gap(m, v, softcap, temperature=t))
@@ -92,4 +92,4 @@ def confidence_cap(
     name = np.array(list(table))[best]
     name = np.where((name == "simplex") & (d < v - 1), "rank", name)
     gap = np.take_along_axis(gaps, best[None], axis=0)[0]
-    return ConfidenceCap(gap_to_confidence(gap, v), gap[()], name)
+    return ConfidenceCap(gap_to_confidence(gap, v), gap[()], name[()])

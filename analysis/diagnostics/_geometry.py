@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from .. import caps
 from .._validation import interval
+from ..caps._margin import packing_gap
+from ..caps._rank import frobenius_gap, spectral_gap
 from ..smoothing import effectiveness_ratio, optimal_gap
 from . import _streaming as streaming
 
@@ -144,8 +146,9 @@ class HeadGeometry:
         """Every cap that applies to this head, lowest first, against the gap that ``label_smoothing`` asks for.
 
         Single-token, simplex, rank, packing, spectral and Frobenius caps (the last two on the centred weight) and,
-        with a softcap, the softcap bound. Under a softcap the caps for linear logits become max(cap, confidence 1/2),
-        as in :func:`analysis.caps.confidence_cap`.
+        with a softcap, the softcap bound. Under a softcap the single-token cap is that of logits of +-c tanh(m / c),
+        and the other caps for linear logits become max(cap, confidence 1/2), as in
+        :func:`analysis.caps.confidence_cap`.
 
         Args:
             label_smoothing: Smoothing b in (0, 1] whose optimum is asked for.
@@ -159,28 +162,24 @@ class HeadGeometry:
             ValueError: If the geometry was measured without features or an argument is out of range.
         """
         asked = float(optimal_gap(label_smoothing, self.vocab_size))
-        v, d, m = (
-            self.vocab_size,
-            self.hidden_size,
-            self.norm_product / float(interval("temperature", temperature, 0, open_low=True)),
-        )
-        r = self._feature_norm() / temperature
-        frobenius = self.centred_row_norm_rms * np.sqrt(v)
-        confidences = {
-            "packing": caps.packing_cap(m, v, d),
-            "spectral": caps.spectral_cap(self.centred_singular_values[0], r, v, d),
-            "frobenius": caps.frobenius_cap(frobenius, r, v),
-        }
-        gaps = {
-            "single_token": 2 * m,
+        v, d, t = self.vocab_size, self.hidden_size, float(interval("temperature", temperature, 0, open_low=True))
+        m, r = self.norm_product / t, self._feature_norm() / t
+        every_token = {
             "simplex": caps.max_gap(m, v),
             "rank": caps.rank_gap(m, v, d),
-            **{name: caps.confidence_to_gap(p, v) for name, p in confidences.items()},
+            "packing": packing_gap(m, v, d),
+            "spectral": spectral_gap(self.centred_singular_values[0], r, v, d),
+            "frobenius": frobenius_gap(self.centred_row_norm_rms * np.sqrt(v), r, v),
         }
-        if softcap is not None:
-            half = np.log(v - 1)
-            gaps = {name: np.maximum(gap, 0.0 if name == "single_token" else half) for name, gap in gaps.items()}
-            gaps["softcap"] = caps.softcap_gap(self.norm_product, v, softcap, temperature=temperature)
+        if softcap is None:
+            gaps = {"single_token": 2 * m, **every_token}
+        else:
+            softcap_gap = caps.softcap_gap(self.norm_product, v, softcap, temperature=t)
+            gaps = {
+                "single_token": 2 * softcap * np.tanh(self.norm_product / softcap) / t,
+                **{name: np.maximum(gap, np.log(v - 1)) for name, gap in every_token.items()},  # p = 1/2
+                "softcap": softcap_gap,
+            }
         table = [
             CapVerdict(name, float(gap), float(caps.gap_to_confidence(gap, v)), "binds" if gap < asked else "vacuous")
             for name, gap in gaps.items()

@@ -130,6 +130,19 @@ def test_packing_is_the_best_of_its_family():
     assert best < caps.rank_cap(m, v, d)
 
 
+def test_the_gap_of_a_packing_cap_that_rounds_to_one_is_exact():
+    """No detour over the confidence, whose last digits are worth a nat there."""
+    v, d, m = 10**6, 2, np.array([1000.0, 20_000.0])
+    t = np.exp(np.linspace(np.log(2e-3), np.log(2.0), 400_001))
+    mu = v * (t / (2 + t)) ** d
+    t, mu = t[mu > 1], mu[mu > 1]
+    best = [(x * t - np.log(mu - 1)).min() + np.log(v - 1) for x in m]
+    cap = caps.confidence_cap(m, v, d)
+    assert cap.confidence.tolist() == [pytest.approx(caps.packing_cap(m[0], v, d)), 1]
+    assert cap.name.tolist() == ["packing", "packing"]
+    assert cap.gap == pytest.approx(best, rel=1e-6)
+
+
 @pytest.mark.parametrize("function", [caps.rank_gap, caps.rank_cap, caps.packing_cap])
 def test_bounds_rise_with_norm_and_hidden_size_and_fall_with_the_vocabulary(function):
     m = np.array([0.0, 1e-6, 0.5, 3.0, 20.0, 300.0, 1e4])

@@ -108,6 +108,11 @@ def test_caps_of_a_simplex_head_agree_with_each_other():
     assert table["single_token"].gap == pytest.approx(8.0)
 
 
+def test_gaps_stay_finite_where_the_confidence_rounds_to_one():
+    table = simplex_geometry(500.0).cap_table(0.1)
+    assert all(np.isfinite(row.gap) and row.confidence == 1 for row in table)
+
+
 def test_verdicts_turn_at_the_gap_that_smoothing_asks_for():
     asked = smoothing.optimal_gap(0.1, 20) * 19 / 20
     for factor, verdict in ((0.99, "binds"), (1.01, "vacuous")):
@@ -123,6 +128,10 @@ def test_a_softcap_enters_the_table():
     assert table[0].name == "softcap"
     assert table[0].verdict == "binds"
     assert [row.gap for row in table] == sorted(row.gap for row in table)
+    one = next(row for row in table if row.name == "single_token")
+    assert one.gap == pytest.approx(2 * 2.0 * np.tanh(50.0 / 2.0))
+    cooler = {row.name: row for row in simplex_geometry(3.0).cap_table(0.1, temperature=0.5, softcap=2.0)}
+    assert cooler["single_token"].gap == pytest.approx(8 * np.tanh(1.5))
     # a linear cap below 1/2 proves nothing better than 1/2 under a softcap
     low = {row.name: row for row in simplex_geometry(0.1).cap_table(0.1, softcap=2.0)}
     assert low["simplex"].confidence == pytest.approx(0.5)
