@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from . import caps, random_energy, smoothing
+from ._tables import write_table
 from .head_shapes import HEAD_SHAPES, HeadShape
 
 __all__ = ["NORM_PRODUCTS", "needed_norm_product", "rows"]
@@ -112,24 +112,15 @@ def rows(shapes: tuple[HeadShape, ...] = HEAD_SHAPES) -> Iterator[dict[str, obje
             }
 
 
-def _format(value: object) -> object:
-    return f"{value:.7g}" if isinstance(value, float) else value
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Write the table."""
+    """Write the table, and beside it how it was made."""
     parser = argparse.ArgumentParser(prog="python -m analysis.caps_table", description="Caps of public head shapes.")
     parser.add_argument(
         "file", nargs="?", type=Path, default=DEFAULT_PATH, help=f"CSV to write (default: {DEFAULT_PATH})"
     )
     path = parser.parse_args(arguments).file
-    table = [{name: _format(value) for name, value in row.items()} for row in rows()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    sys.stdout.write(f"{len(table)} rows -> {path}\n")
+    count = write_table(path, rows(), digits=7, command="python -m analysis.caps_table")
+    sys.stdout.write(f"{count} rows -> {path}\n")
 
 
 if __name__ == "__main__":

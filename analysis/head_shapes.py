@@ -1,7 +1,8 @@
 """Output heads of public language models: hidden size, vocabulary, softcap, and the public config each was read from.
 
-``vocab_size`` is the number of rows of the head, padding included, since every row takes part in the softmax. A
-source that is not the model's own repository is a copy of its config that names it.
+``vocab_size`` is the number of rows of the head, padding included, since every row takes part in the softmax. A source
+outside the model's own repository is a public copy of its config, or the config of a model made from it, which has the
+same head.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ HEAD_SHAPES = (
         128_256,
         None,
         True,
-        _GITHUB + "kevinstephano/thunder_model_blocks/blob/main/hf_llama/llama_config.py",
+        _GITHUB + "kevinstephano/thunder_model_blocks/blob/main/thunder_model_blocks/hf_llama/llama_config.py",
     ),
     HeadShape(
         "google/gemma-2-2b",
@@ -92,8 +93,11 @@ HEAD_SHAPES = (
         30.0,
         True,
         _GITHUB
-        + "AI-Hypercomputer/maxtext/blob/main/MaxText/utils/ckpt_conversion/utils/hf_model_configs.py"
-        + _GEMMA2_TIED,
+        + "AI-Hypercomputer/maxtext/blob/028cf2f3d227b599278ba17f5732eadb4e951e47"
+        + "/MaxText/utils/ckpt_conversion/utils/hf_model_configs.py"
+        + "; vocabulary and tying by default of transformers Gemma2Config",
     ),
-    HeadShape("Qwen/Qwen2.5-72B", 8192, 152_064, None, False, _HF + "gghfez/UwU-72B-Preview/blob/main/config.json"),
+    HeadShape(
+        "Qwen/Qwen2.5-72B", 8192, 152_064, None, False, _HF + "BitStack/BitStack-Qwen2.5-72B/blob/main/config.json"
+    ),
 )

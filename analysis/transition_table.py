@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import caps, smoothing
+from ._tables import write_table
 from .norm_ball import fit_norm_ball
 
 __all__ = ["rows"]
@@ -16,20 +16,8 @@ __all__ = ["rows"]
 DEFAULT_PATH = Path("paper_figures") / "data" / "transition.csv"
 LABEL_SMOOTHING = 0.1
 SHAPES = tuple((v, d) for v in (16, 32, 64) for d in (2, 3, 4, 6))
-RATIOS = (
-    0.4,
-    0.6,
-    0.8,
-    0.9,
-    1.0,
-    1.1,
-    1.3,
-    1.6,
-    2.0,
-    2.6,
-    3.5,
-    5.0,
-)  # norm product over the gap that smoothing asks for
+# norm product over the gap that smoothing asks for
+RATIOS = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3, 1.6, 2.0, 2.6, 3.5, 5.0)
 
 
 def rows(shapes: Sequence[tuple[int, int]] = SHAPES, ratios: Sequence[float] = RATIOS) -> Iterator[dict[str, float]]:
@@ -71,7 +59,7 @@ def rows(shapes: Sequence[tuple[int, int]] = SHAPES, ratios: Sequence[float] = R
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the table."""
+    """Write the table, and beside it how it was made."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.transition_table", description="Predictors below full rank."
     )
@@ -79,13 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         "file", nargs="?", type=Path, default=DEFAULT_PATH, help=f"CSV to write (default: {DEFAULT_PATH})"
     )
     path = parser.parse_args(arguments).file
-    table = [{name: f"{value:.6g}" for name, value in row.items()} for row in rows()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    sys.stdout.write(f"{len(table)} rows -> {path}\n")
+    count = write_table(path, rows(), digits=6, command="python -m analysis.transition_table")
+    sys.stdout.write(f"{count} rows -> {path}\n")
 
 
 if __name__ == "__main__":

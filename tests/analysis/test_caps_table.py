@@ -1,6 +1,7 @@
 """The committed table of public heads is what the command makes, and obeys the theory."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ def test_the_committed_table_is_up_to_date(made):
                 # the solver of the programme may change with scipy, its certificate keeps any answer valid
                 close = 1e-3 if name == "aligned_linear_program" else 1e-5
                 assert float(value) == pytest.approx(float(kept[name]), rel=close), name
+
+
+def test_the_table_says_how_it_was_made(made):
+    for path in (made, COMMITTED):
+        origin = json.loads(path.with_suffix(".json").read_text())
+        assert origin["command"] == "python -m analysis.caps_table"
+        assert set(origin) == {"command", "python", "numpy", "scipy"}
 
 
 def test_rows_cover_every_shape_and_norm_product(made):
