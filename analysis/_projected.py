@@ -1,8 +1,7 @@
 """Projected gradient descent on heads with norm-bounded rows and features, batched over independent problems.
 
-Shapes: rows W and features H are (B, V, D) with every vector in the unit ball, context y of problem b has the target
-    y, and
-the logits are Z[b, y, k] = f(m_b h_y . w_k) / T_b, f(x) = c_b tanh(x / c_b), with m, T, c of shape (B,).
+Shapes: rows W and features H are (B, V, D) with every vector in the unit ball, context y of problem b has the target y,
+and the logits are Z[b, y, k] = f(m_b h_y . w_k) / T_b, f(x) = c_b tanh(x / c_b), with m, T, c of shape (B,).
 """
 
 from __future__ import annotations

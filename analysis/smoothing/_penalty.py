@@ -27,8 +27,7 @@ def smoothing_penalty(logits: ArrayLike) -> SmoothingPenalty:
               KL(u \| p) \le \operatorname{mean}_k (\max_j z_j - z_k) \le KL(u \| p) + \log V
 
     Reason: KL(u || p) = lse - mean z - log V and max z <= lse <= max z + log V. So smoothing penalises the mean
-        distance of
-    the logits from their maximum, to within log V, whatever the target is.
+    distance of the logits from their maximum, to within log V, whatever the target is.
 
     Args:
         logits: Logits after cap and temperature, shape (..., V), V >= 1.

@@ -103,10 +103,9 @@ def dirichlet_concentration(label_smoothing: ArrayLike, vocab_size: ArrayLike, c
 
     .. math:: \alpha = 1 + \frac{b\,n}{(1-b)\,V}
 
-    Reason: n observations with counts n_k make the smoothed loss -sum_k [(1-b) n_k + b n/V] log p_k, which is (1-b)
-        times
-    the log-posterior under pseudo-counts alpha - 1 = b n / ((1-b) V). The prior grows with n: smoothing is not one
-    prior, and unlike a prior it is never outweighed by data.
+    Reason: n observations with counts n_k make the smoothed loss -sum_k [(1-b) n_k + b n/V] log p_k, which is
+    -(1-b) times the log-posterior under pseudo-counts alpha - 1 = b n / ((1-b) V). The prior grows with n: smoothing is
+    not one prior, and unlike a prior it is never outweighed by data.
 
     Args:
         label_smoothing: Smoothing b in [0, 1).

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from analysis import caps, smoothing
 from analysis.norm_ball import fit_norm_ball
@@ -67,10 +68,35 @@ def test_full_rank_does_not_lift_the_cap_on_confidence_in_every_token(v, d):
         assert np.all(found <= np.maximum(caps.rank_gap(m, v, d), np.log(v - 1)) + 1e-9)
 
 
-def test_growth_of_the_norm_under_a_cap_is_bounded():
-    """(iv) x f'(x) = x sech^2(x / c) <= .448 c < |x|: the pull of the loss on the scale is bounded, and never larger."""
+def test_the_pull_on_the_norm_for_given_residuals_is_bounded():
+    """(iv) x f'(x) = x sech^2(x / c) <= min(.448 c, |x|) ..."""
     c = 7.0
     x = np.linspace(-100, 100, 200_001)
     pull = x / np.cosh(x / c) ** 2
     assert np.abs(pull).max() / c == pytest.approx(0.4477, abs=1e-4)
     assert np.all(np.abs(pull) <= np.abs(x))
+
+
+def squared_norm_after(steps, softcap, size=8, rate=0.05):
+    """Gradient descent on free rows and features for one-hot targets."""
+    rows = 0.3 * np.random.default_rng(0).standard_normal((size, size))
+    features = rows.copy()
+    for _ in range(steps):
+        squashed = np.tanh(features @ rows.T / softcap)
+        residual = (softmax(softcap * squashed, axis=1) - np.eye(size)) * (1 - squashed**2)
+        rows, features = rows - rate * residual.T @ features, features - rate * residual @ rows
+    return (rows**2).sum()
+
+
+def test_free_norms_can_grow_larger_under_a_cap():
+    """(iv) ... but the residuals of a capped head are larger, and so are its norms in the end."""
+    plain, capped = squared_norm_after(4000, 1e9), squared_norm_after(4000, 3.0)
+    assert capped > 2 * plain
+
+
+@pytest.mark.parametrize("v", [2, 100, 256_000])
+def test_no_norm_reaches_a_gap_beyond_twice_the_cap(v):
+    """(iv) what free norms can reach under a cap; without one they reach anything."""
+    gap = caps.softcap_gap([10.0, 1e3, 1e9], v, 7.0, temperature=2.0)
+    assert np.all(gap <= 7.0 * (1 + 1e-12))
+    assert gap[2] == pytest.approx(7.0, rel=1e-6)
