@@ -132,5 +132,5 @@ def _pass(
         )  # fmt: skip
     join_kernel[(triton.cdiv(n, 16),)](
         rows.number, rows.position, labels, own, inverse, partial, classes, stride, scores, logits, indices,
-        n, vocab_size, tiles, len(temperatures), **common, ROWS=16,
+        scores.stride(0), n, vocab_size, tiles, len(temperatures), **common, ROWS=16,
     )  # fmt: skip

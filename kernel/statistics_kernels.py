@@ -226,6 +226,7 @@ def join_kernel(
     scores,  # (6, N, temperatures): lse, entropy, participation, log_probability, confidence, log1m_confidence
     logits,  # (3, N): max_logit, target_logit, mean_logit
     indices,  # (2, N) int64: argmax, rank
+    plane,  # N x temperatures
     n,
     vocab_size,
     tile_count,
@@ -285,7 +286,6 @@ def join_kernel(
     nothing = float("nan")
     keep = valid[:, None]
     out = scores + origin.to(tl.int64)[:, None] * temperatures + k
-    plane = n.to(tl.int64) * temperatures
     mask = (origin < n)[:, None] & (k < temperatures)
     # total counts second itself, so it is 1 or more; 0 only in rows that are ignored
     log1m = gap * _LN2 + tl.log(tl.maximum(total, 1.0)) - log1p
