@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.output.with_suffix(".json").write_text(sidecar, encoding="utf-8")
     rows: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
-    for shape in (s for s in SHAPES if s.name in given.shapes):
+    shapes = {s.name: s for s in SHAPES}
+    for shape in (shapes[name] for name in given.shapes):
         small = replace(shape, n=max(shape.n // given.scale, 1), vocab_size=max(shape.vocab_size // given.scale, 2))
         for row, times in compare(small, dtype, device, given.rounds, given.only):
             rows.append(row)
