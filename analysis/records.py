@@ -26,7 +26,7 @@ import pandas as pd
 __all__ = ["RowStore", "config_key", "encode", "environment", "write_atomically", "write_table"]
 
 # Part of every key: raise it when a change makes rows of an earlier version wrong.
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 

@@ -75,7 +75,7 @@ class FitConfig:
     optimiser: Optimiser = "lbfgs"
     seed: int = 0
     max_steps: int = 3000
-    tolerance: float = 1e-5
+    tolerance: float = 2e-6
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:

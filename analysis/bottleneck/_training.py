@@ -107,17 +107,17 @@ def _minimise(head: SoftmaxBottleneck, batch: Observations, config: FitConfig, i
         loss.backward()
         return loss
 
-    losses: list[float] = []
     optimiser, found = _lbfgs(head), 0
+    losses = [closure().item()]
     for _ in range(-(-config.max_steps // _STRIDE)):
-        losses.append(optimiser.step(closure).item())  # the loss before these iterations
+        optimiser.step(closure)
+        losses.append(closure().item())
         if _fall(losses) > config.tolerance * max(1.0, losses[-1]):
             found = 0
             continue
         optimiser, found = _lbfgs(head), found + 1
         if found == 2:
             break
-    losses.append(closure().item())
     return losses
 
 

@@ -181,6 +181,14 @@ class TestOptimum:
         row = fit(dataclasses.replace(config, tolerance=1e-8))
         assert row["context_error"] == pytest.approx(0.1 * (row["best_accuracy"] - 1 / 12), abs=1e-4)
 
+    @pytest.mark.parametrize("seed", [0, 7])
+    def test_the_restart_is_given_its_chance(self, seed):
+        """One-dimensional free heads stall; stopping before looking at what the restart did would leave them there."""
+        teacher = TeacherConfig(kind="det", vocab_size=16, n_contexts=16)
+        row = fit(FitConfig(teacher=teacher, hidden_size=1, norm="free", seed=seed))
+        assert row["converged"]
+        assert row["steps"] > 120
+
     @pytest.mark.parametrize(("kind", "norm"), [("sparse", "budget"), ("lowrank", "free")])
     def test_twice_the_steps_change_nothing(self, kind, norm):
         teacher = dataclasses.replace(lowrank(32, 32), kind=kind)
