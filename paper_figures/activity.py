@@ -86,12 +86,13 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         left.set(ylim=(-0.006, None), xscale="log", xlabel=r"gap that norms allow / gap that smoothing asks, $\rho$")
         left.set_ylabel(f"fall in confidence\n(plain $-$ smoothed, $b={smoothing:g}$)")
         right.set(xscale="log", xlabel=r"activity index of the plain head, $A$", xlim=(0.7 * _LEAST_INDEX, 14))
+        left.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
         right.set_xticks([0.01, 0.1, 1, 10], [r"$\leq$0.01", "0.1", "1", "10"])
-        for ax, active in ((left, "acts $\\rightarrow$"), (right, "$\\leftarrow$ acts")):
+        for ax, text in ((left, r"$\rho = 1$"), (right, "$A = 1$")):
             ax.axvline(1, color="0.75", lw=0.6, zorder=0)
             ax.annotate(
-                active, (1, 1), (4 if ax is left else -4, 0), xycoords=("data", "axes fraction"), va="top",
-                textcoords="offset points", ha="left" if ax is left else "right", color="0.35", fontsize=7,
+                text, (1, 1), (-4 if ax is left else 4, 0), xycoords=("data", "axes fraction"), va="top",
+                textcoords="offset points", ha="right" if ax is left else "left", color="0.35", fontsize=7,
             )  # fmt: skip
         _legend(fig, table, colours, vocabularies)
         seeds = "-".join(str(n) for n in sorted({int(table["seeds"].min()), int(table["seeds"].max())}))
@@ -104,8 +105,17 @@ def _size(vocab_size: int, vocabularies: list[int]) -> float:
 
 
 def _points(ax: Axes, table: pd.DataFrame, x: str, colours: dict[int, tuple], vocabularies: list[int]) -> None:
-    """Means with 95 % intervals over seeds; filled at T = 1, open where training was sharper."""
-    for cell in table.sort_values("vocab_size", ascending=False).to_dict("records"):
+    """Means with 95 % intervals over seeds; filled at T = 1, open where training was sharper.
+
+    Cells that agree in both directions are drawn as rings around each other, the larger hidden size outside.
+    """
+    keys = ["vocab_size", "hidden_size", "teacher", "temperature", "norm_coefficient"]
+    cells = table.sort_values(keys, kind="stable").to_dict("records")
+    places = [
+        (cell["vocab_size"], round(float(np.log(cell[x])), 2), round(cell["confidence_fall"], 3)) for cell in cells
+    ]
+    beneath = [places[:i].count(place) for i, place in enumerate(places)]
+    for cell, rings in reversed(list(zip(cells, beneath, strict=True))):
         at, height = cell[x], cell["confidence_fall"]
         low, high = cell[f"{x}_low"], cell[f"{x}_high"]
         if x == "activity_index":
@@ -117,7 +127,7 @@ def _points(ax: Axes, table: pd.DataFrame, x: str, colours: dict[int, tuple], vo
             xerr=[[max(at - low, 0)], [max(high - at, 0)]],
             yerr=[[max(height - cell["confidence_fall_low"], 0)], [max(cell["confidence_fall_high"] - height, 0)]],
             fmt=_MARKERS[cell["teacher"]],
-            ms=_size(cell["vocab_size"], vocabularies),
+            ms=_size(cell["vocab_size"], vocabularies) + 2.4 * rings,
             mfc=colour if cell["temperature"] == 1 else "white",
             mec=colour,
             mew=0.9,

@@ -23,7 +23,7 @@ def table():
     for teacher, hidden_size, rho, index, fall in [
         ("det", 64, 0.5, 5.0, 0.0), ("det", 64, 2.0, 1e-6, 0.0984), ("lowrank", 4, 1.2, 0.5, 0.03),
     ]:  # fmt: skip
-        cell = {"teacher": teacher, "vocab_size": 64, "hidden_size": hidden_size, "norm_coefficient": 0.1}
+        cell = {"teacher": teacher, "vocab_size": 64, "hidden_size": hidden_size, "norm_coefficient": rho / 5}
         cell |= {"temperature": 1.0, "label_smoothing": 0.1, "seeds": 3}
         for name, value in [("effectiveness_ratio", rho), ("activity_index", index), ("confidence_fall", fall)]:
             cell |= {name: value, f"{name}_low": 0.9 * value, f"{name}_high": 1.1 * value}
@@ -72,6 +72,41 @@ def test_every_cell_is_a_point_on_both_sides(table):
         assert (
             len(ax.get_lines()) == 5 * len(table) + 2
         )  # points with the caps of two bars; theory; where A or rho is 1
+
+
+def test_a_cell_is_read_from_its_marker(table):
+    """Shape for the teacher, fill for the temperature, colour for the hidden size, size for V, bars for intervals."""
+    other = table.iloc[[2]].assign(temperature=0.25, vocab_size=256, hidden_size=16, effectiveness_ratio=1.9)
+    left, _ = activity.make(pd.concat([table, other], ignore_index=True), preset="quick").axes
+    at = {round(float(c.lines[0].get_xdata()[0]), 6): c for c in left.containers}
+    det, small, sharp = (at[x].lines[0] for x in (2.0, 1.2, 1.9))
+    assert [line.get_marker() for line in (det, small, sharp)] == ["o", "^", "^"]
+    assert mpl.colors.same_color(det.get_markerfacecolor(), det.get_markeredgecolor())
+    assert mpl.colors.same_color(sharp.get_markerfacecolor(), "white")
+    assert len({mpl.colors.to_hex(line.get_markeredgecolor()) for line in (det, small, sharp)}) == 3
+    assert sharp.get_markersize() > small.get_markersize()
+    (horizontal,), (vertical,) = (
+        [bar.get_segments()[0][:, axis] for bar in [at[1.2].lines[2][axis]]] for axis in (0, 1)
+    )
+    np.testing.assert_allclose(horizontal, [0.9 * 1.2, 1.1 * 1.2])
+    np.testing.assert_allclose(vertical, [0.9 * 0.03, 1.1 * 0.03])
+
+
+def test_cells_in_one_place_are_rings(table):
+    twin = table.iloc[[1]].assign(hidden_size=256)
+    left, _ = activity.make(pd.concat([twin, table], ignore_index=True), preset="quick").axes
+    outer, inner = (c.lines[0] for c in left.containers if round(float(c.lines[0].get_xdata()[0]), 6) == 2.0)
+    assert outer.get_markersize() > inner.get_markersize() + 2
+    assert not mpl.colors.same_color(outer.get_markerfacecolor(), inner.get_markerfacecolor())
+
+
+def test_the_order_of_the_rows_changes_nothing(table):
+    def draw(rows):
+        file = io.BytesIO()
+        activity.make(rows, preset="quick").savefig(file, format="pdf", metadata={"CreationDate": None})
+        return file.getvalue()
+
+    assert draw(table) == draw(table.iloc[::-1])
 
 
 def test_the_lines_are_the_theory(table):
