@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["distribution", "interval", "real", "require_broadcast", "softcap_or_inf", "whole"]
+__all__ = ["distribution", "interval", "one_whole", "real", "require_broadcast", "softcap_or_inf", "whole"]
 
 
 def _shown(value: object) -> str:
@@ -64,6 +64,14 @@ def whole(name: str, value: ArrayLike, low: int) -> NDArray[np.float64]:
     if not np.all(array == np.floor(array)):
         raise ValueError(f"{name} must be a whole number, got {_shown(value)}.")
     return array
+
+
+def one_whole(name: str, value: ArrayLike, low: int) -> int:
+    """The argument as one whole number of at least ``low``, where arrays make no sense."""
+    array = whole(name, value, low)
+    if array.ndim:
+        raise ValueError(f"{name} must be one number here, got the shape {array.shape}.")
+    return int(array)
 
 
 def softcap_or_inf(softcap: ArrayLike | None) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _projected
-from ._validation import interval, require_broadcast, softcap_or_inf, whole
+from ._validation import interval, one_whole, require_broadcast, softcap_or_inf
 
 Array = NDArray[np.float64]
 
@@ -70,8 +70,8 @@ def fit_norm_ball(
     """
     m, b = interval("norm_product", norm_product, 0), interval("label_smoothing", label_smoothing, 0, 1)
     t, c = interval("temperature", temperature, 0, open_low=True), softcap_or_inf(softcap)
-    v, d = int(whole("vocab_size", vocab_size, 2)), int(whole("hidden_size", hidden_size, 1))
-    tries, steps = int(whole("restarts", restarts, 1)), int(whole("steps", steps, 1))
+    v, d = one_whole("vocab_size", vocab_size, 2), one_whole("hidden_size", hidden_size, 1)
+    tries, steps = one_whole("restarts", restarts, 1), one_whole("steps", steps, 1)
     shape = require_broadcast(norm_product=m, label_smoothing=b, temperature=t, softcap=c)
     m, b, t, c = (np.broadcast_to(x, shape).ravel() for x in (m, b, t, c))
     problem = _projected.Problem(*(np.repeat(x, tries) for x in (m, t, c)))

@@ -6,18 +6,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _projected
-from .._validation import interval, require_broadcast, softcap_or_inf, whole
+from .._validation import interval, one_whole, require_broadcast, softcap_or_inf
 from ._gaps import gap_to_confidence
 from ._softcap import symmetric_gap
 
 __all__ = ["attained_gap", "best_confidence"]
-
-
-def _whole_scalar(name: str, value: ArrayLike, low: int) -> int:
-    array = whole(name, value, low)
-    if array.ndim:
-        raise ValueError(f"{name} must be one number here, got the shape {array.shape}.")
-    return int(array)
 
 
 def attained_gap(
@@ -62,8 +55,8 @@ def attained_gap(
     """
     m, t = interval("norm_product", norm_product, 0), interval("temperature", temperature, 0, open_low=True)
     c = softcap_or_inf(softcap)
-    v, d = _whole_scalar("vocab_size", vocab_size, 2), _whole_scalar("hidden_size", hidden_size, 1)
-    tries, steps = _whole_scalar("restarts", restarts, 1), _whole_scalar("steps", steps, 1)
+    v, d = one_whole("vocab_size", vocab_size, 2), one_whole("hidden_size", hidden_size, 1)
+    tries, steps = one_whole("restarts", restarts, 1), one_whole("steps", steps, 1)
     shape = require_broadcast(norm_product=m, temperature=t, softcap=c)
     m, t, c = (np.broadcast_to(x, shape).ravel() for x in (m, t, c))
     problem = _projected.Problem(*(np.repeat(x, tries) for x in (m, t, c)))

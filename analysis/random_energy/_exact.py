@@ -44,7 +44,7 @@ def expected_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array
         ValueError: If an argument is outside its range or the shapes do not broadcast.
 
     References:
-        Derrida, "Random-energy model", Phys. Rev. B 24 (1981).
+        Derrida, "Random-energy model: an exactly solvable model of disordered systems", Phys. Rev. B 24 (1981).
 
     Example:
         >>> expected_log_partition(4.079, 4096).round(3).item()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, xlogy
 
-from .._validation import distribution, interval, whole
+from .._validation import distribution, interval, one_whole
 
 Array = NDArray[np.float64]
 
@@ -124,7 +124,7 @@ def weighted_svd_head(probabilities: ArrayLike, hidden_size: int) -> LowRankHead
         >>> weighted_svd_head(p, 4).divergence < 1e-12  # the conditionals have rank 4
         True
     """
-    p, d = distribution("probabilities", probabilities), int(whole("hidden_size", hidden_size, 0))
+    p, d = distribution("probabilities", probabilities), one_whole("hidden_size", hidden_size, 0)
     if p.ndim != 2 or np.any(p <= 0):
         raise ValueError(f"probabilities must be positive, of shape (contexts, vocab_size), got the shape {p.shape}.")
     if d >= min(p.shape):

@@ -147,6 +147,13 @@ def test_names_of_the_tightest_cap():
     assert caps.confidence_cap(8, 256, 8, aligned=True).name == "linear_program"
 
 
+def test_under_a_softcap_the_linear_bounds_prove_one_half_at_best():
+    m, v, d = 20.0, 10**5, 1
+    assert caps.confidence_cap(m, v, d).confidence < 0.01
+    assert caps.confidence_cap(m, v, d, softcap=100.0).confidence == pytest.approx(0.5)
+    assert caps.confidence_cap(m, v, d, softcap=0.5).name == "softcap"
+
+
 def test_the_tightest_cap_is_the_least_of_its_parts():
     m, v, d = np.array([1.0, 10.0, 40.0]), 300, np.array([[2], [40], [400]])
     cap = caps.confidence_cap(m, v, d, temperature=2.0)
@@ -159,6 +166,7 @@ def test_the_tightest_cap_is_the_least_of_its_parts():
     ("call", "message"),
     [
         (lambda: caps.attained_gap(1, [4, 5], 2), "vocab_size must be one number here, got the shape (2,)."),
+        (lambda: fit_norm_ball([4, 5], 2, 1.0), "vocab_size must be one number here, got the shape (2,)."),
         (lambda: caps.attained_gap(1, 4, 2, restarts=0), "restarts must be finite and at least 1, got 0."),
         (lambda: caps.best_confidence(4, 2, -1.0), "norm_product must be finite and at least 0, got -1.0."),
         (lambda: caps.softcap_gap(1, 4, 0), "softcap must be finite and greater than 0, got 0."),

@@ -121,13 +121,16 @@ def test_the_greedy_angle_solves_its_equation(vocab_size, hidden_size):
     assert vocab_size * beyond / whole == pytest.approx(1, rel=1e-6)
 
 
-def test_packing_is_the_best_of_its_family():
-    m, v, d = 20.0, 262_144, 4
+@pytest.mark.parametrize(("m", "v", "d"), [(20.0, 262_144, 4), (0.3, 1000, 1), (1.0, 10**5, 2)])
+def test_packing_is_the_best_of_its_family(m, v, d):
     t = np.linspace(1e-3, 2, 200_001)
     mu = v * (t / (2 + t)) ** d
     best = (1 / (1 + np.maximum(mu - 1, 0) * np.exp(-t * m))).min()
     assert caps.packing_cap(m, v, d) == pytest.approx(best, rel=1e-6)
-    assert best < caps.rank_cap(m, v, d)
+
+
+def test_packing_wins_where_many_rows_share_few_dimensions():
+    assert caps.packing_cap(20.0, 262_144, 4) < 0.8 < 0.9 < caps.rank_cap(20.0, 262_144, 4)
 
 
 def test_the_gap_of_a_packing_cap_that_rounds_to_one_is_exact():

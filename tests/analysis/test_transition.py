@@ -66,7 +66,15 @@ def test_the_prediction_holds_for_other_smoothing_and_temperature(b, temperature
     assert smoothing.predicted_activity(m, 24, 4, b, temperature=temperature) == pytest.approx(index, rel=0.06)
 
 
-@pytest.mark.parametrize("vocab_size", [5, 300])
+@pytest.mark.parametrize(("v", "d"), [(100, 8), (7, 3), (48, 12)])
+def test_the_prediction_holds_for_other_shapes(v, d):
+    m = smoothing.optimal_gap(0.1, v) * np.array([0.7, 1.0, 1.25])
+    plain = fit_norm_ball(v, d, m, restarts=1, steps=400)
+    index = smoothing.activity_index(plain.entropy, plain.cross_entropy, plain.uniform_cross_entropy, 0.1)
+    assert smoothing.predicted_activity(m, v, d, 0.1) == pytest.approx(index, rel=0.1)
+
+
+@pytest.mark.parametrize("vocab_size", [2, 5, 300])
 def test_at_full_width_the_prediction_is_closed(vocab_size):
     m = np.array([2.0, 6.0, 10.0])
     exact = (
@@ -89,6 +97,10 @@ def test_the_prediction_is_finite_and_falls_with_the_norm_at_language_model_size
 def test_prediction_errors():
     with pytest.raises(ValueError, match=re.escape("norm_product must be finite and greater than 0, got 0.")):
         smoothing.predicted_activity(0, 4, 2, 0.1)
+    with pytest.raises(
+        ValueError, match=re.escape("hidden_size must be at least 2 where vocab_size is above 2, got 1.")
+    ):
+        smoothing.predicted_activity(1, 3, 1, 0.1)
     with pytest.raises(ValueError, match=re.escape("label_smoothing must be in (0, 1], got 0.")):
         smoothing.predicted_activity(1, 4, 2, 0)
 
