@@ -153,6 +153,17 @@ def test_frozen_limit_against_poisson_dirichlet_samples(ratio):
         assert function(s, v) == pytest.approx(x.mean(), abs=3.5 * x.std() / np.sqrt(4000) + 5e-3)
 
 
+@pytest.mark.parametrize("ratio", [1.05, 2.0, 20.0])
+def test_frozen_confidence_against_the_laplace_transform_of_its_docstring(ratio):
+    a = 1 / ratio
+
+    def psi(t):
+        return quad(lambda x: -np.expm1(-t * x) * a * x ** (-a - 1), 0, 1, epsabs=0, epsrel=1e-8, limit=200)[0]
+
+    exact = quad(lambda t: np.exp(-t) / (1 + psi(t)), 0, 40, epsrel=1e-7, limit=200)[0]
+    assert rem.asymptotic_confidence(ratio * rem.critical_logit_std(50), 50) == pytest.approx(exact, rel=1e-5)
+
+
 def test_limits_below_and_above_freezing():
     v, critical = 4096, rem.critical_logit_std(4096)
     below, above = 0.5 * critical, 100 * critical
