@@ -108,6 +108,12 @@ def test_caps_of_a_simplex_head_agree_with_each_other():
     assert table["single_token"].gap == pytest.approx(8.0)
 
 
+def test_a_temperature_of_one_half_doubles_every_gap():
+    warm, cool = (simplex_geometry(4.0).cap_table(0.1, temperature=t) for t in (1.0, 0.5))
+    doubled = {row.name: 2 * row.gap for row in warm if row.name != "packing"}
+    assert {row.name: row.gap for row in cool if row.name != "packing"} == pytest.approx(doubled)
+
+
 def test_gaps_stay_finite_where_the_confidence_rounds_to_one():
     table = simplex_geometry(500.0).cap_table(0.1)
     assert all(np.isfinite(row.gap) and row.confidence == 1 for row in table)
