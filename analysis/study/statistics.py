@@ -20,7 +20,7 @@ _TAILS = (2.5, 97.5)
 
 
 class Effect(NamedTuple):
-    """A mean with its 95 % interval over seeds."""
+    """A mean with its 95 % interval over seeds; all nan where no cell was left."""
 
     mean: float
     low: float
@@ -29,6 +29,8 @@ class Effect(NamedTuple):
     cells: int
 
     def __str__(self) -> str:
+        if not self.cells:
+            return "not known (no converged rows)"
         return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 

@@ -1,0 +1,106 @@
+"""Claims K1 to K9 against the tables: one line each, beside what had been predicted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from ..records import write_atomically
+from .claims_heads import capacity, capping, small_hidden_size, temperature
+from .claims_tuning import degrades, diversity, free_of_cost, keeps, regularises
+from .judging import MissingTableError, Tables, Verdict
+from .registry import EXPERIMENTS, Preset, experiment
+
+__all__ = ["CLAIMS", "judge", "write_verdicts"]
+
+CLAIMS: dict[str, Callable[[Tables], Verdict]] = {
+    "K1": degrades,
+    "K2": keeps,
+    "K3": capacity,
+    "K4": small_hidden_size,
+    "K5": temperature,
+    "K6": capping,
+    "K7": free_of_cost,
+    "K8": diversity,
+    "K9": regularises,
+}
+_COMMITTED = Path("paper_figures") / "data"
+
+
+def judge(tables: Tables, preset: Preset) -> pd.DataFrame:
+    """One line for each claim.
+
+    Args:
+        tables: Where they are.
+        preset: Goes into the column of that name; verdicts of ``quick`` are marked preliminary.
+
+    Returns:
+        ``claim``, ``statement`` (the claim), ``verdict``, ``predicted`` (each experiment's word), ``effect``, ``mean``,
+        ``low``, ``high`` (95 % bootstrap over seeds), ``seeds``, ``cells``, ``condition``, ``counter_evidence``,
+        ``tables``, ``rows_left_out`` (not converged, of all), ``preset``. A claim whose table is missing is
+        ``not decided``, with the reason as its condition.
+    """
+    lines = []
+    for claim, decide in CLAIMS.items():
+        try:
+            verdict = decide(tables)
+        except MissingTableError as missing:
+            reason = f"{missing}; S8 needs a GPU" if claim == "K7" else str(missing)
+            verdict = Verdict(
+                claim=claim,
+                verdict="not decided",
+                effect="",
+                size=None,
+                condition=reason,
+                counter_evidence="",
+                tables=(),
+            )
+        lines.append(_line(verdict, decide.__doc__ or "", tables, preset))
+    return pd.DataFrame(lines)
+
+
+def _line(verdict: Verdict, statement: str, tables: Tables, preset: Preset) -> dict[str, object]:
+    size, left = verdict.size, [tables.left_out[name] for name in verdict.tables if name in tables.left_out]
+    predicted = [
+        f"{name}: {prediction.verdict}"
+        for name in EXPERIMENTS
+        for prediction in experiment(name).predictions
+        if prediction.claim == verdict.claim
+    ]
+    return {
+        "claim": verdict.claim,
+        "statement": statement.split(": ", 1)[-1].strip().rstrip("."),
+        "verdict": verdict.verdict,
+        "predicted": "; ".join(predicted),
+        "effect": verdict.effect,
+        **{name: None if size is None else round(getattr(size, name), 5) for name in ("mean", "low", "high")},
+        **{name: None if size is None else getattr(size, name) for name in ("seeds", "cells")},
+        "condition": verdict.condition,
+        "counter_evidence": verdict.counter_evidence,
+        "tables": " ".join(verdict.tables),
+        "rows_left_out": f"{sum(out for out, _ in left)} of {sum(total for _, total in left)}",
+        "preset": preset if preset == "full" else f"{preset} (preliminary)",
+    }
+
+
+def write_verdicts(preset: Preset, out: Path, file: Path | None) -> int:
+    """Judge, print and write; 1 where a claim other than K7 could not be decided for want of a table."""
+    committed = _COMMITTED if preset == "full" else _COMMITTED / preset
+    tables = Tables(folders=(out, committed, _COMMITTED))
+    table = judge(tables, preset)
+    target = file or committed / "verdicts.csv"
+    write_atomically(target, table.to_csv(index=False, lineterminator="\n"))
+    for line in table.to_dict("records"):
+        interval = "" if pd.isna(line["mean"]) else f"  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]"
+        print(f"{line['claim']}  {line['verdict']:12}{line['statement']}\n    {line['effect']}{interval}")
+        print(f"    {line['condition']}")
+        if line["counter_evidence"]:
+            print(f"    but: {line['counter_evidence']}")
+    print(f"wrote {target} ({table['preset'].iloc[0]})")
+    missing = table.loc[(table["tables"] == "") & (table["claim"] != "K7"), "claim"].tolist()
+    if missing:
+        print(f"not decided for want of a table: {', '.join(missing)}", file=sys.stderr)
+    return int(bool(missing))
