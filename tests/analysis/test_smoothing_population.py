@@ -210,3 +210,10 @@ def test_at_full_width_the_index_crosses_one_with_rho(v):
     m = smoothing.optimal_gap(0.1, v) * (v - 1) / v * np.array([0.9, 0.99, 1.01, 1.1])
     plain = fit_norm_ball(v, v, m, steps=1500)
     assert (index_of(plain, 0.1) < 1).tolist() == (smoothing.effectiveness_ratio(m, v, 0.1) > 1).tolist()
+
+
+def test_of_several_restarts_the_best_is_reported():
+    """The first restart is the same head whatever their number."""
+    losses = [fit_norm_ball(16, 3, 25.0, restarts=n, steps=60).loss for n in (1, 2, 4, 8)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
