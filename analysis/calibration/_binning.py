@@ -46,9 +46,8 @@ def uniform_index(confidence: NDArray[np.float64], n_bins: int) -> NDArray[np.in
     The edges are those of ``np.linspace(0, 1, n_bins + 1)``; 1.0 falls in the last bin, never in one of its own.
     """
     edges = np.linspace(0, 1, n_bins + 1)
-    index = np.minimum((confidence * n_bins).astype(np.intp), n_bins - 1)  # right up to rounding at the edges
+    index = np.minimum((confidence * n_bins).astype(np.intp), n_bins - 1)  # right, or one too high on an edge
     index -= (confidence <= edges[index]) & (index > 0)
-    index += (confidence > edges[index + 1]) & (index < n_bins - 1)
     return index
 
 

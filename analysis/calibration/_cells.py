@@ -47,7 +47,6 @@ class Cells:
         self._first = _step(_logit(np.nextafter(edges[:-1], 1)))  # the steps that meet each bin
         self._last = _step(_logit(edges[1:]))
         self.starts = self._first + np.arange(n_bins)
-        self.starts[0] = 0
         steps = expit(LOWEST + np.arange(1, STEPS) / RESOLUTION)
         inner = np.sort(np.concatenate([steps, edges[1:-1]]))
         self.lower = np.concatenate([[0.0], inner])

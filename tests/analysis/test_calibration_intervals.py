@@ -46,6 +46,13 @@ def test_noise_floor_equals_drawing_every_sample(norm, binning):
     assert floor.p_value == pytest.approx(rank, abs=0.06)
 
 
+def test_noise_floor_knows_that_confidences_differ_within_a_bin():
+    # One bin, half at .02 and half at .98: the variance is .0196 a sample, not the .25 of their mean.
+    measured = CalibrationState(1).update(np.repeat([0.02, 0.98], 500), np.repeat([0, 1], 500))
+    expected = np.sqrt(2 / np.pi * 0.0196 / 1000)  # mean of |N(0, v / n)|
+    assert measured.noise_floor(n_resamples=20_000).mean == pytest.approx(expected, rel=0.03)
+
+
 def test_nothing_is_random_about_certain_confidences():
     certain = CalibrationState().update([0.0, 1.0, 1.0], [0, 1, 1])
     assert certain.noise_floor() == (0.0, 0.0, 1.0)

@@ -114,6 +114,19 @@ def test_log1m_orders_what_rounding_made_one():
     assert state.variance_sums.sum() == pytest.approx(500 * np.exp(-18) + 500 * np.exp(-40), rel=1e-6)
 
 
+def test_the_confidence_decides_about_its_bin_where_log1m_rounds_otherwise():
+    # The logit's step ends where a bin does, at 0; log(1 - c) as a float32 kernel may round it lies just below.
+    confidence, log1m = np.array([0.5 + 1e-9, 0.9]), np.array([np.log(0.5) + 1e-8, np.log(0.1)])
+    state = CalibrationState(2).update(confidence, [0, 1], log1m_confidence=log1m)
+    assert state.outcome_sums().samples.tolist() == [[0, 1], [0, 1]]
+
+
+def test_size_does_not_depend_on_the_samples():
+    small, large = CalibrationState().update([0.5], [1]), CalibrationState().update(*sample(100_000))
+    sizes = [sum(getattr(s, name).nbytes for name in FIELDS) for s in (small, large)]
+    assert sizes[0] == sizes[1] < 250_000
+
+
 def test_fifty_million_updates_lose_no_count():
     n, repeats = 500_000, 100
     rng = np.random.default_rng(8)
