@@ -1,0 +1,39 @@
+"""The Ray engine: a cluster of two nodes, one of them killed, and every row once."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import analysis
+from analysis.study.ray_engine import connect
+
+TESTS = Path(__file__).parent.parent
+ROOT = Path(analysis.__file__).parent.parent
+HAS_RAY = importlib.util.find_spec("ray") is not None
+
+
+@pytest.mark.skipif(not HAS_RAY, reason="ray is not installed: pip install 'confidence-ceiling[ray]'")
+def test_rows_arrive_once_though_a_node_is_killed(tmp_path):
+    path = os.pathsep.join([str(ROOT), str(TESTS)])
+    command = [sys.executable, str(TESTS / "ray_jobs.py"), str(tmp_path)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert result["failures"] == {}
+    assert result["numbers"] == list(range(16))
+    assert len(result["arrived"]) == len(set(result["arrived"])) == 16
+    computed = (tmp_path / "log").read_text().split()
+    assert len(computed) > 16  # what the killed node was at was computed again
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"^engine ray needs the extra: pip install 'confidence-ceiling\[ray\]'\.$"):
+        connect()

@@ -1,0 +1,36 @@
+"""A sweep on a Ray cluster of two nodes of which one is killed, in a process of its own: prints what came of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from sweep_jobs import jobs, square
+
+from analysis.records import config_key
+from analysis.study.ray_engine import ray_engine
+from analysis.sweep import run
+
+if __name__ == "__main__":
+    import ray
+    from ray.cluster_utils import Cluster
+
+    folder = sys.argv[1]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    doomed = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False)
+    arrived: list[str] = []
+
+    def engine(*arguments):
+        for config, row, error in ray_engine(*arguments):
+            arrived.append(config_key(config))
+            if len(arrived) == 3:
+                cluster.remove_node(doomed, allow_graceful=False)
+            yield config, row, error
+
+    result = run(square, jobs(folder, 0.3, 16), Path(folder) / "rows", engine=engine)
+    print(json.dumps({"arrived": arrived, "numbers": result.rows["number"].tolist(), "failures": result.failures}))
+    ray.shutdown()
+    cluster.shutdown()
