@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,41 @@ from kernel import linear_cross_entropy
 from ..teachers import Observations
 from ._config import FitConfig
 
-__all__ = ["SoftmaxBottleneck"]
+__all__ = ["Batch", "SoftmaxBottleneck"]
 
 _INPUTS = (
     32  # width of what a trunk sees of a context: fewer than contexts, so that it cannot give each its own feature
 )
 _TRUNK = 128  # hidden units of the trunk
+
+
+class Batch(NamedTuple):
+    """Observations by context, so that the head is applied once to each context and not to each of its tokens.
+
+    With z_n the logits of context n, t_n its first token and w_nt weights that sum to w_n, the smoothed losses l are
+
+        sum_t w_nt l(z_n, t) = w_n l(z_n, t_n) + (1 - b) sum_t w_nt (z_n,tn - z_nt)
+
+    exactly: the log-partition and the mean logit are those of the context, and only the target's logit differs.
+    """
+
+    context: Tensor  # (C,) int64, contexts that were observed
+    token: Tensor  # (C,) int64, the first token of each
+    weight: Tensor  # (C,) sum of its weights
+    others: Observations  # the other pairs; ``context`` counts within the C contexts here
+
+    @classmethod
+    def of(cls, observations: Observations, *, device: torch.device | str, dtype: torch.dtype) -> Batch:
+        """Group pairs, whose contexts ascend."""
+        contexts, where, counts = observations.context.unique_consecutive(return_inverse=True, return_counts=True)
+        first = counts.cumsum(0) - counts
+        weight = torch.zeros(len(contexts), dtype=torch.float64).index_add_(0, where, observations.weight.double())
+        rest = torch.ones(len(where), dtype=torch.bool)
+        rest[first] = False
+        others = Observations(
+            where[rest].to(device), observations.token[rest].to(device), observations.weight[rest].to(device, dtype)
+        )
+        return cls(contexts.to(device), observations.token[first].to(device), weight.to(device, dtype), others)
 
 
 class SoftmaxBottleneck(nn.Module):
@@ -107,30 +136,47 @@ class SoftmaxBottleneck(nn.Module):
         config = self.config
         return {"softcap": config.softcap, "logit_scale": config.logit_scale, "temperature": config.temperature}
 
-    def forward(self, observations: Observations, *, implementation: Any = "auto") -> Tensor:
+    def forward(self, observations: Observations | Batch, *, implementation: Any = "auto") -> Tensor:
         """Mean smoothed loss over the observations, in nats, through :func:`kernel.linear_cross_entropy`, plus decay.
 
         Args:
-            observations: Pairs with weights, on the model's device, the weights in its dtype.
+            observations: Pairs with weights, or the same grouped by context once and for all.
             implementation: Passed on.
 
         Returns:
             A scalar.
         """
         hidden, weight = self.hidden(), self.weight()
+        batch = observations
+        if not isinstance(batch, Batch):
+            batch = Batch.of(batch, device=weight.device, dtype=weight.dtype)
+        seen, smoothing = hidden.index_select(0, batch.context), self.config.label_smoothing
         loss = linear_cross_entropy(
-            hidden.index_select(0, observations.context),
+            seen,
             weight,
-            observations.token,
-            token_weight=observations.weight,
-            label_smoothing=self.config.label_smoothing,
+            batch.token,
+            token_weight=batch.weight,
+            label_smoothing=smoothing,
             implementation=implementation,
             **self.loss_options,
         )
+        if len(batch.others.token):
+            own = self._logit(seen, weight.index_select(0, batch.token))  # (C,)
+            where, tokens, weights = batch.others
+            other = self._logit(seen.index_select(0, where), weight.index_select(0, tokens))
+            share = weights / batch.weight.sum()
+            loss = loss + (1 - smoothing) * (share * (own.index_select(0, where) - other)).sum()
         if self.config.weight_decay:
             squares = hidden.square().sum(-1).mean() + weight.square().sum(-1).mean()
             loss = loss + 0.5 * self.config.weight_decay * squares
         return loss
+
+    def _logit(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Logits of single (feature, row) pairs, ``(P, D)`` each, after softcap and temperature."""
+        z = (hidden * rows).sum(-1) * self.config.logit_scale
+        if self.config.softcap is not None:
+            z = self.config.softcap * torch.tanh(z / self.config.softcap)
+        return z / self.config.temperature
 
     def evaluated(self, **changes: Any) -> SoftmaxBottleneck:
         """The same trained weights read with another softcap, its form or temperature: a view that shares them.

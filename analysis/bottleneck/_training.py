@@ -9,7 +9,7 @@ import torch
 
 from ..teachers import Observations, Teacher, make_teacher, random_streams
 from ._config import FitConfig
-from ._head import SoftmaxBottleneck
+from ._head import Batch, SoftmaxBottleneck
 from ._measures import measure
 
 __all__ = ["Fitted", "course", "fit", "train"]
@@ -58,11 +58,7 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
     training = teacher.population() if samples is None else teacher.sample(samples, training_stream)
     held_out = teacher.sample(samples or 8, held_out_stream)
     head = SoftmaxBottleneck(config, device=device)
-    batch = Observations(
-        training.context.to(device),
-        training.token.to(device),
-        training.weight.to(device, head.raw_weight.dtype),
-    )
+    batch = Batch.of(training, device=device, dtype=head.raw_weight.dtype)
     if config.optimiser == "lbfgs":
         return Fitted(head, teacher, training, held_out, _minimise(head, batch, config, implementation))
     runs = []
@@ -74,7 +70,7 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
 
 
 def _adam(
-    head: SoftmaxBottleneck, batch: Observations, config: FitConfig, implementation: Any, step_size: float
+    head: SoftmaxBottleneck, batch: Batch, config: FitConfig, implementation: Any, step_size: float
 ) -> list[float]:
     """Adam on the full batch; the loss every ``_STRIDE`` steps and at the end."""
     optimiser = torch.optim.Adam(_trained(head), lr=step_size)
@@ -94,7 +90,7 @@ def _trained(head: SoftmaxBottleneck) -> list[torch.nn.Parameter]:
     return [parameter for parameter in head.parameters() if parameter.requires_grad]
 
 
-def _minimise(head: SoftmaxBottleneck, batch: Observations, config: FitConfig, implementation: Any) -> list[float]:
+def _minimise(head: SoftmaxBottleneck, batch: Batch, config: FitConfig, implementation: Any) -> list[float]:
     """Run L-BFGS until the loss has stopped falling; the loss every ``_STRIDE`` iterations.
 
     A line search that fails in the noise of float32 looks like an optimum, so the end has to be found twice: the second

@@ -148,7 +148,7 @@ def _above_reference(gains: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
 def _rise(gains: pd.DataFrame, chosen: pd.Series) -> Effect:
     cell = [*_ARM, "temperature", "softcap", "softcap_form", "evaluation"]
     rises = _above_reference(gains, chosen)
-    return Effect(*3 * [float("nan")], 0, 0) if rises.empty else mean_effect(rises, "rise", cell=cell)
+    return Effect(np.nan, np.nan, np.nan, 0, 0) if rises.empty else mean_effect(rises, "rise", cell=cell)
 
 
 def temperature(tables: Tables) -> Verdict:

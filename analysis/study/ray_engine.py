@@ -18,7 +18,7 @@ def connect(address: str | None = None) -> Engine:
     Every machine of the cluster needs this package installed.
 
     Args:
-        address: As :func:`ray.init` takes it (``"auto"``, ``"host:port"``, ``"ray://..."``); None starts a cluster here.
+        address: As :func:`ray.init` takes it (``"auto"``, ``"host:port"``); None starts a cluster here.
 
     Returns:
         An engine for :func:`analysis.sweep.run`.
@@ -49,6 +49,7 @@ def ray_engine(
         enough: Asked before each start.
     """
     import ray
+    from ray.exceptions import RayError
 
     compute = ray.remote(_one_thread).options(num_cpus=1, max_retries=_RETRIES)
     waiting, running = list(reversed(configs)), dict[Any, Any]()
@@ -65,7 +66,7 @@ def ray_engine(
             config = running.pop(ready)
             try:
                 row, error = ray.get(ready)
-            except ray.exceptions.RayError as lost:
+            except RayError as lost:
                 row, error = {}, f"lost on the cluster after {_RETRIES} retries: {lost}"
             yield config, row, error
     finally:
