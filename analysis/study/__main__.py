@@ -27,6 +27,9 @@ lost. Tables are written to OUT beside a sidecar that says where they come from.
 """
 
 
+_OVERLAP = 4  # fits that one GPU serves at once without slowing each other, as launches bound them
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 1 where a config failed or was left, 2 for a wrong call."""
     options = _parser().parse_args(arguments)
@@ -123,7 +126,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from ..sweep import available_cores
-    from .running import SMALL_FIT_SECONDS
+    from .running import where
 
     workers, total = options.workers or available_cores(), 0.0
     print(f"{'':4}{'configs':>8}{'CPU-core s':>12}{'GPU s':>9}{'longest s':>11}{'wall min':>10}")
@@ -131,20 +134,18 @@ def _plan(options: argparse.Namespace) -> int:
         cpu = gpu = longest = 0.0
         configs = study.configs(options.preset)
         for config in configs:
-            seconds = study.seconds(config, "cpu")
-            if options.device != "cpu" and seconds > SMALL_FIT_SECONDS:
-                seconds = study.seconds(config, options.device)
-                gpu += seconds
-            else:
-                cpu += seconds
+            place = where(study, config, options.device)
+            seconds = study.seconds(config, place)
+            cpu, gpu = (cpu + seconds, gpu) if place == "cpu" else (cpu, gpu + seconds)
             longest = max(longest, seconds)
-        wall = max((cpu + gpu) / workers, longest)
+        wall = max((cpu + gpu) / workers, gpu / _OVERLAP, longest)
         total += wall
         print(f"{study.name:4}{len(configs):>8}{cpu:>12.0f}{gpu:>9.0f}{longest:>11.0f}{wall / 60:>10.1f}")
     print(f"about {total / 60:.1f} minutes with {workers} workers on {options.device}")
     print(
         "estimated from sizes: iterations x (overhead + operations / rate + memory traffic), with constants from timed "
-        "CPU runs and, for a GPU, from its specification; right to a factor of about 2"
+        f"CPU runs and, for a GPU, from its specification; at most {_OVERLAP} fits are counted as sharing a GPU; right "
+        "to a factor of about 2"
     )
     return 0
 

@@ -100,8 +100,8 @@ def ceilings(config: CeilingConfig, *, device: str = "cpu") -> dict[str, Any]:
 def configs(preset: Preset) -> list[CeilingConfig]:
     """Small shapes that can be searched, three or five starts each, and the shapes of public models, without search."""
     quick = preset == "quick"
-    vocabularies = (16, 64) if quick else (16, 64, 256, 512)
-    sizes = (2, 3, 4, 8, 16, 64) if quick else (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512)
+    vocabularies = (16, 64) if quick else (16, 64, 256)
+    sizes = (2, 3, 4, 8, 16, 64) if quick else (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
     small = [
         CeilingConfig(vocab_size=v, hidden_size=d, seed=seed)
         for v in vocabularies
@@ -131,4 +131,5 @@ EXPERIMENT = Experiment(
     configs=configs,
     seconds=_seconds,
     predictions=PREDICTIONS,
+    gpu=False,
 )

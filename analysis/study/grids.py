@@ -101,10 +101,10 @@ def fit_seconds(config: FitConfig, device: str) -> float:
     """
     kind = "cuda" if device.startswith("cuda") else "cpu"
     n, v, d = config.teacher.n_contexts, config.teacher.vocab_size, config.hidden_size
-    samples = v if config.teacher.samples_per_context is None else config.teacher.samples_per_context
-    pairs = n if config.teacher.kind == "det" else n * max(1.0, 0.6 * min(samples, v))  # of 8 draws about 5 differ
-    operations = 1.3 * 6 * pairs * v * d  # evaluations an iteration x (forward, two gradients)
-    traffic = 4 * 45 * (n + v) * d  # L-BFGS passes over 10 pairs of vectors
+    samples = config.teacher.samples_per_context or v
+    pairs = 0.0 if config.teacher.kind == "det" else n * max(0.0, 0.6 * min(samples, v) - 1)  # of 8 draws 5 differ
+    operations = 1.3 * (6 * n * v * d + 10 * pairs * d)  # evaluations an iteration x (forward, two gradients)
+    traffic = 4 * (45 * (n + v) + 6 * pairs) * d  # L-BFGS passes over 10 pairs of vectors; gathered rows
     teacher = 3 * n * v * 2 * config.teacher.rank / 5e9  # its conditionals, made thrice in float64 on the CPU
     steps = _ITERATIONS * (_OVERHEAD[kind] + operations / _RATE[kind] + traffic / _TRAFFIC[kind])
     if config.optimiser == "adam":  # several step sizes, all steps

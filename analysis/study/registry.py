@@ -54,6 +54,7 @@ class Experiment:
         configs: Preset -> frozen configs, all different.
         seconds: (config, device) -> estimated seconds on one core of the CPU, or of one worker's GPU.
         predictions: Written before the first table.
+        gpu: Whether a GPU helps its larger configs.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Experiment:
     configs: Callable[[Preset], list[Any]]
     seconds: Callable[[Any, str], float]
     predictions: tuple[Prediction, ...]
+    gpu: bool = True
 
 
 def experiment(name: str) -> Experiment:

@@ -14,10 +14,10 @@ from ..records import RowStore, encode, write_table
 from ..sweep import Engine, SweepResult, run
 from .registry import EXPERIMENTS, Experiment, Preset, experiment, tidy
 
-__all__ = ["Progress", "compute_on", "pack", "progress", "row_folder", "simulate", "table_path", "unpack"]
+__all__ = ["Progress", "compute_on", "pack", "progress", "row_folder", "simulate", "table_path", "unpack", "where"]
 
-# A fit of fewer operations than this is faster on a CPU core than through a GPU's launches.
-SMALL_FIT_SECONDS = 4.0
+# Estimated seconds on a CPU core up to which a config stays there: a GPU's launches take about as long.
+SMALL_FIT_SECONDS = 8.0
 
 
 class Progress(NamedTuple):
@@ -43,15 +43,21 @@ def table_path(out: Path, name: str) -> Path:
     return out / f"{name}.csv"
 
 
-def compute_on(config: Any, *, name: str, device: str) -> dict[str, Any]:
-    """The row of a config on ``device``, or on a CPU core where the config is too small to gain from a GPU.
+def where(study: Experiment, config: Any, device: str) -> str:
+    """``device``, or the CPU where the config is too small, or of a kind, that gains nothing from a GPU.
 
     Small fits are bound by launches, not arithmetic. Each worker process has a stream and a context of its own, so that
-    many of them keep one GPU busy at once, beside others that use CPU cores; within a process fits run one by one.
+    several of them keep one GPU busy at once, beside others that use CPU cores; within a process fits run one by one.
     """
-    chosen = experiment(name)
-    small = device != "cpu" and chosen.seconds(config, "cpu") <= SMALL_FIT_SECONDS
-    return dict(chosen.compute(config, device="cpu" if small else device))
+    if device == "cpu" or not study.gpu or study.seconds(config, "cpu") <= SMALL_FIT_SECONDS:
+        return "cpu"
+    return device
+
+
+def compute_on(config: Any, *, name: str, device: str) -> dict[str, Any]:
+    """The row of a config of the experiment ``name``, computed where :func:`where` says."""
+    study = experiment(name)
+    return dict(study.compute(config, device=where(study, config, device)))
 
 
 def simulate(
