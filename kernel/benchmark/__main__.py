@@ -16,6 +16,7 @@ import csv
 import importlib.metadata
 import json
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -142,8 +143,9 @@ def _compare_case(
         runs[name] = lambda loss=loss: measure.step(loss, data, case)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds + 1):  # the first round warms up
-        for name, run in runs.items():
-            ms = measure.turn(run, device, before=matmul)
+        # In another order each round: what ran before decides how warm the device is, hence how fast.
+        for name in random.Random(index).sample(sorted(runs), len(runs)):
+            ms = measure.turn(runs[name], device, before=matmul)
             if index:
                 times[name].append(ms)
     data.hidden.grad = data.weight.grad = None

@@ -1,4 +1,4 @@
-"""Time, memory and error of one call. All rivals take turns in each round, so that a warming device slows all alike."""
+"""Time, memory and error of one call."""
 
 from __future__ import annotations
 

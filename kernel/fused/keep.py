@@ -12,9 +12,6 @@ forward recompute all of K with the lse as reference (:func:`overflow`); no prob
 target's own logit being the reference.
 """
 
-# pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
-# (a Triton kernel is launched by indexing it with a grid)
-
 from __future__ import annotations
 
 import torch
@@ -22,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .compile_ahead import run_kernel
+from .launch import blocks
 from .rows import KeptRows
 
 __all__ = ["column_sum", "overflow", "target_column_kernel"]
@@ -95,7 +94,9 @@ def column_sum(matrix: Tensor, first: int, weight: Tensor | None = None, count: 
     """Sum over rows ``first ...`` in float32, in a fixed order; with ``weight`` weighted and over ``count`` rows."""
     rows, columns = matrix.shape
     partial = torch.empty(_SPLITS, columns, dtype=torch.float32, device=matrix.device)
-    _column_sum_kernel[(_SPLITS, triton.cdiv(columns, 128))](
+    run_kernel(
+        _column_sum_kernel,
+        (_SPLITS, blocks(columns, 128)),
         matrix,
         weight,
         count,

@@ -8,7 +8,16 @@ from functools import cache
 
 import torch
 
-__all__ = ["Launch", "LaunchTable", "available", "launch_table", "processors", "set_launch_table", "uses_descriptors"]
+__all__ = [
+    "Launch",
+    "LaunchTable",
+    "available",
+    "blocks",
+    "launch_table",
+    "processors",
+    "set_launch_table",
+    "uses_descriptors",
+]
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,11 @@ def set_launch_table(device: torch.device, dtype: torch.dtype, table: LaunchTabl
         _chosen.pop(key, None)
     else:
         _chosen[key] = table
+
+
+def blocks(length: int, size: int) -> int:
+    """Blocks of ``size`` that cover ``length``."""
+    return -(-length // size)
 
 
 @cache

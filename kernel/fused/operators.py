@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Kept, Scalars, keeps_directly, kept_views, may_keep
+from .compile_ahead import compile_ahead
 from .launch import launch_table, processors
 from .rows import KeptRows
 from .run_backward import backward
@@ -54,6 +55,31 @@ def _rows(memory: Tensor) -> KeptRows:
     return KeptRows(memory[:1], memory[1 : n + 1], memory[n + 1 :])
 
 
+def _every_launch(head: Head, scalars: Scalars, workspace_bytes: int, needs: tuple[bool, bool, bool]) -> None:
+    """Go through the launches of a loss, and of its gradients if any are needed."""
+    token_loss, lse, rows, plan, kept, gradient = _forward(head, scalars, workspace_bytes, needs)
+    if plan is not None:
+        backward(head, scalars, torch.ones_like(token_loss), lse, rows, plan, kept, needs, gradient)
+
+
+def _forward(
+    head: Head, scalars: Scalars, workspace_bytes: int, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, KeptRows, Schedule | None, Kept | None, Tensor | None]:
+    """Token losses, lse and kept rows; then what a backward needs: plan, kept softmax, the gradient's memory."""
+    if not any(needs):
+        return *forward(head, scalars, None, packed=False), None, None, None
+    plan = _plan(head, scalars, workspace_bytes, keep=True, keep_in_gradient=needs[1], weight_gradient=needs[1])
+    gradient, kept = None, None
+    if plan.kept:
+        if plan.in_gradient:
+            gradient = head.weight.new_empty(head.weight.shape)
+            memory = gradient.view(-1)
+        else:
+            memory = head.weight.new_empty(head.hidden.shape[0] * plan.kept)
+        kept = kept_views(memory, plan, head.hidden.shape[0], _references(head, scalars, plan))
+    return *forward(head, scalars, kept, packed=True), plan, kept, gradient
+
+
 class FusedLoss(torch.autograd.Function):
     """Token losses in eager mode."""
 
@@ -70,21 +96,16 @@ class FusedLoss(torch.autograd.Function):
     ) -> Tensor:
         head = Head(hidden, weight, bias, target)
         differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
-        if not differentiable:
-            return forward(head, scalars, None, packed=False)[0]
-        needs_weight = ctx.needs_input_grad[1]
-        plan = _plan(
-            head, scalars, workspace_bytes, keep=True, keep_in_gradient=needs_weight, weight_gradient=needs_weight
+        needs = ctx.needs_input_grad[:3] if differentiable else (False, False, False)
+        shapes = (hidden.dtype, weight.shape, weight.stride(), hidden.shape[0] % 16, hidden.stride(1), bias is not None)
+        compile_ahead(
+            (hidden.device, shapes, scalars, workspace_bytes, needs),
+            hidden.device,
+            lambda: _every_launch(head, scalars, workspace_bytes, needs),
         )
-        gradient, kept = None, None
-        if plan.kept:
-            if plan.in_gradient:
-                gradient = weight.new_empty(weight.shape)
-                memory = gradient.view(-1)
-            else:
-                memory = weight.new_empty(hidden.shape[0] * plan.kept)
-            kept = kept_views(memory, plan, hidden.shape[0], _references(head, scalars, plan))
-        token_loss, lse, rows = forward(head, scalars, kept, packed=True)
+        token_loss, lse, rows, plan, kept, gradient = _forward(head, scalars, workspace_bytes, needs)
+        if plan is None:
+            return token_loss
         ctx.save_for_backward(hidden, weight, bias, target, lse, *rows)
         ctx.scalars, ctx.plan, ctx.kept, ctx.gradient = scalars, plan, kept, gradient
         ctx.workspace_bytes = workspace_bytes

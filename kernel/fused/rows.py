@@ -4,9 +4,6 @@ The number of kept tokens stays on the device; every later kernel reads it there
 it.
 """
 
-# pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
-# (a Triton kernel is launched by indexing it with a grid)
-
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -15,6 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .compile_ahead import run_kernel
+from .launch import blocks
 
 __all__ = ["KeptRows", "index_rows", "pack_hidden"]
 
@@ -81,14 +81,18 @@ def index_rows(target: Tensor, ignore_index: int) -> KeptRows:
     memory = torch.empty(2 * n + 1, dtype=torch.int32, device=target.device)
     rows = KeptRows(memory[:1], memory[1 : n + 1], memory[n + 1 :])
     block = min(_INDEX_BLOCK, triton.next_power_of_2(n))
-    _index_kernel[(1,)](target, rows.number, rows.source, rows.position, n, ignore_index, BLOCK=block, num_warps=8)
+    run_kernel(
+        _index_kernel, (1,), target, rows.number, rows.source, rows.position, n, ignore_index, BLOCK=block, num_warps=8
+    )
     return rows
 
 
 def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor, scale: Tensor | None = None) -> None:
     """``packed[i] = scale[i] hidden[rows.source[i]]`` for the kept rows, 0 beyond: products read whole tiles."""
     n, hidden_size = hidden.shape
-    _pack_kernel[(triton.cdiv(n, _PACK_ROWS),)](
+    run_kernel(
+        _pack_kernel,
+        (blocks(n, _PACK_ROWS),),
         hidden,
         packed,
         rows.number,

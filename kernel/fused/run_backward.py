@@ -1,18 +1,15 @@
 """Launches of the backward: the gradients, strip by strip of the vocabulary."""
 
-# pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
-# (a Triton kernel is launched by indexing it with a grid)
-
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from .arguments import Head, Kept, Scalars, describe, keeps_directly, tiling
+from .compile_ahead import run_kernel
 from .input_gradient import MAX_CUTS, extra_row_blocks, input_gradient_kernel, unpack_kernel
 from .keep import column_sum
-from .launch import launch_table, processors, uses_descriptors
+from .launch import blocks, launch_table, processors, uses_descriptors
 from .logit_gradient import gradient_rows_kernel, kept_strip_kernel, recomputed_strip_kernel
 from .rows import KeptRows, pack_hidden
 from .schedule import Schedule
@@ -82,7 +79,7 @@ class _Backward:
         self.accumulator = None
         if self.need_input:
             launch = self.table.input_gradient
-            row_blocks, column_blocks = triton.cdiv(self.n, launch.rows), triton.cdiv(self.hidden_size, launch.columns)
+            row_blocks, column_blocks = blocks(self.n, launch.rows), blocks(self.hidden_size, launch.columns)
             row_blocks += extra_row_blocks(row_blocks, column_blocks, self.programs)
             self.accumulator = torch.empty(
                 row_blocks * launch.rows, self.hidden_size, dtype=torch.float32, device=device
@@ -99,7 +96,9 @@ class _Backward:
         self.row_scale = torch.empty(self.n, dtype=torch.float32, device=device)
         self.kept_scale = torch.empty(self.n, dtype=torch.float32, device=device) if direct else None
         self.label = torch.empty(self.n, dtype=torch.int32, device=device)
-        gradient_rows_kernel[(triton.cdiv(self.n, 1024),)](
+        run_kernel(
+            gradient_rows_kernel,
+            (blocks(self.n, 1024),),
             upstream,
             self.largest,
             target,
@@ -123,7 +122,9 @@ class _Backward:
     def recompute(self, dz: Tensor, start: int) -> None:
         """Write dz of one strip from the logits."""
         weight, bias, launch, scalars = self.head.weight, self.head.bias, self.table.logit_gradient, self.scalars
-        recomputed_strip_kernel[(self.programs,)](
+        run_kernel(
+            recomputed_strip_kernel,
+            (self.programs,),
             describe(self.packed, launch.rows, launch.depth) if self.descriptor else self.packed,
             describe(weight, launch.columns, launch.depth) if self.descriptor else weight,
             bias,
@@ -158,7 +159,9 @@ class _Backward:
     def convert(self, dz: Tensor, kept: Kept, start: int, boundary: int) -> None:
         """Write dz of one strip from the kept softmax."""
         per_program = 32 if dz.is_cuda else 8
-        kept_strip_kernel[(triton.cdiv(self.n, per_program), dz.shape[1] // self.table.logit_gradient.columns)](
+        run_kernel(
+            kept_strip_kernel,
+            (blocks(self.n, per_program), dz.shape[1] // self.table.logit_gradient.columns),
             kept.softmax,
             kept.reference,
             self.rows.number,
@@ -214,7 +217,9 @@ class _Backward:
         gradient, launch = self.weight_gradient, self.table.weight_gradient
         if gradient is None:
             return
-        weight_gradient_kernel[(self.programs,)](
+        run_kernel(
+            weight_gradient_kernel,
+            (self.programs,),
             describe(dz, launch.depth, launch.rows) if self.descriptor else dz,
             describe(hidden, launch.depth, launch.columns) if self.descriptor else hidden,
             describe(gradient, launch.rows, launch.columns // launch.parts) if self.descriptor else gradient,
@@ -242,7 +247,9 @@ class _Backward:
         """Write the bias's gradient of the strip; with ``uniform`` of the kept softmax, whose rows have weights."""
         if self.bias_gradient is None:
             return
-        bias_gradient_kernel[(triton.cdiv(dz.shape[1], 64),)](
+        run_kernel(
+            bias_gradient_kernel,
+            (blocks(dz.shape[1], 64),),
             dz,
             self.bias_gradient,
             self.rows.number,
@@ -267,7 +274,9 @@ class _Backward:
         scaled = self.fresh and self.kept_scale is not None
         reduce = self.descriptor and launch.reduce
         accumulator = self.accumulator
-        input_gradient_kernel[(self.programs,)](
+        run_kernel(
+            input_gradient_kernel,
+            (self.programs,),
             describe(dz, launch.rows, launch.depth) if self.descriptor else dz,
             describe(weight, launch.depth, launch.columns) if self.descriptor else weight,
             describe(accumulator, launch.rows, launch.columns // launch.parts) if reduce else accumulator,
@@ -300,7 +309,9 @@ class _Backward:
         """Round and unpack the input's gradient, into the memory of the packed hidden states."""
         if self.accumulator is not None:
             launch = self.table.input_gradient
-            unpack_kernel[(triton.cdiv(self.n, 16),)](
+            run_kernel(
+                unpack_kernel,
+                (blocks(self.n, 16),),
                 self.accumulator,
                 self.packed,
                 self.rows.number,

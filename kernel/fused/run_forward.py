@@ -1,20 +1,17 @@
 """Launches of the forward: token losses, and what the backward needs of them."""
 
-# pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
-# (a Triton kernel is launched by indexing it with a grid)
-
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from .arguments import Head, Kept, Scalars, describe, keeps_directly, tiling
+from .compile_ahead import run_kernel
 from .forward import MAX_UNITS, forward_kernel
 from .keep import overflow, target_column_kernel
-from .launch import launch_table, processors, uses_descriptors
+from .launch import blocks, launch_table, processors, uses_descriptors
 from .logit_gradient import recomputed_strip_kernel
 from .merge import merge_kernel, target_logit_kernel
 from .rows import KeptRows, index_rows, pack_hidden
@@ -46,10 +43,10 @@ def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) ->
         source = hidden.new_empty(hidden.shape)
         pack_hidden(hidden, rows, source)
 
-    tiles = triton.cdiv(vocab_size, launch.columns)
+    tiles = blocks(vocab_size, launch.columns)
     kept_tiles = 0 if kept is None else kept.softmax.shape[1] // launch.columns
     parts = [p for p in [(0, tiles - kept_tiles, False), (tiles - kept_tiles, kept_tiles, True)] if p[1]]
-    units = max(MAX_UNITS if device.type == "cuda" else 12, triton.cdiv(n, launch.rows))
+    units = max(MAX_UNITS if device.type == "cuda" else 12, blocks(n, launch.rows))
     stats = 3 if scalars.label_smoothing else 2
     partial = torch.empty(len(parts), stats, units * launch.rows, dtype=torch.float32, device=device)
     sweep = _Sweep(head, scalars, rows, source, packed, partial, units)
@@ -59,7 +56,9 @@ def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) ->
     lse = torch.empty(n, dtype=torch.float32, device=device)
 
     def merge(again: Tensor | None) -> None:
-        merge_kernel[(triton.cdiv(n, _ROWS),)](
+        run_kernel(
+            merge_kernel,
+            (blocks(n, _ROWS),),
             target_logit,
             rows.number,
             again,
@@ -100,7 +99,9 @@ def _target_logit(head: Head, scalars: Scalars, rows: KeptRows) -> Tensor:
     hidden, weight, bias, target = head
     n, hidden_size = hidden.shape
     logit = torch.empty(n, dtype=torch.float32, device=hidden.device)
-    target_logit_kernel[(triton.cdiv(n, _ROWS),)](
+    run_kernel(
+        target_logit_kernel,
+        (blocks(n, _ROWS),),
         hidden,
         weight,
         bias,
@@ -158,7 +159,9 @@ class _Sweep:
             stride = 0 if kept is None else kept.softmax.stride(0)
             if kept is not None and descriptor:
                 softmax = describe(softmax, launch.rows, launch.columns // launch.parts)
-            forward_kernel[(processors(weight.device),)](
+            run_kernel(
+                forward_kernel,
+                (processors(weight.device),),
                 describe(self.source, launch.rows, launch.depth) if descriptor else self.source,
                 describe(weight, launch.columns, launch.depth) if descriptor else weight,
                 bias,
@@ -208,7 +211,9 @@ def _store_softmax(
     launch = launch_table(device, source.dtype).logit_gradient
     descriptor = uses_descriptors(source, weight)
     columns = kept.softmax.shape[1]
-    recomputed_strip_kernel[(processors(device),)](
+    run_kernel(
+        recomputed_strip_kernel,
+        (processors(device),),
         describe(source, launch.rows, launch.depth) if descriptor else source,
         describe(weight, launch.columns, launch.depth) if descriptor else weight,
         bias,
@@ -247,7 +252,9 @@ def _store_targets(
     head: Head, scalars: Scalars, rows: KeptRows, target_logit: Tensor, lse: Tensor, kept: Kept, boundary: int
 ) -> None:
     n = head.hidden.shape[0]
-    target_column_kernel[(triton.cdiv(n, 256),)](
+    run_kernel(
+        target_column_kernel,
+        (blocks(n, 256),),
         kept.softmax,
         head.target,
         rows.position,
