@@ -50,6 +50,6 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
         finally:
             _only_compile.reset(token)
         # The host's part of each launch is compiled as well, by some versions with the C compiler.
-        launcher = triton.runtime.driver.active.launcher_cls
+        driver: Any = triton.runtime.driver.active
         kernels = [future.result() for future in mode.future_kernels.values()]
-        list(pool.map(lambda kernel: launcher(kernel.src, kernel.metadata), kernels))
+        list(pool.map(lambda kernel: driver.launcher_cls(kernel.src, kernel.metadata), kernels))

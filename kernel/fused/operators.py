@@ -33,7 +33,7 @@ def _plan(
         int(weight.shape[0]),
         int(weight.shape[1]),
         hidden.element_size(),
-        workspace_bytes,
+        int(workspace_bytes),
         keep=keep and may_keep(hidden.dtype, scalars),
         direct=keeps_directly(hidden.dtype, scalars),
         keep_in_gradient=keep_in_gradient,

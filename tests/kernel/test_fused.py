@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from typing import ClassVar
 
 import pytest
 import torch
@@ -226,6 +228,47 @@ def test_registered_operators(need, workspace_bytes):
     assert relative_error(loss, expected) < 1e-6
     for a, b in zip(got, want, strict=True):
         assert relative_error(a, b) < 2e-6
+
+
+@pytest.mark.parametrize("workspace_bytes", [0, 2**20])
+def test_one_graph_without_breaks(workspace_bytes, monkeypatch):
+    # On the CPU the ranges are checked on the host, which no graph can hold; on a device they are not.
+    monkeypatch.setattr("kernel.api.check_target_range", lambda *args: None)
+    monkeypatch.setattr("kernel.api.check_token_weight_range", lambda *args: None)
+
+    def loss(*args, **options):
+        return ours(*args, label_smoothing=0.1, workspace_bytes=workspace_bytes, **options)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for n in (20, 27):  # the second makes the number of tokens symbolic
+        args = problem(n, 70, 16, bias=True, weighted=True, ignored=0.3).to(torch.float32)
+        want = value_and_gradients(loss, args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the compiler's own
+            got = value_and_gradients(compiled, args)
+        for a, b in zip(got, want, strict=True):
+            assert relative_error(a, b) < 1e-6
+
+
+def test_a_first_call_compiles_without_launching():
+    from kernel.fused.compile_ahead import _only_compile, run_kernel
+
+    class Kernel:
+        calls: ClassVar[list] = []
+
+        def warmup(self, *arguments, grid, **constants):
+            self.calls.append(("compiled", arguments, grid, constants))
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: self.calls.append(("ran", arguments, grid, constants))
+
+    token = _only_compile.set(True)
+    try:
+        run_kernel(Kernel(), (3,), 1, A=2)
+    finally:
+        _only_compile.reset(token)
+    run_kernel(Kernel(), (3,), 1, A=2)
+    assert Kernel.calls == [("compiled", (1,), (3,), {"A": 2}), ("ran", (1,), (3,), {"A": 2})]
 
 
 @settings(max_examples=25, deadline=None)
