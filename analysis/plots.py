@@ -42,13 +42,25 @@ def _check_confidence(name: str, value: float | None) -> None:
         raise ValueError(f"{name} must be a confidence in [0, 1], got {value!r}.")
 
 
+def _once(ax: Axes, label: str) -> str | None:
+    """The label, or none where the axes' legend has it already."""
+    return None if label in ax.get_legend_handles_labels()[1] else label
+
+
 def _references(ax: Axes, ceiling: float | None, smoothing_optimum: float | None) -> None:
     _check_confidence("ceiling", ceiling)
     _check_confidence("smoothing_optimum", smoothing_optimum)
     if ceiling is not None:
-        ax.axvline(ceiling, label="ceiling", gid="ceiling", **_CEILING)
+        ax.axvline(ceiling, label=_once(ax, "ceiling"), gid="ceiling", **_CEILING)
     if smoothing_optimum is not None:
-        ax.axvline(smoothing_optimum, label="smoothing optimum", gid="smoothing optimum", **_OPTIMUM)
+        ax.axvline(smoothing_optimum, label=_once(ax, "smoothing optimum"), gid="smoothing optimum", **_OPTIMUM)
+
+
+def _bars(ax: Axes, table: pd.DataFrame, height: Any, gid: str, **style: Any) -> None:
+    """A bar over the width of each bin, with white lines between."""
+    width = table["upper"] - table["lower"]
+    for bar in ax.bar(table["lower"], height, width, align="edge", edgecolor="white", linewidth=0.3, **style):
+        bar.set_gid(gid)
 
 
 def reliability_diagram(
@@ -72,9 +84,11 @@ def reliability_diagram(
         ceiling: Largest confidence that the norms of the head allow, from :mod:`analysis.caps`: a dashed line.
         smoothing_optimum: Confidence that label smoothing asks for,
             :func:`analysis.smoothing.optimal_confidence`: a dotted line.
-        density: Draw the share of samples of each bin along the bottom, the largest share a fifth of the height.
+        density: Draw the share of samples of each bin along the bottom, the largest share a fifth of the height. Of
+            equal-mass bins this shows the widths alone.
         intervals: Draw the Wilson interval of each accuracy.
-        noise_floor: Shade where the accuracies of a perfectly calibrated model of these confidences would lie.
+        noise_floor: Shade, bin by bin, where the accuracies of a perfectly calibrated model of these confidences would
+            lie.
         label: Name in the legend.
         color: Colour of points and bars; None takes the next of the axes' cycle.
 
@@ -105,17 +119,12 @@ def reliability_diagram(
             x, full["accuracy_low"], full["accuracy_high"], color=color, linewidth=1.0, alpha=0.7, gid="intervals"
         )
     if noise_floor:
-        band = ax.fill_between(
-            x, full["calibrated_low"], full["calibrated_high"], color="0.6", alpha=0.25, linewidth=0, zorder=0
-        )
-        band.set_gid("noise floor")
+        _bars(
+            ax, full, full["calibrated_high"] - full["calibrated_low"], "noise floor",
+            bottom=full["calibrated_low"], color="0.6", alpha=0.25, zorder=0, label=_once(ax, "if calibrated"),
+        )  # fmt: skip
     if density:
-        share = table["n"] / table["n"].max() / 5
-        bars = ax.bar(
-            table["lower"], share, table["upper"] - table["lower"], align="edge", color=color, alpha=0.2, linewidth=0
-        )
-        for bar in bars:
-            bar.set_gid("density")
+        _bars(ax, full, full["n"] / full["n"].max() / 5, "density", color=color, alpha=0.2)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
     return ax
 
@@ -146,12 +155,14 @@ def confidence_histogram(
 
     Raises:
         TypeError: If ``source`` is neither a state nor such a table.
-        ValueError: If it holds no sample, or a reference confidence is outside [0, 1].
+        ValueError: If it holds no sample, its bins are not of equal width, or a reference confidence is outside [0, 1].
     """
     table = _table(source)
-    _references(ax, ceiling, smoothing_optimum)
     share = (table["n"] / table["n"].sum()).to_numpy()
     edges = np.append(table["lower"].to_numpy(), table["upper"].iloc[-1])
+    if not np.allclose(edges, np.linspace(0, 1, edges.size)):
+        raise ValueError("source must have bins of equal width: shares of other bins are no histogram.")
+    _references(ax, ceiling, smoothing_optimum)
     patch = ax.stairs(share, edges, fill=True, alpha=0.4, label=label, color=color)
     full = table["n"] > 0
     for name, style in (("confidence", "-"), ("accuracy", "--")):

@@ -4,7 +4,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from analysis import plots
@@ -38,13 +38,10 @@ def test_reliability_diagram_draws_the_table(data, ax):
     assert isinstance(bars, LineCollection)
     ends = np.array([segment[:, 1] for segment in bars.get_segments()])
     np.testing.assert_array_equal(ends, full[["accuracy_low", "accuracy_high"]])
-    (band,) = by_gid(ax, "noise floor")
-    assert isinstance(band, PolyCollection)
-    y = band.get_paths()[0].vertices[:, 1]
-    assert y.min() == full["calibrated_low"].min()
-    assert y.max() == full["calibrated_high"].max()
+    band = np.array([bar.get_bbox().extents for bar in by_gid(ax, "noise floor")])
+    np.testing.assert_allclose(band, full[["lower", "calibrated_low", "upper", "calibrated_high"]], atol=1e-15)
     heights = [bar.get_height() for bar in by_gid(ax, "density")]
-    np.testing.assert_allclose(heights, table["n"] / table["n"].max() / 5)
+    np.testing.assert_allclose(heights, full["n"] / full["n"].max() / 5)
     assert [by_gid(ax, gid)[0].get_xdata()[0] for gid in ("ceiling", "smoothing optimum")] == [0.97, 0.9]
 
 
@@ -57,6 +54,12 @@ def test_a_state_and_its_table_draw_the_same_and_parts_can_be_left_out(data, ax)
     plots.reliability_diagram(reliability_table(*data), other)
     np.testing.assert_allclose(ax.lines[-1].get_xydata(), other.lines[-1].get_xydata(), atol=1e-12)
     assert ax.lines[-1].get_color() == "C3"
+
+
+def test_a_legend_names_what_models_share_once(data, ax):
+    for name in ("a", "b"):
+        plots.reliability_diagram(reliability_table(*data), ax, ceiling=0.97, smoothing_optimum=0.9, label=name)
+    assert sorted(ax.get_legend_handles_labels()[1]) == ["a", "b", "ceiling", "if calibrated", "smoothing optimum"]
 
 
 def test_quantile_tables_can_be_drawn(data, ax):
@@ -110,5 +113,7 @@ def test_refusals(data, ax):
         plots.confidence_histogram(reliability_table(*data), ax, smoothing_optimum=np.nan)
     with pytest.raises(ValueError, match="the state must hold at least one sample"):
         plots.confidence_histogram(CalibrationState(), ax)
+    with pytest.raises(ValueError, match="source must have bins of equal width"):
+        plots.confidence_histogram(reliability_table(*data, binning="quantile"), ax)
     with pytest.raises(ValueError, match="source must hold at least one sample"):
         plots.reliability_diagram(reliability_table(*data).assign(n=0), ax)
