@@ -52,21 +52,22 @@ class Accumulator:
         Args:
             confidence: Probabilities of the predicted classes, any shape, in [0, 1].
             correct: Whether the predictions were right, of the same shape.
-            group: Index into ``groups`` of each sample; may be left out when there is one group.
-            log1m_confidence: log(1 - confidence) where it is known without cancellation, as from
+            group: Index into ``groups`` of each sample, of the same shape; may be left out when there is one group.
+            log1m_confidence: log(1 - confidence), of the same shape, where it is known without cancellation, as from
                 :func:`kernel.head_statistics`: orders confidences that rounding made 1.0.
-            nll: Negative log-likelihood of the label in nats, to be shown beside the errors.
+            nll: Negative log-likelihood of the label in nats, of the same shape, to be shown beside the errors.
 
         Raises:
             TypeError: If an argument has the wrong type.
             ValueError: If shapes differ or a value is NaN or out of range; the state is then unchanged.
         """
         c, y = pairs(confidence, correct, empty=True)
+        shape = tuple(np.shape(confidence))
         if group is None and len(self.groups) > 1:
             raise ValueError(f"group must be given: the state has the groups {self.groups}.")
-        g = None if group is None else indices("group", group, c.size, len(self.groups))
-        log1m = None if log1m_confidence is None else log1m_confidences(log1m_confidence, c)
-        loss = None if nll is None else losses(nll, c.size)
+        g = None if group is None else indices("group", group, shape, len(self.groups))
+        log1m = None if log1m_confidence is None else log1m_confidences(log1m_confidence, c, shape)
+        loss = None if nll is None else losses(nll, shape)
         size, per_group = self.counts.size, 2 * self.cells.size
         flat = [array.reshape(-1) for array in (self.counts, self.confidence_sums, self.variance_sums)]
         # Blocks stay in the caches unless there are so many cells that adding them up would cost more.

@@ -27,7 +27,7 @@ def calibration_error(
         \text{or}\quad \max_b \bigl|\bar c_b - \bar a_b\bigr|
 
     Bins are (lo, hi]; the first also holds 0 and the last holds 1. With few samples every plug-in value lies above the
-    truth: compare it with :func:`noise_floor`, or take ``debiased=True``.
+    truth: compare it with :meth:`CalibrationState.noise_floor`, or take ``debiased=True``.
 
     Args:
         confidence: Probability given to the predicted class, any shape, in [0, 1]. NumPy, torch or lists; what

@@ -23,6 +23,8 @@ __all__ = [
 
 def as_numpy(name: str, value: Any) -> NDArray[Any]:
     """The argument as an array; a torch tensor is detached and copied to the host, bfloat16 through float32."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: select the entries to use.")
     if hasattr(value, "detach"):  # a torch tensor, recognised without importing torch
         value = value.detach().cpu()
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
@@ -74,13 +76,19 @@ def pairs(confidence: Any, correct: Any, *, empty: bool = False) -> tuple[NDArra
     return c, y
 
 
-def indices(name: str, value: Any, size: int, high: int) -> NDArray[np.int64]:
-    """Flat whole numbers in [0, high), ``size`` of them."""
-    array = as_numpy(name, value).reshape(-1)
+def alike(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Flat values, one a sample: of the confidences' shape, so that none is taken for another's."""
+    array = as_numpy(name, value)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have confidence's shape {shape}, got {array.shape}.")
+    return array.reshape(-1)
+
+
+def indices(name: str, value: Any, shape: tuple[int, ...], high: int) -> NDArray[np.int64]:
+    """Flat whole numbers in [0, high), of the confidences' shape."""
+    array = alike(name, value, shape)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integers, got dtype {array.dtype}.")
-    if array.size != size:
-        raise ValueError(f"{name} must have one entry a sample ({size}), got {array.size}.")
     if array.size and not (array.min() >= 0 and array.max() < high):
         bad = array.min() if array.min() < 0 else array.max()
         raise ValueError(f"{name} must be in [0, {high}), got {int(bad)}.")
@@ -115,11 +123,9 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
 
 
-def log1m_confidences(value: Any, confidence: NDArray[np.float64]) -> NDArray[np.float64]:
-    """log(1 - confidence), flat; refused where it is far from the confidences."""
-    array = as_numpy("log1m_confidence", value).astype(np.float64, copy=False).reshape(-1)
-    if array.size != confidence.size:
-        raise ValueError(f"log1m_confidence must have one entry a sample ({confidence.size}), got {array.size}.")
+def log1m_confidences(value: Any, confidence: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """log(1 - confidence), flat; refused where it is far from the flat confidences, whose shape was ``shape``."""
+    array = alike("log1m_confidence", value, shape).astype(np.float64, copy=False)
     off = np.abs(-np.expm1(array) - confidence)
     if array.size and not off.max() <= 1e-2:  # also true of NaN
         worst = int(np.argmax(np.where(np.isnan(off), np.inf, off)))
@@ -129,11 +135,9 @@ def log1m_confidences(value: Any, confidence: NDArray[np.float64]) -> NDArray[np
     return array
 
 
-def losses(value: Any, size: int) -> NDArray[np.float64]:
+def losses(value: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Negative log-likelihoods, flat."""
-    array = as_numpy("nll", value).astype(np.float64, copy=False).reshape(-1)
-    if array.size != size:
-        raise ValueError(f"nll must have one entry a sample ({size}), got {array.size}.")
+    array = alike("nll", value, shape).astype(np.float64, copy=False)
     if not (array > -1e-6).all():
         raise ValueError(f"nll must be at least 0 and not NaN, got {array[~(array > -1e-6)][0]}.")
     return array

@@ -47,7 +47,7 @@ def _errors_answered(
     """Expected wrong answers among the k most confident samples, k = 1, ..., n; the ranking scores; the outcomes."""
     score, y = pairs(confidence, correct)
     if log1m_confidence is not None:
-        score = -log1m_confidences(log1m_confidence, score)
+        score = -log1m_confidences(log1m_confidence, score, tuple(np.shape(confidence)))
     order = np.argsort(-score, kind="stable")
     first = np.flatnonzero(np.concatenate(([True], np.diff(score[order]) != 0)))
     ends = np.append(first, y.size)

@@ -255,6 +255,7 @@ class TestSortedRms:
         ([0.5], [1, 0], {}, ValueError, r"correct must have confidence's shape \(1,\), got \(2,\)"),
         ([0.5], [2], {}, ValueError, "correct must hold booleans or 0 and 1, got 2"),
         ([0.5], [np.nan], {}, ValueError, "correct must hold booleans or 0 and 1, got nan"),
+        (np.ma.masked_array([0.5], [True]), [1], {}, TypeError, "confidence must not be a masked array"),
         (["a"], [1], {}, TypeError, "confidence must be an array of numbers or booleans"),
         ([0.5], [1], {"n_bins": 0}, ValueError, "n_bins must be at least 1, got 0"),
         ([0.5], [1], {"n_bins": True}, TypeError, "n_bins must be an int, got bool"),

@@ -330,10 +330,25 @@ def test_torch_is_not_imported():
         (
             lambda: CalibrationState().update([0.5], [1], [0, 0]),
             ValueError,
-            r"group must have one entry a sample \(1\)",
+            r"group must have confidence's shape \(1,\), got \(2,\)",
         ),
         (lambda: CalibrationState().update([0.5], [1], nll=[np.nan]), ValueError, "nll must be at least 0 and not NaN"),
-        (lambda: CalibrationState().update([0.5], [1], nll=[1, 2]), ValueError, "nll must have one entry a sample"),
+        (
+            lambda: CalibrationState().update([0.5], [1], nll=[1, 2]),
+            ValueError,
+            r"nll must have confidence's shape \(1,\)",
+        ),
+        (
+            # Of the same size, but transposed: other samples' groups.
+            lambda: CalibrationState(groups=["a", "b"]).update(np.ones((2, 3)), np.ones((2, 3)), np.ones((3, 2), int)),
+            ValueError,
+            r"group must have confidence's shape \(2, 3\), got \(3, 2\)",
+        ),
+        (
+            lambda: CalibrationState().update([[0.5]], [[1]], log1m_confidence=[np.log(0.5)]),
+            ValueError,
+            r"log1m_confidence must have confidence's shape \(1, 1\), got \(1,\)",
+        ),
         (
             lambda: CalibrationState().update([0.5], [1], log1m_confidence=[0.5]),
             ValueError,
