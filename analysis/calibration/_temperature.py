@@ -71,7 +71,7 @@ def _result(
 ) -> TemperatureFit:
     # Sandwich: Var(log T) = E[slope^2] / (n curvature^2)
     error = math.nan if at_bound else temperature * math.sqrt(moments.slope_square / n) / curvature
-    return TemperatureFit(temperature, error, moments.nll, before.nll, at_bound, n)
+    return TemperatureFit(float(temperature), float(error), float(moments.nll), float(before.nll), at_bound, n)
 
 
 def fit_temperature(logits: Any, target: Any, *, bounds: tuple[float, float] = (0.01, 100.0)) -> TemperatureFit:
@@ -112,7 +112,8 @@ def fit_temperature(logits: Any, target: Any, *, bounds: tuple[float, float] = (
     if y.max() >= z.shape[-1]:
         raise ValueError(f"target must be below {z.shape[-1]}, the number of classes, got {y.max()}.")
     shifted = z.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        shifted -= shifted.max(-1, keepdims=True)
     if not np.isfinite(shifted).all():
         raise ValueError("logits must be finite, got nan or infinity.")
     if not shifted.any():
@@ -140,7 +141,8 @@ def fit_temperature(logits: Any, target: Any, *, bounds: tuple[float, float] = (
 
     root, at_bound = _root(slope, math.log(low), math.log(high))
     slope(root)
-    return _result(math.exp(root), *found[root], found[0.0][0], at_bound, y.size)
+    temperature = min((low, high), key=lambda end: abs(math.log(end) - root)) if at_bound else math.exp(root)
+    return _result(temperature, *found[root], found[0.0][0], at_bound, y.size)
 
 
 def _root(slope: Callable[[float], float], low: float, high: float) -> tuple[float, bool]:
@@ -235,9 +237,10 @@ def fit_head_temperature(
     slopes = np.array([m.slope for m in moments])
     if not slopes[0] < 0 < slopes[-1]:
         end = 0 if slopes[0] >= 0 else -1
-        return _result(math.exp(grid[end]), moments[end], math.nan, before, True, n)
+        return _result((low, high)[end], moments[end], math.nan, before, True, n)
     while True:
-        right = int(np.flatnonzero(slopes > 0)[0])
+        # The ends are known to have slopes of either sign, whatever rounding says of them this time.
+        right = 1 + int(np.argmax(np.append(slopes[1:-1] > 0, True)))
         a, b, slope_a, slope_b = grid[right - 1], grid[right], slopes[right - 1], slopes[right]
         root = a - slope_a * (b - a) / (slope_b - slope_a)  # secant
         if b - a < 1e-3:

@@ -100,13 +100,36 @@ def test_optimum_beyond_the_bounds_is_reported(bounds, end):
         fit_head_temperature([(hidden, target)], weight, bounds=bounds),
     ):
         assert fit.at_bound
-        assert fit.temperature == pytest.approx(end)
+        assert fit.temperature == end
         assert np.isnan(fit.standard_error)
 
 
-def test_separable_targets_run_to_the_lower_bound_and_hopeless_ones_to_the_upper():
-    logits = np.array([[2.0, 0.0], [0.0, 3.0]])
-    assert fit_temperature(logits, [0, 1])[:1] + fit_temperature(logits, [1, 0])[:1] == pytest.approx((0.01, 100.0))
+@pytest.mark.parametrize("scale", [1.0, 1000.0])  # at 1000 every probability but the largest underflows
+@pytest.mark.parametrize(("target", "end"), [([0, 1], 0.01), ([1, 0], 100.0)], ids=["separable", "hopeless"])
+def test_separable_targets_run_to_the_lower_bound_and_hopeless_ones_to_the_upper(target, end, scale):
+    logits = scale * torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+    for fit in (fit_temperature(logits, target), fit_head_temperature([(logits, torch.tensor(target))], torch.eye(2))):
+        assert (fit.temperature, fit.at_bound) == (end, True)
+
+
+def test_tied_logits_of_which_one_is_the_target_ask_for_the_lowest_temperature():
+    # L falls towards log 2 as T does; in floating point its slope becomes exactly 0.
+    logits = torch.tensor([[1.0, 1.0, 0.0]] * 4)
+    target = torch.tensor([0, 1, 0, 1])
+    for fit in (fit_temperature(logits, target), fit_head_temperature([(logits, target)], torch.eye(3))):
+        assert (fit.temperature, fit.at_bound) == (0.01, True)
+        assert fit.nll == pytest.approx(np.log(2), abs=1e-6)
+
+
+def test_standard_error_equals_the_bootstraps_where_the_model_is_wrong():
+    # Targets that no temperature explains: the inverse information would be off, the sandwich is not.
+    rng = np.random.default_rng(1)
+    logits = 3 * rng.standard_normal((600, 6))
+    target = np.where(rng.random(600) < 0.6, logits.argmax(-1), rng.integers(0, 6, 600))
+    fit = fit_temperature(logits, target)
+    rows = rng.integers(0, 600, (300, 600))
+    spread = np.std([fit_temperature(logits[i], target[i]).temperature for i in rows])
+    assert fit.standard_error == pytest.approx(spread, rel=0.15)
 
 
 def test_huge_logits_do_not_overflow():
@@ -151,6 +174,8 @@ H, W, Z = torch.eye(2), torch.eye(2), torch.zeros(2, dtype=torch.int64)
         (lambda: fit_temperature(X, [0, 2]), ValueError, "target must be below 2, the number of classes, got 2"),
         (lambda: fit_temperature(X, [-1, -1]), ValueError, "target must leave at least one sample"),
         (lambda: fit_temperature(X * np.nan, Y), ValueError, "logits must be finite, got nan or infinity"),
+        (lambda: fit_temperature(X + np.array([[np.inf, 0], [0, 0]]), Y), ValueError, "logits must be finite"),
+        (lambda: fit_temperature(X[:, :1], Y), ValueError, "logits must differ within a row"),
         (lambda: fit_temperature(X * 0, Y), ValueError, "logits must differ within a row"),
         (lambda: fit_temperature(X, [0.0, 1.0]), TypeError, "logits must be floating and target integer"),
         (
