@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
 from ._binning import BinSums, Norm, binned_error, binned_errors
@@ -73,22 +73,38 @@ def check_level(level: float) -> None:
 
 
 def wilson_interval(
-    correct: NDArray[np.float64], samples: NDArray[np.float64], level: float = 0.95
+    correct: ArrayLike, samples: ArrayLike, level: float = 0.95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Wilson score interval of a share, elementwise; nan where there is no sample.
+
+    Args:
+        correct: Number of right predictions, any shape; may be fractional.
+        samples: Number of predictions, of a shape that broadcasts with it.
+        level: Level of the interval.
+
+    Returns:
+        Lower and upper ends, fractions.
+
+    Raises:
+        TypeError: If ``level`` is not a number.
+        ValueError: If not 0 <= correct <= samples, or ``level`` is outside (0, 1).
 
     References:
         Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
 
     Example:
-        >>> low, high = wilson_interval(np.array([8.0]), np.array([10.0]))
-        >>> round(float(low[0]), 4), round(float(high[0]), 4)
+        >>> low, high = wilson_interval(8, 10)
+        >>> round(float(low), 4), round(float(high), 4)
         (0.4902, 0.9433)
     """
     check_level(level)
+    correct, samples = np.asarray(correct, np.float64), np.asarray(samples, np.float64)
+    slack = 1e-9 * samples  # sums over divided cells round
+    if not ((samples >= 0) & np.isfinite(samples) & (correct >= -slack) & (correct <= samples + slack)).all():
+        raise ValueError("correct must be in [0, samples], and samples finite and at least 0.")
     z2 = ndtri((1 + level) / 2) ** 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = correct / samples
+        share = np.clip(correct / samples, 0, 1)
         centre = (share + z2 / (2 * samples)) / (1 + z2 / samples)
         half = np.sqrt(z2 * (share * (1 - share) / samples + z2 / (4 * samples**2))) / (1 + z2 / samples)
     return np.maximum(centre - half, 0), np.minimum(centre + half, 1)

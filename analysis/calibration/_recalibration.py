@@ -22,31 +22,35 @@ def _sklearn(module: str) -> Any:
     try:
         return import_module(f"sklearn.{module}")
     except ImportError as error:
-        raise ImportError("This map needs scikit-learn: pip install scikit-learn.") from error
+        raise ImportError("this map needs scikit-learn: pip install 'confidence-ceiling[calibration]'") from error
+
+
+def _shaped(confidence: Any) -> NDArray[np.float64]:
+    return confidences("confidence", confidence).reshape(np.shape(confidence))
 
 
 @dataclass(frozen=True)
 class IsotonicMap:
-    """Increasing, piecewise linear map of confidences, constant outside its knots."""
+    """Increasing, piecewise linear map of confidences, constant outside its knots; NaN is refused."""
 
     confidence: NDArray[np.float64]  # (knots,)
     accuracy: NDArray[np.float64]  # (knots,)
 
     def __call__(self, confidence: Any) -> NDArray[np.float64]:
         """The map, elementwise."""
-        return np.interp(as_numpy("confidence", confidence), self.confidence, self.accuracy)
+        return np.interp(_shaped(confidence), self.confidence, self.accuracy)
 
 
 @dataclass(frozen=True)
 class PlattMap:
-    """expit(slope * logit(confidence) + intercept)."""
+    """expit(slope * logit(confidence) + intercept); NaN is refused."""
 
     slope: float
     intercept: float
 
     def __call__(self, confidence: Any) -> NDArray[np.float64]:
         """The map, elementwise; 0 and 1 stay where they are for a positive slope."""
-        return expit(self.slope * logit(as_numpy("confidence", confidence).astype(np.float64)) + self.intercept)
+        return expit(self.slope * logit(_shaped(confidence)) + self.intercept)
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,18 @@ class VectorMap:
     bias: NDArray[np.float64]  # (K,)
 
     def __call__(self, logits: Any) -> NDArray[np.float64]:
-        """Log-probabilities ``(..., K)``."""
-        return log_softmax(self.scale * as_numpy("logits", logits) + self.bias, axis=-1)
+        """Log-probabilities ``(..., K)``.
+
+        Raises:
+            TypeError: If the logits are not numeric.
+            ValueError: If their last axis is not K or they are not finite.
+        """
+        z = as_numpy("logits", logits)
+        if z.shape[-1:] != self.scale.shape:
+            raise ValueError(f"logits must have shape (..., {self.scale.size}), got {z.shape}.")
+        if not np.isfinite(z).all():
+            raise ValueError("logits must be finite, got nan or infinity.")
+        return log_softmax(self.scale * z + self.bias, axis=-1)
 
 
 def fit_isotonic(confidence: Any, correct: Any) -> IsotonicMap:
@@ -87,6 +101,8 @@ def fit_isotonic(confidence: Any, correct: Any) -> IsotonicMap:
 def fit_platt(confidence: Any, correct: Any) -> PlattMap:
     """Logistic regression of being right on the logit of confidence, unpenalised, through scikit-learn.
 
+    Where one confidence separates right from wrong the likelihood has no maximum: the slope is then merely large.
+
     Args:
         confidence: Any shape, in [0, 1]; cut to [1e-12, 1 - 1e-12] for the fit.
         correct: Whether the predictions were right, of the same shape; both kinds must occur.
@@ -112,6 +128,9 @@ def fit_platt(confidence: Any, correct: Any) -> PlattMap:
 
 def fit_vector(logits: Any, target: Any) -> VectorMap:
     """Maximum-likelihood scale and bias of each class, for few classes.
+
+    A class that never occurs, or logits that separate the classes, leave the likelihood without a maximum: the scales
+    and biases are then merely those at which it no longer grows.
 
     Args:
         logits: ``(N, K)``.
@@ -179,6 +198,6 @@ def unsmooth_confidence(confidence: Any, label_smoothing: ArrayLike, vocab_size:
         >>> float(unsmooth_confidence(0.9 * 0.7 + 0.1 / 4, 0.1, 4).round(4))
         0.7
     """
-    c = confidences("confidence", confidence).reshape(np.shape(confidence))
+    c = _shaped(confidence)
     b = interval("label_smoothing", label_smoothing, 0, 1, open_high=True)
     return np.clip((c - b / whole("vocab_size", vocab_size, 2)) / (1 - b), 0, 1)  # equation D2

@@ -31,5 +31,7 @@ def smooth_calibration_error(confidence: Any, correct: Any) -> float:
     try:
         import relplot
     except ImportError as error:
-        raise ImportError("smooth_calibration_error needs relplot: pip install relplot.") from error
+        raise ImportError(
+            "smooth_calibration_error needs relplot: pip install 'confidence-ceiling[calibration]'"
+        ) from error
     return float(cast(float, relplot.smECE(c, y.astype(float))))

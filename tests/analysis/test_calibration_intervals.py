@@ -27,6 +27,13 @@ def test_wilson_equals_scipys(successes, n, level):
     assert (low[0], high[0]) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
+@pytest.mark.parametrize(("successes", "n"), [(11, 10), (-1, 10), (np.nan, 10), (1, np.inf), (0, np.nan)])
+def test_wilson_refuses_what_is_no_share(successes, n):
+    with pytest.raises(ValueError, match=r"correct must be in \[0, samples\], and samples finite"):
+        wilson_interval(successes, n)
+    assert np.isnan(wilson_interval(0, 0)).all()
+
+
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("binning", ["uniform", "quantile"])
 def test_noise_floor_equals_drawing_every_sample(norm, binning):

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from analysis.calibration import (
+    IsotonicMap,
+    PlattMap,
+    VectorMap,
     answer_confidence,
     calibration_error,
     fit_isotonic,
@@ -93,8 +96,24 @@ class TestMaps:
     def test_missing_dependencies_are_named(self, fit, module, monkeypatch):
         for name in [module, *(m for m in sys.modules if m.startswith(f"{module}."))]:
             monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(ImportError, match=f"pip install {module.replace('sklearn', 'scikit-learn')}"):
+        name = module.replace("sklearn", "scikit-learn")
+        with pytest.raises(ImportError, match=rf"needs {name}: pip install 'confidence-ceiling\[calibration\]'"):
             fit([0.5, 0.6], [0, 1])
+
+    @pytest.mark.parametrize("fitted", [IsotonicMap(np.array([0.2, 0.8]), np.array([0.1, 0.9])), PlattMap(1.0, 0.0)])
+    def test_maps_refuse_what_is_no_confidence(self, fitted):
+        assert fitted(np.full((2, 3), 0.5, np.float16)).tolist() == [[pytest.approx(0.5)] * 3] * 2
+        with pytest.raises(ValueError, match="confidence must not be NaN"):
+            fitted([0.5, np.nan])
+        with pytest.raises(ValueError, match=r"confidence must be in \[0, 1\], got 1.5"):
+            fitted(1.5)
+
+    def test_vector_map_refuses_other_shapes_and_nan(self):
+        fitted = VectorMap(np.ones(2), np.zeros(2))
+        with pytest.raises(ValueError, match=r"logits must have shape \(..., 2\), got \(1, 1\)"):
+            fitted([[1.0]])
+        with pytest.raises(ValueError, match="logits must be finite"):
+            fitted([1.0, np.nan])
 
     def test_smooth_error_lies_near_the_binned_one(self):
         pytest.importorskip("relplot", reason="relplot is an optional dependency")
