@@ -90,7 +90,7 @@ def experiments(names: Sequence[str]) -> list[Experiment]:
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     """One line for each measurement: rows with a list under ``"measurements"`` are spread out.
 
-    A measurement's value wins over a column of the same name; the other columns repeat. Measured numbers keep 7
+    A measurement's value wins over a column of the same name; the other columns repeat. Measured numbers keep 6
     significant digits.
 
     Example:
@@ -109,4 +109,4 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _short(value: Any) -> Any:
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+    return float(f"{value:.6g}") if isinstance(value, float) else value

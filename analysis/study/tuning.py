@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ def tune(config: TuningConfig, *, device: str = "cpu") -> dict[str, Any]:
         device: Where to train.
 
     Returns:
-        The config and ``measurements``, one for each method, epoch (powers of 2, and 0, the pretrained model),
+        Sizes, seeds and ``measurements``, one for each method, epoch (powers of 2, and 0, the pretrained model),
         distribution (``"broad"``, ``"shifted"``, and ``"train"``, the examples tuned on) and reading: ``as_trained``;
         on shifted contexts of smoothed runs also ``inverted``, and of all runs at the last epoch ``post_hoc``, the
         temperature that fits 256 further shifted examples best. Columns: ``confidence``, ``accuracy`` (true probability
@@ -117,9 +117,9 @@ def tune(config: TuningConfig, *, device: str = "cpu") -> dict[str, Any]:
             known = {"method": method, "label_smoothing": smoothing, "epoch": epoch}
             known["validation_nll"] = _nll(tuned.logits(validation.inputs.to(device)).cpu(), validation)
             lines += _measured(tuned, data, validation, known, device, last=epoch == config.epochs)
-    own = {name: value for name, value in asdict(config).items() if name not in ("smoothings", "seed")}
     return {
-        **own,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
         "data_seed": config.seed,
         "model_seed": 1000 + config.seed,
         "pretraining_fall": falling,
