@@ -108,7 +108,11 @@ class CalibrationState(Accumulator):
 
         About the debiased error, as the plug-in error lies above the truth; down to 0 where the test of
         :meth:`noise_floor` does not reject calibration at ``level``. The bins stay as they are in every resample, and
-        the order of the samples is nowhere used. Measured coverage: ``paper_figures/data/coverage.csv``.
+        the order of the samples is nowhere used.
+
+        Measured coverage at .95 over 2,000 data sets a case, with a Monte Carlo error of .5 %: 94.0-95.7 % where the
+        true error is .09-.17, 92.6-98.2 % near .01, where most intervals start at 0, and 94.2-95.8 % for calibrated
+        models, of which the test rejects 4.2-5.8 % (``paper_figures/data/coverage.csv``, 2,000 and 10,000 samples).
         """
         return error_interval(self.outcome_sums(binning), norm, level=level, n_resamples=n_resamples, seed=seed)
 

@@ -206,8 +206,8 @@ class TestTraps:
             assert calibration_error(half, correct) == expected
 
     def test_more_samples_than_float32_can_count(self):
-        # 2^24 + 2^22 samples in one bin; a float32 sum of ones stops at 2^24.
-        n = 2**24 + 2**22
+        # More than 2^24 samples in one bin: a float32 sum of ones stops there, and one of blocks loses the odd sample.
+        n = 2**24 + 2**22 + 1
         confidence = np.broadcast_to(np.float32(0.97), (n,))
         assert calibration_error(confidence, np.zeros(n, bool)) == pytest.approx(float(np.float32(0.97)), abs=1e-9)
 

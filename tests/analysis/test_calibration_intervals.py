@@ -1,5 +1,7 @@
 """Intervals, noise floor and the committed table of their measured coverage."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from analysis.calibration import CalibrationState, wilson_interval
+from analysis.calibration.__main__ import main as coverage_command
 from analysis.calibration.coverage import ACCURACIES, CONFIDENCES, simulate
 
 TABLE = Path(__file__).parents[2] / "paper_figures" / "data" / "coverage.csv"
@@ -58,6 +61,15 @@ def test_noise_floor_knows_that_confidences_differ_within_a_bin():
     measured = CalibrationState(1).update(np.repeat([0.02, 0.98], 500), np.repeat([0, 1], 500))
     expected = np.sqrt(2 / np.pi * 0.0196 / 1000)  # mean of |N(0, v / n)|
     assert measured.noise_floor(n_resamples=20_000).mean == pytest.approx(expected, rel=0.03)
+
+
+def test_width_in_one_bin_is_that_of_the_mean_gap():
+    # Confidences vary within the bin as much as outcomes do; left out, the interval would be a third too short.
+    rng = np.random.default_rng(9)
+    confidence, correct = rng.random(4000), rng.random(4000) < 0.9
+    interval = CalibrationState(1).update(confidence, correct).interval(n_resamples=4000)
+    expected = 2 * 1.96 * np.std(confidence - correct) / 4000**0.5
+    assert interval.high - interval.low == pytest.approx(expected, rel=0.05)
 
 
 def test_nothing_is_random_about_certain_confidences():
@@ -124,6 +136,17 @@ def test_truth_of_the_simulation_is_the_limit_of_the_estimate():
         assert estimate == pytest.approx(rows["true_error"].item(), abs=4e-3)
 
 
+def test_the_command_writes_the_table_and_how_it_was_made(tmp_path):
+    out = tmp_path / "new" / "coverage.csv"
+    coverage_command(["--out", str(out), "--n-datasets", "2", "--sizes", "50", "--seed", "3"])
+    written = pd.read_csv(out)
+    assert len(written) == len(CONFIDENCES) * len(ACCURACIES) * 4
+    assert (written["seed"] == 3).all()
+    made = json.loads(out.with_suffix(".json").read_text())
+    assert made["command"] == "python -m analysis.calibration --sizes 50 --n-datasets 2 --seed 3"
+    assert made["numpy"] == np.__version__
+
+
 class TestCommittedTable:
     @pytest.fixture(scope="class")
     @staticmethod
@@ -135,6 +158,25 @@ class TestCommittedTable:
         assert set(table["n"]) == {2000, 10_000}
         assert (table["n_datasets"] == 2000).all()
         assert not table.isna().any(axis=None)
+
+    def test_says_how_it_was_made(self, table):
+        made = json.loads(TABLE.with_suffix(".json").read_text())
+        assert made["command"] == "python -m analysis.calibration --sizes 2000 10000 --n-datasets 2000 --seed 0"
+        assert (table["seed"] == 0).all()
+
+    def test_docstring_of_the_interval_states_its_figures(self, table):
+        large, none = table["true_error"] >= 0.08, table["true_error"] < 1e-9
+        text = " ".join((CalibrationState.interval.__doc__ or "").split())
+        for rows, column, digits, words in (
+            (large, "true_error", 2, "where the true error is {low:.2f}-{high:.2f}"),
+            (large, "coverage", 3, "{low:.1%}-{high:.1%} where the true error"),
+            (~large & ~none, "coverage", 3, "{low:.1%}-{high:.1%} near .01"),
+            (none, "coverage", 3, "{low:.1%}-{high:.1%} for calibrated models"),
+            (none, "rejected", 3, "rejects {low:.1%}-{high:.1%}"),
+        ):
+            low, high = (round(x + 1e-9, digits) for x in (table[column][rows].min(), table[column][rows].max()))
+            figures = words.format(low=low, high=high).replace("%-", "-").replace("%", " %")
+            assert re.sub(r"\b0\.(?=\d\d\b)", ".", figures) in text
 
     def test_coverage_where_the_error_is_large(self, table):
         large = table[table["true_error"] >= 0.08]

@@ -121,6 +121,16 @@ def test_the_confidence_decides_about_its_bin_where_log1m_rounds_otherwise():
     assert state.outcome_sums().samples.tolist() == [[0, 1], [0, 1]]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_lower_precision_is_widened_before_anything_is_computed(dtype):
+    confidence, correct = sample(5000)
+    low = np.append(confidence, [0, 1]).astype(dtype)
+    correct = np.append(correct, [False, True])
+    expected = CalibrationState().update(low.astype(np.float64), correct)
+    for same in (low, torch.from_numpy(low), low.reshape(2, -1)):
+        assert_same(CalibrationState().update(same, correct.reshape(np.shape(same))), expected)
+
+
 def test_size_does_not_depend_on_the_samples():
     small, large = CalibrationState().update([0.5], [1]), CalibrationState().update(*sample(100_000))
     sizes = [sum(getattr(s, name).nbytes for name in FIELDS) for s in (small, large)]
