@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -129,7 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    machine = {"torch": torch.__version__, "python": platform.python_version(), "rounds": chosen.rounds}
+    command = f"python -m kernel.benchmark_statistics --rounds {chosen.rounds} --shape {chosen.shape}"
+    machine: dict[str, object] = {"command": command + (f" --scale {chosen.scale}" if chosen.scale != 1 else "")}
+    machine |= {"torch": torch.__version__, "triton": metadata.version("triton"), "python": platform.python_version()}
     machine["device"] = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     chosen.out.with_suffix(".json").write_text(json.dumps(machine, indent=1) + "\n")
 

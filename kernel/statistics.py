@@ -53,7 +53,8 @@ def head_statistics(
         temperatures: The T in [1e-6, 1e6] to evaluate, the last axis of the first six fields.
         ignore_index: Tokens with this target are left out: their fields are nan, or -1 where integers.
         top_k: Also return this many largest logits with their classes.
-        implementation: ``"chunked"`` (any device, blocks of tokens), ``"triton"`` (one sweep over the vocabulary for up
+        implementation: ``"chunked"`` (any device, blocks of tokens; heads of half precision are copied to float32),
+            ``"triton"`` (one sweep over the vocabulary for up
             to eight temperatures; no ``top_k``), or ``"auto"``: ``"triton"`` on a CUDA device that can run it, else
             ``"chunked"``.
 

@@ -23,4 +23,6 @@ def test_the_command_writes_its_table(tmp_path):
     measured = [row for row in rows if row["temperatures"] != "0"]
     assert all(0 < float(row["ratio"]) < 1000 for row in rows)
     assert all(float(row["lse"]) < 1e-4 and float(row["argmax_differs"]) == 0 for row in measured)
-    assert json.loads((tmp_path / "table.json").read_text())["rounds"] == 1
+    made = json.loads((tmp_path / "table.json").read_text())
+    assert made["command"] == "python -m kernel.benchmark_statistics --rounds 1 --shape Gemma-2-2B --scale 1024"
+    assert {"torch", "triton", "python", "device"} < made.keys()
