@@ -143,8 +143,7 @@ def forward_kernel(
             acc, bias, column, vocab_size, product_gain, bias_gain, cap, HAS_BIAS, SOFTCAP, PRECISE
         )
         if LOGIT_SUM:
-            inside = tl.where((column < vocab_size)[None, :], z, 0.0) if MASK_VOCAB else z
-            logit_sum = tl.where(fresh, 0.0, logit_sum) + tl.sum(inside, 1)
+            logit_sum = tl.where(fresh, 0.0, logit_sum) + tl.sum(z, 1)  # padded columns hold exact zeros so far
         if MASK_VOCAB:  # after the cap: tanh would turn -inf into -c and give the padding mass
             z = tl.where((column < vocab_size)[None, :], z, float("-inf"))
         if DIRECT:

@@ -150,6 +150,18 @@ def test_loss_without_gradients():
         assert got.isnan() if want.isnan() else abs(got.item() / want.item() - 1) < 1e-5
 
 
+def test_kept_tokens_are_numbered_over_several_blocks():
+    from kernel.fused.rows import index_rows
+
+    target = torch.randint(-1, 2, (9000,), generator=torch.Generator().manual_seed(0))
+    rows = index_rows(target, -1)
+    want = (target != -1).nonzero().squeeze(1)
+    assert rows.number.item() == len(want)
+    assert torch.equal(rows.source[: len(want)].long(), want)
+    assert torch.equal(rows.position[want].long(), torch.arange(len(want)))
+    assert (rows.position[target == -1] == -1).all()
+
+
 def test_all_tokens_ignored():
     args = problem(20, 40, 16).to(torch.float32)
     target = torch.full_like(args.target, -100)
