@@ -160,6 +160,8 @@ def local_engine(
             while waiting and len(workers) < size:
                 workers.append(_Worker(function))
                 workers[-1].start(waiting.pop())
+            if not workers:
+                return
             ready = wait([worker.connection for worker in workers])
             for worker in [w for w in workers if w.connection in ready]:
                 config = worker.config

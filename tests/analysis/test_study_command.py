@@ -1,0 +1,219 @@
+"""The command: what it runs, keeps, packs and judges, on grids of a few cheap configs."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import paper_figures
+from analysis.records import config_key
+from analysis.study import ceilings, registry, running
+from analysis.study.__main__ import main
+from analysis.study.claims_tuning import degrades
+from analysis.study.judging import MissingTableError, Tables, difference
+from analysis.study.registry import Experiment, tidy
+from analysis.study.running import compute_on, pack, unpack, where
+from analysis.study.verdicts import CLAIMS, judge
+
+DATA = Path(paper_figures.__file__).parent / "data"
+FEW = [ceilings.CeilingConfig(vocab_size=v, hidden_size=64, shares=(0.5, 1.0), model="any") for v in (1000, 2000, 3000)]
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """S1 with three bounds and no search."""
+    monkeypatch.setattr(ceilings, "EXPERIMENT", replace(ceilings.EXPERIMENT, configs=lambda preset: FEW))
+
+
+@pytest.fixture
+def finished(few, tmp_path):
+    assert main(["run", "S1", "--out", str(tmp_path / "a"), "--workers", "1"]) == 0
+    return tmp_path / "a"
+
+
+class TestRun:
+    def test_rows_table_and_sidecar_then_nothing_left(self, finished, capsys):
+        table = pd.read_csv(finished / "S1.csv")
+        assert table["key"].tolist() == [config_key(config) for config in FEW for _ in range(2)]
+        assert json.loads((finished / "S1.json").read_text())["rows"] == 6
+        assert main(["run", "S1", "--out", str(finished)]) == 0
+        assert "S1: 0 computed now, 3 of 3 there, 0 failed" in capsys.readouterr().out
+        assert main(["status", "S1", "--out", str(finished)]) == 0
+        assert capsys.readouterr().out.split()[-4:] == ["S1", "3", "0", "0"]
+
+    def test_no_time_starts_nothing_and_says_so_by_its_status(self, few, tmp_path, capsys):
+        assert main(["run", "S1", "--out", str(tmp_path), "--max-minutes", "1e-9"]) == 1
+        assert "0 of 3 there" in capsys.readouterr().out
+        assert main(["status", "S1", "--out", str(tmp_path)]) == 1
+        assert not (tmp_path / "S1.csv").exists()
+
+    def test_a_failed_config_is_reported_and_the_others_are_kept(self, monkeypatch, tmp_path, capsys):
+        broken = [*FEW[:2], replace(FEW[2], vocab_size=1)]
+        monkeypatch.setattr(ceilings, "EXPERIMENT", replace(ceilings.EXPERIMENT, configs=lambda preset: broken))
+        assert main(["run", "S1", "--out", str(tmp_path), "--workers", "1"]) == 1
+        out, err = capsys.readouterr()
+        assert "2 of 3 there, 1 failed" in out
+        assert "vocab_size must be" in err
+        main(["status", "S1", "--out", str(tmp_path)])
+        assert capsys.readouterr().out.split()[-4:] == ["S1", "2", "1", "0"]
+
+    def test_a_folder_in_the_way_is_an_error_and_loses_nothing(self, few, tmp_path, capsys):
+        (tmp_path / "rows").write_text("in the way")
+        assert main(["run", "S1", "--out", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [[], ["run", "S9"], ["run", "--preset", "tiny"], ["run", "--engine", "cloud"], ["run", "--workers", "0"]],
+    )
+    def test_wrong_calls_are_refused(self, arguments, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert "error" in capsys.readouterr().err
+
+    def test_help_has_examples(self, capsys):
+        with pytest.raises(SystemExit, match="0"):
+            main(["--help"])
+        assert "python -m analysis.study run all --preset full --device cuda" in capsys.readouterr().out
+
+    def test_plan_and_list(self, capsys):
+        assert main(["plan", "all", "--preset", "full", "--device", "cuda", "--workers", "14"]) == 0
+        assert "minutes with 14 workers on cuda" in capsys.readouterr().out
+        assert main(["list", "S7"]) == 0
+        assert "K8 not decided" in capsys.readouterr().out
+
+
+class TestPlacement:
+    def test_small_configs_and_numpy_stay_on_the_cpu(self):
+        collapse = registry.experiment("S3")
+        largest = max(collapse.configs("full"), key=lambda c: c.teacher.vocab_size * c.hidden_size)
+        smallest = min(collapse.configs("full"), key=lambda c: c.teacher.vocab_size * c.hidden_size)
+        assert where(collapse, largest, "cuda") == "cuda"
+        assert where(collapse, largest, "cpu") == where(collapse, smallest, "cuda") == "cpu"
+        slow = replace(ceilings.EXPERIMENT, seconds=lambda config, device: 1e6)
+        assert where(slow, FEW[0], "cuda") == "cpu"
+
+    def test_a_worker_finds_the_experiment_by_name(self, few):
+        row = compute_on(FEW[0], name="S1", device="cuda")
+        assert row["vocab_size"] == 1000
+
+
+class TestPack:
+    def test_rows_move_to_another_folder_unchanged(self, finished, tmp_path):
+        assert pack(finished, tmp_path / "x" / "rows.gz") == 3
+        assert unpack(tmp_path / "b", tmp_path / "x" / "rows.gz") == (3, 0)
+        assert unpack(tmp_path / "b", tmp_path / "x" / "rows.gz") == (0, 3)
+        one, two = (
+            {p.name: p.read_text() for p in (f / "rows" / "S1").glob("*.json")} for f in (finished, tmp_path / "b")
+        )
+        assert len(one) == 3
+        assert {k: json.loads(v) for k, v in one.items()} == {k: json.loads(v) for k, v in two.items()}
+        pack(tmp_path / "b", tmp_path / "again.gz")
+        assert (tmp_path / "again.gz").read_bytes() == (tmp_path / "x" / "rows.gz").read_bytes()
+
+    def test_by_the_command(self, finished, tmp_path, capsys):
+        assert main(["pack", str(tmp_path / "r.gz"), "--out", str(finished)]) == 0
+        assert main(["unpack", str(tmp_path / "r.gz"), "--out", str(tmp_path / "b")]) == 0
+        assert "3 rows added" in capsys.readouterr().out
+        assert running.progress(registry.experiment("S1"), "quick", tmp_path / "b").done == 3
+
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [
+            ({"experiment": "S9", "key": "0" * 20}, "experiment must be one of"),
+            ({"experiment": "S1", "key": "../../evil"}, "key of 20 hexadecimal digits"),
+            ({"experiment": "S1", "key": "0" * 20, "row": {}}, "must have config, row and environment"),
+        ],
+    )
+    def test_what_is_no_packed_row_is_refused(self, line, reason, tmp_path):
+        (tmp_path / "bad.gz").write_bytes(gzip.compress(json.dumps(line).encode()))
+        with pytest.raises(ValueError, match=f"line 1: .*{reason}"):
+            unpack(tmp_path, tmp_path / "bad.gz")
+
+    def test_what_is_no_file_of_rows_is_refused(self, tmp_path):
+        (tmp_path / "bad.gz").write_text("plain text")
+        with pytest.raises(ValueError, match="is no file of packed rows"):
+            unpack(tmp_path, tmp_path / "bad.gz")
+        with pytest.raises(ValueError, match="must hold finished rows, got none"):
+            pack(tmp_path, tmp_path / "none.gz")
+
+
+def test_tidy_leaves_simple_rows_alone():
+    rows = pd.DataFrame({"key": ["a"], "x": [1.0 / 3]})
+    pd.testing.assert_frame_equal(tidy(rows), rows)
+
+
+def test_a_pair_must_be_one_row_each():
+    table = pd.DataFrame({"b": [0, 0, 1], "x": [1.0, 2.0, 3.0], "seed": [1, 1, 1]})
+    with pytest.raises(ValueError, match="on must tell the rows of one b apart"):
+        difference(table, "x", column="b", first=0, second=1, on=["seed"])
+
+
+@pytest.fixture(scope="module")
+def table():
+    return judge(Tables([DATA / "quick", DATA]), "quick").set_index("claim")
+
+
+class TestVerdicts:
+    def test_every_claim_has_a_line_with_effect_condition_and_counter_evidence(self, table):
+        assert list(table.index) == list(CLAIMS) == [f"K{i}" for i in range(1, 10)]
+        decided = table.drop(index="K7")
+        assert set(decided["verdict"]) <= {"supported", "refuted", "depends on"}
+        assert decided[["low", "high", "condition", "counter_evidence", "tables"]].notna().all(axis=None)
+        assert (decided["low"] <= decided["mean"]).all()
+        assert (decided["mean"] <= decided["high"]).all()
+        assert (table["preset"] == "quick (preliminary)").all()
+
+    def test_they_are_the_committed_ones(self, table):
+        committed = pd.read_csv(DATA / "quick" / "verdicts.csv").set_index("claim")
+        assert committed.drop(index="K7")["verdict"].to_dict() == table.drop(index="K7")["verdict"].to_dict()
+        numbers = ["mean", "low", "high"]
+        pd.testing.assert_frame_equal(
+            committed.drop(index="K7")[numbers], table.drop(index="K7")[numbers].astype(float), atol=1e-4
+        )
+
+    def test_k1_by_hand(self, table):
+        rows = pd.read_csv(DATA / "quick" / "S7.csv").query(
+            "converged and method == 'b=0' and distribution == 'broad' and reading == 'as_trained'"
+        )
+        ece = rows.pivot_table(index=["vocab_size", "hidden_size", "data_seed"], columns="epoch", values="true_ece")
+        assert table.loc["K1", "mean"] == pytest.approx((ece[32] - ece[0]).mean(), abs=1e-5)
+
+    def test_flagged_rows_are_left_out_and_counted(self, tmp_path):
+        rows = pd.read_csv(DATA / "quick" / "S7.csv")
+        bad = rows["data_seed"] == 0
+        rows.assign(converged=~bad, true_ece=rows["true_ece"].where(~bad, 1e6)).to_csv(tmp_path / "S7.csv", index=False)
+        tables = Tables([tmp_path])
+        verdict = degrades(tables)
+        assert verdict.size.seeds == 2
+        assert verdict.size.mean < 1
+        assert tables.left_out == {"S7": (int(bad.sum()), len(rows))}
+
+    def test_reversed_data_reverse_the_verdict(self, tmp_path):
+        """Every verdict can fail: calibration that improves with tuning refutes K1."""
+        rows = pd.read_csv(DATA / "quick" / "S7.csv")
+        rows.assign(true_ece=0.5 - rows["true_ece"]).to_csv(tmp_path / "S7.csv", index=False)
+        assert degrades(Tables([tmp_path])).verdict == "refuted"
+
+    def test_without_tables_nothing_is_decided(self, tmp_path, capsys):
+        table = judge(Tables([tmp_path]), "full")
+        assert set(table["verdict"]) == {"not decided"}
+        assert table["condition"].str.contains("there is no").all()
+        with pytest.raises(MissingTableError, match=r"^there is no S3\.csv in "):
+            Tables([tmp_path])("S3")
+
+    def test_the_command_writes_them(self, tmp_path, capsys):
+        file = tmp_path / "v.csv"
+        assert main(["verdicts", "--out", str(DATA / "quick"), "--file", str(file)]) == 0
+        assert len(pd.read_csv(file)) == 9
+        assert "K1" in capsys.readouterr().out
+
+
+def test_experiments_are_described():
+    for study in registry.experiments(["all"]):
+        assert isinstance(study, Experiment)
+        assert study.title
+        assert study.seconds(study.configs("quick")[0], "cpu") > 0
