@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster of two nodes of which one is killed, in a process of its own: prints what came of it."""
+"""A sweep on a Ray cluster of two nodes of which one is killed, in a process of its own: writes what came of it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ if __name__ == "__main__":
             yield config, row, error
 
     result = run(square, jobs(folder, 0.3, 16), Path(folder) / "rows", engine=engine)
-    print(json.dumps({"arrived": arrived, "numbers": result.rows["number"].tolist(), "failures": result.failures}))
+    alive = sum(node["Alive"] for node in ray.nodes())
+    print(
+        json.dumps(
+            {"alive": alive, "arrived": arrived, "numbers": result.rows["number"].tolist(), "failures": result.failures}
+        )
+    )
     ray.shutdown()
     cluster.shutdown()

@@ -55,8 +55,9 @@ class Batch(NamedTuple):
         """Group pairs, whose contexts ascend."""
         contexts, where, counts = observations.context.unique_consecutive(return_inverse=True, return_counts=True)
         first = counts.cumsum(0) - counts
-        weight = torch.zeros(len(contexts), dtype=torch.float64).index_add_(0, where, observations.weight.double())
-        rest = torch.ones(len(where), dtype=torch.bool)
+        weight = torch.zeros(len(contexts), dtype=torch.float64, device=where.device)
+        weight.index_add_(0, where, observations.weight.double())
+        rest = torch.ones(len(where), dtype=torch.bool, device=where.device)
         rest[first] = False
         others = Observations(
             where[rest].to(device), observations.token[rest].to(device), observations.weight[rest].to(device, dtype)

@@ -25,12 +25,11 @@ def test_rows_arrive_once_though_a_node_is_killed(tmp_path):
         command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.strip().splitlines()[-1])
+    result = json.loads((tmp_path / "outcome.json").read_text())
     assert result["failures"] == {}
     assert result["numbers"] == list(range(16))
     assert len(result["arrived"]) == len(set(result["arrived"])) == 16
-    computed = (tmp_path / "log").read_text().split()
-    assert len(computed) > 16  # what the killed node was at was computed again
+    assert result["alive"] == 1  # the killed node was at some of them
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):
