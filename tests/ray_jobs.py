@@ -32,10 +32,8 @@ if __name__ == "__main__":
 
     result = run(square, jobs(folder, 0.3, 16), Path(folder) / "rows", engine=engine)
     alive = sum(node["Alive"] for node in ray.nodes())
-    print(
-        json.dumps(
-            {"alive": alive, "arrived": arrived, "numbers": result.rows["number"].tolist(), "failures": result.failures}
-        )
-    )
+    numbers = result.rows["number"].tolist()
+    outcome = {"alive": alive, "arrived": arrived, "numbers": numbers, "failures": result.failures}
+    (Path(folder) / "outcome.json").write_text(json.dumps(outcome))  # ray itself writes to the standard streams
     ray.shutdown()
     cluster.shutdown()
