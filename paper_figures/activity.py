@@ -107,14 +107,16 @@ def _size(vocab_size: int, vocabularies: list[int]) -> float:
 def _points(ax: Axes, table: pd.DataFrame, x: str, colours: dict[int, tuple], vocabularies: list[int]) -> None:
     """Means with 95 % intervals over seeds; filled at T = 1, open where training was sharper.
 
-    Cells that agree in both directions are drawn as rings around each other, the larger hidden size outside.
+    Cells that agree in both directions, off the line of no effect, are drawn as rings around each other, the larger
+    hidden size outside.
     """
     keys = ["vocab_size", "hidden_size", "teacher", "temperature", "norm_coefficient"]
     cells = table.sort_values(keys, kind="stable").to_dict("records")
+    falls = [round(cell["confidence_fall"], 3) for cell in cells]
     places = [
-        (cell["vocab_size"], round(float(np.log(cell[x])), 2), round(cell["confidence_fall"], 3)) for cell in cells
+        (cell["vocab_size"], round(float(np.log(cell[x])), 2), fall) for cell, fall in zip(cells, falls, strict=True)
     ]
-    beneath = [places[:i].count(place) for i, place in enumerate(places)]
+    beneath = [places[:i].count(place) if place[-1] > 0 else 0 for i, place in enumerate(places)]
     for cell, rings in reversed(list(zip(cells, beneath, strict=True))):
         at, height = cell[x], cell["confidence_fall"]
         low, high = cell[f"{x}_low"], cell[f"{x}_high"]
