@@ -29,7 +29,7 @@ def smooth_calibration_error(confidence: Any, correct: Any) -> float:
     """
     c, y = pairs(confidence, correct)
     try:
-        import relplot
+        import relplot  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             "smooth_calibration_error needs relplot: pip install 'confidence-ceiling[calibration]'"

@@ -27,7 +27,7 @@ def connect(address: str | None = None) -> Engine:
         ValueError: If ray is not installed.
     """
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError("engine ray needs the extra: pip install 'confidence-ceiling[ray]'.") from error
     if not ray.is_initialized():
@@ -48,8 +48,8 @@ def ray_engine(
         size: Without effect: the cluster's cores count, also those that join later.
         enough: Asked before each start.
     """
-    import ray
-    from ray.exceptions import RayError
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
 
     compute = ray.remote(_one_thread).options(num_cpus=1, max_retries=_RETRIES)
     waiting, running = list(reversed(configs)), dict[Any, Any]()

