@@ -35,10 +35,10 @@ def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setitem(chunked.BLOCK_BYTES, "cpu", request.param)
 
 
-def check(args: Problem, **options: object) -> None:
+def check(args: Problem, *, floor: float = 1e-6, **options: object) -> None:
     exact = value_and_gradients(eager, args.to(torch.float64), **options)
     budget = value_and_gradients(eager, args.to(torch.float32), **options)
-    assert_within_budget(value_and_gradients(ours, args.to(torch.float32), **options), budget, exact, floor=1e-6)
+    assert_within_budget(value_and_gradients(ours, args.to(torch.float32), **options), budget, exact, floor=floor)
     reference_gradients = value_and_gradients(
         lambda *a, **k: linear_cross_entropy(*a, implementation="reference", **k), args, **options
     )
@@ -86,6 +86,7 @@ def test_gradients_by_hypothesis(
         patch.setitem(chunked.BLOCK_BYTES, "cpu", block)
         check(
             args,
+            floor=1e-6 if n >= 4 and d >= 4 else 1e-5,  # a few numbers can cancel to far less than their terms
             label_smoothing=smoothing,
             softcap=softcap,
             temperature=temperature,
