@@ -66,10 +66,10 @@ def test_optional_tensors(bias, weighted, ignored):
     n=st.integers(1, 40),
     v=st.integers(1, 60),
     d=st.integers(1, 20),
-    smoothing=st.floats(0, 1),
+    smoothing=st.floats(0, 1).map(lambda x: round(x, 6)),
     softcap=st.none() | st.floats(0.5, 50),
     temperature=st.floats(0.1, 10),
-    logit_scale=st.floats(-2, 2),
+    logit_scale=st.floats(-2, 2).map(lambda x: round(x, 3)),  # products of subnormal numbers are not the point
     z_loss=st.sampled_from([0.0, 1e-3]),
     reduction=st.sampled_from(["none", "mean", "sum"]),
     ignored=st.sampled_from([0.0, 0.5]),
