@@ -1,0 +1,46 @@
+"""The loss where language models are trained: Hugging Face models and Trainers, without ever building the logits.
+
+Two ways in. Change the base class and nothing else::
+
+    from kernel.huggingface import SmoothedTrainer            # instead of transformers.Trainer
+
+    SmoothedTrainer(model, TrainingArguments(..., label_smoothing_factor=0.1), train_dataset=...).train()
+
+or give the model itself the loss, for any loop or Trainer that hands labels to the model::
+
+    fuse_loss(model, label_smoothing=0.1)
+    model(input_ids, labels=input_ids).loss.backward()
+
+For TRL: ``class SmoothedSFTTrainer(SmoothedLossMixin, SFTTrainer): ...``.
+
+Why no ``Trainer(compute_loss_func=...)``: that function is handed the model's outputs, and with them the logits that
+are not to exist. The model's forward is the one place that every wrapper (autocast, DDP, PEFT, checkpointing) passes
+through, so the loss sits there. This module imports without transformers; using it needs
+``pip install 'confidence-ceiling[huggingface]'``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._architectures import HeadScale, head_scale, known_architectures, register_architecture
+from ._forward import FusedLoss, fuse_loss
+from ._trainer import SmoothedLossMixin, make_trainer
+
+__all__ = [
+    "FusedLoss",
+    "HeadScale",
+    "SmoothedLossMixin",
+    "SmoothedTrainer",  # pyright: ignore[reportUnsupportedDunderAll]
+    "fuse_loss",
+    "head_scale",
+    "known_architectures",
+    "register_architecture",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SmoothedTrainer":
+        globals()[name] = make_trainer()
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,351 @@
+"""The fused loss inside Hugging Face models: equal to each architecture's own loss, and no logits anywhere."""
+
+import copy
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kernel.huggingface import HeadScale, fuse_loss, head_scale, known_architectures, register_architecture
+
+V, D = 67, 16
+SIZES = {
+    "vocab_size": V,
+    "hidden_size": D,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.4,  # logits of a few nats, so that caps and scales matter
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXTRA = {
+    "gemma2": {"final_logit_softcapping": 3.0, "tie_word_embeddings": True},
+    "gemma3_text": {"final_logit_softcapping": 2.0},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": {"logit_scale": 0.125},
+    "granite": {"logits_scaling": 4.0},
+    "gpt2": {"n_embd": D, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "qwen3": {"tie_word_embeddings": False},
+}
+BUILT_IN = ["cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2"]  # fmt: skip
+
+
+def make(model_type="llama", seed=0, **changes):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(model_type)
+    config = type(config)(**{**SIZES, **EXTRA.get(model_type, {}), **changes})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and gains away from 0 and 1
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def batch(rows=3, length=12, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, V, (rows, length), generator=generator)
+    labels = tokens.clone()
+    labels[0, :5] = -100
+    labels[-1, -3:] = -100
+    return tokens, labels
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def smoothed_eager(model, tokens, labels, label_smoothing):
+    logits = model(tokens).logits[:, :-1].float()
+    return F.cross_entropy(logits.reshape(-1, V), labels[:, 1:].reshape(-1), label_smoothing=label_smoothing)
+
+
+def test_every_known_architecture_is_tested():
+    assert set(BUILT_IN) <= set(known_architectures())
+    import kernel.huggingface._architectures as module
+
+    registered_by_doctests = {"mine", "registered"}
+    assert set(module._RULES) - registered_by_doctests == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("model_type", BUILT_IN)
+def test_without_smoothing_it_is_the_models_own_loss(model_type):
+    model, (tokens, labels) = make(model_type), batch()
+    own = model(tokens, labels=labels)
+    own.loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    with fuse_loss(model):
+        fused = model(tokens, labels=labels)
+    assert fused.logits is None
+    torch.testing.assert_close(fused.loss, own.loss, rtol=1e-5, atol=1e-5)
+    fused.loss.backward()
+    got = gradients(model)
+    assert set(got) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("model_type", BUILT_IN)
+def test_one_optimiser_step_with_smoothing_is_that_of_the_eager_loss(model_type):
+    models, (tokens, labels) = [make(model_type), make(model_type)], batch()
+    fuse_loss(models[0], label_smoothing=0.2)
+    for model, fused in zip(models, (True, False), strict=True):
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss = model(tokens, labels=labels).loss if fused else smoothed_eager(model, tokens, labels, 0.2)
+        loss.backward()
+        optimiser.step()
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "scale", "cap"), [("gemma2", 1.0, 3.0), ("cohere", 0.25, None), ("granite", 0.25, None)]
+)
+def test_scales_and_caps_come_from_the_config(model_type, scale, cap):
+    assert head_scale(make(model_type)) == HeadScale(scale, cap)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 2.0}, {"softcap": 1.5}, {"temperature": 0.5, "label_smoothing": 0.1}]
+)
+def test_temperature_and_cap_of_the_loss_alone(options):
+    model, (tokens, labels) = make(), batch()
+    logits = model(tokens).logits[:, :-1].reshape(-1, V)
+    cap = options.get("softcap")
+    z = (logits if cap is None else cap * torch.tanh(logits / cap)) / options.get("temperature", 1.0)
+    expected = F.cross_entropy(z, labels[:, 1:].reshape(-1), label_smoothing=options.get("label_smoothing", 0.0))
+    fuse_loss(model, **options)
+    torch.testing.assert_close(model(tokens, labels=labels).loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(tokens).logits[:, :-1].reshape(-1, V), logits)  # the model itself is as it was
+
+
+def test_num_items_in_batch_makes_parts_add_up_to_the_whole():
+    model, (tokens, labels) = make(), batch(rows=4)
+    fuse_loss(model, label_smoothing=0.1)
+    whole = model(tokens, labels=labels).loss
+    count = (labels[:, 1:] != -100).sum()
+    for number in (count, int(count)):
+        parts = [model(tokens[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=number).loss for i in range(4)]
+        torch.testing.assert_close(torch.stack(parts).sum(), whole)
+
+
+def test_labels_shifted_beforehand():
+    model, (tokens, labels) = make(), batch()
+    shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
+    fuse_loss(model)
+    assert model(tokens, shift_labels=shifted).loss == model(tokens, labels=labels).loss
+
+
+def test_arguments_by_position_and_tuples_as_the_model_gives_them():
+    model, (tokens, labels) = make(), batch()
+    mask = torch.ones_like(tokens)
+    mask[1, 8:] = 0
+    own = model(tokens, attention_mask=mask, labels=labels).loss
+    fuse_loss(model)
+    torch.testing.assert_close(model(tokens, mask, labels=labels, return_dict=False)[0], own)
+
+
+def test_extra_outputs_are_handed_through():
+    model, (tokens, labels) = make(), batch()
+    fuse_loss(model)
+    out = model(tokens, labels=labels, output_hidden_states=True)
+    assert len(out.hidden_states) == 3
+    assert out.past_key_values is not None
+    assert model.train()(tokens, labels=labels).past_key_values is None
+
+
+def test_calls_without_labels_are_the_models_own():
+    model, (tokens, _) = make(), batch()
+    logits, text = model(tokens).logits, model.generate(tokens, max_new_tokens=3, do_sample=False)
+    with fuse_loss(model):
+        assert torch.equal(model(tokens).logits, logits)
+        assert torch.equal(model(input_ids=tokens, logits_to_keep=1).logits, logits[:, -1:])
+        assert torch.equal(model.generate(tokens, max_new_tokens=3, do_sample=False), text)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "cohere", "phi"])
+def test_logits_in_evaluation_are_the_models_own(model_type):
+    model, (tokens, labels) = make(model_type), batch()
+    logits = model(tokens).logits
+    fuse_loss(model, eval_logits=True)
+    torch.testing.assert_close(model(tokens, labels=labels).logits, logits)
+    assert model.train()(tokens, labels=labels).logits is None
+
+
+class Sizes(TorchDispatchMode):
+    """The most elements that any tensor made inside has."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_tensor_of_tokens_by_vocabulary_exists(training):
+    vocab, rows, length = 20_000, 16, 60  # 19 million logits; a block of the chunked loss has 4
+    model = make(vocab_size=vocab).train(training)
+    tokens = torch.randint(3, vocab, (rows, length))
+
+    def run():
+        with Sizes() as sizes, torch.set_grad_enabled(training):
+            loss = model(tokens, labels=tokens).loss
+            if training:
+                loss.backward()
+        return sizes.largest
+
+    logits = rows * length * vocab
+    assert run() >= logits  # the model's own loss makes them: the measurement sees it
+    model.get_output_embeddings().register_forward_hook(lambda *_: pytest.fail("the head was called"))
+    fuse_loss(model, label_smoothing=0.1)
+    assert run() < logits / 4
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_autocast_trains_float32_weights(tied):
+    model, (tokens, labels) = make(tie_word_embeddings=tied), batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        own = model(tokens, labels=labels).loss
+    own.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    fuse_loss(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(tokens, labels=labels).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, own, rtol=2e-2, atol=2e-2)
+    for name, gradient in gradients(model).items():
+        assert gradient.dtype == torch.float32
+        error = (gradient - expected[name]).norm() / expected[name].norm()
+        assert error < 0.05, name
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(reentrant):
+    model, (tokens, labels) = make().train(), batch()
+    fuse_loss(model, label_smoothing=0.1)
+    model(tokens, labels=labels).loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    name = "activation_checkpointing_enable"  # the name since transformers 5.2x
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    model(tokens, labels=labels).loss.backward()
+    for name, value in gradients(model).items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+
+
+def test_a_frozen_head_gets_no_gradient():
+    model, (tokens, labels) = make(tie_word_embeddings=False), batch()
+    model.lm_head.weight.requires_grad_(False)
+    fuse_loss(model, label_smoothing=0.1)
+    model(tokens, labels=labels).loss.backward()
+    assert model.lm_head.weight.grad is None
+    assert model.model.embed_tokens.weight.grad is not None
+
+
+def test_removing_gives_the_models_own_loss_back_and_copies_are_their_own():
+    model, (tokens, labels) = make(), batch()
+    own = model(tokens, labels=labels).loss
+    fused = fuse_loss(model, label_smoothing=0.5)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.lm_head.weight.mul_(2)
+    smoothed = model(tokens, labels=labels).loss
+    assert twin(tokens, labels=labels).loss != smoothed  # a copy uses its own weights
+    with pytest.raises(ValueError, match=r"model must not be fused already: call remove\(\)"):
+        fuse_loss(model)
+    fused.remove()
+    assert model(tokens, labels=labels).loss == own
+    assert "forward" not in model.__dict__
+    fuse_loss(model, label_smoothing=0.5)
+    assert model(tokens, labels=labels).loss == smoothed
+
+
+def test_removing_keeps_a_wrapper_put_around_since():
+    model, (tokens, labels) = make(), batch()
+    own, calls = model(tokens, labels=labels).loss, []
+    fused = fuse_loss(model, label_smoothing=0.5)
+    inner = model.forward
+    model.forward = lambda *args, **kwargs: calls.append(1) or inner(*args, **kwargs)
+    fused.remove()
+    assert model(tokens, labels=labels).loss == own
+    assert calls == [1]
+
+
+def test_unknown_architectures_are_refused_until_registered():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.OPTConfig(vocab_size=V, hidden_size=D, word_embed_proj_dim=D, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2)  # fmt: skip
+    model = transformers.OPTForCausalLM(config)
+    with pytest.raises(ValueError, match=r"logits are known \(cohere, .*got 'opt' \(OPTForCausalLM\).*register_architecture\('opt', rule\)"):  # fmt: skip
+        fuse_loss(model)
+    register_architecture("registered", lambda config: HeadScale(softcap=config.cap))
+    made_up = SimpleNamespace(config=SimpleNamespace(model_type="registered", cap=7))
+    assert head_scale(made_up) == HeadScale(1.0, 7.0)
+    made_up.config.cap = -1
+    with pytest.raises(ValueError, match="softcap must be None or in"):
+        head_scale(made_up)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "text"),
+    [
+        (torch.nn.Linear(2, 2), {}, TypeError, "model must be a transformers model with a config, got Linear"),
+        ("llama", {"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got 1.5"),
+        ("llama", {"implementation": "fast"}, ValueError, "implementation must be one of"),
+        ("gemma2", {"softcap": 5.0}, ValueError, "softcap must be None for a model whose config caps at 3.0, got 5.0"),
+    ],
+)
+def test_what_cannot_be_is_refused(model, options, error, text):
+    with pytest.raises(error, match=text):
+        fuse_loss(make(model) if isinstance(model, str) else model, **options)
+
+
+def test_a_base_model_without_a_head_is_refused():
+    with pytest.raises(TypeError, match="model must have a language-model head around a base model, got LlamaModel"):
+        fuse_loss(make().model)
+
+
+def test_selecting_logits_of_labelled_calls_is_refused():
+    model, (tokens, labels) = make(), batch()
+    fuse_loss(model)
+    with pytest.raises(ValueError, match="logits_to_keep must be 0 when labels are given"):
+        model(tokens, labels=labels, logits_to_keep=2)
+
+
+@pytest.mark.parametrize(("call", "error", "text"), [((1,), TypeError, "model_type must be a str, got int"), (("x", 1), TypeError, "rule must be a function")])  # fmt: skip
+def test_registering_checks_its_arguments(call, error, text):
+    with pytest.raises(error, match=text):
+        register_architecture(*call)
+
+
+def test_import_and_first_use_without_transformers():
+    program = """
+import sys
+sys.modules["transformers"] = None
+import kernel.huggingface as hf
+print(hf.known_architectures()[:1])
+try:
+    hf.SmoothedTrainer
+except ImportError as error:
+    print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "('cohere',)" in out
+    assert "SmoothedTrainer needs transformers and accelerate: pip install 'confidence-ceiling[huggingface]'" in out

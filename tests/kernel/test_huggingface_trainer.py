@@ -1,0 +1,306 @@
+"""Trainers with the fused loss: gradient accumulation, mixed precision, evaluation, PEFT and TRL."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernel.huggingface import SmoothedLossMixin, fuse_loss
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+V, LENGTH = 61, 16
+
+
+class Examples(torch.utils.data.Dataset):
+    """Counting modulo V from random starts: learnable in a few steps; prompts of uneven length are masked."""
+
+    def __init__(self, count, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        starts = torch.randint(V, (count, 1), generator=generator)
+        self.tokens = (starts + torch.arange(LENGTH)) % V
+        self.labels = self.tokens.clone()
+        for row in range(count):
+            self.labels[row, : 1 + row % 7] = -100
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, i):
+        return {"input_ids": self.tokens[i], "labels": self.labels[i]}
+
+
+def model(seed=0, **changes):
+    torch.manual_seed(seed)
+    sizes = {
+        "vocab_size": V,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**sizes, **changes}))
+
+
+def arguments(folder, **changes):
+    return transformers.TrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "use_cpu": True,
+            "report_to": [],
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 4,
+            "learning_rate": 3e-2,
+            "lr_scheduler_type": "constant",
+            "max_steps": 20,
+            "dataloader_pin_memory": False,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries; ours are errors elsewhere
+        yield
+
+
+def smoothed_trainer():
+    from kernel.huggingface import SmoothedTrainer
+
+    return SmoothedTrainer
+
+
+def no_head(*_):
+    pytest.fail("the head was called: logits were built")
+
+
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"gradient_checkpointing": True}])
+def test_training_lowers_the_loss_without_logits(tmp_path, precision):
+    trained = model(tie_word_embeddings=True)
+    trained.lm_head.register_forward_hook(no_head)
+    trainer = smoothed_trainer()(
+        trained, arguments(tmp_path, label_smoothing_factor=0.1, **precision), train_dataset=Examples(64)
+    )
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0] - 1
+    assert all(parameter.dtype == torch.float32 for parameter in trained.parameters())
+
+
+def test_losses_and_weights_are_those_of_the_trainers_own_label_smoothing(tmp_path):
+    both = {}
+    for cls in (transformers.Trainer, smoothed_trainer()):
+        trainer = cls(model(), arguments(tmp_path, label_smoothing_factor=0.2, max_steps=5), train_dataset=Examples(64))
+        trainer.train()
+        both[cls] = trainer
+    own, ours = both.values()
+    for a, b in zip(own.state.log_history, ours.state.log_history, strict=True):
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("mixin", [True, False])
+def test_gradient_accumulation_is_one_big_batch(tmp_path, mixin):
+    """Rows keep 9 to 15 labels: a mean of means would differ."""
+    weights = []
+    for size, steps in ((8, 1), (2, 4)):
+        args = arguments(
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            max_steps=3,
+            optim="sgd",
+            max_grad_norm=0.0,
+            learning_rate=0.5,
+        )
+        trained = model()
+        if mixin:
+            trainer = smoothed_trainer()(trained, args, train_dataset=Examples(64), label_smoothing=0.1)
+        else:  # the model fused by hand, in transformers' own Trainer
+            fuse_loss(trained, label_smoothing=0.1)
+            trainer = transformers.Trainer(trained, args, train_dataset=Examples(64))
+        trainer.train()
+        weights.append(torch.cat([p.detach().flatten() for p in trained.parameters()]))
+    moved = (weights[0] - torch.cat([p.detach().flatten() for p in model().parameters()])).abs().max()
+    assert moved > 1e-2
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_builds_logits_only_where_they_are_wanted(tmp_path):
+    data, evaluated = Examples(8), model()
+    calls = []
+    evaluated.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    trainer = smoothed_trainer()(evaluated, arguments(tmp_path), eval_dataset=data, label_smoothing=0.1)
+    result = trainer.evaluate()
+    assert calls == []
+    logits = trainer.predict(data)
+    assert len(calls) == 2  # batches
+    expected = copy.deepcopy(evaluated)(data.tokens).logits
+    torch.testing.assert_close(torch.from_numpy(logits.predictions), expected.detach())
+    losses = [
+        F.cross_entropy(
+            expected[i : i + 4, :-1].reshape(-1, V), data.labels[i : i + 4, 1:].reshape(-1), label_smoothing=0.1
+        )
+        for i in (0, 4)
+    ]
+    assert result["eval_loss"] == pytest.approx(float(sum(losses) / 2), rel=1e-5)
+    assert trainer.fused_loss.eval_logits is False
+
+
+def test_metrics_get_the_logits(tmp_path):
+    def accuracy(prediction):
+        guess = prediction.predictions.argmax(-1)[:, :-1]
+        kept = prediction.label_ids[:, 1:] != -100
+        return {"accuracy": float((guess == prediction.label_ids[:, 1:])[kept].mean())}
+
+    trainer = smoothed_trainer()(
+        model(),
+        arguments(tmp_path),
+        train_dataset=Examples(64),
+        eval_dataset=Examples(8, seed=1),
+        compute_metrics=accuracy,
+    )
+    before = trainer.evaluate()["eval_accuracy"]
+    trainer.train()
+    assert trainer.evaluate()["eval_accuracy"] > before + 0.5
+
+
+def test_inputs_without_labels(tmp_path):
+    trainer = smoothed_trainer()(model(), arguments(tmp_path))
+    with pytest.raises(ValueError, match=r"inputs must hold labels, got \['input_ids'\]"):
+        trainer.compute_loss(trainer.model, {"input_ids": torch.tensor([[1, 2]])})
+    data = [{"input_ids": row} for row in Examples(4).tokens]
+    assert trainer.predict(data).predictions.shape == (4, LENGTH, V)
+
+
+def test_what_the_trainer_refuses(tmp_path):
+    with pytest.raises(ValueError, match="compute_loss_func must be None"):
+        smoothed_trainer()(model(), arguments(tmp_path), compute_loss_func=lambda *_: 0)
+    with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\], got 2.0"):
+        smoothed_trainer()(model(), arguments(tmp_path), label_smoothing=2.0)
+    several = arguments(tmp_path)
+    several._n_gpu = 2
+    with pytest.raises(ValueError, match=r"args.n_gpu must be at most 1, got 2: DataParallel"):
+        smoothed_trainer()(model(), several)
+
+
+class TestPeft:
+    def adapted(self, **changes):
+        peft = pytest.importorskip("peft")
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], **changes)
+        wrapped = peft.get_peft_model(model(), config)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)  # an adapter that does something
+        return wrapped
+
+    def eager(self, wrapped, data):
+        logits = wrapped(data.tokens).logits[:, :-1].reshape(-1, V)
+        return F.cross_entropy(logits, data.labels[:, 1:].reshape(-1), label_smoothing=0.1)
+
+    def test_a_frozen_head_under_an_adapter(self):
+        wrapped, data = self.adapted(), Examples(4)
+        expected = self.eager(wrapped, data)
+        expected.backward()
+        gradients = {n: p.grad.clone() for n, p in wrapped.named_parameters() if p.grad is not None}
+        wrapped.zero_grad()
+        fuse_loss(wrapped, label_smoothing=0.1)
+        loss = wrapped(input_ids=data.tokens, labels=data.labels).loss
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        assert {n for n, p in wrapped.named_parameters() if p.grad is not None} == set(gradients)
+        assert all("lora" in name for name in gradients)
+        for name, parameter in wrapped.named_parameters():
+            if name in gradients:
+                torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-7)
+
+    def test_a_head_trained_through_modules_to_save(self):
+        wrapped, data = self.adapted(modules_to_save=["lm_head"]), Examples(4)
+        fuse_loss(wrapped, label_smoothing=0.1)
+        with torch.no_grad():
+            wrapped.get_base_model().lm_head.modules_to_save["default"].weight.mul_(3)
+        expected = self.eager(wrapped, data)
+        loss = wrapped(input_ids=data.tokens, labels=data.labels).loss
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        head = wrapped.get_base_model().lm_head
+        assert head.modules_to_save["default"].weight.grad.abs().max() > 0
+        assert head.original_module.weight.grad is None
+        with wrapped.disable_adapter():
+            loss = wrapped(input_ids=data.tokens, labels=data.labels).loss
+            torch.testing.assert_close(loss, self.eager(wrapped, data))
+
+    def test_an_adapter_around_the_head_is_refused(self):
+        peft = pytest.importorskip("peft")
+        wrapped = peft.get_peft_model(model(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
+        with pytest.raises(
+            TypeError, match=r"torch\.nn\.Linear head of floating-point numbers, got Linear. For PEFT, train the head"
+        ):
+            fuse_loss(wrapped)
+
+    def test_training_an_adapter(self, tmp_path):
+        wrapped = self.adapted()
+        trainer = smoothed_trainer()(
+            wrapped, arguments(tmp_path, bf16=True), train_dataset=Examples(64), label_smoothing=0.1
+        )
+        trainer.train()
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        assert losses[-1] < losses[0] - 0.1
+
+
+def test_trl(tmp_path):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    tokenizers = pytest.importorskip("tokenizers")
+
+    class SmoothedSFTTrainer(SmoothedLossMixin, trl.SFTTrainer): ...
+
+    words = {f"w{i}": i for i in range(V - 2)} | {"[PAD]": V - 2, "[EOS]": V - 1}
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[PAD]"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]", eos_token="[EOS]")
+    rows = [{"prompt": f"w{i}", "completion": f" w{i + 1} w{i + 2}"} for i in range(40)]
+    fields = arguments(tmp_path).to_dict()
+    kept = (
+        "output_dir",
+        "use_cpu",
+        "report_to",
+        "save_strategy",
+        "logging_steps",
+        "disable_tqdm",
+        "learning_rate",
+        "max_steps",
+    )
+    args = trl.SFTConfig(
+        **{k: fields[k] for k in kept}, per_device_train_batch_size=4, dataloader_pin_memory=False, bf16=False
+    )
+    trained = model()
+    trained.lm_head.register_forward_hook(no_head)
+    data = datasets.Dataset.from_list(rows)
+    trainer = SmoothedSFTTrainer(
+        trained, args, train_dataset=data, eval_dataset=data, processing_class=tokenizer, label_smoothing=0.1
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    after = trainer.evaluate()["eval_loss"]
+    assert after < before - 0.5
+    trainer.fused_loss.remove()
+    trained.lm_head._forward_hooks.clear()
+    batches = [{k: v for k, v in b.items() if k in ("input_ids", "labels")} for b in trainer.get_eval_dataloader()]
+    eager = [
+        F.cross_entropy(
+            trained(b["input_ids"]).logits[:, :-1].reshape(-1, V), b["labels"][:, 1:].reshape(-1), label_smoothing=0.1
+        )
+        for b in batches
+    ]
+    assert after == pytest.approx(float(sum(eager) / len(eager)), rel=1e-4)
