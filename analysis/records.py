@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -71,14 +72,19 @@ def _changed(value: Any) -> Any:
 
 
 def environment() -> dict[str, str | None]:
-    """Versions, machine and git commit of this process, for the record; the commit is None outside a repository."""
+    """Versions, machine and git commit of this process, for the record.
+
+    Outside a repository the commit is that of the variable CONFIDENCE_CEILING_COMMIT, for a tree that travels without
+    its history, or None.
+    """
     packages = ("torch", "numpy", "scipy", "triton")
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
         "confidence_ceiling": _version("confidence-ceiling"),
         "platform": f"{platform.system()} {platform.machine()}",
-        "commit": _commit(),
+        "gpu": _gpu(),
+        "commit": _commit() or os.environ.get("CONFIDENCE_CEILING_COMMIT"),
     }
 
 
@@ -87,6 +93,12 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _gpu() -> str | None:
+    """Name of the GPU; only asked where a torch that can use one is loaded."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def _commit() -> str | None:

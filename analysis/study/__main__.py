@@ -74,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--engine", choices=("local", "ray"), default="local", help="default: local")
             command.add_argument("--address", metavar="A", help="of a Ray cluster (default: start one here)")
             command.add_argument("--max-minutes", type=float, metavar="M", help="start no fit after this time")
+            command.add_argument(
+                "--longest-fit",
+                type=float,
+                default=float("inf"),
+                metavar="SECONDS",
+                help="leave out fits that are estimated to take longer (default: none)",
+            )
         if name == "verdicts":
             command.add_argument("--file", type=Path, help="default: verdicts.csv beside the preset's committed tables")
     return parser
@@ -111,7 +118,14 @@ def _run(options: argparse.Namespace) -> int:
         if options.max_minutes is not None:
             left = max(60 * options.max_minutes - (time.monotonic() - start), 1e-9)
         result = simulate(
-            study, options.preset, out, device=options.device, workers=options.workers, max_seconds=left, engine=engine
+            study,
+            options.preset,
+            out,
+            device=options.device,
+            workers=options.workers,
+            max_seconds=left,
+            longest_fit=options.longest_fit,
+            engine=engine,
         )
         configs, done = len(study.configs(options.preset)), result.computed
         there = result.rows["key"].nunique() if not result.rows.empty else 0

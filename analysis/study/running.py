@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..records import RowStore, encode, write_table
-from ..sweep import Engine, SweepResult, run
+from ..sweep import Engine, SweepResult, read_rows, run
 from .registry import EXPERIMENTS, Experiment, Preset, experiment, tidy
 
 __all__ = ["Progress", "compute_on", "pack", "progress", "row_folder", "simulate", "table_path", "unpack", "where"]
@@ -68,9 +69,12 @@ def simulate(
     device: str = "cpu",
     workers: int | None = None,
     max_seconds: float | None = None,
+    longest_fit: float = math.inf,
     engine: Engine | None = None,
 ) -> SweepResult:
     """Compute the missing rows of an experiment and write its table with a sidecar, if there is any row.
+
+    The costliest fits start first, so that none of them is alone at the end.
 
     Args:
         study: What.
@@ -79,6 +83,7 @@ def simulate(
         device: Of the larger fits.
         workers: Processes; None for one on each core.
         max_seconds: Start nothing after this time.
+        longest_fit: Leave out what is estimated to take more seconds than this.
         engine: See :func:`analysis.sweep.run`.
 
     Returns:
@@ -86,16 +91,17 @@ def simulate(
     """
     configs, folder = study.configs(preset), row_folder(out, study.name)
     function = partial(compute_on, name=study.name, device=device)
+    cost = {config: study.seconds(config, where(study, config, device)) for config in configs}
     result = run(
         function,
-        configs,
+        [config for config in sorted(configs, key=lambda c: -cost[c]) if cost[config] <= longest_fit],
         folder,
         workers=workers,
         description=study.name,
         max_seconds=max_seconds,
         engine=engine,
     )
-    table = tidy(result.rows)
+    table = tidy(read_rows(folder, configs))  # in the order of the grid
     if not table.empty:
         write_table(table, table_path(out, study.name), RowStore(folder), configs)
     return result._replace(rows=table)
