@@ -3,6 +3,7 @@ from . import calibration as calibration
 from . import caps as caps
 from . import diagnostics as diagnostics
 from . import head_shapes as head_shapes
+from . import instruction as instruction
 from . import norm_ball as norm_ball
 from . import plots as plots
 from . import random_energy as random_energy

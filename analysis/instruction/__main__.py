@@ -1,0 +1,136 @@
+"""Command line of the tuning study: ``python -m analysis.instruction --help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..records import RowStore, write_atomically, write_table
+from ..study.registry import tidy
+from ..sweep import available_cores, run
+from .questions import build_questions, read_questions, write_questions
+from .tuning import PRESETS, InstructionConfig, configs, seconds, tune
+
+__all__ = ["main"]
+
+_OVERLAP = 4  # runs that one GPU serves at once without slowing each other much, as launches bound them
+_EXAMPLES = """
+examples:
+  python -m analysis.instruction questions questions.json        build the questions from installed data packages
+  python -m analysis.instruction plan MODEL.gguf questions.json  what `run` will cost
+  python -m analysis.instruction run MODEL.gguf questions.json --device cuda --workers 5 --max-minutes 7
+  python -m analysis.instruction status MODEL.gguf questions.json
+
+MODEL is a local folder of safetensors or a GGUF file; nothing is downloaded. Every run is a row on disk that is never
+computed twice; `run` may be stopped and started at will, and writes its table beside a sidecar with seeds, versions and
+the licences of the data.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 1 where a run failed or was left, 2 for a wrong call."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _COMMANDS[options.command](options)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.instruction",
+        description="Tune a real language model on real questions with label smoothing, and measure its calibration.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    build = commands.add_parser("questions", help="build the questions and the text")
+    build.add_argument("questions", type=Path, metavar="FILE")
+    for name, text in (("run", "compute missing rows, write the table"), ("plan", "runs and cost"), ("status", "left")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("model", type=Path, metavar="MODEL")
+        command.add_argument("questions", type=Path, metavar="FILE")
+        command.add_argument("--preset", choices=PRESETS, default="full", help="which runs (default: full)")
+        command.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+        command.add_argument("--workers", type=int, metavar="N", help="processes (default: 1; 4 on cuda)")
+        command.add_argument("--out", type=Path, default=Path("paper_figures/out/instruction"), metavar="DIR")
+        if name == "run":
+            command.add_argument("--max-minutes", type=float, metavar="M", help="start no run after this time")
+    return parser
+
+
+def _questions(options: argparse.Namespace) -> int:
+    made = build_questions()
+    write_questions(made, options.questions)
+    for (split, choice), count in sorted(Counter((q.split, bool(q.options)) for q in made.questions).items()):
+        print(f"{split:11}{'multiple choice' if choice else 'short answer':16}{count:>6}")
+    for name, source in made.sources.items():
+        print(f"{name} {source['version']} ({source['licence']})")
+    print(f"wrote {options.questions}: {len(made.questions)} questions, {len(made.texts)} documents, {made.digest}")
+    return 0
+
+
+def _grid(options: argparse.Namespace) -> list[InstructionConfig]:
+    return configs(options.model.name, read_questions(options.questions).digest, options.preset)
+
+
+def _workers(options: argparse.Namespace) -> int:
+    return options.workers or (min(_OVERLAP, available_cores()) if options.device.startswith("cuda") else 1)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.model.exists():
+        raise FileNotFoundError(f"MODEL must be a folder or a GGUF file, got {options.model}, which does not exist.")
+    grid, rows = _grid(options), options.out / "rows"
+    function = partial(tune, model=options.model, questions=options.questions, device=options.device)
+    limit = None if options.max_minutes is None else 60 * options.max_minutes
+    result = run(function, grid, rows, workers=_workers(options), description="tunings", max_seconds=limit)
+    print(f"{result.computed} computed now, {len(result.rows)} of {len(grid)} there, {len(result.failures)} failed")
+    for key, error in result.failures.items():
+        print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
+    if not result.rows.empty:
+        path = options.out / f"instruction_{options.preset}.csv"
+        sidecar = write_table(tidy(result.rows), path, RowStore(rows), grid)
+        _add_sources(sidecar, options)
+        print(f"wrote {path}")
+    return int(len(result.rows) < len(grid))
+
+
+def _add_sources(sidecar: Path, options: argparse.Namespace) -> None:
+    """Say in the sidecar what was tuned and on what."""
+    known = read_questions(options.questions)
+    content: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
+    quantised = " (dequantised from a quantised GGUF file)" if options.model.suffix == ".gguf" else ""
+    content["model"] = options.model.name + quantised
+    content["questions"] = {"digest": known.digest, "count": len(known.questions), "sources": known.sources}
+    write_atomically(sidecar, json.dumps(content, indent=1) + "\n")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    grid, workers = _grid(options), _workers(options)
+    each = [seconds(config, options.device) for config in grid]
+    at_once = min(workers, _OVERLAP) if options.device.startswith("cuda") else workers
+    print(f"{len(grid)} runs, {sum(each):.0f} s of {options.device} one by one, the longest {max(each):.0f} s")
+    print(f"about {max(sum(each) / at_once, max(each)) / 60:.1f} minutes with {workers} processes, to a factor of 2")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    grid, store = _grid(options), RowStore(options.out / "rows")
+    done = sum(store.read(config) is not None for config in grid)
+    failed = sum(store.failure(config) is not None for config in grid)
+    print(f"{done} done, {failed} failed, {len(grid) - done - failed} left")
+    return int(done < len(grid))
+
+
+_COMMANDS = {"questions": _questions, "run": _run, "plan": _plan, "status": _status}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""What a tuned model is worth: accuracy, calibration, selective prediction and features, on questions and on text.
+
+Only hidden states at predicting positions are kept; logits exist block by block inside :func:`kernel.head_statistics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernel import head_statistics
+from kernel.huggingface import head_scale
+
+from ..calibration import (
+    calibration_error,
+    fit_head_temperature,
+    fit_temperature,
+    option_confidence,
+    selective_scores,
+    sorted_rms_error,
+)
+from ..smoothing import activity_index
+from .encoding import IGNORED, Encoded, batches
+
+__all__ = ["Features", "Reading", "features", "head_norms", "head_of", "measure", "scores", "spectrum"]
+
+_BINS = 15
+
+
+class Features(NamedTuple):
+    """Hidden states that predict something, with what they predict."""
+
+    hidden: Tensor  # (n, D) float32
+    target: Tensor  # (n,) int64
+    document: Tensor  # (n,) int64, index of the document
+    first: Tensor  # (n,) bool, whether it is the document's first predicted token
+    last: Tensor  # (n,) bool
+
+
+class Reading(NamedTuple):
+    """How logits are read: z = logit_scale h W^T + bias, capped, over the temperature."""
+
+    name: str
+    temperature: float = 1.0
+    softcap: float | None = None
+
+
+class Head(NamedTuple):
+    """Weight, bias and scale of a model's head."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None
+    logit_scale: float
+
+
+def head_of(model: Any) -> Head:
+    """The head in float32, detached."""
+    head = model.get_output_embeddings()
+    bias = None if head.bias is None else head.bias.detach().float()
+    return Head(head.weight.detach().float(), bias, head_scale(model).logit_scale)
+
+
+@torch.no_grad()
+def features(model: Any, documents: Sequence[Encoded], *, pad: int, batch_size: int = 64) -> Features:
+    """Hidden states of all predicted tokens, in the order of the documents; on CUDA under bfloat16 autocast."""
+    device, training = model.device, model.training
+    model.eval()
+    found = []
+    order = sorted(range(len(documents)), key=lambda i: len(documents[i].tokens))  # little padding
+    position = torch.tensor(order)
+    for start, batch in enumerate(batches([documents[i] for i in order], batch_size, pad)):
+        b = batch.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            hidden = model.base_model(input_ids=b.tokens, attention_mask=b.mask, use_cache=False).last_hidden_state
+        labels = b.labels[:, 1:]
+        row, column = (labels != IGNORED).nonzero(as_tuple=True)
+        document = position[start * batch_size + row.cpu()]
+        change = document[1:] != document[:-1]
+        edge = torch.ones(1, dtype=torch.bool)
+        found.append(
+            Features(
+                hidden[row, column].float(),
+                labels[row, column],
+                document,
+                torch.cat([edge, change]),
+                torch.cat([change, edge]),
+            )
+        )
+    model.train(training)
+    joined = Features(*(torch.cat(column) for column in zip(*found, strict=True)))
+    back = torch.argsort(joined.document, stable=True)
+    return Features(*(x[back.to(x.device)] for x in joined))
+
+
+def _take(known: Features, rows: Tensor) -> Features:
+    return Features(*(x[rows.to(x.device)] for x in known))
+
+
+def scores(confidence: NDArray[Any], correct: NDArray[Any], log1m: NDArray[Any] | None = None) -> dict[str, float]:
+    """Accuracy, mean confidence, ECE, RMS calibration error in both conventions, and area under risk over coverage."""
+    return {
+        "n": len(correct),
+        "accuracy": float(correct.mean()),
+        "confidence": float(confidence.mean()),
+        "ece": calibration_error(confidence, correct, n_bins=_BINS),
+        "rms": calibration_error(confidence, correct, n_bins=_BINS, norm="l2"),
+        "rms_sorted": float(sorted_rms_error(confidence, correct)[0]),
+        "aurc": float(selective_scores(confidence, correct, log1m_confidence=log1m).aurc),
+    }
+
+
+def _vocabulary(known: Features, head: Head, reading: Reading) -> dict[str, float]:
+    """Scores of the most probable token of the whole vocabulary, and what the activity index needs."""
+    stats = head_statistics(
+        known.hidden,
+        head.weight,
+        known.target,
+        linear_bias=head.bias,
+        softcap=reading.softcap,
+        logit_scale=head.logit_scale,
+        temperatures=(reading.temperature,),
+    )
+    assert stats.rank is not None
+    assert stats.log_probability is not None
+    entropy, lse = (x.double().mean().item() for x in (stats.entropy, stats.lse))
+    nll = -stats.log_probability.double().mean().item()
+    uniform = lse - stats.mean_logit.double().mean().item() / reading.temperature
+    correct = (stats.rank == 0).cpu().numpy()
+    confidence, log1m = (x[:, 0].double().cpu().numpy() for x in (stats.confidence, stats.log1m_confidence))
+    return {
+        **scores(confidence, correct, log1m),
+        "nll": nll,
+        "entropy": entropy,
+        "uniform_cross_entropy": uniform,
+        "activity": float(activity_index(entropy, nll, uniform, 0.1)),
+    }
+
+
+def _letter_logits(known: Features, head: Head, letters: Sequence[int], softcap: float | None) -> Tensor:  # (n, 4)
+    rows = torch.tensor(letters, device=known.hidden.device)
+    z = head.logit_scale * (known.hidden @ head.weight[rows].T)
+    if head.bias is not None:
+        z = z + head.bias[rows]
+    return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+
+def _options(known: Features, head: Head, letters: Sequence[int], reading: Reading) -> dict[str, float]:
+    """Scores of the most probable of the four letters, renormalised over them."""
+    log_p = (_letter_logits(known, head, letters, reading.softcap).double() / reading.temperature).log_softmax(-1).cpu()
+    result = option_confidence(log_p.numpy())
+    target = (known.target.cpu().unsqueeze(-1) == torch.tensor(letters)).int().argmax(-1)
+    nll = -log_p.gather(-1, target.unsqueeze(-1)).mean().item()
+    return {**scores(result.confidence, result.choice == target.numpy()), "nll": nll}
+
+
+def spectrum(hidden: Tensor) -> dict[str, float]:
+    """Diversity of features: exp of the spectral entropy of their covariance, and the share of its smaller half."""
+    values = torch.linalg.eigvalsh(torch.cov(hidden.double().T)).clamp_min(0).cpu()
+    share = values / values.sum()
+    return {
+        "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())),
+        "smallest_share": float(share[: len(share) // 2].sum()),
+        "feature_norm": float(hidden.double().norm(dim=-1).square().mean().sqrt()),
+    }
+
+
+def measure(
+    model: Any,
+    data: Mapping[str, Mapping[str, Sequence[Encoded]]],
+    *,
+    letters: Sequence[int],
+    pad: int,
+    readings: Sequence[Reading],
+    post_hoc: bool,
+) -> list[dict[str, Any]]:
+    """All scores of a model as it stands.
+
+    Args:
+        model: The causal language model.
+        data: Split -> ``"choice"``, ``"short"`` or ``"text"`` -> documents. Splits ``test``, ``train`` and
+            ``validation``; the last is used for the post-hoc temperature alone.
+        letters: Tokens of the option letters.
+        pad: Token to pad with.
+        readings: How the logits are read; the first is the one that the post-hoc temperature is fitted under.
+        post_hoc: Whether to fit one temperature for each view of questions on the validation questions and to read the
+            test questions with it, and text with that of the short answers.
+
+    Returns:
+        One line for each split, view and reading. Views: ``options`` (letters renormalised over the four), ``letter``
+        (the letter among the vocabulary), ``tokens`` (tokens of short answers, without the end of the turn), ``first``
+        (the first of them), ``text``. Test lines of ``letter`` and ``tokens`` also have the features' :func:`spectrum`.
+    """
+    head = head_of(model)
+    seen = {
+        (split, name): features(model, documents, pad=pad)
+        for split, parts in data.items()
+        for name, documents in parts.items()
+        if documents and (post_hoc or split != "validation")
+    }
+    views = {key: view for key, known in seen.items() for key, view in _views(*key, known)}
+    lines = []
+    for (split, view), known in views.items():
+        if split == "validation":
+            continue
+        read = [*readings]
+        if post_hoc and split == "test":
+            fitted_on = views[("validation", "tokens" if view == "text" else view)]
+            read.append(_fitted(view, fitted_on, head, letters, readings[0]))
+        extra = spectrum(known.hidden) if split == "test" and view in ("letter", "tokens") else {}
+        for reading in read:
+            made = _options(known, head, letters, reading) if view == "options" else _vocabulary(known, head, reading)
+            lines.append(
+                {"split": split, "view": view, "reading": reading.name, "read_at": reading.temperature, **made, **extra}
+            )
+    return lines
+
+
+def _views(split: str, name: str, known: Features) -> list[tuple[tuple[str, str], Features]]:
+    if name == "choice":
+        letter = _take(known, known.first)
+        return [((split, "options"), letter), ((split, "letter"), letter)]
+    if name == "short":
+        return [((split, "tokens"), _take(known, ~known.last)), ((split, "first"), _take(known, known.first))]
+    return [((split, "text"), known)]
+
+
+def _fitted(view: str, known: Features, head: Head, letters: Sequence[int], base: Reading) -> Reading:
+    """The reading ``base`` at the temperature that fits the validation questions best."""
+    if view == "options":
+        z = _letter_logits(known, head, letters, base.softcap).cpu() / base.temperature
+        target = (known.target.cpu().unsqueeze(-1) == torch.tensor(letters)).int().argmax(-1)
+        factor = fit_temperature(z, target).temperature
+        return Reading("post_hoc", base.temperature * factor, base.softcap)
+    # Streamed over the vocabulary; the cap comes before any temperature, so base.temperature only rescales.
+    fit = fit_head_temperature(
+        [(known.hidden, known.target)],
+        head.weight,
+        linear_bias=head.bias,
+        softcap=base.softcap,
+        logit_scale=head.logit_scale,
+        bounds=(0.05, 20.0),
+    )
+    return Reading("post_hoc", fit.temperature, base.softcap)
+
+
+def head_norms(model: Any) -> dict[str, float]:
+    """Largest and root-mean-square norm of the head's rows."""
+    norms = np.asarray(head_of(model).weight.double().norm(dim=-1).cpu())
+    return {"head_norm": float(norms.max()), "head_norm_rms": float(np.sqrt((norms**2).mean()))}
