@@ -11,9 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..records import RowStore, write_atomically, write_table
 from ..study.registry import tidy
 from ..sweep import available_cores, run
+from .claims import judge
 from .questions import build_questions, read_questions, write_questions
 from .tuning import PRESETS, InstructionConfig, configs, seconds, tune
 
@@ -26,6 +29,7 @@ examples:
   python -m analysis.instruction plan MODEL.gguf questions.json  what `run` will cost
   python -m analysis.instruction run MODEL.gguf questions.json --device cuda --workers 5 --max-minutes 7
   python -m analysis.instruction status MODEL.gguf questions.json
+  python -m analysis.instruction verdicts TABLE.csv verdicts.csv   the claims of the study against the table
 
 MODEL is a local folder of safetensors or a GGUF file; nothing is downloaded. Every run is a row on disk that is never
 computed twice; `run` may be stopped and started at will, and writes its table beside a sidecar with seeds, versions and
@@ -53,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = commands.add_parser("questions", help="build the questions and the text")
     build.add_argument("questions", type=Path, metavar="FILE")
+    verdicts = commands.add_parser("verdicts", help="the claims of the study against a table of the preset full")
+    verdicts.add_argument("table", type=Path, metavar="TABLE")
+    verdicts.add_argument("file", type=Path, metavar="FILE")
     for name, text in (("run", "compute missing rows, write the table"), ("plan", "runs and cost"), ("status", "left")):
         command = commands.add_parser(name, help=text)
         command.add_argument("model", type=Path, metavar="MODEL")
@@ -130,7 +137,18 @@ def _status(options: argparse.Namespace) -> int:
     return int(done < len(grid))
 
 
-_COMMANDS = {"questions": _questions, "run": _run, "plan": _plan, "status": _status}
+def _verdicts(options: argparse.Namespace) -> int:
+    table = judge(pd.read_csv(options.table))
+    write_atomically(options.file, table.to_csv(index=False, lineterminator="\n"))
+    for line in table.to_dict("records"):
+        print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
+        print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
+        print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
+    print(f"wrote {options.file}")
+    return 0
+
+
+_COMMANDS = {"questions": _questions, "run": _run, "plan": _plan, "status": _status, "verdicts": _verdicts}
 
 if __name__ == "__main__":
     sys.exit(main())

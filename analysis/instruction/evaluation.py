@@ -182,8 +182,7 @@ def measure(
 
     Args:
         model: The causal language model.
-        data: Split -> ``"choice"``, ``"short"`` or ``"text"`` -> documents. Splits ``test``, ``train`` and
-            ``validation``; the last is used for the post-hoc temperature alone.
+        data: Split (``"test"``, ``"train"``, ``"validation"``) -> ``"choice"``, ``"short"`` or ``"text"`` -> documents.
         letters: Tokens of the option letters.
         pad: Token to pad with.
         readings: How the logits are read; the first is the one that the post-hoc temperature is fitted under.
@@ -200,13 +199,11 @@ def measure(
         (split, name): features(model, documents, pad=pad)
         for split, parts in data.items()
         for name, documents in parts.items()
-        if documents and (post_hoc or split != "validation")
+        if documents
     }
     views = {key: view for key, known in seen.items() for key, view in _views(*key, known)}
     lines = []
     for (split, view), known in views.items():
-        if split == "validation":
-            continue
         read = [*readings]
         if post_hoc and split == "test":
             fitted_on = views[("validation", "tokens" if view == "text" else view)]

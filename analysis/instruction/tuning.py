@@ -82,7 +82,7 @@ def seconds(config: InstructionConfig, device: str) -> float:
     """
     steps = config.epochs * -(-config.examples // config.batch_size)
     times = len(list(_measured_at(config.epochs)))
-    documents = 2 * (2 * config.evaluated + min(config.examples, 2 * config.evaluated)) + 5 * config.texts
+    documents = 2 * (3 * config.evaluated + min(config.examples, 2 * config.evaluated)) + 5 * config.texts
     if device.startswith("cuda"):
         return steps * 0.1 + times * (2 + documents / 64 * 0.05)
     tokens = 3 * config.epochs * config.examples * 70 + times * documents * 70

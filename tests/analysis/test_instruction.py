@@ -249,7 +249,7 @@ def test_tuning_learns_and_is_measured_on_the_way(files):
     assert train[4] < train[0] - 0.5
     first = table.loc[(table["epoch"] == 0) & (table["reading"] == "as_trained")]
     assert set(zip(first["split"], first["view"], strict=True)) == {
-        (split, view) for split in ("train", "test") for view in ("options", "letter", "tokens", "first")
+        (split, view) for split in ("train", "validation", "test") for view in ("options", "letter", "tokens", "first")
     } | {("test", "text")}
     assert set(table.loc[table["reading"] == "post_hoc", "epoch"]) == {0, 4}
     assert row["data_seed"] == 0
