@@ -44,14 +44,16 @@ def planted(
             "ece": base - (lower + noise) * strength,
             "rms": base,
             "aurc": 0.3 + noise,
-            "nll": (1.0 if split == "train" else 2.0 - gap * strength) + 0.1 * (epoch - 2) ** 2 + noise,
+            "nll": (1.0 + 0.1 * strength if split == "train" else 2.0 - gap * strength)
+            + 0.1 * (epoch - 2) ** 2
+            + noise,
             "activity": 0.6,
             "effective_rank": 20 + rank * strength + sign * 100 * (base - 0.2) + noise,
             "smallest_share": 0.1,
         }
         rows.append(row)
         if epoch in (0, 4) and split == "test":
-            rows.append({**row, "reading": "post_hoc", "ece": 0.01})
+            rows.append({**row, "reading": "post_hoc", "ece": 0.01 + b})
     return pd.DataFrame(rows)
 
 
@@ -74,9 +76,9 @@ def verdict(claim, **effects):
         ("K8", {}, "supported", 3.0),
         ("K8", {"sign": 1}, "depends on", 3.0),
         ("K8", {"rank": -3.0}, "refuted", -3.0),
-        ("K9", {}, "supported", 0.4),
-        ("K9", {"accuracy": 0.05}, "depends on", 0.4),
-        ("K9", {"gap": -0.4}, "refuted", -0.4),
+        ("K9", {}, "supported", 0.4 + 0.1),
+        ("K9", {"accuracy": 0.05}, "depends on", 0.4 + 0.1),
+        ("K9", {"gap": -0.4}, "refuted", -0.4 + 0.1),
     ],
 )
 def test_planted_effects_are_found(claim, effects, word, mean):
