@@ -1,0 +1,132 @@
+"""A training step of a whole model with its own loss and the fused one: ``python -m kernel.huggingface.benchmark``.
+
+A random Llama of SmolLM2-135M's shape (hidden 576, vocabulary 49152, 30 layers), forward and backward, under bfloat16
+autocast on a GPU. Writes peak memory and time to a table and a description of the machine beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..benchmark.measure import peak_bytes, turn
+from ._forward import fuse_loss
+
+__all__ = ["main"]
+
+DEFAULT_OUT = Path(__file__).resolve().parents[2] / "paper_figures" / "data" / "training_step.csv"
+_SEQUENCE = 2048
+# (name, label smoothing, fused): transformers smooths the labels of full logits.
+_LOSSES = (
+    ("model's own", 0.0, False),
+    ("transformers LabelSmoother", 0.1, False),
+    ("kernel.huggingface", 0.0, True),
+    ("kernel.huggingface", 0.1, True),
+)
+
+
+def _model(scale: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM  # pyright: ignore[reportMissingImports]
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=max(49152 // scale, 64),
+        hidden_size=64 * max(9 // scale, 1),
+        intermediate_size=max(1536 // scale, 64),
+        num_hidden_layers=max(30 // scale, 1),
+        num_attention_heads=max(9 // scale, 1),
+        num_key_value_heads=3 if scale == 1 else 1,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _step(model: Any, tokens: Tensor, label_smoothing: float, fused: bool) -> Callable[[], Tensor]:
+    """Forward and backward; gradients stay allocated, as an optimiser with ``set_to_none=False`` would leave them."""
+    from transformers.trainer_pt_utils import LabelSmoother  # pyright: ignore[reportMissingImports]
+
+    device = tokens.device.type
+
+    def step() -> Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            if label_smoothing and not fused:
+                outputs = model(input_ids=tokens, use_cache=False)
+                loss = LabelSmoother(epsilon=label_smoothing)(outputs, tokens, shift_labels=True)
+            else:
+                loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+def _measure(tokens: Tensor, scale: int, rounds: int) -> Iterator[dict[str, object]]:
+    model = _model(scale).to(tokens.device).train()
+    for checkpointing in (False, True):
+        if checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        for name, label_smoothing, fused in _LOSSES:
+            step = _step(model, tokens, label_smoothing, fused)
+            with fuse_loss(model, label_smoothing=label_smoothing) if fused else nullcontext():
+                loss = step().item()  # also compiles, and allocates the gradients
+                peak = peak_bytes(step, tokens.device)
+                times = [turn(step, tokens.device, before=step) for _ in range(rounds)]
+            yield {
+                "loss": name,
+                "label_smoothing": label_smoothing,
+                "checkpointing": checkpointing,
+                "tokens": tokens.numel(),
+                "vocab_size": model.config.vocab_size,
+                "hidden_size": model.config.hidden_size,
+                "layers": model.config.num_hidden_layers,
+                "value": round(loss, 5),
+                "peak_mib": None if peak is None else round(peak / 2**20, 1),
+                "ms": round(statistics.median(times), 2),
+            }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.huggingface.benchmark", description=(__doc__ or "").splitlines()[0].split(":")[0] + "."
+    )
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="table to write (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=16384, help="tokens a step (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, help="timed steps of each loss (default: %(default)s)")
+    parser.add_argument("--scale", type=int, default=1, help="divide the model's sizes by this, for a trial")
+    chosen = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    length = min(_SEQUENCE, chosen.tokens)
+    generator = torch.Generator().manual_seed(0)
+    vocab_size = max(49152 // chosen.scale, 64)
+    tokens = torch.randint(vocab_size, (chosen.tokens // length, length), generator=generator).to(device)
+    rows = list(_measure(tokens, chosen.scale, chosen.rounds))
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    with chosen.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    command = f"python -m kernel.huggingface.benchmark --tokens {chosen.tokens} --rounds {chosen.rounds}"
+    machine: dict[str, object] = {"command": command + (f" --scale {chosen.scale}" if chosen.scale != 1 else "")}
+    machine |= {name: metadata.version(name) for name in ("torch", "triton", "transformers")}
+    machine["python"] = platform.python_version()
+    machine["device"] = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    chosen.out.with_suffix(".json").write_text(json.dumps(machine, indent=1) + "\n")
+    for row in rows:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
