@@ -349,3 +349,52 @@ except ImportError as error:
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "('cohere',)" in out
     assert "SmoothedTrainer needs transformers and accelerate: pip install 'confidence-ceiling[huggingface]'" in out
+
+
+DISTRIBUTED = """
+import sys
+import torch
+import torch.distributed as dist
+import transformers
+from torch.nn.parallel import DistributedDataParallel
+from kernel.huggingface import fuse_loss
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+torch.manual_seed(0)
+sizes = dict(vocab_size=67, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, tie_word_embeddings=True)).train()
+fuse_loss(model, label_smoothing=0.1)
+tokens = torch.randint(67, (4, 12), generator=torch.Generator().manual_seed(1))
+model(tokens, labels=tokens, num_items_in_batch=44).loss.backward()
+whole = {n: p.grad.clone() for n, p in model.named_parameters()}
+model.zero_grad()
+part = tokens[2 * rank : 2 * rank + 2]
+# transformers' Trainer multiplies by the number of processes, as DDP averages over them.
+wrapped = DistributedDataParallel(model)
+loss = 2 * wrapped(input_ids=part, labels=part, num_items_in_batch=44).loss
+loss.backward()
+for name, parameter in model.named_parameters():
+    torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=1e-6, msg=name)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_share_one_batch(tmp_path):
+    pytest.importorskip("transformers")
+    processes = [
+        subprocess.Popen([sys.executable, "-W", "ignore", "-c", DISTRIBUTED, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]  # fmt: skip
+    for process in processes:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo looks at what warns when looked at
+def test_a_compiled_model():
+    model, (tokens, labels) = make(), batch()
+    fuse_loss(model, label_smoothing=0.1)
+    expected = model(tokens, labels=labels).loss
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(compiled(input_ids=tokens, labels=labels).loss, expected)
