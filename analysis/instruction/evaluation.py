@@ -66,7 +66,7 @@ def head_of(model: Any) -> Head:
 
 
 @torch.no_grad()
-def features(model: Any, documents: Sequence[Encoded], *, pad: int, batch_size: int = 64) -> Features:
+def features(model: Any, documents: Sequence[Encoded], *, pad: int, batch_size: int = 128) -> Features:
     """Hidden states of all predicted tokens, in the order of the documents; on CUDA under bfloat16 autocast."""
     device, training = model.device, model.training
     model.eval()

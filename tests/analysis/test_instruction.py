@@ -328,6 +328,7 @@ def test_the_full_grid():
     plain = [c for c in grid if c.temperature == 1 and c.softcap is None]
     assert sorted({c.label_smoothing for c in plain}) == [0.0, 0.1, 0.2]
     assert {c.seed for c in grid} == {0, 1, 2}
+    assert grid[: len(plain)] == plain  # what matters most comes first
     assert all(seconds(c, "cuda") < seconds(c, "cpu") for c in grid)
 
 
