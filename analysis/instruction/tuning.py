@@ -14,7 +14,8 @@ import torch
 
 from kernel.huggingface import fuse_loss, head_scale
 
-from .encoding import Encoded, batches, encode_question, encode_text, letter_tokens, load
+from ..heads._documents import Encoded, batches, encode_text
+from .encoding import encode_question, letter_tokens, load
 from .evaluation import Reading, head_norms, measure
 from .questions import QuestionSet, read_questions
 

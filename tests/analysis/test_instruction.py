@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from analysis.calibration import calibration_error
+from analysis.heads._documents import batches, encode_text
+from analysis.heads._features import features
 from analysis.instruction import InstructionConfig, configs, read_questions, tune, write_questions
 from analysis.instruction.__main__ import main
-from analysis.instruction.encoding import batches, encode_question, encode_text, letter_tokens, load
-from analysis.instruction.evaluation import Reading, features, measure, scores, spectrum
+from analysis.instruction.encoding import encode_question, letter_tokens, load
+from analysis.instruction.evaluation import Reading, measure, scores, spectrum
 from analysis.instruction.facts import Fact
 from analysis.instruction.questions import LETTERS, _with_digest, make_questions
 from analysis.instruction.tuning import seconds
@@ -316,7 +318,9 @@ def test_what_does_not_fit_is_refused(files):
         rows(small(files, model="other"), files)
     with pytest.raises(ValueError, match=r"examples must be at most the \d+ training questions, got 1000"):
         rows(small(files, examples=1000), files)
-    with pytest.raises(FileNotFoundError, match="model must be a folder or a GGUF file, got nowhere"):
+    with pytest.raises(
+        FileNotFoundError, match="model must be a folder, a GGUF file or a hub's owner/name, got nowhere"
+    ):
         load("nowhere")
     with pytest.raises(ValueError, match="preset must be one of"):
         configs("m", "q", "huge")
