@@ -7,6 +7,17 @@ For any Hugging Face causal language model whose architecture :mod:`kernel.huggi
 from ._audit import Audit, audit_model
 from ._documents import python_text, read_text
 from ._loading import LoadedModel, load_model, packaged_smollm2
+from ._panels import draw_audit
 from ._verdict import verdict
 
-__all__ = ["Audit", "LoadedModel", "audit_model", "load_model", "packaged_smollm2", "python_text", "read_text", "verdict"]
+__all__ = [
+    "Audit",
+    "LoadedModel",
+    "audit_model",
+    "draw_audit",
+    "load_model",
+    "packaged_smollm2",
+    "python_text",
+    "read_text",
+    "verdict",
+]

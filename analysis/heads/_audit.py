@@ -33,8 +33,8 @@ class Audit(NamedTuple):
     """What :func:`audit_model` found.
 
     Attributes:
-        table: One line for each number: ``part``, ``name``, ``group`` (b, bin, fifth, rank or empty), ``value``, ``low``
-            and ``high`` (95 %, over documents; Wilson intervals in a reliability table), ``text``.
+        table: One line for each number: ``part``, ``name``, ``group`` (b, bin, fifth, rank or empty), ``value``,
+            ``low`` and ``high`` (95 %, over documents; Wilson intervals in a reliability table), ``text``.
         verdict: The same in sentences.
     """
 

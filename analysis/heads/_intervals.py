@@ -36,7 +36,7 @@ class Documents:
         _, self.index = np.unique(document, return_inverse=True)
         self.count = int(self.index.max()) + 1
         draws = np.random.default_rng(seed).multinomial(self.count, np.full(self.count, 1 / self.count), size=resamples)
-        self.weights: Array = np.vstack([np.ones(self.count), draws])  # the data themselves first
+        self.weights = np.vstack([np.ones(self.count), draws.astype(np.float64)])  # the data themselves first
 
     def sums(self, values: NDArray[np.generic]) -> Array:
         """``(1 + resamples, ...)``: sums of values ``(n, ...)`` over the tokens, the data's own first."""

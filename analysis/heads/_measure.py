@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 Row = dict[str, Any]
 BINS = 15
 GROUPS = 5  # fifths of the tokens by frequency and by entropy
+_QUANTILES = {"lowest": 0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "top_5_percent": 0.95, "largest": 1}
 
 
 class Tokens(NamedTuple):
@@ -35,7 +36,7 @@ class Tokens(NamedTuple):
 
     @property
     def gap(self) -> Array:
-        """log p / (1 - p) of the confidence, without the log(V - 1) of the gap."""
+        """Log p / (1 - p) of the confidence, without the log(V - 1) of the gap."""
         return np.log(self.confidence) - self.log1m_confidence
 
 
@@ -95,11 +96,13 @@ def smoothing(
 def gaps(tokens: Tokens, vocab_size: int) -> Iterator[Row]:
     """Confidence gaps of the most probable token: typical and largest."""
     gap = tokens.gap + np.log(vocab_size - 1)
-    for name, share in (("lowest", 0), ("quarter", 0.25), ("median", 0.5), ("three_quarters", 0.75), ("top_5_percent", 0.95), ("largest", 1)):  # fmt: skip
+    for name, share in _QUANTILES.items():
         yield row("gap", name, float(np.quantile(gap, share)))
 
 
-def state_of(tokens: Tokens, group: NDArray[np.int64] | None = None, names: Sequence[str] | None = None) -> CalibrationState:  # fmt: skip
+def _state(
+    tokens: Tokens, group: NDArray[np.int64] | None = None, names: Sequence[str] | None = None
+) -> CalibrationState:
     """The tokens in a calibration state."""
     state = CalibrationState(BINS, groups=names)
     return state.update(
@@ -123,7 +126,7 @@ def _binned(tokens: Tokens, documents: Documents, power: int) -> Estimate:
 
 def calibration(tokens: Tokens, documents: Documents) -> Iterator[Row]:
     """Calibration errors of the most probable token, what perfect calibration would show, and the reliability table."""
-    state = state_of(tokens)
+    state = _state(tokens)
     signed: SignedError = state.signed_error()
     floor = state.noise_floor()
     for name, value in (
@@ -138,9 +141,8 @@ def calibration(tokens: Tokens, documents: Documents) -> Iterator[Row]:
     for place, line in enumerate(state.reliability_table().to_dict("records"), start=1):
         for name in ("lower", "upper", "n", "confidence"):
             yield row("reliability", name, line[name], place)
-        yield row("reliability", "accuracy", Estimate(line["accuracy"], line["accuracy_low"], line["accuracy_high"]), place)  # fmt: skip
-        ends = line["calibrated_low"], line["calibrated_high"]
-        yield row("reliability", "calibrated", Estimate(line["confidence"], *ends), place)
+        for name, centre in (("accuracy", "accuracy"), ("calibrated", "confidence")):
+            yield row("reliability", name, Estimate(line[centre], line[f"{name}_low"], line[f"{name}_high"]), place)
 
 
 def groups(tokens: Tokens, documents: Documents) -> Iterator[Row]:
@@ -153,7 +155,7 @@ def groups(tokens: Tokens, documents: Documents) -> Iterator[Row]:
         ("entropy", order * GROUPS // len(order)),
     ):
         names = [str(i + 1) for i in range(GROUPS)]
-        state = state_of(tokens, index, names)
+        state = _state(tokens, index, names)
         for i, name in enumerate(names):
             kept = index == i
             if not kept.any():

@@ -341,8 +341,12 @@ def test_the_command(files, tmp_path, capsys):
     assert main(["plan", *place]) == 0
     assert "2 runs" in capsys.readouterr().out
     assert main(["status", *place]) == 1
+    assert main(["run", *place, "--shard", "2/2"]) == 0
+    assert "1 computed now, 1 of 1 there, 0 failed" in capsys.readouterr().out
+    assert main(["table", *place]) == 1
+    assert set(pd.read_csv(tmp_path / "instruction_rehearsal.csv")["label_smoothing"]) == {0.1}
     assert main(["run", *place]) == 0
-    assert "2 computed now, 2 of 2 there, 0 failed" in capsys.readouterr().out
+    assert "1 computed now, 2 of 2 there, 0 failed" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "instruction_rehearsal.csv")
     assert set(table["label_smoothing"]) == {0.0, 0.1}
     sidecar = json.loads((tmp_path / "instruction_rehearsal.json").read_text())
