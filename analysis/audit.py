@@ -114,10 +114,8 @@ def _documents(names: Sequence[str]) -> tuple[list[str], str]:
     documents, origins = [], []
     for name in dict.fromkeys(names):
         documents += python_text() if name == "python" else read_text(Path(name))
-        version = ".".join(map(str, sys.version_info[:3]))
-        origins.append(
-            f"documentation and standard library of Python {version}" if name == "python" else Path(name).name
-        )
+        own = f"documentation and standard library of Python {platform.python_version()}"
+        origins.append(own if name == "python" else Path(name).name)
     return documents, ", ".join(origins)
 
 

@@ -76,5 +76,5 @@ class Documents:
     def _ends(self, found: Array) -> tuple[float, float]:
         if self.count < 2:
             return float("nan"), float("nan")
-        low, high = np.nanpercentile(found, _TAILS)
+        low, high = np.nanpercentile(found, _TAILS, method="inverted_cdf")  # an index may be infinite
         return float(low), float(high)

@@ -15,11 +15,12 @@ class Lookup:
     """Numbers of an audit's table by part, name and group."""
 
     def __init__(self, table: pd.DataFrame) -> None:
-        keys = zip(table["part"], table["name"], table["group"].fillna("").astype(str), strict=True)
+        groups = [_group(value) for value in table["group"]]
+        keys = zip(table["part"], table["name"], groups, strict=True)
         values = zip(table["value"], table["low"], table["high"], strict=True)
         self.found = {key: Estimate(*map(float, value)) for key, value in zip(keys, values, strict=True)}
-        caps = table.loc[table["part"] == "cap"]
-        self.caps = [tuple(line) for line in caps[["group", "name", "value", "text"]].astype(str).to_numpy()]
+        caps = table.assign(group=groups).loc[table["part"] == "cap", ["group", "name", "value", "text"]]
+        self.caps = [(g, n, float(v), t) for g, n, v, t in caps.itertuples(index=False)]
 
     def __call__(self, part: str, name: str, group: str = "") -> Estimate:
         try:
@@ -84,7 +85,7 @@ def _ceiling(get: Lookup) -> Iterator[str]:
     typical, largest = get("gap", "median").value, get("gap", "largest").value
     asked = {b: get("smoothing", "asked_gap", b).value for b in get.groups("smoothing", "asked_gap")}
     binding = {b: [name for group, name, _, text in get.caps if group == b and text == "binds"] for b in asked}
-    lowest = min((float(gap), name) for _, name, gap, _ in get.caps)
+    lowest = min((gap, name) for _, name, gap, _ in get.caps)
     wanted = ", ".join(f"{gap:.1f} (b = {b})" for b, gap in asked.items())
     named = [f"{' and '.join(names)} (b = {b})" for b, names in binding.items() if names]
     if named:
@@ -95,6 +96,15 @@ def _ceiling(get: Lookup) -> Iterator[str]:
         f"Ceiling. The confidence gap is {typical:.1f} nats for the median token and {largest:.1f} at most; smoothing "
         f"asks for {wanted}; {so}."
     )
+
+
+def _group(value: object) -> str:
+    """A group as it was written, also where a file was read back as numbers."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return str(value)
+    return "" if number != number else f"{number:g}"
 
 
 def _covers(estimate: Estimate, value: float) -> bool:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import save_folder
 
 from analysis.calibration import calibration_error
 from analysis.heads._documents import batches, encode_text
@@ -23,31 +24,12 @@ from analysis.instruction.tuning import seconds
 from analysis.records import config_key
 from analysis.smoothing import activity_index
 
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}<{{ m['content'] }}>={% else %}{{ m['content'] }}[EOS]\n"
-    "{% endif %}{% endfor %}"
-)
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder with a tiny random model and a tokenizer of single characters, and a file of questions."""
-    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
     folder = tmp_path_factory.mktemp("study")
-    characters = sorted({chr(i) for i in range(32, 127)} | {"\n"})
-    words = {c: i for i, c in enumerate(["[BOS]", "[EOS]", *characters])}
-    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=" "))
-    plain.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=plain, bos_token="[BOS]", eos_token="[EOS]", chat_template=TEMPLATE
-    )
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        initializer_range=0.3, tie_word_embeddings=True,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder / "tiny")
-    tokenizer.save_pretrained(folder / "tiny")
+    save_folder(folder / "tiny")
     facts = [Fact("sum", "made up", f"{i}+7?", str(i + 7), f"sum:{i}") for i in range(160)]
     sources = {"made up": {"version": "1", "licence": "MIT"}}
     made = _with_digest(make_questions(facts), ["Some text, which is ordinary.", "More of it."], sources)
