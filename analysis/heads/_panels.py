@@ -22,7 +22,7 @@ __all__ = ["draw_activity", "draw_audit", "draw_gaps", "draw_groups", "draw_reli
 _DARK, _MIDDLE, _LIGHT, _THEORY = "#00224e", "#666970", "#a69d75", "#c44e00"
 _MARKERS = ("o", "^", "s", "D", "v")
 _CAPS = {
-    "single_token": "one token", "simplex": "every token", "rank": "and rank", "packing": "packing",
+    "single_token": "one token", "simplex": "every token", "rank": "every token, rank", "packing": "packing",
     "spectral": "spectral norm", "frobenius": "Frobenius norm", "softcap": "softcap",
 }  # fmt: skip
 
@@ -84,7 +84,7 @@ def draw_gaps(table: pd.DataFrame, ax: Axes) -> None:
     )
     ax.plot([max(lowest, 0.1 * quarter), largest], [0, 0], color=_DARK, lw=0.8)
     ax.plot([quarter, upper], [0, 0], color=_DARK, lw=4, solid_capstyle="butt")
-    ax.plot([median], [0], marker="|", ms=8, mew=1.2, color="white")
+    ax.plot([median], [0], marker="|", ms=7, mew=0.8, color="white")
     for group, marker in zip(get.groups("smoothing", "asked_gap"), _MARKERS, strict=False):
         gap = get("smoothing", "asked_gap", group).value
         ax.plot([gap], [1], marker=marker, ms=4, ls="", color=_THEORY, label=f"b = {group}", mfc="white")

@@ -56,29 +56,35 @@ def _calibration(get: Lookup) -> Iterator[str]:
 
 
 def _smoothing(get: Lookup) -> Iterator[str]:
-    gap = get("prediction", "scale_gap")
-    for b in get.groups("smoothing", "activity"):
-        index, pull = get("smoothing", "activity", b), get("smoothing", "pull", b)
-        shown = f"Smoothing b = {b}. Activity index {_text(index)}"
-        if _covers(index, 1.0):
-            yield f"{shown}: this text cannot tell whether smoothing would act."
-        elif index.value > 1:
-            yield (
-                f"{shown}, above 1: smoothing would not act at first; even the smoothed loss wants larger logits than "
-                "these, and its pull only slows their growth."
-            )
-        else:
-            way = _sign(
-                gap,
-                negative="the right way here, as the model is over-confident, and plain training on this text would "
-                "already go it",
-                positive="the wrong way here, as the model is under-confident",
-                neither="away from where the model is calibrated",
-            )
-            yield (
-                f"{shown}, below 1: smoothing would act and make logits smaller, confidence lower, with a pull of "
-                f"{pull.value:.2f} nats for each unit of log T beside {-gap.value:+.2f} of the data; {way}."
-            )
+    indices = {b: get("smoothing", "activity", b) for b in get.groups("smoothing", "activity")}
+    unknown = [b for b, index in indices.items() if _covers(index, 1.0)]
+    above = [b for b, index in indices.items() if b not in unknown and index.value > 1]
+    below = [b for b in indices if b not in unknown and b not in above]
+
+    def shown(several: list[str]) -> str:
+        return "Smoothing. Activity index " + ", ".join(f"{_text(indices[b])} (b = {b})" for b in several)
+
+    if unknown:
+        yield f"{shown(unknown)}: this text cannot tell whether smoothing would act."
+    if above:
+        yield (
+            f"{shown(above)}, above 1: smoothing would not act at first; even the smoothed loss wants larger logits than "
+            "these, and its pull only slows their growth."
+        )
+    if below:
+        gap = get("prediction", "scale_gap")
+        way = _sign(
+            gap,
+            negative="the right way here, as the model is over-confident, and plain training on this text would go it "
+            "too",
+            positive="the wrong way here, as the model is under-confident",
+            neither="away from where the model is calibrated",
+        )
+        pulls = ", ".join(f"{get('smoothing', 'pull', b).value:.2f}" for b in below)
+        yield (
+            f"{shown(below)}, below 1: smoothing would act and make logits smaller, confidence lower: {way}. It pulls "
+            f"with {pulls} nats for each unit of log T; the data with {-gap.value:.2f}."
+        )
 
 
 def _ceiling(get: Lookup) -> Iterator[str]:
