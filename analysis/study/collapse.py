@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..bottleneck import FitConfig, fit
@@ -43,7 +44,7 @@ def configs(preset: Preset) -> list[FitConfig]:
     With k fixed, hidden size acts through the norm by construction; cells of one norm product and several hidden sizes
     tell the two apart. V is varied at fixed b and at fixed smoothing-optimal gap.
     """
-    listed = _quick() if preset == "quick" else _full()
+    listed = _quick() if preset == "quick" else [replace(head, overtime=2, max_steps=6000) for head in _full()]
     return list(dict.fromkeys(listed))  # a cell may belong to two axes
 
 

@@ -16,9 +16,10 @@ __all__ = ["CONTEXTS", "fit_seconds", "heads", "smoothing_at_gap"]
 CONTEXTS = 256  # of a noisy teacher; a det teacher has one for each token, which is all it can tell apart
 
 # Estimates of fit_seconds. CPU: least squares by hand on cpu_seconds of the quick table of S3 (x86-64, one thread).
-# GPU: launches of about 100 small kernels an iteration; float32 without tensor cores.
+# GPU: about 150 small kernels an iteration, replayed as a graph; float32 without tensor cores.
 _ITERATIONS = 350
-_OVERHEAD = {"cpu": 8e-4, "cuda": 3e-3}  # seconds an iteration
+_FIRST = {"cpu": 0.0, "cuda": 1.0}  # seconds before the first iteration
+_OVERHEAD = {"cpu": 8e-4, "cuda": 8e-4}  # seconds an iteration
 _RATE = {"cpu": 5e10, "cuda": 1.5e13}  # floating-point operations a second
 _TRAFFIC = {"cpu": 5e9, "cuda": 2e12}  # bytes a second, for the optimiser's memory
 
@@ -109,4 +110,4 @@ def fit_seconds(config: FitConfig, device: str) -> float:
     steps = _ITERATIONS * (_OVERHEAD[kind] + operations / _RATE[kind] + traffic / _TRAFFIC[kind])
     if config.optimiser == "adam":  # several step sizes, all steps
         steps *= 4 * config.max_steps / _ITERATIONS / 1.3
-    return steps + teacher
+    return _FIRST[kind] + steps + teacher
