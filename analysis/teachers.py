@@ -209,8 +209,13 @@ class LogLinearTeacher(Teacher):
 
     def to(self, device: torch.device | str) -> LogLinearTeacher:
         """The same teacher on ``device``."""
-        tensors = (self.context_factors, self.token_factors, self.prior, self.peak_tokens)
-        return LogLinearTeacher(*(tensor.to(device) for tensor in tensors), self.peak)
+        return LogLinearTeacher(
+            self.context_factors.to(device),
+            self.token_factors.to(device),
+            self.prior.to(device),
+            self.peak_tokens.to(device),
+            self.peak,
+        )
 
 
 def make_teacher(config: TeacherConfig, generator: torch.Generator) -> Teacher:
