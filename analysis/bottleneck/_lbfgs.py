@@ -9,6 +9,7 @@ twice instead of forty times: once for all products with it, once for the direct
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -142,7 +143,8 @@ class DeviceLBFGS:
         self.value = value.item()  # the loss, in nats
         self.restart()
 
-    def _captured(self) -> torch.cuda.CUDAGraph:
+    def _captured(self) -> torch.cuda.CUDAGraph | None:
+        """A step as a graph; None, and a warning, where something in the loss cannot be captured."""
         stream = torch.cuda.Stream()  # the direction is 0 so far: no step moves the point
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -150,8 +152,13 @@ class DeviceLBFGS:
                 self._step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
+        try:
+            with torch.cuda.graph(graph):
+                self._step()
+        except RuntimeError as error:
+            first = error.__context__ or error
+            warnings.warn(f"steps run without a graph, several times slower: {first}", RuntimeWarning, stacklevel=3)
+            return None
         return graph
 
     def _evaluate(self) -> tuple[Tensor, Tensor]:
@@ -195,7 +202,8 @@ class DeviceLBFGS:
         ):
             square.index_copy_(0, slot, line.unsqueeze(0))
             square.index_copy_(1, slot, column.unsqueeze(1))
-        length, curvature, size = (p[slot.view(())] for p in (products[0, :, 0], products[0, :, 1], products[1, :, 1]))
+        made, changed = products.index_select(1, slot).squeeze(1)  # indexing by a scalar tensor would wait for it
+        length, curvature, size = made[0], made[1], changed[1]
         good = curvature > _CURVATURE * (length * size).sqrt()
         self._scale.copy_(torch.where(good, curvature / size, self._scale))
         self._count.add_(good)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from analysis.bottleneck import FitConfig, SoftmaxBottleneck
 from analysis.bottleneck._head import Batch
@@ -66,6 +67,15 @@ class TestSteps:
         assert (falls >= 0).all()
         assert (falls[:10] == 0).any()  # some were refused
         assert values[-1] == pytest.approx(1, abs=1e-12)
+
+    def test_no_step_waits_for_the_host(self):
+        """Fake tensors have no values: reading one, which would break a graph's capture, raises."""
+        x = nn.Parameter(torch.linspace(-1.5, 2, 9))
+        minimiser = DeviceLBFGS([x], lambda: rosenbrock(x))
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            minimiser._step()
+            with pytest.raises(DataDependentOutputException):
+                minimiser.advance(1)
 
     def test_restart_forgets_and_goes_down_the_gradient(self):
         x = nn.Parameter(torch.linspace(-1.5, 2, 9, dtype=torch.float64))
