@@ -106,7 +106,7 @@ def _out(options: argparse.Namespace) -> Path:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .running import progress, simulate, table_path
+    from .running import progress, simulate_all, table_path
 
     engine = None
     if options.engine == "ray":
@@ -114,7 +114,7 @@ def _run(options: argparse.Namespace) -> int:
 
         engine = connect(options.address)
     out, studies = _out(options), experiments(options.names)
-    result = simulate(
+    result = simulate_all(
         studies,
         options.preset,
         out,

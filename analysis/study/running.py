@@ -20,8 +20,8 @@ from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, re
 from .registry import EXPERIMENTS, Experiment, Preset, experiment, tidy
 
 __all__ = [
-    "Job", "Progress", "compute_job", "lanes", "pack", "progress", "row_folder", "simulate", "table", "table_path",
-    "unpack", "visible_gpus", "where",
+    "Job", "Progress", "compute_job", "lanes", "pack", "progress", "row_folder", "simulate", "simulate_all", "table",
+    "table_path", "unpack", "visible_gpus", "where",
 ]  # fmt: skip
 
 # A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
@@ -29,6 +29,9 @@ SMALL_FIT_SECONDS, GPU_IS_WORTH = 6.0, 5.0
 # Entries of the teacher from which one such fit at a time has a GPU: its L-BFGS may hold half the memory, and its
 # samples take a minute to draw, which one process does once for all fits on them.
 _LARGE = 2**28
+
+
+_DIGITS = 6  # of the numbers in a table
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,12 @@ def visible_gpus() -> list[str]:
     return [name.strip() for name in named.split(",")][:count] if named else [str(index) for index in range(count)]
 
 
-def simulate(
+def simulate(study: Experiment, preset: Preset, out: Path, **options: Any) -> SweepResult:
+    """:func:`simulate_all` of one experiment, with its rows."""
+    return simulate_all([study], preset, out, **options)._replace(rows=table(study, preset, out))
+
+
+def simulate_all(
     studies: Sequence[Experiment],
     preset: Preset,
     out: Path,
@@ -173,7 +181,7 @@ def simulate(
         engine: See :func:`analysis.sweep.run`; None for processes on this machine.
 
     Returns:
-        How many rows are new, and the failures; the rows of one experiment are :func:`table`.
+        How many rows are new, and the failures; the rows of an experiment are :func:`table`.
     """
     cost = {
         Job(study.name, config): study.seconds(config, where(study, config, device))
@@ -197,7 +205,7 @@ def simulate(
         rows = table(study, preset, out)
         if not rows.empty:
             store = RowStore(row_folder(out, study.name))
-            write_table(rows, table_path(out, study.name), store, study.configs(preset))
+            write_table(rows, table_path(out, study.name), store, study.configs(preset), digits=_DIGITS)
     return result
 
 
