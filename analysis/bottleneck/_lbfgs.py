@@ -93,12 +93,13 @@ class DeviceLBFGS:
         size, padded = flat.numel(), -(-flat.numel() // _PART) * _PART
         small = {"dtype": torch.float64, "device": flat.device}
         self._x, self._direction = flat, torch.zeros_like(flat)
-        self._recent = flat.new_zeros(3, padded)  # last step, its change of the gradient, the gradient at x
-        self._step_made, self._change, self._gradient = self._recent[:, :size]
-        # Rings of steps and of changes, with one place more than pairs: the next pair is written there before it is
-        # known whether it counts.
+        # Rings of steps and of changes of the gradient, with one place more than pairs: the next pair is written there
+        # before it is known whether it counts. Then the last step, its change, and the gradient at x: one matrix, so
+        # that one product with its last rows gives all inner products, and one with weights the direction.
         places = history + 1
-        self._memory = flat.new_zeros(2, places, padded)
+        self._memory = flat.new_zeros(2 * places + 3, padded)
+        self._rings, self._recent = self._memory[:-3].view(2, places, padded), self._memory[-3:]
+        self._step_made, self._change, self._gradient = self._recent[:, :size]
         self._sy, self._yy = torch.zeros(places, places, **small), torch.zeros(places, places, **small)
         self._value, self._slope, self._length = flat.new_zeros(()), flat.new_zeros(()), flat.new_ones(())
         self._scale = torch.ones((), **small)  # gamma
@@ -119,7 +120,7 @@ class DeviceLBFGS:
 
     def restart(self) -> None:
         """Forget the memory, so that the next direction is the gradient's."""
-        for state in (self._memory, self._sy, self._yy, self._count):
+        for state in (self._rings, self._sy, self._yy, self._count):
             state.zero_()
         self._scale.fill_(1.0)
         torch.neg(self._gradient, out=self._direction)
@@ -177,8 +178,8 @@ class DeviceLBFGS:
             self._length.copy_(torch.where(accepted, 1.0, self._shorter(value)))
             torch.sub(self._trial, self._x, out=self._step_made).masked_fill_(~accepted, 0.0)
             torch.sub(gradient, self._gradient, out=self._change).masked_fill_(~accepted, 0.0)
-            self._x.copy_(torch.where(accepted, self._trial, self._x))
-            self._gradient.copy_(torch.where(accepted, gradient, self._gradient))
+            torch.where(accepted, self._trial, self._x, out=self._x)
+            torch.where(accepted, gradient, self._gradient, out=self._gradient)
             self._value.copy_(torch.where(accepted, value, self._value))
             self._turn(self._remember())
 
@@ -189,42 +190,37 @@ class DeviceLBFGS:
         return torch.nan_to_num(parabola, nan=0.0).clamp(0.1 * length, 0.5 * length)
 
     def _remember(self) -> Tensor:
-        """Store the last pair if its curvature is positive; the memory times the gradient, ``(2, places)``."""
-        slot = self._count.remainder(self._history + 1).view(1)
-        self._memory.index_copy_(1, slot, self._recent[:2].unsqueeze(1))
-        places = self._history + 1
-        parts = self._memory.view(2 * places, -1, _PART).transpose(0, 1)
-        products = parts @ self._recent.view(3, -1, _PART).permute(1, 2, 0)  # (parts, 2 places, 3)
-        products = products.sum(0, dtype=torch.float64).view(2, places, 3)
-        for square, line, column in (
-            (self._sy, products[1, :, 0], products[0, :, 1]),
-            (self._yy,) + 2 * (products[1, :, 1],),
-        ):
+        """Store the last pair if its curvature is positive; the memory times the gradient, ``(2 places + 3,)``."""
+        places, slot = self._history + 1, self._count.remainder(self._history + 1).view(1)
+        self._rings.index_copy_(1, slot, self._recent[:2].unsqueeze(1))
+        parts = self._memory.view(len(self._memory), -1, _PART).transpose(0, 1)
+        products = (parts @ parts[:, -3:].mT).sum(0, dtype=torch.float64)  # with the step, the change, the gradient
+        s, y = products[:-3].view(2, places, 3)
+        for square, line, column in ((self._sy, y[:, 0], s[:, 1]), (self._yy, y[:, 1], y[:, 1])):
             square.index_copy_(0, slot, line.unsqueeze(0))
             square.index_copy_(1, slot, column.unsqueeze(1))
-        made, changed = products.index_select(1, slot).squeeze(1)  # indexing by a scalar tensor would wait for it
-        length, curvature, size = made[0], made[1], changed[1]
+        length, curvature, size = products[-3, 0], products[-3, 1], products[-2, 1]
         good = curvature > _CURVATURE * (length * size).sqrt()
         self._scale.copy_(torch.where(good, curvature / size, self._scale))
         self._count.add_(good)
-        return products[:, :, 2]
+        return products[:, 2]
 
     def _turn(self, products: Tensor) -> None:
-        """Direction -H g, with the pairs from the oldest to the newest."""
+        """Direction -H g, with the pairs from the oldest to the newest; -gamma g where that does not go down."""
         order = (self._count + self._ages).remainder(self._history + 1)
         sy = self._sy.index_select(0, order).index_select(1, order)
         yy = self._yy.index_select(0, order).index_select(1, order)
         own = sy.diagonal()
         upper = sy.triu() + torch.diag_embed((own <= 0).double())  # pairs that are not there yet
-        p, q = products.index_select(1, order)
+        p, q = products[:-3].view(2, -1).index_select(1, order)
         u = torch.linalg.solve_triangular(upper, p.unsqueeze(1), upper=True)
         middle = own.unsqueeze(1) * u + self._scale * (yy @ u - q.unsqueeze(1))
         v = torch.linalg.solve_triangular(upper.T, middle, upper=False)
-        weights = torch.zeros_like(products).index_copy_(1, order, torch.cat([v, -self._scale * u], dim=1).T)
-        kept = self._scale.to(self._x.dtype) * self._gradient
-        flat = self._memory.view(weights.numel(), -1)[:, : kept.numel()]
-        direction = -(kept + weights.view(-1).to(kept.dtype) @ flat)
-        slope = direction.dot(self._gradient)
-        downhill = slope < 0  # False for nan
-        self._direction.copy_(torch.where(downhill, direction, -kept))
-        self._slope.copy_(torch.where(downhill, slope, -kept.dot(self._gradient)))
+        weights = torch.zeros_like(products)
+        weights[-1].sub_(self._scale)
+        steepest = weights.clone()
+        weights[:-3].view(2, -1).index_copy_(1, order, torch.cat([-v, self._scale * u], dim=1).T)
+        weights = torch.where(weights.dot(products) < 0, weights, steepest)  # False for nan
+        memory = self._memory[:, : self._x.numel()]
+        torch.mv(memory.T, weights.to(memory.dtype), out=self._direction)
+        self._slope.copy_(self._direction.dot(self._gradient).clamp_max(0.0))
