@@ -139,14 +139,11 @@ def _full() -> list[FitConfig]:
 
 def _large_vocabulary() -> list[FitConfig]:
     """The named subset at V = 262144: 4096 contexts, one seed, and an end to what a slow fit may cost."""
-    return heads(
-        teachers=("lowrank",),
-        vocab_sizes=(262144,),
-        hidden_sizes=(64, 256, 1024),
-        temperatures=(1.0, 0.25),
-        n_contexts=4096,
-        seeds=1,
-    )
+    axes: dict[str, Any] = {"teachers": ("lowrank",), "vocab_sizes": (262144,), "n_contexts": 4096, "seeds": 1}
+    return [
+        *heads(hidden_sizes=(64, 256), temperatures=(1.0, 0.25), **axes),
+        *heads(hidden_sizes=(1024,), **axes),
+    ]
 
 
 EXPERIMENT = Experiment(

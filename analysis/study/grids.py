@@ -16,12 +16,12 @@ __all__ = ["CONTEXTS", "fit_seconds", "heads", "smoothing_at_gap"]
 CONTEXTS = 256  # of a noisy teacher; a det teacher has one for each token, which is all it can tell apart
 
 # Estimates of fit_seconds. CPU: least squares by hand on cpu_seconds of tables of S3 (x86-64, one thread).
-# GPU: about 150 small kernels an iteration, replayed as a graph; float32 without tensor cores.
+# GPU: eight timed shapes on an H100; a step is about 150 kernels in one graph, float32 without tensor cores.
 _ITERATIONS = 400
 _FIRST = {"cpu": 0.0, "cuda": 1.0}  # seconds before the first iteration
-_OVERHEAD = {"cpu": 1.2e-3, "cuda": 8e-4}  # seconds an iteration
-_ENTRY = {"cpu": 4.3e-9, "cuda": 0.0}  # seconds an iteration for each logit: exponentials; fused on a GPU
-_RATE = {"cpu": 5e10, "cuda": 1.5e13}  # floating-point operations a second
+_OVERHEAD = {"cpu": 1.2e-3, "cuda": 4.5e-4}  # seconds an iteration
+_ENTRY = {"cpu": 4.3e-9, "cuda": 8e-11}  # seconds an iteration for each logit: exponentials
+_RATE = {"cpu": 5e10, "cuda": 1.9e13}  # floating-point operations a second
 _TRAFFIC = {"cpu": 7e9, "cuda": 1e12}  # bytes a second, for the optimiser's memory
 _MEASURE = {"cpu": 7.5e-7, "cuda": 5e-8}  # seconds for each logit: conditionals, samples, measurements in float64
 

@@ -25,7 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 # A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
-SMALL_FIT_SECONDS, GPU_IS_WORTH = 6.0, 5.0
+SMALL_FIT_SECONDS, GPU_IS_WORTH = 12.0, 5.0
 # Entries of the teacher from which one such fit at a time has a GPU: its L-BFGS may hold half the memory, and its
 # samples take a minute to draw, which one process does once for all fits on them.
 _LARGE = 2**28
