@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import paper_figures
-from analysis.records import config_key
+from analysis.records import config_key, read_table
 from analysis.study import ceilings, registry, running
 from analysis.study.__main__ import main
 from analysis.study.claims_tuning import degrades
@@ -37,7 +37,7 @@ def finished(few, tmp_path):
 
 class TestRun:
     def test_rows_table_and_sidecar_then_nothing_left(self, finished, capsys):
-        table = pd.read_csv(finished / "S1.csv")
+        table = read_table(finished / "S1.csv")
         assert table["key"].tolist() == [config_key(config) for config in FEW for _ in range(2)]
         assert json.loads((finished / "S1.json").read_text())["rows"] == 6
         assert main(["run", "S1", "--out", str(finished)]) == 0
@@ -197,14 +197,14 @@ class TestVerdicts:
         )
 
     def test_k1_by_hand(self, table):
-        rows = pd.read_csv(DATA / "quick" / "S7.csv").query(
+        rows = read_table(DATA / "quick" / "S7.csv").query(
             "converged and method == 'b=0' and distribution == 'broad' and reading == 'as_trained'"
         )
         ece = rows.pivot_table(index=["vocab_size", "hidden_size", "data_seed"], columns="epoch", values="true_ece")
         assert table.loc["K1", "mean"] == pytest.approx((ece[32] - ece[0]).mean(), abs=1e-5)
 
     def test_flagged_rows_are_left_out_and_counted(self, tmp_path):
-        rows = pd.read_csv(DATA / "quick" / "S7.csv")
+        rows = read_table(DATA / "quick" / "S7.csv")
         bad = rows["data_seed"] == 0
         rows.assign(converged=~bad, true_ece=rows["true_ece"].where(~bad, 1e6)).to_csv(tmp_path / "S7.csv", index=False)
         tables = Tables([tmp_path])
@@ -215,7 +215,7 @@ class TestVerdicts:
 
     def test_reversed_data_reverse_the_verdict(self, tmp_path):
         """Every verdict can fail: calibration that improves with tuning refutes K1."""
-        rows = pd.read_csv(DATA / "quick" / "S7.csv")
+        rows = read_table(DATA / "quick" / "S7.csv")
         rows.assign(true_ece=0.5 - rows["true_ece"]).to_csv(tmp_path / "S7.csv", index=False)
         assert degrades(Tables([tmp_path])).verdict == "refuted"
 
