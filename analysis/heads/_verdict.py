@@ -29,8 +29,8 @@ class Lookup:
             raise ValueError(f"table must hold {name} {group} of {part}: it is no table of an audit.") from error
 
     def groups(self, part: str, name: str) -> list[str]:
-        """Groups that have such a number, in the order of the table."""
-        return [group for p, n, group in self.found if (p, n) == (part, name)]
+        """Groups that have such a number, in ascending order."""
+        return sorted((group for p, n, group in self.found if (p, n) == (part, name)), key=float)
 
 
 def verdict(table: pd.DataFrame) -> str:
@@ -68,8 +68,8 @@ def _smoothing(get: Lookup) -> Iterator[str]:
         yield f"{shown(unknown)}: this text cannot tell whether smoothing would act."
     if above:
         yield (
-            f"{shown(above)}, above 1: smoothing would not act at first; even the smoothed loss wants larger logits than "
-            "these, and its pull only slows their growth."
+            f"{shown(above)}, above 1: smoothing would not act at first; even the smoothed loss wants larger logits "
+            "than these, and its pull only slows their growth."
         )
     if below:
         gap = get("prediction", "scale_gap")
