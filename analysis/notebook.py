@@ -20,6 +20,7 @@ _RC: Any = {
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "legend.frameon": False,
+    "legend.title_fontsize": "medium",
     "lines.markersize": 5,
 }
 
