@@ -45,7 +45,7 @@ def explore(draw: Callable[..., object], **controls: Any) -> None:
     Args:
         draw: Draws, and shows, one figure. Every parameter needs a default: it is the control's first value.
         **controls: Parameter name -> (low, high, step) for a slider, a list for a menu, a bool for a box; what
-            :func:`ipywidgets.interact` takes.
+            :func:`ipywidgets.interactive` takes.
 
     Raises:
         TypeError: If a control names no parameter of ``draw``, or one without a default.
@@ -56,12 +56,18 @@ def explore(draw: Callable[..., object], **controls: Any) -> None:
     for name in controls:
         if name not in parameters or parameters[name].default is inspect.Parameter.empty:
             raise TypeError(f"controls must name parameters of draw that have a default, got {name!r}.")
-    if _somebody_is_there():
-        from ipywidgets import interact  # pyright: ignore[reportMissingImports]
-
-        interact(draw, **controls)
-    else:
+    if not _somebody_is_there():
         draw()
+        return
+    from IPython.display import display
+    from ipywidgets import interactive  # pyright: ignore[reportMissingImports]
+
+    panel: Any = interactive(draw, **controls)
+    for control in panel.children[:-1]:  # the last is the figure
+        control.description = control.description.replace("_", " ")
+        control.style.description_width = "initial"  # else long names are cut
+        control.continuous_update = False  # draw when a slider is let go, not on the way
+    display(panel)
 
 
 def _somebody_is_there() -> bool:

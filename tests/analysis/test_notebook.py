@@ -19,32 +19,42 @@ def shell(allow_stdin):
     return SimpleNamespace(kernel=SimpleNamespace(get_parent=lambda channel: message))
 
 
-@pytest.fixture(name="interact")
-def _interact(monkeypatch):
-    calls = []
-    monkeypatch.setattr("ipywidgets.interact", lambda draw, **controls: calls.append((draw, controls)))
-    return calls
+@pytest.fixture(name="shown")
+def _shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    return shown
 
 
-def test_controls_appear_where_somebody_is_there(interact, monkeypatch):
+def test_a_front_end_that_answers_questions_is_somebody(monkeypatch):
     monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: shell(True))
+    assert notebook._somebody_is_there()
+
+
+def test_controls_appear_where_somebody_is_there(shown, monkeypatch):
+    monkeypatch.setattr(notebook, "_somebody_is_there", lambda: True)
     drawn = []
 
-    def draw(x=2.0):
-        drawn.append(x)
+    def draw(norm_product=2.0, name="a", other=7):
+        drawn.append((norm_product, name, other))
 
-    notebook.explore(draw, x=(1.0, 3.0, 0.5))
-    assert interact == [(draw, {"x": (1.0, 3.0, 0.5)})]
-    assert not drawn
+    notebook.explore(draw, norm_product=(1.0, 3.0, 0.5), name=["b", "a"])
+    (panel,) = shown
+    slider, menu, _ = panel.children
+    assert (slider.description, slider.min, slider.max, slider.step, slider.value) == ("norm product", 1, 3, 0.5, 2)
+    assert (menu.options, menu.value) == (("b", "a"), "a")
+    assert not slider.continuous_update
+    slider.value = 3.0
+    assert drawn == [(3.0, "a", 7)]
 
 
 @pytest.mark.parametrize("present", [shell(False), SimpleNamespace(), None], ids=["headless", "terminal", "script"])
-def test_the_figure_is_drawn_once_with_its_defaults_elsewhere(present, interact, monkeypatch):
+def test_the_figure_is_drawn_once_with_its_defaults_elsewhere(present, shown, monkeypatch):
     monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: present)
     drawn = []
     notebook.explore(lambda x=2.0, y="a": drawn.append((x, y)), x=(1.0, 3.0, 0.5))
     assert drawn == [(2.0, "a")]
-    assert not interact
+    assert not shown
 
 
 def test_the_figure_is_drawn_once_without_ipywidgets(monkeypatch):
