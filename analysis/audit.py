@@ -71,6 +71,7 @@ def _audit(options: argparse.Namespace) -> int:
     from .heads import audit_model, load_model, packaged_smollm2
     from .records import environment, write_atomically
 
+    made_by = {"command": _command(options), **environment()}
     documents, text = _documents(options.text)
     path = packaged_smollm2() if options.model == "smollm2" else options.model
     loaded = load_model(path, revision=options.revision, dtype=getattr(torch, options.dtype))
@@ -99,7 +100,6 @@ def _audit(options: argparse.Namespace) -> int:
             progress=bar.show,
         )
     write_atomically(options.out, found.table.to_csv(index=False, lineterminator="\n", float_format="%.7g"))
-    made_by = {"command": _command(options), **environment()}
     write_atomically(options.out.with_suffix(".json"), json.dumps(made_by, indent=1) + "\n")
     options.out.with_suffix(".png").write_bytes(_figure(found.table))
     print(found.verdict)

@@ -6,7 +6,7 @@ the bottom: shares of the tokens. *(b)* Confidence gaps log((V - 1) p / (1 - p))
 half, mark: median), the gaps that smoothing asks for, and every proven bound on a gap of this head: norms are no
 ceiling here, by a factor of ten. *(c)* Activity index: below 1 smoothing makes logits smaller, below 0 unsmoothed
 training on this text would as well. *(d)* Confidence minus accuracy in fifths of the tokens, by entropy of the
-prediction (lowest first) and by frequency of the target in the text (rarest first). Bars of (c) and (d): 95 %
+prediction (lowest first) and by frequency of the predicted token in the text (rarest first). Bars of (c) and (d): 95 %
 bootstrap intervals over documents. The model was tuned for instructions and its weights are dequantised from 4 bits:
 its numbers are not those of the original. Table audit_smollm2.
 """

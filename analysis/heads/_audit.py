@@ -67,8 +67,8 @@ def audit_model(
     T and the ``pull`` b (CE_u - CE) in it; ``asked_gap`` and ``asked_confidence`` of its optimum; ``share_above``, of
     tokens whose gap is larger); ``gap`` (quantiles of log((V - 1) p / (1 - p)), p the largest probability); ``cap``
     (each bound on it, and whether it lies below what b asks for); ``calibration`` and ``reliability`` of the most
-    probable token (15 bins of equal width; ``rms_sorted``: bins of 100); the same by ``frequency`` of the target
-    in the text and by ``entropy`` of the prediction, in fifths; ``temperature`` (the one that fits this text best, and
+    probable token (15 bins of equal width; ``rms_sorted``: bins of 100); the same by ``frequency`` of that token in the
+    text and by ``entropy`` of the prediction, in fifths; ``temperature`` (the one that fits this text best, and
     the errors left at it).
 
     The activity index is about the distribution that it is measured on: a text unlike the one that is to be trained on
@@ -181,7 +181,8 @@ def _tokens(known: Features, head: Head, temperature: float, say: Callable[..., 
             stats.entropy[:, 0], -stats.log_probability[:, 0], stats.lse[:, 0] - stats.mean_logit / temperature,
             stats.confidence[:, 0], stats.log1m_confidence[:, 0],
         )  # fmt: skip
-        parts.append((*(x.double().cpu().numpy() for x in columns), (stats.rank == 0).cpu().numpy()))
+        numbers = (x.double().cpu().numpy() for x in columns)
+        parts.append((stats.argmax.cpu().numpy(), *numbers, (stats.rank == 0).cpu().numpy()))
         say(stage, min(start + _BLOCK, len(known.target)), len(known.target))
     joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Tokens(known.document.numpy(), known.target.cpu().numpy(), *joined)

@@ -27,6 +27,7 @@ class Tokens(NamedTuple):
 
     document: NDArray[np.int64]
     target: NDArray[np.int64]
+    predicted: NDArray[np.int64]  # the most probable token
     entropy: Array
     nll: Array
     uniform: Array  # cross entropy against the uniform distribution, lse - mean logit
@@ -146,12 +147,15 @@ def calibration(tokens: Tokens, documents: Documents) -> Iterator[Row]:
 
 
 def groups(tokens: Tokens, documents: Documents) -> Iterator[Row]:
-    """Calibration by frequency of the target in the text, rarest first, and by entropy of the prediction."""
-    counts = np.bincount(tokens.target)
+    """Calibration by frequency of the predicted token in the text, rarest first, and by entropy of the prediction.
+
+    Not by the target's: that is known afterwards only, and whoever is calibrated is wrong more often where it is rare.
+    """
+    counts = np.bincount(tokens.target, minlength=int(tokens.predicted.max()) + 1)
     order = np.empty(len(tokens.entropy), np.int64)
     order[np.argsort(tokens.entropy, kind="stable")] = np.arange(len(order))
     for part, index in (
-        ("frequency", frequency_groups(counts, GROUPS)[tokens.target]),
+        ("frequency", frequency_groups(counts, GROUPS)[tokens.predicted]),
         ("entropy", order * GROUPS // len(order)),
     ):
         names = [str(i + 1) for i in range(GROUPS)]

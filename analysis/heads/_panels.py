@@ -118,7 +118,7 @@ def draw_activity(table: pd.DataFrame, ax: Axes) -> None:
 
 
 def draw_groups(table: pd.DataFrame, ax: Axes) -> None:
-    """Confidence minus accuracy in fifths of the tokens, by entropy of the prediction and frequency of the target."""
+    """Confidence minus accuracy in fifths of the tokens, by entropy and frequency of the prediction."""
     get = Lookup(table)
     ax.axhline(0, color="0.6", lw=0.8, zorder=0)
     for part, shift, marker, colour, label in (

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from tiny_models import V, make, save_folder
 
 from analysis.audit import main
-from analysis.calibration import calibration_error, reliability_table
+from analysis.calibration import calibration_error, frequency_groups, reliability_table
 from analysis.heads import audit_model, draw_audit, load_model, packaged_smollm2, read_text, verdict
 from analysis.heads._documents import cut, python_text
 from analysis.heads._intervals import Documents
@@ -54,6 +54,7 @@ def plain(model, tokens, temperature=1.0):
         "confidence": confidence.numpy(),
         "gap": (confidence.log() - others.log()).numpy() + math.log(logits.shape[-1] - 1),
         "correct": (choice == target).numpy(),
+        "choice": choice.numpy(),
     }
 
 
@@ -161,7 +162,12 @@ def test_fifths_split_the_tokens():
         close(get("entropy", "over_confidence", str(fifth + 1)), over)
         ece = calibration_error(want["confidence"][part], want["correct"][part])
         close(get("entropy", "ece", str(fifth + 1)), ece)
-    assert sum(get("frequency", "n", g).value for g in get.groups("frequency", "n")) == n
+    counts = np.bincount(want["target"], minlength=V)
+    assert [get("frequency", "n", g).value for g in get.groups("frequency", "n")] == [
+        count for fifth in range(5) if (count := (frequency_groups(counts, 5)[want["choice"]] == fifth).sum())
+    ]
+    rarest = frequency_groups(counts, 5)[want["choice"]] == 0
+    close(get("frequency", "accuracy", "1"), want["correct"][rarest].mean())
 
 
 def test_intervals_resample_whole_documents():
