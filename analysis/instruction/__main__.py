@@ -23,7 +23,9 @@ from .tuning import PRESETS, InstructionConfig, configs, seconds, tune
 
 __all__ = ["main"]
 
-_OVERLAP = 4  # runs that one GPU serves at once without slowing each other much, as launches bound them
+_OVERLAP = (
+    8  # runs that one GPU serves at once: each needs a core of the CPU and 8 GiB of the GPU, and little of its time
+)
 _EXAMPLES = """
 examples:
   python -m analysis.instruction questions questions.json        build the questions from installed data packages
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("questions", type=Path, metavar="FILE")
         command.add_argument("--preset", choices=PRESETS, default="full", help="which runs (default: full)")
         command.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-        command.add_argument("--workers", type=int, metavar="N", help="processes (default: 1; 4 on cuda)")
+        command.add_argument("--workers", type=int, metavar="N", help="processes (default: 1; 8 on cuda)")
         command.add_argument("--out", type=Path, default=Path("paper_figures/out/instruction"), metavar="DIR")
         if name == "run":
             command.add_argument("--max-minutes", type=float, metavar="M", help="start no run after this time")

@@ -78,16 +78,17 @@ def configs(model: str, questions: str, preset: Preset) -> list[InstructionConfi
 
 
 def seconds(config: InstructionConfig, device: str) -> float:
-    """Estimated seconds of one run on a device to itself, for a model of about 135 million weights.
+    """Estimated seconds of one run, for a model of about 135 million weights. Right to a factor of about 2.
 
-    Steps are bound by launches on a GPU (.1 s for forward, backward and AdamW of 30 layers) and by arithmetic on a CPU
-    core (70 tokens a question, 6 operations a weight and token). Right to a factor of about 2.
+    With a GPU one CPU core is the bound, as it launches many small kernels: 145 s of it a run of the full preset were
+    measured on the hosts of H200s, about .35 s a step and the rest measurements. On a CPU it is arithmetic: 70 tokens a
+    question, 6 operations a weight and token.
     """
     steps = config.epochs * -(-config.examples // config.batch_size)
     times = len(list(_measured_at(config.epochs)))
     documents = 2 * (3 * config.evaluated + min(config.examples, 2 * config.evaluated)) + 5 * config.texts
     if device.startswith("cuda"):
-        return steps * 0.1 + times * (2 + documents / 64 * 0.05)
+        return steps * 0.35 + times * (2 + documents / 128 * 0.3)
     tokens = 3 * config.epochs * config.examples * 70 + times * documents * 70
     return tokens * 2 * 135e6 / 30e9
 

@@ -328,6 +328,27 @@ def test_no_pickle_and_no_unknown_place_is_read(folder, tmp_path, capsys, model,
     assert message in capsys.readouterr().err
 
 
+def test_a_hub_is_asked_for_safetensors_without_code(folder, monkeypatch):
+    transformers, hub = pytest.importorskip("transformers"), pytest.importorskip("huggingface_hub")
+    local, asked = load_model(folder), []
+
+    def answer(result):
+        return lambda name, **options: asked.append((name, options)) or result
+
+    local.model.config._commit_hash = "abc123"
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", answer(local.tokenizer))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", answer(local.model))
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: str(folder / "README.md"))
+    loaded = load_model("someone/model", revision="v2")
+    assert (loaded.name, loaded.revision, loaded.licence) == ("someone/model", "abc123", "mit")
+    for name, options in asked:
+        assert name == "someone/model"
+        assert not options["trust_remote_code"]
+        assert not options["local_files_only"]
+        assert options["revision"] == "v2"
+    assert asked[1][1]["use_safetensors"]
+
+
 def test_a_revision_is_for_hubs(folder):
     with pytest.raises(ValueError, match="revision must be None for a local model"):
         load_model(folder, revision="main")
