@@ -21,6 +21,7 @@ __all__ = ["MAX_TEMPERATURES", "statistics"]
 MAX_TEMPERATURES = 8  # of one pass: eight exponentials a logit take as long as its product at D = 2304
 # Units of work: 8 for each of the 132 multiprocessors of an H100. An uneven share costs 3 %, the partials 16 MiB.
 MAX_UNITS = 1056
+WIDTH = 16  # columns of the arrays that a tile is folded into: 8 registers each
 
 
 def statistics(
@@ -94,7 +95,8 @@ def _pass(
     from .fused.arguments import Scalars, describe
     from .fused.merge import target_logit_kernel
     from .fused.rows import index_rows
-    from .statistics_kernels import join_kernel, sweep_kernel
+    from .statistics_join import join_kernel
+    from .statistics_kernels import sweep_kernel
 
     (n, hidden_size), vocab_size, device = hidden.shape, weight.shape[0], hidden.device
     # No target: every token is kept.
@@ -127,7 +129,7 @@ def _pass(
             bias, rows.number, rows.source, labels, own, inverse, partial, classes, stride,
             n, vocab_size, hidden_size, tiles, *hidden.stride(), *weight.stride(), product_gain, bias_gain, cap,
             **head, **common, MASK_VOCAB=vocab_size % launch.columns != 0, RUN_IF=run_if, BLOCK_VOCAB=launch.columns,
-            BLOCK_HIDDEN=launch.depth, DESCRIPTOR=descriptor, FLATTEN=launch.flatten, PRECISION="ieee",
+            BLOCK_HIDDEN=launch.depth, DESCRIPTOR=descriptor, WIDTH=WIDTH, FLATTEN=launch.flatten, PRECISION="ieee",
             num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
     join_kernel[(triton.cdiv(n, 16),)](

@@ -24,38 +24,12 @@ import triton.language as tl
 
 from .fused.forward import group_count
 from .fused.tiles import capped_logits, product
+from .statistics_tile import EXCLUDED, FLOOR, exponential_sums, row_sum, tile_rank, two_largest
 
-__all__ = ["FLOOR", "join_kernel", "sweep_kernel"]
+__all__ = ["sweep_kernel"]
 
-# Stands for no logit: far below every float16 product, far above overflow when divided by a temperature.
-FLOOR = -1e26
 _FLOOR = tl.constexpr(FLOOR)
-_EXCLUDED = tl.constexpr(-1e30)  # so far below the floor that even relative to it 2^x is 0
-_LN2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def _join(
-    first, best, second, total, square, weighted, first2, best2, second2, total2, square2, weighted2, inverse
-):  # fmt: skip
-    """Statistics of two disjoint sets of classes, the second of higher indices; ``inverse`` is 1 / T ``(1, K)``."""
-    new_first = tl.maximum(first, first2)
-    loser = tl.minimum(first, first2)
-    new_second = tl.maximum(tl.maximum(second, second2), loser)
-    a = (second - new_second)[:, None] * inverse
-    b = (second2 - new_second)[:, None] * inverse
-    c = (loser - new_second)[:, None] * inverse
-    fa = tl.exp2(a)
-    fb = tl.exp2(b)
-    fc = tl.exp2(c)
-    return (
-        new_first,
-        tl.where(first2 > first, best2, best),
-        new_second,
-        total * fa + total2 * fb + fc,
-        square * fa * fa + square2 * fb * fb + fc * fc,
-        (weighted + total * a) * fa + (weighted2 + total2 * b) * fb + c * fc,
-    )
+_EXCLUDED = tl.constexpr(EXCLUDED)
 
 
 @triton.jit
@@ -93,6 +67,7 @@ def sweep_kernel(
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
+    WIDTH: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
     PRECISE: tl.constexpr,
@@ -156,50 +131,51 @@ def sweep_kernel(
             not DESCRIPTOR,
             PRECISION,
         )
-        column = tile * BLOCK_VOCAB + tl.arange(0, BLOCK_VOCAB)
+        start = tile * BLOCK_VOCAB
+        column = start + tl.arange(0, BLOCK_VOCAB)
         z, _slope = capped_logits(
             acc, bias, column, vocab_size, product_gain, bias_gain, cap, HAS_BIAS, SOFTCAP, PRECISE
         )
-        column = column[None, :]
-        if MASK_VOCAB:  # after the cap, and out of the sum of logits
-            logit_sum = tl.where(fresh, 0.0, logit_sum) + tl.sum(tl.where(column < vocab_size, z, 0.0), 1)
-            z = tl.where(column < vocab_size, z, _EXCLUDED)
-        else:
-            logit_sum = tl.where(fresh, 0.0, logit_sum) + tl.sum(z, 1)
-        tile_first = tl.max(z, 1)
-        tile_best = tl.min(tl.where(z == tile_first[:, None], column, 2147483647), 1)
+        # Padded columns hold exact zeros so far.
+        logit_sum = tl.where(fresh, 0.0, logit_sum) + row_sum(z, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
+        if MASK_VOCAB:  # after the cap: tanh would turn this into -c
+            z = tl.where(column[None, :] < vocab_size, z, _EXCLUDED)
+        tile_first, tile_second, tile_best = two_largest(z, start, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
         if HAS_TARGET:
-            label = tl.load(target + origin, mask=row < row_count, other=0).to(tl.int32)[:, None]
-            own = tl.load(target_logit + row, mask=row < row_count, other=0.0)[:, None]
-            before = ((z > own) & (column != label)) | ((z == own) & (column < label))
-            rank = tl.where(fresh, 0, rank) + tl.sum(before.to(tl.int32), 1)
-        z = tl.where(column == tile_best[:, None], _EXCLUDED, z)
-        tile_second = tl.maximum(tl.max(z, 1), _FLOOR)
-        z -= tile_second[:, None]
+            label = tl.load(target + origin, mask=row < row_count, other=0).to(tl.int32)
+            own = tl.load(target_logit + row, mask=row < row_count, other=0.0)
+            rank = tl.where(fresh, 0, rank) + tile_rank(z, own, label, start, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
+
+        first = tl.where(fresh, _FLOOR, first)
+        second = tl.where(fresh, _FLOOR, second)
+        new_second = tl.maximum(tl.maximum(second, tile_second), tl.minimum(first, tile_first))
+        # Only the largest of all exceeds it. Where that lies in this tile, it is counted as another second and taken
+        # off again, and the largest so far joins the sums.
+        d = tl.minimum(z, new_second[:, None]) - new_second[:, None]
+        wins = tile_first > first
+        joins = (tl.where(wins, first, _EXCLUDED) - new_second)[:, None] * inverse
+        rise = (second - new_second)[:, None] * inverse
+        e_joins = tl.exp2(joins)
+        e_rise = tl.exp2(rise)
+        excess = tl.where(wins, 1.0, 0.0)[:, None]
         tile_total = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
         tile_square = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
         tile_weighted = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
         for i in tl.static_range(K):
-            x = z * tl.load(inverse_temperature + i)
-            e = tl.exp2(x)
-            tile_total = tl.where(k == i, tl.sum(e, 1)[:, None], tile_total)
-            tile_square = tl.where(k == i, tl.sum(e * e, 1)[:, None], tile_square)
-            tile_weighted = tl.where(k == i, tl.sum(e * x, 1)[:, None], tile_weighted)
-        first, best, second, total, square, weighted = _join(
-            tl.where(fresh, _FLOOR, first),
-            best,
-            tl.where(fresh, _FLOOR, second),
-            tl.where(fresh, 0.0, total),
-            tl.where(fresh, 0.0, square),
-            tl.where(fresh, 0.0, weighted),
-            tile_first,
-            tile_best,
-            tile_second,
-            tile_total,
-            tile_square,
-            tile_weighted,
-            inverse,
-        )
+            e, e2, ex = exponential_sums(
+                d, tl.load(inverse_temperature + i), WIDTH, BLOCK_ROWS, BLOCK_VOCAB
+            )
+            tile_total = tl.where(k == i, e[:, None], tile_total)
+            tile_square = tl.where(k == i, e2[:, None], tile_square)
+            tile_weighted = tl.where(k == i, ex[:, None], tile_weighted)
+        total = tl.where(fresh, 0.0, total)
+        weighted = (tl.where(fresh, 0.0, weighted) + total * rise) * e_rise + tile_weighted + e_joins * joins
+        square = tl.where(fresh, 0.0, square) * e_rise * e_rise + (tile_square - excess) + e_joins * e_joins
+        total = total * e_rise + (tile_total - excess) + e_joins
+        best = tl.where(wins, tile_best, best)
+        first = tl.maximum(first, tile_first)
+        second = new_second
+
         done = (row < row_count) & (tile + 1 == tile_end)
         slot = unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         tl.store(partial + slot, first, mask=done)
@@ -211,104 +187,3 @@ def sweep_kernel(
         tl.store(table + 2 * K * stride, weighted, mask=done[:, None])
         tl.store(classes + slot, best, mask=done)
         tl.store(classes + stride + slot, rank, mask=done)
-
-
-@triton.jit
-def join_kernel(
-    count,
-    position,  # (N,) packed row, -1 where ignored
-    target,  # (N,) if HAS_TARGET
-    target_logit,  # (N,) packed order, bits, if HAS_TARGET
-    inverse_temperature,  # (K,)
-    partial,
-    classes,
-    stride,
-    scores,  # (6, N, temperatures): lse, entropy, participation, log_probability, confidence, log1m_confidence
-    logits,  # (3, N): max_logit, target_logit, mean_logit
-    indices,  # (2, N) int64: argmax, rank
-    plane,  # N x temperatures
-    n,
-    vocab_size,
-    tile_count,
-    temperatures,
-    HAS_TARGET: tl.constexpr,
-    K: tl.constexpr,
-    MAX_UNITS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """Joins the groups of ROWS tokens and writes their statistics in nats; nan and -1 for ignored tokens."""
-    row_blocks = tl.cdiv(tl.load(count), BLOCK_ROWS)
-    groups = group_count(row_blocks, tile_count, MAX_UNITS)
-    origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row = tl.load(position + origin, mask=origin < n, other=-1)
-    valid = row >= 0
-    k = tl.arange(0, K)[None, :]
-    inverse = tl.load(inverse_temperature + k)
-
-    first = tl.full((ROWS,), _FLOOR, dtype=tl.float32)
-    second = tl.full((ROWS,), _FLOOR, dtype=tl.float32)
-    best = tl.zeros((ROWS,), dtype=tl.int32)
-    rank = tl.zeros((ROWS,), dtype=tl.int32)
-    logit_sum = tl.zeros((ROWS,), dtype=tl.float32)
-    total = tl.zeros((ROWS, K), dtype=tl.float32)
-    square = tl.zeros((ROWS, K), dtype=tl.float32)
-    weighted = tl.zeros((ROWS, K), dtype=tl.float32)
-    for group in range(groups):
-        unit = group * row_blocks + row // BLOCK_ROWS
-        slot = unit.to(tl.int64) * BLOCK_ROWS + row % BLOCK_ROWS
-        table = partial + 3 * stride + slot[:, None] + k * stride
-        first, best, second, total, square, weighted = _join(
-            first,
-            best,
-            second,
-            total,
-            square,
-            weighted,
-            tl.load(partial + slot, mask=valid, other=0.0),
-            tl.load(classes + slot, mask=valid, other=0),
-            tl.load(partial + stride + slot, mask=valid, other=0.0),
-            tl.load(table, mask=valid[:, None], other=0.0),
-            tl.load(table + K * stride, mask=valid[:, None], other=0.0),
-            tl.load(table + 2 * K * stride, mask=valid[:, None], other=0.0),
-            inverse,
-        )
-        logit_sum += tl.load(partial + 2 * stride + slot, mask=valid, other=0.0)
-        rank += tl.load(classes + stride + slot, mask=valid, other=0)
-
-    gap = (second - first)[:, None] * inverse
-    factor = tl.exp2(gap)
-    rest = total * factor  # (1 - p_max) / p_max
-    series = rest * (1.0 - rest * (0.5 - rest * (0.3333333333 - rest * 0.25)))
-    log1p = tl.where(rest < 0.01, series, tl.log(1.0 + rest))
-    confidence = 1.0 / (1.0 + rest)
-    peak = first[:, None] * inverse * _LN2
-    nothing = float("nan")
-    keep = valid[:, None]
-    out = scores + origin.to(tl.int64)[:, None] * temperatures + k
-    mask = (origin < n)[:, None] & (k < temperatures)
-    # total counts second itself, so it is 1 or more; 0 only in rows that are ignored
-    log1m = gap * _LN2 + tl.log(tl.maximum(total, 1.0)) - log1p
-    log1m = tl.where(second[:, None] > 0.5 * _FLOOR, log1m, float("-inf"))  # a vocabulary of one class
-    tl.store(out, tl.where(keep, peak + log1p, nothing), mask=mask)
-    entropy = log1p - confidence * factor * (weighted + total * gap) * _LN2
-    tl.store(out + plane, tl.where(keep, entropy, nothing), mask=mask)
-    participation = (1.0 + square * factor * factor) * confidence * confidence
-    tl.store(out + 2 * plane, tl.where(keep, participation, nothing), mask=mask)
-    tl.store(out + 4 * plane, tl.where(keep, confidence, nothing), mask=mask)
-    tl.store(out + 5 * plane, tl.where(keep, log1m, nothing), mask=mask)
-    inside = origin < n
-    tl.store(logits + origin, tl.where(valid, first * _LN2, nothing), mask=inside)
-    tl.store(logits + 2 * n + origin, tl.where(valid, logit_sum / vocab_size * _LN2, nothing), mask=inside)
-    tl.store(indices + origin, tl.where(valid, best, -1).to(tl.int64), mask=inside)
-    if HAS_TARGET:
-        label = tl.load(target + origin, mask=valid, other=0).to(tl.int32)
-        own = tl.load(target_logit + row, mask=valid, other=0.0)
-        # The target's own product may round otherwise than its tile's: the argmax decides.
-        top = label == best
-        own = tl.where(top, first, tl.minimum(own, first))
-        rank = tl.where(top, 0, tl.maximum(rank, 1))
-        log_p = (own - first)[:, None] * inverse * _LN2 - log1p
-        tl.store(out + 3 * plane, tl.where(keep, log_p, nothing), mask=mask)
-        tl.store(logits + n + origin, tl.where(valid, own * _LN2, nothing), mask=inside)
-        tl.store(indices + n + origin, tl.where(valid, rank, -1).to(tl.int64), mask=inside)
