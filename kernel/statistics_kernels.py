@@ -162,9 +162,7 @@ def sweep_kernel(
         tile_square = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
         tile_weighted = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
         for i in tl.static_range(K):
-            e, e2, ex = exponential_sums(
-                d, tl.load(inverse_temperature + i), WIDTH, BLOCK_ROWS, BLOCK_VOCAB
-            )
+            e, e2, ex = exponential_sums(d, tl.load(inverse_temperature + i), WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
             tile_total = tl.where(k == i, e[:, None], tile_total)
             tile_square = tl.where(k == i, e2[:, None], tile_square)
             tile_weighted = tl.where(k == i, ex[:, None], tile_weighted)

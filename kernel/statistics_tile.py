@@ -22,7 +22,7 @@ _FLOOR = tl.constexpr(FLOOR)
 
 @triton.jit
 def row_sum(z, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """sum_k z_k ``(ROWS,)``."""
+    """Sum of the logits ``(ROWS,)``."""
     total = column_part(z, 0, COLUMNS // WIDTH, ROWS, COLUMNS)
     for part in tl.static_range(1, COLUMNS // WIDTH):
         total += column_part(z, part, COLUMNS // WIDTH, ROWS, COLUMNS)
@@ -82,7 +82,7 @@ def tile_rank(z, own, label, start, WIDTH: tl.constexpr, ROWS: tl.constexpr, COL
 
 @triton.jit
 def exponential_sums(d, inverse, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """sum 2^x, sum 4^x and sum 2^x x for x = inverse d, each ``(ROWS,)``."""
+    """Sums of 2^x, 4^x and 2^x x for x = inverse d, each ``(ROWS,)``."""
     total = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     square = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     weighted = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
