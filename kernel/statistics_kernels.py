@@ -68,7 +68,6 @@ def sweep_kernel(
     BLOCK_HIDDEN: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     WIDTH: tl.constexpr,
-    FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
     PRECISE: tl.constexpr,
 ):
@@ -80,108 +79,91 @@ def sweep_kernel(
     elif RUN_IF == "some ignored":
         row_blocks = tl.where(row_count == n, 0, row_blocks)
     groups = group_count(row_blocks, tile_count, MAX_UNITS)
-    programs = tl.num_programs(0)
-    start = tl.program_id(0)
-    steps = 0
-    for u in range(start, row_blocks * groups, programs):
-        g = u // row_blocks
-        steps += (g + 1) * tile_count // groups - g * tile_count // groups
-
     k = tl.arange(0, K)[None, :]
     inverse = tl.load(inverse_temperature + k)
-    unit = start - programs
-    tile = -1
-    tile_end = 0
-    first = tl.full((BLOCK_ROWS,), _FLOOR, dtype=tl.float32)
-    second = tl.full((BLOCK_ROWS,), _FLOOR, dtype=tl.float32)
-    best = tl.zeros((BLOCK_ROWS,), dtype=tl.int32)
-    rank = tl.zeros((BLOCK_ROWS,), dtype=tl.int32)
-    logit_sum = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
-    total = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
-    square = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
-    weighted = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
-    for _ in tl.range(0, steps, flatten=FLATTEN):
-        # Where the next tile lies follows from counters alone: its loads start before this tile's end.
-        tile += 1
-        fresh = tile == tile_end
-        unit = tl.where(fresh, unit + programs, unit)
+    for unit in range(tl.program_id(0), row_blocks * groups, tl.num_programs(0)):
         group = unit // row_blocks
-        tile = tl.where(fresh, group * tile_count // groups, tile)
-        tile_end = (group + 1) * tile_count // groups
         row_start = (unit - group * row_blocks) * BLOCK_ROWS
         row = row_start + tl.arange(0, BLOCK_ROWS)
         origin = tl.load(source + row, mask=row < row_count, other=0)
-        acc = product(
-            hidden,
-            weight,
-            row_start,
-            origin,
-            tile * BLOCK_VOCAB,
-            row_count,
-            vocab_size,
-            hidden_size,
-            hidden_row_stride,
-            hidden_column_stride,
-            weight_row_stride,
-            weight_column_stride,
-            BLOCK_ROWS,
-            BLOCK_VOCAB,
-            BLOCK_HIDDEN,
-            DESCRIPTOR,
-            not DESCRIPTOR,
-            PRECISION,
-        )
-        start = tile * BLOCK_VOCAB
-        column = start + tl.arange(0, BLOCK_VOCAB)
-        z, _slope = capped_logits(
-            acc, bias, column, vocab_size, product_gain, bias_gain, cap, HAS_BIAS, SOFTCAP, PRECISE
-        )
-        # Padded columns hold exact zeros so far.
-        logit_sum = tl.where(fresh, 0.0, logit_sum) + row_sum(z, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
-        if MASK_VOCAB:  # after the cap: tanh would turn this into -c
-            z = tl.where(column[None, :] < vocab_size, z, _EXCLUDED)
-        tile_first, tile_second, tile_best = two_largest(z, start, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
+        label = tl.zeros((BLOCK_ROWS,), dtype=tl.int32)
+        own = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
         if HAS_TARGET:
             label = tl.load(target + origin, mask=row < row_count, other=0).to(tl.int32)
             own = tl.load(target_logit + row, mask=row < row_count, other=0.0)
-            rank = tl.where(fresh, 0, rank) + tile_rank(z, own, label, start, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
+        first = tl.full((BLOCK_ROWS,), _FLOOR, dtype=tl.float32)
+        second = tl.full((BLOCK_ROWS,), _FLOOR, dtype=tl.float32)
+        best = tl.zeros((BLOCK_ROWS,), dtype=tl.int32)
+        rank = tl.zeros((BLOCK_ROWS,), dtype=tl.int32)
+        logit_sum = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+        total = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
+        square = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
+        weighted = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
+        for tile in range(group * tile_count // groups, (group + 1) * tile_count // groups):
+            acc = product(
+                hidden,
+                weight,
+                row_start,
+                origin,
+                tile * BLOCK_VOCAB,
+                row_count,
+                vocab_size,
+                hidden_size,
+                hidden_row_stride,
+                hidden_column_stride,
+                weight_row_stride,
+                weight_column_stride,
+                BLOCK_ROWS,
+                BLOCK_VOCAB,
+                BLOCK_HIDDEN,
+                DESCRIPTOR,
+                not DESCRIPTOR,
+                PRECISION,
+            )
+            start = tile * BLOCK_VOCAB
+            column = start + tl.arange(0, BLOCK_VOCAB)
+            z, _slope = capped_logits(
+                acc, bias, column, vocab_size, product_gain, bias_gain, cap, HAS_BIAS, SOFTCAP, PRECISE
+            )
+            logit_sum += row_sum(z, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)  # padded columns hold exact zeros so far
+            if MASK_VOCAB:  # after the cap: tanh would turn this into -c
+                z = tl.where(column[None, :] < vocab_size, z, _EXCLUDED)
+            tile_first, tile_second, tile_best = two_largest(z, start, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
+            if HAS_TARGET:
+                rank += tile_rank(z, own, label, start, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
 
-        first = tl.where(fresh, _FLOOR, first)
-        second = tl.where(fresh, _FLOOR, second)
-        new_second = tl.maximum(tl.maximum(second, tile_second), tl.minimum(first, tile_first))
-        # Only the largest of all exceeds it. Where that lies in this tile, it is counted as another second and taken
-        # off again, and the largest so far joins the sums.
-        d = tl.minimum(z, new_second[:, None]) - new_second[:, None]
-        wins = tile_first > first
-        joins = (tl.where(wins, first, _EXCLUDED) - new_second)[:, None] * inverse
-        rise = (second - new_second)[:, None] * inverse
-        e_joins = tl.exp2(joins)
-        e_rise = tl.exp2(rise)
-        excess = tl.where(wins, 1.0, 0.0)[:, None]
-        tile_total = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
-        tile_square = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
-        tile_weighted = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
-        for i in tl.static_range(K):
-            e, e2, ex = exponential_sums(d, tl.load(inverse_temperature + i), WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
-            tile_total = tl.where(k == i, e[:, None], tile_total)
-            tile_square = tl.where(k == i, e2[:, None], tile_square)
-            tile_weighted = tl.where(k == i, ex[:, None], tile_weighted)
-        total = tl.where(fresh, 0.0, total)
-        weighted = (tl.where(fresh, 0.0, weighted) + total * rise) * e_rise + tile_weighted + e_joins * joins
-        square = tl.where(fresh, 0.0, square) * e_rise * e_rise + (tile_square - excess) + e_joins * e_joins
-        total = total * e_rise + (tile_total - excess) + e_joins
-        best = tl.where(wins, tile_best, best)
-        first = tl.maximum(first, tile_first)
-        second = new_second
+            new_second = tl.maximum(tl.maximum(second, tile_second), tl.minimum(first, tile_first))
+            # Only the largest of all exceeds it. Where that lies in this tile, it is counted as another second and
+            # taken off again, and the largest so far joins the sums.
+            d = tl.minimum(z, new_second[:, None]) - new_second[:, None]
+            tile_total = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
+            tile_square = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
+            tile_weighted = tl.zeros((BLOCK_ROWS, K), dtype=tl.float32)
+            for i in tl.range(0, K, num_stages=1):  # a loop: unrolled, eight temperatures outgrow the instruction cache
+                e, e2, ex = exponential_sums(d, tl.load(inverse_temperature + i), WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
+                tile_total = tl.where(k == i, e[:, None], tile_total)
+                tile_square = tl.where(k == i, e2[:, None], tile_square)
+                tile_weighted = tl.where(k == i, ex[:, None], tile_weighted)
+            wins = tile_first > first
+            excess = tl.where(wins, 1.0, 0.0)[:, None]
+            joins = (tl.where(wins, first, _EXCLUDED) - new_second)[:, None] * inverse
+            rise = (second - new_second)[:, None] * inverse
+            e_joins = tl.exp2(joins)
+            e_rise = tl.exp2(rise)
+            weighted = (weighted + total * rise) * e_rise + tile_weighted + e_joins * joins
+            square = square * e_rise * e_rise + (tile_square - excess) + e_joins * e_joins
+            total = total * e_rise + (tile_total - excess) + e_joins
+            best = tl.where(wins, tile_best, best)
+            first = tl.maximum(first, tile_first)
+            second = new_second
 
-        done = (row < row_count) & (tile + 1 == tile_end)
-        slot = unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        tl.store(partial + slot, first, mask=done)
-        tl.store(partial + stride + slot, second, mask=done)
-        tl.store(partial + 2 * stride + slot, logit_sum, mask=done)
+        slot = (unit * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+        tl.store(partial + slot, first)
+        tl.store(partial + stride + slot, second)
+        tl.store(partial + 2 * stride + slot, logit_sum)
         table = partial + 3 * stride + slot[:, None] + k * stride
-        tl.store(table, total, mask=done[:, None])
-        tl.store(table + K * stride, square, mask=done[:, None])
-        tl.store(table + 2 * K * stride, weighted, mask=done[:, None])
-        tl.store(classes + slot, best, mask=done)
-        tl.store(classes + stride + slot, rank, mask=done)
+        tl.store(table, total)
+        tl.store(table + K * stride, square)
+        tl.store(table + 2 * K * stride, weighted)
+        tl.store(classes + slot, best)
+        tl.store(classes + stride + slot, rank)
