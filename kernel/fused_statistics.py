@@ -1,4 +1,4 @@
-"""head_statistics in Triton: launches of :mod:`.statistics_kernels`, in passes of at most eight temperatures.
+"""head_statistics in Triton: a sweep (:mod:`.statistics_sweep`) and a join for each eight temperatures.
 
 Memory beyond inputs and results: the partial statistics, 16 MiB at eight temperatures and 8,192 tokens, whatever the
 vocabulary. Importing this module needs no Triton; calling :func:`statistics` does.
@@ -20,7 +20,7 @@ from .statistics_fields import HeadStatistics, check_finite
 
 __all__ = ["MAX_TEMPERATURES", "statistics"]
 
-MAX_TEMPERATURES = 8  # of one pass: eight exponentials a logit take as long as its product at D = 2304
+MAX_TEMPERATURES = 8  # of one pass: they decide the memory of the partial statistics
 # Units of work: 8 for each of the 132 multiprocessors of an H100. An uneven share costs 3 %, the partials 16 MiB.
 MAX_UNITS = 1056
 WIDTH = 16  # columns of the arrays that a tile is folded into: 8 registers each
@@ -108,7 +108,7 @@ def _pass(
     from .fused.merge import target_logit_kernel
     from .fused.rows import index_rows
     from .statistics_join import join_kernel
-    from .statistics_kernels import sweep_kernel
+    from .statistics_sweep import sweep_kernel
 
     (n, hidden_size), vocab_size, device = hidden.shape, weight.shape[0], hidden.device
     # No target: every token is kept.

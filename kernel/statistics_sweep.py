@@ -1,4 +1,4 @@
-"""Triton kernels of head_statistics: one sweep over the vocabulary for all temperatures, then one join per token.
+"""Triton kernel of head_statistics that sweeps the vocabulary, once for all temperatures.
 
 A program owns a block of tokens and a contiguous group of vocabulary tiles, as in :mod:`kernel.fused.forward`, and
 keeps per token, in float32 and in bits (logits times log2 e, before the temperature),
@@ -13,8 +13,8 @@ and per token and temperature, over all classes k but ``best``, with x_k = (z_k 
     total = sum 2^x_k        square = sum 4^x_k        weighted = sum 2^x_k x_k
 
 Leaving ``best`` out keeps what lies next to a confidence of 1; referring to ``second`` keeps it from underflow at low
-temperatures. Two such sets of numbers join into one without loss, in a fixed order and without atomics: the result is
-the same bit for bit in every run.
+temperatures. Two such sets of numbers join into one without loss (:mod:`.statistics_join`), in a fixed order and
+without atomics: the result is the same bit for bit in every run.
 """
 
 from __future__ import annotations
