@@ -143,7 +143,7 @@ def _pass(
             bias, rows.number, rows.source, labels, own, inverse, partials, classes, stride,
             n, vocab_size, hidden_size, tiles, *hidden.stride(), *weight.stride(), product_gain, bias_gain, cap,
             **head, **common, MASK_VOCAB=vocab_size % launch.columns != 0, RUN_IF=run_if, BLOCK_VOCAB=launch.columns,
-            BLOCK_HIDDEN=launch.depth, DESCRIPTOR=descriptor, WIDTH=WIDTH, PRECISION="ieee",
+            BLOCK_HIDDEN=launch.depth, DESCRIPTOR=descriptor, WIDTH=min(WIDTH, launch.columns // 4), PRECISION="ieee",
             num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
     run_kernel(
