@@ -93,7 +93,7 @@ def test_low_temperatures_neither_cancel_nor_underflow():
         torch.testing.assert_close(stats[name].double()[normal], want[normal], rtol=2e-4, atol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25 if DEVICE == "cpu" else 5, deadline=None)  # each compiles kernels of its own on a device
 @given(st.integers(1, 40), st.integers(1, 100), st.integers(1, 40), st.booleans(), st.integers(0, 99))
 def test_ragged_shapes(n, v, d, bias, seed):
     check(problem(n, v, d, bias=bias, seed=seed, ignored=0.2), temperatures=(0.3, 1.0), tolerance=5e-5)
