@@ -5,6 +5,7 @@ from . import diagnostics as diagnostics
 from . import head_shapes as head_shapes
 from . import instruction as instruction
 from . import norm_ball as norm_ball
+from . import notebook as notebook
 from . import plots as plots
 from . import random_energy as random_energy
 from . import records as records
