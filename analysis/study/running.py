@@ -26,8 +26,8 @@ __all__ = [
 
 # A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
 SMALL_FIT_SECONDS, GPU_IS_WORTH = 12.0, 5.0
-# Entries of the teacher from which one such fit at a time has a GPU: its L-BFGS may hold half the memory, and its
-# samples take a minute to draw, which one process does once for all fits on them.
+# Entries of a teacher from which one process on a GPU computes the fits on it, as its samples take a minute to draw;
+# and of a head from which that GPU has no other process: processes take turns, and L-BFGS may hold half the memory.
 _LARGE = 2**28
 
 
@@ -107,11 +107,13 @@ def _queue(job: Job, *, device: str) -> str:
     if where(study, job.config, device) == "cpu":
         return "cpu"
     teacher = getattr(job.config, "teacher", None)
-    return "large" if teacher is not None and teacher.n_contexts * teacher.vocab_size >= _LARGE else "gpu"
+    if teacher is None or teacher.n_contexts * teacher.vocab_size < _LARGE:
+        return "gpu"
+    return "whole" if teacher.vocab_size * job.config.hidden_size >= _LARGE else "large"
 
 
-def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int) -> list[Lane]:
-    """Processes that share this machine: on each GPU some, of which one computes its large fits, the others on cores.
+def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int, *, alone: bool = False) -> list[Lane]:
+    """Processes that share this machine: some on each GPU, the rest on cores.
 
     Several processes keep a GPU busy while each of them prepares and measures on a core.
 
@@ -120,18 +122,20 @@ def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int) -> l
         workers: Processes in all.
         gpus: The GPUs, as CUDA_VISIBLE_DEVICES names them.
         gpu_workers: Processes on each.
+        alone: Whether the first GPU has one process only, for the largest heads.
 
     Example:
-        >>> [lane.workers for lane in lanes("cuda", 16, ["0", "1"], 4)]
-        [1, 3, 1, 3, 8]
+        >>> [lane.workers for lane in lanes("cuda", 16, ["0", "1", "2"], 4, alone=True)]
+        [1, 0, 1, 3, 1, 3, 7]
     """
     if device == "cpu":
         return [Lane(workers, ("cpu",))]
-    shared = []
-    for gpu in gpus:
-        only = {"CUDA_VISIBLE_DEVICES": gpu}
-        shared += [Lane(1, ("large", "gpu", "cpu"), only), Lane(gpu_workers - 1, ("gpu", "cpu"), only)]
-    return [*shared, Lane(max(0, workers - len(gpus) * gpu_workers), ("cpu",))]
+    shared: list[Lane] = []
+    for index, gpu in enumerate(gpus):
+        only, first = {"CUDA_VISIBLE_DEVICES": gpu}, ("whole",) if index == 0 else ()
+        others = 0 if alone and index == 0 else gpu_workers - 1
+        shared += [Lane(1, (*first, "large", "gpu", "cpu"), only), Lane(others, ("gpu", "cpu"), only)]
+    return [*shared, Lane(max(0, workers - sum(lane.workers for lane in shared)), ("cpu",))]
 
 
 def visible_gpus() -> list[str]:
@@ -184,18 +188,20 @@ def simulate_all(
         How many rows are new, and the failures; the rows of an experiment are :func:`table`.
     """
     cost = {
-        Job(study.name, config): study.seconds(config, where(study, config, device))
+        Job(study.name, config): (study.leftover(config), -study.seconds(config, where(study, config, device)))
         for study in studies
         for config in study.configs(preset)
     }
+    shelves = _Shelves(out, studies)
     if engine is None:
-        gpus = [] if device == "cpu" else visible_gpus()
-        processes = lanes(device, workers or available_cores(), gpus, gpu_workers)
-        engine = partial(local_engine, lanes=processes, queue=partial(_queue, device=device))
+        queue, gpus = partial(_queue, device=device), [] if device == "cpu" else visible_gpus()
+        alone = len(gpus) > 1 and any(queue(job) == "whole" and shelves.read(job) is None for job in cost)
+        processes = lanes(device, workers or available_cores(), gpus, gpu_workers, alone=alone)
+        engine = partial(local_engine, lanes=processes, queue=queue)
     result = run(
         partial(compute_job, device=device),
-        [job for job in sorted(cost, key=lambda job: -cost[job]) if cost[job] <= longest_fit],
-        _Shelves(out, studies),
+        [job for job in sorted(cost, key=lambda job: cost[job]) if -cost[job][1] <= longest_fit],
+        shelves,
         workers=workers,
         description=" ".join(study.name for study in studies),
         max_seconds=max_seconds,

@@ -37,23 +37,23 @@ def configs(preset: Preset) -> list[FitConfig]:
             weight_decay=_DECAY,
         )  # fmt: skip
         return budget + free
-    axes: dict[str, Any] = {
-        "hidden_sizes": (2, 4, 16, 64, 256),
-        "samples": (1, 2, 4, 8, 16, 64),
-    }
+    listed: list[FitConfig] = []
+    for teacher, hidden_sizes, samples in (
+        ("lowrank", (4, 16, 64, 256), (1, 2, 4, 8, 16, 64)),
+        ("sparse", (4, 16, 64), (2, 8, 64)),
+    ):
+        axes: dict[str, Any] = {
+            "teachers": (teacher,), "vocab_sizes": (256,), "hidden_sizes": hidden_sizes, "samples": samples, "seeds": 5,
+        }  # fmt: skip
+        listed += heads(temperatures=(1.0, 0.25), **axes)
+        listed += heads(norm="free", weight_decay=_DECAY, **axes)
     return [
-        *heads(teachers=("lowrank", "sparse"), vocab_sizes=(256,), temperatures=(1.0, 0.25), seeds=5, **axes),
-        *heads(teachers=("lowrank", "sparse"), vocab_sizes=(256,), norm="free", weight_decay=_DECAY, seeds=5, **axes),
+        *listed,
         *heads(
-            teachers=("lowrank",),
-            vocab_sizes=(4096,),
-            hidden_sizes=(4, 16, 64, 256),
-            samples=(2, 8, 32),
-            norm="free",
-            weight_decay=_DECAY,
-            seeds=5,
+            teachers=("lowrank",), vocab_sizes=(4096,), hidden_sizes=(16, 64), samples=(2, 32), norm="free",
+            weight_decay=_DECAY, seeds=5,
         ),
-    ]
+    ]  # fmt: skip
 
 
 EXPERIMENT = Experiment(
@@ -62,5 +62,6 @@ EXPERIMENT = Experiment(
     compute=fit,
     configs=configs,
     seconds=fit_seconds,
+    leftover=lambda config: 1 + config.teacher.seed,
     predictions=PREDICTIONS,
 )

@@ -162,7 +162,8 @@ class TestTheoryInTheTables:
         assert any("H100" in gpu or "H200" in gpu for gpu in sidecar["environment"]["gpu"])
         assert set(rows.loc[rows["vocab_size"] >= 32768, "device"]) == {"cuda"}
         kept = rows.loc[rows["converged"] & (rows["steps"] < rows["max_steps"])]
-        assert (kept["steps"] >= 2 * kept["converged_at"]).all()
+        assert (kept["steps"] >= kept["overtime"] * kept["converged_at"]).all()
+        assert set(rows.loc[rows["overtime"] != 2, "vocab_size"]) == {262144}
 
     def test_no_confidence_exceeds_a_proven_cap(self, preset):
         """A2 for every target at once; A1 for one token, with temperature and softcap (C2), in every row."""

@@ -172,6 +172,19 @@ class TestPlacement:
         ]
         assert sum(lane.workers for lane in found) == 20
         assert all(lane.queues[-1] == "cpu" for lane in found)  # nobody idles while a core's work is left
+        alone = lanes("cuda", 20, visible_gpus(), 6, alone=True)
+        counts = [
+            sum(lane.workers for lane in alone if lane.environment.get("CUDA_VISIBLE_DEVICES") == g) for g in "35"
+        ]
+        assert counts == [1, 6]
+        assert [lane.workers for lane in alone if "whole" in lane.queues] == [1]
+
+    def test_what_may_be_left_over_comes_last_seed_by_seed(self):
+        collapse = registry.experiment("S3")
+        corner = [c for c in collapse.configs("full") if c.teacher.vocab_size == 32768 and c.hidden_size == 1024]
+        assert {collapse.leftover(c) for c in corner} == {1, 2, 3, 4, 5}
+        assert all(collapse.leftover(c) == 1 + c.teacher.seed for c in corner)
+        assert {collapse.leftover(c) for c in collapse.configs("quick")} == {0}
 
     def test_without_a_gpu_cuda_is_refused(self, few, tmp_path, capsys):
         if torch.cuda.is_available():
