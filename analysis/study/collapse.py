@@ -80,10 +80,11 @@ def _quick() -> list[FitConfig]:
     sharp = (1.0, 0.25)
     return [
         *heads(teachers=both, vocab_sizes=(64, 256), hidden_sizes=(4, 16, 64, 256), temperatures=sharp),
-        *heads(teachers=("det",), vocab_sizes=(512,), hidden_sizes=(64,), temperatures=sharp),
-        *heads(teachers=("det",), vocab_sizes=(1024,), hidden_sizes=(16, 64), temperatures=sharp, seeds=1),
+        *heads(teachers=("det",), vocab_sizes=(512,), hidden_sizes=(64,)),
+        *heads(teachers=("det",), vocab_sizes=(1024,), hidden_sizes=(16,), temperatures=sharp, seeds=1),
+        *heads(teachers=("det",), vocab_sizes=(1024,), hidden_sizes=(64,), seeds=1),
         *_at_gap(64, teachers=both, hidden_sizes=(4, 16, 64, 256), temperatures=sharp),
-        *_at_gap(512, teachers=("det",), hidden_sizes=(64,), temperatures=sharp),
+        *_at_gap(512, teachers=("det",), hidden_sizes=(64,)),
         *heads(teachers=both, vocab_sizes=(64,), hidden_sizes=(16, 64), norm_coefficients=(0.05, 0.2)),
         *heads(
             teachers=both, vocab_sizes=(64,), hidden_sizes=(16, 64), temperatures=sharp, smoothings=(0.0, 0.05, 0.2)
