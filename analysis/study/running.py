@@ -20,8 +20,8 @@ from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, re
 from .registry import EXPERIMENTS, Experiment, Preset, experiment, tidy
 
 __all__ = [
-    "Job", "Progress", "compute_job", "lanes", "pack", "progress", "row_folder", "simulate", "simulate_all", "table",
-    "table_path", "unpack", "visible_gpus", "where",
+    "Job", "Progress", "committed_folder", "compute_job", "lanes", "pack", "progress", "publish", "row_folder",
+    "simulate", "simulate_all", "table", "table_path", "unpack", "visible_gpus", "where",
 ]  # fmt: skip
 
 # A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
@@ -32,6 +32,8 @@ _LARGE = 2**28
 
 
 _DIGITS = 6  # of the numbers in a table
+_COMMITTED = Path("paper_figures") / "data"
+_PACKED_FROM = 2**19  # bytes of a committed table
 
 
 @dataclass(frozen=True)
@@ -216,8 +218,37 @@ def simulate_all(
 
 
 def table(study: Experiment, preset: Preset, out: Path) -> pd.DataFrame:
-    """The finished rows of an experiment in the order of its grid, one line for each measurement."""
-    return tidy(read_rows(row_folder(out, study.name), study.configs(preset)))
+    """The finished rows of an experiment as a table in the order of its grid; columns of what was set come first."""
+    configs = study.configs(preset)
+    rows = tidy(read_rows(row_folder(out, study.name), configs))
+    asked = configs[0].columns() if hasattr(configs[0], "columns") else ("vocab_size", "hidden_size", "data_seed")
+    first = [name for name in ("key", *asked) if name in rows]
+    return rows.loc[:, [*first, *(name for name in rows if name not in first)]]
+
+
+def committed_folder(preset: Preset) -> Path:
+    """Where the tables of a preset are committed, seen from the root of the repository."""
+    return _COMMITTED if preset == "full" else _COMMITTED / preset
+
+
+def publish(study: Experiment, preset: Preset, out: Path, folder: Path) -> Path | None:
+    """Write an experiment's table of the finished rows under ``out`` to a folder, gzipped if it is large.
+
+    Returns:
+        The table; None where no row is finished.
+    """
+    rows = table(study, preset, out)
+    if rows.empty:
+        return None
+    plain = folder / f"{study.name}.csv"
+    packed = plain.with_suffix(".csv.gz")
+    write_table(rows, plain, RowStore(row_folder(out, study.name)), study.configs(preset), digits=_DIGITS)
+    if plain.stat().st_size <= _PACKED_FROM:
+        packed.unlink(missing_ok=True)
+        return plain
+    packed.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
+    plain.unlink()
+    return packed
 
 
 def progress(study: Experiment, preset: Preset, out: Path) -> Progress:

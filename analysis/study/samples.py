@@ -38,15 +38,13 @@ def configs(preset: Preset) -> list[FitConfig]:
         )  # fmt: skip
         return budget + free
     listed: list[FitConfig] = []
-    for teacher, hidden_sizes, samples in (
-        ("lowrank", (4, 16, 64, 256), (1, 2, 4, 8, 16, 64)),
-        ("sparse", (4, 16, 64), (2, 8, 64)),
+    for axes in (
+        {"teachers": ("lowrank",), "hidden_sizes": (4, 16, 64, 256), "samples": (1, 2, 4, 8, 16, 64)},
+        {"teachers": ("sparse",), "hidden_sizes": (4, 16, 64), "samples": (2, 8, 64)},
     ):
-        axes: dict[str, Any] = {
-            "teachers": (teacher,), "vocab_sizes": (256,), "hidden_sizes": hidden_sizes, "samples": samples, "seeds": 5,
-        }  # fmt: skip
-        listed += heads(temperatures=(1.0, 0.25), **axes)
-        listed += heads(norm="free", weight_decay=_DECAY, **axes)
+        shared: dict[str, Any] = {**axes, "vocab_sizes": (256,), "seeds": 5}
+        listed += heads(temperatures=(1.0, 0.25), **shared)
+        listed += heads(norm="free", weight_decay=_DECAY, **shared)
     return [
         *listed,
         *heads(

@@ -13,6 +13,7 @@ from .claims_heads import capacity, capping, small_hidden_size, temperature
 from .claims_tuning import degrades, diversity, free_of_cost, keeps, regularises
 from .judging import MissingTableError, Tables, Verdict
 from .registry import EXPERIMENTS, Preset, experiment
+from .running import committed_folder
 
 __all__ = ["CLAIMS", "judge", "write_verdicts"]
 
@@ -27,7 +28,6 @@ CLAIMS: dict[str, Callable[[Tables], Verdict]] = {
     "K8": diversity,
     "K9": regularises,
 }
-_COMMITTED = Path("paper_figures") / "data"
 
 
 def judge(tables: Tables, preset: Preset) -> pd.DataFrame:
@@ -88,8 +88,8 @@ def _line(verdict: Verdict, statement: str, tables: Tables, preset: Preset) -> d
 
 def write_verdicts(preset: Preset, out: Path, file: Path | None) -> int:
     """Judge, print and write; 1 where a claim other than K7 could not be decided for want of a table."""
-    committed = _COMMITTED if preset == "full" else _COMMITTED / preset
-    tables = Tables(folders=(out, committed, _COMMITTED))
+    committed = committed_folder(preset)
+    tables = Tables(folders=(out, committed, committed_folder("full")))
     table = judge(tables, preset)
     target = file or committed / "verdicts.csv"
     write_atomically(target, table.to_csv(index=False, lineterminator="\n"))

@@ -233,6 +233,18 @@ class TestPack:
             pack(tmp_path, tmp_path / "none.gz")
 
 
+class TestTables:
+    def test_they_are_written_where_wanted_and_packed_when_large(self, finished, tmp_path, monkeypatch, capsys):
+        assert main(["tables", "S1", "S2", "--out", str(finished), "--to", str(tmp_path / "t")]) == 0
+        assert "S1: wrote" in (out := capsys.readouterr().out)
+        assert "S2: no finished row" in out
+        assert (tmp_path / "t" / "S1.csv").read_bytes() == (finished / "S1.csv").read_bytes()
+        monkeypatch.setattr(running, "_PACKED_FROM", 10)
+        assert main(["tables", "S1", "--out", str(finished), "--to", str(tmp_path / "t")]) == 0
+        assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["S1.csv.gz", "S1.json"]
+        assert read_table(tmp_path / "t" / "S1.csv.gz").equals(read_table(finished / "S1.csv"))
+
+
 def test_tidy_leaves_simple_rows_alone():
     rows = pd.DataFrame({"key": ["a"], "x": [1.0 / 3]})
     pd.testing.assert_frame_equal(tidy(rows), rows)
