@@ -7,6 +7,7 @@ from typing import Any
 
 from ..bottleneck import FitConfig, fit
 from ..smoothing import optimal_gap
+from ..teachers import TeacherKind
 from .grids import fit_seconds, heads, smoothing_at_gap
 from .registry import Experiment, Prediction, Preset
 
@@ -99,7 +100,8 @@ def _quick() -> list[FitConfig]:
 
 def _full() -> list[FitConfig]:
     sizes, some = (4, 16, 64, 256, 1024), (16, 64, 256)
-    both, sharp = ("det", "lowrank"), (1.0, 0.25)
+    both: tuple[TeacherKind, ...] = ("det", "lowrank")
+    sharp = (1.0, 0.25)
     cubes: dict[str, Any] = {
         "norm_coefficients": (0.05, 0.1, 0.2),
         "temperatures": (1.0, 0.5, 0.25),
