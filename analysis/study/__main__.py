@@ -206,7 +206,7 @@ def _tables(options: argparse.Namespace) -> int:
 
     for study in experiments(options.names):
         path = publish(study, options.preset, _out(options), options.to or committed_folder(options.preset))
-        print(f"{study.name}: " + (f"wrote {path}, {path.stat().st_size} bytes" if path else "no finished row"))
+        print(f"{study.name}: " + (f"wrote {path}, {path.stat().st_size} bytes" if path else "no complete cell"))
     return 0
 
 

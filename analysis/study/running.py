@@ -17,11 +17,12 @@ import pandas as pd
 
 from ..records import RowStore, encode, write_table
 from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
+from .cells import Coverage, coverage
 from .registry import EXPERIMENTS, Experiment, Preset, experiment, tidy
 
 __all__ = [
     "Job", "Progress", "committed_folder", "compute_job", "lanes", "pack", "progress", "publish", "row_folder",
-    "simulate", "simulate_all", "table", "table_path", "unpack", "visible_gpus", "where",
+    "simulate", "simulate_all", "table", "table_path", "unpack", "visible_gpus", "where", "write",
 ]  # fmt: skip
 
 # A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
@@ -210,20 +211,43 @@ def simulate_all(
         engine=engine,
     )
     for study in studies:
-        rows = table(study, preset, out)
-        if not rows.empty:
-            store = RowStore(row_folder(out, study.name))
-            write_table(rows, table_path(out, study.name), store, study.configs(preset), digits=_DIGITS)
+        write(study, preset, out, table_path(out, study.name))
     return result
 
 
 def table(study: Experiment, preset: Preset, out: Path) -> pd.DataFrame:
-    """The finished rows of an experiment as a table in the order of its grid; columns of what was set come first."""
+    """The finished rows of an experiment as a table in the order of its grid; columns of what was set come first.
+
+    Only rows of complete cells (:mod:`.cells`) are in it.
+    """
+    return _complete(study, preset, out)[0]
+
+
+def _complete(study: Experiment, preset: Preset, out: Path) -> tuple[pd.DataFrame, Coverage]:
     configs = study.configs(preset)
-    rows = tidy(read_rows(row_folder(out, study.name), configs))
-    asked = configs[0].columns() if hasattr(configs[0], "columns") else ("vocab_size", "hidden_size", "data_seed")
-    first = [name for name in ("key", *asked) if name in rows]
-    return rows.loc[:, [*first, *(name for name in rows if name not in first)]]
+    rows = read_rows(row_folder(out, study.name), configs)
+    if rows.empty:
+        return rows, coverage(configs, ())
+    covered = coverage(configs, set(rows["key"]))
+    rows = tidy(rows.loc[rows["key"].isin(covered.keys)])
+    first = [name for name in ("key", *_asked(configs)) if name in rows]
+    return rows.loc[:, [*first, *(name for name in rows if name not in first)]], covered
+
+
+def _asked(configs: Sequence[Any]) -> tuple[str, ...]:
+    """Columns of what was set, not measured."""
+    return tuple(configs[0].columns()) if hasattr(configs[0], "columns") else ("vocab_size", "hidden_size", "data_seed")
+
+
+def write(study: Experiment, preset: Preset, out: Path, path: Path) -> bool:
+    """Write an experiment's table and its sidecar, with the cells that are not complete; False where none is."""
+    rows, covered = _complete(study, preset, out)
+    if rows.empty:
+        return False
+    configs, store = study.configs(preset), RowStore(row_folder(out, study.name))
+    more = {"cells": covered.cells, "cells_not_run": covered.not_run, "not_run": covered.missing}
+    write_table(rows, path, store, configs, digits=_DIGITS, exact=_asked(configs), more=more)
+    return True
 
 
 def committed_folder(preset: Preset) -> Path:
@@ -232,17 +256,15 @@ def committed_folder(preset: Preset) -> Path:
 
 
 def publish(study: Experiment, preset: Preset, out: Path, folder: Path) -> Path | None:
-    """Write an experiment's table of the finished rows under ``out`` to a folder, gzipped if it is large.
+    """Write an experiment's table of the rows under ``out`` to a folder, gzipped if it is large.
 
     Returns:
-        The table; None where no row is finished.
+        The table; None where no cell is complete.
     """
-    rows = table(study, preset, out)
-    if rows.empty:
-        return None
     plain = folder / f"{study.name}.csv"
     packed = plain.with_suffix(".csv.gz")
-    write_table(rows, plain, RowStore(row_folder(out, study.name)), study.configs(preset), digits=_DIGITS)
+    if not write(study, preset, out, plain):
+        return None
     if plain.stat().st_size <= _PACKED_FROM:
         packed.unlink(missing_ok=True)
         return plain

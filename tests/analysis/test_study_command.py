@@ -237,7 +237,7 @@ class TestTables:
     def test_they_are_written_where_wanted_and_packed_when_large(self, finished, tmp_path, monkeypatch, capsys):
         assert main(["tables", "S1", "S2", "--out", str(finished), "--to", str(tmp_path / "t")]) == 0
         assert "S1: wrote" in (out := capsys.readouterr().out)
-        assert "S2: no finished row" in out
+        assert "S2: no complete cell" in out
         assert (tmp_path / "t" / "S1.csv").read_bytes() == (finished / "S1.csv").read_bytes()
         monkeypatch.setattr(running, "_PACKED_FROM", 10)
         assert main(["tables", "S1", "--out", str(finished), "--to", str(tmp_path / "t")]) == 0
