@@ -85,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="SECONDS",
                 help="leave out fits that are estimated to take longer (default: none)",
             )
+        if name == "pack":
+            command.add_argument("--digits", type=_positive, metavar="N", help="of measured numbers (default: all)")
         if name == "tables":
             command.add_argument("--to", type=Path, metavar="DIR", help="default: the preset's committed tables")
         if name == "verdicts":
@@ -189,7 +191,7 @@ def _status(options: argparse.Namespace) -> int:
 def _pack(options: argparse.Namespace) -> int:
     from .running import pack
 
-    print(f"{pack(_out(options), options.file)} rows -> {options.file}")
+    print(f"{pack(_out(options), options.file, digits=options.digits)} rows -> {options.file}")
     return 0
 
 

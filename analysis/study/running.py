@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -281,8 +282,13 @@ def progress(study: Experiment, preset: Preset, out: Path) -> Progress:
     return Progress(len(configs), sum(done), sum(failed))
 
 
-def pack(out: Path, file: Path) -> int:
-    """Write all finished rows under ``out`` as one gzipped file of JSON lines; the same rows give the same bytes.
+def pack(out: Path, file: Path, *, digits: int | None = None) -> int:
+    """Write all finished rows under ``out`` as one compressed file of JSON lines; the same rows give the same bytes.
+
+    Args:
+        out: Where the rows are.
+        file: Name ending in ``.xz`` for the smaller, slower compression; gzip else.
+        digits: Significant digits of measured numbers; None for all. Configs keep theirs.
 
     Returns:
         How many.
@@ -293,13 +299,35 @@ def pack(out: Path, file: Path) -> int:
     text, count = io.StringIO(), 0
     for name in EXPERIMENTS:
         for stored in RowStore(row_folder(out, name)).finished():
+            if digits is not None:
+                stored["row"] = _shortened(stored["row"], digits, frozenset(_numbers(stored["config"])))
             text.write(json.dumps({"experiment": name, **encode(stored)}, sort_keys=True, allow_nan=False) + "\n")
             count += 1
     if not count:
         raise ValueError(f"out must hold finished rows, got none under {out}.")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    content = text.getvalue().encode()
+    file.write_bytes(lzma.compress(content, preset=9) if file.suffix == ".xz" else gzip.compress(content, mtime=0))
     return count
+
+
+def _shortened(value: Any, digits: int, exact: frozenset[float]) -> Any:
+    """Numbers with fewer digits, but for those that were set."""
+    if isinstance(value, dict):
+        return {name: _shortened(part, digits, exact) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_shortened(part, digits, exact) for part in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) and value not in exact else value
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, float):
+        yield value
 
 
 def unpack(out: Path, file: Path) -> tuple[int, int]:
@@ -326,7 +354,8 @@ def unpack(out: Path, file: Path) -> tuple[int, int]:
 
 
 def _lines(file: Path) -> Iterable[str]:
+    expand = lzma.decompress if file.suffix == ".xz" else gzip.decompress
     try:
-        return gzip.decompress(file.read_bytes()).decode().splitlines()
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+        return expand(file.read_bytes()).decode().splitlines()
+    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no file of packed rows: {error}") from error

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -205,6 +206,18 @@ class TestPack:
         assert {k: json.loads(v) for k, v in one.items()} == {k: json.loads(v) for k, v in two.items()}
         pack(tmp_path / "b", tmp_path / "again.gz")
         assert (tmp_path / "again.gz").read_bytes() == (tmp_path / "x" / "rows.gz").read_bytes()
+
+    def test_few_digits_and_xz_make_it_smaller(self, finished, tmp_path):
+        pack(finished, tmp_path / "rows.gz")
+        assert pack(finished, tmp_path / "rows.xz", digits=4) == 3
+        assert unpack(tmp_path / "b", tmp_path / "rows.xz") == (3, 0)
+        assert (tmp_path / "rows.xz").stat().st_size < (tmp_path / "rows.gz").stat().st_size
+        one, two = (running.table(registry.experiment("S1"), "full", f) for f in (finished, tmp_path / "b"))
+        assert one["vocab_size"].tolist() == two["vocab_size"].tolist()
+        np.testing.assert_allclose(two["simplex_gap"], one["simplex_gap"], rtol=5e-4)
+        (tmp_path / "bad.xz").write_text("plain text")
+        with pytest.raises(ValueError, match="is no file of packed rows"):
+            unpack(tmp_path, tmp_path / "bad.xz")
 
     def test_by_the_command(self, finished, tmp_path, capsys):
         assert main(["pack", str(tmp_path / "r.gz"), "--out", str(finished)]) == 0
