@@ -89,13 +89,13 @@ def _simulate(name: str, preset: Any, out: Path, workers: int | None) -> tuple[p
 
 def _read(grid_name: str, preset: str, out: Path) -> pd.DataFrame:
     """The table that an earlier simulation left in ``out``, or else the committed one."""
-    import pandas as pd
+    from analysis.records import read_table
 
     candidates = [out / f"{grid_name}.csv", _HERE / "data" / preset / f"{grid_name}.csv"]
     for path in candidates:
         if path.exists():
             print(f"read {_shown(path)}")
-            return pd.read_csv(path)
+            return read_table(path)
     looked = " or ".join(_shown(path) for path in candidates)
     raise SystemExit(f"error: there is no table {looked}; make it with --simulate")
 

@@ -160,8 +160,8 @@ def configs(preset: Preset) -> list[FitConfig]:
     adam = {**small, "optimiser": "adam", "max_steps": 1000 if quick else 3000}
     listed += _arms(adam, *some) if not quick else _arms(adam, some[0], some[1], ())
     if not quick:
-        wide = {**large, "vocab_sizes": (4096,), "hidden_sizes": (16, 64, 256)}
-        listed += _arms(wide, (1.0, 0.5, 0.25), (5.0, 15.0, 64.0), (4.0,))
+        wide = {**large, "vocab_sizes": (4096,)}
+        listed += _arms(wide, (1.0, 0.25), (5.0, 64.0), (4.0,))
         listed += _arms({**wide, "norm": "free", "max_steps": 6000}, *some)
         listed += _arms({**large, "norm": "free", "features": "trunk", "max_steps": 6000}, *some)
         listed += _arms({**large, "teachers": ("sparse",)}, *some)

@@ -5,20 +5,65 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from ..records import RowStore, encode, write_table
-from ..sweep import Engine, SweepResult, read_rows, run
+from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
+from .cells import Coverage, coverage
 from .registry import EXPERIMENTS, Experiment, Preset, experiment, tidy
 
-__all__ = ["Progress", "compute_on", "pack", "progress", "row_folder", "simulate", "table_path", "unpack", "where"]
+__all__ = [
+    "Job", "Progress", "committed_folder", "compute_job", "lanes", "pack", "progress", "publish", "row_folder",
+    "simulate", "simulate_all", "table", "table_path", "unpack", "visible_gpus", "where", "write",
+]  # fmt: skip
 
-# Estimated seconds on a CPU core up to which a config stays there: a GPU's launches take about as long.
-SMALL_FIT_SECONDS = 8.0
+# A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
+SMALL_FIT_SECONDS, GPU_IS_WORTH = 12.0, 5.0
+# Entries of a teacher from which one process on a GPU computes the fits on it, as its samples take a minute to draw;
+# and of a head from which that GPU has no other process: processes take turns, and L-BFGS may hold half the memory.
+_LARGE = 2**28
+
+
+_DIGITS = 6  # of the numbers in a table
+_COMMITTED = Path("paper_figures") / "data"
+_PACKED_FROM = 2**19  # bytes of a committed table
+
+
+@dataclass(frozen=True)
+class Job:
+    """A config and the experiment that it belongs to; some configs belong to several."""
+
+    experiment: str
+    config: Any
+
+
+class _Shelves:
+    """The rows of all experiments, each in a folder of its own; see :class:`analysis.sweep.Store`."""
+
+    def __init__(self, out: Path, studies: Sequence[Experiment]) -> None:
+        self._stores = {study.name: RowStore(row_folder(out, study.name)) for study in studies}
+
+    def prepare(self) -> None:
+        for store in self._stores.values():
+            store.prepare()
+
+    def read(self, config: Job) -> dict[str, Any] | None:
+        return self._stores[config.experiment].read(config.config)
+
+    def write(self, config: Job, row: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
+        self._stores[config.experiment].write(config.config, row, made_by)
+
+    def write_failure(self, config: Job, error: str, made_by: Mapping[str, Any]) -> None:
+        self._stores[config.experiment].write_failure(config.config, error, made_by)
 
 
 class Progress(NamedTuple):
@@ -47,64 +92,186 @@ def table_path(out: Path, name: str) -> Path:
 def where(study: Experiment, config: Any, device: str) -> str:
     """``device``, or the CPU where the config is too small, or of a kind, that gains nothing from a GPU.
 
-    Small fits are bound by launches, not arithmetic. Each worker process has a stream and a context of its own, so that
-    several of them keep one GPU busy at once, beside others that use CPU cores; within a process fits run one by one.
+    Small fits are bound by launches, not arithmetic.
     """
-    if device == "cpu" or not study.gpu or study.seconds(config, "cpu") <= SMALL_FIT_SECONDS:
+    if device == "cpu" or not study.gpu:
         return "cpu"
-    return device
+    slow = study.seconds(config, "cpu")
+    return device if slow > max(SMALL_FIT_SECONDS, GPU_IS_WORTH * study.seconds(config, device)) else "cpu"
 
 
-def compute_on(config: Any, *, name: str, device: str) -> dict[str, Any]:
-    """The row of a config of the experiment ``name``, computed where :func:`where` says."""
-    study = experiment(name)
-    return dict(study.compute(config, device=where(study, config, device)))
+def compute_job(job: Job, *, device: str) -> dict[str, Any]:
+    """The row of a job, computed where :func:`where` says."""
+    study = experiment(job.experiment)
+    return dict(study.compute(job.config, device=where(study, job.config, device)))
 
 
-def simulate(
-    study: Experiment,
+def _queue(job: Job, *, device: str) -> str:
+    study = experiment(job.experiment)
+    if where(study, job.config, device) == "cpu":
+        return "cpu"
+    teacher = getattr(job.config, "teacher", None)
+    if teacher is None or teacher.n_contexts * teacher.vocab_size < _LARGE:
+        return "gpu"
+    return "whole" if teacher.vocab_size * job.config.hidden_size >= _LARGE else "large"
+
+
+def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int, *, alone: bool = False) -> list[Lane]:
+    """Processes that share this machine: some on each GPU, the rest on cores.
+
+    Several processes keep a GPU busy while each of them prepares and measures on a core.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+        workers: Processes in all.
+        gpus: The GPUs, as CUDA_VISIBLE_DEVICES names them.
+        gpu_workers: Processes on each.
+        alone: Whether the first GPU has one process only, for the largest heads.
+
+    Example:
+        >>> [lane.workers for lane in lanes("cuda", 16, ["0", "1", "2"], 4, alone=True)]
+        [1, 0, 1, 3, 1, 3, 7]
+    """
+    if device == "cpu":
+        return [Lane(workers, ("cpu",))]
+    shared: list[Lane] = []
+    for index, gpu in enumerate(gpus):
+        only, first = {"CUDA_VISIBLE_DEVICES": gpu}, ("whole",) if index == 0 else ()
+        others = 0 if alone and index == 0 else gpu_workers - 1
+        shared += [Lane(1, (*first, "large", "gpu", "cpu"), only), Lane(others, ("gpu", "cpu"), only)]
+    return [*shared, Lane(max(0, workers - sum(lane.workers for lane in shared)), ("cpu",))]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    import torch
+
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not count:
+        raise ValueError("device must be 'cpu' where there is no GPU, got 'cuda'.")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(index) for index in range(count)]
+
+
+def simulate(study: Experiment, preset: Preset, out: Path, **options: Any) -> SweepResult:
+    """:func:`simulate_all` of one experiment, with its rows."""
+    return simulate_all([study], preset, out, **options)._replace(rows=table(study, preset, out))
+
+
+def simulate_all(
+    studies: Sequence[Experiment],
     preset: Preset,
     out: Path,
     *,
     device: str = "cpu",
     workers: int | None = None,
+    gpu_workers: int = 6,
     max_seconds: float | None = None,
     longest_fit: float = math.inf,
     engine: Engine | None = None,
 ) -> SweepResult:
-    """Compute the missing rows of an experiment and write its table with a sidecar, if there is any row.
+    """Compute the missing rows of experiments and write their tables with sidecars, where there is any row.
 
-    The costliest fits start first, so that none of them is alone at the end.
+    All experiments share the workers, and the costliest fits start first, so that none of them is alone at the end.
 
     Args:
-        study: What.
-        preset: Which of its grids.
-        out: Where rows and table go.
-        device: Of the larger fits.
+        studies: What.
+        preset: Which of their grids.
+        out: Where rows and tables go.
+        device: Of the larger fits, ``"cpu"`` or ``"cuda"``.
         workers: Processes; None for one on each core.
+        gpu_workers: How many of them on each GPU.
         max_seconds: Start nothing after this time.
         longest_fit: Leave out what is estimated to take more seconds than this.
-        engine: See :func:`analysis.sweep.run`.
+        engine: See :func:`analysis.sweep.run`; None for processes on this machine.
 
     Returns:
-        The rows, tidy, how many are new, and the failures.
+        How many rows are new, and the failures; the rows of an experiment are :func:`table`.
     """
-    configs, folder = study.configs(preset), row_folder(out, study.name)
-    function = partial(compute_on, name=study.name, device=device)
-    cost = {config: study.seconds(config, where(study, config, device)) for config in configs}
+    cost = {
+        Job(study.name, config): (study.leftover(config), -study.seconds(config, where(study, config, device)))
+        for study in studies
+        for config in study.configs(preset)
+    }
+    shelves = _Shelves(out, studies)
+    if engine is None:
+        queue, gpus = partial(_queue, device=device), [] if device == "cpu" else visible_gpus()
+        alone = len(gpus) > 1 and any(queue(job) == "whole" and shelves.read(job) is None for job in cost)
+        processes = lanes(device, workers or available_cores(), gpus, gpu_workers, alone=alone)
+        engine = partial(local_engine, lanes=processes, queue=queue)
     result = run(
-        function,
-        [config for config in sorted(configs, key=lambda c: -cost[c]) if cost[config] <= longest_fit],
-        folder,
+        partial(compute_job, device=device),
+        [job for job in sorted(cost, key=lambda job: cost[job]) if -cost[job][1] <= longest_fit],
+        shelves,
         workers=workers,
-        description=study.name,
+        description=" ".join(study.name for study in studies),
         max_seconds=max_seconds,
         engine=engine,
     )
-    table = tidy(read_rows(folder, configs))  # in the order of the grid
-    if not table.empty:
-        write_table(table, table_path(out, study.name), RowStore(folder), configs)
-    return result._replace(rows=table)
+    for study in studies:
+        write(study, preset, out, table_path(out, study.name))
+    return result
+
+
+def table(study: Experiment, preset: Preset, out: Path) -> pd.DataFrame:
+    """The finished rows of an experiment as a table in the order of its grid; columns of what was set come first.
+
+    Only rows of complete cells (:mod:`.cells`) are in it.
+    """
+    return _complete(study, preset, out)[0]
+
+
+def _complete(study: Experiment, preset: Preset, out: Path) -> tuple[pd.DataFrame, Coverage]:
+    configs = study.configs(preset)
+    rows = read_rows(row_folder(out, study.name), configs)
+    if rows.empty:
+        return rows, coverage(configs, ())
+    covered = coverage(configs, set(rows["key"]))
+    rows = tidy(rows.loc[rows["key"].isin(covered.keys)])
+    first = [name for name in ("key", *_asked(configs)) if name in rows]
+    return rows.loc[:, [*first, *(name for name in rows if name not in first)]], covered
+
+
+def _asked(configs: Sequence[Any]) -> tuple[str, ...]:
+    """Columns of what was set, not measured."""
+    return tuple(configs[0].columns()) if hasattr(configs[0], "columns") else ("vocab_size", "hidden_size", "data_seed")
+
+
+def write(study: Experiment, preset: Preset, out: Path, path: Path) -> bool:
+    """Write an experiment's table and its sidecar, with the cells that are not complete; False where none is."""
+    rows, covered = _complete(study, preset, out)
+    if rows.empty:
+        return False
+    configs, store = study.configs(preset), RowStore(row_folder(out, study.name))
+    more = {"cells": covered.cells, "cells_not_run": covered.not_run, "not_run": covered.missing}
+    write_table(rows, path, store, configs, digits=_DIGITS, exact=_asked(configs), more=more)
+    return True
+
+
+def committed_folder(preset: Preset) -> Path:
+    """Where the tables of a preset are committed, seen from the root of the repository."""
+    return _COMMITTED if preset == "full" else _COMMITTED / preset
+
+
+def publish(study: Experiment, preset: Preset, out: Path, folder: Path) -> Path | None:
+    """Write an experiment's table of the rows under ``out`` to a folder, gzipped if it is large.
+
+    Returns:
+        The table; None where no cell is complete.
+    """
+    plain = folder / f"{study.name}.csv"
+    packed = plain.with_suffix(".csv.gz")
+    if not write(study, preset, out, plain):
+        return None
+    if plain.stat().st_size <= _PACKED_FROM:
+        packed.unlink(missing_ok=True)
+        return plain
+    packed.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
+    plain.unlink()
+    return packed
 
 
 def progress(study: Experiment, preset: Preset, out: Path) -> Progress:
@@ -115,8 +282,13 @@ def progress(study: Experiment, preset: Preset, out: Path) -> Progress:
     return Progress(len(configs), sum(done), sum(failed))
 
 
-def pack(out: Path, file: Path) -> int:
-    """Write all finished rows under ``out`` as one gzipped file of JSON lines; the same rows give the same bytes.
+def pack(out: Path, file: Path, *, digits: int | None = None) -> int:
+    """Write all finished rows under ``out`` as one compressed file of JSON lines; the same rows give the same bytes.
+
+    Args:
+        out: Where the rows are.
+        file: Name ending in ``.xz`` for the smaller, slower compression; gzip else.
+        digits: Significant digits of measured numbers; None for all. Configs keep theirs.
 
     Returns:
         How many.
@@ -127,13 +299,35 @@ def pack(out: Path, file: Path) -> int:
     text, count = io.StringIO(), 0
     for name in EXPERIMENTS:
         for stored in RowStore(row_folder(out, name)).finished():
+            if digits is not None:
+                stored["row"] = _shortened(stored["row"], digits, frozenset(_numbers(stored["config"])))
             text.write(json.dumps({"experiment": name, **encode(stored)}, sort_keys=True, allow_nan=False) + "\n")
             count += 1
     if not count:
         raise ValueError(f"out must hold finished rows, got none under {out}.")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    content = text.getvalue().encode()
+    file.write_bytes(lzma.compress(content, preset=9) if file.suffix == ".xz" else gzip.compress(content, mtime=0))
     return count
+
+
+def _shortened(value: Any, digits: int, exact: frozenset[float]) -> Any:
+    """Numbers with fewer digits, but for those that were set."""
+    if isinstance(value, dict):
+        return {name: _shortened(part, digits, exact) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_shortened(part, digits, exact) for part in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) and value not in exact else value
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, float):
+        yield value
 
 
 def unpack(out: Path, file: Path) -> tuple[int, int]:
@@ -160,7 +354,8 @@ def unpack(out: Path, file: Path) -> tuple[int, int]:
 
 
 def _lines(file: Path) -> Iterable[str]:
+    expand = lzma.decompress if file.suffix == ".xz" else gzip.decompress
     try:
-        return gzip.decompress(file.read_bytes()).decode().splitlines()
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+        return expand(file.read_bytes()).decode().splitlines()
+    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no file of packed rows: {error}") from error
