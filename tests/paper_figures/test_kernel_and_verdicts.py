@@ -1,0 +1,179 @@
+"""The figures of the kernel and of the verdicts show their tables, number by number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from paper_figures import kernel, tables, verdicts
+from paper_figures.style import THEORY_COLOUR
+
+
+@pytest.fixture(scope="module")
+def bench():
+    rows = pd.read_csv(tables.DATA / "kernel.csv")
+    return rows[(rows["mode"] == "loss and gradients") & rows["softcap"].isna() & (rows["ignored"] == 0)]
+
+
+class TestKernel:
+    def test_every_implementation_that_ran_is_a_point_of_every_shape(self, drawn, bench, at):
+        figure = drawn("kernel", "quick")[2]
+        ran = bench.loc[bench["ms"].notna() & bench["peak_mib"].notna()]
+        smoothed = ran.loc[ran["label_smoothing"] == 0.1]
+        rest = ran.loc[(ran["label_smoothing"] == 0) & ran["implementation"].str.startswith("cut-cross-entropy")]
+        shapes = {ax.get_title(loc="left").split(", ")[0][4:]: ax for ax in figure.axes[:-1]}
+        assert set(shapes) == set(bench["shape"])
+        for shape, ax in shapes.items():
+            rows = pd.concat([smoothed, rest])
+            rows = rows.loc[rows["shape"] == shape]
+            wanted = sorted(zip((rows["peak_mib"] / 1024).map("{:.6g}".format).astype(float), rows["ms"], strict=True))
+            np.testing.assert_allclose(at(ax), wanted, rtol=2e-5)
+
+    def test_what_has_no_smoothing_is_open(self, drawn):
+        figure = drawn("kernel", "quick")[2]
+        looks = kernel._looks(drawn("kernel", "quick")[1]["implementation"])
+        assert len({look.marker for look in looks.values()}) == len(looks)
+        plain = {look.marker for name, look in looks.items() if name.startswith("cut")}
+        assert len(plain) == 2
+        for ax in figure.axes:
+            marked = [line for line in ax.get_lines() if line.get_marker() in {look.marker for look in looks.values()}]
+            assert len(marked) == len(looks)
+            for line in marked:
+                assert (line.get_markerfacecolor() == "white") == (line.get_marker() in plain)
+
+    def test_the_floors_are_the_gradients_and_three_products_at_the_best_rate(self, drawn, bench):
+        first = drawn("kernel", "quick")[2].axes[0]
+        across, up = (line for line in first.get_lines() if line.get_color() == THEORY_COLOUR)
+        if across.get_ydata()[0] == 0:  # which of the two is drawn first says nothing
+            across, up = up, across
+        work = bench["tokens"] * bench["vocab_size"] * bench["hidden_size"]
+        three = bench.loc[bench["implementation"] == "three products", "ms"]
+        best = max((work / bench["matmul_ms"]).max(), (3 * work[three.index] / three).max() if len(three) else 0)
+        assert across.get_ydata()[0] == pytest.approx(3 * 8192 * 256_000 * 2304 / best)
+        elements = (8192 + 256_000) * 2304
+        assert up.get_xdata()[0] == pytest.approx(elements * 2 / 2**30, rel=1e-3)  # bfloat16
+        times = bench.loc[bench["ms"].notna() & bench["peak_mib"].notna(), "ms"]
+        assert (times > (3 * work / best)[times.index]).all()  # none is faster
+
+    def test_errors_are_the_larger_of_both_gradients(self, drawn, bench, at):
+        last = drawn("kernel", "quick")[2].axes[-1]
+        names = {v: k for k, v in kernel._NAMES.items()}
+        labels = [names.get(text.get_text(), text.get_text()) for text in last.get_yticklabels()]
+        bars = {round(c.lines[0].get_ydata()[0]): c for c in last.containers}
+        for row, name in enumerate(labels):
+            rows = bench.loc[(bench["implementation"] == name) & bench["ms"].notna()]
+            rows = rows.loc[rows["label_smoothing"] == rows["label_smoothing"].max()]
+            worst = 1000 * np.maximum(rows["input_gradient_error"], rows["weight_gradient_error"])
+            assert bars[-row].lines[0].get_xdata()[0] == pytest.approx(worst.median())
+            np.testing.assert_allclose(bars[-row].lines[2][0].get_segments()[0][:, 0], [worst.min(), worst.max()])
+
+    def test_times_are_medians_between_order_statistics_of_the_rounds(self, drawn):
+        rounds = pd.read_csv(tables.DATA / "kernel_samples.csv").query(
+            "shape == 'Qwen2.5-0.5B' and label_smoothing == .1 and softcap.isna() and ignored == 0"
+            " and mode == 'loss and gradients' and implementation == 'Liger-Kernel'"
+        )["ms"]
+        rows = drawn("kernel", "quick")[1].query("shape == 'Qwen2.5-0.5B' and implementation == 'Liger-Kernel'")
+        assert len(rounds) == 7  # 2 / 2^7 = .016 is the chance that all lie on one side of the median
+        numbers = rows[["ms", "ms_low", "ms_high"]].iloc[0].tolist()
+        assert numbers == pytest.approx([rounds.median(), rounds.min(), rounds.max()], abs=6e-4)
+
+    def test_the_interval_of_a_median_covers_it(self):
+        draws = np.random.default_rng(0).exponential(size=(4000, 20))
+        inside = [low <= np.log(2) <= high for low, high in map(kernel.median_interval, draws)]
+        assert np.mean(inside) == pytest.approx(0.959, abs=0.01)  # ranks 6 and 15 of 20
+        assert kernel.median_interval([3.0, 1.0]) == (1.0, 3.0)
+
+    def test_a_new_rival_gets_a_look_and_its_name_and_products_are_no_rival(self, bench, check_layout):
+        rounds = pd.read_csv(tables.DATA / "kernel_samples.csv")
+        more = [bench], [rounds]
+        for name in ("quack 0.6", "three products"):
+            for table, new in zip((bench, rounds), more, strict=True):
+                new.append(table.loc[table["implementation"] == "eager"].assign(implementation=name))
+        assert more[0][1]["ms"].gt(0).any()
+        more[0][1]["peak_mib"] = 2000.0
+        both = [pd.concat(parts, ignore_index=True) for parts in more]
+        rows = kernel.prepare(dict(zip(("kernel", "kernel_samples"), both, strict=True)))
+        assert "three products" not in set(rows["implementation"])
+        figure = kernel.make(rows)
+        assert "quack 0.6" in [text.get_text() for text in figure.axes[-1].get_yticklabels()]
+        looks = kernel._looks(rows["implementation"])
+        assert len({(look.marker, look.colour) for look in looks.values()}) == len(looks)
+        check_layout(figure)
+
+
+class TestVerdicts:
+    @pytest.fixture
+    def table(self):
+        return tables.read("verdicts", "quick", tables.DATA)
+
+    def test_every_claim_stands_with_its_verdict_effect_and_numbers(self, drawn, table):
+        figure = drawn("verdicts", "quick")[2]
+        texts = figure.axes[0].texts
+        tops = {text.get_text(): text.get_position()[1] for text in texts if text.get_text() in set(table["claim"])}
+        assert list(tops) == table["claim"].tolist()
+        edges = [*tops.values(), np.inf]
+        for row, top, below in zip(table.itertuples(), edges, edges[1:], strict=False):
+            words = " ".join(t.get_text() for t in texts if top - 1 <= t.get_position()[1] < below - 1)
+            words = words.replace("\u00a0", " ")
+            assert row.statement in words
+            assert row.effect in words
+            assert f"{row.mean:.3g} [{row.low:.3g}, {row.high:.3g}]" in words
+            assert (f" {row.verdict}" in words) or (f" {row.verdict} " in words)
+
+    def test_the_mark_tells_the_verdict_without_colour(self, drawn, table):
+        ax = drawn("verdicts", "quick")[2].axes[0]
+        marks = [line for line in ax.get_lines() if line.get_markersize() == 4.5]
+        kinds = [(line.get_marker(), line.get_fillstyle(), line.get_markerfacecolor()) for line in marks]
+        wanted = {"supported": ("o", "full", "#00224e"), "depends on": ("o", "left", "#00224e")}
+        assert kinds == [wanted[verdict] for verdict in table["verdict"]]
+        assert (
+            len(
+                {
+                    str(mark.get("marker")) + str(mark.get("fillstyle")) + mark["mfc"]
+                    for mark in verdicts._MARKS.values()
+                }
+            )
+            == 4
+        )
+
+    def test_bars_lie_on_the_side_of_their_sign_and_hold_the_mean(self, drawn, table):
+        ax = drawn("verdicts", "quick")[2].axes[0]
+        left, width = verdicts._PLACES["strip"]
+        for row, bar in zip(table.itertuples(), ax.containers, strict=True):
+            low, high = bar.lines[2][0].get_segments()[0][:, 0]
+            mean = bar.lines[0].get_xdata()[0]
+            reference = 1 if row.claim == "K7" else 0
+            assert low <= mean <= high
+            assert left <= low
+            assert high <= left + width + 1e-9
+            for value, x in ((row.low, low), (row.mean, mean), (row.high, high)):
+                assert np.sign(round(value - reference, 9)) == np.sign(round(x - left - width / 2, 9))
+
+    def test_a_prediction_that_failed_is_bold(self, drawn):
+        texts = drawn("verdicts", "quick")[2].axes[0].texts
+        column = [t for t in texts if t.get_position()[0] == verdicts._PLACES["predicted"][0]][1:]
+        assert {t.get_text() for t in column if t.get_fontweight() == "bold"} == {"refuted", "not decided"}  # K6, K8
+
+    def test_the_real_model_has_a_line_where_it_was_judged(self, table, check_layout):
+        real = pd.DataFrame({"claim": ["K2", "K1"], "verdict": ["refuted", "supported"]})
+        rows = verdicts.prepare({"verdicts": table, "instruction_verdicts": real})
+        assert rows["real_model"].tolist() == ["supported", "refuted"] + [""] * (len(table) - 2)
+        figure = verdicts.make(rows, preset="full")
+        written = [t.get_text() for t in figure.axes[0].texts]
+        assert written.index("real model: supported") < written.index("real model: refuted")
+        heights = {t.get_text(): t.get_position()[1] for t in figure.axes[0].texts if "real model" in t.get_text()}
+        small = [
+            line for line in figure.axes[0].get_lines() if line.get_marker() in "oX" and line.get_markersize() == 3.2
+        ]
+        small = [line for line in small if line.get_xdata()[0] < verdicts._PLACES["effect"][0]]
+        assert [line.get_marker() for line in small] == ["o", "X"]
+        assert [line.get_ydata()[0] for line in small] == pytest.approx(list(heights.values()))
+        check_layout(figure)
+
+    def test_a_claim_without_a_table_is_drawn_without_numbers(self, table, check_layout):
+        none = {"verdict": "not decided", "mean": np.nan, "low": np.nan, "high": np.nan, "seeds": np.nan}
+        table.loc[0, list(none)] = list(none.values())
+        figure = verdicts.make(verdicts.prepare({"verdicts": table}), preset="full")
+        assert len(figure.axes[0].containers) == len(table) - 1
+        check_layout(figure)
