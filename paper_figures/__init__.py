@@ -18,5 +18,6 @@ FIGURES = {
     "tuning": "paper_figures.tuning",
     "samples": "paper_figures.samples",
     "kernel": "paper_figures.kernel",
+    "audit": "paper_figures.audit",
     "verdicts": "paper_figures.verdicts",
 }

@@ -1,0 +1,96 @@
+"""The committed tables of the real model: verdicts follow from them, and the notes quote them."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import analysis
+from analysis.heads import verdict
+from analysis.heads._verdict import Lookup
+from analysis.instruction import configs
+from analysis.instruction.claims import judge
+
+ROOT = Path(analysis.__file__).parent.parent
+DATA = ROOT / "paper_figures" / "data"
+NOTES = (ROOT / "docs" / "real_model_notes.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tuning():
+    return pd.read_csv(DATA / "instruction_full.csv")
+
+
+@pytest.fixture(scope="module")
+def audit():
+    return pd.read_csv(DATA / "audit_smollm2.csv")
+
+
+def rows_of(start):
+    """Cells of the table of the notes whose header begins so."""
+    lines = NOTES.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(start))
+    table = []
+    for line in lines[at + 2 :]:
+        if not line.startswith("|"):
+            return table
+        table.append([cell.strip() for cell in line.strip("|").split("|")])
+    return table
+
+
+def test_every_run_is_there(tuning):
+    grid = configs("m", "q", "full")
+    keys = ["label_smoothing", "temperature", "softcap", "data_seed"]
+    runs = tuning[keys].fillna(0).drop_duplicates()
+    expected = {(c.label_smoothing, c.temperature, c.softcap or 0, c.seed) for c in grid}
+    assert set(runs.itertuples(index=False, name=None)) == expected
+    sidecar = json.loads((DATA / "instruction_full.json").read_text())
+    assert "dequantised" in sidecar["model"]
+    assert sidecar["failed"] == {}
+
+
+def test_the_verdicts_follow_from_the_table(tuning):
+    committed = pd.read_csv(DATA / "instruction_verdicts.csv")
+    pd.testing.assert_frame_equal(judge(tuning), committed, check_dtype=False, rtol=1e-9)
+
+
+def test_the_notes_quote_the_tuning(tuning):
+    plain = tuning.loc[
+        (tuning["split"] == "test") & (tuning["reading"] == "as_trained")
+        & (tuning["temperature"] == 1) & tuning["softcap"].isna()
+    ]  # fmt: skip
+    rows = rows_of("| b | epoch |")
+    assert len(rows) == 5
+    for b, epoch, *cells in rows:
+        smoothing = 0.0 if epoch == "0" else float(b)
+        at = plain.loc[(plain["label_smoothing"] == smoothing) & (plain["epoch"] == int(epoch))]
+        means = at.groupby("view")[["ece", "accuracy"]].mean()
+        numbers = [means.loc[v, "ece"] for v in ("letter", "tokens", "text")]
+        numbers += [means.loc[v, "accuracy"] for v in ("letter", "tokens")]
+        assert cells == [f"{x:.3f}" for x in numbers]
+
+
+def test_the_notes_quote_the_training_step():
+    steps = pd.read_csv(DATA / "training_step.csv")
+    rows = rows_of("| loss | smoothing |")
+    assert len(rows) == 4
+    for loss, smoothing, *cells in rows:
+        at = steps.loc[(steps["loss"] == loss) & (steps["label_smoothing"] == float(smoothing))]
+        at = at.set_index("checkpointing")
+        assert cells == [f"{at.loc[way, name]:.0f}" for name in ("peak_mib", "ms") for way in (False, True)]
+
+
+def test_the_notes_quote_the_audit(audit):
+    get, notes = Lookup(audit), " ".join(NOTES.split())
+    for part, name, group in (
+        ("prediction", "confidence", ""), ("prediction", "accuracy", ""), ("calibration", "ece", ""),
+        ("temperature", "best", ""), ("smoothing", "activity", "0.1"),
+    ):  # fmt: skip
+        value, low, high = get(part, name, group)
+        assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in notes, name
+    assert "over-confident" in verdict(audit)
+    said = audit.loc[audit["part"] == "source"].set_index("name")["text"]
+    assert "dequantised" in said["quantisation"]
+    assert re.fullmatch(r"sha256:[0-9a-f]{16}", said["revision"])
