@@ -12,7 +12,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import _MACHINERY, _PUBLIC
+from . import _MACHINERY, _PUBLIC  # pyright: ignore[reportAttributeAccessIssue]
 
 __all__ = ["commands", "main", "modules", "summary", "versions"]
 
