@@ -23,6 +23,7 @@ lint: install
 	$(BIN)/basedpyright
 
 docs: install
+	@$(BIN)/python -c "import sphinx" 2>/dev/null || { echo "error: the documentation needs Python 3.11 or later, e.g. make PYTHON=python3.12 docs" >&2; exit 1; }
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs site
 	@echo "wrote site/index.html"
 

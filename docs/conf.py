@@ -48,7 +48,8 @@ html_title = "confidence-ceiling"
 html_css_files = ["site.css"]
 html_show_sourcelink = html_copy_source = html_show_sphinx = html_show_copyright = False
 # MathJax with its fonts as one script: formulas need no network, and no font that a browser may refuse to load.
-mathjax = Path(str(find_spec("sphinx-mathjax-offline").origin)).parent / "static" / "mathjax" / "tex-svg.js"
+mathjax_package: Any = find_spec("sphinx-mathjax-offline")
+mathjax = Path(mathjax_package.origin).parent / "static" / "mathjax" / "tex-svg.js"
 mathjax_path = mathjax.name
 html_static_path = ["_static", str(mathjax)]
 

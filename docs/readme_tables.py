@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -33,7 +34,7 @@ _IMPLEMENTATIONS = {
 def verdicts(data: Path) -> str:
     """The claims and what became of them: the full table where it is there, else the quick one."""
     path = next(p for p in (data / "verdicts.csv", data / "quick" / "verdicts.csv") if p.exists())
-    table = pd.read_csv(path)
+    table: Any = pd.read_csv(path)
     lines = ["| | claim of the paper | verdict | measured | 95 % interval |", "|---|---|---|---|---|"]
     for row in table.itertuples():
         size = "" if pd.isna(row.mean) else f": {row.mean:.3f}"
@@ -44,7 +45,7 @@ def verdicts(data: Path) -> str:
 
 def kernel(data: Path) -> str:
     """Time, memory and error of the loss and its rivals on one GPU."""
-    rows = pd.read_csv(data / "kernel.csv")
+    rows: Any = pd.read_csv(data / "kernel.csv")
     rows = rows[(rows["mode"] == "loss and gradients") & rows["softcap"].isna() & (rows["ignored"] == 0)]
     smooth = rows[rows["label_smoothing"] == 0.1].set_index(["implementation", "shape"])
     plain = rows[(rows["label_smoothing"] == 0) & (rows["shape"] == _SHAPES[0])].set_index("implementation")["ms"]
@@ -83,7 +84,7 @@ def kernel(data: Path) -> str:
 
 def statistics(data: Path) -> str:
     """What the statistics of a head cost beside the loss-only forward."""
-    rows = pd.read_csv(data / "statistics.csv")
+    rows: Any = pd.read_csv(data / "statistics.csv")
     rows = rows[rows["softcap"].isna() & (rows["temperatures"] > 0)].set_index("temperatures")
     return _wrapped(
         "`kernel.head_statistics` gives confidence, entropy, ranks and more of every token, at up to eight "
@@ -95,7 +96,7 @@ def statistics(data: Path) -> str:
 
 def cpu(data: Path) -> str:
     """The chunked loss against eager PyTorch on a CPU."""
-    rows = pd.read_csv(data / "chunked.csv")
+    rows: Any = pd.read_csv(data / "chunked.csv")
     about = json.loads((data / "chunked.json").read_text(encoding="utf-8"))
     where = (
         f"On a CPU ({about['threads']} threads, torch {about['torch']}), float32, loss and both gradients, smoothing "
@@ -117,7 +118,7 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, width=120, break_long_words=False, break_on_hyphens=False)
 
 
-def _list(values: pd.Series, form: str = ".2f") -> str:
+def _list(values: Any, form: str = ".2f") -> str:
     *first, last = (format(value, form) for value in values)
     return f"{', '.join(first)} and {last}"
 

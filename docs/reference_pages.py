@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from analysis import _MACHINERY, _PUBLIC
+from analysis import _MACHINERY, _PUBLIC  # pyright: ignore[reportAttributeAccessIssue]
 from analysis.__main__ import modules, summary
 
 __all__ = ["pages", "write_pages"]

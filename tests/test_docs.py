@@ -7,6 +7,7 @@ import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -116,6 +117,22 @@ def test_full_verdicts_go_before_quick_ones(tmp_path):
     assert "| K1 | instruction tuning does what it does | supported |" in readme_tables.verdicts(tmp_path)
 
 
+def broken_links(site: Path) -> list[str]:
+    """Links of the built pages to files and anchors of the site that are not there."""
+    text = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
+    anchors = {page: set(re.findall(r'\bid="([^"]+)"', html)) for page, html in text.items()}
+    broken = []
+    for page, html in text.items():
+        for link in re.findall(r'<a [^>]*href="([^"]+)"', html):
+            path, _, anchor = unquote(link).partition("#")
+            target = (page.parent / path).resolve() if path else page
+            if re.match(r"(https?|mailto):", link) or (not path and not anchor):
+                continue
+            if not target.exists() or (anchor and target in anchors and anchor not in anchors[target]):
+                broken.append(f"{page.relative_to(site)}: {link}")
+    return broken
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("sphinx", reason="the docs extra is not installed")
     import subprocess
@@ -128,5 +145,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     script = re.search(r'src="(_static/tex-svg\.js)', theory)
     assert script, "no MathJax on the page"
     assert (tmp_path / "site" / script[1]).stat().st_size > 1e6
+    assert broken_links(tmp_path / "site") == []
     outside = re.findall(r'<(?:script|link)[^>]+(?:src|href)="(https?:[^"]+)', theory)
     assert outside == [], "the page loads something from the network"
