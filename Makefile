@@ -8,7 +8,7 @@ PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
 
-.PHONY: figures test lint docs install clean force
+.PHONY: figures test lint install clean force
 .DELETE_ON_ERROR:
 
 figures: install
@@ -22,16 +22,17 @@ lint: install
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/basedpyright
 
-docs: install
-	@$(BIN)/python -c "import sphinx" 2>/dev/null || { echo "error: the documentation needs Python 3.11 or later, e.g. make PYTHON=python3.12 docs" >&2; exit 1; }
-	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs site
-	@echo "wrote site/index.html"
-
 install: $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) $(VENV).wanted paper_figures/out site docs/reference .pytest_cache .ruff_cache .hypothesis
 	find analysis kernel paper_figures tests -name __pycache__ -type d -exec rm -rf {} +
+
+.PHONY: docs
+docs: install
+	@$(BIN)/python -c "import sphinx" 2>/dev/null || { echo "error: the documentation needs Python 3.11 or later, e.g. make PYTHON=python3.12 docs" >&2; exit 1; }
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs site
+	@echo "wrote site/index.html"
 
 # What the environment has to match: the interpreter's version, the pins and the dependencies. Compared by content, so
 # that a second run installs nothing and needs no network.

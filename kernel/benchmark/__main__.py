@@ -37,13 +37,13 @@ COLUMNS = (
     *("loss_error", "input_gradient_error", "weight_gradient_error", "skipped"),
 )
 CASES = (Case(), Case(softcap=30.0), Case(ignored=0.8), Case(gradients=False), Case(label_smoothing=0.0))
+ERROR_TOKENS = 1024  # float64 gradients of the whole head take 4.7 GB and a second or two of an H100
 _EXAMPLES = """
 examples:
   python -m kernel.benchmark                        every shape, into paper_figures/data/kernel.csv, on a GPU
   python -m kernel.benchmark --shapes GPT-2 --rounds 5 --output /tmp/table.csv
   python -m kernel.benchmark --device cpu --scale 64 --rounds 2 --output /tmp/table.csv   a trial without a GPU
 """
-ERROR_TOKENS = 1024  # float64 gradients of the whole head take 4.7 GB and a second or two of an H100
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
