@@ -57,13 +57,14 @@ copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
 _EXTERNAL = {
+    "ipywidgets.": "https://ipywidgets.readthedocs.io/en/stable/",
     "ray.": "https://docs.ray.io/en/latest/ray-core/api/doc/{}.html",
     "torch.": "https://docs.pytorch.org/docs/stable/generated/{}.html",
 }
 
 
 def link_outside(app: Any, env: Any, node: Any, content: nodes.Node) -> nodes.Node | None:
-    """Lead references to ray and torch to their pages; without an inventory, which would take a network to build."""
+    """Lead references to other projects to their pages; without an inventory, which would take a network to build."""
     target = node.get("reftarget", "")
     for prefix, address in _EXTERNAL.items():
         if target.startswith(prefix) and (node["reftype"] != "class" or target.startswith("torch.nn.")):
