@@ -77,9 +77,10 @@ INSTEAD = {
 MAKE = {  # target -> what it runs
     "make figures": "python -m paper_figures --preset quick --simulate",
     "make test": "python -m pytest -n 2",
+    "make install": None,
     "make docs": "python -m sphinx --builder html --fail-on-warning",
     "make PYTHON=python3.12 ...": None,
-    "make CONSTRAINTS= ...": None,  # both: tests/test_makefile.py
+    "make CONSTRAINTS= ...": None,  # these three: tests/test_makefile.py
 }
 PATTERNS = {"python -m paper_figures --only NAME": "python -m paper_figures --only {}"}
 OTHER = {"jupyter lab notebooks/"}
