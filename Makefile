@@ -31,7 +31,7 @@ clean:
 .PHONY: docs
 docs: install
 	@$(BIN)/python -c "import sphinx" 2>/dev/null || { echo "error: the documentation needs Python 3.11 or later, e.g. make PYTHON=python3.12 docs" >&2; exit 1; }
-	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs site
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --write-all --quiet docs site
 	@echo "wrote site/index.html"
 
 # What the environment has to match: the interpreter's version, the pins and the dependencies. Compared by content, so
