@@ -8,7 +8,7 @@ PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
 
-.PHONY: figures test lint install clean force
+.PHONY: figures test lint notebooks install clean force
 .DELETE_ON_ERROR:
 
 figures: install
@@ -21,6 +21,11 @@ lint: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/basedpyright
+
+# Writes the texts of the notebooks into them and runs them again; without time stamps, so that differences can be read.
+notebooks: install
+	$(BIN)/python -m jupytext --quiet --to ipynb --update notebooks/*.py
+	$(BIN)/python -m nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 install: $(VENV)/installed
 

@@ -23,6 +23,7 @@ _PUBLIC = {
         effectiveness_ratio loss_floor match_moments optimal_confidence optimal_gap optimal_gap_under_cap
         predicted_activity restoring_temperature smooth smoothed_calibration_error smoothing_penalty unsmooth
         weighted_svd_head""",
+    "heads": """Audit LoadedModel audit_model draw_audit load_model packaged_smollm2 python_text read_text verdict""",
     "diagnostics": """CapVerdict HeadGeometry scale_gap smoothing_slope""",
     "norm_ball": """NormBallHead fit_norm_ball""",
     "head_shapes": """HEAD_SHAPES HeadShape""",
@@ -41,9 +42,9 @@ _PUBLIC = {
 }
 # Machinery of grids, files and drawing, whose names (run, grid, ...) say little without their module:
 # analysis.sweep.run.
-_MACHINERY = ("instruction", "plots", "records", "study", "sweep")
+_MACHINERY = ("instruction", "notebook", "plots", "records", "study", "sweep")
 # Modules that are commands only: python -m analysis.NAME.
-_COMMANDS: tuple[str, ...] = ("caps_table", "transition_table")
+_COMMANDS: tuple[str, ...] = ("audit", "caps_table", "transition_table")
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
 __all__ = [*_PUBLIC, *_MACHINERY, *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

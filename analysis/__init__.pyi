@@ -3,8 +3,10 @@ from . import calibration as calibration
 from . import caps as caps
 from . import diagnostics as diagnostics
 from . import head_shapes as head_shapes
+from . import heads as heads
 from . import instruction as instruction
 from . import norm_ball as norm_ball
+from . import notebook as notebook
 from . import plots as plots
 from . import random_energy as random_energy
 from . import records as records
@@ -17,6 +19,7 @@ from .calibration import *
 from .caps import *
 from .diagnostics import *
 from .head_shapes import *
+from .heads import *
 from .norm_ball import *
 from .random_energy import *
 from .smoothing import *

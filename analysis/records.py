@@ -24,7 +24,9 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["RowStore", "config_key", "encode", "environment", "write_atomically", "write_table"]
+__all__ = [
+    "RowStore", "config_key", "encode", "environment", "find_table", "read_table", "write_atomically", "write_table",
+]  # fmt: skip
 
 # Part of every key: raise it when a change makes rows of an earlier version wrong.
 ROWS_VERSION = 2
@@ -252,7 +254,9 @@ def _decode(value: Any) -> Any:
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
-def write_table(table: pd.DataFrame, path: Path, store: RowStore, configs: Sequence[Any]) -> Path:
+def write_table(
+    table: pd.DataFrame, path: Path, store: RowStore, configs: Sequence[Any], *, digits: int | None = None
+) -> Path:
     """Write a table as CSV beside a sidecar that says where it comes from.
 
     The sidecar ``PATH.json`` holds the hash of all configs, the seeds, devices, versions and commits that made the
@@ -263,10 +267,21 @@ def write_table(table: pd.DataFrame, path: Path, store: RowStore, configs: Seque
         path: The CSV.
         store: Where the rows came from.
         configs: The configs of the table, finished or failed.
+        digits: None for a CSV with everything. A number for a small one: floats keep that many significant digits, what
+            is the same in every line stands in the sidecar under ``constants``, and how long each row took is left
+            out; :func:`read_table` reads both.
 
     Returns:
         The path of the sidecar.
     """
+    constants: dict[str, Any] = {}
+    if digits is not None:
+        table = table.drop(columns=["wall_seconds", "cpu_seconds"], errors="ignore")
+        same = [name for name in table if table[name].nunique(dropna=False) == 1] if len(table) > 1 else []
+        constants = {name: encode(_plain(table[name].iloc[0])) for name in same}
+        table = table.drop(columns=same)
+        floats = table.select_dtypes("float")
+        table = table.assign(**{name: floats[name].map(lambda x: float(f"{x:.{digits}g}")) for name in floats})
     stored = [found for config in configs if (found := store.read(config)) is not None]
     rows = pd.DataFrame([found["row"] for found in stored])
     made_by = pd.DataFrame([found["environment"] for found in stored])
@@ -279,6 +294,7 @@ def write_table(table: pd.DataFrame, path: Path, store: RowStore, configs: Seque
         "table": path.name,
         "rows": len(table),
         "columns": list(table.columns),
+        "constants": constants,
         "configs_hash": hashlib.sha256("".join(sorted(map(config_key, configs))).encode()).hexdigest(),
         "rows_version": ROWS_VERSION,
         "data_seeds": distinct(rows, "data_seed"),
@@ -295,3 +311,31 @@ def write_table(table: pd.DataFrame, path: Path, store: RowStore, configs: Seque
     beside = path.with_suffix(".json")
     write_atomically(beside, json.dumps(sidecar, indent=1) + "\n")
     return beside
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON has it: no numpy number, no nan for a missing text."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def find_table(folder: Path, name: str) -> Path | None:
+    """``NAME.csv`` or, where a large table is kept packed, ``NAME.csv.gz`` in a folder; None where neither is."""
+    paths = (folder / f"{name}{ending}" for ending in (".csv", ".csv.gz"))
+    return next((path for path in paths if path.exists()), None)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of :func:`write_table` or any other CSV, with the columns that its sidecar holds as constants.
+
+    Args:
+        path: The CSV, gzipped if its name ends in ``.gz``; the sidecar ``NAME.json`` is looked for beside it.
+
+    Returns:
+        The table. Constant columns come last.
+    """
+    table, beside = pd.read_csv(path), path.with_name(path.name.split(".csv")[0] + ".json")
+    if beside.exists():
+        constants = _decode(json.loads(beside.read_text(encoding="utf-8")).get("constants", {}))
+        for name, value in constants.items():
+            table[name] = float("nan") if value is None else value
+    return table

@@ -15,16 +15,18 @@ import os
 import threading
 import time
 import traceback
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pandas as pd
 from tqdm import tqdm
 
 from .records import RowStore, config_key, environment
 
-__all__ = ["Engine", "SweepResult", "attempt", "available_cores", "local_engine", "read_rows", "run"]
+__all__ = ["Engine", "Lane", "SweepResult", "attempt", "available_cores", "local_engine", "read_rows", "run"]
 
 Config = TypeVar("Config")
 Row = Mapping[str, Any]
@@ -32,6 +34,20 @@ Engine = Callable[
     [Callable[[Any], Row], Sequence[Any], int, Callable[[], bool]], Iterator[tuple[Any, dict[str, Any], "str | None"]]
 ]
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class Lane(NamedTuple):
+    """Worker processes that are alike.
+
+    Attributes:
+        workers: How many.
+        queues: Which configs they compute, by the name of their queue: the first one first, the next when it is empty.
+        environment: Variables of the processes, such as the GPU that they see.
+    """
+
+    workers: int
+    queues: tuple[str, ...] = ("",)
+    environment: Mapping[str, str] = MappingProxyType({})
 
 
 class SweepResult(NamedTuple):
@@ -42,6 +58,22 @@ class SweepResult(NamedTuple):
     failures: dict[str, str]  # key of a failed config -> error
 
 
+class Store(Protocol):
+    """Where rows are kept: a :class:`~analysis.records.RowStore`, or several behind one face."""
+
+    def prepare(self) -> None:
+        """Raise OSError where nothing can be written."""
+
+    def read(self, config: Any) -> dict[str, Any] | None:
+        """What is stored with the row of a config, with its ``key`` and ``row``; None where there is none."""
+
+    def write(self, config: Any, row: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
+        """Store a row."""
+
+    def write_failure(self, config: Any, error: str, made_by: Mapping[str, Any]) -> None:
+        """Store why there is none."""
+
+
 def available_cores() -> int:
     """Cores that this process may use, fewer than the machine has under a container's or a batch system's affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -50,7 +82,7 @@ def available_cores() -> int:
 def run(
     function: Callable[[Config], Mapping[str, Any]],
     configs: Sequence[Config],
-    directory: str | os.PathLike[str],
+    store: Store | str | os.PathLike[str],
     *,
     workers: int | None = None,
     description: str = "fits",
@@ -66,7 +98,7 @@ def run(
         function: Config -> row of JSON values; importable by name (no lambda), as it is sent to fresh processes.
             Scripts that call this need the usual ``if __name__ == "__main__":``.
         configs: Frozen dataclasses; equal ones are computed once.
-        directory: Folder of the rows, see :class:`~analysis.records.RowStore`.
+        store: Keeps the rows; a folder stands for its :class:`~analysis.records.RowStore`.
         workers: Processes; None for one on each core.
         description: Label of the progress bar.
         max_seconds: After this time no further config is started; what is under way is finished. None for no limit.
@@ -85,14 +117,14 @@ def run(
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"max_seconds must be greater than 0, got {max_seconds}.")
     end = math.inf if max_seconds is None else time.monotonic() + max_seconds
-    store = RowStore(directory)
+    store = RowStore(store) if isinstance(store, (str, os.PathLike)) else store
     store.prepare()
-    by_key = {config_key(config): config for config in configs}
-    pending = [config for config in by_key.values() if store.read(config) is None]
+    different = list(dict.fromkeys(configs))
+    pending = [config for config in different if store.read(config) is None]
     made_by = environment()
     failures: dict[str, str] = {}
     computed = 0
-    bar = tqdm(total=len(by_key), initial=len(by_key) - len(pending), desc=description, disable=None, smoothing=0.05)
+    bar = tqdm(total=len(different), initial=len(different) - len(pending), desc=description, disable=None)
     with bar:
         for config, row, error in (engine or local_engine)(
             function, pending, workers or available_cores(), lambda: time.monotonic() >= end
@@ -104,12 +136,12 @@ def run(
                 store.write_failure(config, error, made_by)
                 failures[config_key(config)] = error
             bar.update()
-    return SweepResult(read_rows(directory, list(by_key.values())), computed, failures)
+    return SweepResult(read_rows(store, different), computed, failures)
 
 
-def read_rows(directory: str | os.PathLike[str], configs: Sequence[Any]) -> pd.DataFrame:
+def read_rows(store: Store | str | os.PathLike[str], configs: Sequence[Any]) -> pd.DataFrame:
     """The finished rows of the configs, in their order, one line each, the ``key`` first."""
-    store = RowStore(directory)
+    store = RowStore(store) if isinstance(store, (str, os.PathLike)) else store
     found = [stored for config in configs if (stored := store.read(config)) is not None]
     return pd.DataFrame([{"key": stored["key"], **stored["row"]} for stored in found])
 
@@ -117,11 +149,13 @@ def read_rows(directory: str | os.PathLike[str], configs: Sequence[Any]) -> pd.D
 class _Worker:
     """A process and the config it is busy with."""
 
-    def __init__(self, function: Callable[[Any], Mapping[str, Any]]) -> None:
+    def __init__(self, function: Callable[[Any], Mapping[str, Any]], lane: Lane) -> None:
         context = multiprocessing.get_context("spawn")
+        self.lane = lane
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
-        with _environment_variables(_THREADS):  # libraries read them when they load, which is before _work
+        # libraries read them when they load, which is before _work
+        with _environment_variables({**_THREADS, **lane.environment}):
             self.process.start()
         theirs.close()
         self.config: Any = None
@@ -146,33 +180,59 @@ class _Worker:
 
 
 def local_engine(
-    function: Callable[[Any], Mapping[str, Any]], configs: Sequence[Any], size: int, enough: Callable[[], bool]
+    function: Callable[[Any], Mapping[str, Any]],
+    configs: Sequence[Any],
+    size: int,
+    enough: Callable[[], bool],
+    *,
+    lanes: Sequence[Lane] = (),
+    queue: Callable[[Any], str] = lambda config: "",
 ) -> Iterator[tuple[Any, dict[str, Any], str | None]]:
-    """Yield (config, row, error) in the order of finishing, from ``size`` worker processes of this machine.
+    """Yield (config, row, error) in the order of finishing, from worker processes of this machine.
 
     Workers that die are replaced. The standard pools break as a whole, or wait for ever, when one does.
+
+    Args:
+        function: Config -> row.
+        configs: What to compute, first things first.
+        size: Workers, where there are no lanes.
+        enough: Asked before each start.
+        lanes: Workers of several kinds; none for ``size`` equal ones.
+        queue: Config -> name of its queue, which a lane must serve.
     """
-    waiting, workers = list(reversed(configs)), list[_Worker]()
+    waiting, workers = defaultdict[str, deque[Any]](deque), list[_Worker]()
+    for config in configs:
+        waiting[queue(config)].append(config)
+    free = [lane for lane in lanes or (Lane(size),) for _ in range(lane.workers)]
+    if unserved := set(waiting) - {name for lane in free for name in lane.queues}:
+        raise ValueError(f"lanes must serve every queue, got none for {sorted(unserved)}.")
+
+    def following(lane: Lane) -> Any:
+        if enough():
+            waiting.clear()
+        return next((waiting[name].popleft() for name in lane.queues if waiting[name]), None)
+
     try:
-        while waiting or workers:
-            if enough():
-                waiting.clear()
-            while waiting and len(workers) < size:
-                workers.append(_Worker(function))
-                workers[-1].start(waiting.pop())
+        while True:
+            for lane in list(free):
+                config = following(lane)
+                if config is not None:
+                    workers.append(_Worker(function, lane))
+                    workers[-1].start(config)
+                    free.remove(lane)
             if not workers:
                 return
             ready = wait([worker.connection for worker in workers])
             for worker in [w for w in workers if w.connection in ready]:
                 config = worker.config
                 row, error = worker.result()
-                if enough():
-                    waiting.clear()
-                if waiting and worker.process.is_alive():
-                    worker.start(waiting.pop())
+                further = following(worker.lane) if worker.process.is_alive() else None
+                if further is not None:
+                    worker.start(further)
                 else:
                     workers.remove(worker)
                     worker.stop()
+                    free.append(worker.lane)
                 yield config, row, error
     finally:
         for worker in workers:

@@ -117,9 +117,13 @@ class Teacher(abc.ABC):
     def conditionals(self, contexts: slice) -> Tensor:  # (n, V)
         """Conditionals of a block of contexts, float64, each row summing to 1."""
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """All conditionals as (contexts, ``(n, V)``) in blocks of bounded size."""
-        size = max(1, _BLOCK_ENTRIES // self.vocab_size)
+    @abc.abstractmethod
+    def to(self, device: torch.device | str) -> Teacher:
+        """The same teacher with its tensors elsewhere; conditionals are made where these are."""
+
+    def blocks(self, entries: int = _BLOCK_ENTRIES) -> Iterator[tuple[slice, Tensor]]:
+        """All conditionals as (contexts, ``(n, V)``) in blocks of at most that many entries, or of one context."""
+        size = max(1, entries // self.vocab_size)
         for start in range(0, self.n_contexts, size):
             part = slice(start, min(start + size, self.n_contexts))
             yield part, self.conditionals(part)
@@ -156,7 +160,12 @@ class DeterministicTeacher(Teacher):
     def conditionals(self, contexts: slice) -> Tensor:
         """One-hot rows ``(n, V)``."""
         tokens = self.tokens[contexts].unsqueeze(-1)
-        return torch.zeros(tokens.shape[0], self.vocab_size, dtype=torch.float64).scatter_(-1, tokens, 1.0)
+        zeros = torch.zeros(tokens.shape[0], self.vocab_size, dtype=torch.float64, device=tokens.device)
+        return zeros.scatter_(-1, tokens, 1.0)
+
+    def to(self, device: torch.device | str) -> DeterministicTeacher:
+        """The same teacher on ``device``."""
+        return DeterministicTeacher(self.tokens.to(device), self.vocab_size)
 
     def sample(self, samples_per_context: int, generator: torch.Generator) -> Observations:
         """The token of each context, counted ``samples_per_context`` times; nothing is random."""
@@ -197,6 +206,16 @@ class LogLinearTeacher(Teacher):
         peaks = self.peak_tokens[contexts].unsqueeze(-1)
         logits.scatter_add_(-1, peaks.clamp_min(0), torch.where(peaks >= 0, self.peak, 0.0).double())
         return logits.softmax(-1)
+
+    def to(self, device: torch.device | str) -> LogLinearTeacher:
+        """The same teacher on ``device``."""
+        return LogLinearTeacher(
+            self.context_factors.to(device),
+            self.token_factors.to(device),
+            self.prior.to(device),
+            self.peak_tokens.to(device),
+            self.peak,
+        )
 
 
 def make_teacher(config: TeacherConfig, generator: torch.Generator) -> Teacher:

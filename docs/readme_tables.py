@@ -8,6 +8,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pandas as pd
 __all__ = ["PAGES", "PARTS", "main", "render"]
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # paper_figures is no part of the installed package
 DATA = ROOT / "paper_figures" / "data"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "kernel.md")
 _SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
@@ -50,6 +52,21 @@ def _verdict(row: Any) -> str:
     if row.verdict != "depends on" or row.claim in _OTHER_CONDITIONS:
         return row.verdict
     return f"depends on {re.split('[:.(;]', row.condition)[0].strip()}"
+
+
+def figures(data: Path) -> str:
+    """Every figure, what it shows, the tables that it draws and the command that makes the first of them."""
+    from paper_figures import FIGURES
+    from paper_figures.tables import needed_command
+
+    lines = ["| figure | shows | tables | the first made by |", "|---|---|---|---|"]
+    for name, path in FIGURES.items():
+        module = import_module(path)
+        shows = (module.__doc__ or "").partition("\n")[0].rstrip(".")
+        command, _, needs = needed_command(module.TABLES[0], "quick").partition(" (")
+        made = f"`{command}`" + (f" ({needs}" if needs else "")
+        lines.append(f"| `{name}` | {shows} | {', '.join(f'`{table}`' for table in module.TABLES)} | {made} |")
+    return "\n".join(lines)
 
 
 def kernel(data: Path) -> str:
@@ -120,7 +137,13 @@ def cpu(data: Path) -> str:
     return "\n".join(lines)
 
 
-PARTS: dict[str, Callable[[Path], str]] = {"verdicts": verdicts, "kernel": kernel, "statistics": statistics, "cpu": cpu}
+PARTS: dict[str, Callable[[Path], str]] = {
+    "verdicts": verdicts,
+    "figures": figures,
+    "kernel": kernel,
+    "statistics": statistics,
+    "cpu": cpu,
+}
 
 
 def _wrapped(text: str) -> str:

@@ -12,10 +12,10 @@ import pytest
 from analysis import _COMMANDS, _MACHINERY, _PUBLIC
 from analysis.__main__ import commands, main, modules, summary
 
-OURS = [(name, path) for name, path in commands() if not name.startswith("paper_figures")]
+COMMANDS = list(commands())
 
 
-@pytest.mark.parametrize(("name", "path"), OURS, ids=[name for name, _ in OURS])
+@pytest.mark.parametrize(("name", "path"), COMMANDS, ids=[name for name, _ in COMMANDS])
 def test_help_names_the_command_and_gives_examples(name, path, capsys):
     entry = import_module(f"{name}.__main__" if path.name == "__main__.py" else name)
     with pytest.raises(SystemExit) as end:
@@ -30,7 +30,7 @@ def test_every_file_that_reads_arguments_is_a_command():
     root = Path(__file__).resolve().parent.parent
     readers = {
         path
-        for package in ("analysis", "kernel")
+        for package in ("analysis", "kernel", "paper_figures")
         for path in (root / package).rglob("*.py")
         if "ArgumentParser(" in path.read_text(encoding="utf-8")
     }

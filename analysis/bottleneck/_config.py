@@ -48,6 +48,8 @@ class FitConfig:
         max_steps: Most L-BFGS iterations, or all Adam steps.
         tolerance: Training ends when the loss fell by no more than ``tolerance * max(1, loss)`` nats over the last
             tenth of the iterations.
+        overtime: L-BFGS goes on to at least this many times the number of iterations at which the head began to count
+            as converged (``converged_at`` of :func:`fit`); 1 for no longer than ``tolerance`` asks for.
         dtype: Precision of the training; measurements are always float64.
 
     Raises:
@@ -76,12 +78,13 @@ class FitConfig:
     seed: int = 0
     max_steps: int = 3000
     tolerance: float = 2e-6
+    overtime: int = 1
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:
         if not isinstance(self.teacher, TeacherConfig):
             raise TypeError(f"teacher must be a TeacherConfig, got {self.teacher!r}.")
-        for name, low in (("hidden_size", 1), ("seed", 0), ("max_steps", 1)):
+        for name, low in (("hidden_size", 1), ("seed", 0), ("max_steps", 1), ("overtime", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, got {value!r}.")

@@ -19,6 +19,7 @@ __all__ = ["REFERENCE_SMOOTHING", "aurc_from_risks", "measure"]
 
 REFERENCE_SMOOTHING = 0.1  # the b for which rho and A of a head trained without smoothing are stated
 _N_BINS = 15
+_ENTRIES = {"cpu": 2**22, "cuda": 2**25}  # float64 logits of one block of contexts
 
 
 class _PerContext(NamedTuple):
@@ -60,8 +61,7 @@ def _statistics(z: Tensor, q: Tensor) -> _PerContext:
 @torch.no_grad()
 def _measured(head: SoftmaxBottleneck, contexts: slice, q: Tensor) -> _PerContext:
     """Statistics of a block of contexts, made where the head lives."""
-    z = head.logits(contexts)
-    return _PerContext(*(values.cpu() for values in _statistics(z, q.to(z.device))))
+    return _PerContext(*(values.cpu() for values in _statistics(head.logits(contexts).to(q.device), q)))
 
 
 def measure(
@@ -89,7 +89,8 @@ def measure(
           It and ``activity_index`` take the config's label smoothing, or .1 for a head trained without.
     """
     config = head.config
-    blocks = [_measured(head, part, q) for part, q in teacher.blocks()]
+    device = head.raw_weight.device
+    blocks = [_measured(head, part, q) for part, q in teacher.to(device).blocks(_ENTRIES[device.type])]
     per = _PerContext(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
     confidence, accuracy = per.confidence.clamp_max(1).numpy(), per.accuracy.numpy()
     bins = np.bincount(uniform_index(confidence, _N_BINS), confidence - accuracy, minlength=_N_BINS)
@@ -145,11 +146,11 @@ def aurc_from_risks(confidence: NDArray[np.float64], risk: NDArray[np.float64]) 
 @torch.no_grad()
 def _mean_nll(head: SoftmaxBottleneck, observations: Observations) -> float:
     """Mean -log p over observed pairs, without smoothing; contexts in blocks, as the pairs are ascending."""
-    vocab_size, total = head.config.teacher.vocab_size, 0.0
-    size = max(1, 2**22 // vocab_size)
+    vocab_size, device, total = head.config.teacher.vocab_size, head.raw_weight.device, 0.0
+    size = max(1, _ENTRIES[device.type] // vocab_size)
     for start in range(0, head.config.teacher.n_contexts, size):
         low, high = torch.searchsorted(observations.context, torch.tensor([start, start + size])).tolist()
-        log_p = head.logits(slice(start, start + size)).cpu().log_softmax(-1)
-        pairs = (observations.context[low:high] - start, observations.token[low:high])
-        total -= (observations.weight[low:high] * log_p[pairs]).sum().item()
+        log_p = head.logits(slice(start, start + size)).log_softmax(-1)
+        context, token, weight = (part[low:high].to(log_p.device) for part in observations)
+        total -= (weight * log_p[context - start, token]).sum().item()
     return total / observations.weight.sum().item()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 
-from ..teachers import Observations, Teacher, make_teacher, random_streams
+from ..teachers import Observations, Teacher, TeacherConfig, make_teacher, random_streams
 from ._config import FitConfig
 from ._head import Batch, SoftmaxBottleneck
+from ._lbfgs import DeviceLBFGS, HostLBFGS
 from ._measures import measure
 
 __all__ = ["Fitted", "course", "fit", "train"]
@@ -52,11 +54,7 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
         >>> head.logits().softmax(-1).diagonal().mean().item() > 0.99
         True
     """
-    teacher_stream, training_stream, held_out_stream = random_streams(config.teacher.seed, 3)
-    teacher = make_teacher(config.teacher, teacher_stream)
-    samples = config.teacher.samples_per_context
-    training = teacher.population() if samples is None else teacher.sample(samples, training_stream)
-    held_out = teacher.sample(samples or 8, held_out_stream)
+    teacher, training, held_out = _data(config.teacher)
     head = SoftmaxBottleneck(config, device=device)
     batch = Batch.of(training, device=device, dtype=head.raw_weight.dtype)
     if config.optimiser == "lbfgs":
@@ -67,6 +65,15 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
         losses = _adam(head, batch, config, implementation, step_size)
         runs.append(Fitted(head, teacher, training, held_out, losses, step_size))
     return min(runs, key=lambda run: run.losses[-1])
+
+
+@lru_cache(maxsize=2)
+def _data(config: TeacherConfig) -> tuple[Teacher, Observations, Observations]:
+    """Teacher, training and held-out sample; kept for the fits that share them, as large ones take a minute to draw."""
+    teacher_stream, training_stream, held_out_stream = random_streams(config.seed, 3)
+    teacher, samples = make_teacher(config, teacher_stream), config.samples_per_context
+    training = teacher.population() if samples is None else teacher.sample(samples, training_stream)
+    return teacher, training, teacher.sample(samples or 8, held_out_stream)
 
 
 def _adam(
@@ -94,45 +101,39 @@ def _minimise(head: SoftmaxBottleneck, batch: Batch, config: FitConfig, implemen
     """Run L-BFGS until the loss has stopped falling; the loss every ``_STRIDE`` iterations.
 
     A line search that fails in the noise of float32 looks like an optimum, so the end has to be found twice: the second
-    time after a start with an empty memory, whose first direction is the gradient.
+    time after a start with an empty memory, whose first direction is the gradient. And a loss may rest for a while, so
+    that a head trains ``overtime`` times as long as it took to converge.
     """
-
-    def closure() -> torch.Tensor:
-        head.zero_grad()
-        loss = head(batch, implementation=implementation)
-        loss.backward()
-        return loss
-
-    optimiser, found = _lbfgs(head), 0
-    losses = [closure().item()]
+    kind = DeviceLBFGS if head.raw_weight.is_cuda else HostLBFGS
+    minimiser = kind(_trained(head), lambda: head(batch, implementation=implementation))
+    losses, found = [minimiser.value], 0
     for _ in range(-(-config.max_steps // _STRIDE)):
-        optimiser.step(closure)
-        losses.append(closure().item())
+        losses.append(minimiser.advance(_STRIDE))
         if _fall(losses) > config.tolerance * max(1.0, losses[-1]):
             found = 0
             continue
-        optimiser, found = _lbfgs(head), found + 1
-        if found == 2:
+        found += 1
+        if found == 1:
+            minimiser.restart()
+        elif config.overtime == 1 or len(losses) > config.overtime * _converged_at(losses):
             break
+    minimiser.finish()
     return losses
-
-
-def _lbfgs(head: SoftmaxBottleneck) -> torch.optim.LBFGS:
-    return torch.optim.LBFGS(
-        _trained(head),
-        max_iter=_STRIDE,
-        max_eval=10 * _STRIDE,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=0.0,
-        tolerance_change=0.0,
-    )
 
 
 def _fall(losses: list[float]) -> float:
     """By how much the loss fell over the last tenth of its course, in nats; inf before there is a course."""
     tenth = max(1, (len(losses) - 1) // 10)
     return losses[-1 - tenth] - losses[-1] if len(losses) > 1 else float("inf")
+
+
+def _converged(losses: list[float]) -> bool:
+    return max(0.0, _fall(losses)) <= _STILL_FALLING * max(1.0, losses[-1])
+
+
+def _converged_at(losses: list[float]) -> int:
+    """Looks at the loss after which it counted as converged ever after; their number plus one where it does not yet."""
+    return next((end for end in range(len(losses), 0, -1) if not _converged(losses[:end])), 0)
 
 
 def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation: Any = "auto") -> dict[str, Any]:
@@ -150,7 +151,7 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
         - ``loss``: final training loss, smoothed and with weight decay, in nats; ``steps``: iterations made;
           ``step_size``: the tuned one of Adam, None for L-BFGS.
         - ``loss_fall``, ``relative_loss_fall``: fall over the last tenth of the steps (at least 10), in nats and as a
-          share of the loss.
+          share of the loss. ``converged_at``: steps after which ``converged`` held ever after; None if it does not.
         - ``gradient_norm``: of the loss with respect to the unconstrained parameters, at the end.
         - ``converged``: the fall is at most 1e-4 nats or 1e-4 of the loss, whichever is larger.
         - ``device``, ``wall_seconds``, ``cpu_seconds``.
@@ -183,6 +184,7 @@ def course(fitted: Fitted) -> dict[str, Any]:
         "loss_fall": fall,
         "relative_loss_fall": fall / losses[-1] if losses[-1] > 0 else 0.0,
         "gradient_norm": torch.stack(gradients).norm().item(),
-        "converged": fall <= _STILL_FALLING * max(1.0, losses[-1]),
+        "converged": _converged(losses),
+        "converged_at": _STRIDE * _converged_at(losses) if _converged(losses) else None,
         "step_size": fitted.step_size,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import pandas as pd
 
 from ..records import RowStore, write_atomically, write_table
 from ..study.registry import tidy
-from ..sweep import available_cores, run
+from ..sweep import available_cores, read_rows, run
 from .claims import judge
 from .questions import build_questions, read_questions, write_questions
 from .tuning import PRESETS, InstructionConfig, configs, seconds, tune
@@ -28,6 +29,8 @@ examples:
   python -m analysis.instruction questions questions.json        build the questions from installed data packages
   python -m analysis.instruction plan MODEL.gguf questions.json  what `run` will cost
   python -m analysis.instruction run MODEL.gguf questions.json --device cuda --workers 5 --max-minutes 7
+  CUDA_VISIBLE_DEVICES=1 python -m analysis.instruction run MODEL.gguf questions.json --device cuda --shard 2/2
+  python -m analysis.instruction table MODEL.gguf questions.json   after all shards
   python -m analysis.instruction status MODEL.gguf questions.json
   python -m analysis.instruction verdicts TABLE.csv verdicts.csv   the claims of the study against the table
 
@@ -60,7 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     verdicts = commands.add_parser("verdicts", help="the claims of the study against a table of the preset full")
     verdicts.add_argument("table", type=Path, metavar="TABLE")
     verdicts.add_argument("file", type=Path, metavar="FILE")
-    for name, text in (("run", "compute missing rows, write the table"), ("plan", "runs and cost"), ("status", "left")):
+    for name, text in (
+        ("run", "compute missing rows, write the table"),
+        ("table", "write the table of the rows that are there"),
+        ("plan", "runs and cost"),
+        ("status", "left"),
+    ):
         command = commands.add_parser(name, help=text)
         command.add_argument("model", type=Path, metavar="MODEL")
         command.add_argument("questions", type=Path, metavar="FILE")
@@ -70,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, default=Path("paper_figures/out/instruction"), metavar="DIR")
         if name == "run":
             command.add_argument("--max-minutes", type=float, metavar="M", help="start no run after this time")
+            command.add_argument("--shard", type=_shard, metavar="I/N", help="part I of N (from 1), without the table")
     return parser
 
 
@@ -96,18 +105,35 @@ def _run(options: argparse.Namespace) -> int:
     if not options.model.exists():
         raise FileNotFoundError(f"MODEL must be a folder or a GGUF file, got {options.model}, which does not exist.")
     grid, rows = _grid(options), options.out / "rows"
+    part, parts = options.shard or (1, 1)
+    mine = grid[part - 1 :: parts]
     function = partial(tune, model=options.model, questions=options.questions, device=options.device)
     limit = None if options.max_minutes is None else 60 * options.max_minutes
-    result = run(function, grid, rows, workers=_workers(options), description="tunings", max_seconds=limit)
-    print(f"{result.computed} computed now, {len(result.rows)} of {len(grid)} there, {len(result.failures)} failed")
+    result = run(function, mine, rows, workers=_workers(options), description="tunings", max_seconds=limit)
+    print(f"{result.computed} computed now, {len(result.rows)} of {len(mine)} there, {len(result.failures)} failed")
     for key, error in result.failures.items():
         print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
-    if not result.rows.empty:
+    if parts == 1:
+        _table(options)
+    return int(len(result.rows) < len(mine))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"must be I/N with 1 <= I <= N, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _table(options: argparse.Namespace) -> int:
+    grid, rows = _grid(options), options.out / "rows"
+    found = read_rows(rows, grid)
+    if not found.empty:
         path = options.out / f"instruction_{options.preset}.csv"
-        sidecar = write_table(tidy(result.rows), path, RowStore(rows), grid)
+        sidecar = write_table(tidy(found), path, RowStore(rows), grid)
         _add_sources(sidecar, options)
         print(f"wrote {path}")
-    return int(len(result.rows) < len(grid))
+    return int(len(found) < len(grid))
 
 
 def _add_sources(sidecar: Path, options: argparse.Namespace) -> None:
@@ -148,7 +174,14 @@ def _verdicts(options: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"questions": _questions, "run": _run, "plan": _plan, "status": _status, "verdicts": _verdicts}
+_COMMANDS = {
+    "questions": _questions,
+    "run": _run,
+    "table": _table,
+    "plan": _plan,
+    "status": _status,
+    "verdicts": _verdicts,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

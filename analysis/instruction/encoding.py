@@ -1,60 +1,21 @@
-"""From questions and text to token batches, and the model from a local folder or GGUF file."""
+"""From questions to tokens, and the model that reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from ..heads import load_model
+from ..heads._documents import IGNORED, Encoded
 from .questions import LETTERS, Question
 
-__all__ = ["Batch", "Encoded", "batches", "encode_question", "encode_text", "letter_tokens", "load"]
-
-IGNORED = -100
-
-
-class Encoded(NamedTuple):
-    """Token ids of one document, and which of them are predicted."""
-
-    tokens: list[int]
-    labels: list[int]  # -100 where nothing is to be predicted
-
-
-class Batch(NamedTuple):
-    """Padded documents."""
-
-    tokens: Tensor  # (n, length) int64
-    labels: Tensor  # (n, length) int64
-    mask: Tensor  # (n, length) int64, 0 at padding
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same elsewhere."""
-        return Batch(*(x.to(device) for x in self))
+__all__ = ["encode_question", "letter_tokens", "load"]
 
 
 def load(path: Path) -> tuple[Any, Any]:
-    """Model in float32 and tokenizer from a local folder of safetensors or from a GGUF file; never from a network.
-
-    Raises:
-        ImportError: If transformers is missing, or gguf for a GGUF file.
-        OSError: If there is no model at ``path``.
-    """
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError("a model needs transformers: pip install 'confidence-ceiling[instruction]'") from error
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"model must be a folder or a GGUF file, got {path}, which does not exist.")
-    folder, options = path, {"local_files_only": True}
-    if path.is_file():
-        folder, options = path.parent, {**options, "gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=path.is_dir(), **options)
-    return model.eval(), tokenizer
+    """Model in float32 and tokenizer from a local folder of safetensors or from a GGUF file; never from a network."""
+    loaded = load_model(Path(path))
+    return loaded.model, loaded.tokenizer
 
 
 def encode_question(tokenizer: Any, question: Question) -> Encoded:
@@ -79,13 +40,6 @@ def encode_question(tokenizer: Any, question: Question) -> Encoded:
     return Encoded(given + answer, [IGNORED] * len(given) + answer)
 
 
-def encode_text(tokenizer: Any, text: str) -> Encoded:
-    """A document after the beginning-of-sequence token, if there is one; every later token is predicted."""
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    tokens = start + tokenizer(text, add_special_tokens=False)["input_ids"]
-    return Encoded(tokens, [IGNORED, *tokens[1:]])
-
-
 def letter_tokens(tokenizer: Any) -> list[int]:
     """Token of each option letter at the start of an answer.
 
@@ -96,19 +50,3 @@ def letter_tokens(tokenizer: Any) -> list[int]:
     if any(len(ids) != 1 for ids in found):
         raise ValueError(f"tokenizer must have one token for each of {LETTERS}, got {found}.")
     return [ids[0] for ids in found]
-
-
-def batches(documents: Sequence[Encoded], size: int, pad: int) -> Iterator[Batch]:
-    """Documents in their order, ``size`` at a time, padded on the right to the longest."""
-    for start in range(0, len(documents), size):
-        part = documents[start : start + size]
-        length = max(len(d.tokens) for d in part)
-
-        def padded(rows: list[list[int]], fill: int, length: int = length) -> Tensor:
-            return torch.tensor([row + [fill] * (length - len(row)) for row in rows])
-
-        yield Batch(
-            padded([d.tokens for d in part], pad),
-            padded([d.labels for d in part], IGNORED),
-            padded([[1] * len(d.tokens) for d in part], 0),
-        )

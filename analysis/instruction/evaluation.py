@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernel import head_statistics
-from kernel.huggingface import head_scale
 
 from ..calibration import (
     calibration_error,
@@ -24,22 +23,13 @@ from ..calibration import (
     selective_scores,
     sorted_rms_error,
 )
+from ..heads._documents import Encoded
+from ..heads._features import Features, Head, features, head_of
 from ..smoothing import activity_index
-from .encoding import IGNORED, Encoded, batches
 
-__all__ = ["Features", "Reading", "features", "head_norms", "head_of", "measure", "scores", "spectrum"]
+__all__ = ["Reading", "head_norms", "measure", "scores", "spectrum"]
 
 _BINS = 15
-
-
-class Features(NamedTuple):
-    """Hidden states that predict something, with what they predict."""
-
-    hidden: Tensor  # (n, D) float32
-    target: Tensor  # (n,) int64
-    document: Tensor  # (n,) int64, index of the document
-    first: Tensor  # (n,) bool, whether it is the document's first predicted token
-    last: Tensor  # (n,) bool
 
 
 class Reading(NamedTuple):
@@ -48,53 +38,6 @@ class Reading(NamedTuple):
     name: str
     temperature: float = 1.0
     softcap: float | None = None
-
-
-class Head(NamedTuple):
-    """Weight, bias and scale of a model's head."""
-
-    weight: Tensor  # (V, D)
-    bias: Tensor | None
-    logit_scale: float
-
-
-def head_of(model: Any) -> Head:
-    """The head in float32, detached."""
-    head = model.get_output_embeddings()
-    bias = None if head.bias is None else head.bias.detach().float()
-    return Head(head.weight.detach().float(), bias, head_scale(model).logit_scale)
-
-
-@torch.no_grad()
-def features(model: Any, documents: Sequence[Encoded], *, pad: int, batch_size: int = 64) -> Features:
-    """Hidden states of all predicted tokens, in the order of the documents; on CUDA under bfloat16 autocast."""
-    device, training = model.device, model.training
-    model.eval()
-    found = []
-    order = sorted(range(len(documents)), key=lambda i: len(documents[i].tokens))  # little padding
-    position = torch.tensor(order)
-    for start, batch in enumerate(batches([documents[i] for i in order], batch_size, pad)):
-        b = batch.to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            hidden = model.base_model(input_ids=b.tokens, attention_mask=b.mask, use_cache=False).last_hidden_state
-        labels = b.labels[:, 1:]
-        row, column = (labels != IGNORED).nonzero(as_tuple=True)
-        document = position[start * batch_size + row.cpu()]
-        change = document[1:] != document[:-1]
-        edge = torch.ones(1, dtype=torch.bool)
-        found.append(
-            Features(
-                hidden[row, column].float(),
-                labels[row, column],
-                document,
-                torch.cat([edge, change]),
-                torch.cat([change, edge]),
-            )
-        )
-    model.train(training)
-    joined = Features(*(torch.cat(column) for column in zip(*found, strict=True)))
-    back = torch.argsort(joined.document, stable=True)
-    return Features(*(x[back.to(x.device)] for x in joined))
 
 
 def _take(known: Features, rows: Tensor) -> Features:
@@ -195,8 +138,9 @@ def measure(
         (the first of them), ``text``. Test lines of ``letter`` and ``tokens`` also have the features' :func:`spectrum`.
     """
     head = head_of(model)
+    autocast = torch.bfloat16 if model.device.type == "cuda" else None
     seen = {
-        (split, name): features(model, documents, pad=pad)
+        (split, name): features(model, documents, pad=pad, autocast=autocast)
         for split, parts in data.items()
         for name, documents in parts.items()
         if documents

@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("run", "plan"):
             command.add_argument("--device", default="cpu", help="cpu, or cuda for the larger fits (default: cpu)")
             command.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
+            command.add_argument(
+                "--gpu-workers", type=_positive, metavar="N", default=6, help="of these on each GPU (default: 6)"
+            )
         if name == "run":
             command.add_argument("--engine", choices=("local", "ray"), default="local", help="default: local")
             command.add_argument("--address", metavar="A", help="of a Ray cluster (default: start one here)")
@@ -103,39 +106,35 @@ def _out(options: argparse.Namespace) -> Path:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import time
-
-    from .running import simulate, table_path
+    from .running import progress, simulate_all, table_path
 
     engine = None
     if options.engine == "ray":
         from .ray_engine import connect
 
         engine = connect(options.address)
-    out, status, start = _out(options), 0, time.monotonic()
-    for study in experiments(options.names):
-        left = None
-        if options.max_minutes is not None:
-            left = max(60 * options.max_minutes - (time.monotonic() - start), 1e-9)
-        result = simulate(
-            study,
-            options.preset,
-            out,
-            device=options.device,
-            workers=options.workers,
-            max_seconds=left,
-            longest_fit=options.longest_fit,
-            engine=engine,
-        )
-        configs, done = len(study.configs(options.preset)), result.computed
-        there = result.rows["key"].nunique() if not result.rows.empty else 0
-        print(f"{study.name}: {done} computed now, {there} of {configs} there, {len(result.failures)} failed")
-        for key, error in result.failures.items():
-            print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
-        if there:
-            print(f"wrote {table_path(out, study.name)}", flush=True)
-        status = status or int(there < configs)
-    return status
+    out, studies = _out(options), experiments(options.names)
+    result = simulate_all(
+        studies,
+        options.preset,
+        out,
+        device=options.device,
+        workers=options.workers,
+        gpu_workers=options.gpu_workers,
+        max_seconds=None if options.max_minutes is None else 60 * options.max_minutes,
+        longest_fit=options.longest_fit,
+        engine=engine,
+    )
+    print(f"{result.computed} computed now, {len(result.failures)} failed")
+    for key, error in result.failures.items():
+        print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
+    missing = 0
+    for study in studies:
+        count = progress(study, options.preset, out)
+        missing += count.configs - count.done
+        wrote = f", wrote {table_path(out, study.name)}" if count.done else ""
+        print(f"{study.name}: {count.done} of {count.configs} there{wrote}", flush=True)
+    return int(missing > 0)
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -15,12 +15,15 @@ __all__ = ["CONTEXTS", "fit_seconds", "heads", "smoothing_at_gap"]
 
 CONTEXTS = 256  # of a noisy teacher; a det teacher has one for each token, which is all it can tell apart
 
-# Estimates of fit_seconds. CPU: least squares by hand on cpu_seconds of the quick table of S3 (x86-64, one thread).
-# GPU: launches of about 100 small kernels an iteration; float32 without tensor cores.
-_ITERATIONS = 350
-_OVERHEAD = {"cpu": 8e-4, "cuda": 3e-3}  # seconds an iteration
-_RATE = {"cpu": 5e10, "cuda": 1.5e13}  # floating-point operations a second
-_TRAFFIC = {"cpu": 5e9, "cuda": 2e12}  # bytes a second, for the optimiser's memory
+# Estimates of fit_seconds. CPU: least squares by hand on cpu_seconds of tables of S3 (x86-64, one thread).
+# GPU: eight timed shapes on an H100; a step is about 150 kernels in one graph, float32 without tensor cores.
+_ITERATIONS = 400
+_FIRST = {"cpu": 0.0, "cuda": 1.0}  # seconds before the first iteration
+_OVERHEAD = {"cpu": 1.2e-3, "cuda": 4.5e-4}  # seconds an iteration
+_ENTRY = {"cpu": 4.3e-9, "cuda": 8e-11}  # seconds an iteration for each logit: exponentials
+_RATE = {"cpu": 5e10, "cuda": 1.9e13}  # floating-point operations a second
+_TRAFFIC = {"cpu": 7e9, "cuda": 1e12}  # bytes a second, for the optimiser's memory
+_MEASURE = {"cpu": 7.5e-7, "cuda": 5e-8}  # seconds for each logit: conditionals, samples, measurements in float64
 
 
 def heads(
@@ -95,7 +98,7 @@ def smoothing_at_gap(gap: float, vocab_size: int) -> float:
 
 
 def fit_seconds(config: FitConfig, device: str) -> float:
-    """Estimated seconds of one fit on a CPU core or a GPU: iterations x (overhead + operations / rate + traffic).
+    """Estimated seconds of one fit on a CPU core or a GPU: iterations x (overhead + arithmetic + traffic) + measuring.
 
     Good to a factor of about 2 on average over a grid; single fits differ by more, as the number of iterations does.
     """
@@ -105,8 +108,8 @@ def fit_seconds(config: FitConfig, device: str) -> float:
     pairs = 0.0 if config.teacher.kind == "det" else n * max(0.0, 0.6 * min(samples, v) - 1)  # of 8 draws 5 differ
     operations = 1.3 * (6 * n * v * d + 10 * pairs * d)  # evaluations an iteration x (forward, two gradients)
     traffic = 4 * (45 * (n + v) + 6 * pairs) * d  # L-BFGS passes over 10 pairs of vectors; gathered rows
-    teacher = 3 * n * v * 2 * config.teacher.rank / 5e9  # its conditionals, made thrice in float64 on the CPU
-    steps = _ITERATIONS * (_OVERHEAD[kind] + operations / _RATE[kind] + traffic / _TRAFFIC[kind])
+    iteration = _OVERHEAD[kind] + _ENTRY[kind] * n * v + operations / _RATE[kind] + traffic / _TRAFFIC[kind]
+    steps = _ITERATIONS * iteration
     if config.optimiser == "adam":  # several step sizes, all steps
         steps *= 4 * config.max_steps / _ITERATIONS / 1.3
-    return steps + teacher
+    return _FIRST[kind] + steps + _MEASURE[kind] * n * v

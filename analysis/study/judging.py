@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..records import find_table, read_table
 from .statistics import Effect
 
 __all__ = ["MissingTableError", "Tables", "Verdict", "difference", "word"]
@@ -66,9 +67,9 @@ class Tables:
             MissingTableError: If no folder has it.
         """
         for folder in self.folders:
-            path = folder / f"{name}.csv"
-            if path.exists():
-                table = pd.read_csv(path)
+            path = find_table(folder, name)
+            if path is not None:
+                table = read_table(path)
                 if "converged" not in table:
                     return table
                 converged = table["converged"].astype(bool)

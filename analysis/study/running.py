@@ -6,19 +6,60 @@ import gzip
 import io
 import json
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from ..records import RowStore, encode, write_table
-from ..sweep import Engine, SweepResult, read_rows, run
+from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
 from .registry import EXPERIMENTS, Experiment, Preset, experiment, tidy
 
-__all__ = ["Progress", "compute_on", "pack", "progress", "row_folder", "simulate", "table_path", "unpack", "where"]
+__all__ = [
+    "Job", "Progress", "compute_job", "lanes", "pack", "progress", "row_folder", "simulate", "simulate_all", "table",
+    "table_path", "unpack", "visible_gpus", "where",
+]  # fmt: skip
 
-# Estimated seconds on a CPU core up to which a config stays there: a GPU's launches take about as long.
-SMALL_FIT_SECONDS = 8.0
+# A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
+SMALL_FIT_SECONDS, GPU_IS_WORTH = 12.0, 5.0
+# Entries of the teacher from which one such fit at a time has a GPU: its L-BFGS may hold half the memory, and its
+# samples take a minute to draw, which one process does once for all fits on them.
+_LARGE = 2**28
+
+
+_DIGITS = 6  # of the numbers in a table
+
+
+@dataclass(frozen=True)
+class Job:
+    """A config and the experiment that it belongs to; some configs belong to several."""
+
+    experiment: str
+    config: Any
+
+
+class _Shelves:
+    """The rows of all experiments, each in a folder of its own; see :class:`analysis.sweep.Store`."""
+
+    def __init__(self, out: Path, studies: Sequence[Experiment]) -> None:
+        self._stores = {study.name: RowStore(row_folder(out, study.name)) for study in studies}
+
+    def prepare(self) -> None:
+        for store in self._stores.values():
+            store.prepare()
+
+    def read(self, config: Job) -> dict[str, Any] | None:
+        return self._stores[config.experiment].read(config.config)
+
+    def write(self, config: Job, row: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
+        self._stores[config.experiment].write(config.config, row, made_by)
+
+    def write_failure(self, config: Job, error: str, made_by: Mapping[str, Any]) -> None:
+        self._stores[config.experiment].write_failure(config.config, error, made_by)
 
 
 class Progress(NamedTuple):
@@ -47,64 +88,130 @@ def table_path(out: Path, name: str) -> Path:
 def where(study: Experiment, config: Any, device: str) -> str:
     """``device``, or the CPU where the config is too small, or of a kind, that gains nothing from a GPU.
 
-    Small fits are bound by launches, not arithmetic. Each worker process has a stream and a context of its own, so that
-    several of them keep one GPU busy at once, beside others that use CPU cores; within a process fits run one by one.
+    Small fits are bound by launches, not arithmetic.
     """
-    if device == "cpu" or not study.gpu or study.seconds(config, "cpu") <= SMALL_FIT_SECONDS:
+    if device == "cpu" or not study.gpu:
         return "cpu"
-    return device
+    slow = study.seconds(config, "cpu")
+    return device if slow > max(SMALL_FIT_SECONDS, GPU_IS_WORTH * study.seconds(config, device)) else "cpu"
 
 
-def compute_on(config: Any, *, name: str, device: str) -> dict[str, Any]:
-    """The row of a config of the experiment ``name``, computed where :func:`where` says."""
-    study = experiment(name)
-    return dict(study.compute(config, device=where(study, config, device)))
+def compute_job(job: Job, *, device: str) -> dict[str, Any]:
+    """The row of a job, computed where :func:`where` says."""
+    study = experiment(job.experiment)
+    return dict(study.compute(job.config, device=where(study, job.config, device)))
 
 
-def simulate(
-    study: Experiment,
+def _queue(job: Job, *, device: str) -> str:
+    study = experiment(job.experiment)
+    if where(study, job.config, device) == "cpu":
+        return "cpu"
+    teacher = getattr(job.config, "teacher", None)
+    return "large" if teacher is not None and teacher.n_contexts * teacher.vocab_size >= _LARGE else "gpu"
+
+
+def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int) -> list[Lane]:
+    """Processes that share this machine: on each GPU some, of which one computes its large fits, the others on cores.
+
+    Several processes keep a GPU busy while each of them prepares and measures on a core.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+        workers: Processes in all.
+        gpus: The GPUs, as CUDA_VISIBLE_DEVICES names them.
+        gpu_workers: Processes on each.
+
+    Example:
+        >>> [lane.workers for lane in lanes("cuda", 16, ["0", "1"], 4)]
+        [1, 3, 1, 3, 8]
+    """
+    if device == "cpu":
+        return [Lane(workers, ("cpu",))]
+    shared = []
+    for gpu in gpus:
+        only = {"CUDA_VISIBLE_DEVICES": gpu}
+        shared += [Lane(1, ("large", "gpu", "cpu"), only), Lane(gpu_workers - 1, ("gpu", "cpu"), only)]
+    return [*shared, Lane(max(0, workers - len(gpus) * gpu_workers), ("cpu",))]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    import torch
+
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not count:
+        raise ValueError("device must be 'cpu' where there is no GPU, got 'cuda'.")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(index) for index in range(count)]
+
+
+def simulate(study: Experiment, preset: Preset, out: Path, **options: Any) -> SweepResult:
+    """:func:`simulate_all` of one experiment, with its rows."""
+    return simulate_all([study], preset, out, **options)._replace(rows=table(study, preset, out))
+
+
+def simulate_all(
+    studies: Sequence[Experiment],
     preset: Preset,
     out: Path,
     *,
     device: str = "cpu",
     workers: int | None = None,
+    gpu_workers: int = 6,
     max_seconds: float | None = None,
     longest_fit: float = math.inf,
     engine: Engine | None = None,
 ) -> SweepResult:
-    """Compute the missing rows of an experiment and write its table with a sidecar, if there is any row.
+    """Compute the missing rows of experiments and write their tables with sidecars, where there is any row.
 
-    The costliest fits start first, so that none of them is alone at the end.
+    All experiments share the workers, and the costliest fits start first, so that none of them is alone at the end.
 
     Args:
-        study: What.
-        preset: Which of its grids.
-        out: Where rows and table go.
-        device: Of the larger fits.
+        studies: What.
+        preset: Which of their grids.
+        out: Where rows and tables go.
+        device: Of the larger fits, ``"cpu"`` or ``"cuda"``.
         workers: Processes; None for one on each core.
+        gpu_workers: How many of them on each GPU.
         max_seconds: Start nothing after this time.
         longest_fit: Leave out what is estimated to take more seconds than this.
-        engine: See :func:`analysis.sweep.run`.
+        engine: See :func:`analysis.sweep.run`; None for processes on this machine.
 
     Returns:
-        The rows, tidy, how many are new, and the failures.
+        How many rows are new, and the failures; the rows of an experiment are :func:`table`.
     """
-    configs, folder = study.configs(preset), row_folder(out, study.name)
-    function = partial(compute_on, name=study.name, device=device)
-    cost = {config: study.seconds(config, where(study, config, device)) for config in configs}
+    cost = {
+        Job(study.name, config): study.seconds(config, where(study, config, device))
+        for study in studies
+        for config in study.configs(preset)
+    }
+    if engine is None:
+        gpus = [] if device == "cpu" else visible_gpus()
+        processes = lanes(device, workers or available_cores(), gpus, gpu_workers)
+        engine = partial(local_engine, lanes=processes, queue=partial(_queue, device=device))
     result = run(
-        function,
-        [config for config in sorted(configs, key=lambda c: -cost[c]) if cost[config] <= longest_fit],
-        folder,
+        partial(compute_job, device=device),
+        [job for job in sorted(cost, key=lambda job: -cost[job]) if cost[job] <= longest_fit],
+        _Shelves(out, studies),
         workers=workers,
-        description=study.name,
+        description=" ".join(study.name for study in studies),
         max_seconds=max_seconds,
         engine=engine,
     )
-    table = tidy(read_rows(folder, configs))  # in the order of the grid
-    if not table.empty:
-        write_table(table, table_path(out, study.name), RowStore(folder), configs)
-    return result._replace(rows=table)
+    for study in studies:
+        rows = table(study, preset, out)
+        if not rows.empty:
+            store = RowStore(row_folder(out, study.name))
+            write_table(rows, table_path(out, study.name), store, study.configs(preset), digits=_DIGITS)
+    return result
+
+
+def table(study: Experiment, preset: Preset, out: Path) -> pd.DataFrame:
+    """The finished rows of an experiment in the order of its grid, one line for each measurement."""
+    return tidy(read_rows(row_folder(out, study.name), study.configs(preset)))
 
 
 def progress(study: Experiment, preset: Preset, out: Path) -> Progress:

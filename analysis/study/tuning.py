@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..bottleneck._measures import aurc_from_risks
 from ..calibration import calibration_error, fit_temperature, true_calibration_error
+from ..calibration._binning import uniform_index
 from ..smoothing import unsmooth
 from ..teachers import random_streams
 from .registry import Experiment, Prediction, Preset
@@ -98,7 +99,9 @@ def tune(config: TuningConfig, *, device: str = "cpu") -> dict[str, Any]:
         of the prediction), ``true_ece`` (15 bins, known accuracies), ``context_error``, ``estimated_ece`` (sampled
         tokens), ``true_nll``, ``nll`` (sampled tokens), ``aurc``, ``validation_nll`` (the 256 examples; what early
         stopping looks at), and of the features ``effective_rank`` (exp of the spectrum's entropy), ``smallest_share``
-        (share of the variance in the smaller half of the spectrum) and ``head_norm`` (largest row).
+        (share of the variance in the smaller half of the spectrum), ``head_norm`` and ``feature_norm`` (largest row and
+        feature). ``reliability``, for the pretrained model and at the last epoch: the filled bins of ``true_ece``,
+        lowest first, as ``count:mean confidence:mean true accuracy`` joined by ``;``.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     streams = random_streams(config.seed, 5)
@@ -183,11 +186,14 @@ def _measured(
     model: Model, data: dict[str, Batch], validation: Batch, known: dict[str, Any], device: str, *, last: bool
 ) -> Iterator[dict[str, Any]]:
     """Lines of one model: every distribution as trained, and the recalibrated readings of the shifted one."""
+    first = known["epoch"] == 0 and known["method"] == "b=0"  # the pretrained model, which all methods start from
     for name, batch in data.items():
         logits = model.logits(batch.inputs.to(device)).cpu()
         line = {**known, "distribution": name, "reading": "as_trained", **_scores(logits.softmax(-1), batch)}
         if name != "train":
             line |= _spectrum(model, batch.inputs.to(device))
+            if first or last:
+                line["reliability"] = _reliability(logits.softmax(-1), batch)
         yield line
         if name == "shifted" and known["label_smoothing"]:
             p = torch.from_numpy(unsmooth(logits.softmax(-1).numpy(), known["label_smoothing"]))
@@ -215,6 +221,16 @@ def _scores(p: Tensor, batch: Batch) -> dict[str, float]:
     }
 
 
+def _reliability(p: Tensor, batch: Batch) -> str:
+    """Bins of ``true_ece`` that hold any context, lowest first: ``count:mean confidence:mean true accuracy;...``."""
+    confidence, prediction = p.max(-1)
+    sure = confidence.clamp_max(1).numpy()
+    accuracy = batch.conditionals.gather(-1, prediction.unsqueeze(-1)).squeeze(-1).numpy()
+    bins = uniform_index(sure, _BINS)
+    parts = [bins == index for index in np.unique(bins)]
+    return ";".join(f"{part.sum()}:{sure[part].mean():.5f}:{accuracy[part].mean():.5f}" for part in parts)
+
+
 def _nll(logits: Tensor, batch: Batch) -> float:
     return float(-logits.log_softmax(-1).gather(-1, batch.tokens.unsqueeze(-1)).mean())
 
@@ -230,6 +246,7 @@ def _spectrum(model: Model, inputs: Tensor) -> dict[str, float]:
         "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())),
         "smallest_share": float(share[: len(share) // 2].sum()),
         "head_norm": float(model.head.norm(dim=-1).max()),
+        "feature_norm": float(hidden.norm(dim=-1).max()),
     }
 
 

@@ -9,43 +9,27 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import save_folder
 
 from analysis.calibration import calibration_error
+from analysis.heads._documents import batches, encode_text
+from analysis.heads._features import features
 from analysis.instruction import InstructionConfig, configs, read_questions, tune, write_questions
 from analysis.instruction.__main__ import main
-from analysis.instruction.encoding import batches, encode_question, encode_text, letter_tokens, load
-from analysis.instruction.evaluation import Reading, features, measure, scores, spectrum
+from analysis.instruction.encoding import encode_question, letter_tokens, load
+from analysis.instruction.evaluation import Reading, measure, scores, spectrum
 from analysis.instruction.facts import Fact
 from analysis.instruction.questions import LETTERS, _with_digest, make_questions
 from analysis.instruction.tuning import seconds
 from analysis.records import config_key
 from analysis.smoothing import activity_index
 
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}<{{ m['content'] }}>={% else %}{{ m['content'] }}[EOS]\n"
-    "{% endif %}{% endfor %}"
-)
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder with a tiny random model and a tokenizer of single characters, and a file of questions."""
-    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
     folder = tmp_path_factory.mktemp("study")
-    characters = sorted({chr(i) for i in range(32, 127)} | {"\n"})
-    words = {c: i for i, c in enumerate(["[BOS]", "[EOS]", *characters])}
-    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=" "))
-    plain.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=plain, bos_token="[BOS]", eos_token="[EOS]", chat_template=TEMPLATE
-    )
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        initializer_range=0.3, tie_word_embeddings=True,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder / "tiny")
-    tokenizer.save_pretrained(folder / "tiny")
+    save_folder(folder / "tiny")
     facts = [Fact("sum", "made up", f"{i}+7?", str(i + 7), f"sum:{i}") for i in range(160)]
     sources = {"made up": {"version": "1", "licence": "MIT"}}
     made = _with_digest(make_questions(facts), ["Some text, which is ordinary.", "More of it."], sources)
@@ -316,7 +300,9 @@ def test_what_does_not_fit_is_refused(files):
         rows(small(files, model="other"), files)
     with pytest.raises(ValueError, match=r"examples must be at most the \d+ training questions, got 1000"):
         rows(small(files, examples=1000), files)
-    with pytest.raises(FileNotFoundError, match="model must be a folder or a GGUF file, got nowhere"):
+    with pytest.raises(
+        FileNotFoundError, match="model must be a folder, a GGUF file or a hub's owner/name, got nowhere"
+    ):
         load("nowhere")
     with pytest.raises(ValueError, match="preset must be one of"):
         configs("m", "q", "huge")
@@ -328,6 +314,7 @@ def test_the_full_grid():
     plain = [c for c in grid if c.temperature == 1 and c.softcap is None]
     assert sorted({c.label_smoothing for c in plain}) == [0.0, 0.1, 0.2]
     assert {c.seed for c in grid} == {0, 1, 2}
+    assert grid[: len(plain)] == plain  # what matters most comes first
     assert all(seconds(c, "cuda") < seconds(c, "cpu") for c in grid)
 
 
@@ -336,8 +323,12 @@ def test_the_command(files, tmp_path, capsys):
     assert main(["plan", *place]) == 0
     assert "2 runs" in capsys.readouterr().out
     assert main(["status", *place]) == 1
+    assert main(["run", *place, "--shard", "2/2"]) == 0
+    assert "1 computed now, 1 of 1 there, 0 failed" in capsys.readouterr().out
+    assert main(["table", *place]) == 1
+    assert set(pd.read_csv(tmp_path / "instruction_rehearsal.csv")["label_smoothing"]) == {0.1}
     assert main(["run", *place]) == 0
-    assert "2 computed now, 2 of 2 there, 0 failed" in capsys.readouterr().out
+    assert "1 computed now, 2 of 2 there, 0 failed" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "instruction_rehearsal.csv")
     assert set(table["label_smoothing"]) == {0.0, 0.1}
     sidecar = json.loads((tmp_path / "instruction_rehearsal.json").read_text())

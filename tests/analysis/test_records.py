@@ -1,5 +1,6 @@
 """Rows on disk: names that last, files that are whole, tables that say where they come from."""
 
+import gzip
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from sweep_jobs import Square
 
 from analysis import records
 from analysis.bottleneck import FitConfig
-from analysis.records import RowStore, config_key, environment, write_atomically, write_table
+from analysis.records import RowStore, config_key, environment, find_table, read_table, write_atomically, write_table
 from analysis.teachers import TeacherConfig
 
 MADE_BY = {"python": "3", "commit": None}
@@ -156,6 +157,37 @@ def test_the_table_and_its_sidecar(tmp_path):
     assert sidecar["failed"] == {config_key(configs[2]): "no memory"}
     again = json.loads(write_table(table, tmp_path / "other.csv", store, configs[::-1]).read_text())
     assert again["configs_hash"] == sidecar["configs_hash"]
+
+
+def test_a_small_table_is_read_whole(tmp_path):
+    store, configs = RowStore(tmp_path / "rows"), [Square(n) for n in range(2)]
+    table = pd.DataFrame(
+        {
+            "n": [0, 1],
+            "x": [1 / 3, 2e-7 / 3],
+            "norm": ["free", "free"],
+            "cap": [None, None],
+            "top": [float("inf")] * 2,
+            "wall_seconds": [1.0, 2.0],
+        }
+    )
+    beside = write_table(table, tmp_path / "t.csv", store, configs, digits=6)
+    assert (tmp_path / "t.csv").read_text() == "n,x\n0,0.333333\n1,6.66667e-08\n"
+    assert json.loads(beside.read_text())["constants"] == {"norm": "free", "cap": None, "top": "inf"}
+    read = read_table(tmp_path / "t.csv")
+    assert list(read) == ["n", "x", "norm", "cap", "top"]
+    assert read["norm"].tolist() == ["free"] * 2
+    assert read["cap"].isna().all()
+    assert read["top"].tolist() == [float("inf")] * 2
+    assert find_table(tmp_path, "t") == tmp_path / "t.csv"
+    assert find_table(tmp_path, "u") is None
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress((tmp_path / "t.csv").read_bytes()))
+    (tmp_path / "t.csv").unlink()
+    packed = find_table(tmp_path, "t")
+    assert packed is not None
+    assert read_table(packed).equals(read)
+    beside.unlink()
+    assert list(read_table(packed)) == ["n", "x"]  # any other CSV
 
 
 def test_the_environment_names_versions_and_commit(monkeypatch):

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import paper_figures
-from analysis.records import config_key
+from analysis.records import config_key, read_table
 from analysis.study import ceilings, registry, running
 from analysis.study.__main__ import main
 from analysis.study.claims_tuning import degrades
 from analysis.study.judging import MissingTableError, Tables, difference
 from analysis.study.registry import Experiment, tidy
-from analysis.study.running import compute_on, pack, unpack, where
+from analysis.study.running import Job, compute_job, lanes, pack, unpack, visible_gpus, where
 from analysis.study.verdicts import CLAIMS, judge
 
 DATA = Path(paper_figures.__file__).parent / "data"
@@ -36,11 +37,13 @@ def finished(few, tmp_path):
 
 class TestRun:
     def test_rows_table_and_sidecar_then_nothing_left(self, finished, capsys):
-        table = pd.read_csv(finished / "S1.csv")
+        table = read_table(finished / "S1.csv")
         assert table["key"].tolist() == [config_key(config) for config in FEW for _ in range(2)]
         assert json.loads((finished / "S1.json").read_text())["rows"] == 6
         assert main(["run", "S1", "--out", str(finished)]) == 0
-        assert "S1: 0 computed now, 3 of 3 there, 0 failed" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "0 computed now, 0 failed" in out
+        assert f"S1: 3 of 3 there, wrote {finished / 'S1.csv'}" in out
         assert main(["status", "S1", "--out", str(finished)]) == 0
         assert capsys.readouterr().out.split()[-4:] == ["S1", "3", "0", "0"]
 
@@ -55,7 +58,7 @@ class TestRun:
         monkeypatch.setattr(ceilings, "EXPERIMENT", replace(ceilings.EXPERIMENT, configs=lambda preset: broken))
         assert main(["run", "S1", "--out", str(tmp_path), "--workers", "1"]) == 1
         out, err = capsys.readouterr()
-        assert "2 of 3 there, 1 failed" in out
+        assert "2 computed now, 1 failed\nS1: 2 of 3 there" in out
         assert "vocab_size must be" in err
         main(["status", "S1", "--out", str(tmp_path)])
         assert capsys.readouterr().out.split()[-4:] == ["S1", "2", "1", "0"]
@@ -97,8 +100,26 @@ class TestPlacement:
         assert where(slow, FEW[0], "cuda") == "cpu"
 
     def test_a_worker_finds_the_experiment_by_name(self, few):
-        row = compute_on(FEW[0], name="S1", device="cuda")
+        row = compute_job(Job("S1", FEW[0]), device="cuda")
         assert row["vocab_size"] == 1000
+
+    def test_each_gpu_has_one_process_for_what_may_take_half_its_memory(self, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        found = lanes("cuda", 20, visible_gpus(), 6)
+        large = [lane for lane in found if "large" in lane.queues]
+        assert [(lane.workers, dict(lane.environment)) for lane in large] == [
+            (1, {"CUDA_VISIBLE_DEVICES": "3"}),
+            (1, {"CUDA_VISIBLE_DEVICES": "5"}),
+        ]
+        assert sum(lane.workers for lane in found) == 20
+        assert all(lane.queues[-1] == "cpu" for lane in found)  # nobody idles while a core's work is left
+
+    def test_without_a_gpu_cuda_is_refused(self, few, tmp_path, capsys):
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        assert main(["run", "S1", "--device", "cuda", "--out", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == "error: device must be 'cpu' where there is no GPU, got 'cuda'.\n"
 
 
 class TestPack:
@@ -176,14 +197,14 @@ class TestVerdicts:
         )
 
     def test_k1_by_hand(self, table):
-        rows = pd.read_csv(DATA / "quick" / "S7.csv").query(
+        rows = read_table(DATA / "quick" / "S7.csv").query(
             "converged and method == 'b=0' and distribution == 'broad' and reading == 'as_trained'"
         )
         ece = rows.pivot_table(index=["vocab_size", "hidden_size", "data_seed"], columns="epoch", values="true_ece")
         assert table.loc["K1", "mean"] == pytest.approx((ece[32] - ece[0]).mean(), abs=1e-5)
 
     def test_flagged_rows_are_left_out_and_counted(self, tmp_path):
-        rows = pd.read_csv(DATA / "quick" / "S7.csv")
+        rows = read_table(DATA / "quick" / "S7.csv")
         bad = rows["data_seed"] == 0
         rows.assign(converged=~bad, true_ece=rows["true_ece"].where(~bad, 1e6)).to_csv(tmp_path / "S7.csv", index=False)
         tables = Tables([tmp_path])
@@ -194,7 +215,7 @@ class TestVerdicts:
 
     def test_reversed_data_reverse_the_verdict(self, tmp_path):
         """Every verdict can fail: calibration that improves with tuning refutes K1."""
-        rows = pd.read_csv(DATA / "quick" / "S7.csv")
+        rows = read_table(DATA / "quick" / "S7.csv")
         rows.assign(true_ece=0.5 - rows["true_ece"]).to_csv(tmp_path / "S7.csv", index=False)
         assert degrades(Tables([tmp_path])).verdict == "refuted"
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ from sweep_jobs import Square, jobs, square
 
 import analysis
 from analysis.records import config_key
-from analysis.sweep import available_cores, read_rows, run
+from analysis.sweep import Lane, available_cores, local_engine, read_rows, run
 
 JOBS = Path(__file__).parent.parent / "sweep_jobs.py"
 
@@ -43,6 +44,22 @@ def test_rows_of_all_cores_in_the_order_of_the_configs(tmp_path, capfd, monkeypa
     assert again.computed == 0
     assert again.rows.equals(result.rows)
     assert row_files(tmp_path) == before
+
+
+def test_lanes_take_their_queues_in_turn_and_lend_a_hand(tmp_path, monkeypatch):
+    """The fast lane has one slow job of its own; the other lane's worker computes what is left, in its environment."""
+    lanes = [
+        Lane(1, ("slow", "rest"), {"OMP_NUM_THREADS": "7"}),
+        Lane(1, ("rest",), {"OMP_NUM_THREADS": "5"}),
+    ]
+    configs = [Square(n, seconds=2.0 * (n == 0)) for n in range(8)]
+    engine = partial(local_engine, lanes=lanes, queue=lambda config: "rest" if config.number else "slow")
+    result = run(square, configs, tmp_path, engine=engine)
+    assert result.rows["number"].tolist() == list(range(8))
+    assert result.rows["omp"].tolist()[0] == "7"
+    assert "5" in set(result.rows["omp"][1:])
+    with pytest.raises(ValueError, match=r"^lanes must serve every queue, got none for \['slow'\]\.$"):
+        run(square, [Square(9)], tmp_path, engine=partial(local_engine, lanes=lanes[1:], queue=lambda _: "slow"))
 
 
 def test_failures_are_recorded_and_the_sweep_goes_on(tmp_path):

@@ -5,7 +5,6 @@ import pytest
 import scipy.stats
 import torch
 
-from analysis import teachers
 from analysis.teachers import DeterministicTeacher, TeacherConfig, make_teacher, random_streams
 
 
@@ -54,11 +53,10 @@ def test_sparse_is_lowrank_with_peaks_in_half_the_contexts():
 
 
 @pytest.mark.parametrize("kind", ["det", "lowrank", "sparse"])
-def test_blocks_are_the_whole(kind, monkeypatch):
+def test_blocks_are_the_whole(kind):
     config = TeacherConfig(kind=kind, vocab_size=6, n_contexts=18)
     whole = conditionals(config)
-    monkeypatch.setattr(teachers, "_BLOCK_ENTRIES", 24)  # four contexts
-    blocks = list(make_teacher(config, generator()).blocks())
+    blocks = list(make_teacher(config, generator()).to("cpu").blocks(24))  # four contexts
     assert [part.stop - part.start for part, _ in blocks] == [4, 4, 4, 4, 2]
     torch.testing.assert_close(torch.cat([p for _, p in blocks]), whole, rtol=1e-12, atol=0)
 

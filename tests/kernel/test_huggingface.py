@@ -8,47 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import D, V, make
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernel.huggingface import HeadScale, fuse_loss, head_scale, known_architectures, register_architecture
 
-V, D = 67, 16
-SIZES = {
-    "vocab_size": V,
-    "hidden_size": D,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.4,  # logits of a few nats, so that caps and scales matter
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-EXTRA = {
-    "gemma2": {"final_logit_softcapping": 3.0, "tie_word_embeddings": True},
-    "gemma3_text": {"final_logit_softcapping": 2.0},
-    "cohere": {"logit_scale": 0.25},
-    "cohere2": {"logit_scale": 0.125},
-    "granite": {"logits_scaling": 4.0},
-    "gpt2": {"n_embd": D, "n_layer": 2, "n_head": 2, "n_positions": 64},
-    "qwen3": {"tie_word_embeddings": False},
-}
 BUILT_IN = ["cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2"]  # fmt: skip
-
-
-def make(model_type="llama", seed=0, **changes):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(model_type)
-    config = type(config)(**{**SIZES, **EXTRA.get(model_type, {}), **changes})
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and gains away from 0 and 1
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def batch(rows=3, length=12, seed=1):

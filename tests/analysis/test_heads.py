@@ -1,0 +1,361 @@
+"""The audit of a head: every number against a plain float64 computation from full logits of the whole model."""
+
+import copy
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.optimize
+import torch
+from matplotlib.figure import Figure
+from tiny_models import V, make, save_folder
+
+from analysis.audit import main
+from analysis.calibration import calibration_error, reliability_table
+from analysis.heads import audit_model, draw_audit, load_model, packaged_smollm2, read_text, verdict
+from analysis.heads._documents import cut, python_text
+from analysis.heads._intervals import Documents
+from analysis.heads._panels import reliability_of
+from analysis.heads._verdict import Lookup
+
+ARCHITECTURES = ("cohere", "gemma2", "gemma3_text", "gpt2", "granite", "llama", "mistral", "phi", "qwen2", "qwen3")
+
+
+def tokens_of(model, rows=16, length=12, seed=1):
+    """Sampled from the model, so that it is right now and then."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = 3 + torch.randperm(V - 3, generator=generator)[:rows, None]  # no two begin alike
+    with torch.no_grad():
+        while tokens.shape[1] < length:
+            p = model(tokens).logits[:, -1].float().softmax(-1)
+            tokens = torch.cat([tokens, torch.multinomial(p, 1, generator=generator)], dim=1)
+    return tokens
+
+
+def plain(model, tokens, temperature=1.0):
+    """Full logits of the model itself in float64, and everything from them."""
+    wide = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        logits = wide(tokens).logits[:, :-1].double().reshape(-1, wide.config.vocab_size)
+    target = tokens[:, 1:].reshape(-1)
+    log_p = (logits / temperature).log_softmax(-1)
+    p = log_p.exp()
+    confidence, choice = p.max(-1)
+    others = p.scatter(-1, choice.unsqueeze(-1), 0.0).sum(-1)
+    return {
+        "logits": logits.numpy(),
+        "target": target.numpy(),
+        "nll": -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1).numpy(),
+        "entropy": -(p * log_p).sum(-1).numpy(),
+        "uniform": -log_p.mean(-1).numpy(),
+        "confidence": confidence.numpy(),
+        "gap": (confidence.log() - others.log()).numpy() + math.log(logits.shape[-1] - 1),
+        "correct": (choice == target).numpy(),
+    }
+
+
+def close(actual, expected, tolerance=1e-5):
+    assert actual.value == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_the_numbers_are_those_of_full_logits(model_type):
+    model = make(model_type)
+    tokens = tokens_of(model)
+    get = Lookup(audit_model(model, tokens, label_smoothing=(0.1, 0.3), batch_size=3).table)
+    want = plain(model, tokens)
+    h, ce, u = (want[name].mean() for name in ("entropy", "nll", "uniform"))
+    close(get("prediction", "cross_entropy"), ce)
+    close(get("prediction", "entropy"), h)
+    close(get("prediction", "uniform_cross_entropy"), u)
+    close(get("prediction", "scale_gap"), h - ce)
+    close(get("prediction", "accuracy"), want["correct"].mean())
+    close(get("prediction", "confidence"), want["confidence"].mean())
+    for b in (0.1, 0.3):
+        close(get("smoothing", "activity", str(b)), (h - ce) / (b * (u - ce)))
+        close(get("smoothing", "slope", str(b)), h - ce - b * (u - ce))
+        asked = math.log(1 + (1 - b) * V / b)
+        close(get("smoothing", "asked_gap", str(b)), asked)
+        close(get("smoothing", "share_above", str(b)), (want["gap"] > asked).mean())
+    close(get("gap", "largest"), want["gap"].max())
+    close(get("gap", "median"), np.median(want["gap"]))
+    close(get("calibration", "ece"), calibration_error(want["confidence"], want["correct"]))
+    close(get("calibration", "rms"), calibration_error(want["confidence"], want["correct"], norm="l2"))
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "cohere", "phi"])
+def test_the_temperature_is_the_best_one_of_full_logits(model_type):
+    model = make(model_type)
+    tokens = tokens_of(model)
+    get, want = Lookup(audit_model(model, tokens).table), plain(model, tokens)
+
+    def loss(log_t):
+        z = torch.from_numpy(want["logits"]) / math.exp(log_t)
+        return torch.nn.functional.cross_entropy(z, torch.from_numpy(want["target"])).item()
+
+    found = scipy.optimize.minimize_scalar(loss, bounds=(-2.9, 2.9), method="bounded", options={"xatol": 1e-10})
+    best = math.exp(found.x)
+    close(get("temperature", "best"), best, 1e-4)
+    after = plain(model, tokens, get("temperature", "best").value)
+    close(get("temperature", "cross_entropy_after"), found.fun)
+    close(get("temperature", "ece_after"), calibration_error(after["confidence"], after["correct"]))
+
+
+@pytest.mark.parametrize(("model_type", "scale"), [("cohere", 0.25), ("llama", 1.0), ("phi", 1.0)])
+def test_the_caps_hold_for_scaled_features_and_a_bias(model_type, scale):
+    model = make(model_type)
+    tokens = tokens_of(model)
+    found = audit_model(model, tokens).table
+    get = Lookup(found)
+    with torch.no_grad():
+        hidden = scale * model.base_model(tokens).last_hidden_state[:, :-1].reshape(-1, 16).double()
+        head = model.get_output_embeddings()
+        weight = head.weight.double()
+    if head.bias is not None:
+        hidden = torch.cat([hidden, torch.ones(len(hidden), 1)], -1)
+        weight = torch.cat([weight, head.bias.detach().double().unsqueeze(-1)], -1)
+    close(get("head", "norm_product"), (hidden.norm(dim=-1).max() * weight.norm(dim=-1).max()).item())
+    close(get("spectrum", "singular_values", "1"), torch.linalg.svdvals(weight)[0].item())
+    cosine = torch.nn.functional.cosine_similarity(hidden, weight[tokens[:, 1:].reshape(-1)], dim=-1).mean()
+    close(get("head", "target_cosine"), cosine.item())
+    one_token = found.loc[(found["part"] == "cap") & (found["name"] == "single_token")]
+    assert (one_token["value"] >= get("gap", "largest").value).all()
+
+
+def test_a_softcap_is_a_cap_of_its_own():
+    model = make("gemma2")
+    table = audit_model(model, tokens_of(model)).table
+    caps = table.loc[(table["part"] == "cap") & (table["group"] == "0.05")].set_index("name")
+    assert caps.loc["softcap", "value"] <= 2 * 3.0
+    assert caps.loc["softcap", "text"] == "binds"  # b = .05 asks for log(1 + 19 * 67) = 7.1
+    assert table.loc[table["name"] == "softcap", "value"].iloc[0] == 3.0
+
+
+def test_documents_of_any_length_are_read_one_by_one():
+    model = make()
+    documents = [tokens_of(model, 1, n, seed=n)[0] for n in (5, 12, 3, 9, 2)]
+    get = Lookup(audit_model(model, [*map(torch.Tensor.tolist, documents), [7]], batch_size=2).table)
+    alone = [plain(model, d[None])["nll"] for d in documents]
+    close(get("prediction", "cross_entropy"), np.concatenate(alone).mean())
+    assert get("model", "tokens").value == 26
+    assert get("model", "documents").value == 5
+    cut_off = Lookup(audit_model(model, documents, max_tokens=13, max_length=4).table)  # 3 + 3 + 2 + 3 + 1
+    close(cut_off("prediction", "cross_entropy"), np.concatenate([nll[:3] for nll in alone]).mean())
+    few = Lookup(audit_model(model, documents, max_tokens=6).table)
+    close(few("prediction", "cross_entropy"), np.concatenate([alone[0], alone[1][:2]]).mean())
+
+
+def test_fifths_split_the_tokens():
+    model = make()
+    tokens = tokens_of(model, 40)
+    get, want = Lookup(audit_model(model, tokens).table), plain(model, tokens)
+    n = len(want["nll"])
+    order = np.argsort(want["entropy"])
+    for fifth in range(5):
+        part = order[math.ceil(fifth * n / 5) : math.ceil((fifth + 1) * n / 5)]
+        close(get("entropy", "n", str(fifth + 1)), len(part))
+        over = (want["confidence"] - want["correct"])[part].mean()
+        close(get("entropy", "over_confidence", str(fifth + 1)), over)
+        ece = calibration_error(want["confidence"][part], want["correct"][part])
+        close(get("entropy", "ece", str(fifth + 1)), ece)
+    assert sum(get("frequency", "n", g).value for g in get.groups("frequency", "n")) == n
+
+
+def test_intervals_resample_whole_documents():
+    rng = np.random.default_rng(0)
+    document = np.repeat(np.arange(400), 10)
+    shared = np.repeat(rng.normal(size=400), 10)  # tokens of a document are alike: 400 samples, not 4000
+    estimate = Documents(document).mean(shared)
+    assert estimate.value == pytest.approx(shared.mean())
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * shared.std() / 20, rel=0.1)
+    single = Documents(np.zeros(5, np.int64)).mean(np.arange(5.0))
+    assert single.value == 2
+    assert math.isnan(single.low)
+
+
+def test_the_temperature_interval_takes_documents_as_units():
+    model = make("llama", initializer_range=0.1)
+    once = tokens_of(model, 12, 30)
+    four = once.repeat_interleave(4, 0)  # four times the documents: half the interval
+    both = [Lookup(audit_model(model, t).table)("temperature", "best") for t in (once, four)]
+    assert both[0].value == pytest.approx(both[1].value, rel=1e-4)
+    assert (both[1].high - both[1].low) == pytest.approx((both[0].high - both[0].low) / 2, rel=0.01)
+    get, want = Lookup(audit_model(model, once).table), plain(model, once, both[0].value)
+    slope = (want["entropy"] - want["nll"]).reshape(12, -1).sum(-1)  # of each document
+    z, h = torch.from_numpy(want["logits"]) / both[0].value, 1e-4
+    turned = [(z / t).log_softmax(-1) for t in (1 - h, 1 + h)]
+    mean = [(-(q.exp() * q).sum(-1).mean() + q[range(len(q)), want["target"]].mean()).item() for q in turned]
+    curvature = (mean[1] - mean[0]) / (2 * h)
+    half = 1.96 * both[0].value * np.sqrt((slope**2).sum()) / (12 * 29) / curvature
+    assert get("temperature", "best").high - both[0].value == pytest.approx(half, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("scale_gap", "index", "expected"),
+    [
+        ((-0.3, -0.4, -0.2), (-0.2, -0.3, -0.1), ("is over-confident", "below 1", "the right way here")),
+        ((0.3, 0.2, 0.4), (0.4, 0.3, 0.5), ("is under-confident", "below 1", "the wrong way here")),
+        ((0.0, -0.1, 0.1), (0.0, -0.1, 0.1), ("as confident as it should be", "away from where")),
+        ((3.0, 2.9, 3.1), (1.9, 1.8, 2.0), ("is under-confident", "above 1", "would not act")),
+        ((1.0, 0.5, 1.5), (0.9, 0.7, 1.1), ("cannot tell whether",)),
+    ],
+)
+def test_the_verdict_says_what_the_numbers_say(scale_gap, index, expected):
+    model = make()
+    table = audit_model(model, tokens_of(model), label_smoothing=(0.1,)).table.set_index(["part", "name"])
+    table.loc[("prediction", "scale_gap"), ["value", "low", "high"]] = scale_gap
+    table.loc[("smoothing", "activity"), ["value", "low", "high"]] = index
+    text = verdict(table.reset_index())
+    for words in expected:
+        assert words in text
+
+
+def test_the_figure_and_its_reliability_table_come_from_the_table_alone():
+    model = make()
+    tokens = tokens_of(model, 40)
+    table, want = audit_model(model, tokens).table, plain(model, tokens)
+    again = pd.read_csv(__import__("io").StringIO(table.to_csv(index=False)))
+    expected = reliability_table(want["confidence"], want["correct"])
+    pd.testing.assert_frame_equal(reliability_of(again), expected, check_dtype=False, atol=1e-5)
+    figure = Figure()
+    axes = figure.subplots(2, 2).ravel().tolist()
+    draw_audit(again, axes)
+    assert [axis.get_xlabel() for axis in axes] == ["confidence", "confidence gap (nats)", "label smoothing b", "fifth of the tokens"]  # fmt: skip
+    heights = [line.get_ydata()[0] for line in axes[2].lines if line.get_marker() in "o^s"]
+    assert heights == [Lookup(again)("smoothing", "activity", b).value for b in ("0.05", "0.1", "0.2")]
+    with pytest.raises(ValueError, match="axes must be four, got 1"):
+        draw_audit(again, axes[:1])
+    with pytest.raises(ValueError, match="it is no table of an audit"):
+        verdict(pd.DataFrame(columns=["part", "name", "group", "value", "low", "high", "text"]))
+
+
+@pytest.mark.parametrize(
+    ("documents", "options", "error", "message"),
+    [
+        ([], {}, ValueError, "documents must hold at least one of two tokens, got none"),
+        (["text"], {}, TypeError, "tokenizer must be given for texts, got None"),
+        ([torch.ones(3)], {}, TypeError, r"token ids must be integers .* got torch.float32"),
+        ([object()], {}, TypeError, "documents must be texts, lists of token ids or tensors, got object"),
+        ([[3, 4]], {"max_tokens": 0}, ValueError, "max_tokens must be a whole number of at least 1, got 0"),
+        ([[3, 4]], {"label_smoothing": (0.0,)}, ValueError, "label_smoothing must be in"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused(documents, options, error, message):
+    with pytest.raises(error, match=message):
+        audit_model(make(), documents, **options)
+
+
+def test_text_is_cut_at_paragraphs_and_lines_of_json_are_documents(tmp_path):
+    assert list(cut("a" * 25, 10)) == ["a" * 10, "a" * 10, "a" * 5]
+    assert list(cut("one\n\n\ntwo", 6)) == ["one", "two"]
+    (tmp_path / "two.jsonl").write_text('{"text": "first"}\n\n{"text": "second"}\n')
+    assert read_text(tmp_path / "two.jsonl") == ["first", "second"]
+    (tmp_path / "bad.jsonl").write_text('{"words": "first"}\n')
+    with pytest.raises(ValueError, match=r"every line of .*bad.jsonl must be a JSON object with text"):
+        read_text(tmp_path / "bad.jsonl")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="must hold text, got an empty file"):
+        read_text(tmp_path / "empty.txt")
+    own = python_text()
+    assert len(own) > 150
+    assert all(200 < len(text) <= 1600 for text in own)
+    assert any("import " in text for text in own)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("model") / "tiny"
+    save_folder(place)
+    (place / "README.md").write_text("---\nlicense: mit\n---\n")
+    return place
+
+
+def test_texts_begin_with_the_beginning_of_sequence_token(folder):
+    loaded = load_model(folder)
+    text = Lookup(audit_model(loaded.model, ["Some words."], tokenizer=loaded.tokenizer).table)
+    ids = loaded.tokenizer("Some words.", add_special_tokens=False)["input_ids"]
+    bos = loaded.tokenizer.bos_token_id
+    close(text("prediction", "cross_entropy"), plain(loaded.model, torch.tensor([[bos, *ids]]))["nll"].mean())
+
+
+def test_the_command_writes_table_figure_and_verdict(folder, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("Some ordinary words.\n\n" * 200)
+    out = tmp_path / "made" / "audit.csv"
+    assert main([str(folder), "--text", str(tmp_path / "notes.txt"), "--out", str(out), "--max-tokens", "300", "--text-licence", "CC0-1.0"]) == 0  # fmt: skip
+    printed = capsys.readouterr().out
+    table = pd.read_csv(out)
+    assert verdict(table).splitlines()[0].split(":")[0] in printed
+    said = table.loc[table["part"] == "source"].set_index("name")["text"]
+    assert said["model"] == "tiny"
+    assert said["licence"] == "mit"
+    assert said["revision"].startswith("sha256:")
+    assert said["text"] == "notes.txt"
+    assert said["text_licence"] == "CC0-1.0"
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "--max-tokens 300" in out.with_suffix(".json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nowhere", "model must be a folder, a GGUF file or a hub's owner/name, got nowhere"),
+        ("no/where.gguf", "no such file"),
+        ("FOLDER/weights.bin", "model must be a folder of safetensors or a GGUF file"),
+        ("FOLDER", "model.safetensors"),
+    ],
+)
+def test_no_pickle_and_no_unknown_place_is_read(folder, tmp_path, capsys, model, message):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    torch.save(load_model(folder).model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    assert main([model.replace("FOLDER", str(tmp_path)), "--text", "python"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_revision_is_for_hubs(folder):
+    with pytest.raises(ValueError, match="revision must be None for a local model"):
+        load_model(folder, revision="main")
+
+
+def test_import_help_and_first_use_without_transformers(tmp_path):
+    script = """
+import sys
+sys.modules["transformers"] = None
+import analysis.heads, kernel.huggingface
+from analysis.audit import main
+try:
+    main(["--help"])
+except SystemExit as stop:
+    print("help", stop.code)
+print("use", main([sys.argv[1], "--text", "python"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "help 0" in done.stdout
+    assert "use 2" in done.stdout
+    assert "examples:" in done.stdout
+    assert "a model needs transformers: pip install 'confidence-ceiling[real]'" in done.stderr
+
+
+def test_smollm2_in_its_package():
+    """The real model, where the extra is installed."""
+    pytest.importorskip("gguf")
+    try:
+        path = packaged_smollm2()
+    except ImportError as missing:
+        pytest.skip(str(missing))
+    loaded = load_model(path)
+    assert loaded.quantisation == "Q4_1, Q8_0, dequantised"
+    assert loaded.licence == "apache-2.0"
+    ids = loaded.tokenizer(python_text()[0])["input_ids"][:48]
+    get = Lookup(audit_model(loaded.model, [ids, ids[::-1]]).table)
+    want = plain(loaded.model, torch.tensor([ids, ids[::-1]]))
+    h, ce, u = (want[name].mean() for name in ("entropy", "nll", "uniform"))
+    close(get("prediction", "cross_entropy"), ce)
+    close(get("prediction", "entropy"), h)
+    close(get("smoothing", "activity", "0.1"), (h - ce) / (0.1 * (u - ce)))
+    close(get("gap", "largest"), want["gap"].max())
+    close(get("calibration", "ece"), calibration_error(want["confidence"], want["correct"]))

@@ -1,0 +1,136 @@
+"""L-BFGS without branches against scipy's, against torch's, and on steps that must be refused."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from analysis.bottleneck import FitConfig, SoftmaxBottleneck
+from analysis.bottleneck._head import Batch
+from analysis.bottleneck._lbfgs import DeviceLBFGS, HostLBFGS
+from analysis.bottleneck._training import _data
+from analysis.teachers import TeacherConfig
+
+
+def head_and_loss(config):
+    head = SoftmaxBottleneck(config)
+    _, training, _ = _data(config.teacher)
+    batch = Batch.of(training, device="cpu", dtype=head.raw_weight.dtype)
+    return head, lambda: head(batch)
+
+
+def rosenbrock(x):
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+class TestDirection:
+    def test_it_is_the_two_loop_recursion(self):
+        """Nocedal and Wright, algorithm 7.4, over the accepted steps of positive curvature."""
+        x = nn.Parameter(torch.linspace(-1.5, 2, 9, dtype=torch.float64))
+        minimiser, pairs = DeviceLBFGS([x], lambda: rosenbrock(x), history=4), []
+        for _ in range(40):
+            before, gradient = minimiser._x.clone(), minimiser._gradient.clone()
+            minimiser.advance(1)
+            s, y = minimiser._x - before, minimiser._gradient - gradient
+            if s.dot(y) > 0:
+                pairs = [*pairs, (s, y)][-4:]
+            if not pairs:
+                continue
+            q, alphas = minimiser._gradient.clone(), []
+            for s, y in reversed(pairs):
+                alphas.append(s.dot(q) / s.dot(y))
+                q -= alphas[-1] * y
+            s, y = pairs[-1]
+            q *= s.dot(y) / y.dot(y)
+            for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
+                q += s * (alpha - y.dot(q) / s.dot(y))
+            torch.testing.assert_close(minimiser._direction, -q, rtol=1e-6, atol=1e-9)
+
+    def test_a_valley_is_followed_to_its_end(self):
+        x = nn.Parameter(torch.linspace(-1.5, 2, 9, dtype=torch.float64))
+        minimiser = DeviceLBFGS([x], lambda: rosenbrock(x))
+        assert minimiser.advance(400) < 1e-20
+        minimiser.finish()
+        np.testing.assert_allclose(x.detach(), 1, atol=1e-8)
+        assert x.grad is not None
+        assert x.grad.norm() < 1e-8
+
+
+class TestSteps:
+    def test_a_step_that_raises_the_loss_or_leaves_its_domain_is_not_taken(self):
+        x = nn.Parameter(torch.tensor([1e-3], dtype=torch.float64))
+        minimiser = DeviceLBFGS([x], lambda: (x - x.log()).sum())  # nan for x < 0
+        values = [minimiser.value, *(minimiser.advance(1) for _ in range(60))]
+        falls = -np.diff(values)
+        assert (falls >= 0).all()
+        assert (falls[:10] == 0).any()  # some were refused
+        assert values[-1] == pytest.approx(1, abs=1e-12)
+
+    def test_no_step_waits_for_the_host(self):
+        """Fake tensors have no values: reading one, which would break a graph's capture, raises."""
+        x = nn.Parameter(torch.linspace(-1.5, 2, 9))
+        minimiser = DeviceLBFGS([x], lambda: rosenbrock(x))
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            minimiser._step()
+            with pytest.raises(DataDependentOutputException):
+                minimiser.advance(1)
+
+    def test_restart_forgets_and_goes_down_the_gradient(self):
+        x = nn.Parameter(torch.linspace(-1.5, 2, 9, dtype=torch.float64))
+        minimiser = DeviceLBFGS([x], lambda: rosenbrock(x))
+        minimiser.advance(15)
+        minimiser.restart()
+        torch.testing.assert_close(minimiser._direction, -minimiser._gradient)
+        assert minimiser.advance(400) < 1e-20
+
+    def test_parameters_of_several_shapes_end_as_their_own_memory(self):
+        parameters = [nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (4,), (700, 2))]
+        minimiser = DeviceLBFGS(
+            parameters, lambda: torch.stack([(p - i).square().sum() for i, p in enumerate(parameters)]).sum()
+        )
+        assert minimiser.advance(20) < 1e-9
+        minimiser.finish()
+        for i, parameter in enumerate(parameters):
+            torch.testing.assert_close(parameter.data, torch.full_like(parameter, i), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden_size", "options"),
+    [
+        ("det", 48, {"label_smoothing": 0.1}),
+        ("lowrank", 32, {"label_smoothing": 0.1, "temperature": 0.5}),
+        ("sparse", 64, {"softcap": 5.0, "label_smoothing": 0.2}),
+        ("lowrank", 16, {"norm": "free", "weight_decay": 0.2}),
+    ],
+)
+def test_three_optimisers_train_the_same_head(kind, hidden_size, options):
+    teacher = TeacherConfig(kind=kind, vocab_size=48, n_contexts=48, seed=3)
+    config = FitConfig(teacher=teacher, hidden_size=hidden_size, dtype="float64", seed=1003, **options)
+    found = {}
+    for kind_of in (HostLBFGS, DeviceLBFGS):
+        head, loss = head_and_loss(config)
+        minimiser = kind_of([head.raw_features, head.raw_weight], loss)
+        minimiser.advance(600)
+        minimiser.finish()
+        found[kind_of.__name__] = loss().item(), head.logits().softmax(-1).amax(-1).mean().item()
+
+    head, loss = head_and_loss(config)
+    parameters = [head.raw_features, head.raw_weight]
+    sizes = [p.numel() for p in parameters]
+
+    def objective(flat):
+        for p, part in zip(parameters, torch.from_numpy(flat.copy()).split(sizes), strict=True):
+            p.data.copy_(part.view_as(p))
+        value = loss()
+        gradients = torch.autograd.grad(value, parameters)
+        return value.item(), torch.cat([g.reshape(-1) for g in gradients]).numpy()
+
+    start = torch.cat([p.detach().reshape(-1) for p in parameters]).numpy()
+    result = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 1500, "ftol": 0, "gtol": 1e-9})
+    objective(result.x)
+    found["scipy"] = loss().item(), head.logits().softmax(-1).amax(-1).mean().item()
+    losses, confidences = np.array(list(found.values())).T
+    assert np.ptp(losses) < 1e-6
+    assert np.ptp(confidences) < 1e-4
