@@ -64,8 +64,8 @@ def errors(data: Data, softcap: float | None, temperatures: tuple[float, ...]) -
 def _launches(base: Launch) -> list[Launch]:
     """Candidates for ``--tune``."""
     sizes = [(base.columns, base.warps), (base.columns // 2, base.warps), (base.columns // 2, base.warps // 2)]
-    choices = itertools.product(sizes, (base.stages, base.stages - 1), (True, False))
-    return [replace(base, columns=c, warps=w, stages=s, flatten=f) for (c, w), s, f in choices if s > 0]
+    choices = itertools.product(sizes, (base.stages, base.stages - 1))
+    return [replace(base, columns=c, warps=w, stages=s) for (c, w), s in choices if s > 0]
 
 
 def _ratios(
