@@ -1,15 +1,23 @@
 """The command: what it runs, keeps, packs and judges, on grids of a few cheap configs."""
 
+import errno
 import gzip
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
+import study_jobs
 import torch
 
 import paper_figures
+from analysis import records
 from analysis.records import config_key, read_table
 from analysis.study import ceilings, registry, running
 from analysis.study.__main__ import main
@@ -21,6 +29,8 @@ from analysis.study.verdicts import CLAIMS, judge
 
 DATA = Path(paper_figures.__file__).parent / "data"
 FEW = [ceilings.CeilingConfig(vocab_size=v, hidden_size=64, shares=(0.5, 1.0), model="any") for v in (1000, 2000, 3000)]
+
+MORE = [*FEW, ceilings.CeilingConfig(vocab_size=4000, hidden_size=64, shares=(0.5, 1.0), model="any")]
 
 
 @pytest.fixture
@@ -67,6 +77,54 @@ class TestRun:
         (tmp_path / "rows").write_text("in the way")
         assert main(["run", "S1", "--out", str(tmp_path)]) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+    def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_computed(
+        self, finished, monkeypatch, capsys
+    ):
+        """Rows that are there stay and can be read; root, whom permissions do not stop, gets the error by hand."""
+        monkeypatch.setattr(ceilings, "EXPERIMENT", replace(ceilings.EXPERIMENT, configs=lambda preset: MORE))
+        rows = {path: path.read_bytes() for path in (finished / "rows" / "S1").glob("*.json")}
+
+        def refuse(*_, **__):
+            raise OSError(errno.EROFS, "Read-only file system", str(finished))
+
+        if os.geteuid():
+            (finished / "rows" / "S1").chmod(0o555)
+        else:
+            monkeypatch.setattr(records.tempfile, "TemporaryFile", refuse)
+        monkeypatch.setattr(running, "local_engine", lambda *_, **__: pytest.fail("something is computed"))
+        assert main(["run", "S1", "--out", str(finished)]) == 2
+        assert capsys.readouterr().err.startswith("error: [Errno ")
+        assert main(["status", "S1", "--out", str(finished)]) == 1
+        assert capsys.readouterr().out.split()[-4:] == ["S1", "3", "0", "1"]
+        (finished / "rows" / "S1").chmod(0o755)
+        assert {path: path.read_bytes() for path in (finished / "rows" / "S1").glob("*.json")} == rows
+
+    def test_kill_9_of_the_command_loses_no_row_and_leaves_no_worker(self, monkeypatch, tmp_path, capsys):
+        folder, tests = tmp_path / "rows" / "S1", Path(study_jobs.__file__).parent
+        path = os.pathsep.join([str(tests.parent), str(tests)])
+        command = [sys.executable, study_jobs.__file__, str(tmp_path)]
+        driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("*.json"))) < 4:
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        workers = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        driver.wait()
+        assert not psutil.wait_procs(workers, timeout=20)[1]
+        finished = {path: path.read_bytes() for path in folder.glob("*.json")}
+        assert 4 <= len(finished) < len(study_jobs.GRID)
+
+        monkeypatch.setattr(
+            ceilings, "EXPERIMENT", replace(ceilings.EXPERIMENT, configs=lambda preset: study_jobs.GRID)
+        )
+        assert main(["status", "S1", "--out", str(tmp_path)]) == 1
+        assert capsys.readouterr().out.split()[-3:] == [str(len(finished)), "0", str(30 - len(finished))]
+        assert main(["run", "S1", "--workers", "1", "--out", str(tmp_path)]) == 0
+        assert f"{30 - len(finished)} computed now, 0 failed" in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in finished} == finished
 
     @pytest.mark.parametrize(
         "arguments",
