@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 from analysis import _MACHINERY, _PUBLIC  # pyright: ignore[reportAttributeAccessIssue]
-from analysis.__main__ import modules, summary
+from analysis.__main__ import commands, modules, summary
 
 __all__ = ["pages", "write_pages"]
 
@@ -43,8 +46,10 @@ def write_pages(folder: Path) -> None:
     lines = {name: summary(path) for package in ("analysis", "kernel") for name, path in modules(package)}
     lines[_INSIDE] = "The modules behind the loss, for those who change them."
     wanted = {f"{page}.md": _page(page, names) for page, names in pages().items()}
-    listing = "".join(f"| [`{page}`]({page}.md) | {lines[page]} |\n" for page in pages())
-    tree = "\n".join(pages())
+    lines["commands"] = "What every command says of itself with --help."
+    listing = "".join(f"| [`{page}`]({page}.md) | {lines[page]} |\n" for page in (*pages(), "commands"))
+    tree = "\n".join((*pages(), "commands"))
+    wanted["commands.md"] = "# Commands\n\n" + "\n".join(_help())
     wanted["index.md"] = f"{_INDEX}| module | |\n|---|---|\n{listing}\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
     for path in folder.glob("*.md"):
         if path.name not in wanted:
@@ -53,6 +58,17 @@ def write_pages(folder: Path) -> None:
         path = folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
+
+
+def _help() -> Iterator[str]:
+    """What ``--help`` prints, for every command."""
+    for name, path in commands():
+        main = import_module(f"{name}.__main__" if path.name == "__main__.py" else name).main
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            main(["--help"])
+        shown = text.getvalue().replace(f"{Path(__file__).resolve().parents[1]}/", "")
+        yield f"## python -m {name}\n\n```text\n{shown.strip()}\n```\n"
 
 
 def _page(page: str, names: list[str]) -> str:
