@@ -130,8 +130,8 @@ def _table(options: argparse.Namespace) -> int:
     found = read_rows(rows, grid)
     if not found.empty:
         path = options.out / f"instruction_{options.preset}.csv"
-        sidecar = write_table(tidy(found), path, RowStore(rows), grid)
-        _add_sources(sidecar, options)
+        table = tidy(found).drop(columns=["model", "questions"])  # one of each: in the sidecar
+        _add_sources(write_table(table, path, RowStore(rows), grid), options)
         print(f"wrote {path}")
     return int(len(found) < len(grid))
 
