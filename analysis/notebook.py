@@ -43,25 +43,33 @@ def explore(draw: Callable[..., object], **controls: Any) -> None:
     in the notebook as a picture.
 
     Args:
-        draw: Draws, and shows, one figure. Every parameter needs a default: it is the control's first value.
+        draw: Draws, and shows, one figure. Every parameter needs a default, the first value of its control.
         **controls: Parameter name -> (low, high, step) for a slider, a list for a menu, a bool for a box; what
-            :func:`ipywidgets.interact` takes.
+            :func:`ipywidgets.interactive` takes.
 
     Raises:
-        TypeError: If a control names no parameter of ``draw``, or one without a default.
+        TypeError: If a control names no parameter of ``draw``, or a parameter has no default.
     """
     import inspect
 
-    parameters = inspect.signature(draw).parameters
-    for name in controls:
-        if name not in parameters or parameters[name].default is inspect.Parameter.empty:
-            raise TypeError(f"controls must name parameters of draw that have a default, got {name!r}.")
-    if _somebody_is_there():
-        from ipywidgets import interact  # pyright: ignore[reportMissingImports]
-
-        interact(draw, **controls)
-    else:
+    defaults = {name: parameter.default for name, parameter in inspect.signature(draw).parameters.items()}
+    if inspect.Parameter.empty in defaults.values():
+        raise TypeError(f"draw must have a default for every parameter, got {inspect.signature(draw)}.")
+    unknown = sorted(set(controls) - set(defaults))
+    if unknown:
+        raise TypeError(f"controls must name parameters of draw, {sorted(defaults)}, got {unknown}.")
+    if not _somebody_is_there():
         draw()
+        return
+    from IPython.display import display
+    from ipywidgets import fixed, interactive  # pyright: ignore[reportMissingImports]
+
+    panel: Any = interactive(draw, **{name: controls.get(name, fixed(value)) for name, value in defaults.items()})
+    for control in panel.children[:-1]:  # the last is the figure
+        control.description = control.description.replace("_", " ")
+        control.style.description_width = "initial"  # else long names are cut
+        control.continuous_update = False  # draw when a slider is let go, not on the way
+    display(panel)
 
 
 def _somebody_is_there() -> bool:

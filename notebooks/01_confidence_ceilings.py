@@ -95,10 +95,10 @@ explore(ceilings, vocab_size=[256, 4_096, 32_768, 262_144], temperature=(0.25, 2
 # at one $x$ have the same norm product.
 
 # %%
-V = 64
+V = 48
 teacher = TeacherConfig(kind="det", vocab_size=V, n_contexts=V)
-products = np.array([2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
-looks = {4: ("C1", "o"), 8: ("C2", "^"), 16: ("C3", "s"), 64: ("C0", "D")}
+products = np.array([2.0, 3.5, 5.0, 6.5, 8.0])
+looks = {4: ("C1", "o"), 8: ("C2", "^"), 16: ("C3", "s"), 48: ("C0", "D")}
 reached = pd.DataFrame(
     [fit(FitConfig(teacher=teacher, hidden_size=d, norm_coefficient=m / d)) for d in looks for m in products]
 )
@@ -116,18 +116,18 @@ plt.show()
 # %%
 ceiling = analysis.rank_cap(reached["norm_product"], V, reached["hidden_size"].clip(upper=V - 1))
 assert (reached["min_target_probability"] <= ceiling + 1e-6).all()  # no trained head passes its ceiling
-full = reached[reached["hidden_size"] == 64]
+full = reached[reached["hidden_size"] == V]
 assert np.allclose(full["min_target_probability"], analysis.simplex_cap(full["norm_product"], V), atol=2e-3)  # attained
 by_size = reached.assign(m=reached["norm_product"].round(3)).pivot(
     index="hidden_size", columns="m", values="confidence"
 )
-lost = (by_size.loc[64] - by_size).max(axis=1).rename("most confidence lost to the rank")
+lost = (by_size.loc[V] - by_size).max(axis=1).rename("most confidence lost to the rank")
 assert lost[16] < 0.1 < 0.3 < lost[4]
 lost.to_frame().round(3)
 
 # %% [markdown]
-# At the same norms a hidden size of a quarter of the vocabulary loses less than .1, and only a handful of dimensions
-# for 64 tokens lose much. Most of what looks like an effect of hidden size is an effect of the norms that come with
+# At the same norms a hidden size of a third of the vocabulary loses less than .1, and only a handful of dimensions
+# for 48 tokens lose much. Most of what looks like an effect of hidden size is an effect of the norms that come with
 # it.
 #
 # ## 4 · The heads of public models

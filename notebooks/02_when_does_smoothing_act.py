@@ -66,7 +66,7 @@ def wall(norm_product=9.0, label_smoothing=0.1, vocab_size=256):
     ax.plot(gap, loss(gap, label_smoothing), label=rf"smoothed loss $\varphi$, b = {label_smoothing:g}")
     ax.plot(asked, loss(asked, label_smoothing), "v", color="C1", label="$G_{LS}$: what smoothing asks for")
     ax.axvspan(allowed, 20, color="0.9", zorder=0)
-    ax.text(allowed + 0.1, 0.02, "out of reach of these norms", color="0.4", transform=ax.get_xaxis_transform())
+    ax.text(allowed + 0.1, 0.5, "out of reach of these norms", color="0.4", transform=ax.get_xaxis_transform())
     rho = float(analysis.effectiveness_ratio(norm_product, vocab_size, label_smoothing))
     ax.set(
         xlabel="gap $g$ (nats)", ylabel="loss (nats)", xlim=(0, 20),
@@ -86,9 +86,9 @@ explore(wall, norm_product=(2.0, 16.0, 0.5), label_smoothing=(0.02, 0.5, 0.02), 
 # $$\operatorname{mean} CE_b \;\ge\; \operatorname{mean}\varphi(d_y) \;\ge\; \varphi(\operatorname{mean} d_y),
 #   \qquad \operatorname{mean} d_y \le \frac{mV}{(V-1)\,T}.$$
 #
-# The last $\varphi$ falls until $G_{LS}$. So no head has a loss below $\varphi(G^*)$ with $G^* =
-# \min\bigl(\frac{mV}{(V-1)T},\, G_{LS}\bigr)$, and a regular simplex of that gap attains it. Both losses, plain
-# ($G_{LS} = \infty$) and smoothed, therefore have **the same minimiser** if and only if
+# The last $\varphi$ falls until $G_{LS}$. So no head has a loss below $\varphi(G^*)$ with
+# $G^* = \min\bigl(\frac{mV}{(V-1)T},\, G_{LS}\bigr)$, and a regular simplex of that gap attains it. Both losses,
+# plain ($G_{LS} = \infty$) and smoothed, therefore have **the same minimiser** if and only if
 #
 # $$\rho = \frac{mV}{(V-1)\,T\,G_{LS}} \le 1 .$$
 #
@@ -130,15 +130,15 @@ assert np.allclose(rows["logit_gap"], expected, rtol=0.01)
 # ## 3 · An answer for any head
 #
 # Real heads have $D \ll V$, noisy targets, biases, caps. Ask less, then: take a head trained *without* smoothing and
-# multiply all its logits by a common factor $1/T$. Does the smoothed loss want them larger or smaller? With $p =
-# \operatorname{softmax}(z)$, averaging over the data,
+# multiply all its logits by a common factor $1/T$. Does the smoothed loss want them larger or smaller? With
+# $p = \operatorname{softmax}(z)$, averaging over the data,
 #
 # $$\frac{d}{d\log T}\Bigl[\log\sum_k e^{z_k/T} - \sum_k q_k z_k/T\Bigr]_{T=1} = \sum_k q_k z_k - \sum_k p_k z_k .$$
 #
-# Now write everything through three losses that one forward pass gives: the entropy $H = \operatorname{lse} - \sum_k
-# p_k z_k$, the cross-entropy $CE = \operatorname{lse} - z_y$, and that against uniform targets, $CE_u =
-# \operatorname{lse} - \operatorname{mean}_k z_k$. Since $\sum_k q_k z_k = (1-b)\,z_y + b\operatorname{mean}_k z_k =
-# \operatorname{lse} - (1-b)\,CE - b\,CE_u$,
+# Now write everything through three losses that one forward pass gives: the entropy
+# $H = \operatorname{lse} - \sum_k p_k z_k$, the cross-entropy $CE = \operatorname{lse} - z_y$, and that against
+# uniform targets, $CE_u = \operatorname{lse} - \operatorname{mean}_k z_k$. Since
+# $\sum_k q_k z_k = (1-b)\,z_y + b\operatorname{mean}_k z_k = \operatorname{lse} - (1-b)\,CE - b\,CE_u$,
 #
 # $$\frac{d\,CE_b}{d\log T} = (H - CE) - b\,(CE_u - CE), \qquad A = \frac{H - CE}{b\,(CE_u - CE)} .$$
 #
@@ -299,7 +299,8 @@ pd.DataFrame({"norm product": checked["norm product"], "A, measured": checked["A
 # - Hidden size, vocabulary and temperature matter through $A$.
 #
 # **Not shown:** that $A > 1$ leaves a noisy head untouched (it does not quite: section 5), that acting is helping, or
-# what happens if training stops early, where the optimiser's steps and not the norms hold the logits back.
+# what happens if training stops early, where the optimiser's steps and not the norms hold the logits back:
+# [06](06_simulated_instruction_tuning.ipynb) meets such a case.
 #
 # **Next:** [03](03_temperature_and_capping.ipynb), what temperature and caps do to this. Proofs:
 # [docs/theory_notes.md](../docs/theory_notes.md), sections 1 and 2. The study's verdict on claim K4:

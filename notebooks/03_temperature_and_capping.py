@@ -43,8 +43,8 @@ b = 0.1
 # - **Temperature** $z/T$ multiplies all logits by $1/T$.
 # - The **contraction** $c\tanh(z/c)$, the softcap of Gemma 2, leaves small logits alone and keeps large ones below
 #   $c$. Its slope is at most 1: differences can only shrink.
-# - The **gain form** $c\tanh(z)$ is the contraction after a multiplication by $c$: $c\tanh(z) =
-#   c\tanh\bigl((c\,z)/c\bigr)$.
+# - The **gain form** $c\tanh(z)$ is the contraction after a multiplication by $c$:
+#   $c\tanh(z) = c\tanh\bigl((c\,z)/c\bigr)$.
 #
 # On the right, what each allows: the largest gap that a head of norm product $m$ can give to every token at once
 # (`softcap_gap`, proven for every head), against the gap that smoothing asks for.

@@ -15,9 +15,9 @@
 # # 04 · Is a measured calibration error real?
 #
 # A model is calibrated if, among the predictions made with confidence $c$, a share $c$ is right. The usual estimate,
-# the expected calibration error (ECE), sorts confidences into bins and averages $|\text{confidence} -
-# \text{accuracy}|$. It has a bias, a sampling error, and pitfalls in common libraries. The question: **when may one
-# believe such a number?**
+# the expected calibration error (ECE), sorts confidences into bins and averages
+# $|\text{confidence} - \text{accuracy}|$. It has a bias, a sampling error, and pitfalls in common libraries. The
+# question: **when may one believe such a number?**
 #
 # The way to find out: synthetic language models whose true conditionals are known, so that the true error is known
 # too.
@@ -76,9 +76,9 @@ known.round(4)
 
 # %% [markdown]
 # (No two contexts share a confidence in the first three models, so the error given the confidence is the error per
-# context.) Two things to see. Smoothing a *calibrated* model makes it under-confident by exactly $b\,(E\max_k p_k -
-# 1/V)$. And a model that ignores its input is perfectly calibrated: calibration says nothing about being good, so
-# that an ECE without the NLL or the accuracy beside it is worth little.
+# context.) Two things to see. Smoothing a *calibrated* model makes it under-confident by exactly
+# $b\,(E\max_k p_k - 1/V)$. And a model that ignores its input is perfectly calibrated: calibration says nothing about
+# being good, so that an ECE without the NLL or the accuracy beside it is worth little.
 #
 # ## 2 · What a finite sample makes of it
 #

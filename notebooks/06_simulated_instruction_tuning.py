@@ -40,10 +40,11 @@ look()
 # %% [markdown]
 # ## 1 · A world with a known truth
 #
-# Contexts $x \in \mathbb R^{24}$ and 128 tokens. On the **broad** distribution (pretraining), $x \sim \mathcal N(0,
-# I)$ and the token follows a softmax of smooth random functions of $x$ under Zipf frequencies: several answers are
-# possible. The **shifted** distribution (instructions) lies around a distant centre; half of what decides the token
-# there are the broad functions, half are new ones, and it is four times as sharp: nearly always one answer.
+# Contexts $x \in \mathbb R^{24}$ and 128 tokens. On the **broad** distribution (pretraining),
+# $x \sim \mathcal N(0, I)$ and the token follows a softmax of smooth random functions of $x$ under Zipf frequencies:
+# several answers are possible. The **shifted** distribution (instructions) lies around a distant centre; half of what
+# decides the token there are the broad functions, half are new ones, and it is four times as sharp: nearly always one
+# answer.
 
 # %%
 V, D = 128, 64
@@ -125,12 +126,14 @@ assert errors["broad", 0.0, 32] > 3 * errors["broad", 0.0, 0]  # tuning spoils w
 assert errors["shifted", 0.0, 32] > errors["shifted", 0.0].loc[1:].min()  # and on its own task it over-fits in the end
 assert errors["shifted", 0.1, 32] < errors["shifted", 0.0, 32]  # smoothing lessens both
 assert errors["broad", 0.1, 32] < errors["broad", 0.0, 32]
+assert errors["shifted", 0.2, 8] > errors["shifted", 0.0, 8] + 0.01  # and does harm before there is any to cure
 course.query("epoch == 32").drop(columns="epoch").set_index(["on", "b"]).round(3)
 
 # %% [markdown]
 # Tuning makes the model over-confident where it had been calibrated (broad). On the new task it first repairs the
 # calibration, as the pretrained model knew nothing of it, and spoils it again as the examples are learnt by heart.
-# Smoothing lessens the damage on both and leaves the accuracy alone. It does not undo it.
+# Smoothing lessens the damage on both and leaves the accuracy alone. It does not undo it; and on the new task, in the
+# epochs before over-fitting sets in, much smoothing is harm: the model becomes *under*-confident.
 #
 # ## 3 · The reliability diagrams
 #
@@ -271,10 +274,11 @@ verdict[["statement", "verdict", "mean", "low", "high"]].round(3)
 #
 # - Tuning on few, repeated, nearly deterministic examples makes a calibrated model over-confident, most of all away
 #   from the new task.
-# - Smoothing lessens that without costing accuracy, the more the larger $b$ within the range tried. Nothing in the
+# - Smoothing lessens that without costing accuracy, by the end the more the larger $b$ within the range tried. Nothing in the
 #   norms holds the model back here; that $A > 1$ halfway does not protect it from smoothing.
-# - On calibration alone it has strong rivals: a temperature fitted afterwards on a few examples does more than $b =
-#   .1$, early stopping and weight decay about as much. What speaks for smoothing is that it needs no further data.
+# - On calibration alone it has strong rivals: a temperature fitted afterwards on a few examples does more than
+#   $b = .1$, early stopping and weight decay about as much. What speaks for smoothing is that it needs no further
+#   data.
 # - Inverting the smoothed targets afterwards, right for a calibrated model, brings back part of the over-confidence
 #   here, and gives probability 0 to tokens that do occur (its NLL is off the scale).
 #

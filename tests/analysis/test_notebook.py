@@ -19,32 +19,42 @@ def shell(allow_stdin):
     return SimpleNamespace(kernel=SimpleNamespace(get_parent=lambda channel: message))
 
 
-@pytest.fixture(name="interact")
-def _interact(monkeypatch):
-    calls = []
-    monkeypatch.setattr("ipywidgets.interact", lambda draw, **controls: calls.append((draw, controls)))
-    return calls
+@pytest.fixture(name="shown")
+def _shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    return shown
 
 
-def test_controls_appear_where_somebody_is_there(interact, monkeypatch):
+def test_a_front_end_that_answers_questions_is_somebody(monkeypatch):
     monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: shell(True))
+    assert notebook._somebody_is_there()
+
+
+def test_controls_appear_where_somebody_is_there(shown, monkeypatch):
+    monkeypatch.setattr(notebook, "_somebody_is_there", lambda: True)
     drawn = []
 
-    def draw(x=2.0):
-        drawn.append(x)
+    def draw(norm_product=2.0, name="a", other=7):
+        drawn.append((norm_product, name, other))
 
-    notebook.explore(draw, x=(1.0, 3.0, 0.5))
-    assert interact == [(draw, {"x": (1.0, 3.0, 0.5)})]
-    assert not drawn
+    notebook.explore(draw, norm_product=(1.0, 3.0, 0.5), name=["b", "a"])
+    (panel,) = shown
+    slider, menu, _ = panel.children
+    assert (slider.description, slider.min, slider.max, slider.step, slider.value) == ("norm product", 1, 3, 0.5, 2)
+    assert (menu.options, menu.value) == (("b", "a"), "a")
+    assert not slider.continuous_update
+    slider.value = 3.0
+    assert drawn == [(3.0, "a", 7)]
 
 
 @pytest.mark.parametrize("present", [shell(False), SimpleNamespace(), None], ids=["headless", "terminal", "script"])
-def test_the_figure_is_drawn_once_with_its_defaults_elsewhere(present, interact, monkeypatch):
+def test_the_figure_is_drawn_once_with_its_defaults_elsewhere(present, shown, monkeypatch):
     monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: present)
     drawn = []
     notebook.explore(lambda x=2.0, y="a": drawn.append((x, y)), x=(1.0, 3.0, 0.5))
     assert drawn == [(2.0, "a")]
-    assert not interact
+    assert not shown
 
 
 def test_the_figure_is_drawn_once_without_ipywidgets(monkeypatch):
@@ -55,11 +65,11 @@ def test_the_figure_is_drawn_once_without_ipywidgets(monkeypatch):
     assert drawn == [2.0]
 
 
-@pytest.mark.parametrize("controls", [{"y": (0, 1)}, {"x": (0, 1)}], ids=["unknown", "without a default"])
-def test_a_control_that_cannot_work_is_refused_everywhere(controls):
-    (name,) = controls
-    with pytest.raises(TypeError, match=f"parameters of draw that have a default, got '{name}'"):
-        notebook.explore(lambda x: None, **controls)
+def test_what_cannot_work_is_refused_everywhere():
+    with pytest.raises(TypeError, match=r"parameters of draw, \['x'\], got \['y'\]"):
+        notebook.explore(lambda x=1: None, y=(0, 1))
+    with pytest.raises(TypeError, match=r"a default for every parameter, got \(x, y=1\)"):
+        notebook.explore(lambda x, y=1: None, y=(0, 1))
 
 
 def test_the_look_is_colour_blind_safe_and_without_boxes():
