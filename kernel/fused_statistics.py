@@ -23,7 +23,7 @@ __all__ = ["MAX_TEMPERATURES", "statistics"]
 MAX_TEMPERATURES = 8  # of one pass: they decide the memory of the partial statistics
 # Units of work: 8 for each of the 132 multiprocessors of an H100. An uneven share costs 3 %, the partials 16 MiB.
 MAX_UNITS = 1056
-WIDTH = 16  # columns of the arrays that a tile is folded into: 8 registers each
+WIDTH = 32  # columns of the arrays that a tile is folded into: 16 registers each
 
 
 def statistics(

@@ -66,13 +66,21 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
     if device.type != "cuda" or key in _known:
         return
     _known.add(key)
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        driver = pool.submit(lambda: triton.runtime.driver.active)  # a C program as well: built in the meantime
+        recorded = _record(launches)
+        recorded.sort(key=lambda launch: len(launch.arguments) + len(launch.constants), reverse=True)
+        driver.result()
+        with triton.AsyncCompileMode(_Executor(pool)):  # pyright: ignore[reportArgumentType]
+            for kernel, grid, arguments, constants in recorded:
+                kernel.warmup(*arguments, grid=grid, **constants)
+
+
+def _record(launches: Callable[[], object]) -> list[_Launch]:
     recorded: list[_Launch] = []
     token = _recorded.set(recorded)
     try:
         launches()
     finally:
         _recorded.reset(token)
-    recorded.sort(key=lambda launch: len(launch.arguments) + len(launch.constants), reverse=True)
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool, triton.AsyncCompileMode(_Executor(pool)):  # pyright: ignore[reportArgumentType]
-        for kernel, grid, arguments, constants in recorded:
-            kernel.warmup(*arguments, grid=grid, **constants)
+    return recorded

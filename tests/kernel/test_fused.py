@@ -274,8 +274,17 @@ class RecordingKernel:
         return lambda *arguments, **constants: self.calls.append(("ran", arguments, grid, constants))
 
 
-def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none():
+def use_driver(monkeypatch, driver):
+    triton = pytest.importorskip("triton")
+    active = SimpleNamespace(driver=SimpleNamespace(active=driver))
+    double = SimpleNamespace(runtime=active, AsyncCompileMode=triton.AsyncCompileMode)
+    monkeypatch.setattr("kernel.fused.compile_ahead.triton", double)
+
+
+def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none(monkeypatch):
     from kernel.fused.compile_ahead import compile_ahead, run_kernel  # needs Triton
+
+    use_driver(monkeypatch, None)
 
     calls = []
     kernel = RecordingKernel(calls)
@@ -299,9 +308,7 @@ def test_the_host_part_of_a_launch_is_compiled_with_its_kernel(monkeypatch):
     from kernel.fused.compile_ahead import _Executor
 
     built = []
-    driver = SimpleNamespace(launcher_cls=lambda src, metadata: built.append((src, metadata)))
-    active = SimpleNamespace(runtime=SimpleNamespace(driver=SimpleNamespace(active=driver)))
-    monkeypatch.setattr("kernel.fused.compile_ahead.triton", active)
+    use_driver(monkeypatch, SimpleNamespace(launcher_cls=lambda src, metadata: built.append((src, metadata))))
     compiled = SimpleNamespace(src="source", metadata="metadata")
     with ThreadPoolExecutor(1) as pool:
         assert _Executor(pool).submit(lambda: compiled).result() is compiled
