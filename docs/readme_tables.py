@@ -19,10 +19,9 @@ __all__ = ["PAGES", "PARTS", "main", "render"]
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # paper_figures is no part of the installed package
 DATA = ROOT / "paper_figures" / "data"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "kernel.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "kernel.md", ROOT / "docs" / "using_the_loss.md")
 _SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
 _OURS, _KEPT, _RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
-_OTHER_CONDITIONS = ("K7", "K8")  # their conditions begin with something else than what the verdict depends on
 # Name in kernel.csv -> name in the README, in its order.
 _IMPLEMENTATIONS = {
     _OURS: "`triton`, 128 MiB workspace (default)",
@@ -36,20 +35,30 @@ _IMPLEMENTATIONS = {
 
 
 def verdicts(data: Path) -> str:
-    """The claims and what became of them: the full table where it is there, else the quick one."""
+    """The claims and what became of them: the full table where it is there, else the quick one; then the real model."""
     path = next(p for p in (data / "verdicts.csv", data / "quick" / "verdicts.csv") if p.exists())
     table: Any = pd.read_csv(path)
-    lines = ["| | claim of the paper | verdict | measured | 95 % interval |", "|---|---|---|---|---|"]
+    real: Any = pd.read_csv(data / "instruction_verdicts.csv").set_index("claim")["verdict"]
+    model = json.loads((data / "instruction_full.json").read_text(encoding="utf-8"))["model"]
+    lines = [
+        "| | claim of the paper | verdict | measured | 95 % interval | on a real model |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in table.itertuples():
         size = "" if pd.isna(row.mean) else f": {row.mean:.3f}"
         interval = "" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
-        lines.append(f"| {row.claim} | {row.statement} | {_verdict(row)} | {row.effect}{size} | {interval} |")
-    return "\n".join([*lines, "", f"From `{_shown(path)}`, preset {table['preset'].iloc[0]}."])
+        cells = (row.claim, row.statement, _verdict(row), row.effect + size, interval, real.get(row.claim, ""))
+        lines.append(f"| {' | '.join(cells)} |")
+    source = (
+        f"From `{_shown(path)}`, preset {table['preset'].iloc[0]}; real model: tunings of {model}, which had been "
+        f"instruction-tuned before, `{_shown(data / 'instruction_verdicts.csv')}`."
+    )
+    return "\n".join([*lines, "", _wrapped(source)])
 
 
 def _verdict(row: Any) -> str:
-    """The word, and on what it depends where the line's condition begins with that."""
-    if row.verdict != "depends on" or row.claim in _OTHER_CONDITIONS:
+    """The word, and on what it depends: the beginning of the line's condition."""
+    if row.verdict != "depends on":
         return row.verdict
     return f"depends on {re.split('[:.(;]', row.condition)[0].strip()}"
 
@@ -137,17 +146,39 @@ def cpu(data: Path) -> str:
     return "\n".join(lines)
 
 
+def training_step(data: Path) -> str:
+    """A whole model's training step with its own loss and with the fused one."""
+    rows: Any = pd.read_csv(data / "training_step.csv")
+    about = json.loads((data / "training_step.json").read_text(encoding="utf-8"))
+    first = rows.iloc[0]
+    where = (
+        f"A training step of a Llama of SmolLM2-135M's shape ({first.layers} layers, hidden {first.hidden_size}, "
+        f"vocabulary {first.vocab_size}) on {first.tokens} tokens, {about['device']}, bfloat16 autocast, torch "
+        f"{about['torch']}, transformers {about['transformers']}; from `paper_figures/data/training_step.csv`, made by "
+        "`python -m kernel.huggingface.benchmark`:"
+    )
+    lines = [_wrapped(where), "", "| loss | smoothing | checkpointing | peak memory | time |", "|---|---|---|---|---|"]
+    for row in rows.itertuples():
+        checkpointing = "yes" if row.checkpointing else "no"
+        cells = (row.loss, f"{row.label_smoothing:g}", checkpointing, f"{row.peak_mib:.0f} MiB", f"{row.ms:.1f} ms")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[Path], str]] = {
     "verdicts": verdicts,
     "figures": figures,
     "kernel": kernel,
     "statistics": statistics,
     "cpu": cpu,
+    "training step": training_step,
 }
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, width=120, break_long_words=False, break_on_hyphens=False)
+    """Lines of at most 120, none broken inside code."""
+    whole = re.sub("`[^`]*`", lambda code: code[0].replace(" ", "\0"), text)
+    return textwrap.fill(whole, width=120, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
 
 def _list(values: Any, form: str = ".2f") -> str:
