@@ -28,7 +28,10 @@ _COMMANDS = {
     "caps": "python -m analysis.caps_table",
     "transition": "python -m analysis.transition_table",
     "kernel": "python -m kernel.benchmark (needs a GPU)",
-    "audit_smollm2": "python -m analysis.audit smollm2 --text python --out paper_figures/data/audit_smollm2.csv",
+    "kernel_samples": "python -m kernel.benchmark (needs a GPU)",
+    "audit_smollm2": (
+        "python -m analysis.audit smollm2 --text python --max-tokens 8192 --out paper_figures/data/audit_smollm2.csv"
+    ),
     "instruction_full": "python -m analysis.instruction run MODEL.gguf questions.json --device cuda",
     "instruction_verdicts": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
 }

@@ -19,6 +19,7 @@ class Lookup:
         keys = zip(table["part"], table["name"], groups, strict=True)
         values = zip(table["value"], table["low"], table["high"], strict=True)
         self.found = {key: Estimate(*map(float, value)) for key, value in zip(keys, values, strict=True)}
+        self.bounded = bool((table["text"].eq("at a bound") & table["part"].eq("temperature")).any())
         caps = table.assign(group=groups).loc[table["part"] == "cap", ["group", "name", "value", "text"]]
         self.caps = [(g, n, float(v), t) for g, n, v, t in caps.itertuples(index=False)]
 
@@ -46,11 +47,12 @@ def _calibration(get: Lookup) -> Iterator[str]:
     confidence, accuracy = get("prediction", "confidence"), get("prediction", "accuracy")
     gap, ece = get("prediction", "scale_gap"), get("calibration", "ece")
     fit, after = get("temperature", "best"), get("temperature", "ece_after")
+    best = f"beyond {fit.value:g}" if get.bounded else _text(fit)
     side = _sign(gap, negative="over-confident", positive="under-confident", neither="as confident as it should be")
     yield (
         f"Calibration. On this text the model is {side}: entropy minus cross entropy is {_text(gap)} nats, confidence "
         f"{_text(confidence)} against accuracy {_text(accuracy)}, ECE {_text(ece)} where perfect calibration would "
-        f"show {get('calibration', 'ece_if_calibrated').value:.3f}. The temperature that fits best is {_text(fit)}; "
+        f"show {get('calibration', 'ece_if_calibrated').value:.3f}. The temperature that fits best is {best}; "
         f"it leaves an ECE of {after.value:.3f}."
     )
 
@@ -95,7 +97,7 @@ def _ceiling(get: Lookup) -> Iterator[str]:
     wanted = ", ".join(f"{gap:.1f} (b = {b})" for b, gap in asked.items())
     named = [f"{' and '.join(names)} (b = {b})" for b, names in binding.items() if names]
     if named:
-        so = f"below it for every token at once lie the caps {'; '.join(named)}: norms keep smoothing from its optimum"
+        so = f"below it for every token at once lie the caps {'; '.join(named)}: they keep smoothing from its optimum"
     else:
         so = f"no cap stands in the way: the lowest, {lowest[1].replace('_', ' ')}, allows {lowest[0]:.1f}"
     yield (

@@ -213,6 +213,12 @@ def test_the_verdict_says_what_the_numbers_say(scale_gap, index, expected):
         assert words in text
 
 
+def test_a_temperature_at_its_bound_is_called_so():
+    model = make()
+    random = torch.randint(3, V, (8, 12), generator=torch.Generator().manual_seed(0))
+    assert "The temperature that fits best is beyond 20;" in audit_model(model, random).verdict
+
+
 def test_the_figure_and_its_reliability_table_come_from_the_table_alone():
     model = make()
     tokens = tokens_of(model, 40)
