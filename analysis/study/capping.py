@@ -69,7 +69,8 @@ def capping(config: FitConfig, *, device: str = "cpu") -> dict[str, Any]:
         name), ``eval_softcap``, ``eval_form``, ``eval_temperature`` and the measured columns of
         :func:`analysis.bottleneck.fit`. Names: ``as_trained``; ``plain``, without cap and temperature; ``no_cap``;
         ``T=1``; ``cap ...`` and ``T=0.25`` for heads trained without; ``post_hoc``, as trained at the temperature that
-        fits the held-out sample best; ``inverted``, as trained with the smoothing undone (:func:`unsmooth`, D2).
+        fits the held-out sample best; ``inverted``, as trained with the smoothing undone (D2,
+        :func:`analysis.smoothing.unsmooth`).
     """
     wall, cpu = time.perf_counter(), time.process_time()
     fitted = train(config, device=device)

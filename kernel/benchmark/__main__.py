@@ -40,11 +40,22 @@ COLUMNS = (
 CASES = (Case(), Case(softcap=30.0), Case(ignored=0.8), Case(gradients=False), Case(label_smoothing=0.0))
 PRODUCTS = "three products"
 ERROR_TOKENS = 1024  # float64 gradients of the whole head take 4.7 GB and a second or two of an H100
+_EXAMPLES = """
+examples:
+  python -m kernel.benchmark                        every shape, into paper_figures/data/kernel.csv, on a GPU
+  python -m kernel.benchmark --shapes GPT-2 --rounds 5 --output /tmp/table.csv
+  python -m kernel.benchmark --device cpu --scale 64 --rounds 2 --output /tmp/table.csv   a trial without a GPU
+"""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m kernel.benchmark", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark",
+        description=(__doc__ or "").splitlines()[0],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], default=[s.name for s in SHAPES])
     parser.add_argument("--scale", type=int, default=1, help="divide N and V by this, for a trial (default 1)")
     parser.add_argument("--rounds", type=int, default=10, help="timed rounds (default 10)")
