@@ -30,8 +30,14 @@ notebooks: install
 install: $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) $(VENV).wanted paper_figures/out .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV).wanted paper_figures/out site docs/reference .pytest_cache .ruff_cache .hypothesis
 	find analysis kernel paper_figures tests -name __pycache__ -type d -exec rm -rf {} +
+
+.PHONY: docs
+docs: install
+	@$(BIN)/python -c "import sphinx" 2>/dev/null || { echo "error: the documentation needs Python 3.11 or later, e.g. make PYTHON=python3.12 docs" >&2; exit 1; }
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --write-all --quiet docs site
+	@echo "wrote site/index.html"
 
 # What the environment has to match: the interpreter's version, the pins and the dependencies. Compared by content, so
 # that a second run installs nothing and needs no network.

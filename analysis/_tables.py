@@ -10,18 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import scipy
+from tqdm import tqdm
 
 __all__ = ["write_table"]
 
 
-def write_table(path: Path, rows: Iterable[Mapping[str, object]], *, digits: int, command: str) -> int:
+def write_table(
+    path: Path, rows: Iterable[Mapping[str, object]], *, digits: int, command: str, total: int | None = None
+) -> int:
     """Write rows of the same columns, floats to ``digits`` significant digits, and return their number.
 
-    ``path`` with the suffix .json receives the command and the versions that the numbers come from.
+    ``path`` with the suffix .json receives the command and the versions that the numbers come from. ``total`` is the
+    number of rows to come, for the progress bar of a terminal.
     """
     table = [
         {name: f"{value:.{digits}g}" if isinstance(value, float) else value for name, value in row.items()}
-        for row in rows
+        for row in tqdm(rows, desc=path.name, total=total, unit="row", disable=None)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:

@@ -18,6 +18,11 @@ __all__ = ["NORM_PRODUCTS", "needed_norm_product", "rows"]
 NORM_PRODUCTS = (5.0, 10.0, 20.0, 50.0)
 LABEL_SMOOTHING = 0.1
 DEFAULT_PATH = Path("paper_figures") / "data" / "caps.csv"
+_EXAMPLES = """
+examples:
+  python -m analysis.caps_table                  the committed table again, with a sidecar of versions
+  python -m analysis.caps_table /tmp/table.csv   elsewhere, to compare
+"""
 
 
 def needed_norm_product(gap_at: Callable[[float], float], gap: float) -> float:
@@ -114,12 +119,19 @@ def rows(shapes: tuple[HeadShape, ...] = HEAD_SHAPES) -> Iterator[dict[str, obje
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the table, and beside it how it was made."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.caps_table", description="Caps of public head shapes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.caps_table",
+        description="Caps of public head shapes.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "file", nargs="?", type=Path, default=DEFAULT_PATH, help=f"CSV to write (default: {DEFAULT_PATH})"
     )
     path = parser.parse_args(arguments).file
-    count = write_table(path, rows(), digits=7, command="python -m analysis.caps_table")
+    count = write_table(
+        path, rows(), digits=7, command="python -m analysis.caps_table", total=len(HEAD_SHAPES) * len(NORM_PRODUCTS)
+    )
     sys.stdout.write(f"{count} rows -> {path}\n")
 
 

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,8 @@ from typing import Any
 import pandas as pd
 
 __all__ = [
-    "RowStore", "config_key", "encode", "environment", "find_table", "read_table", "write_atomically", "write_table",
+    "RowStore", "config_key", "encode", "environment", "find_table", "read_sidecar", "read_table", "write_atomically",
+    "write_table",
 ]  # fmt: skip
 
 # Part of every key: raise it when a change makes rows of an earlier version wrong.
@@ -255,7 +256,14 @@ def _decode(value: Any) -> Any:
 
 
 def write_table(
-    table: pd.DataFrame, path: Path, store: RowStore, configs: Sequence[Any], *, digits: int | None = None
+    table: pd.DataFrame,
+    path: Path,
+    store: RowStore,
+    configs: Sequence[Any],
+    *,
+    digits: int | None = None,
+    exact: Collection[str] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a table as CSV beside a sidecar that says where it comes from.
 
@@ -270,6 +278,8 @@ def write_table(
         digits: None for a CSV with everything. A number for a small one: floats keep that many significant digits, what
             is the same in every line stands in the sidecar under ``constants``, and how long each row took is left
             out; :func:`read_table` reads both.
+        exact: Columns that keep all their digits.
+        more: Further JSON values of the sidecar.
 
     Returns:
         The path of the sidecar.
@@ -280,7 +290,7 @@ def write_table(
         same = [name for name in table if table[name].nunique(dropna=False) == 1] if len(table) > 1 else []
         constants = {name: encode(_plain(table[name].iloc[0])) for name in same}
         table = table.drop(columns=same)
-        floats = table.select_dtypes("float")
+        floats = table.select_dtypes("float").drop(columns=list(exact), errors="ignore")
         table = table.assign(**{name: floats[name].map(lambda x: float(f"{x:.{digits}g}")) for name in floats})
     stored = [found for config in configs if (found := store.read(config)) is not None]
     rows = pd.DataFrame([found["row"] for found in stored])
@@ -305,6 +315,7 @@ def write_table(
         "cpu_seconds": float(rows["cpu_seconds"].sum()) if "cpu_seconds" in rows else None,
         "not_converged": int((~rows["converged"].astype(bool)).sum()) if "converged" in rows else None,
         "failed": failures,
+        **(more or {}),
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     write_atomically(path, table.to_csv(index=False))
@@ -333,9 +344,13 @@ def read_table(path: Path) -> pd.DataFrame:
     Returns:
         The table. Constant columns come last.
     """
-    table, beside = pd.read_csv(path), path.with_name(path.name.split(".csv")[0] + ".json")
-    if beside.exists():
-        constants = _decode(json.loads(beside.read_text(encoding="utf-8")).get("constants", {}))
-        for name, value in constants.items():
-            table[name] = float("nan") if value is None else value
+    table = pd.read_csv(path)
+    for name, value in read_sidecar(path).get("constants", {}).items():
+        table[name] = float("nan") if value is None or value == "" else value  # as a CSV would say it
     return table
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """What stands in the sidecar of a table; empty where there is none."""
+    beside = path.with_name(path.name.split(".csv")[0] + ".json")
+    return _decode(json.loads(beside.read_text(encoding="utf-8"))) if beside.exists() else {}

@@ -14,6 +14,11 @@ from .norm_ball import fit_norm_ball
 __all__ = ["rows"]
 
 DEFAULT_PATH = Path("paper_figures") / "data" / "transition.csv"
+_EXAMPLES = """
+examples:
+  python -m analysis.transition_table                  the committed table again, with a sidecar of versions
+  python -m analysis.transition_table /tmp/table.csv   elsewhere, to compare
+"""
 LABEL_SMOOTHING = 0.1
 SHAPES = tuple((v, d) for v in (16, 32, 64) for d in (2, 3, 4, 6))
 # norm product over the gap that smoothing asks for
@@ -61,13 +66,18 @@ def rows(shapes: Sequence[tuple[int, int]] = SHAPES, ratios: Sequence[float] = R
 def main(arguments: list[str] | None = None) -> None:
     """Write the table, and beside it how it was made."""
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.transition_table", description="Predictors below full rank."
+        prog="python -m analysis.transition_table",
+        description="Predictors below full rank.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "file", nargs="?", type=Path, default=DEFAULT_PATH, help=f"CSV to write (default: {DEFAULT_PATH})"
     )
     path = parser.parse_args(arguments).file
-    count = write_table(path, rows(), digits=6, command="python -m analysis.transition_table")
+    count = write_table(
+        path, rows(), digits=6, command="python -m analysis.transition_table", total=len(SHAPES) * len(RATIOS)
+    )
     sys.stdout.write(f"{count} rows -> {path}\n")
 
 

@@ -32,6 +32,11 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 CASES = ((0.0, None), (0.1, None), (0.1, 30.0))  # (label smoothing, softcap)
 SHAPES = ((4096, 65536, 64), (2048, 32768, 256), (1024, 4096, 256))  # (N, V, D)
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "paper_figures" / "data" / "chunked.csv"
+_EXAMPLES = """
+examples:
+  python -m kernel.benchmark_cpu                        the committed table again, some minutes
+  python -m kernel.benchmark_cpu --out /tmp/table.csv   elsewhere, to compare
+"""
 
 
 def losses(label_smoothing: float, softcap: float | None) -> dict[str, Loss]:
@@ -105,7 +110,12 @@ def _status(field: str) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure every shape and write the table and its sidecar."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark_cpu",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="CSV file to write (default: %(default)s)")
     out = parser.parse_args(argv).out
     rows = []

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from .api import linear_cross_entropy
 from .benchmark.measure import peak_bytes, turn
@@ -31,6 +32,12 @@ from .statistics import head_statistics
 __all__ = ["TEMPERATURES", "errors", "main"]
 
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "paper_figures" / "data" / "statistics.csv"
+_EXAMPLES = """
+examples:
+  python -m kernel.benchmark_statistics                          the committed table again, on a GPU
+  python -m kernel.benchmark_statistics --shape GPT-2 --out /tmp/table.csv
+  python -m kernel.benchmark_statistics --tune                   times of other launch parameters, printed
+"""
 TEMPERATURES = {1: (1.0,), 8: (0.05, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 20.0)}
 SCORES = ("lse", "entropy", "participation", "log_probability", "confidence", "log1m_confidence")
 ERROR_TOKENS = 256  # float64 logits of 256 tokens and 256,000 classes take 0.5 GB
@@ -57,8 +64,8 @@ def errors(data: Data, softcap: float | None, temperatures: tuple[float, ...]) -
 def _launches(base: Launch) -> list[Launch]:
     """Candidates for ``--tune``."""
     sizes = [(base.columns, base.warps), (base.columns // 2, base.warps), (base.columns // 2, base.warps // 2)]
-    choices = itertools.product(sizes, (base.stages, base.stages - 1), (True, False))
-    return [replace(base, columns=c, warps=w, stages=s, flatten=f) for (c, w), s, f in choices if s > 0]
+    choices = itertools.product(sizes, (base.stages, base.stages - 1))
+    return [replace(base, columns=c, warps=w, stages=s) for (c, w), s in choices if s > 0]
 
 
 def _ratios(
@@ -81,7 +88,12 @@ def _ratios(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark_statistics",
+        description=(__doc__ or "").partition(": ``")[0] + ".",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--shape", default="Gemma-2-2B", choices=[shape.name for shape in SHAPES])
@@ -97,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = make_data(replace(shape, **sizes), dtype, device)
     hidden, weight, target = data.hidden.detach(), data.weight.detach(), data.target
     rows: list[dict[str, object]] = []
-    for softcap in (None, 30.0):
+    for softcap in tqdm((None, 30.0), desc="softcap", disable=None):
 
         def forward(softcap: float | None = softcap) -> torch.Tensor:
             with torch.no_grad():

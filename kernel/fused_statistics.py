@@ -1,4 +1,4 @@
-"""head_statistics in Triton: launches of :mod:`.statistics_kernels`, in passes of at most eight temperatures.
+"""head_statistics in Triton: a sweep (:mod:`.statistics_sweep`) and a join for each eight temperatures.
 
 Memory beyond inputs and results: the partial statistics, 16 MiB at eight temperatures and 8,192 tokens, whatever the
 vocabulary. Importing this module needs no Triton; calling :func:`statistics` does.
@@ -9,6 +9,8 @@ vocabulary. Importing this module needs no Triton; calling :func:`statistics` do
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,10 @@ from .statistics_fields import HeadStatistics, check_finite
 
 __all__ = ["MAX_TEMPERATURES", "statistics"]
 
-MAX_TEMPERATURES = 8  # of one pass: eight exponentials a logit take as long as its product at D = 2304
+MAX_TEMPERATURES = 8  # of one pass: they decide the memory of the partial statistics
 # Units of work: 8 for each of the 132 multiprocessors of an H100. An uneven share costs 3 %, the partials 16 MiB.
 MAX_UNITS = 1056
+WIDTH = 32  # columns of the arrays that a tile is folded into: 16 registers each
 
 
 def statistics(
@@ -48,12 +51,21 @@ def statistics(
     logits = torch.empty(3, n, device=device)
     indices = torch.empty(2, n, dtype=torch.int64, device=device)
     if n:
+        from .fused.compile_ahead import compile_ahead  # needs Triton
+
         launch = launch_table(device, input.dtype).forward if launch is None else launch
         for start in range(0, len(temperatures), MAX_TEMPERATURES):
             part = slice(start, start + MAX_TEMPERATURES)
             several = len(temperatures) > MAX_TEMPERATURES
             into = scores.new_empty(6, n, len(temperatures[part])) if several else scores
-            _pass(input, linear_weight, target, linear_bias, options, temperatures[part], launch, into, logits, indices)
+            run = partial(
+                _pass, input, linear_weight, target, linear_bias, options, temperatures[part], launch, into, logits,
+                indices,
+            )  # fmt: skip
+            tensors = (input.dtype, linear_weight.shape, linear_weight.stride(), n % 16, input.stride(1))
+            given = (target is not None, linear_bias is not None, options, len(temperatures[part]), launch)
+            compile_ahead((device, tensors, given), device, run)
+            run()
             if several:
                 scores[:, :, part] = into
         check_finite(logits[0], logits[2], None if target is None else target == options.ignore_index)
@@ -92,9 +104,11 @@ def _pass(
     import triton
 
     from .fused.arguments import Scalars, describe
+    from .fused.compile_ahead import run_kernel
     from .fused.merge import target_logit_kernel
     from .fused.rows import index_rows
-    from .statistics_kernels import join_kernel, sweep_kernel
+    from .statistics_join import join_kernel
+    from .statistics_sweep import sweep_kernel
 
     (n, hidden_size), vocab_size, device = hidden.shape, weight.shape[0], hidden.device
     # No target: every token is kept.
@@ -105,7 +119,8 @@ def _pass(
     head = {"HAS_BIAS": bias is not None, "SOFTCAP": scalars.softcap > 0, "PRECISE": hidden.dtype == torch.float32}
     own = torch.empty(n, dtype=torch.float32, device=device)
     if target is not None:
-        target_logit_kernel[(triton.cdiv(n, 16),)](
+        run_kernel(
+            target_logit_kernel, (triton.cdiv(n, 16),),
             hidden, weight, bias, target, rows.position, own, n, hidden_size, *hidden.stride(), *weight.stride(),
             product_gain, bias_gain, cap, **head, ROWS=16, BLOCK_HIDDEN=128,
         )  # fmt: skip
@@ -115,22 +130,24 @@ def _pass(
     padded = [*temperatures, *[1.0] * (several - len(temperatures))]
     inverse = torch.tensor([1 / t for t in padded], dtype=torch.float32).to(device, non_blocking=True)
     stride = units * launch.rows
-    partial = torch.empty(3 + 3 * several, stride, dtype=torch.float32, device=device)
+    partials = torch.empty(3 + 3 * several, stride, dtype=torch.float32, device=device)
     classes = torch.empty(2, stride, dtype=torch.int32, device=device)
     common = {"HAS_TARGET": target is not None, "K": several, "MAX_UNITS": units, "BLOCK_ROWS": launch.rows}
     # Whether rows are dropped is known on the device alone; descriptors load blocks of neighbours only.
     runs = [("all kept", True), ("some ignored", False)] if uses_descriptors(hidden, weight) else [("always", False)]
     for run_if, descriptor in runs:
-        sweep_kernel[(processors(device),)](
+        run_kernel(
+            sweep_kernel, (processors(device),),
             describe(hidden, launch.rows, launch.depth) if descriptor else hidden,
             describe(weight, launch.columns, launch.depth) if descriptor else weight,
-            bias, rows.number, rows.source, labels, own, inverse, partial, classes, stride,
+            bias, rows.number, rows.source, labels, own, inverse, partials, classes, stride,
             n, vocab_size, hidden_size, tiles, *hidden.stride(), *weight.stride(), product_gain, bias_gain, cap,
             **head, **common, MASK_VOCAB=vocab_size % launch.columns != 0, RUN_IF=run_if, BLOCK_VOCAB=launch.columns,
-            BLOCK_HIDDEN=launch.depth, DESCRIPTOR=descriptor, FLATTEN=launch.flatten, PRECISION="ieee",
+            BLOCK_HIDDEN=launch.depth, DESCRIPTOR=descriptor, WIDTH=min(WIDTH, launch.columns // 4), PRECISION="ieee",
             num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
-    join_kernel[(triton.cdiv(n, 16),)](
-        rows.number, rows.position, labels, own, inverse, partial, classes, stride, scores, logits, indices,
+    run_kernel(
+        join_kernel, (triton.cdiv(n, 16),),
+        rows.number, rows.position, labels, own, inverse, partials, classes, stride, scores, logits, indices,
         scores.stride(0), n, vocab_size, tiles, len(temperatures), **common, ROWS=16,
     )  # fmt: skip

@@ -201,7 +201,7 @@ axes[0].set(xlabel=r"$\rho$, from norms and vocabulary", ylabel="fall in confide
 axes[1].set(xlabel="activity index $A$, from forward passes", xlim=(1e-3, 30))
 index = np.geomspace(1e-3, 30, 300)
 axes[1].plot(index, b * (V - 1) / V * np.maximum(0, 1 - index), "k", lw=1, zorder=0)
-axes[1].text(2e-3, 0.07, "line: theory\nof the simplex")
+axes[1].text(2e-3, 0.04, "line: theory\nof the simplex")
 axes[0].legend(title=f"V = {V}", loc="upper left")
 plt.show()
 

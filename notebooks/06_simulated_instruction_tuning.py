@@ -169,13 +169,13 @@ plt.show()
 # %% [markdown]
 # The ceiling lies at the right edge: nothing in the norms of this head holds its confidence back. What holds it back
 # is that tuning stops. Here is a limit of the activity index ([notebook 02](02_when_does_smoothing_act.ipynb)), which
-# is about heads trained to the end. On the tuning examples, epoch by epoch:
+# is about heads trained to the end. On the tuning examples, where this run stops and much later:
 
 
 # %%
 @torch.no_grad()
 def activity(model):
-    """Activity index on the tuning examples, and the fall of their loss that a better scale alone would still give."""
+    """Activity index on the tuning examples, and H - CE: how fast their loss falls as the logits are scaled up."""
     of = head_statistics(model.eval().hidden(examples.inputs), model.head, examples.tokens)
     H, CE = of.entropy.mean(), -of.log_probability.mean()
     return float(analysis.activity_index(H, CE, (of.lse[:, 0] - of.mean_logit).mean(), 0.1)), float(H - CE)
@@ -274,8 +274,8 @@ verdict[["statement", "verdict", "mean", "low", "high"]].round(3)
 #
 # - Tuning on few, repeated, nearly deterministic examples makes a calibrated model over-confident, most of all away
 #   from the new task.
-# - Smoothing lessens that without costing accuracy, by the end the more the larger $b$ within the range tried. Nothing in the
-#   norms holds the model back here; that $A > 1$ halfway does not protect it from smoothing.
+# - Smoothing lessens that without costing accuracy, by the end the more the larger $b$ within the range tried.
+#   Nothing in the norms holds the model back here; that $A > 1$ halfway does not protect it from smoothing.
 # - On calibration alone it has strong rivals: a temperature fitted afterwards on a few examples does more than
 #   $b = .1$, early stopping and weight decay about as much. What speaks for smoothing is that it needs no further
 #   data.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from sweep_jobs import jobs, square
@@ -31,7 +32,10 @@ if __name__ == "__main__":
             yield config, row, error
 
     result = run(square, jobs(folder, 0.3, 16), Path(folder) / "rows", engine=engine)
-    alive = sum(node["Alive"] for node in ray.nodes())
+    # Its jobs came back as soon as its processes were gone; that the node is, the cluster notices by a missed heartbeat.
+    deadline = time.monotonic() + 60
+    while (alive := sum(node["Alive"] for node in ray.nodes())) > 1 and time.monotonic() < deadline:
+        time.sleep(0.2)
     numbers = result.rows["number"].tolist()
     outcome = {"alive": alive, "arrived": arrived, "numbers": numbers, "failures": result.failures}
     (Path(folder) / "outcome.json").write_text(json.dumps(outcome))  # ray itself writes to the standard streams

@@ -1,20 +1,49 @@
-"""The README's code runs, and its numbers are those of the committed tables."""
+"""The README: its commands and code run, its first hour works, its tables and files are those of the repository."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib.image
-import pandas as pd
+import numpy as np
 import pytest
 import torch
 
-from paper_figures.__main__ import main
+from analysis.__main__ import commands, modules
+from paper_figures import FIGURES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+# Everything that the README tells one to type: lines of shell blocks and inline code.
+TYPED = {line.partition("#")[0].strip() for block in SHELL for line in block.splitlines()}
+TYPED |= {code for code in re.findall(r"`([^`\n]+)`", README) if re.match(r"(make|python -m|jupyter) ", code)}
+
+
+def block(text: str) -> str:
+    """The one block of Python that holds ``text``."""
+    (found,) = [code for code in BLOCKS if text in code]
+    return found
+
+
+def yours(code: str) -> str:
+    """The block without the lines that stand in for what is the reader's own."""
+    return "\n".join(line for line in code.splitlines() if "# yours" not in line)
+
+
+def python_m(command: str, *more: str) -> Callable[[], int]:
+    """``main`` of the module that the command names, with its arguments."""
+    _, _, module, *arguments = shlex.split(command)
+    path = dict(commands())[module]
+    main = import_module(f"{module}.__main__" if path.name == "__main__.py" else module).main
+    return lambda: main([*arguments, *more])
 
 
 def table(header: str) -> list[list[str]]:
@@ -30,19 +59,164 @@ def table(header: str) -> list[list[str]]:
     return body
 
 
-def test_the_code_runs():
-    head = torch.nn.Linear(8, 32, bias=False)
-    names = {"torch": torch, "head": head, "hidden": torch.randn(5, 8), "target": torch.arange(5)}
-    assert len(BLOCKS) == 3
+def test_length():
+    assert len(README.splitlines()) < 200
+
+
+# Commands that are cheap run as they stand, apart from where they write; of expensive ones what costs nothing.
+CHEAP = {
+    "python -m analysis": (),
+    "python -m analysis.study list": (),
+    "python -m analysis.study verdicts": ("--file", "{tmp}/verdicts.csv"),
+    "python -m analysis.study verdicts --preset quick": ("--file", "{tmp}/verdicts.csv"),
+    "python -m paper_figures --list": (),
+    "python -m paper_figures --only activity --preset quick": ("--out", "{tmp}"),
+}
+EXPENSIVE = ("python -m analysis.study run S", "python -m analysis.audit ", "python -m kernel.benchmark")
+MAKE = {  # target -> what it runs
+    "make figures": "python -m paper_figures --preset quick --simulate",
+    "make test": "python -m pytest -n 2",
+    "make install": None,
+    "make docs": "python -m sphinx --builder html --fail-on-warning",
+    "make PYTHON=python3.12 ...": None,
+    "make CONSTRAINTS= ...": None,  # these three: tests/test_makefile.py
+}
+PATTERNS = {"python -m paper_figures --only NAME": "python -m paper_figures --only {}"}
+OTHER = {"jupyter lab notebooks/"}
+
+
+def test_every_command_of_the_readme_is_tested_below():
+    assert len(TYPED) >= 12
+    left = TYPED - {*CHEAP, *MAKE, *PATTERNS, *OTHER}
+    assert [command for command in left if not command.startswith(EXPENSIVE)] == []
+    assert {"make figures", "make test"} <= TYPED
+
+
+@pytest.mark.parametrize("command", sorted(CHEAP.keys() & TYPED))
+def test_cheap_commands_run(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert python_m(command, *(part.format(tmp=tmp_path) for part in CHEAP[command]))() == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(command for command in TYPED if command.startswith(EXPENSIVE)))
+def test_expensive_commands_exist(command, monkeypatch, capsys):
+    """A run of the study is planned with the very same arguments; others say what they would do."""
+    monkeypatch.chdir(ROOT)
+    module = command.split()[2]
+    instead = command.replace(" run ", " plan ") if module == "analysis.study" else f"python -m {module} --help"
+    try:
+        status = python_m(instead)()
+    except SystemExit as end:  # --help
+        status = end.code
+    assert status == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(name for name, runs in MAKE.items() if runs))
+def test_make_targets_run_what_they_say(command):
+    make = pytest.importorskip("shutil").which("make")
+    if make is None:
+        pytest.skip("GNU make is not installed")
+    run = subprocess.run([make, "-n", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert MAKE[command] in run.stdout
+
+
+def test_jupyter_lab_is_there_and_has_notebooks():
+    pytest.importorskip("jupyterlab", reason="the notebooks extra is not installed")
+    assert list((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_first_hour_redraw_figure_1(tmp_path, monkeypatch):
+    (command,) = [c for c in TYPED if c.startswith("python -m paper_figures --only activity")]
+    monkeypatch.chdir(ROOT)
+    assert python_m(command, "--out", str(tmp_path))() == 0
+    assert (tmp_path / "activity.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "activity.png").read_bytes().startswith(b"\x89PNG")
+    (picture,) = re.findall(r"^!\[.*\]\((.*activity\.png)\)$", README, re.MULTILINE)
+    assert (ROOT / picture).exists()
+
+
+def test_first_hour_ceiling_of_your_own_head(capsys):
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(12, 40, bias=False)
+    hidden = torch.randn(200, 12, generator=generator)
+    target = head(hidden).argmax(-1)
+    names = {"head": head, "hidden": hidden, "target": target}
+    exec(yours(block("analysis.confidence_cap(")), names)
+    exec(yours(block("analysis.activity_index(")), names)
+    shown = dict(re.findall(r"(more than|^A  =|^T\* =) ([-\d.einf]+)", capsys.readouterr().out, re.MULTILINE))
+    # independently: the largest norms, full logits, and a simplex of this norm product above the head's own worst token
+    weight, h = head.weight.detach().double().numpy(), hidden.double().numpy()
+    norm_product = np.linalg.norm(weight, axis=1).max() * np.linalg.norm(h, axis=1).max()
+    simplex = 1 / (1 + 39 * np.exp(-norm_product * 40 / 39))
+    z = h @ weight.T
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    assert np.exp(log_p).max(axis=0).min() <= float(shown["more than"]) <= simplex + 1e-4
+    entropy, loss = -(np.exp(log_p) * log_p).sum(axis=1).mean(), -log_p[np.arange(200), target.numpy()].mean()
+    assert float(shown["A  ="]) == pytest.approx((entropy - loss) / (0.1 * (-log_p.mean() - loss)), rel=1e-4)
+    assert float(shown["T* ="]) == pytest.approx(norm_product * 40 / 39 / np.log(1 + 0.9 * 40 / 0.1), rel=1e-6)
+
+
+def test_the_first_block_runs_as_it_stands(capsys):
+    names: dict[str, object] = {}
+    exec(block("analysis.confidence_cap("), names)
+    exec(block("analysis.activity_index("), names)
+    found = re.search(r"^A  = ([-\d.einf]+)", capsys.readouterr().out, re.MULTILINE)
+    assert found
+    assert 0 < float(found[1]) < float("inf")
+
+
+def test_first_hour_replace_the_loss_in_a_training_loop():
+    torch.manual_seed(0)
+    model, head = torch.nn.Embedding(32, 8), torch.nn.Linear(8, 32, bias=False)
+    optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=0.05)
+    tokens = torch.arange(32)
+    names = {"torch": torch, "head": head, "target": tokens.roll(1)}
+    before, after = block("torch.nn.functional.cross_entropy("), block("linear_cross_entropy(hidden")
     losses = []
-    for block in BLOCKS:
-        exec(block, names)
-        losses.append(names.get("loss"))
-    torch.testing.assert_close(losses[2], losses[1])
+    for _ in range(30):
+        names["hidden"] = model(tokens)
+        exec(before, names)
+        expected = names["loss"]
+        exec(after, names)
+        torch.testing.assert_close(names["loss"], expected)
+        names["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(names["loss"].item())
+    assert losses[-1] < losses[0] - 1
+
+
+def test_the_loss_in_a_hugging_face_model():
+    transformers = pytest.importorskip("transformers", reason="the huggingface extra is not installed")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    model, tokens = transformers.LlamaForCausalLM(config), torch.randint(64, (2, 9))
+    logits = model(tokens).logits[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), label_smoothing=0.1)
+    exec(block("fuse_loss("), {"model": model})
+    output = model(tokens, labels=tokens)
+    torch.testing.assert_close(output.loss, expected)
+    assert output.logits is None
+
+
+def test_every_block_of_python_is_run_above():
+    tested = (
+        "confidence_cap(",
+        "activity_index(",
+        "functional.cross_entropy(",
+        "linear_cross_entropy(hidden",
+        "fuse_loss(",
+    )
+    assert [code for code in BLOCKS if not any(text in code for text in tested)] == []
+    assert len(BLOCKS) == len(tested)
 
 
 def test_files_that_are_named_exist():
-    named = re.findall(r"`(paper_figures/data/[\w/.]+)`|\]\((?!http)([\w/.]+)\)", README)
+    named = re.findall(r"`((?:paper_figures/data|docs)/[\w/]+\.\w+)`|\]\((?!http)([\w/.]+)\)", README)
     paths = [ROOT / (a or b) for a, b in named]
     assert len(paths) >= 6
     assert [p for p in paths if not p.exists()] == []
@@ -57,35 +231,25 @@ def test_the_picture_is_the_redrawn_figure(tmp_path):
     assert shown
     for path in map(Path, shown):
         preset = "quick" if path.parent.name == "quick" else "full"
-        assert main(["--only", path.stem, "--preset", preset, "--out", str(tmp_path)]) == 0
+        draw = python_m(f"python -m paper_figures --only {path.stem} --preset {preset}", "--out", str(tmp_path))
+        assert draw() == 0
         drawn, committed = (matplotlib.image.imread(file) for file in (tmp_path / path.name, ROOT / path))
         redo = f"python -m paper_figures --only {path.stem} --preset {preset}, then copy the PNG to {path}"
         assert drawn.shape == committed.shape, redo
         assert (drawn == committed).all(), redo
 
 
-def test_the_kernel_table():
-    rows = pd.read_csv(ROOT / "paper_figures/data/kernel.csv")
-    rows = rows[(rows["mode"] == "loss and gradients") & (rows.label_smoothing == 0.1) & rows.softcap.isna()]
-    rows = rows[rows.ignored == 0].set_index(["implementation", "shape"])
-    names = ["triton, default", "triton, all kept", "chunked", "eager", "torch.compile", "Liger-Kernel"]
-    names.append("Liger-Kernel, float32 sums")
-    shapes = ["Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B"]
-    body = table("| loss and gradients, smoothing 0.1")
-    assert len(body) == len(names)
-    for name, (_, *cells, error) in zip(names, body, strict=True):
-        found = rows.loc[name].loc[shapes]
-        assert cells == [f"{ms:.1f}, {mib:.0f}" for ms, mib in zip(found.ms, found.peak_mib, strict=True)]
-        worst = found[["input_gradient_error", "weight_gradient_error"]].max().max()
-        assert float(error) == pytest.approx(worst, abs=5.1e-5)
+def test_the_table_of_figures():
+    body = table("| figure | shows")
+    assert list(FIGURES) == [row[0].strip("`") for row in body]
+    for *_, command in body:
+        assert command.split("`")[1].split()[2] in dict(commands())
 
 
-def test_the_cpu_table():
-    rows = pd.read_csv(ROOT / "paper_figures/data/chunked.csv")
-    rows = rows[(rows.label_smoothing == 0.1) & rows.softcap.isna()]
-    body = table("| tokens x vocabulary x hidden")
-    assert len(body) == len(rows)
-    for cells, row in zip(body, rows.itertuples(), strict=True):
-        assert cells[0] == f"{row.tokens} x {row.vocab_size} x {row.hidden_size}"
-        assert float(cells[2]) == pytest.approx(row.time_ratio, abs=0.0051)
-        assert cells[3:] == [f"{row.chunked_peak_mib} MiB", f"{row.eager_peak_mib} MiB"]
+def test_contributing_says_where_every_module_lives():
+    rooms = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Habits")[0]
+    for package in ("analysis", "kernel"):
+        lines = "".join(line for line in rooms.splitlines() if line.startswith(f"| `{package}/`"))
+        named = {name.rstrip("/") for name in re.findall(r"`([\w*]+/?)`", lines.replace(f"`{package}/`", ""))}
+        direct = {name.split(".")[1] for name, _ in modules(package) if "." in name}
+        assert [name for name in direct if not any(fnmatch(name, pattern) for pattern in named)] == []

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import beta
+from tqdm import tqdm
 
 from ._binning import Binning, BinSums, Norm, binned_error, equal_mass_cuts, sum_by, uniform_index
 from ._state import CalibrationState
@@ -58,7 +59,7 @@ def simulate(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Coverage of :meth:`CalibrationState.interval` over simulated data sets.
+    """Coverage of :meth:`analysis.calibration.CalibrationState.interval` over simulated data sets.
 
     The truth is the same binned error, 15 bins, at population: no sampled labels and no sampled confidences.
 
@@ -85,9 +86,11 @@ def simulate(
     import pandas as pd
 
     rows = []
+    cases = [(c, a, n) for c in confidences for a in accuracies for n in sizes]
+    bar = tqdm(total=len(cases) * n_datasets, desc="coverage", unit="set", disable=None)
     norms: tuple[Norm, ...] = ("l1", "l2")
     kinds: list[tuple[Binning, Norm]] = [(binning, norm) for binning in binnings for norm in norms]
-    for i, (name, shape, n) in enumerate((c, a, n) for c in confidences for a in accuracies for n in sizes):
+    for i, (name, shape, n) in enumerate(cases):
         rng = np.random.default_rng([seed, i])
         found: list[list[tuple[float, ...]]] = [[] for _ in kinds]
         for dataset in range(n_datasets):
@@ -99,6 +102,7 @@ def simulate(
                 )
                 debiased = state.calibration_error(norm=norm, binning=binning, debiased=True)
                 results.append((*interval, debiased))
+            bar.update()
         for (binning, norm), results in zip(kinds, found, strict=True):
             truth = binned_error(_population(name, shape, binning), norm)
             error, low, high, p_value, debiased = np.array(results).T
@@ -122,4 +126,5 @@ def simulate(
                     "seed": seed,
                 }
             )
+    bar.close()
     return pd.DataFrame(rows)

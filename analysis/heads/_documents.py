@@ -80,7 +80,7 @@ def cut(text: str, characters: int = LONGEST) -> Iterator[str]:
 
 
 def read_text(path: Path) -> list[str]:
-    """Documents of a file: the field ``text`` of each line of a .jsonl file, else the file in pieces (:func:`cut`).
+    """Documents of a file: the field ``text`` of each line of a .jsonl file, else the file in pieces (``cut``).
 
     Raises:
         OSError: If the file cannot be read.
@@ -102,7 +102,7 @@ def read_text(path: Path) -> list[str]:
 def python_text() -> list[str]:
     """Real text that comes with Python: topics of its documentation and sources of its standard library, in turn.
 
-    One piece of each topic and of each module, from its beginning (:func:`cut`); pieces under 200 characters are left
+    One piece of each topic and of each module, from its beginning (``cut``); pieces under 200 characters are left
     out.
     """
     topics = import_module("pydoc_data.topics").topics

@@ -103,8 +103,8 @@ def expected_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
 def expected_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     r"""E max_k p_k for V independent logits N(0, s^2).
 
-    .. math:: V\,E_g \int_0^\infty e^{sg - te^{sg}} \Bigl(\int_{-\infty}^{g} \varphi(g')\,e^{-te^{sg'}}dg'\Bigr)^{V-1}
-    dt
+    .. math:: V\,E_g \int_0^\infty e^{sg - te^{sg}}
+              \Bigl(\int_{-\infty}^{g} \varphi(g')\,e^{-te^{sg'}}dg'\Bigr)^{V-1} dt
 
     Reason: p_max = a / (a + Z') with a = exp(s g) the largest term, and 1 / (a + Z') is the integral of
     exp(-t (a + Z')).

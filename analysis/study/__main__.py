@@ -55,11 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         "status": "done, failed, left",
         "pack": "finished rows into one file",
         "unpack": "rows of such a file into OUT",
+        "tables": "write the tables of the finished rows, by default over the committed ones",
         "verdicts": "claims against the tables",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        if name in ("run", "plan", "list", "status"):
+        if name in ("run", "plan", "list", "status", "tables"):
             command.add_argument("names", nargs="*", default=["all"], metavar="S1..S7|all", type=_name)
         if name in ("pack", "unpack"):
             command.add_argument("file", type=Path, metavar="FILE")
@@ -84,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="SECONDS",
                 help="leave out fits that are estimated to take longer (default: none)",
             )
+        if name == "pack":
+            command.add_argument("--digits", type=_positive, metavar="N", help="of measured numbers (default: all)")
+        if name == "tables":
+            command.add_argument("--to", type=Path, metavar="DIR", help="default: the preset's committed tables")
         if name == "verdicts":
             command.add_argument("--file", type=Path, help="default: verdicts.csv beside the preset's committed tables")
     return parser
@@ -186,7 +191,7 @@ def _status(options: argparse.Namespace) -> int:
 def _pack(options: argparse.Namespace) -> int:
     from .running import pack
 
-    print(f"{pack(_out(options), options.file)} rows -> {options.file}")
+    print(f"{pack(_out(options), options.file, digits=options.digits)} rows -> {options.file}")
     return 0
 
 
@@ -195,6 +200,15 @@ def _unpack(options: argparse.Namespace) -> int:
 
     added, known = unpack(_out(options), options.file)
     print(f"{added} rows added to {_out(options)}, {known} were there")
+    return 0
+
+
+def _tables(options: argparse.Namespace) -> int:
+    from .running import committed_folder, publish
+
+    for study in experiments(options.names):
+        path = publish(study, options.preset, _out(options), options.to or committed_folder(options.preset))
+        print(f"{study.name}: " + (f"wrote {path}, {path.stat().st_size} bytes" if path else "no complete cell"))
     return 0
 
 
@@ -211,6 +225,7 @@ _COMMANDS = {
     "status": _status,
     "pack": _pack,
     "unpack": _unpack,
+    "tables": _tables,
     "verdicts": _verdicts,
 }
 

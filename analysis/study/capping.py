@@ -69,7 +69,8 @@ def capping(config: FitConfig, *, device: str = "cpu") -> dict[str, Any]:
         name), ``eval_softcap``, ``eval_form``, ``eval_temperature`` and the measured columns of
         :func:`analysis.bottleneck.fit`. Names: ``as_trained``; ``plain``, without cap and temperature; ``no_cap``;
         ``T=1``; ``cap ...`` and ``T=0.25`` for heads trained without; ``post_hoc``, as trained at the temperature that
-        fits the held-out sample best; ``inverted``, as trained with the smoothing undone (:func:`unsmooth`, D2).
+        fits the held-out sample best; ``inverted``, as trained with the smoothing undone (D2,
+        :func:`analysis.smoothing.unsmooth`).
     """
     wall, cpu = time.perf_counter(), time.process_time()
     fitted = train(config, device=device)
@@ -160,8 +161,8 @@ def configs(preset: Preset) -> list[FitConfig]:
     adam = {**small, "optimiser": "adam", "max_steps": 1000 if quick else 3000}
     listed += _arms(adam, *some) if not quick else _arms(adam, some[0], some[1], ())
     if not quick:
-        wide = {**large, "vocab_sizes": (4096,), "hidden_sizes": (16, 64, 256)}
-        listed += _arms(wide, (1.0, 0.5, 0.25), (5.0, 15.0, 64.0), (4.0,))
+        wide = {**large, "vocab_sizes": (4096,)}
+        listed += _arms(wide, (1.0, 0.25), (5.0, 64.0), (4.0,))
         listed += _arms({**wide, "norm": "free", "max_steps": 6000}, *some)
         listed += _arms({**large, "norm": "free", "features": "trunk", "max_steps": 6000}, *some)
         listed += _arms({**large, "teachers": ("sparse",)}, *some)

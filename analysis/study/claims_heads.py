@@ -9,11 +9,13 @@ import pandas as pd
 
 from ..caps import simplex_cap
 from .effects import CELL, cell_effects, paired_effects
-from .judging import Tables, Verdict, difference, word
+from .judging import Tables, Verdict, difference, number, word
 from .statistics import Effect, explained_variance, mean_effect
 
 __all__ = ["capacity", "capping", "small_hidden_size", "temperature"]
 
+_ROUNDING = 1e-5  # of two numbers of six digits
+_FEWEST = 20  # cells that a share of explained variance is computed of
 _SMALL = 0.01  # differences of confidence or ECE below this are called none
 _ARM = ["teacher", "vocab_size", "hidden_size", "norm", "norm_coefficient", "weight_decay", "features", "optimiser"]
 _SEEDS = ["data_seed", "model_seed"]
@@ -23,7 +25,8 @@ def capacity(tables: Tables) -> Verdict:
     """K3: hidden size and vocabulary cap confidence."""
     ceilings, heads = tables("S1"), tables("S3")
     searched = ceilings.loc[ceilings["attained_gap"].notna()]
-    over = int((searched["attained_gap"] > np.minimum(searched["simplex_gap"], searched["rank_gap"]) + 1e-6).sum())
+    proven = np.minimum(searched["simplex_gap"], searched["rank_gap"])
+    over = int((searched["attained_gap"] > proven * (1 + _ROUNDING)).sum())
     det = heads.loc[(heads["teacher"] == "det") & heads["softcap"].isna() & (heads["label_smoothing"] == 0)]
     m = det["norm_coefficient"] * det["hidden_size"]
     over += int((det["confidence"] > simplex_cap(m / det["temperature"], det["vocab_size"]) + 1e-6).sum())
@@ -48,9 +51,9 @@ def capacity(tables: Tables) -> Verdict:
     )
     fixed_m = mean_effect(at_m, "difference", cell=["vocab_size", "norm_budget"])
     fixed_k = mean_effect(at_k.loc[at_k["temperature"] == 1], "difference", cell=["vocab_size"])
-    cells = at_m.groupby(["vocab_size", "norm_budget"])["difference"].mean()
+    cells = np.asarray(at_m.groupby(["vocab_size", "norm_budget"])["difference"].mean(), np.float64)
     full_rank = float(at_m.loc[at_m["vocab_size"] <= 65, "difference"].abs().max())
-    largest = float(np.abs(np.asarray(cells, np.float64)).max())
+    largest = float(np.abs(cells).max(initial=0.0))
     verdict = word(supported=not over and geometry > 0.05, refuted=over > 0)  # a cap exceeded refutes the theory
     return Verdict(
         claim="K3",
@@ -59,9 +62,10 @@ def capacity(tables: Tables) -> Verdict:
         size=fixed_m,
         condition=f"the norm product m: at fixed k = .1 (m = k D) the same step adds {fixed_k}. {over} of "
         f"{len(searched) + len(det)} attained confidences exceed a proven cap. Geometry takes at most "
-        f"{geometry:.1%} of the gap at public model shapes, and at least {narrow_cost:.0%} for D <= 4, V = 64",
+        f"{number(geometry, '.1%')} of the gap at public model shapes, and at least {number(narrow_cost, '.0%')} for "
+        "D <= 4, V = 64",
         counter_evidence=f"at one norm product this step in hidden size moves the confidence of a cell by up to "
-        f"{largest:.3f}, and by {full_rank:.4f} at most where D >= V - 1 at both ends",
+        f"{largest:.3f}, and by {number(full_rank, '.4f')} at most where D >= V - 1 at both ends",
         tables=("S1", "S3"),
     )
 
@@ -75,28 +79,28 @@ def small_hidden_size(tables: Tables) -> Verdict:
     size = mean_effect(acting, "confidence_fall", cell=[*CELL, "label_smoothing"])
     still = mean_effect(inert, "confidence_fall", cell=[*CELL, "label_smoothing"])
     shares = {kind: _explained(frame) for kind, frame in (("det", det), ("noisy", noisy))}
-    explained = "; ".join(
-        f"{kind}: " + ", ".join(f"{name} {value:.3f} +- {error:.3f}" for name, (value, error) in share.items())
-        for kind, share in shares.items()
-    )
+    explained = "; ".join(f"{kind}: {_listed(share)}" for kind, share in shares.items())
     by_size = all(max(share["sqrt(D)/ln V"][0], share["D/sqrt(V)"][0]) >= share["A"][0] for share in shares.values())
     above = noisy.loc[noisy["activity_index"].between(1.3, 3)]["confidence_fall"]
-    samples = tables("S4")
-    free = paired_effects(samples.loc[samples["norm"] == "free"])
-    least = free["hidden_size"].min()
-    narrow = mean_effect(free.loc[free["hidden_size"] == least], "confidence_fall", cell=CELL)
-    right, cells = _sign_rule(samples)
+    free, rule = _with_samples(tables("S4"))
     return Verdict(
         claim="K4",
         verdict=word(supported=by_size, refuted=not by_size and min(obeyed) < 0.95),
         effect="fall in confidence by smoothing where A < .8, det teacher under a norm budget",
         size=size,
         condition=f"the activity index A < 1 (norm budget), at any D, V, T, cap: where A > 1.25 the fall is {still} "
-        f"(rule obeyed by {obeyed[0]:.0%} and {obeyed[1]:.0%} of pairs). Explained variance of the fall, {explained}. "
-        f"Whether it helps: the gain in true ECE has the sign of CE - H on new data in {right} of {cells} cells",
-        counter_evidence=f"with free norms smoothing acts at D = {least} too: {narrow}; in noisy cells with A from 1.3 "
-        f"to 3 confidence still falls by up to {above.max():.3f}",
+        f"(rule obeyed by {number(obeyed[0], '.0%')} and {number(obeyed[1], '.0%')} of pairs). Explained variance of "
+        f"the fall, {explained}. "
+        f"Whether it helps: {rule}",
+        counter_evidence=f"with free norms smoothing acts at {free}; in noisy cells with A from 1.3 "
+        f"to 3 confidence still falls by up to {number(above.max(), '.3f')}",
         tables=("S3", "S4"),
+    )
+
+
+def _listed(shares: dict[str, tuple[float, float]]) -> str:
+    return ", ".join(
+        f"{name} {number(value, '.3f')} +- {number(error, '.3f')}" for name, (value, error) in shares.items()
     )
 
 
@@ -107,6 +111,8 @@ def _explained(pairs: pd.DataFrame) -> dict[str, tuple[float, float]]:
 
     def shares(chosen: Sequence[int]) -> dict[str, float]:
         cells = cell_effects(pairs.loc[pairs["data_seed"].isin(chosen)])
+        if len(cells) < _FEWEST:
+            return dict.fromkeys(("A", "rho", "sqrt(D)/ln V", "D/sqrt(V)"), float("nan"))
         d, v = cells["hidden_size"], cells["vocab_size"]
         predictors = {
             "A": cells["activity_index"],
@@ -121,6 +127,18 @@ def _explained(pairs: pd.DataFrame) -> dict[str, tuple[float, float]]:
     parts = pd.DataFrame([shares([s for s in seeds if s != out]) for out in seeds])
     spread = 1.96 * np.sqrt((len(seeds) - 1) / len(seeds) * ((parts - parts.mean()) ** 2).sum())
     return {name: (value, float(spread[name])) for name, value in whole.items()}
+
+
+def _with_samples(samples: pd.DataFrame) -> tuple[str, str]:
+    """The fall at the least hidden size of free norms, and how often the sign rule holds, in words."""
+    free = paired_effects(samples.loc[samples["norm"] == "free"])
+    least = free["hidden_size"].min()
+    narrow = mean_effect(free.loc[free["hidden_size"] == least], "confidence_fall", cell=CELL)
+    right, cells = _sign_rule(samples)
+    return (
+        f"D = {least} too: {narrow}",
+        f"the gain in true ECE has the sign of CE - H on new data in {right} of {cells} cells",
+    )
 
 
 def _sign_rule(samples: pd.DataFrame) -> tuple[int, int]:
@@ -151,7 +169,7 @@ def _above_reference(gains: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
 def _rise(gains: pd.DataFrame, chosen: pd.Series) -> Effect:
     cell = [*_ARM, "temperature", "softcap", "softcap_form", "evaluation"]
     rises = _above_reference(gains, chosen)
-    return Effect(np.nan, np.nan, np.nan, 0, 0) if rises.empty else mean_effect(rises, "rise", cell=cell)
+    return mean_effect(rises, "rise", cell=cell)
 
 
 def temperature(tables: Tables) -> Verdict:

@@ -120,8 +120,9 @@ def diversity(tables: Tables) -> Verdict:
         verdict=verdict,
         effect="effective rank of the features on new shifted contexts at the last epoch, b = .1 minus b = 0",
         size=more,
-        condition=f"that it helps: correlation of rank and true ECE within one pretrained model is {along_b} along b, "
-        f"{every} over all methods; along b alone it is no evidence, as b moves both",
+        condition=f"what is asked: that features become more diverse, or that this helps. Correlation of rank and true "
+        f"ECE within one pretrained model: {along_b} along b, which is no evidence, as b moves both; {every} over all "
+        "methods",
         counter_evidence=f"over methods without smoothing (plain, weight decay, dropout) the correlation is {others}; "
         f"the smaller half of the spectrum gains {Effect(-tail.mean, -tail.high, -tail.low, tail.seeds, tail.cells)} "
         "of the variance",
@@ -187,8 +188,8 @@ def free_of_cost(tables: Tables) -> Verdict:
         verdict=word(supported=mean < 1.05 and memory < 1.05 and fastest.max() < 1, refuted=mean > 1.2 or memory > 1.2),
         effect="time of loss and gradients of our kernel, with smoothing over without",
         size=Effect(mean, low, high, 0, len(ratio)),
-        condition=f"the interval is the range over shapes in one run; peak memory at most {memory:.2f} times; without "
-        "softcap",
+        condition=f"the shape of the head and the rival: the interval is the range over shapes in one run, without "
+        f"softcap; peak memory at most {memory:.2f} times",
         counter_evidence=f"time over that of the fastest rival: {fastest.min():.2f} to {fastest.max():.2f} over "
         f"shapes; rivals that ran with smoothing too: {', '.join(rivals)}",
         tables=("kernel",),

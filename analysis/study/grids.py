@@ -109,7 +109,7 @@ def fit_seconds(config: FitConfig, device: str) -> float:
     operations = 1.3 * (6 * n * v * d + 10 * pairs * d)  # evaluations an iteration x (forward, two gradients)
     traffic = 4 * (45 * (n + v) + 6 * pairs) * d  # L-BFGS passes over 10 pairs of vectors; gathered rows
     iteration = _OVERHEAD[kind] + _ENTRY[kind] * n * v + operations / _RATE[kind] + traffic / _TRAFFIC[kind]
-    steps = _ITERATIONS * iteration
-    if config.optimiser == "adam":  # several step sizes, all steps
-        steps *= 4 * config.max_steps / _ITERATIONS / 1.3
+    steps = _ITERATIONS * config.overtime * iteration
+    if config.optimiser == "adam":  # several step sizes, all steps, on a GPU kernel by kernel
+        steps = 4 * config.max_steps * (iteration / 1.3 + (5e-3 if kind == "cuda" else 0.0))
     return _FIRST[kind] + steps + _MEASURE[kind] * n * v

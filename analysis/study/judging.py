@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..records import find_table, read_table
+from ..records import find_table, read_sidecar, read_table
 from .statistics import Effect
 
-__all__ = ["MissingTableError", "Tables", "Verdict", "difference", "word"]
+__all__ = ["MissingTableError", "Tables", "Verdict", "difference", "number", "word"]
 
 
 class MissingTableError(LookupError):
@@ -48,6 +48,16 @@ def word(*, supported: bool, refuted: bool) -> str:
     return "refuted" if refuted else "depends on"
 
 
+def number(value: float, form: str) -> str:
+    """A number in a sentence; what no row tells is not known.
+
+    Example:
+        >>> number(0.25, ".0%"), number(float("nan"), ".0%")
+        ('25%', 'not known')
+    """
+    return format(value, form) if value == value else "not known"
+
+
 @dataclass
 class Tables:
     """The tables of one preset, read when asked for, without the rows that break the convergence rule.
@@ -55,10 +65,12 @@ class Tables:
     Attributes:
         folders: Where to look, first one first.
         left_out: Name of a table read -> (rows left out because they have not converged, rows in all).
+        not_run: Name of a table read -> (cells of its grid that are not complete, cells in all), from its sidecar.
     """
 
     folders: Sequence[Path]
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
+    not_run: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __call__(self, name: str) -> pd.DataFrame:
         """The converged rows of a table.
@@ -70,6 +82,9 @@ class Tables:
             path = find_table(folder, name)
             if path is not None:
                 table = read_table(path)
+                sidecar = read_sidecar(path)
+                if "cells" in sidecar:
+                    self.not_run[name] = (sidecar["cells_not_run"], sidecar["cells"])
                 if "converged" not in table:
                     return table
                 converged = table["converged"].astype(bool)

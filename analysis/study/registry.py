@@ -42,6 +42,10 @@ class Prediction:
     statement: str
 
 
+def _nothing(config: Any) -> int:
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One experiment: configs -> rows -> table.
@@ -55,6 +59,8 @@ class Experiment:
         seconds: (config, device) -> estimated seconds on one core of the CPU, or of one worker's GPU.
         predictions: Written before the first table.
         gpu: Whether a GPU helps its larger configs.
+        leftover: Config -> 0, or a number for those that come last, lowest first, so that whole seeds are left over
+            where time is short, and not cells.
     """
 
     name: str
@@ -64,6 +70,7 @@ class Experiment:
     seconds: Callable[[Any, str], float]
     predictions: tuple[Prediction, ...]
     gpu: bool = True
+    leftover: Callable[[Any], int] = _nothing
 
 
 def experiment(name: str) -> Experiment:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,21 +18,24 @@ import pandas as pd
 
 from ..records import RowStore, encode, write_table
 from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
+from .cells import Coverage, coverage
 from .registry import EXPERIMENTS, Experiment, Preset, experiment, tidy
 
 __all__ = [
-    "Job", "Progress", "compute_job", "lanes", "pack", "progress", "row_folder", "simulate", "simulate_all", "table",
-    "table_path", "unpack", "visible_gpus", "where",
+    "Job", "Progress", "committed_folder", "compute_job", "lanes", "pack", "progress", "publish", "row_folder",
+    "simulate", "simulate_all", "table", "table_path", "unpack", "visible_gpus", "where", "write",
 ]  # fmt: skip
 
 # A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
 SMALL_FIT_SECONDS, GPU_IS_WORTH = 12.0, 5.0
-# Entries of the teacher from which one such fit at a time has a GPU: its L-BFGS may hold half the memory, and its
-# samples take a minute to draw, which one process does once for all fits on them.
+# Entries of a teacher from which one process on a GPU computes the fits on it, as its samples take a minute to draw;
+# and of a head from which that GPU has no other process: processes take turns, and L-BFGS may hold half the memory.
 _LARGE = 2**28
 
 
 _DIGITS = 6  # of the numbers in a table
+_COMMITTED = Path("paper_figures") / "data"
+_PACKED_FROM = 2**19  # bytes of a committed table
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,13 @@ def _queue(job: Job, *, device: str) -> str:
     if where(study, job.config, device) == "cpu":
         return "cpu"
     teacher = getattr(job.config, "teacher", None)
-    return "large" if teacher is not None and teacher.n_contexts * teacher.vocab_size >= _LARGE else "gpu"
+    if teacher is None or teacher.n_contexts * teacher.vocab_size < _LARGE:
+        return "gpu"
+    return "whole" if teacher.vocab_size * job.config.hidden_size >= _LARGE else "large"
 
 
-def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int) -> list[Lane]:
-    """Processes that share this machine: on each GPU some, of which one computes its large fits, the others on cores.
+def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int, *, alone: bool = False) -> list[Lane]:
+    """Processes that share this machine: some on each GPU, the rest on cores.
 
     Several processes keep a GPU busy while each of them prepares and measures on a core.
 
@@ -120,18 +126,20 @@ def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int) -> l
         workers: Processes in all.
         gpus: The GPUs, as CUDA_VISIBLE_DEVICES names them.
         gpu_workers: Processes on each.
+        alone: Whether the first GPU has one process only, for the largest heads.
 
     Example:
-        >>> [lane.workers for lane in lanes("cuda", 16, ["0", "1"], 4)]
-        [1, 3, 1, 3, 8]
+        >>> [lane.workers for lane in lanes("cuda", 16, ["0", "1", "2"], 4, alone=True)]
+        [1, 0, 1, 3, 1, 3, 7]
     """
     if device == "cpu":
         return [Lane(workers, ("cpu",))]
-    shared = []
-    for gpu in gpus:
-        only = {"CUDA_VISIBLE_DEVICES": gpu}
-        shared += [Lane(1, ("large", "gpu", "cpu"), only), Lane(gpu_workers - 1, ("gpu", "cpu"), only)]
-    return [*shared, Lane(max(0, workers - len(gpus) * gpu_workers), ("cpu",))]
+    shared: list[Lane] = []
+    for index, gpu in enumerate(gpus):
+        only, first = {"CUDA_VISIBLE_DEVICES": gpu}, ("whole",) if index == 0 else ()
+        others = 0 if alone and index == 0 else gpu_workers - 1
+        shared += [Lane(1, (*first, "large", "gpu", "cpu"), only), Lane(others, ("gpu", "cpu"), only)]
+    return [*shared, Lane(max(0, workers - sum(lane.workers for lane in shared)), ("cpu",))]
 
 
 def visible_gpus() -> list[str]:
@@ -184,34 +192,86 @@ def simulate_all(
         How many rows are new, and the failures; the rows of an experiment are :func:`table`.
     """
     cost = {
-        Job(study.name, config): study.seconds(config, where(study, config, device))
+        Job(study.name, config): (study.leftover(config), -study.seconds(config, where(study, config, device)))
         for study in studies
         for config in study.configs(preset)
     }
+    shelves = _Shelves(out, studies)
     if engine is None:
-        gpus = [] if device == "cpu" else visible_gpus()
-        processes = lanes(device, workers or available_cores(), gpus, gpu_workers)
-        engine = partial(local_engine, lanes=processes, queue=partial(_queue, device=device))
+        queue, gpus = partial(_queue, device=device), [] if device == "cpu" else visible_gpus()
+        alone = len(gpus) > 1 and any(queue(job) == "whole" and shelves.read(job) is None for job in cost)
+        processes = lanes(device, workers or available_cores(), gpus, gpu_workers, alone=alone)
+        engine = partial(local_engine, lanes=processes, queue=queue)
     result = run(
         partial(compute_job, device=device),
-        [job for job in sorted(cost, key=lambda job: -cost[job]) if cost[job] <= longest_fit],
-        _Shelves(out, studies),
+        [job for job in sorted(cost, key=lambda job: cost[job]) if -cost[job][1] <= longest_fit],
+        shelves,
         workers=workers,
         description=" ".join(study.name for study in studies),
         max_seconds=max_seconds,
         engine=engine,
     )
     for study in studies:
-        rows = table(study, preset, out)
-        if not rows.empty:
-            store = RowStore(row_folder(out, study.name))
-            write_table(rows, table_path(out, study.name), store, study.configs(preset), digits=_DIGITS)
+        write(study, preset, out, table_path(out, study.name))
     return result
 
 
 def table(study: Experiment, preset: Preset, out: Path) -> pd.DataFrame:
-    """The finished rows of an experiment in the order of its grid, one line for each measurement."""
-    return tidy(read_rows(row_folder(out, study.name), study.configs(preset)))
+    """The finished rows of an experiment as a table in the order of its grid; columns of what was set come first.
+
+    Only rows of complete cells (:mod:`.cells`) are in it.
+    """
+    return _complete(study, preset, out)[0]
+
+
+def _complete(study: Experiment, preset: Preset, out: Path) -> tuple[pd.DataFrame, Coverage]:
+    configs = study.configs(preset)
+    rows = read_rows(row_folder(out, study.name), configs)
+    if rows.empty:
+        return rows, coverage(configs, ())
+    covered = coverage(configs, set(rows["key"]))
+    rows = tidy(rows.loc[rows["key"].isin(covered.keys)])
+    first = [name for name in ("key", *_asked(configs)) if name in rows]
+    return rows.loc[:, [*first, *(name for name in rows if name not in first)]], covered
+
+
+def _asked(configs: Sequence[Any]) -> tuple[str, ...]:
+    """Columns of what was set, not measured."""
+    return tuple(configs[0].columns()) if hasattr(configs[0], "columns") else ("vocab_size", "hidden_size", "data_seed")
+
+
+def write(study: Experiment, preset: Preset, out: Path, path: Path) -> bool:
+    """Write an experiment's table and its sidecar, with the cells that are not complete; False where none is."""
+    rows, covered = _complete(study, preset, out)
+    if rows.empty:
+        return False
+    configs, store = study.configs(preset), RowStore(row_folder(out, study.name))
+    more = {"cells": covered.cells, "cells_not_run": covered.not_run, "not_run": covered.missing}
+    write_table(rows, path, store, configs, digits=_DIGITS, exact=_asked(configs), more=more)
+    return True
+
+
+def committed_folder(preset: Preset) -> Path:
+    """Where the tables of a preset are committed, seen from the root of the repository."""
+    return _COMMITTED if preset == "full" else _COMMITTED / preset
+
+
+def publish(study: Experiment, preset: Preset, out: Path, folder: Path) -> Path | None:
+    """Write an experiment's table of the rows under ``out`` to a folder, gzipped if it is large.
+
+    Returns:
+        The table; None where no cell is complete.
+    """
+    plain = folder / f"{study.name}.csv"
+    packed = plain.with_suffix(".csv.gz")
+    if not write(study, preset, out, plain):
+        return None
+    if plain.stat().st_size <= _PACKED_FROM:
+        packed.unlink(missing_ok=True)
+        return plain
+    packed.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
+    plain.unlink()
+    return packed
 
 
 def progress(study: Experiment, preset: Preset, out: Path) -> Progress:
@@ -222,8 +282,13 @@ def progress(study: Experiment, preset: Preset, out: Path) -> Progress:
     return Progress(len(configs), sum(done), sum(failed))
 
 
-def pack(out: Path, file: Path) -> int:
-    """Write all finished rows under ``out`` as one gzipped file of JSON lines; the same rows give the same bytes.
+def pack(out: Path, file: Path, *, digits: int | None = None) -> int:
+    """Write all finished rows under ``out`` as one compressed file of JSON lines; the same rows give the same bytes.
+
+    Args:
+        out: Where the rows are.
+        file: Name ending in ``.xz`` for the smaller, slower compression; gzip else.
+        digits: Significant digits of measured numbers; None for all. Configs keep theirs.
 
     Returns:
         How many.
@@ -234,13 +299,35 @@ def pack(out: Path, file: Path) -> int:
     text, count = io.StringIO(), 0
     for name in EXPERIMENTS:
         for stored in RowStore(row_folder(out, name)).finished():
+            if digits is not None:
+                stored["row"] = _shortened(stored["row"], digits, frozenset(_numbers(stored["config"])))
             text.write(json.dumps({"experiment": name, **encode(stored)}, sort_keys=True, allow_nan=False) + "\n")
             count += 1
     if not count:
         raise ValueError(f"out must hold finished rows, got none under {out}.")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    content = text.getvalue().encode()
+    file.write_bytes(lzma.compress(content, preset=9) if file.suffix == ".xz" else gzip.compress(content, mtime=0))
     return count
+
+
+def _shortened(value: Any, digits: int, exact: frozenset[float]) -> Any:
+    """Numbers with fewer digits, but for those that were set."""
+    if isinstance(value, dict):
+        return {name: _shortened(part, digits, exact) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_shortened(part, digits, exact) for part in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) and value not in exact else value
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, float):
+        yield value
 
 
 def unpack(out: Path, file: Path) -> tuple[int, int]:
@@ -267,7 +354,8 @@ def unpack(out: Path, file: Path) -> tuple[int, int]:
 
 
 def _lines(file: Path) -> Iterable[str]:
+    expand = lzma.decompress if file.suffix == ".xz" else gzip.decompress
     try:
-        return gzip.decompress(file.read_bytes()).decode().splitlines()
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+        return expand(file.read_bytes()).decode().splitlines()
+    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no file of packed rows: {error}") from error

@@ -37,23 +37,21 @@ def configs(preset: Preset) -> list[FitConfig]:
             weight_decay=_DECAY,
         )  # fmt: skip
         return budget + free
-    axes: dict[str, Any] = {
-        "hidden_sizes": (2, 4, 16, 64, 256),
-        "samples": (1, 2, 4, 8, 16, 64),
-    }
+    listed: list[FitConfig] = []
+    for axes in (
+        {"teachers": ("lowrank",), "hidden_sizes": (4, 16, 64, 256), "samples": (1, 2, 4, 8, 16, 64)},
+        {"teachers": ("sparse",), "hidden_sizes": (4, 16, 64), "samples": (2, 8, 64)},
+    ):
+        shared: dict[str, Any] = {**axes, "vocab_sizes": (256,), "seeds": 5}
+        listed += heads(temperatures=(1.0, 0.25), **shared)
+        listed += heads(norm="free", weight_decay=_DECAY, **shared)
     return [
-        *heads(teachers=("lowrank", "sparse"), vocab_sizes=(256,), temperatures=(1.0, 0.25), seeds=5, **axes),
-        *heads(teachers=("lowrank", "sparse"), vocab_sizes=(256,), norm="free", weight_decay=_DECAY, seeds=5, **axes),
+        *listed,
         *heads(
-            teachers=("lowrank",),
-            vocab_sizes=(4096,),
-            hidden_sizes=(4, 16, 64, 256),
-            samples=(2, 8, 32),
-            norm="free",
-            weight_decay=_DECAY,
-            seeds=5,
+            teachers=("lowrank",), vocab_sizes=(4096,), hidden_sizes=(16, 64), samples=(2, 32), norm="free",
+            weight_decay=_DECAY, seeds=5,
         ),
-    ]
+    ]  # fmt: skip
 
 
 EXPERIMENT = Experiment(
@@ -62,5 +60,6 @@ EXPERIMENT = Experiment(
     compute=fit,
     configs=configs,
     seconds=fit_seconds,
+    leftover=lambda config: 1 + config.teacher.seed,
     predictions=PREDICTIONS,
 )

@@ -30,7 +30,7 @@ class Effect(NamedTuple):
 
     def __str__(self) -> str:
         if not self.cells:
-            return "not known (no converged rows)"
+            return "not known (no rows)"
         return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
@@ -80,13 +80,10 @@ def mean_effect(frame: pd.DataFrame, value: str, *, cell: Sequence[str], seed: s
         seed: Column of the seed.
 
     Returns:
-        The effect; with one seed the interval is nan.
-
-    Raises:
-        ValueError: If there is no line.
+        The effect; with one seed the interval is nan, without any line all of it is, and it has no cells.
     """
     if frame.empty:
-        raise ValueError(f"frame must have lines to average {value} over, got none.")
+        return Effect(float("nan"), float("nan"), float("nan"), 0, 0)
     values = frame[value].to_numpy(np.float64)
     numbers = frame.groupby(list(cell), dropna=False).ngroup().to_numpy()
     counts = np.bincount(numbers)

@@ -255,7 +255,7 @@ def configs(preset: Preset) -> list[TuningConfig]:
     if preset == "quick":
         sizes = ((128, 16), (128, 64), (512, 16), (512, 64))
         return [TuningConfig(vocab_size=v, hidden_size=d, seed=seed) for v, d in sizes for seed in range(3)]
-    sizes = [(v, d) for v in (256, 1024) for d in (8, 16, 64, 256)] + [(4096, 16), (4096, 64)]
+    sizes = [*((v, d) for v in (256, 1024) for d in (8, 64, 256)), (4096, 64)]
     return [
         TuningConfig(
             vocab_size=v, hidden_size=d, seed=seed, pretraining_steps=2500, examples=1024, epochs=32, evaluated=3000

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from .claims_heads import capacity, capping, small_hidden_size, temperature
 from .claims_tuning import degrades, diversity, free_of_cost, keeps, regularises
 from .judging import MissingTableError, Tables, Verdict
 from .registry import EXPERIMENTS, Preset, experiment
+from .running import committed_folder
 
 __all__ = ["CLAIMS", "judge", "write_verdicts"]
 
@@ -27,7 +29,6 @@ CLAIMS: dict[str, Callable[[Tables], Verdict]] = {
     "K8": diversity,
     "K9": regularises,
 }
-_COMMITTED = Path("paper_figures") / "data"
 
 
 def judge(tables: Tables, preset: Preset) -> pd.DataFrame:
@@ -40,8 +41,9 @@ def judge(tables: Tables, preset: Preset) -> pd.DataFrame:
     Returns:
         ``claim``, ``statement`` (the claim), ``verdict``, ``predicted`` (each experiment's word), ``effect``, ``mean``,
         ``low``, ``high`` (95 % bootstrap over seeds), ``seeds``, ``cells``, ``condition``, ``counter_evidence``,
-        ``tables``, ``rows_left_out`` (not converged, of all), ``preset``. A claim whose table is missing is
-        ``not decided``, with the reason as its condition.
+        ``tables``, ``rows_left_out`` (not converged, of all), ``cells_not_run`` (not complete, of all in the grid; only
+        of tables whose sidecar tells), ``preset``. A claim whose table is missing is ``not decided``, with the reason
+        as its condition, and one whose effect no complete cell shows.
     """
     lines = []
     for claim, decide in CLAIMS.items():
@@ -58,12 +60,19 @@ def judge(tables: Tables, preset: Preset) -> pd.DataFrame:
                 counter_evidence="",
                 tables=(),
             )
+        if verdict.size is not None and not verdict.size.cells:
+            verdict = replace(verdict, verdict="not decided", size=None)  # no complete cell says anything
         lines.append(_line(verdict, decide.__doc__ or "", tables, preset))
     return pd.DataFrame(lines)
 
 
 def _line(verdict: Verdict, statement: str, tables: Tables, preset: Preset) -> dict[str, object]:
-    size, left = verdict.size, [tables.left_out[name] for name in verdict.tables if name in tables.left_out]
+    size = verdict.size
+
+    def counted(counts: Mapping[str, tuple[int, int]]) -> str:
+        chosen = [counts[name] for name in verdict.tables if name in counts]
+        return f"{sum(out for out, _ in chosen)} of {sum(total for _, total in chosen)}"
+
     predicted = [
         f"{name}: {prediction.verdict}"
         for name in EXPERIMENTS
@@ -81,15 +90,16 @@ def _line(verdict: Verdict, statement: str, tables: Tables, preset: Preset) -> d
         "condition": verdict.condition,
         "counter_evidence": verdict.counter_evidence,
         "tables": " ".join(verdict.tables),
-        "rows_left_out": f"{sum(out for out, _ in left)} of {sum(total for _, total in left)}",
+        "rows_left_out": counted(tables.left_out),
+        "cells_not_run": counted(tables.not_run),
         "preset": preset if preset == "full" else f"{preset} (preliminary)",
     }
 
 
 def write_verdicts(preset: Preset, out: Path, file: Path | None) -> int:
     """Judge, print and write; 1 where a claim other than K7 could not be decided for want of a table."""
-    committed = _COMMITTED if preset == "full" else _COMMITTED / preset
-    tables = Tables(folders=(out, committed, _COMMITTED))
+    committed = committed_folder(preset)
+    tables = Tables(folders=(out, committed, committed_folder("full")))
     table = judge(tables, preset)
     target = file or committed / "verdicts.csv"
     write_atomically(target, table.to_csv(index=False, lineterminator="\n"))

@@ -6,7 +6,8 @@
 Columns: ms is the median over the rounds, ms_low and ms_high their quartiles; peak_mib the most memory beyond the
 inputs; share the time that the operations of a loss that keeps its logits take at the measured rate of ``input @
 weight.T`` (matmul_ms for the loss, three times that with gradients) over ms; the errors are norm-wise, against float64
-on the first tokens.
+on the first tokens. Two rows are no losses: "matmul" is that product alone, "three products" all that logits and both
+gradients need, by the same library and of the same numbers.
 """
 
 from __future__ import annotations
@@ -37,12 +38,24 @@ COLUMNS = (
     *("loss_error", "input_gradient_error", "weight_gradient_error", "skipped"),
 )
 CASES = (Case(), Case(softcap=30.0), Case(ignored=0.8), Case(gradients=False), Case(label_smoothing=0.0))
+PRODUCTS = "three products"
 ERROR_TOKENS = 1024  # float64 gradients of the whole head take 4.7 GB and a second or two of an H100
+_EXAMPLES = """
+examples:
+  python -m kernel.benchmark                        every shape, into paper_figures/data/kernel.csv, on a GPU
+  python -m kernel.benchmark --shapes GPT-2 --rounds 5 --output /tmp/table.csv
+  python -m kernel.benchmark --device cpu --scale 64 --rounds 2 --output /tmp/table.csv   a trial without a GPU
+"""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m kernel.benchmark", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark",
+        description=(__doc__ or "").splitlines()[0],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], default=[s.name for s in SHAPES])
     parser.add_argument("--scale", type=int, default=1, help="divide N and V by this, for a trial (default 1)")
     parser.add_argument("--rounds", type=int, default=10, help="timed rounds (default 10)")
@@ -139,6 +152,8 @@ def _compare_case(
         torch.mm(data.hidden.detach(), data.weight.detach().T, out=product)
 
     runs: dict[str, Callable[[], object]] = {"matmul": matmul}
+    if case == Case():
+        runs[PRODUCTS] = measure.three_products(data, case, device)
     for name, (loss, _) in ready.items():
         runs[name] = lambda loss=loss: measure.step(loss, data, case)
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -150,20 +165,18 @@ def _compare_case(
                 times[name].append(ms)
     data.hidden.grad = data.weight.grad = None
     matmul_ms = statistics.median(times["matmul"])
-    yield (
-        base | {"implementation": "matmul", "ms": f"{matmul_ms:.3f}", "matmul_ms": f"{matmul_ms:.3f}"},
-        times["matmul"],
-    )
-    for rival in chosen:
-        row = base | {"implementation": rival.name, "matmul_ms": f"{matmul_ms:.3f}"}
-        if rival.name in skipped:
-            yield row | {"skipped": skipped[rival.name]}, []
+    base["matmul_ms"] = f"{matmul_ms:.3f}"
+    yield base | {"implementation": "matmul", "ms": f"{matmul_ms:.3f}"}, times["matmul"]
+    for name in [PRODUCTS] * (PRODUCTS in runs) + [r.name for r in chosen]:
+        row = base | {"implementation": name}
+        if name in skipped:
+            yield row | {"skipped": skipped[name]}, []
             continue
-        low, median, high = statistics.quantiles(times[rival.name], n=4) if rounds > 1 else times[rival.name] * 3
+        low, median, high = statistics.quantiles(times[name], n=4) if rounds > 1 else times[name] * 3
         kept = 1 - case.ignored
         share = (3 if case.gradients else 1) * kept * matmul_ms / median
         spread = {"ms": f"{median:.3f}", "ms_low": f"{low:.3f}", "ms_high": f"{high:.3f}", "share": f"{share:.3f}"}
-        yield row | spread | ready[rival.name][1], times[rival.name]
+        yield row | spread | (ready[name][1] if name in ready else {}), times[name]
 
 
 def _prepare(

@@ -44,7 +44,7 @@ class Scalars:
     ignore_index: int
 
     def gains(self) -> tuple[float, float, float]:
-        """Factors of product, bias and cap; see :func:`kernel.fused.tiles.capped_logits`."""
+        """Factors of product, bias and cap; see ``tiles.capped_logits``."""
         log2_e = math.log2(math.e)
         if self.softcap:
             inner = 2 * log2_e / self.softcap

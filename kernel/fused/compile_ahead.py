@@ -1,33 +1,58 @@
-"""Launches kernels, and compiles all kernels of a loss at once before the first of them runs.
+"""Launches kernels, and compiles all kernels of a loss side by side before the first of them runs.
 
-One after the other, the kernels of a first call took 20.6 s to compile on the host of an H100 (Triton 3.6); side by
-side on its 16 cores they take 6.1 s, and 1.1 s in the processes that follow, from Triton's cache on disk. The launches
-of forward and backward are gone through once without running a kernel, which tells what is needed.
+The launches of forward and backward are gone through once without running a kernel, which tells what is needed. The
+kernels with the most parameters are the largest and take longest: they start first.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 
 __all__ = ["compile_ahead", "run_kernel"]
 
-_only_compile: ContextVar[bool] = ContextVar("only_compile", default=False)
+_recorded: ContextVar[list[_Launch] | None] = ContextVar("recorded", default=None)
 _known: set[Hashable] = set()
 
 
+class _Launch(NamedTuple):
+    kernel: Any
+    grid: tuple[Any, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+class _Executor:
+    """Runs a compilation in a pool, and that of the host's part of its launch, a C program in some versions."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self.pool = pool
+
+    def submit(self, compile_kernel: Callable[[], Any]) -> Future[Any]:
+        """Start one compilation."""
+
+        def work() -> Any:
+            kernel = compile_kernel()
+            driver: Any = triton.runtime.driver.active
+            driver.launcher_cls(kernel.src, kernel.metadata)
+            return kernel
+
+        return self.pool.submit(work)
+
+
 def run_kernel(kernel: Any, grid: tuple[Any, ...], *arguments: Any, **constants: Any) -> None:
-    """Launch a Triton kernel; within :func:`compile_ahead` only have it compiled."""
-    if _only_compile.get():
-        kernel.warmup(*arguments, grid=grid, **constants)
-    else:
+    """Launch a Triton kernel; within :func:`compile_ahead` only note it down."""
+    recorded = _recorded.get()
+    if recorded is None:
         kernel[grid](*arguments, **constants)
+    else:
+        recorded.append(_Launch(kernel, grid, arguments, constants))
 
 
 def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], object]) -> None:
@@ -42,14 +67,20 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
         return
     _known.add(key)
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        mode = triton.AsyncCompileMode(pool)
-        token = _only_compile.set(True)
-        try:
-            with mode:
-                launches()
-        finally:
-            _only_compile.reset(token)
-        # The host's part of each launch is compiled as well, by some versions with the C compiler.
-        driver: Any = triton.runtime.driver.active
-        kernels = [future.result() for future in mode.future_kernels.values()]
-        list(pool.map(lambda kernel: driver.launcher_cls(kernel.src, kernel.metadata), kernels))
+        driver = pool.submit(lambda: triton.runtime.driver.active)  # a C program as well: built in the meantime
+        recorded = _record(launches)
+        recorded.sort(key=lambda launch: len(launch.arguments) + len(launch.constants), reverse=True)
+        driver.result()
+        with triton.AsyncCompileMode(_Executor(pool)):  # pyright: ignore[reportArgumentType]
+            for kernel, grid, arguments, constants in recorded:
+                kernel.warmup(*arguments, grid=grid, **constants)
+
+
+def _record(launches: Callable[[], object]) -> list[_Launch]:
+    recorded: list[_Launch] = []
+    token = _recorded.set(recorded)
+    try:
+        launches()
+    finally:
+        _recorded.reset(token)
+    return recorded

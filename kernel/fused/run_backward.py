@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -113,11 +115,21 @@ class _Backward:
             BLOCK=1024,
         )
         self.descriptor = uses_descriptors(self.packed, weight)
+        self.descriptors: dict[tuple[Any, ...], Any] = {}
         self.constants = {
             "SOFTCAP": scalars.softcap > 0,
             "Z_LOSS": scalars.z_loss > 0,
             "BLOCK_VOCAB": self.table.logit_gradient.columns,
         }
+
+    def tiles(self, matrix: Tensor, rows: int, columns: int) -> Any:
+        """Descriptor for tiles of ``rows x columns``, made once; where there are none, the matrix itself."""
+        if not self.descriptor:
+            return matrix
+        key = (matrix.data_ptr(), matrix.shape, matrix.dtype, rows, columns)
+        if key not in self.descriptors:
+            self.descriptors[key] = describe(matrix, rows, columns)
+        return self.descriptors[key]
 
     def recompute(self, dz: Tensor, start: int) -> None:
         """Write dz of one strip from the logits."""
@@ -125,14 +137,14 @@ class _Backward:
         run_kernel(
             recomputed_strip_kernel,
             (self.programs,),
-            describe(self.packed, launch.rows, launch.depth) if self.descriptor else self.packed,
-            describe(weight, launch.columns, launch.depth) if self.descriptor else weight,
+            self.tiles(self.packed, launch.rows, launch.depth),
+            self.tiles(weight, launch.columns, launch.depth),
             bias,
             self.rows.number,
             self.lse,
             self.row_scale,
             self.label,
-            describe(dz, launch.rows, launch.columns // launch.parts) if self.descriptor else dz,
+            self.tiles(dz, launch.rows, launch.columns // launch.parts),
             self.n,
             self.vocab_size,
             self.hidden_size,
@@ -204,6 +216,7 @@ class _Backward:
             pack_hidden(self.head.hidden, self.rows, scaled, self.kept_scale)
             total = column_sum(self.packed, 0, *weights) * uniform if uniform else None
             self.add_weight(kept.softmax, scaled, plan.boundary, total)
+            self.descriptors.clear()  # they hold the memory
             del scaled
         if self.bias_gradient is not None:
             total = column_sum(self.row_scale.unsqueeze(1), 0, torch.ones_like(self.row_scale), self.rows.number)
@@ -220,9 +233,9 @@ class _Backward:
         run_kernel(
             weight_gradient_kernel,
             (self.programs,),
-            describe(dz, launch.depth, launch.rows) if self.descriptor else dz,
-            describe(hidden, launch.depth, launch.columns) if self.descriptor else hidden,
-            describe(gradient, launch.rows, launch.columns // launch.parts) if self.descriptor else gradient,
+            self.tiles(dz, launch.depth, launch.rows),
+            self.tiles(hidden, launch.depth, launch.columns),
+            self.tiles(gradient, launch.rows, launch.columns // launch.parts),
             self.rows.number,
             self.largest,
             uniform,
@@ -277,9 +290,9 @@ class _Backward:
         run_kernel(
             input_gradient_kernel,
             (self.programs,),
-            describe(dz, launch.rows, launch.depth) if self.descriptor else dz,
-            describe(weight, launch.depth, launch.columns) if self.descriptor else weight,
-            describe(accumulator, launch.rows, launch.columns // launch.parts) if reduce else accumulator,
+            self.tiles(dz, launch.rows, launch.depth),
+            self.tiles(weight, launch.depth, launch.columns),
+            self.tiles(accumulator, launch.rows, launch.columns // launch.parts) if reduce else accumulator,
             self.rows.number,
             self.n,
             self.vocab_size,

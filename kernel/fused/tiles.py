@@ -56,20 +56,20 @@ def store_tile(
 
 
 @triton.jit
-def _half(tile, part: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
-    return left if part == 0 else right
-
-
-@triton.jit
 def column_part(tile, part: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """One of 1, 2 or 4 equal column blocks of a tile: an epilogue in parts needs less shared memory to store from."""
+    """One of ``PARTS`` (a power of two) equal column blocks of a tile.
+
+    An accumulator's high column bits number registers of a thread, so a part of 16 columns or more costs nothing: an
+    epilogue in parts needs less shared memory to store from, and fewer registers at a time.
+    """
     if PARTS == 1:
         return tile
-    elif PARTS == 2:  # noqa: RET505 - branches of one compile-time choice
-        return _half(tile, part, ROWS, COLUMNS)
-    else:
-        return _half(_half(tile, part // 2, ROWS, COLUMNS), part % 2, ROWS, COLUMNS // 2)
+    else:  # noqa: RET505 - branches of one compile-time choice
+        left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+        if part < PARTS // 2:
+            return column_part(left, part, PARTS // 2, ROWS, COLUMNS // 2)
+        else:  # noqa: RET505
+            return column_part(right, part - PARTS // 2, PARTS // 2, ROWS, COLUMNS // 2)
 
 
 @triton.jit

@@ -17,6 +17,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from ..options import LossOptions
 from . import loss
@@ -24,6 +25,10 @@ from .launch import Launch, LaunchTable, launch_table, set_launch_table
 
 __all__ = ["CANDIDATES", "load", "save", "tune"]
 
+_EXAMPLES = """
+examples:
+  python -m kernel.fused.tuner --tokens 8192 --vocab-size 256000 --hidden-size 2304 --output table.json
+"""
 # Products of half precision: tile, depth, warps; each is tried with several stages and parts of the epilogue.
 CANDIDATES: tuple[Launch, ...] = tuple(
     Launch(rows, columns, depth, warps, stages, parts)
@@ -78,7 +83,7 @@ def tune(
 
     best = launch_table(device, dtype)
     fastest = milliseconds(best)
-    for field in fields(LaunchTable):
+    for field in tqdm(fields(LaunchTable), desc="kernels", disable=None):
         for table in _neighbours(best, field.name, candidates):
             try:
                 found = milliseconds(table)
@@ -120,7 +125,12 @@ def load(path: str | Path, device: torch.device | str, dtype: torch.dtype) -> La
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m kernel.fused.tuner", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.fused.tuner",
+        description=(__doc__ or "").splitlines()[0],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--vocab-size", type=int, required=True)
     parser.add_argument("--hidden-size", type=int, required=True)

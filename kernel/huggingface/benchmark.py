@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..benchmark.measure import peak_bytes, turn
 from ._forward import fuse_loss
@@ -26,6 +27,11 @@ from ._forward import fuse_loss
 __all__ = ["main"]
 
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "paper_figures" / "data" / "training_step.csv"
+_EXAMPLES = """
+examples:
+  python -m kernel.huggingface.benchmark                          16384 tokens a step, on a GPU
+  python -m kernel.huggingface.benchmark --tokens 512 --scale 8 --rounds 2 --out /tmp/table.csv   a trial without one
+"""
 _SEQUENCE = 2048
 # (name, label smoothing, fused): transformers smooths the labels of full logits.
 _LOSSES = (
@@ -100,7 +106,10 @@ def _measure(tokens: Tensor, scale: int, rounds: int) -> Iterator[dict[str, obje
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(
-        prog="python -m kernel.huggingface.benchmark", description=(__doc__ or "").splitlines()[0].split(":")[0] + "."
+        prog="python -m kernel.huggingface.benchmark",
+        description=(__doc__ or "").splitlines()[0].split(":")[0] + ".",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="table to write (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens a step (default: %(default)s)")
@@ -112,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(0)
     vocab_size = max(49152 // chosen.scale, 64)
     tokens = torch.randint(vocab_size, (chosen.tokens // length, length), generator=generator).to(device)
-    rows = list(_measure(tokens, chosen.scale, chosen.rounds))
+    measured = _measure(tokens, chosen.scale, chosen.rounds)
+    rows = list(tqdm(measured, total=2 * len(_LOSSES), unit="row", disable=None))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with chosen.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")

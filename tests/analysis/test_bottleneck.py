@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.bottleneck import FitConfig, SoftmaxBottleneck, fit, train
+from analysis.bottleneck._training import _converged_at
 from analysis.calibration import true_calibration_error
 from analysis.caps import gap_to_confidence, max_gap, simplex_cap
 from analysis.smoothing import effectiveness_ratio, optimal_gap
@@ -206,6 +207,26 @@ class TestOptimum:
         row = fit(config)
         longer = fit(dataclasses.replace(config, max_steps=2 * row["steps"], tolerance=0.0))
         assert row["loss"] - longer["loss"] < 1e-4 * row["loss"]
+
+
+class TestConvergence:
+    def test_converged_at_is_where_the_rule_begins_to_hold_for_good(self):
+        falling = [5.0, 3.0, 2.0, 2.0, 1.5, 1.4]  # a rest on the way does not count
+        assert _converged_at(falling) == 6  # it does not hold yet
+        assert _converged_at([*falling, 1.39999, 1.39998, 1.39998]) == 6
+        assert _converged_at([1.0, 1.0]) == 1
+
+    def test_overtime_trains_that_many_times_as_long(self):
+        teacher = TeacherConfig(kind="det", vocab_size=24, n_contexts=24)
+        plain = FitConfig(teacher=teacher, hidden_size=24, norm_coefficient=6 / 24)
+        once, four = fit(plain), fit(dataclasses.replace(plain, overtime=4))
+        assert once["converged_at"] == four["converged_at"]
+        assert once["steps"] < 4 * once["converged_at"] <= four["steps"]
+        assert four["confidence"] == pytest.approx(once["confidence"], abs=1e-5)
+
+    def test_a_run_cut_short_did_not_converge_anywhere(self):
+        row = fit(FitConfig(teacher=lowrank(), hidden_size=6, norm_coefficient=2.0, max_steps=10))
+        assert (row["converged"], row["converged_at"]) == (False, None)
 
 
 class TestRecord:

@@ -16,7 +16,16 @@ from sweep_jobs import Square
 
 from analysis import records
 from analysis.bottleneck import FitConfig
-from analysis.records import RowStore, config_key, environment, find_table, read_table, write_atomically, write_table
+from analysis.records import (
+    RowStore,
+    config_key,
+    environment,
+    find_table,
+    read_sidecar,
+    read_table,
+    write_atomically,
+    write_table,
+)
 from analysis.teachers import TeacherConfig
 
 MADE_BY = {"python": "3", "commit": None}
@@ -164,6 +173,7 @@ def test_a_small_table_is_read_whole(tmp_path):
     table = pd.DataFrame(
         {
             "n": [0, 1],
+            "k": [1 / 1024, 0.1],
             "x": [1 / 3, 2e-7 / 3],
             "norm": ["free", "free"],
             "cap": [None, None],
@@ -171,14 +181,15 @@ def test_a_small_table_is_read_whole(tmp_path):
             "wall_seconds": [1.0, 2.0],
         }
     )
-    beside = write_table(table, tmp_path / "t.csv", store, configs, digits=6)
-    assert (tmp_path / "t.csv").read_text() == "n,x\n0,0.333333\n1,6.66667e-08\n"
+    beside = write_table(table, tmp_path / "t.csv", store, configs, digits=6, exact=["k"], more={"cells": 2})
+    assert (tmp_path / "t.csv").read_text() == "n,k,x\n0,0.0009765625,0.333333\n1,0.1,6.66667e-08\n"
     assert json.loads(beside.read_text())["constants"] == {"norm": "free", "cap": None, "top": "inf"}
     read = read_table(tmp_path / "t.csv")
-    assert list(read) == ["n", "x", "norm", "cap", "top"]
+    assert list(read) == ["n", "k", "x", "norm", "cap", "top"]
     assert read["norm"].tolist() == ["free"] * 2
     assert read["cap"].isna().all()
     assert read["top"].tolist() == [float("inf")] * 2
+    assert read_sidecar(tmp_path / "t.csv")["cells"] == 2
     assert find_table(tmp_path, "t") == tmp_path / "t.csv"
     assert find_table(tmp_path, "u") is None
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress((tmp_path / "t.csv").read_bytes()))
@@ -187,7 +198,7 @@ def test_a_small_table_is_read_whole(tmp_path):
     assert packed is not None
     assert read_table(packed).equals(read)
     beside.unlink()
-    assert list(read_table(packed)) == ["n", "x"]  # any other CSV
+    assert list(read_table(packed)) == ["n", "k", "x"]  # any other CSV
 
 
 def test_the_environment_names_versions_and_commit(monkeypatch):

@@ -1,15 +1,24 @@
 """The command: what it runs, keeps, packs and judges, on grids of a few cheap configs."""
 
+import errno
 import gzip
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import psutil
 import pytest
+import study_jobs
 import torch
 
 import paper_figures
+from analysis import records
 from analysis.records import config_key, read_table
 from analysis.study import ceilings, registry, running
 from analysis.study.__main__ import main
@@ -21,6 +30,8 @@ from analysis.study.verdicts import CLAIMS, judge
 
 DATA = Path(paper_figures.__file__).parent / "data"
 FEW = [ceilings.CeilingConfig(vocab_size=v, hidden_size=64, shares=(0.5, 1.0), model="any") for v in (1000, 2000, 3000)]
+
+MORE = [*FEW, ceilings.CeilingConfig(vocab_size=4000, hidden_size=64, shares=(0.5, 1.0), model="any")]
 
 
 @pytest.fixture
@@ -68,6 +79,54 @@ class TestRun:
         assert main(["run", "S1", "--out", str(tmp_path)]) == 2
         assert capsys.readouterr().err.startswith("error: ")
 
+    def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_computed(
+        self, finished, monkeypatch, capsys
+    ):
+        """Rows that are there stay and can be read; root, whom permissions do not stop, gets the error by hand."""
+        monkeypatch.setattr(ceilings, "EXPERIMENT", replace(ceilings.EXPERIMENT, configs=lambda preset: MORE))
+        rows = {path: path.read_bytes() for path in (finished / "rows" / "S1").glob("*.json")}
+
+        def refuse(*_, **__):
+            raise OSError(errno.EROFS, "Read-only file system", str(finished))
+
+        if os.geteuid():
+            (finished / "rows" / "S1").chmod(0o555)
+        else:
+            monkeypatch.setattr(records.tempfile, "TemporaryFile", refuse)
+        monkeypatch.setattr(running, "local_engine", lambda *_, **__: pytest.fail("something is computed"))
+        assert main(["run", "S1", "--out", str(finished)]) == 2
+        assert capsys.readouterr().err.startswith("error: [Errno ")
+        assert main(["status", "S1", "--out", str(finished)]) == 1
+        assert capsys.readouterr().out.split()[-4:] == ["S1", "3", "0", "1"]
+        (finished / "rows" / "S1").chmod(0o755)
+        assert {path: path.read_bytes() for path in (finished / "rows" / "S1").glob("*.json")} == rows
+
+    def test_kill_9_of_the_command_loses_no_row_and_leaves_no_worker(self, monkeypatch, tmp_path, capsys):
+        folder, tests = tmp_path / "rows" / "S1", Path(study_jobs.__file__).parent
+        path = os.pathsep.join([str(tests.parent), str(tests)])
+        command = [sys.executable, study_jobs.__file__, str(tmp_path)]
+        driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("*.json"))) < 4:
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        workers = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        driver.wait()
+        assert not psutil.wait_procs(workers, timeout=20)[1]
+        finished = {path: path.read_bytes() for path in folder.glob("*.json")}
+        assert 4 <= len(finished) < len(study_jobs.GRID)
+
+        monkeypatch.setattr(
+            ceilings, "EXPERIMENT", replace(ceilings.EXPERIMENT, configs=lambda preset: study_jobs.GRID)
+        )
+        assert main(["status", "S1", "--out", str(tmp_path)]) == 1
+        assert capsys.readouterr().out.split()[-3:] == [str(len(finished)), "0", str(30 - len(finished))]
+        assert main(["run", "S1", "--workers", "1", "--out", str(tmp_path)]) == 0
+        assert f"{30 - len(finished)} computed now, 0 failed" in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in finished} == finished
+
     @pytest.mark.parametrize(
         "arguments",
         [[], ["run", "S9"], ["run", "--preset", "tiny"], ["run", "--engine", "cloud"], ["run", "--workers", "0"]],
@@ -114,6 +173,19 @@ class TestPlacement:
         ]
         assert sum(lane.workers for lane in found) == 20
         assert all(lane.queues[-1] == "cpu" for lane in found)  # nobody idles while a core's work is left
+        alone = lanes("cuda", 20, visible_gpus(), 6, alone=True)
+        counts = [
+            sum(lane.workers for lane in alone if lane.environment.get("CUDA_VISIBLE_DEVICES") == g) for g in "35"
+        ]
+        assert counts == [1, 6]
+        assert [lane.workers for lane in alone if "whole" in lane.queues] == [1]
+
+    def test_what_may_be_left_over_comes_last_seed_by_seed(self):
+        collapse = registry.experiment("S3")
+        corner = [c for c in collapse.configs("full") if c.teacher.vocab_size == 32768 and c.hidden_size == 1024]
+        assert {collapse.leftover(c) for c in corner} == {1, 2, 3, 4, 5}
+        assert all(collapse.leftover(c) == 1 + c.teacher.seed for c in corner)
+        assert {collapse.leftover(c) for c in collapse.configs("quick")} == {0}
 
     def test_without_a_gpu_cuda_is_refused(self, few, tmp_path, capsys):
         if torch.cuda.is_available():
@@ -134,6 +206,18 @@ class TestPack:
         assert {k: json.loads(v) for k, v in one.items()} == {k: json.loads(v) for k, v in two.items()}
         pack(tmp_path / "b", tmp_path / "again.gz")
         assert (tmp_path / "again.gz").read_bytes() == (tmp_path / "x" / "rows.gz").read_bytes()
+
+    def test_few_digits_and_xz_make_it_smaller(self, finished, tmp_path):
+        pack(finished, tmp_path / "rows.gz")
+        assert pack(finished, tmp_path / "rows.xz", digits=4) == 3
+        assert unpack(tmp_path / "b", tmp_path / "rows.xz") == (3, 0)
+        assert (tmp_path / "rows.xz").stat().st_size < (tmp_path / "rows.gz").stat().st_size
+        one, two = (running.table(registry.experiment("S1"), "full", f) for f in (finished, tmp_path / "b"))
+        assert one["vocab_size"].tolist() == two["vocab_size"].tolist()
+        np.testing.assert_allclose(two["simplex_gap"], one["simplex_gap"], rtol=5e-4)
+        (tmp_path / "bad.xz").write_text("plain text")
+        with pytest.raises(ValueError, match="is no file of packed rows"):
+            unpack(tmp_path, tmp_path / "bad.xz")
 
     def test_by_the_command(self, finished, tmp_path, capsys):
         assert main(["pack", str(tmp_path / "r.gz"), "--out", str(finished)]) == 0
@@ -160,6 +244,18 @@ class TestPack:
             unpack(tmp_path, tmp_path / "bad.gz")
         with pytest.raises(ValueError, match="must hold finished rows, got none"):
             pack(tmp_path, tmp_path / "none.gz")
+
+
+class TestTables:
+    def test_they_are_written_where_wanted_and_packed_when_large(self, finished, tmp_path, monkeypatch, capsys):
+        assert main(["tables", "S1", "S2", "--out", str(finished), "--to", str(tmp_path / "t")]) == 0
+        assert "S1: wrote" in (out := capsys.readouterr().out)
+        assert "S2: no complete cell" in out
+        assert (tmp_path / "t" / "S1.csv").read_bytes() == (finished / "S1.csv").read_bytes()
+        monkeypatch.setattr(running, "_PACKED_FROM", 10)
+        assert main(["tables", "S1", "--out", str(finished), "--to", str(tmp_path / "t")]) == 0
+        assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["S1.csv.gz", "S1.json"]
+        assert read_table(tmp_path / "t" / "S1.csv.gz").equals(read_table(finished / "S1.csv"))
 
 
 def test_tidy_leaves_simple_rows_alone():

@@ -21,9 +21,12 @@ HAS_RAY = importlib.util.find_spec("ray") is not None
 def test_rows_arrive_once_though_a_node_is_killed(tmp_path):
     path = os.pathsep.join([str(ROOT), str(TESTS)])
     command = [sys.executable, str(TESTS / "ray_jobs.py"), str(tmp_path)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False
-    )
+    for _ in range(3):
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False
+        )
+        if "timed out during startup" not in done.stderr:  # ray gives a node 30 s, which a busy machine may exceed
+            break
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "outcome.json").read_text())
     assert result["failures"] == {}

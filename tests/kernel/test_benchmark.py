@@ -35,7 +35,7 @@ def test_table(tmp_path):
     rows = list(csv.DictReader(output.read_text().splitlines()))
     assert tuple(rows[0]) == COLUMNS
     measured = [r for r in rows if not r["skipped"]]
-    assert {r["implementation"] for r in measured} >= {"matmul", "chunked", "eager", "eager, float32 logits"}
+    assert {r["implementation"] for r in measured} >= {"matmul", "three products", "chunked", "eager"}
     assert all(float(r["ms_low"]) <= float(r["ms"]) <= float(r["ms_high"]) for r in measured if r["ms_low"])
     assert any(r["skipped"] for r in rows)
     gradients = [r for r in measured if r["mode"] == "loss and gradients" and r["implementation"] == "chunked"]
@@ -58,6 +58,15 @@ def test_rivals_compute_the_same_loss(data, softcap):
         assert max(measure.errors(rival.make(case), data, case, exact)) < 1e-5, rival.name
         compared.append(rival.name)
     assert {"chunked", "eager"} <= set(compared)
+
+
+def test_the_three_products_are_those_of_the_loss(data):
+    case = Case(label_smoothing=0.2)
+    _, input_gradient, weight_gradient = measure.exact_gradients(data, case)
+    logits, by_weight, by_input = measure.three_products(data, case, torch.device("cpu"))()
+    torch.testing.assert_close(logits, data.hidden @ data.weight.T)
+    torch.testing.assert_close(by_weight.double() / SHAPE.n, weight_gradient, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(by_input.double() / SHAPE.n, input_gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_data_are_peaked_and_zipfian():
@@ -86,4 +95,4 @@ def test_a_rival_that_fails_is_reported(data):
     rival = replace(rival, make=lambda case: broken)
     device = torch.device("cpu")
     rows = [row for row, _ in command._compare_case(SHAPE, Case(), data, data, [rival], torch.float32, device, 1)]
-    assert rows[1]["skipped"] == "RuntimeError: out of luck"
+    assert rows[-1]["skipped"] == "RuntimeError: out of luck"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import ClassVar
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -262,25 +263,56 @@ def test_one_graph_without_breaks(workspace_bytes, monkeypatch):
             assert relative_error(a, b) < 1e-6
 
 
-def test_a_first_call_compiles_without_launching():
-    from kernel.fused.compile_ahead import _only_compile, run_kernel
+class RecordingKernel:
+    def __init__(self, calls):
+        self.calls = calls
 
-    class Kernel:
-        calls: ClassVar[list] = []
+    def warmup(self, *arguments, grid, **constants):
+        self.calls.append(("compiled", arguments, grid, constants))
 
-        def warmup(self, *arguments, grid, **constants):
-            self.calls.append(("compiled", arguments, grid, constants))
+    def __getitem__(self, grid):
+        return lambda *arguments, **constants: self.calls.append(("ran", arguments, grid, constants))
 
-        def __getitem__(self, grid):
-            return lambda *arguments, **constants: self.calls.append(("ran", arguments, grid, constants))
 
-    token = _only_compile.set(True)
-    try:
-        run_kernel(Kernel(), (3,), 1, A=2)
-    finally:
-        _only_compile.reset(token)
-    run_kernel(Kernel(), (3,), 1, A=2)
-    assert Kernel.calls == [("compiled", (1,), (3,), {"A": 2}), ("ran", (1,), (3,), {"A": 2})]
+def use_driver(monkeypatch, driver):
+    triton = pytest.importorskip("triton")
+    active = SimpleNamespace(driver=SimpleNamespace(active=driver))
+    double = SimpleNamespace(runtime=active, AsyncCompileMode=triton.AsyncCompileMode)
+    monkeypatch.setattr("kernel.fused.compile_ahead.triton", double)
+
+
+def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none(monkeypatch):
+    from kernel.fused.compile_ahead import compile_ahead, run_kernel  # needs Triton
+
+    use_driver(monkeypatch, None)
+
+    calls = []
+    kernel = RecordingKernel(calls)
+
+    def launches():
+        run_kernel(kernel, (3,), 1, A=2)
+        run_kernel(kernel, (4,), 1, 2, A=2, B=3)
+
+    some, other = object(), object()
+    for key in (some, some, other):  # what was seen is not compiled again
+        compile_ahead(key, torch.device("cuda"), launches)
+    small, large = ("compiled", (1,), (3,), {"A": 2}), ("compiled", (1, 2), (4,), {"A": 2, "B": 3})
+    assert calls == [large, small, large, small]
+    compile_ahead(object(), torch.device("cpu"), launches)
+    assert len(calls) == 4
+    launches()
+    assert calls[4:] == [("ran", *small[1:]), ("ran", *large[1:])]
+
+
+def test_the_host_part_of_a_launch_is_compiled_with_its_kernel(monkeypatch):
+    from kernel.fused.compile_ahead import _Executor
+
+    built = []
+    use_driver(monkeypatch, SimpleNamespace(launcher_cls=lambda src, metadata: built.append((src, metadata))))
+    compiled = SimpleNamespace(src="source", metadata="metadata")
+    with ThreadPoolExecutor(1) as pool:
+        assert _Executor(pool).submit(lambda: compiled).result() is compiled
+    assert built == [("source", "metadata")]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -1,0 +1,98 @@
+"""Sphinx: pages in Markdown, the reference from the docstrings, formulas by a MathJax that the site carries itself."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import version as installed_version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent))
+
+from reference_pages import write_pages
+
+project = "confidence-ceiling"
+author = "The confidence-ceiling authors"
+version = release = installed_version("confidence-ceiling")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx_copybutton"]
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:class", ".*"),
+    ("py:obj", r"typing\.Literal.*"),
+]  # the types in signatures, most of them other projects'
+
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {"inherited-members": "dict,object,tuple"}  # of all bases but these
+autodoc_inherit_docstrings = False
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_type_aliases = {name: name for name in ("Array", "ArrayLike", "NDArray")}
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+
+html_theme = "furo"
+html_title = "confidence-ceiling"
+html_css_files = ["site.css"]
+html_show_sourcelink = html_copy_source = html_show_sphinx = html_show_copyright = False
+# MathJax with its fonts as one script: formulas need no network, and no font that a browser may refuse to load.
+mathjax_package: Any = find_spec("sphinx-mathjax-offline")
+mathjax = Path(mathjax_package.origin).parent / "static" / "mathjax" / "tex-svg.js"
+mathjax_path = mathjax.name
+html_static_path = ["_static", str(mathjax)]
+
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+_EXTERNAL = {
+    "ipywidgets.": "https://ipywidgets.readthedocs.io/en/stable/",
+    "ray.": "https://docs.ray.io/en/latest/ray-core/api/doc/{}.html",
+    "torch.": "https://docs.pytorch.org/docs/stable/generated/{}.html",
+}
+
+
+def link_outside(app: Any, env: Any, node: Any, content: nodes.Node) -> nodes.Node | None:
+    """Lead references to other projects to their pages; without an inventory, which would take a network to build."""
+    target = node.get("reftarget", "")
+    for prefix, address in _EXTERNAL.items():
+        if target.startswith(prefix) and (node["reftype"] != "class" or target.startswith("torch.nn.")):
+            link = nodes.reference("", "", internal=False, refuri=address.format(target))
+            link += content
+            return link
+    return None
+
+
+def plain_underscores(app: Any, tree: nodes.document) -> None:
+    r"""Take the backslash from ``\_`` inside ``\text`` and ``\texttt``, where TeX wants it and MathJax shows it."""
+    for node in [*tree.findall(nodes.math), *tree.findall(nodes.math_block)]:
+        tex = node.astext()
+        mended = re.sub(r"\\text(tt)?\{[^{}]*\}", lambda match: match[0].replace(r"\_", "_"), tex)
+        if mended != tex:
+            node.clear()
+            node += nodes.Text(mended)
+
+
+def skip_foreign(app: Any, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out torch's methods, and "Alias for field number 0": a named tuple's class describes its fields."""
+    foreign = str(getattr(value, "__module__", "")).startswith("torch.")
+    return True if foreign or type(value).__name__ == "_tuplegetter" else None
+
+
+def setup(app: Any) -> None:
+    """Write the pages of the reference and connect the handlers."""
+    write_pages(HERE / "reference")
+    app.connect("autodoc-skip-member", skip_foreign)
+    app.connect("missing-reference", link_outside)
+    app.connect("doctree-read", plain_underscores)

@@ -1,0 +1,232 @@
+"""Write the tables of README and docs anew from the committed ones: ``python docs/readme_tables.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+__all__ = ["PAGES", "PARTS", "main", "render"]
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # paper_figures is no part of the installed package
+DATA = ROOT / "paper_figures" / "data"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "kernel.md", ROOT / "docs" / "using_the_loss.md")
+_SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
+_OURS, _KEPT, _RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
+# Name in kernel.csv -> name in the README, in its order.
+_IMPLEMENTATIONS = {
+    _OURS: "`triton`, 128 MiB workspace (default)",
+    _KEPT: "`triton`, all strips kept",
+    "chunked": "`chunked`",
+    "eager": "eager, bfloat16 logits",
+    "torch.compile": "torch.compile",
+    "Liger-Kernel": "Liger-Kernel",
+    _RIVAL: "Liger-Kernel, float32 sums, its best chunk",
+}
+
+
+def verdicts(data: Path) -> str:
+    """The claims and what became of them: the full table where it is there, else the quick one; then the real model."""
+    path = next(p for p in (data / "verdicts.csv", data / "quick" / "verdicts.csv") if p.exists())
+    table: Any = pd.read_csv(path)
+    real: Any = pd.read_csv(data / "instruction_verdicts.csv").set_index("claim")["verdict"]
+    model = json.loads((data / "instruction_full.json").read_text(encoding="utf-8"))["model"]
+    lines = [
+        "| | claim of the paper | verdict | measured | 95 % interval | on a real model |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table.itertuples():
+        size = "" if pd.isna(row.mean) else f": {row.mean:.3f}"
+        interval = "" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
+        cells = (row.claim, row.statement, _verdict(row), row.effect + size, interval, real.get(row.claim, ""))
+        lines.append(f"| {' | '.join(cells)} |")
+    source = (
+        f"From `{_shown(path)}`, preset {table['preset'].iloc[0]}; real model: tunings of {model}, which had been "
+        f"instruction-tuned before, `{_shown(data / 'instruction_verdicts.csv')}`."
+    )
+    return "\n".join([*lines, "", _wrapped(source)])
+
+
+def _verdict(row: Any) -> str:
+    """The word, and on what it depends: the beginning of the line's condition."""
+    if row.verdict != "depends on":
+        return row.verdict
+    return f"depends on {re.split('[:.(;]', row.condition)[0].strip()}"
+
+
+def figures(data: Path) -> str:
+    """Every figure, what it shows, the tables that it draws and the command that makes the first of them."""
+    from paper_figures import FIGURES
+    from paper_figures.tables import needed_command
+
+    lines = ["| figure | shows | tables | the first made by |", "|---|---|---|---|"]
+    for name, path in FIGURES.items():
+        module = import_module(path)
+        shows = (module.__doc__ or "").partition("\n")[0].rstrip(".")
+        command, _, needs = needed_command(module.TABLES[0], "quick").partition(" (")
+        made = f"`{command}`" + (f" ({needs}" if needs else "")
+        lines.append(f"| `{name}` | {shows} | {', '.join(f'`{table}`' for table in module.TABLES)} | {made} |")
+    return "\n".join(lines)
+
+
+def kernel(data: Path) -> str:
+    """Time, memory and error of the loss and its rivals on one GPU."""
+    rows: Any = pd.read_csv(data / "kernel.csv")
+    rows = rows[(rows["mode"] == "loss and gradients") & rows["softcap"].isna() & (rows["ignored"] == 0)]
+    smooth = rows[rows["label_smoothing"] == 0.1].set_index(["implementation", "shape"])
+    plain = rows[(rows["label_smoothing"] == 0) & (rows["shape"] == _SHAPES[0])].set_index("implementation")["ms"]
+    found = {name: smooth.loc[name].loc[list(_SHAPES)] for name in _IMPLEMENTATIONS}
+    error = {n: f[["input_gradient_error", "weight_gradient_error"]].max().max() for n, f in found.items()}
+    ours, kept, rival = found[_OURS], found[_KEPT], found[_RIVAL]
+    sizes = ours[["tokens", "vocab_size", "hidden_size"]].astype(int)
+    shapes = ", ".join(f"{name} {' x '.join(map(str, size))}" for name, *size in sizes.itertuples())
+    about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
+    versions = about["versions"]
+    where = (
+        f"On one {about['device']} (bfloat16, torch {versions['torch']}, Triton {versions['triton']}, Liger-Kernel "
+        f"{versions['liger_kernel']}; peaked logits; tokens x vocabulary x hidden: {shapes}), MiB over the inputs, of "
+        f"which the gradients are {_list(ours['gradient_mib'], '.0f')}; error against float64; from "
+        "`paper_figures/data/kernel.csv`, made by `python -m kernel.benchmark`:"
+    )
+    for run in about.get("runs", [])[1:]:
+        where = where.removesuffix(":") + f" ({', '.join(run['shapes'])} in a run apart):"
+    head = f"| loss and gradients, smoothing 0.1 | {': ms, MiB | '.join(_SHAPES)}: ms, MiB | worst gradient error |"
+    lines = [_wrapped(where), "", head, "|---|" + "---|" * (len(_SHAPES) + 1)]
+    for name, label in _IMPLEMENTATIONS.items():
+        cells = [f"{ms:.1f}, {mib:.0f}" for ms, mib in zip(found[name]["ms"], found[name]["peak_mib"], strict=True)]
+        lines.append(f"| {label} | {' | '.join(cells)} | {error[name]:.4f} |")
+    comparison = (
+        "Recomputing the logits takes four matrix products, keeping them three: the default takes "
+        f"{_list(ours['ms'] / ours['matmul_ms'])} times `input @ weight.T` at the three shapes, all strips kept "
+        f"{_list(kept['ms'] / kept['matmul_ms'])} times. Against Liger-Kernel with float32 sums the default takes "
+        f"{_list(ours['ms'] / rival['ms'])} times the time, {_list(ours['peak_mib'] / rival['peak_mib'])} times the "
+        f"memory and has {error[_OURS] / error[_RIVAL]:.2f} times the gradient error; all strips kept take "
+        f"{_list(kept['ms'] / rival['ms'])} times the time. cut-cross-entropy has no label smoothing; without it, it "
+        f"takes {plain['cut-cross-entropy, filter']:.1f} ms (filtered) or {plain['cut-cross-entropy, exact']:.1f} ms "
+        f"at {_SHAPES[0]}, the default {plain[_OURS]:.1f} ms."
+    )
+    return "\n".join([*lines, "", _wrapped(comparison)])
+
+
+def statistics(data: Path) -> str:
+    """What the statistics of a head cost beside the loss-only forward."""
+    rows: Any = pd.read_csv(data / "statistics.csv")
+    rows = rows[rows["softcap"].isna() & (rows["temperatures"] > 0)].set_index("temperatures")
+    return _wrapped(
+        "`kernel.head_statistics` gives confidence, entropy, ranks and more of every token, at up to eight "
+        f"temperatures in one sweep, without logits: {rows['peak_mib'].max():.0f} MiB at {rows['shape'].iloc[0]}'s "
+        f"shape, at {rows['ratio'].loc[1]:.1f} (one temperature) to {rows['ratio'].loc[8]:.1f} times (eight) the "
+        "loss-only forward's time (`paper_figures/data/statistics.csv`)."
+    )
+
+
+def cpu(data: Path) -> str:
+    """The chunked loss against eager PyTorch on a CPU."""
+    rows: Any = pd.read_csv(data / "chunked.csv")
+    about = json.loads((data / "chunked.json").read_text(encoding="utf-8"))
+    where = (
+        f"On a CPU ({about['threads']} threads, torch {about['torch']}), float32, loss and both gradients, smoothing "
+        "0.1, against `cross_entropy(input @ weight.T)`; from `paper_figures/data/chunked.csv`, made by "
+        "`python -m kernel.benchmark_cpu`:"
+    )
+    head = "| tokens x vocabulary x hidden | time, chunked / eager | peak memory, chunked | eager |"
+    lines = [_wrapped(where), "", head, "|---|---|---|---|"]
+    for row in rows[(rows["label_smoothing"] == 0.1) & rows["softcap"].isna()].itertuples():
+        shape = f"{row.tokens} x {row.vocab_size} x {row.hidden_size}"
+        lines.append(f"| {shape} | {row.time_ratio:.2f} | {row.chunked_peak_mib} MiB | {row.eager_peak_mib} MiB |")
+    return "\n".join(lines)
+
+
+def training_step(data: Path) -> str:
+    """A whole model's training step with its own loss and with the fused one."""
+    rows: Any = pd.read_csv(data / "training_step.csv")
+    about = json.loads((data / "training_step.json").read_text(encoding="utf-8"))
+    first = rows.iloc[0]
+    where = (
+        f"A training step of a Llama of SmolLM2-135M's shape ({first.layers} layers, hidden {first.hidden_size}, "
+        f"vocabulary {first.vocab_size}) on {first.tokens} tokens, {about['device']}, bfloat16 autocast, torch "
+        f"{about['torch']}, transformers {about['transformers']}; from `paper_figures/data/training_step.csv`, made by "
+        "`python -m kernel.huggingface.benchmark`:"
+    )
+    lines = [_wrapped(where), "", "| loss | smoothing | checkpointing | peak memory | time |", "|---|---|---|---|---|"]
+    for row in rows.itertuples():
+        checkpointing = "yes" if row.checkpointing else "no"
+        cells = (row.loss, f"{row.label_smoothing:g}", checkpointing, f"{row.peak_mib:.0f} MiB", f"{row.ms:.1f} ms")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+PARTS: dict[str, Callable[[Path], str]] = {
+    "verdicts": verdicts,
+    "figures": figures,
+    "kernel": kernel,
+    "statistics": statistics,
+    "cpu": cpu,
+    "training step": training_step,
+}
+
+
+def _wrapped(text: str) -> str:
+    """Lines of at most 120, none broken inside code."""
+    whole = re.sub("`[^`]*`", lambda code: code[0].replace(" ", "\0"), text)
+    return textwrap.fill(whole, width=120, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
+
+
+def _list(values: Any, form: str = ".2f") -> str:
+    *first, last = (format(value, form) for value in values)
+    return f"{', '.join(first)} and {last}"
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def render(text: str, data: Path = DATA) -> str:
+    """A page with every part that it marks written anew, between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+
+    Raises:
+        ValueError: If a mark has no end.
+    """
+    for name, part in PARTS.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        if begin in text:
+            before, _, rest = text.partition(begin)
+            _, found, after = rest.partition(end)
+            if not found:
+                raise ValueError(f"{begin} must be followed by {end}.")
+            text = f"{before}{begin}\n{part(data)}\n{end}{after}"
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write; returns the exit status: 1 where ``--check`` finds a difference."""
+    parser = argparse.ArgumentParser(
+        prog="python docs/readme_tables.py",
+        description="Write tables, and the numbers beside them, anew from paper_figures/data/ into README and docs.",
+        epilog="examples:\n  python docs/readme_tables.py\n  python docs/readme_tables.py --check   change nothing",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="only say which pages are not up to date")
+    check, status = parser.parse_args(arguments).check, 0
+    for path in PAGES:
+        before = path.read_text(encoding="utf-8")
+        after = render(before)
+        if after != before:
+            status = max(status, int(check))
+            print(f"{path.relative_to(ROOT)} {'is not up to date' if check else 'written'}")
+            if not check:
+                path.write_text(after, encoding="utf-8")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

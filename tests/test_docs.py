@@ -1,0 +1,152 @@
+"""The pages of the documentation: their code runs, what they point to exists, and the site builds without a warning."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from analysis.__main__ import modules
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+sys.path.insert(0, str(DOCS))
+pytest.importorskip("pandas")
+import readme_tables  # noqa: E402
+import reference_pages  # noqa: E402
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_there_are_pages():
+    assert {"index", "quickstart", "theory", "study", "kernel", "using_the_loss", "will_smoothing_help"} <= {
+        page.stem for page in PAGES
+    }
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+@pytest.mark.filterwarnings("default")  # what warns inside transformers' Trainer is not ours
+def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, monkeypatch):
+    """Blocks with prompts are compared with what they show; the others only run."""
+    if "transformers" in page.read_text(encoding="utf-8"):
+        pytest.importorskip("transformers", reason="the huggingface extra is not installed")
+    monkeypatch.chdir(ROOT)
+    names: dict[str, object] = {}
+    for number, block in enumerate(blocks(page)):
+        if ">>>" not in block:
+            exec(compile(block, f"{page.name}[{number}]", "exec"), names)
+            continue
+        test = doctest.DocTestParser().get_doctest(block, names, f"{page.name}[{number}]", page.name, 0)
+        test.globs = names  # shared by the blocks of a page
+        lines: list[str] = []
+        doctest.DocTestRunner().run(test, out=lines.append, clear_globs=False)
+        assert not lines, "".join(lines)
+
+
+def test_every_statement_of_the_theory_has_a_status_a_function_and_a_test():
+    sections = re.split(r"^### ", (DOCS / "theory.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    assert len(sections) >= 20
+    for section in sections:
+        title = section.partition("\n")[0]
+        assert 'class="status ' in section, f"{title}: no status"
+        assert re.search(r"tests/\w+/\w+\.py", section), f"{title}: no test"
+        assert "{func}" in section or "rank of the log-probabilities" in title, f"{title}: no function"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+def test_files_and_tests_that_are_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    missing = [
+        p for p in re.findall(r"`((?:paper_figures/data|tests|docs)/[\w/]+\.\w+)`", text) if not (ROOT / p).exists()
+    ]
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+        if f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8"):
+            missing.append(f"{path}::{name}")
+    assert missing == []
+
+
+def test_functions_that_are_named_exist():
+    named = {
+        n for page in PAGES for n in re.findall(r"\{(?:func|class|mod)\}`~?([\w.]+)`", page.read_text(encoding="utf-8"))
+    }
+    named = {name for name in named if not name.startswith("torch.")}
+    assert len(named) > 50
+    known = {name for package in ("analysis", "kernel") for name, _ in modules(package)}
+    unknown = [
+        name for name in named - known if not hasattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
+    ]
+    assert unknown == []
+
+
+def test_the_reference_has_every_public_module_once():
+    listed = [name for names in reference_pages.pages().values() for name in names]
+    assert sorted(listed) == sorted(
+        name for package in ("analysis", "kernel") for name, _ in modules(package) if name != "analysis"
+    )
+
+
+def test_tables_are_those_of_the_committed_data():
+    for page in readme_tables.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert readme_tables.render(text) == text, f"{page.name}: run python docs/readme_tables.py"
+    marked = [
+        name for page in readme_tables.PAGES for name in readme_tables.PARTS if f"<!-- {name} -->" in page.read_text()
+    ]
+    assert sorted(marked) == sorted(readme_tables.PARTS)
+
+
+def test_a_mark_without_an_end_is_refused():
+    with pytest.raises(ValueError, match=r"<!-- cpu --> must be followed by <!-- end of cpu -->"):
+        readme_tables.render("<!-- cpu -->\n")
+
+
+def test_full_verdicts_go_before_quick_ones(tmp_path):
+    quick = (readme_tables.DATA / "quick" / "verdicts.csv").read_text()
+    (tmp_path / "quick").mkdir()
+    for name in ("instruction_verdicts.csv", "instruction_full.json"):
+        (tmp_path / name).write_text((readme_tables.DATA / name).read_text())
+    (tmp_path / "quick" / "verdicts.csv").write_text(quick)
+    assert "| K1 | instruction tuning degrades calibration | supported |" in readme_tables.verdicts(tmp_path)
+    (tmp_path / "verdicts.csv").write_text(quick.replace("tuning degrades calibration", "tuning does what it does"))
+    assert "| K1 | instruction tuning does what it does | supported |" in readme_tables.verdicts(tmp_path)
+
+
+def broken_links(site: Path) -> list[str]:
+    """Links of the built pages to files and anchors of the site that are not there."""
+    text = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
+    anchors = {page: set(re.findall(r'\bid="([^"]+)"', html)) for page, html in text.items()}
+    broken = []
+    for page, html in text.items():
+        for link in re.findall(r'<a [^>]*href="([^"]+)"', html):
+            path, _, anchor = unquote(link).partition("#")
+            target = (page.parent / path).resolve() if path else page
+            if re.match(r"(https?|mailto):", link) or (not path and not anchor):
+                continue
+            if not target.exists() or (anchor and target in anchors and anchor not in anchors[target]):
+                broken.append(f"{page.relative_to(site)}: {link}")
+    return broken
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx", reason="the docs extra is not installed")
+    import subprocess
+
+    command = [sys.executable, "-m", "sphinx", "--builder", "html", "--fail-on-warning", "--quiet", "-d"]
+    command += [str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "site")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    theory = (tmp_path / "site" / "theory.html").read_text(encoding="utf-8")
+    script = re.search(r'src="(_static/tex-svg\.js)', theory)
+    assert script, "no MathJax on the page"
+    assert (tmp_path / "site" / script[1]).stat().st_size > 1e6
+    assert broken_links(tmp_path / "site") == []
+    outside = re.findall(r'<(?:script|link)[^>]+(?:src|href)="(https?:[^"]+)', theory)
+    assert outside == [], "the page loads something from the network"
