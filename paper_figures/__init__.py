@@ -1,7 +1,8 @@
 """The figures of the paper: each a module with ``make(table) -> Figure``, drawn by ``python -m paper_figures``.
 
-A module of this package says which grid its rows come from (``GRID``), what it draws from them (``prepare``), and draws
-it (``make``). None of them computes a model, reads a file or writes one.
+A module of this package says which tables it draws (``TABLES``, and ``OPTIONAL`` ones that it can do without), takes
+from them what it draws (``prepare``), and draws it (``make``). None of them trains a model, reads a file or writes one;
+the lines of theory are computed where they are drawn. The caption stands in the module's docstring.
 """
 
 from __future__ import annotations
@@ -9,4 +10,13 @@ from __future__ import annotations
 __all__ = ["FIGURES"]
 
 # Name of a figure -> its module, imported when drawn.
-FIGURES = {"activity": "paper_figures.activity"}
+FIGURES = {
+    "activity": "paper_figures.activity",
+    "ceilings": "paper_figures.ceilings",
+    "phase": "paper_figures.phase",
+    "capping": "paper_figures.capping",
+    "tuning": "paper_figures.tuning",
+    "samples": "paper_figures.samples",
+    "kernel": "paper_figures.kernel",
+    "verdicts": "paper_figures.verdicts",
+}

@@ -1,59 +1,94 @@
-"""Simulate what the figures need, or read it, and draw them: ``python -m paper_figures --help``."""
+"""Draw the figures from the committed tables, or simulate what they need first: ``python -m paper_figures --help``."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from paper_figures import FIGURES
+from . import FIGURES
+from .tables import MissingTableError, Preset, available, is_study, needed_command, read
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["main"]
+__all__ = ["main", "pdf_bytes", "png_bytes"]
 
 _HERE = Path(__file__).resolve().parent
+_EXAMPLES = """
+examples:
+  python -m paper_figures                               every figure, from the committed tables, in seconds
+  python -m paper_figures --list                        what there is
+  python -m paper_figures --only phase --only capping   two of them
+  python -m paper_figures --preset quick                from the small grids that two cores compute
+  python -m paper_figures --preset quick --simulate     the same, S1, S2, S3 and S5 computed here first (minutes)
+
+Without --preset each figure is drawn from the full tables where they are all there, else from the quick ones, and the
+command says which. PDF, PNG and the drawn numbers as CSV go to paper_figures/out/PRESET.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command; returns its exit status: 1 where a figure could not be drawn or a fit failed."""
     options = _parser().parse_args(arguments)
     if options.list:
         for name, module in FIGURES.items():
             print(f"{name:12}{(import_module(module).__doc__ or '').splitlines()[0]}")
         return 0
-    out: Path = options.out or _HERE / "out" / options.preset
-    status, written = 0, list[Path]()
-    tables: dict[str, pd.DataFrame] = {}
-    for name in options.only or FIGURES:
-        module = import_module(FIGURES[name])
-        if module.GRID not in tables:
-            if options.simulate:
-                tables[module.GRID], failed = _simulate(module.GRID, options.preset, out, options.workers)
-                status = status or int(failed > 0)
-            else:
-                tables[module.GRID] = _read(module.GRID, options.preset, out)
-        drawn = module.prepare(tables[module.GRID])
-        written += _save(drawn, module.make(drawn, preset=options.preset), out, name)
-    for path in written:
-        print(f"wrote {_shown(path)}")
+    status = 0
+    modules = {name: import_module(FIGURES[name]) for name in dict.fromkeys(options.only or FIGURES)}
+    if options.simulate:
+        from .simulation import simulate
+
+        preset: Preset = options.preset or "quick"
+        options.preset = preset
+        wanted = {table for module in modules.values() for table in module.TABLES}
+        status = simulate(wanted, preset, options.out or _folder(preset), options.workers, options.max_minutes)
+    for name, module in _progress(modules):
+        preset = options.preset or _best(name, module, options.out)
+        out: Path = options.out or _folder(preset)
+        try:
+            tables = _tables(module, preset, out)
+        except MissingTableError as missing:
+            print(f"error: {name} was not drawn: {missing}", file=sys.stderr)
+            status = 1
+            continue
+        drawn = module.prepare(tables)
+        for path in _save(drawn, module.make(drawn, preset=preset), out, name):
+            print(f"wrote {_shown(path)}")
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m paper_figures", description="Draw the figures of the paper.")
+    parser = argparse.ArgumentParser(
+        prog="python -m paper_figures",
+        description="Draw the figures of the paper.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--only", action="append", choices=list(FIGURES), metavar="NAME", help="one figure; repeatable")
-    parser.add_argument("--preset", choices=("quick", "full"), default="quick", help="which grid (default: quick)")
     parser.add_argument(
-        "--simulate", action="store_true", help="train what is missing, on all cores; may be stopped and started again"
+        "--preset", choices=("quick", "full"), help="which grid (default: full where its tables are there, else quick)"
+    )
+    parser.add_argument(
+        "--simulate",
+        action="store_true",
+        help="first compute the missing rows of S1, S2, S3 and S5, on all cores; may be stopped and started again",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: paper_figures/out/PRESET)")
     parser.add_argument("--workers", type=_positive, metavar="N", help="processes of --simulate (default: all cores)")
+    parser.add_argument(
+        "--max-minutes",
+        type=_minutes,
+        metavar="M",
+        help="with --simulate: start no fit after this time, and draw what is not complete from the committed tables",
+    )
     parser.add_argument("--list", action="store_true", help="name the figures and stop")
     return parser
 
@@ -64,54 +99,72 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _simulate(name: str, preset: Any, out: Path, workers: int | None) -> tuple[pd.DataFrame, int]:
-    """Train the experiment's missing rows, write its table with a sidecar; the table and how many configs failed."""
-    from analysis.study.registry import experiment
-    from analysis.study.running import row_folder, simulate
-    from analysis.sweep import available_cores
-
-    study, folder = experiment(name), row_folder(out, name)
-    configs = len(study.configs(preset))
-    print(
-        f"{name}, preset {preset}: {configs} configs on {workers or available_cores()} cores; "
-        f"finished rows are kept in {_shown(folder)}",
-        flush=True,
-    )
-    result = simulate(study, preset, out, workers=workers)
-    there = result.rows["key"].nunique() if not result.rows.empty else 0
-    print(f"{name}: {result.computed} computed now, {there} of {configs} there")
-    for key, error in result.failures.items():
-        print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
-    if result.rows.empty:
-        raise SystemExit(f"error: no row of {name} could be computed; the reasons are in {_shown(folder / 'failed')}")
-    return result.rows, len(result.failures)
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
 
 
-def _read(grid_name: str, preset: str, out: Path) -> pd.DataFrame:
-    """The table that an earlier simulation left in ``out``, or else the committed one."""
-    from analysis.records import read_table
+def _folder(preset: Preset) -> Path:
+    return _HERE / "out" / preset
 
-    candidates = [out / f"{grid_name}.csv", _HERE / "data" / preset / f"{grid_name}.csv"]
-    for path in candidates:
-        if path.exists():
-            print(f"read {_shown(path)}")
-            return read_table(path)
-    looked = " or ".join(_shown(path) for path in candidates)
-    raise SystemExit(f"error: there is no table {looked}; make it with --simulate")
+
+def _progress(modules: dict[str, ModuleType]) -> Iterable[tuple[str, ModuleType]]:
+    """The modules, with a bar where somebody is looking."""
+    from tqdm import tqdm
+
+    return tqdm(modules.items(), desc="figures", disable=not sys.stderr.isatty(), leave=False)
+
+
+def _best(name: str, module: ModuleType, out: Path | None) -> Preset:
+    """Full where all of the figure's tables are there; else quick, and why."""
+    absent = [table for table in module.TABLES if available(table, "full", out or _folder("full")) is None]
+    if not any(is_study(table) for table in absent):
+        return "full"
+    makers = "; ".join(needed_command(table, "full") for table in absent)
+    print(f"{name}: no full table {', '.join(absent)} (made by: {makers}); drawn from the quick one")
+    return "quick"
+
+
+def _tables(module: ModuleType, preset: Preset, out: Path) -> dict[str, pd.DataFrame]:
+    """What the figure draws, and of what it can do without, what is there."""
+    optional = [table for table in module.OPTIONAL if available(table, preset, out) is not None]
+    return {table: read(table, preset, out) for table in (*module.TABLES, *optional)}
+
+
+def pdf_bytes(figure: Figure) -> bytes:
+    """The figure as PDF without a date, fonts embedded as TrueType: the same table gives the same bytes."""
+    return _bytes(figure, "pdf", {"CreationDate": None, "Creator": None, "Producer": None})
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as PNG of 200 dots an inch."""
+    return _bytes(figure, "png", {"Software": None})
+
+
+def _bytes(figure: Figure, ending: str, metadata: dict[str, None]) -> bytes:
+    from matplotlib import rc_context
+
+    from .style import RC
+
+    file = io.BytesIO()
+    with rc_context(RC):
+        figure.savefig(file, format=ending, metadata=metadata)
+    return file.getvalue()
 
 
 def _save(drawn: pd.DataFrame, figure: Figure, out: Path, name: str) -> list[Path]:
-    """The drawn numbers as CSV, the figure as PDF and PNG; the same table gives the same bytes."""
-    from matplotlib import rc_context
-
+    """The drawn numbers as CSV, the figure as PDF and PNG."""
     from analysis.records import write_atomically
-    from paper_figures.style import RC
 
     table, pdf, png = (out / f"{name}.{ending}" for ending in ("csv", "pdf", "png"))
-    write_atomically(table, drawn.to_csv(index=False))
-    with rc_context(RC):
-        figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-        figure.savefig(png, metadata={"Software": None})
+    write_atomically(table, drawn.to_csv(index=False, lineterminator="\n"))
+    pdf.write_bytes(pdf_bytes(figure))
+    png.write_bytes(png_bytes(figure))
     return [table, pdf, png]
 
 

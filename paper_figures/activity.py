@@ -1,42 +1,92 @@
-"""Effect of smoothing on confidence, against rho and against the activity index: does one number tell when it acts?"""
+"""Effect of smoothing on confidence, against rho and against the activity index: does one number tell when it acts?
+
+Caption. Fall in mean confidence from training with label smoothing b (plain minus smoothed head, the same data and
+first values), as a share of b (V - 1) / V, which is what smoothing takes from a sure head on the simplex. *Left:*
+against rho, the gap that the norm budget allows over the gap that smoothing asks for. *Right:* against the activity
+index A of the plain head, measured by forward passes alone, over all sweeps: hidden size, vocabulary, temperature,
+smoothing, norm budget, softcap. Deterministic targets fall on one line, max(0, 1 - A); noisy ones turn at the same A,
+more smoothly and to a lower level. Lines: C1, exact for deterministic targets and D >= V - 1. Points: means over seeds
+with 95 % bootstrap intervals. *Above:* where public head shapes would lie, for deterministic targets, if their norm
+product were m; no weights were seen. Stars: a real language model, tuned on questions, on its training examples.
+Tables S3 and caps.csv; the tuned model: instruction_full.csv, where it is there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.caps import gap_to_confidence
-from analysis.smoothing import optimal_gap
+from analysis.smoothing import optimal_gap, predicted_activity
 from analysis.study.effects import cell_effects, paired_effects
 
-from .style import HIDDEN_SIZE_COLOURS, RC, TEXT_WIDTH, THEORY_COLOUR
+from .drawing import check, points, stamp, summarise
+from .style import RC, TEXT_WIDTH, THEORY_COLOUR, Look, ramp
 
-__all__ = ["COLUMNS", "GRID", "make", "predicted_fall", "prepare"]
+__all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "predicted_fall", "prepare"]
 
-GRID = "S3"
-_SMOOTHING = 0.1
-_INTERVALS = ("effectiveness_ratio", "activity_index", "confidence_fall")
+TABLES, OPTIONAL = ("S3", "caps"), ("instruction_full",)
+_INTERVALS = ("effectiveness_ratio", "activity_index", "share")
 COLUMNS = [
-    "teacher", "vocab_size", "hidden_size", "norm_coefficient", "temperature", "label_smoothing", "seeds",
+    "kind", "name", "teacher", "vocab_size", "hidden_size", "norm_coefficient", "temperature", "softcap",
+    "softcap_form", "label_smoothing", "seeds",
     *(f"{name}{end}" for name in _INTERVALS for end in ("", "_low", "_high")),
 ]  # fmt: skip
 _MARKERS = {"det": "o", "lowrank": "^", "sparse": "s"}
 _NAMES = {"det": "deterministic", "lowrank": "noisy, 8 samples", "sparse": "noisy with peaks"}
-_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), ":", "-.")
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.2, 1, 1.2)))
 _LEAST_INDEX = 1e-2  # smaller indices are drawn here: the head is saturated and the index has no scale left
+_SMOOTHING = 0.1  # of the lines and of real heads
+_VIEWS = {"letter": "letters", "tokens": "short answers"}  # of the tuned model
+_NORM_PRODUCTS = (10, 13, 16)  # of the public shapes: below, at and above where smoothing begins to act
 
 
-def prepare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Cells of the figure from rows of S3: paired effects of b = .1 without softcap, averaged over converged seeds."""
-    pairs = paired_effects(rows.loc[rows["softcap"].isna()])
-    return cell_effects(pairs.loc[pairs["label_smoothing"] == _SMOOTHING]).filter(COLUMNS)
+def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Cells of S3 (every smoothing, cap and budget; converged seeds), and the indices of real heads.
+
+    Returns:
+        ``COLUMNS``; ``kind`` is ``"cell"``, ``"shape"`` (index predicted from a public shape, its norm product in
+        ``name``) or ``"measured"``.
+    """
+    pairs = paired_effects(tables["S3"])
+    most = pairs["label_smoothing"] * (pairs["vocab_size"] - 1) / pairs["vocab_size"]
+    pairs["confidence_fall"] /= most  # the pairs of a cell share b and V
+    cells = cell_effects(pairs).assign(kind="cell", name="")
+    cells = cells.rename(columns={f"confidence_fall{end}": f"share{end}" for end in ("", "_low", "_high")})
+    parts = [cells, *_shapes(tables["caps"])]
+    if "instruction_full" in tables:
+        parts.append(_measured(tables["instruction_full"]))
+    return pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
+
+
+def _shapes(caps: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Indices that public shapes would have at a few norm products."""
+    shapes = caps.drop_duplicates(["hidden_size", "vocab_size"])
+    shapes = shapes[["vocab_size", "hidden_size", "label_smoothing"]].assign(kind="shape")
+    for m in _NORM_PRODUCTS:
+        index = predicted_activity(float(m), shapes["vocab_size"], shapes["hidden_size"], shapes["label_smoothing"])
+        yield shapes.assign(name=f"m = {m}", activity_index=np.asarray(index))
+
+
+def _measured(tuned: pd.DataFrame) -> pd.DataFrame:
+    """A tuned language model on its training examples: the index without smoothing, the fall in confidence from b."""
+    kept = tuned.loc[
+        (tuned["split"] == "train") & (tuned["reading"] == "as_trained") & (tuned["temperature"] == 1)
+        & tuned["softcap"].isna() & (tuned["epoch"] == tuned["epoch"].max()) & tuned["view"].isin(list(_VIEWS))
+    ]  # fmt: skip
+    keys = ["view", "data_seed"]
+    plain, smoothed = (kept.loc[np.isclose(kept["label_smoothing"], b)] for b in (0.0, _SMOOTHING))
+    pairs = plain[[*keys, "confidence", "activity"]].merge(smoothed[[*keys, "confidence"]], on=keys)
+    pairs["share"] = (pairs["confidence_x"] - pairs["confidence_y"]) / _SMOOTHING  # (V - 1) / V is 1 to five digits
+    cells = summarise(pairs.rename(columns={"activity": "activity_index"}), ["view"], ["activity_index", "share"])
+    return cells.rename(columns={"view": "name"}).assign(kind="measured", label_smoothing=_SMOOTHING)
 
 
 def predicted_fall(effectiveness_ratio: np.ndarray, vocab_size: int, label_smoothing: float) -> np.ndarray:
@@ -50,141 +100,164 @@ def predicted_fall(effectiveness_ratio: np.ndarray, vocab_size: int, label_smoot
 
 
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
-    """Fall in confidence against rho (left) and the activity index (right); one point per cell, 95 % bars over seeds.
-
-    The lines are theory where it is exact (C1: det teacher, D >= V - 1). There the head is a simplex, for which
-    A = (1 - p) V / (b (V - 1)), so that the fall is b (V - 1) / V max(0, 1 - A) on the right.
+    """Fall in confidence against rho (left) and the activity index (right), see the caption above.
 
     Args:
-        table: Cells with ``COLUMNS``, of one label smoothing.
+        table: From :func:`prepare`.
         preset: Printed in the figure.
 
     Returns:
         The figure, unsaved. Redraw: ``python -m paper_figures --only activity``.
 
     Raises:
-        ValueError: If a column is missing, or the table has no or several label smoothings.
+        ValueError: If a column is missing or there is no cell.
     """
-    missing = [column for column in COLUMNS if column not in table]
-    if missing:
-        raise ValueError(f"table must have the columns {COLUMNS}, it lacks {missing}.")
-    smoothings = sorted({float(b) for b in table["label_smoothing"]})
-    if len(smoothings) != 1:
-        raise ValueError(f"table must have cells of one label_smoothing, got {smoothings}.")
-    (smoothing,) = smoothings
-    sizes = sorted(table["hidden_size"].unique())
-    shades = LinearSegmentedColormap.from_list("hidden", HIDDEN_SIZE_COLOURS)
-    colours = {size: shades(i / max(1, len(sizes) - 1)) for i, size in enumerate(sizes)}
-    vocabularies = sorted(table["vocab_size"].unique())
+    check(table, COLUMNS)
+    cells = table.loc[table["kind"] == "cell"].copy()
+    check(cells, COLUMNS)
+    cells["activity_index_low"], cells["activity_index_high"] = (
+        cells[f"activity_index_{end}"].clip(lower=_LEAST_INDEX) for end in ("low", "high")
+    )
+    cells["activity_index"] = cells["activity_index"].clip(lower=_LEAST_INDEX)
+    vocabularies = sorted(int(v) for v in cells["vocab_size"].unique())
+    sizes = sorted(int(d) for d in cells["hidden_size"].unique())
+    colours = dict(zip(sizes, ramp(len(sizes)), strict=True))
     with mpl.rc_context(RC):
-        fig = Figure(figsize=(TEXT_WIDTH, 2.55), layout="constrained")
-        left, right = fig.subplots(1, 2, sharey=True)
-        _points(left, table, "effectiveness_ratio", colours, vocabularies)
-        _points(right, table, "activity_index", colours, vocabularies)
-        _theory(left, right, table, smoothing)
-        left.margins(y=0.13)
-        left.set(ylim=(-0.006, None), xscale="log", xlabel=r"gap that norms allow / gap that smoothing asks, $\rho$")
-        left.set_ylabel(f"fall in confidence\n(plain $-$ smoothed, $b={smoothing:g}$)")
-        right.set(xscale="log", xlabel=r"activity index of the plain head, $A$", xlim=(0.7 * _LEAST_INDEX, 14))
+        fig = Figure(figsize=(TEXT_WIDTH, 3.0))
+        grid = fig.add_gridspec(
+            2, 2, height_ratios=(0.62, 3), left=0.1, right=0.85, bottom=0.14, top=0.97, hspace=0.06, wspace=0.07
+        )
+        left, right = (fig.add_subplot(grid[1, i]) for i in range(2))
+        right.sharey(left)
+        right.tick_params(labelleft=False)
+        for ax, x in ((left, "effectiveness_ratio"), (right, "activity_index")):
+            _cells(ax, cells, x, colours, vocabularies)
+            ax.axhline(0, color="0.85", lw=0.5, zorder=0)
+        _theory(left, right, cells)
+        left.set(
+            xscale="log",
+            xlabel=r"gap that norms allow / gap that smoothing asks for, $\rho$",
+            ylim=(-0.12, max(1.09, 1.05 * float(cells["share_high"].max()))),
+        )
+        left.set_ylabel("fall in confidence, plain $-$ smoothed,\n" r"as a share of $b\,(V-1)/V$")
+        right.set(xscale="log", xlabel="activity index of the plain head, $A$", xlim=(0.7 * _LEAST_INDEX, 25))
         left.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
         right.set_xticks([0.01, 0.1, 1, 10], [r"$\leq$0.01", "0.1", "1", "10"])
-        for ax, text in ((left, r"$\rho = 1$"), (right, "$A = 1$")):
+        right.text(0.97, 0.9, r"theory: $\max(0,\, 1-A)$", transform=right.transAxes, va="top", ha="right",
+                   fontsize=7, color=THEORY_COLOUR)  # fmt: skip
+        for ax in (left, right):
             ax.axvline(1, color="0.75", lw=0.6, zorder=0)
-            ax.annotate(
-                text, (1, 1), (-4 if ax is left else 4, 0), xycoords=("data", "axes fraction"), va="top",
-                textcoords="offset points", ha="right" if ax is left else "left", color="0.35", fontsize=7,
-            )  # fmt: skip
-        _legend(fig, table, colours, vocabularies)
-        seeds = "-".join(str(n) for n in sorted({int(table["seeds"].min()), int(table["seeds"].max())}))
-        fig.text(0.995, 0.005, f"preset {preset}, {seeds} seeds", ha="right", va="bottom", fontsize=5.5, color="0.45")
+        _shape_rows(fig.add_subplot(grid[0, 1], sharex=right), table.loc[table["kind"] == "shape"])
+        measured = table.loc[table["kind"] == "measured"]
+        if not measured.empty:
+            _real(right, measured)
+        _legend(fig, cells, colours, vocabularies)
+        stamp(fig, preset, cells["seeds"])
     return fig
 
 
 def _size(vocab_size: int, vocabularies: list[int]) -> float:
-    return 3.0 + 1.6 * vocabularies.index(vocab_size)
+    return 2.6 + 3.4 * vocabularies.index(vocab_size) / max(1, len(vocabularies) - 1)
 
 
-def _points(ax: Axes, table: pd.DataFrame, x: str, colours: dict[int, tuple], vocabularies: list[int]) -> None:
-    """Means with 95 % intervals over seeds; filled at T = 1, open where training was sharper.
-
-    Cells that agree in both directions, off the line of no effect, are drawn as rings around each other, the larger
-    hidden size outside.
-    """
-    keys = ["vocab_size", "hidden_size", "teacher", "temperature", "norm_coefficient"]
-    cells = table.sort_values(keys, kind="stable").to_dict("records")
-    falls = [round(cell["confidence_fall"], 3) for cell in cells]
-    places = [
-        (cell["vocab_size"], round(float(np.log(cell[x])), 2), fall) for cell, fall in zip(cells, falls, strict=True)
-    ]
-    beneath = [places[:i].count(place) if place[-1] > 0 else 0 for i, place in enumerate(places)]
-    for cell, rings in reversed(list(zip(cells, beneath, strict=True))):
-        at, height = cell[x], cell["confidence_fall"]
-        low, high = cell[f"{x}_low"], cell[f"{x}_high"]
-        if x == "activity_index":
-            at, low, high = (max(value, _LEAST_INDEX) for value in (at, low, high))
-        colour = colours[cell["hidden_size"]]
-        ax.errorbar(
-            at,
-            height,
-            xerr=[[max(at - low, 0)], [max(high - at, 0)]],
-            yerr=[[max(height - cell["confidence_fall_low"], 0)], [max(cell["confidence_fall_high"] - height, 0)]],
-            fmt=_MARKERS[cell["teacher"]],
-            ms=_size(cell["vocab_size"], vocabularies) + 2.4 * rings,
-            mfc=colour if cell["temperature"] == 1 else "white",
-            mec=colour,
-            mew=0.9,
-            ecolor="0.3",
-            elinewidth=0.7,
-            capsize=1.2,
-            zorder=3,
-        )
+def _cells(ax: Axes, cells: pd.DataFrame, x: str, colours: dict[int, str], vocabularies: list[int]) -> None:
+    """Means with 95 % intervals over seeds, the larger vocabularies beneath; filled at T = 1, open where sharper."""
+    keys = ["teacher", "vocab_size", "hidden_size", "temperature"]
+    ordered = cells.assign(sharper=cells["temperature"] != 1).sort_values(
+        ["vocab_size", "hidden_size", "teacher", "temperature"], ascending=[False, True, True, True], kind="stable"
+    )
+    ordered = ordered.sort_values([*keys, x, "share"], kind="stable").sort_values(
+        ["vocab_size", "hidden_size"], ascending=[False, True], kind="stable"
+    )
+    key: Any
+    for key, group in ordered.groupby(["vocab_size", "hidden_size", "teacher", "sharper"], sort=False):
+        vocab_size, size, teacher, sharper = key
+        look = Look(colours[int(size)], _MARKERS[str(teacher)], "-")
+        points(
+            ax, group, x, "share", look, size=_size(int(vocab_size), vocabularies), filled=not sharper, mew=0.7,
+            elinewidth=0.5, capsize=0.8,
+        )  # fmt: skip
 
 
-def _theory(left: Axes, right: Axes, table: pd.DataFrame, smoothing: float) -> None:
+def _theory(left: Axes, right: Axes, cells: pd.DataFrame) -> None:
     """The exact lines, as far as the points go."""
-    rho = np.geomspace(table["effectiveness_ratio"].min(), table["effectiveness_ratio"].max(), 400)
-    index = np.geomspace(_LEAST_INDEX, 12, 400)
-    for vocab_size, dashes in zip(_exact_vocabularies(table), _DASHES, strict=False):
-        style: dict[str, Any] = {"color": THEORY_COLOUR, "ls": dashes, "lw": 1.0, "zorder": 2}
-        left.plot(rho, predicted_fall(rho, vocab_size, smoothing), **style)
-        top = smoothing * (vocab_size - 1) / vocab_size
-        right.plot(index, top * np.maximum(0, 1 - index), **style)
+    rho = np.geomspace(cells["effectiveness_ratio"].min(), cells["effectiveness_ratio"].max(), 400)
+    for vocab_size, dashes in zip(_exact_vocabularies(cells), _DASHES, strict=False):
+        share = predicted_fall(rho, vocab_size, _SMOOTHING) / (_SMOOTHING * (vocab_size - 1) / vocab_size)
+        left.plot(rho, share, color=THEORY_COLOUR, ls=dashes, lw=1.0, zorder=2)
+    index = np.geomspace(_LEAST_INDEX, 25, 400)
+    right.plot(index, np.maximum(0, 1 - index), color=THEORY_COLOUR, lw=1.0, zorder=2)
 
 
-def _exact_vocabularies(table: pd.DataFrame) -> list[int]:
-    """Vocabularies of which a det head with D >= V - 1 is in the table."""
-    return sorted({int(v) for v in table.query("teacher == 'det' and hidden_size >= vocab_size - 1")["vocab_size"]})
+def _exact_vocabularies(cells: pd.DataFrame) -> list[int]:
+    """Vocabularies of which a det head with D >= V - 1 and b = .1 is in the table."""
+    exact = cells.query("teacher == 'det' and hidden_size >= vocab_size - 1 and label_smoothing == .1")
+    return sorted({int(v) for v in exact["vocab_size"]})
 
 
-def _legend(fig: Figure, table: pd.DataFrame, colours: dict[int, tuple], vocabularies: list[int]) -> None:
-    def mark(label: str, marker: str = "o", colour: object = "0.3", size: float = 4.6, filled: bool = True) -> Line2D:
+def _shape_rows(ax: Axes, shapes: pd.DataFrame) -> None:
+    """A strip of public shapes above the right panel, one row a norm product."""
+    names = sorted(set(shapes["name"]))
+    for row, name in enumerate(names):
+        index = shapes.loc[shapes["name"] == name, "activity_index"].clip(lower=_LEAST_INDEX).sort_values()
+        ax.plot(index, np.full(len(index), -row), ls="", marker="|", ms=4.5, color="0.25", mew=0.7)
+        label = f"public shapes if ${name}$" if row == 0 else f"if ${name}$"
+        beyond = float(index.min()) > 0.4  # the strip ends soon after the last mark
+        ax.annotate(
+            label, (float(index.min() if beyond else index.max()), -row), (-5 if beyond else 5, 0),
+            textcoords="offset points", va="center", ha="right" if beyond else "left", fontsize=6.5, color="0.25",
+            bbox={"fc": "white", "lw": 0, "pad": 0.8},
+        )  # fmt: skip
+    ax.set(ylim=(-len(names) + 0.3, 0.7), yticks=[])
+    ax.axvline(1, color="0.75", lw=0.6, zorder=0)
+    ax.tick_params(bottom=False, labelbottom=False, which="both")
+    for side in ("left", "bottom"):
+        ax.spines[side].set_visible(False)
+
+
+def _real(ax: Axes, measured: pd.DataFrame) -> None:
+    """A tuned language model beside the cells."""
+    shown = measured.assign(
+        **{name: measured[name].clip(lower=_LEAST_INDEX) for name in measured if name.startswith("activity_index")}
+    )
+    points(ax, shown, "activity_index", "share", Look("black", "*", "-"), size=7, mec="white", mew=0.5, zorder=5)
+    for row in shown.to_dict("records"):
+        ax.annotate(
+            f"tuned LM,\n{_VIEWS[row['name']]}", (row["activity_index"], row["share"]), (6, 0),
+            textcoords="offset points", va="center", fontsize=6.5, linespacing=0.95,
+        )  # fmt: skip
+
+
+def _legend(fig: Figure, cells: pd.DataFrame, colours: dict[int, str], vocabularies: list[int]) -> None:
+    def mark(label: str, marker: str = "o", colour: object = "0.3", size: float = 4.2, filled: bool = True) -> Line2D:
         face = colour if filled else "white"
-        return Line2D([], [], ls="", marker=marker, ms=size, mec=colour, mfc=face, mew=0.9, label=label)
+        return Line2D([], [], ls="", marker=marker, ms=size, mec=colour, mfc=face, mew=0.8, label=label)
 
     def head(text: str) -> Line2D:
         return Line2D([], [], ls="", label=text)
 
-    teachers = [name for name in _MARKERS if name in set(table["teacher"])]
-    temperatures = sorted(table["temperature"].unique(), reverse=True)
-    handles = [
-        head("teacher"),
-        *(mark(_NAMES[name], marker=_MARKERS[name]) for name in teachers),
+    temperatures = sorted((float(t) for t in cells["temperature"].unique()), reverse=True)
+    sharp = ", ".join(f"{t:g}" for t in temperatures if t != 1)
+    exact = list(zip(_exact_vocabularies(cells), _DASHES, strict=False))
+    above = [
+        *(mark(_NAMES[name], marker=_MARKERS[name]) for name in _MARKERS if name in set(cells["teacher"])),
+        *([mark("trained at $T=1$")] if 1.0 in temperatures else []),
+        *([mark(f"$T={sharp}$", filled=False)] if sharp else []),
+    ]
+    beside = [
         head("hidden size $D$"),
         *(mark(str(size), colour=colours[size]) for size in colours),
         head("vocabulary $V$"),
         *(mark(str(v), size=_size(v, vocabularies)) for v in vocabularies),
-        head("training temperature"),
-        *(mark(f"{t:g}", filled=t == 1) for t in temperatures),
-        head("theory, $D \\geq V - 1$"),
-        *(
-            Line2D([], [], color=THEORY_COLOUR, ls=dashes, lw=1.0, label=f"$V = {v}$")
-            for v, dashes in zip(_exact_vocabularies(table), _DASHES, strict=False)
-        ),
+        *([head("theory, $D \\geq V - 1$")] if exact else []),
+        *(Line2D([], [], color=THEORY_COLOUR, ls=dashes, lw=1.0, label=f"$V = {v}$") for v, dashes in exact),
     ]
-    legend = fig.legend(
-        handles=handles, loc="outside right upper", handlelength=1.2, handletextpad=0.5, labelspacing=0.22,
-        borderaxespad=0.2, fontsize=6.5,
-    )  # fmt: skip
-    for text, handle in zip(legend.get_texts(), handles, strict=True):
+    style: dict[str, Any] = {
+        "loc": "upper left", "handlelength": 1.2, "handletextpad": 0.4, "labelspacing": 0.2, "borderaxespad": 0,
+        "borderpad": 0, "fontsize": 6.5, "columnspacing": 1.0,
+    }  # fmt: skip
+    fig.legend(handles=above, bbox_to_anchor=(0.1, 0.975), ncols=2, **style)
+    legend = fig.legend(handles=beside, bbox_to_anchor=(0.86, 0.975), **style)
+    for text, handle in zip(legend.get_texts(), beside, strict=True):
         if handle.get_marker() in ("None", None) and handle.get_linestyle() == "None":
             text.set_fontweight("bold")

@@ -1,0 +1,187 @@
+"""What several figures draw the same way: points with intervals, labels at ends of lines, panel letters, the stamp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from analysis.study.statistics import mean_interval
+
+from .style import RC, Look
+
+__all__ = ["LABEL_SIZE", "check", "end_labels", "panel", "points", "spread", "stamp", "summarise", "wrapped"]
+
+LABEL_SIZE = 6.5  # points, of labels inside the axes
+_POINTS = 72  # to the inch
+
+
+def check(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse a table that has no row or lacks a column that is drawn.
+
+    Raises:
+        ValueError: Naming what is missing.
+    """
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise ValueError(f"table must have the columns {list(columns)}, it lacks {missing}.")
+    if table.empty:
+        raise ValueError("table must have rows to draw, got none.")
+
+
+def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+    """Means over seeds with 95 % bootstrap intervals: ``by``, ``seeds``, and each value with ``_low`` and ``_high``.
+
+    Args:
+        rows: One line for each seed of a cell; a missing value of ``by`` is a value like others.
+        by: Columns that name a cell.
+        values: Columns to average.
+
+    Raises:
+        ValueError: If ``rows`` is empty.
+
+    Example:
+        >>> rows = pd.DataFrame({"D": [4, 4, 8], "x": [1.0, 3.0, 5.0]})
+        >>> summarise(rows, ["D"], ["x"]).to_dict("list")
+        {'D': [4, 8], 'seeds': [2, 1], 'x': [2.0, 5.0], 'x_low': [1.0, 5.0], 'x_high': [3.0, 5.0]}
+    """
+    if rows.empty:
+        raise ValueError("rows must hold at least one seed, got none.")
+    lines: list[dict[str, Any]] = []
+    for _, group in rows.groupby(list(by), dropna=False, sort=True):
+        numbers = group.loc[:, list(values)].to_numpy(float)
+        low, high = mean_interval(numbers)
+        line: dict[str, Any] = {**group[list(by)].head(1).to_dict("records")[0], "seeds": len(group)}
+        for name, *ends in zip(values, numbers.mean(axis=0), low, high, strict=True):
+            line |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, ends), strict=True))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def points(
+    ax: Axes, table: pd.DataFrame, x: str, y: str, look: Look, *, size: float = 3.6, filled: bool = True, **more: Any
+) -> Any:
+    """Means as markers with bars from ``_low`` to ``_high`` in each direction that ``table`` has them for."""
+    table = table.sort_values([x, y], kind="stable")  # so that the order of the rows is not in the file
+    bars = {}
+    for name, key in ((x, "xerr"), (y, "yerr")):
+        if f"{name}_low" in table:
+            ends = table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]
+            bars[key] = np.maximum(np.array([end.to_numpy(float) for end in ends]), 0)
+    style = {"color": look.colour, "ecolor": "0.3", "elinewidth": 0.7, "capsize": 1.2, "mew": 0.9, "zorder": 3}
+    style |= {"mfc": look.colour if filled else "white", "mec": look.colour}
+    return ax.errorbar(
+        table[x].to_numpy(float), table[y].to_numpy(float), **bars, ls="", marker=look.marker, ms=size,
+        **{**style, **more},
+    )  # fmt: skip
+
+
+def spread(positions: Sequence[float], gap: float, low: float = -np.inf, high: float = np.inf) -> list[float]:
+    """Positions moved apart to at least ``gap``, in the same order, each as little as neighbours in a row allow.
+
+    Example:
+        >>> spread([0.0, 0.1, 5.0], 1.0)
+        [-0.45, 0.55, 5.0]
+    """
+    order = sorted(range(len(positions)), key=lambda i: (positions[i], i))
+    blocks: list[tuple[float, list[int]]] = []  # middle, members: a block is a row of labels that touch
+    for i in order:
+        middle, members = float(positions[i]), [i]
+        while blocks:
+            other, before = blocks[-1]
+            if middle - other >= gap * (len(members) + len(before)) / 2 - 1e-12:
+                break
+            middle = (other * len(before) + middle * len(members)) / (len(before) + len(members))
+            members = before + members
+            blocks.pop()
+        blocks.append((middle, members))
+    placed = [0.0] * len(positions)
+    for middle, members in blocks:
+        for rank, i in enumerate(members):
+            placed[i] = round(middle + gap * (rank - (len(members) - 1) / 2), 12)
+    shift = 0.0
+    if placed:
+        shift = max(low - min(placed), 0.0) or min(high - max(placed), 0.0)
+    return [value + shift for value in placed]
+
+
+def end_labels(
+    fig: Figure,
+    ax: Axes,
+    ends: Iterable[tuple[float, str, str]],
+    *,
+    x: float = 1.02,
+    size: float = LABEL_SIZE,
+    title: str = "",
+) -> list[Text]:
+    """Names beside the axes at the heights where their lines end, moved apart where they would touch.
+
+    Args:
+        fig: The figure, with its axes at their final place.
+        ax: Axes with their final limits.
+        ends: (height in data units, text, colour) of each line.
+        x: Where, in widths of the axes.
+        size: Of the type, in points.
+        title: What the names are values of, written above them.
+
+    Returns:
+        The labels.
+    """
+    listed = sorted(ends)
+    height = ax.get_position().height * fig.get_figheight() * _POINTS  # points
+    wanted = [ax.transAxes.inverted().transform(ax.transData.transform((1, at)))[1] for at, _, _ in listed]
+    places = spread(wanted, 1.12 * size / height, low=0.0, high=1.0 if title else 1.04)
+    texts = [
+        ax.text(x, place, text, transform=ax.transAxes, va="center", fontsize=size, color=colour)
+        for place, (_, text, colour) in zip(places, listed, strict=True)
+    ]
+    if title and places:
+        top = max(places) + 1.25 * size / height
+        texts.append(ax.text(x, top, title, transform=ax.transAxes, va="center", fontsize=size, fontweight="bold"))
+    return texts
+
+
+def wrapped(text: str, width: float, size: float) -> str:
+    r"""The text broken into lines at most ``width`` points wide, measured in the figures' typeface.
+
+    Args:
+        text: Words; a word that is wider stays whole.
+        width: In points.
+        size: Of the type, in points.
+
+    Example:
+        >>> wrapped("hidden size and vocabulary", 60, 8)
+        'hidden size and\nvocabulary'
+    """
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    face = FontProperties(family=RC["font.family"], size=size)
+    lines = [""]
+    for word in text.split(" "):  # a no-break space is no break
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_to_path.get_text_width_height_descent(longer, face, False)[0] > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
+def panel(ax: Axes, letter: str, title: str, *, offset: float = 0.0) -> None:
+    """A letter and a line of title above the axes, from its left edge (``offset`` in widths of the axes)."""
+    ax.set_title(f"({letter}) {title}", loc="left", fontsize=8, pad=4, x=offset)
+
+
+def stamp(fig: Figure, preset: str, seeds: Iterable[int]) -> None:
+    """In the lower right corner: which grid this is, and how many seeds its points have."""
+    counts = sorted({int(seed) for seed in seeds})
+    text = f"preset {preset}"
+    if counts:
+        ends = "-".join(str(n) for n in sorted({counts[0], counts[-1]}))
+        text += f", {ends} seed{'s' if counts[-1] > 1 else ''}"
+    fig.text(0.995, 0.005, text, ha="right", va="bottom", fontsize=6, color="0.45")

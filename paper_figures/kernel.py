@@ -1,0 +1,190 @@
+"""The smoothed loss and its gradients on one GPU: time against memory of every rival, and the error of the gradients.
+
+Caption. One panel a shape (tokens x vocabulary x hidden size): time of loss and gradients with smoothing of .1 against
+the peak memory beyond the inputs, both on logarithmic axes; lower left is better. Dashed: the gradients that any loss
+returns; dotted: the three matrix products that it takes, at the best rate that one product reached at any shape of the
+table. The line joins our kernel at its three workspaces. Open markers: measured without smoothing, which that rival
+does not have. Bars: 95 % bootstrap intervals of the median time over rounds, mostly thinner than the markers; memory
+does not vary. *Last panel, and the key to the others:* relative error of the gradients against float64, the larger of
+input and weight; mark: median over shapes, bar: smallest to largest. bfloat16; device, versions and commits are in
+kernel.json. Table kernel.csv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+
+from .drawing import LABEL_SIZE, check, panel, points
+from .style import RC, TEXT_WIDTH, THEORY_COLOUR, Look
+
+__all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
+
+TABLES, OPTIONAL = ("kernel",), ()
+COLUMNS = [
+    "shape", "tokens", "vocab_size", "hidden_size", "implementation", "label_smoothing", "ms", "ms_low", "ms_high",
+    "least_ms", "peak_mib", "gradient_mib", "gradient_error",
+]  # fmt: skip
+_SMOOTHING = 0.1
+_OURS = ("triton, 32 MiB", "triton, default", "triton, all kept")  # by workspace: one kernel, one line
+_NAMES = {
+    "triton, 32 MiB": "ours, 32 MiB workspace", "triton, default": "ours, 128 MiB (default)",
+    "triton, all kept": "ours, all strips kept", "chunked": "ours, PyTorch, any device",
+    "eager": "PyTorch eager, bfloat16 logits", "eager, float32 logits": "PyTorch eager, float32 logits",
+    "torch, chunked": "PyTorch chunked", "Liger-Kernel": "Liger-Kernel, defaults",
+    "cut-cross-entropy, filter": "cut-cross-entropy", "cut-cross-entropy, exact": "cut-cross-entropy, exact",
+}  # fmt: skip
+# Who made it: told by colour; each implementation has a marker of its own.
+_FAMILIES = (
+    (("triton", "chunked"), "#00224e"), (("eager", "torch"), "#666970"), (("Liger",), "#8c7a33"), (("cut",), "#cba700"),
+)  # fmt: skip
+_MARKERS = {
+    **dict(zip(_OURS, "<o>", strict=True)), "chunked": "p", "eager": "s", "eager, float32 logits": "D",
+    "torch.compile": "P", "torch, chunked": "h", "Liger-Kernel": "^", "Liger-Kernel, float32 sums": "v",
+    "cut-cross-entropy, filter": "X", "cut-cross-entropy, exact": "d",
+}  # fmt: skip
+_FREE_MARKERS = "H*84"  # of implementations that a newer benchmark adds
+
+
+def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Loss and gradients of every implementation that ran: smoothed, or plain where it has no smoothing.
+
+    Returns:
+        ``COLUMNS``; ``least_ms`` is the time of three matrix products at the best rate in the table.
+    """
+    rows = tables["kernel"]
+    rows = rows.loc[(rows["mode"] == "loss and gradients") & rows["softcap"].isna() & (rows["ignored"] == 0)].copy()
+    product = rows["tokens"].astype(float) * rows["vocab_size"] * rows["hidden_size"]
+    rows["least_ms"] = 3 * product / (product / rows["matmul_ms"]).max()
+    rows["gradient_error"] = rows[["input_gradient_error", "weight_gradient_error"]].max(axis=1)
+    ran = rows.loc[(rows["implementation"] != "matmul") & rows["ms"].notna()]
+    smoothed = ran.loc[np.isclose(ran["label_smoothing"], _SMOOTHING)]
+    plain = ran.loc[(ran["label_smoothing"] == 0) & ~ran["implementation"].isin(smoothed["implementation"])]
+    return pd.concat([smoothed, plain], ignore_index=True).reindex(columns=COLUMNS)
+
+
+def make(table: pd.DataFrame, *, preset: str = "") -> Figure:
+    """Time against memory, a panel for each shape, and gradient errors; see the caption above.
+
+    Args:
+        table: From :func:`prepare`.
+        preset: Not used: the benchmark has one grid.
+
+    Returns:
+        The figure, unsaved. Redraw: ``python -m paper_figures --only kernel``.
+
+    Raises:
+        ValueError: If a column is missing or there is no row.
+    """
+    check(table, COLUMNS)
+    sizes = table.assign(size=table["vocab_size"] * table["hidden_size"]).sort_values(
+        ["size", "shape"], ascending=False
+    )
+    shapes = list(dict.fromkeys(sizes["shape"]))
+    looks = _looks(table["implementation"])
+    with mpl.rc_context(RC):
+        lines = -(-(len(shapes) + 1) // 3)
+        height = 2.05 * lines
+        fig = Figure(figsize=(TEXT_WIDTH, height))
+        grid = fig.add_gridspec(
+            lines, 3, left=0.07, right=0.985, bottom=0.42 / height, top=1 - 0.3 / height, wspace=0.24, hspace=0.42
+        )
+        for i, shape in enumerate(shapes):
+            ax = fig.add_subplot(grid[i // 3, i % 3])
+            rows = table.loc[table["shape"] == shape]
+            _shape(ax, rows, looks)
+            size = rows.iloc[0]
+            numbers = (f"{size[name]:.0f}" for name in ("tokens", "vocab_size", "hidden_size"))
+            panel(ax, "abcdefgh"[i], f"{shape}, " + r"$\times$".join(numbers), offset=-0.06)
+            if i == 0:
+                _name_lines(ax, rows)
+            if i % 3 == 0:
+                ax.set_ylabel("time (ms)")
+            if i + 3 >= len(shapes):
+                ax.set_xlabel("peak memory beyond the inputs (GiB)")
+        last = fig.add_subplot(grid[len(shapes) // 3, len(shapes) % 3])
+        place = last.get_position()
+        names = 0.15  # of the figure's width
+        last.set_position((place.x0 + names, place.y0, place.width - names, place.height))
+        _errors(last, table, looks)
+        panel(last, "abcdefgh"[len(shapes)], "error of the gradients", offset=-(names + 0.015) / (place.width - names))
+    return fig
+
+
+def _looks(implementations: pd.Series) -> dict[str, Look]:
+    """A look for each implementation, in the order of the last panel: ours, then the others by family."""
+    present = set(implementations)
+    others = sorted(present - set(_MARKERS))
+    listed = [name for name in _MARKERS if name in present] + others
+    spare = dict(zip(others, _FREE_MARKERS, strict=False))
+    colour = {name: next((c for starts, c in _FAMILIES if name.startswith(starts)), THEORY_COLOUR) for name in listed}
+    return {name: Look(colour[name], _MARKERS.get(name) or spare.get(name, "o"), "-") for name in listed}
+
+
+def _shape(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
+    ax.axvline(rows["gradient_mib"].iloc[0] / 1024, color=THEORY_COLOUR, lw=0.8, ls=(0, (4, 2)), zorder=1)
+    ax.axhline(rows["least_ms"].iloc[0], color=THEORY_COLOUR, lw=0.8, ls=(0, (1, 1)), zorder=1)
+    shown = rows.assign(memory=rows["peak_mib"] / 1024)
+    ours = shown.loc[shown["implementation"].isin(_OURS)].sort_values("memory")
+    ax.plot(ours["memory"], ours["ms"], color="#00224e", lw=0.8, zorder=2)
+    for name, look in looks.items():
+        chosen = shown.loc[shown["implementation"] == name]
+        if not chosen.empty:
+            points(
+                ax, chosen, "memory", "ms", look, size=4.2 if look.marker in "oPXp" else 3.6,
+                filled=bool((chosen["label_smoothing"] > 0).all()),
+            )  # fmt: skip
+    ax.set(xscale="log", yscale="log")
+    low = min(float(shown["memory"].min()), float(shown["gradient_mib"].min()) / 1024)
+    ax.set_xlim(low / 1.35, 1.35 * float(shown["memory"].max()))
+    ax.set_ylim(min(float(shown["ms"].min()), float(shown["least_ms"].min())) / 1.45, 1.35 * float(shown["ms"].max()))
+    for axis in (ax.xaxis, ax.yaxis):
+        _plain_ticks(axis)
+
+
+def _name_lines(ax: Axes, rows: pd.DataFrame) -> None:
+    """What the lines of theory are, in the first panel."""
+    least, gradients = rows["least_ms"].iloc[0], rows["gradient_mib"].iloc[0] / 1024
+    style = {"fontsize": LABEL_SIZE, "color": THEORY_COLOUR, "textcoords": "offset points"}
+    ax.annotate(
+        "three matrix products", (1, least), (-1, -2), xycoords=ax.get_yaxis_transform(), va="top", ha="right", **style
+    )
+    ax.annotate("gradients", (gradients, 1), (3, -1), xycoords=ax.get_xaxis_transform(), va="top", **style)
+    ours = rows.loc[rows["implementation"] == _OURS[-1]]
+    for x, y in zip(ours["peak_mib"] / 1024, ours["ms"], strict=True):
+        ax.annotate("ours", (x, y), (4, 3), textcoords="offset points", fontsize=LABEL_SIZE, color="#00224e")
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, at fewer where there are many, written out."""
+    low, high = axis.get_view_interval()
+    steps = (1, 2, 5) if high / low < 60 else (1, 3) if high / low < 200 else (1,)
+    ticks = [s * 10.0**p for p in range(-3, 5) for s in steps if low <= s * 10.0**p <= high]
+    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_ticks([], minor=True)
+
+
+def _errors(ax: Axes, table: pd.DataFrame, looks: dict[str, Look]) -> None:
+    """Median and range over shapes, one row an implementation with its marker and name."""
+    for row, (name, look) in enumerate(looks.items()):
+        rows = table.loc[table["implementation"] == name]
+        errors = 1e3 * rows["gradient_error"]
+        line = pd.DataFrame(
+            {"error": [errors.median()], "error_low": [errors.min()], "error_high": [errors.max()], "row": [-row]}
+        )
+        filled = bool((rows["label_smoothing"] > 0).all())
+        points(ax, line, "error", "row", look, size=4.2 if look.marker in "oPXp" else 3.6, filled=filled)
+        ax.axhline(-row, color="0.92", lw=0.5, zorder=0)
+    names = [_NAMES.get(name, name) for name in looks]
+    ax.set_yticks([-row for row in range(len(looks))], names, fontsize=LABEL_SIZE)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set(xscale="log", ylim=(0.6 - len(looks), 0.6), xlabel=r"relative error $\times$ 1000")
+    ax.set_xlim(1e3 * table["gradient_error"].min() / 1.3, 1.3e3 * table["gradient_error"].max())
+    _plain_ticks(ax.xaxis)

@@ -1,0 +1,138 @@
+"""Where smoothing helps and where it hurts: samples per context x hidden size, under a norm budget and with free norms.
+
+Caption. Gain of smoothing (b = .1) in true ECE, plain minus smoothed head of the same data and first values, of noisy
+targets: above 0 smoothing helps, below it hurts. First panels: against the samples that each context was trained on,
+one line a hidden size. Few samples are fitted too closely and smoothing helps; many leave little to mend, and it hurts
+instead, at small hidden sizes most; a norm budget at T = 1 leaves it inert. Last panel: the same gains, of every cell
+in the table, against the scale gap of the plain head on new data, CE - H in nats, which is positive where it is
+over-confident; the prediction was that both have the same sign (the unshaded quarters). Means over seeds with 95 %
+bootstrap intervals; runs that break the convergence rule are left out. Table S4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from analysis.study.effects import CELL, PAIR, paired_effects
+
+from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp, summarise
+from .style import RC, TEXT_WIDTH, Look, looks
+
+__all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
+
+TABLES, OPTIONAL = ("S4",), ()
+_VALUES = ("true_ece_gain", "over_confidence")
+COLUMNS = [
+    "norm", "teacher", "vocab_size", "hidden_size", "samples_per_context", "temperature", "seeds",
+    *(f"{name}{end}" for name in _VALUES for end in ("", "_low", "_high")),
+]  # fmt: skip
+_LINEAR = 0.1  # nats; the axis of scale gaps is logarithmic beyond
+
+
+def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Paired gains of b = .1, and CE - H of the plain head on new data; converged seeds.
+
+    Returns:
+        ``COLUMNS``, one line a cell.
+    """
+    rows = tables["S4"]
+    pairs = paired_effects(rows)
+    plain = rows.loc[rows["label_smoothing"] == 0].assign(over_confidence=lambda r: r["held_out_nll"] - r["entropy"])
+    pairs = pairs.merge(plain[[*PAIR, "over_confidence"]], on=PAIR)
+    kept = pairs.loc[np.isclose(pairs["label_smoothing"], 0.1) & pairs["converged"]]
+    return summarise(kept, CELL, list(_VALUES)).reindex(columns=COLUMNS)
+
+
+def make(table: pd.DataFrame, *, preset: str) -> Figure:
+    """Gains against samples, a panel for each way of limiting norms, and against the scale gap; see the caption.
+
+    Args:
+        table: From :func:`prepare`.
+        preset: Printed in the figure.
+
+    Returns:
+        The figure, unsaved. Redraw: ``python -m paper_figures --only samples``.
+
+    Raises:
+        ValueError: If a column is missing or there is no row.
+    """
+    check(table, COLUMNS)
+    teacher = "lowrank" if "lowrank" in set(table["teacher"]) else str(table["teacher"].iloc[0])
+    vocab_size = int(table["vocab_size"].min())
+    shown = table.loc[(table["teacher"] == teacher) & (table["vocab_size"] == vocab_size)]
+    groups = sorted({(str(n), float(t)) for n, t in zip(shown["norm"], shown["temperature"], strict=True)})
+    groups.sort(key=lambda group: (group[0] == "free", -group[1]))
+    look_of = looks(sorted(int(d) for d in shown["hidden_size"].unique()))
+    with mpl.rc_context(RC):
+        fig = Figure(figsize=(TEXT_WIDTH, 2.6))
+        count = len(groups) + 1
+        width, start, gap = 0.0, 0.09, 0.03
+        width = (0.985 - start - 0.105 - gap * (count - 2)) / count
+        axes = [fig.add_axes((start + i * (width + gap), 0.2, width, 0.69)) for i in range(len(groups))]
+        low, high = float(shown["true_ece_gain_low"].min()), float(shown["true_ece_gain_high"].max())
+        pad = 0.06 * (high - low)
+        for i, (ax, (norm, temperature)) in enumerate(zip(axes, groups, strict=True)):
+            cells = shown.loc[(shown["norm"] == norm) & (shown["temperature"] == temperature)]
+            _over_samples(ax, cells, look_of)
+            ax.set_ylim(low - pad, high + pad)
+            title = "free norms" if norm == "free" else "norm budget"
+            panel(ax, "abcdef"[i], title + (f", $T = {temperature:g}$" if norm != "free" or temperature != 1 else ""))
+            if i:
+                ax.tick_params(labelleft=False)
+        axes[0].set_ylabel("gain of smoothing in true ECE")
+        last = shown.loc[(shown["norm"] == groups[-1][0]) & (shown["temperature"] == groups[-1][1])]
+        rightmost = last.loc[last["samples_per_context"] == last["samples_per_context"].max()]
+        ends = [(row["true_ece_gain"], str(int(row["hidden_size"])), "0.15") for row in rightmost.to_dict("records")]
+        end_labels(fig, axes[-1], ends, title="$D$")
+        _signs(fig.add_axes((0.985 - width, 0.2, width, 0.69)), table, low - pad, high + pad, "abcdef"[len(groups)])
+        stamp(fig, preset, table["seeds"])
+    return fig
+
+
+def _over_samples(ax: Axes, cells: pd.DataFrame, look_of: dict[int, Look]) -> None:
+    ax.axhline(0, color="0.6", lw=0.6, zorder=0)
+    for size, look in look_of.items():
+        line = cells.loc[cells["hidden_size"] == size].sort_values("samples_per_context")
+        ax.plot(line["samples_per_context"], line["true_ece_gain"], color=look.colour, ls=look.dashes, lw=0.9)
+        points(ax, line, "samples_per_context", "true_ece_gain", look)
+    ticks = sorted(int(n) for n in cells["samples_per_context"].unique())
+    ax.set(xscale="log", xlabel="samples per context")
+    ax.set_xticks(ticks, [str(n) for n in ticks])
+    ax.set_xticks([], minor=True)
+
+
+def _signs(ax: Axes, table: pd.DataFrame, low: float, high: float, letter: str) -> None:
+    """Gains against CE - H on new data, with the quarters where the signs differ shaded."""
+    low = min(low, 1.05 * float(table["true_ece_gain_low"].min()))
+    high = max(high, 1.05 * float(table["true_ece_gain_high"].max()))
+    gaps = table[["over_confidence_low", "over_confidence_high"]]
+    left, right = min(1.6 * float(gaps.min().min()), -1.0), max(1.6 * float(gaps.max().max()), 1.0)
+    for corner, height in (((left, 0), high), ((0, low), -low)):
+        width = -left if corner[0] else right
+        ax.add_patch(Rectangle(corner, width, height, fc="0.93", lw=0, zorder=0))
+    ax.axhline(0, color="0.6", lw=0.6, zorder=0)
+    ax.axvline(0, color="0.6", lw=0.6, zorder=0)
+    for row, (norm, look) in enumerate((("budget", Look("#00224e", "o", "-")), ("free", Look("#8c7a33", "^", "-")))):
+        cells = table.loc[table["norm"] == norm]
+        if not cells.empty:
+            points(ax, cells, "over_confidence", "true_ece_gain", look, size=2.8, mew=0.6, elinewidth=0.5)
+        place = 0.7 - 0.085 * row
+        ax.plot(0.05, place, marker=look.marker, ms=3, color=look.colour, transform=ax.transAxes, ls="")
+        ax.text(0.09, place, norm, transform=ax.transAxes, va="center", fontsize=LABEL_SIZE)
+    known = table.loc[(table["over_confidence"] != 0) & (table["true_ece_gain"] != 0)]
+    same = int((np.sign(known["over_confidence"]) == np.sign(known["true_ece_gain"])).sum())
+    ax.set_xscale("symlog", linthresh=_LINEAR, linscale=0.5)
+    ax.set(xlim=(left, right), ylim=(low, high), xlabel="CE $-$ H on new data (nats)")
+    ticks = [x for x in (-10, -1, -0.1, 0, 0.1, 1, 10) if left <= x <= right]
+    ax.set_xticks(ticks, [f"{x:g}".replace("-", "\u2212") for x in ticks])
+    ax.set_xticks([], minor=True)
+    count = f"sign as\npredicted:\n{same} of {len(known)}"
+    ax.text(0.03, 0.985, count, transform=ax.transAxes, va="top", fontsize=LABEL_SIZE, linespacing=1.0)
+    panel(ax, letter, "sign rule")

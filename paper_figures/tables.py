@@ -1,0 +1,82 @@
+"""Where the figures' tables are: the one place that reads them, and what to say where one is missing.
+
+Committed tables, each with a sidecar of the same name (``S3.json``):
+
+- ``data/S1.csv`` to ``data/S7.csv`` and ``data/verdicts.csv``: the study, preset ``full``
+- ``data/quick/``: the same names, preset ``quick``
+- ``data/NAME.csv``: what no preset changes, such as ``kernel.csv`` and ``caps.csv``
+
+A table S1 to S7 that a run left in the output folder (``paper_figures/out/PRESET/S3.csv``) goes before the committed
+one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["DATA", "MissingTableError", "Preset", "available", "candidates", "is_study", "needed_command", "read"]
+
+Preset = Literal["quick", "full"]
+DATA = Path(__file__).resolve().parent / "data"
+
+# Tables that no preset changes -> the command that makes them; those of the study are S1 to S7 and their verdicts.
+_COMMANDS = {
+    "caps": "python -m analysis.caps_table",
+    "transition": "python -m analysis.transition_table",
+    "kernel": "python -m kernel.benchmark (needs a GPU)",
+    "instruction_full": "python -m analysis.instruction run MODEL.gguf questions.json --device cuda",
+    "instruction_verdicts": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
+}
+
+
+class MissingTableError(LookupError):
+    """A table is neither in the output folder nor among the committed ones."""
+
+
+def is_study(name: str) -> bool:
+    """Whether the table depends on the preset."""
+    return name not in _COMMANDS
+
+
+def needed_command(name: str, preset: Preset) -> str:
+    """The command that makes a table.
+
+    Example:
+        >>> needed_command("S4", "full")
+        'python -m analysis.study run S4 --preset full --device cuda'
+    """
+    if not is_study(name):
+        return _COMMANDS[name]
+    if name == "verdicts":
+        return f"python -m analysis.study verdicts --preset {preset}"
+    return f"python -m analysis.study run {name} --preset {preset}" + (" --device cuda" if preset == "full" else "")
+
+
+def candidates(name: str, preset: Preset, out: Path) -> list[Path]:
+    """Where a table may be, first choice first: what a run left in ``out``, then what is committed."""
+    committed = (DATA if preset == "full" or not is_study(name) else DATA / preset) / f"{name}.csv"
+    return [out / committed.name, committed] if name.startswith("S") else [committed]
+
+
+def available(name: str, preset: Preset, out: Path) -> Path | None:
+    """The table's file, None where there is none."""
+    return next((path for path in candidates(name, preset, out) if path.exists()), None)
+
+
+def read(name: str, preset: Preset, out: Path) -> pd.DataFrame:
+    """The table.
+
+    Raises:
+        MissingTableError: Naming where it was looked for and the command that makes it.
+    """
+    import pandas as pd
+
+    path = available(name, preset, out)
+    if path is None:
+        looked = " or ".join(map(str, candidates(name, preset, out)))
+        raise MissingTableError(f"there is no table {looked}; make it with: {needed_command(name, preset)}")
+    return pd.read_csv(path)

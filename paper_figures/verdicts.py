@@ -1,0 +1,146 @@
+"""The verdicts: what was claimed, what the tables say, how large the effect is, and what had been predicted.
+
+Caption. One row a claim of the paper, in our words. *Verdict:* by rules written with the experiments, from the rows of
+the tables that keep the convergence rule; a "depends on" says on what. *Effect:* the number behind the verdict, its
+mean over cells with the 95 % bootstrap interval over seeds (K7: the range over shapes), drawn on a scale of its own in
+each row; the line is 0, for K7, a ratio, 1. *Predicted:* the verdicts expected of the experiments before their first
+run; bold where none of them came true. Conditions and counter-evidence of every verdict: verdicts.csv. *Real model:*
+the same claims on a tuned language model, where its table is there. Tables verdicts.csv, instruction_verdicts.csv.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .drawing import check, stamp, wrapped
+from .style import RC, TEXT_WIDTH
+
+__all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
+
+TABLES, OPTIONAL = ("verdicts",), ("instruction_verdicts",)
+COLUMNS = [
+    "claim", "statement", "verdict", "depends_on", "predicted", "effect", "mean", "low", "high", "seeds", "real_model",
+    "preset",
+]  # fmt: skip
+_SIZE, _LEADING = 6.5, 8.0  # points, of the type and from line to line
+_RATIOS = ("K7",)  # claims whose effect is a ratio
+_AIR = 5.0  # points, between rows
+# Left edges and widths of the columns, in inches.
+_PLACES = {
+    "claim": (0.06, 0.2), "statement": (0.26, 1.5), "verdict": (1.84, 1.16), "effect": (3.1, 1.46),
+    "strip": (4.64, 0.56), "numbers": (5.28, 0.78), "predicted": (6.12, 0.6),
+}  # fmt: skip
+_MARKS: dict[str, dict[str, Any]] = {
+    "supported": {"marker": "o", "mfc": "#00224e", "mec": "#00224e"},
+    "refuted": {"marker": "X", "mfc": "#c44e00", "mec": "#c44e00"},
+    "depends on": {
+        "marker": "o", "fillstyle": "left", "mfc": "#00224e", "markerfacecoloralt": "white", "mec": "#00224e",
+    },
+    "not decided": {"marker": "o", "mfc": "white", "mec": "0.5"},
+}  # fmt: skip
+
+
+def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The verdicts with what each depends on, in a clause, and the verdict on the real model.
+
+    Returns:
+        ``COLUMNS``, one line a claim; ``real_model`` is empty where there is none.
+    """
+    table = tables["verdicts"].copy()
+    clause = [re.split(r"[:;]|\. ", str(text))[0] for text in table["condition"]]
+    table["depends_on"] = [c if v == "depends on" else "" for c, v in zip(clause, table["verdict"], strict=True)]
+    real = tables.get("instruction_verdicts")
+    found = {} if real is None else dict(zip(real["claim"], real["verdict"], strict=True))
+    table["real_model"] = [found.get(claim, "") for claim in table["claim"]]
+    table["predicted"] = table["predicted"].fillna("")
+    return table.reindex(columns=COLUMNS)
+
+
+def make(table: pd.DataFrame, *, preset: str) -> Figure:
+    """A row for each claim; see the caption above.
+
+    Args:
+        table: From :func:`prepare`.
+        preset: Printed in the figure.
+
+    Returns:
+        The figure, unsaved. Redraw: ``python -m paper_figures --only verdicts``.
+
+    Raises:
+        ValueError: If a column is missing or there is no row.
+    """
+    check(table, COLUMNS)
+    rows = [_texts(row) for row in table.to_dict("records")]
+    heights = [max(text.count("\n") + 1 for text in row.values()) * _LEADING + _AIR for row in rows]
+    head, foot = 21.0, 10.0
+    total = head + sum(heights) + foot
+    with mpl.rc_context(RC):
+        fig = Figure(figsize=(TEXT_WIDTH, total / 72))
+        ax = fig.add_axes((0, 0, 1, 1))
+        ax.set(xlim=(0, TEXT_WIDTH), ylim=(total, 0))
+        ax.set_axis_off()
+        titles = {"claim": "claim", "verdict": "verdict", "effect": "effect", "numbers": "mean [95 %]"}
+        for name, title in {**titles, "predicted": "predicted"}.items():
+            ax.text(_PLACES[name][0], 11, title, fontsize=_SIZE, fontweight="bold", va="center")
+        top = head
+        for row, texts, height in zip(table.to_dict("records"), rows, heights, strict=True):
+            ax.axhline(top - _AIR / 2, color="0.8", lw=0.4)
+            _row(ax, row, texts, top)
+            top += height
+        ax.axhline(top - _AIR / 2, color="0.8", lw=0.4)
+        stamp(fig, preset, (n for n in table["seeds"].dropna() if n > 0))
+    return fig
+
+
+def _texts(row: dict[Any, Any]) -> dict[str, str]:
+    """What is written in each column, broken to its width."""
+    verdict = str(row["verdict"])
+    clause = f"{verdict} {row['depends_on']}" if row["depends_on"] else verdict
+    if row["real_model"]:
+        clause += f"\nreal model: {row['real_model']}"
+    numbers = "" if pd.isna(row["mean"]) else f"{row['mean']:.3g}\n[{row['low']:.3g}, {row['high']:.3g}]"
+    predicted = dict.fromkeys(part.split(": ", 1)[-1] for part in str(row["predicted"]).split("; ") if part)
+    effect = re.sub(r" ([=<>]) ", "\u00a0\\1\u00a0", str(row["effect"]))  # b = .1 stays on one line
+    written = {
+        "claim": str(row["claim"]), "statement": str(row["statement"]), "verdict": clause, "effect": effect,
+        "numbers": numbers, "predicted": "\n".join(predicted) or "none",
+    }  # fmt: skip
+    indent = {"verdict": 0.14}
+    return {
+        name: "\n".join(
+            wrapped(line, 72 * (_PLACES[name][1] - indent.get(name, 0)), _SIZE) for line in text.split("\n")
+        )
+        for name, text in written.items()
+    }
+
+
+def _row(ax: Axes, row: dict[Any, Any], texts: dict[str, str], top: float) -> None:
+    line = top + _LEADING / 2  # middle of the first line
+    surprise = texts["predicted"] != "none" and row["verdict"] not in texts["predicted"].replace("\n", " ")
+    for name, text in texts.items():
+        x = _PLACES[name][0] + (0.14 if name == "verdict" else 0)
+        for i, part in enumerate(text.split("\n")):
+            bold = name == "claim" or (name == "predicted" and surprise)
+            ax.text(x, line + i * _LEADING, part, fontsize=_SIZE, va="center", fontweight="bold" if bold else "normal")
+    ax.plot(_PLACES["verdict"][0] + 0.04, line, ms=4.5, mew=0.8, ls="", **_MARKS[str(row["verdict"])])
+    if pd.isna(row["mean"]):
+        return
+    reference = 1.0 if row["claim"] in _RATIOS else 0.0
+    left, width = _PLACES["strip"]
+    ax.plot([left, left + width], [line, line], color="0.85", lw=0.6, zorder=0)
+    ends = np.array([row["low"], row["mean"], row["high"]], float) - reference
+    scale = width / 2 / max(float(np.abs(ends).max()), 1e-12)
+    low, mean, high = left + width / 2 + scale * ends
+    ax.plot([left + width / 2] * 2, [top - 1, top + 2 * _LEADING - 3], color="0.6", lw=0.6)
+    bar = [[mean - low], [high - mean]]
+    ax.errorbar(
+        [mean], [line], xerr=bar, marker="o", ms=3.2, color="#00224e", ecolor="0.3", capsize=1.5, elinewidth=0.8
+    )
