@@ -121,7 +121,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         for ax, regime, (low, high) in zip(axes, regimes, limits, strict=True):
             _column(ax, table.loc[table["regime"] == regime], settings, len(row_of))
             ax.set(xlim=(low, high), title=_REGIMES[regime])
-            ax.set_xticks(_ticks(low, high, sum(widths)))
+            ax.set_xticks(_ticks(low, high))
         axes[0].set_yticks(list(row_of.values()), [name for _, name in treatments])
         axes[0].tick_params(axis="y", length=0)
         axes[len(axes) // 2].set_xlabel("gain of smoothing in true ECE")
@@ -137,10 +137,10 @@ def _limits(rows: pd.DataFrame) -> tuple[float, float]:
     return min(low - 0.01, -0.03), max(high + 0.015, 0.08)
 
 
-def _ticks(low: float, high: float, whole: float) -> list[float]:
-    """Ticks of one step in all columns, those at the very edges left out."""
-    step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if whole / step < 14)
-    inside = 0.03 * whole
+def _ticks(low: float, high: float) -> list[float]:
+    """Few ticks, none at the very edges, where those of neighbouring columns would touch."""
+    step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (high - low) / step < 5)
+    inside = 0.09 * (high - low)
     first, last = int(np.ceil((low + inside) / step)), int(np.floor((high - inside) / step))
     return [round(i * step, 2) for i in range(first, last + 1)]
 

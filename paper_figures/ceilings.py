@@ -1,15 +1,16 @@
 """Confidence ceilings over hidden size and vocabulary, what a search reaches below them, and the shapes of LLMs.
 
 Caption. *(a)* Most confidence that a head of norm product m can have of every one of V tokens at once: the proven
-rank-aware cap (lines, A3; the outermost is the simplex, A2) and the best head that projected gradient found (points).
+rank-aware cap (lines, A3; the leftmost is the simplex, A2), the best head that projected gradient found (filled), and
+heads trained by plain cross-entropy to predict every token (open; no better than the search, as they maximise a mean).
 *(b)* The same as an effective logit gap, at the norm product whose simplex has the gap that smoothing of .1 asks for,
 as a share of the simplex's gap, with the proven caps of every head (A3) and of heads whose features are aligned with
 their rows (A4), and what random rows are proven to reach on average: geometry costs much in a few dimensions only.
 *(c)* Public head shapes: the norm product that confidence .9 of every token takes, between what no head can undercut
 and what random rows need (bars, mostly thinner than the marker; line: the simplex, A2). It follows log V, not the
 hidden size, written beside each shape; the softcap of 30 of some adds to it ("cap"). Points of (a) and (b): means over
-starts of the search with 95 % bootstrap intervals (thinner than the markers). Table S1; shapes from caps.csv, no
-weights seen.
+starts of the search, or over seeds, with 95 % bootstrap intervals (thinner than the markers). Tables S1 and S3; shapes
+from caps.csv, no weights seen.
 """
 
 from __future__ import annotations
@@ -30,21 +31,22 @@ from .style import RC, TEXT_WIDTH, THEORY_COLOUR, looks
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
-TABLES, OPTIONAL = ("S1", "caps"), ()
+TABLES, OPTIONAL = ("S1", "S3", "caps"), ()
 COLUMNS = [
     "kind", "name", "vocab_size", "hidden_size", "share", "norm_product", "seeds",
     *(f"{name}{end}" for name in ("confidence", "gap_share") for end in ("", "_low", "_high")),
     "needed_norm", "enough_norm", "softcap",
 ]  # fmt: skip
 _AT = 1.0  # norm product of (b), in units of the smoothing-optimal gap
-_HIDDEN_SIZES = (2, 4, 16, 64)  # of (a)
+_HIDDEN_SIZES = (2, 4, 16, 64, 256)  # of (a)
 
 
 def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Searched heads of S1 with their attained confidence and gap, and the brackets of public shapes.
+    """Searched heads of S1, trained heads of S3, and the brackets of public shapes.
 
     Returns:
-        ``COLUMNS``; ``kind`` is ``"searched"`` or ``"shape"``. ``gap_share`` is the attained gap over the simplex's.
+        ``COLUMNS``; ``kind`` is ``"searched"``, ``"trained"`` or ``"shape"``. ``confidence`` is that of the least
+        confident token, ``gap_share`` the attained gap over the simplex's.
     """
     rows = tables["S1"]
     searched = rows.loc[rows["attained_gap"].notna()].copy()
@@ -56,7 +58,17 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         columns={"model": "name", "needed_m_90": "needed_norm", "enough_m_90": "enough_norm"}
     )  # fmt: skip
     shapes = shapes.assign(kind="shape", name=[name.split("/")[-1] for name in shapes["name"]])
-    return pd.concat([cells, shapes], ignore_index=True).reindex(columns=COLUMNS)
+    return pd.concat([cells, _trained(tables["S3"]), shapes], ignore_index=True).reindex(columns=COLUMNS)
+
+
+def _trained(rows: pd.DataFrame) -> pd.DataFrame:
+    """Heads with one context for each token, trained under a norm budget with nothing but cross-entropy."""
+    plain = rows.loc[
+        (rows["teacher"] == "det") & (rows["label_smoothing"] == 0) & (rows["temperature"] == 1)
+        & rows["softcap"].isna() & (rows["norm"] == "budget") & rows["converged"]
+    ]  # fmt: skip
+    plain = plain.assign(confidence=plain["min_target_probability"], norm_product=plain["norm_product"].round(4))
+    return summarise(plain, ["vocab_size", "hidden_size", "norm_product"], ["confidence"]).assign(kind="trained")
 
 
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
@@ -73,20 +85,22 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         ValueError: If a column is missing or there is no row.
     """
     check(table, COLUMNS)
-    searched, shapes = (table.loc[table["kind"] == kind] for kind in ("searched", "shape"))
+    searched, trained, shapes = (table.loc[table["kind"] == kind] for kind in ("searched", "trained", "shape"))
     with mpl.rc_context(RC):
         fig = Figure(figsize=(TEXT_WIDTH, 2.45))
         places = ((0.065, 0.215), (0.375, 0.205), (0.665, 0.195))
         first, second, third = (fig.add_axes((x, 0.17, width, 0.7)) for x, width in places)
-        _over_norms(fig, first, searched)
+        _over_norms(fig, first, searched, trained)
         _over_sizes(second, searched)
         _shapes(fig, third, shapes)
         stamp(fig, preset, searched["seeds"])
     return fig
 
 
-def _over_norms(fig: Figure, ax: Axes, searched: pd.DataFrame) -> None:
-    vocab_size = 64 if 64 in set(searched["vocab_size"]) else int(searched["vocab_size"].max())
+def _over_norms(fig: Figure, ax: Axes, searched: pd.DataFrame, trained: pd.DataFrame) -> None:
+    vocab_size = int(
+        max(set(searched["vocab_size"]) & set(trained["vocab_size"]), default=searched["vocab_size"].max())
+    )
     rows = searched.loc[searched["vocab_size"] == vocab_size]
     sizes = [d for d in _HIDDEN_SIZES if d in set(rows["hidden_size"])]
     m = np.linspace(0, float(rows["norm_product"].max()) * 1.02, 200)[1:]
@@ -97,10 +111,15 @@ def _over_norms(fig: Figure, ax: Axes, searched: pd.DataFrame) -> None:
         ax.plot(m, cap, color=THEORY_COLOUR, lw=0.9, ls=look.dashes, zorder=2)
         cells = rows.loc[rows["hidden_size"] == size]
         points(ax, cells, "norm_product", "confidence", look)
+        heads = trained.loc[(trained["vocab_size"] == vocab_size) & (trained["hidden_size"] == size)]
+        heads = heads.loc[heads["norm_product"] <= m[-1]]
+        points(ax, heads, "norm_product", "confidence", look, filled=False, mew=0.7, zorder=4)
         last = cells.sort_values("norm_product")["confidence"].iloc[-1]
         ends.append((float(last), str(size), "0.15"))
     ax.set(xlim=(0, m[-1]), ylim=(0, 1.03), xlabel="norm product $m$ (logit units)", ylabel="confidence of every token")
     end_labels(fig, ax, ends, title="$D$")
+    for row, text in enumerate(("lines: ceiling", "filled: search", "open: trained")):
+        ax.text(0.98, 0.45 - 0.085 * row, text, transform=ax.transAxes, ha="right", va="center", fontsize=LABEL_SIZE)
     panel(ax, "a", f"ceiling and search, $V = {vocab_size}$")
 
 
@@ -121,11 +140,9 @@ def _over_sizes(ax: Axes, searched: pd.DataFrame) -> None:
         ax.plot(sizes, aligned, color="0.45", lw=0.8, ls=look.dashes, zorder=2)
         ax.plot(codes, reached, color="0.65", lw=0.9, ls=(0, (1, 1)), zorder=1)
         points(ax, cells, "hidden_size", "gap_share", look)
-        first = cells.sort_values("hidden_size").iloc[0]
-        ax.annotate(
-            f"$V = {vocab_size}$", (first["hidden_size"], first["gap_share"]), (5, -5), textcoords="offset points",
-            fontsize=LABEL_SIZE, va="center",
-        )  # fmt: skip
+        place = 0.24 - 0.09 * vocabularies.index(vocab_size)
+        ax.plot(0.05, place, marker=look.marker, ms=3.6, color=look.colour, transform=ax.transAxes, ls="")
+        ax.text(0.09, place, f"$V = {vocab_size}$", transform=ax.transAxes, va="center", fontsize=LABEL_SIZE)
     ax.set(xscale="log", xlim=(1.7, 2.1 * max(vocabularies)), ylim=(0, 1.04), xlabel="hidden size $D$")
     ax.set_ylabel("gap, as a share of the simplex's")
     ticks = [d for d in (2, 4, 16, 64, 256) if d <= 2 * max(vocabularies)]
@@ -134,7 +151,10 @@ def _over_sizes(ax: Axes, searched: pd.DataFrame) -> None:
     for row, (text, colour) in enumerate(
         (("every head (A3)", THEORY_COLOUR), ("aligned heads (A4)", "0.45"), ("random rows reach", "0.55"))
     ):
-        ax.text(0.98, 0.24 - 0.09 * row, text, transform=ax.transAxes, ha="right", fontsize=LABEL_SIZE, color=colour)
+        ax.text(
+            0.98, 0.24 - 0.09 * row, text, transform=ax.transAxes, ha="right", va="center", fontsize=LABEL_SIZE,
+            color=colour,
+        )  # fmt: skip
     panel(ax, "b", "what dimensions cost")
 
 

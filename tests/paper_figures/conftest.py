@@ -90,13 +90,14 @@ def drawn():
 
 @pytest.fixture
 def at():
-    """(x, y) of all points of axes, rounded to 6 significant digits, sorted."""
+    """(x, y) of all points of axes in data units, without those of a key, rounded to 6 significant digits, sorted."""
 
     def points(axes):
         found = [
             (float(f"{x:.6g}"), float(f"{y:.6g}"))
             for line in axes.get_lines()
             if line.get_marker() not in ("None", None, "", " ", "|", "_", 0, 1, 2, 3)
+            and line.get_transform() is not axes.transAxes
             for x, y in zip(*line.get_data(), strict=True)
         ]
         return sorted(found)

@@ -1,0 +1,147 @@
+"""The figures of the kernel and of the verdicts show their tables, number by number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from paper_figures import kernel, tables, verdicts
+from paper_figures.style import THEORY_COLOUR
+
+
+@pytest.fixture(scope="module")
+def bench():
+    rows = pd.read_csv(tables.DATA / "kernel.csv")
+    return rows[(rows["mode"] == "loss and gradients") & rows["softcap"].isna() & (rows["ignored"] == 0)]
+
+
+class TestKernel:
+    def test_every_implementation_that_ran_is_a_point_of_every_shape(self, drawn, bench, at):
+        figure = drawn("kernel", "quick")[2]
+        ran = bench.loc[bench["ms"].notna() & (bench["implementation"] != "matmul")]
+        smoothed = ran.loc[ran["label_smoothing"] == 0.1]
+        rest = ran.loc[(ran["label_smoothing"] == 0) & ran["implementation"].str.startswith("cut-cross-entropy")]
+        shapes = {ax.get_title(loc="left").split(", ")[0][4:]: ax for ax in figure.axes[:-1]}
+        assert set(shapes) == set(bench["shape"])
+        for shape, ax in shapes.items():
+            rows = pd.concat([smoothed, rest])
+            rows = rows.loc[rows["shape"] == shape]
+            wanted = sorted(zip((rows["peak_mib"] / 1024).map("{:.6g}".format).astype(float), rows["ms"], strict=True))
+            np.testing.assert_allclose(at(ax), wanted, rtol=2e-5)
+
+    def test_what_has_no_smoothing_is_open(self, drawn):
+        figure = drawn("kernel", "quick")[2]
+        looks = kernel._looks(drawn("kernel", "quick")[1]["implementation"])
+        assert len({look.marker for look in looks.values()}) == len(looks)
+        plain = {look.marker for name, look in looks.items() if name.startswith("cut")}
+        assert len(plain) == 2
+        for ax in figure.axes:
+            marked = [line for line in ax.get_lines() if line.get_marker() in {look.marker for look in looks.values()}]
+            assert len(marked) == len(looks)
+            for line in marked:
+                assert (line.get_markerfacecolor() == "white") == (line.get_marker() in plain)
+
+    def test_the_floors_are_the_gradients_and_three_products_at_the_best_rate(self, drawn, bench):
+        first = drawn("kernel", "quick")[2].axes[0]
+        across, up = (line for line in first.get_lines() if line.get_color() == THEORY_COLOUR)
+        if across.get_ydata()[0] == 0:  # which of the two is drawn first says nothing
+            across, up = up, across
+        work = bench["tokens"] * bench["vocab_size"] * bench["hidden_size"]
+        best = (work / bench["matmul_ms"]).max()
+        assert across.get_ydata()[0] == pytest.approx(3 * 8192 * 256_000 * 2304 / best)
+        elements = (8192 + 256_000) * 2304
+        assert up.get_xdata()[0] == pytest.approx(elements * 2 / 2**30, rel=1e-3)  # bfloat16
+        times = bench.loc[bench["implementation"] != "matmul"]
+        assert (times["ms"] > (3 * work / best)[times.index]).sum() == times["ms"].notna().sum()  # none is faster
+
+    def test_errors_are_the_larger_of_both_gradients(self, drawn, bench, at):
+        last = drawn("kernel", "quick")[2].axes[-1]
+        names = {v: k for k, v in kernel._NAMES.items()}
+        labels = [names.get(text.get_text(), text.get_text()) for text in last.get_yticklabels()]
+        bars = {round(c.lines[0].get_ydata()[0]): c for c in last.containers}
+        for row, name in enumerate(labels):
+            rows = bench.loc[(bench["implementation"] == name) & bench["ms"].notna()]
+            rows = rows.loc[rows["label_smoothing"] == rows["label_smoothing"].max()]
+            worst = 1000 * np.maximum(rows["input_gradient_error"], rows["weight_gradient_error"])
+            assert bars[-row].lines[0].get_xdata()[0] == pytest.approx(worst.median())
+            np.testing.assert_allclose(bars[-row].lines[2][0].get_segments()[0][:, 0], [worst.min(), worst.max()])
+
+    def test_a_new_rival_gets_a_look_and_its_name(self, bench, check_layout):
+        new = bench.loc[bench["implementation"] == "eager"].assign(implementation="quack 0.6", peak_mib=2000.0)
+        rows = kernel.prepare({"kernel": pd.concat([bench, new], ignore_index=True)})
+        figure = kernel.make(rows)
+        assert "quack 0.6" in [text.get_text() for text in figure.axes[-1].get_yticklabels()]
+        looks = kernel._looks(rows["implementation"])
+        assert len({(look.marker, look.colour) for look in looks.values()}) == len(looks)
+        check_layout(figure)
+
+
+class TestVerdicts:
+    @pytest.fixture
+    def table(self):
+        return tables.read("verdicts", "quick", tables.DATA)
+
+    def test_every_claim_stands_with_its_verdict_effect_and_numbers(self, drawn, table):
+        figure = drawn("verdicts", "quick")[2]
+        texts = figure.axes[0].texts
+        tops = {text.get_text(): text.get_position()[1] for text in texts if text.get_text() in set(table["claim"])}
+        assert list(tops) == table["claim"].tolist()
+        edges = [*tops.values(), np.inf]
+        for row, top, below in zip(table.itertuples(), edges, edges[1:], strict=False):
+            words = " ".join(t.get_text() for t in texts if top - 1 <= t.get_position()[1] < below - 1)
+            words = words.replace("\u00a0", " ")
+            assert row.statement in words
+            assert row.effect in words
+            assert f"{row.mean:.3g} [{row.low:.3g}, {row.high:.3g}]" in words
+            assert (f" {row.verdict}" in words) or (f" {row.verdict} " in words)
+
+    def test_the_mark_tells_the_verdict_without_colour(self, drawn, table):
+        ax = drawn("verdicts", "quick")[2].axes[0]
+        marks = [line for line in ax.get_lines() if line.get_markersize() == 4.5]
+        kinds = [(line.get_marker(), line.get_fillstyle(), line.get_markerfacecolor()) for line in marks]
+        wanted = {"supported": ("o", "full", "#00224e"), "depends on": ("o", "left", "#00224e")}
+        assert kinds == [wanted[verdict] for verdict in table["verdict"]]
+        assert (
+            len(
+                {
+                    str(mark.get("marker")) + str(mark.get("fillstyle")) + mark["mfc"]
+                    for mark in verdicts._MARKS.values()
+                }
+            )
+            == 4
+        )
+
+    def test_bars_lie_on_the_side_of_their_sign_and_hold_the_mean(self, drawn, table):
+        ax = drawn("verdicts", "quick")[2].axes[0]
+        left, width = verdicts._PLACES["strip"]
+        for row, bar in zip(table.itertuples(), ax.containers, strict=True):
+            low, high = bar.lines[2][0].get_segments()[0][:, 0]
+            mean = bar.lines[0].get_xdata()[0]
+            reference = 1 if row.claim == "K7" else 0
+            assert low <= mean <= high
+            assert left <= low
+            assert high <= left + width + 1e-9
+            for value, x in ((row.low, low), (row.mean, mean), (row.high, high)):
+                assert np.sign(round(value - reference, 9)) == np.sign(round(x - left - width / 2, 9))
+
+    def test_a_prediction_that_failed_is_bold(self, drawn):
+        texts = drawn("verdicts", "quick")[2].axes[0].texts
+        column = [t for t in texts if t.get_position()[0] == verdicts._PLACES["predicted"][0]][1:]
+        assert {t.get_text() for t in column if t.get_fontweight() == "bold"} == {"refuted", "not decided"}  # K6, K8
+
+    def test_the_real_model_has_a_line_where_it_was_judged(self, table, check_layout):
+        real = pd.DataFrame({"claim": ["K2", "K1"], "verdict": ["refuted", "supported"]})
+        rows = verdicts.prepare({"verdicts": table, "instruction_verdicts": real})
+        assert rows["real_model"].tolist() == ["supported", "refuted"] + [""] * (len(table) - 2)
+        figure = verdicts.make(rows, preset="full")
+        written = [t.get_text() for t in figure.axes[0].texts]
+        assert written.index("real model: supported") < written.index("real model: refuted")
+        check_layout(figure)
+
+    def test_a_claim_without_a_table_is_drawn_without_numbers(self, table, check_layout):
+        none = {"verdict": "not decided", "mean": np.nan, "low": np.nan, "high": np.nan, "seeds": np.nan}
+        table.loc[0, list(none)] = list(none.values())
+        figure = verdicts.make(verdicts.prepare({"verdicts": table}), preset="full")
+        assert len(figure.axes[0].containers) == len(table) - 1
+        check_layout(figure)
