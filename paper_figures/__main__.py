@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from . import FIGURES
 from .tables import MissingTableError, Preset, available, is_study, needed_command, read
@@ -50,19 +52,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.preset = preset
         wanted = {table for module in modules.values() for table in module.TABLES}
         status = simulate(wanted, preset, options.out or _folder(preset), options.workers, options.max_minutes)
-    for name, module in _progress(modules):
-        preset = options.preset or _best(name, module, options.out)
-        out: Path = options.out or _folder(preset)
-        try:
-            tables = _tables(module, preset, out)
-        except MissingTableError as missing:
-            print(f"error: {name} was not drawn: {missing}", file=sys.stderr)
-            status = 1
-            continue
-        drawn = module.prepare(tables)
-        for path in _save(drawn, module.make(drawn, preset=preset), out, name):
-            print(f"wrote {_shown(path)}")
+    with tqdm(modules.items(), desc="figures", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for name, module in bar:
+            bar.set_postfix_str(name)
+            preset = options.preset or _best(name, module, options.out)
+            try:
+                written = _draw(name, module, preset, options.out or _folder(preset))
+            except MissingTableError as missing:
+                bar.write(f"error: {name} was not drawn: {missing}", file=sys.stderr)
+                status = 1
+            else:
+                bar.write(written, file=sys.stdout)
     return status
+
+
+def _draw(name: str, module: ModuleType, preset: Preset, out: Path) -> str:
+    """Draw and save a figure; what was read and what was written, in words."""
+    optional = [table for table in module.OPTIONAL if available(table, preset, out) is not None]
+    tables = {table: read(table, preset, out) for table in (*module.TABLES, *optional)}
+    drawn = module.prepare(tables)
+    sources = ", ".join(_shown(path) for table in tables if (path := available(table, preset, out)) is not None)
+    lines = [f"{name}, preset {preset}, from {sources}"]
+    lines += [f"wrote {_shown(path)}" for path in _save(drawn, module.make(drawn, preset=preset), out, name)]
+    return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,13 +125,6 @@ def _folder(preset: Preset) -> Path:
     return _HERE / "out" / preset
 
 
-def _progress(modules: dict[str, ModuleType]) -> Iterable[tuple[str, ModuleType]]:
-    """The modules, with a bar where somebody is looking."""
-    from tqdm import tqdm
-
-    return tqdm(modules.items(), desc="figures", disable=not sys.stderr.isatty(), leave=False)
-
-
 def _best(name: str, module: ModuleType, out: Path | None) -> Preset:
     """Full where all of the figure's tables are there; else quick, and why."""
     absent = [table for table in module.TABLES if available(table, "full", out or _folder("full")) is None]
@@ -128,12 +133,6 @@ def _best(name: str, module: ModuleType, out: Path | None) -> Preset:
     makers = "; ".join(needed_command(table, "full") for table in absent)
     print(f"{name}: no full table {', '.join(absent)} (made by: {makers}); drawn from the quick one")
     return "quick"
-
-
-def _tables(module: ModuleType, preset: Preset, out: Path) -> dict[str, pd.DataFrame]:
-    """What the figure draws, and of what it can do without, what is there."""
-    optional = [table for table in module.OPTIONAL if available(table, preset, out) is not None]
-    return {table: read(table, preset, out) for table in (*module.TABLES, *optional)}
 
 
 def pdf_bytes(figure: Figure) -> bytes:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import matplotlib.image
 import pandas as pd
 import pytest
 import torch
+
+from paper_figures.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,6 +46,22 @@ def test_files_that_are_named_exist():
     paths = [ROOT / (a or b) for a, b in named]
     assert len(paths) >= 6
     assert [p for p in paths if not p.exists()] == []
+
+
+def test_the_picture_is_the_redrawn_figure(tmp_path):
+    """Pixel by pixel; other versions of matplotlib draw other pixels."""
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    if f"matplotlib=={matplotlib.__version__};" not in pins:
+        pytest.skip(f"matplotlib {matplotlib.__version__} is not the pinned one")
+    shown = re.findall(r"!\[[^\]]+\]\((paper_figures/data/[\w/]+\.png)\)", README)
+    assert shown
+    for path in map(Path, shown):
+        preset = "quick" if path.parent.name == "quick" else "full"
+        assert main(["--only", path.stem, "--preset", preset, "--out", str(tmp_path)]) == 0
+        drawn, committed = (matplotlib.image.imread(file) for file in (tmp_path / path.name, ROOT / path))
+        redo = f"python -m paper_figures --only {path.stem} --preset {preset}, then copy the PNG to {path}"
+        assert drawn.shape == committed.shape, redo
+        assert (drawn == committed).all(), redo
 
 
 def test_the_kernel_table():

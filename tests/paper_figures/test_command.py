@@ -66,7 +66,9 @@ def test_without_a_preset_full_tables_go_first(data, tmp_path, capsys, monkeypat
     assert "drawn from the quick one" in printed
     commit(data, "S4", quick=False)
     assert main(command) == 0
-    assert "quick" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"samples, preset full, from {data / 'S4.csv'}" in printed
+    assert "quick" not in printed
     assert presets == ["quick", "full"]
 
 
