@@ -102,3 +102,5 @@ class TestPhase:
         fall = rows["confidence_plain"] - rows["confidence_smoothed"]
         wanted = zip(rows["predicted_activity"].clip(lower=0.01), fall, strict=True)
         np.testing.assert_allclose(at(ax), sorted(wanted), rtol=2e-5, atol=1e-9)
+        (exception,) = rows.index[(fall > 0.01) & (rows["predicted_activity"] > 1)]  # as the caption says
+        assert round(rows["activity_index"][exception], 2) == 0.37
