@@ -73,10 +73,10 @@ def read(name: str, preset: Preset, out: Path) -> pd.DataFrame:
     Raises:
         MissingTableError: Naming where it was looked for and the command that makes it.
     """
-    import pandas as pd
+    from analysis.records import read_table
 
     path = available(name, preset, out)
     if path is None:
         looked = " or ".join(map(str, candidates(name, preset, out)))
         raise MissingTableError(f"there is no table {looked}; make it with: {needed_command(name, preset)}")
-    return pd.read_csv(path)
+    return read_table(path)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scipy.optimize
 
+from analysis.records import read_table
 from analysis.smoothing import activity_index, optimal_gap
 from paper_figures import activity
 from paper_figures.style import THEORY_COLOUR
@@ -89,7 +90,7 @@ def test_on_a_simplex_the_fall_is_linear_in_the_activity_index(vocab_size):
 
 def test_the_cells_are_the_means_of_the_pairs_in_the_table(quick):
     """Recomputed from the rows of one cell, by hand."""
-    rows = pd.read_csv(DATA / "quick/S3.csv")
+    rows = read_table(DATA / "quick/S3.csv")
     one = rows.query(
         "teacher == 'lowrank' and vocab_size == 64 and hidden_size == 64 and norm_coefficient == .1"
         " and temperature == .25 and softcap.isna() and converged"
@@ -162,7 +163,7 @@ def test_public_shapes_have_the_index_of_their_norm_product(table, quick):
 
 
 def test_a_tuned_model_is_a_star(tuned, table, at, check_layout):
-    some = pd.read_csv(DATA / "quick/S3.csv").query("teacher == 'det' and vocab_size == 64 and hidden_size == 4")
+    some = read_table(DATA / "quick/S3.csv").query("teacher == 'det' and vocab_size == 64 and hidden_size == 4")
     drawn = activity.prepare({"S3": some, "caps": CAPS, "instruction_full": tuned})
     measured = drawn.loc[drawn["kind"] == "measured"]
     assert measured["name"].tolist() == ["letter"]

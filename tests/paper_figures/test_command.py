@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.records import RowStore
+from analysis.records import RowStore, read_table
 from paper_figures import FIGURES, tables
 from paper_figures.__main__ import main
 from paper_figures.simulation import SIMULATED
@@ -28,8 +28,9 @@ def data(tmp_path, monkeypatch):
 
 
 def commit(data, name, *, quick):
-    """Copy a committed quick table, as itself or as a full one."""
-    shutil.copy(ROOT / f"paper_figures/data/quick/{name}.csv", data / ("quick" if quick else "") / f"{name}.csv")
+    """Copy a committed quick table with its sidecar, as itself or as a full one."""
+    for ending in ("csv", "json"):
+        shutil.copy(ROOT / f"paper_figures/data/quick/{name}.{ending}", data / ("quick" if quick else ""))
 
 
 def test_list_names_every_figure_and_says_what_it_shows(capsys):
@@ -172,7 +173,7 @@ class TestSimulate:
             drawn.append({path.name: path.read_bytes() for path in out.glob("samples.*")})
         assert set(drawn[0]) == {"samples.csv", "samples.pdf", "samples.png"}
         assert drawn[0] == drawn[1]
-        assert len(pd.read_csv(out / "S4.csv")) == len(few)
+        assert len(read_table(out / "S4.csv")) == len(few)
         assert pd.read_csv(out / "samples.csv")["seeds"].tolist() == [2]
 
 
