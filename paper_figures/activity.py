@@ -137,7 +137,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         left.set(
             xscale="log",
             xlabel=r"gap that norms allow / gap that smoothing asks for, $\rho$",
-            ylim=(-0.12, max(1.09, 1.05 * float(cells["share_high"].max()))),
+            ylim=(-0.12, max(1.09, 1.05 * float(table["share_high"].max()))),
         )
         left.set_ylabel("fall in confidence, plain $-$ smoothed,\n" r"as a share of $b\,(V-1)/V$")
         right.set(xscale="log", xlabel="activity index of the plain head, $A$", xlim=(0.7 * _LEAST_INDEX, 25))
@@ -221,10 +221,11 @@ def _real(ax: Axes, measured: pd.DataFrame) -> None:
         **{name: measured[name].clip(lower=_LEAST_INDEX) for name in measured if name.startswith("activity_index")}
     )
     points(ax, shown, "activity_index", "share", Look("black", "*", "-"), size=7, mec="white", mew=0.5, zorder=5)
-    for row in shown.to_dict("records"):
-        ax.annotate(
-            f"tuned LM,\n{_VIEWS[row['name']]}", (row["activity_index"], row["share"]), (6, 0),
-            textcoords="offset points", va="center", fontsize=6.5, linespacing=0.95,
+    for i, row in enumerate(shown.sort_values("activity_index", ascending=False).to_dict("records")):
+        ax.annotate(  # where A < 1 and the fall is small there are no cells
+            f"tuned LM, {_VIEWS[row['name']]}", (row["activity_index"], row["share"]),
+            (0.13 - 0.05 * i, 0.22 - 0.065 * i), textcoords="axes fraction", va="center", fontsize=6.5,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.4", "shrinkA": 0, "shrinkB": 2, "relpos": (0, 1)},
         )  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def test_a_tuned_model_is_a_star(tuned, table, at, check_layout):
     assert [measured[f"share_{end}"].item() for end in ("low", "high")] == pytest.approx([0.8, 0.9])
     figure = activity.make(pd.concat([table, measured], ignore_index=True), preset="full")
     assert (0.03, 0.85) in at(figure.axes[1])
-    assert "tuned LM,\nletters" in [text.get_text() for text in figure.axes[1].texts]
+    assert "tuned LM, letters" in [text.get_text() for text in figure.axes[1].texts]
     check_layout(figure)
 
 
