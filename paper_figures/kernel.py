@@ -2,12 +2,12 @@
 
 Caption. One panel a shape (tokens x vocabulary x hidden size): time of loss and gradients with smoothing of .1 against
 the peak memory beyond the inputs, both on logarithmic axes; lower left is better. Dashed: the gradients that any loss
-returns; dotted: the three matrix products that it takes, at the best rate that one product reached at any shape of the
+returns; dotted: the three matrix products that it takes, at the best rate that the library reached at any shape of the
 table. The line joins our kernel at its three workspaces. Open markers: measured without smoothing, which that rival
-does not have. Bars: 95 % bootstrap intervals of the median time over rounds, mostly thinner than the markers; memory
-does not vary. *Last panel, and the key to the others:* relative error of the gradients against float64, the larger of
-input and weight; mark: median over shapes, bar: smallest to largest. bfloat16; device, versions and commits are in
-kernel.json. Table kernel.csv.
+does not have. Times are medians over rounds with 95 % intervals from order statistics (of 7 rounds, the shortest and
+the longest), mostly thinner than the markers; memory does not vary. *Last panel, and the key to the others:* relative
+error of the gradients against float64, the larger of input and weight; mark: median over shapes, bar: smallest to
+largest. bfloat16; device, versions and commits are in kernel.json. Tables kernel.csv and kernel_samples.csv.
 """
 
 from __future__ import annotations
@@ -20,18 +20,22 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from scipy.stats import binom
 
 from .drawing import LABEL_SIZE, check, panel, points
 from .style import RC, TEXT_WIDTH, THEORY_COLOUR, Look
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
-TABLES, OPTIONAL = ("kernel",), ()
+TABLES, OPTIONAL = ("kernel", "kernel_samples"), ()
 COLUMNS = [
     "shape", "tokens", "vocab_size", "hidden_size", "implementation", "label_smoothing", "ms", "ms_low", "ms_high",
     "least_ms", "peak_mib", "gradient_mib", "gradient_error",
 ]  # fmt: skip
 _SMOOTHING = 0.1
+_NO_LOSS = ("matmul", "three products")  # rows of matrix products alone
+_RUN = ["shape", "label_smoothing", "softcap", "ignored", "mode", "implementation"]
 _OURS = ("triton, 32 MiB", "triton, default", "triton, all kept")  # by workspace: one kernel, one line
 _NAMES = {
     "triton, 32 MiB": "ours, 32 MiB workspace", "triton, default": "ours, 128 MiB (default)",
@@ -56,17 +60,37 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Loss and gradients of every implementation that ran: smoothed, or plain where it has no smoothing.
 
     Returns:
-        ``COLUMNS``; ``least_ms`` is the time of three matrix products at the best rate in the table.
+        ``COLUMNS``; ``least_ms`` is the time of three matrix products at the best rate in the table, ``ms_low`` and
+        ``ms_high`` are the ends of a 95 % interval of the median.
     """
     rows = tables["kernel"]
     rows = rows.loc[(rows["mode"] == "loss and gradients") & rows["softcap"].isna() & (rows["ignored"] == 0)].copy()
     product = rows["tokens"].astype(float) * rows["vocab_size"] * rows["hidden_size"]
-    rows["least_ms"] = 3 * product / (product / rows["matmul_ms"]).max()
+    products = rows["implementation"].map({"three products": 3}).fillna(0)  # a row of its own in newer tables
+    rows["least_ms"] = 3 * product / max((product / rows["matmul_ms"]).max(), (products * product / rows["ms"]).max())
     rows["gradient_error"] = rows[["input_gradient_error", "weight_gradient_error"]].max(axis=1)
-    ran = rows.loc[(rows["implementation"] != "matmul") & rows["ms"].notna()]
+    ran = rows.loc[~rows["implementation"].isin(_NO_LOSS) & rows["ms"].notna()].drop(columns=["ms_low", "ms_high"])
+    times = tables["kernel_samples"].groupby(_RUN, dropna=False)["ms"]
+    ends = pd.DataFrame([median_interval(group) for _, group in times], columns=["ms_low", "ms_high"])
+    ran = ran.merge(ends.set_index(times.size().index).reset_index(), on=_RUN, how="left", validate="one_to_one")
     smoothed = ran.loc[np.isclose(ran["label_smoothing"], _SMOOTHING)]
     plain = ran.loc[(ran["label_smoothing"] == 0) & ~ran["implementation"].isin(smoothed["implementation"])]
     return pd.concat([smoothed, plain], ignore_index=True).reindex(columns=COLUMNS)
+
+
+def median_interval(times: ArrayLike) -> tuple[float, float]:
+    """The narrowest pair of order statistics that holds the median with at least 95 %, whatever the distribution.
+
+    Fewer than six times give the smallest and the largest, which hold it less often.
+
+    Example:
+        >>> median_interval([3.0, 1.0, 2.0, 7.0, 5.0, 4.0, 6.0])  # 98 %
+        (1.0, 7.0)
+    """
+    ordered = np.sort(np.asarray(times, np.float64))
+    beyond = int(binom.ppf(0.025, len(ordered), 0.5))  # P(fewer than this many on one side) < 2.5 %
+    rank = max(beyond - 1, 0)
+    return float(ordered[rank]), float(ordered[-1 - rank])
 
 
 def make(table: pd.DataFrame, *, preset: str = "") -> Figure:

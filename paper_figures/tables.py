@@ -28,6 +28,7 @@ _COMMANDS = {
     "caps": "python -m analysis.caps_table",
     "transition": "python -m analysis.transition_table",
     "kernel": "python -m kernel.benchmark (needs a GPU)",
+    "kernel_samples": "python -m kernel.benchmark (needs a GPU)",
     "instruction_full": "python -m analysis.instruction run MODEL.gguf questions.json --device cuda",
     "instruction_verdicts": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
 }
