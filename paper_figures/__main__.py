@@ -131,7 +131,8 @@ def _best(name: str, module: ModuleType, out: Path | None) -> Preset:
     if not any(is_study(table) for table in absent):
         return "full"
     makers = "; ".join(needed_command(table, "full") for table in absent)
-    print(f"{name}: no full table {', '.join(absent)} (made by: {makers}); drawn from the quick one")
+    note = f"{name}: no full table {', '.join(absent)} (made by: {makers}); drawn from the quick one"
+    tqdm.write(note, file=sys.stdout)  # above the bar
     return "quick"
 
 

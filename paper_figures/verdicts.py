@@ -130,7 +130,11 @@ def _row(ax: Axes, row: dict[Any, Any], texts: dict[str, str], top: float) -> No
         for i, part in enumerate(text.split("\n")):
             bold = name == "claim" or (name == "predicted" and surprise)
             ax.text(x, line + i * _LEADING, part, fontsize=_SIZE, va="center", fontweight="bold" if bold else "normal")
-    ax.plot(_PLACES["verdict"][0] + 0.04, line, ms=4.5, mew=0.8, ls="", **_MARKS[str(row["verdict"])])
+    left = _PLACES["verdict"][0] + 0.04
+    ax.plot(left, line, ms=4.5, mew=0.8, ls="", **_MARKS[str(row["verdict"])])
+    if row["real_model"]:  # in the last line of the column
+        below = line + texts["verdict"].count("\n") * _LEADING
+        ax.plot(left, below, ms=3.2, mew=0.7, ls="", **_MARKS[str(row["real_model"])])
     if pd.isna(row["mean"]):
         return
     reference = 1.0 if row["claim"] in _RATIOS else 0.0

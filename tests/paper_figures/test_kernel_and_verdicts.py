@@ -162,6 +162,13 @@ class TestVerdicts:
         figure = verdicts.make(rows, preset="full")
         written = [t.get_text() for t in figure.axes[0].texts]
         assert written.index("real model: supported") < written.index("real model: refuted")
+        heights = {t.get_text(): t.get_position()[1] for t in figure.axes[0].texts if "real model" in t.get_text()}
+        small = [
+            line for line in figure.axes[0].get_lines() if line.get_marker() in "oX" and line.get_markersize() == 3.2
+        ]
+        small = [line for line in small if line.get_xdata()[0] < verdicts._PLACES["effect"][0]]
+        assert [line.get_marker() for line in small] == ["o", "X"]
+        assert [line.get_ydata()[0] for line in small] == pytest.approx(list(heights.values()))
         check_layout(figure)
 
     def test_a_claim_without_a_table_is_drawn_without_numbers(self, table, check_layout):
