@@ -5,7 +5,7 @@ first values), as a share of b (V - 1) / V, which is what smoothing takes from a
 against rho, the gap that the norm budget allows over the gap that smoothing asks for. *Right:* against the activity
 index A of the plain head, measured by forward passes alone, over all sweeps: hidden size, vocabulary, temperature,
 smoothing, norm budget, softcap. Deterministic targets fall on one line, max(0, 1 - A); noisy ones turn at the same A,
-more smoothly and to a lower level. Lines: C1, exact for deterministic targets and D >= V - 1. Points: means over seeds
+more smoothly and to a lower level. Lines: C1 (left: at b = .1), exact for D >= V - 1. Points: means over seeds
 with 95 % bootstrap intervals. *Above:* where public head shapes would lie, for deterministic targets, if their norm
 product were m; no weights were seen. Stars: a real language model, tuned on questions, on its training examples.
 Tables S3 and caps.csv; the tuned model: instruction_full.csv, where it is there.
@@ -162,15 +162,10 @@ def _size(vocab_size: int, vocabularies: list[int]) -> float:
 
 def _cells(ax: Axes, cells: pd.DataFrame, x: str, colours: dict[int, str], vocabularies: list[int]) -> None:
     """Means with 95 % intervals over seeds, the larger vocabularies beneath; filled at T = 1, open where sharper."""
-    keys = ["teacher", "vocab_size", "hidden_size", "temperature"]
-    ordered = cells.assign(sharper=cells["temperature"] != 1).sort_values(
-        ["vocab_size", "hidden_size", "teacher", "temperature"], ascending=[False, True, True, True], kind="stable"
-    )
-    ordered = ordered.sort_values([*keys, x, "share"], kind="stable").sort_values(
-        ["vocab_size", "hidden_size"], ascending=[False, True], kind="stable"
-    )
+    by = ["vocab_size", "hidden_size", "teacher", "sharper"]
+    ordered = cells.assign(sharper=cells["temperature"] != 1).sort_values(by, ascending=[False, True, True, True])
     key: Any
-    for key, group in ordered.groupby(["vocab_size", "hidden_size", "teacher", "sharper"], sort=False):
+    for key, group in ordered.groupby(by, sort=False):
         vocab_size, size, teacher, sharper = key
         look = Look(colours[int(size)], _MARKERS[str(teacher)], "-")
         points(
