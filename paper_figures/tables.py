@@ -1,6 +1,6 @@
 """Where the figures' tables are: the one place that reads them, and what to say where one is missing.
 
-Committed tables, each with a sidecar of the same name (``S3.json``):
+Committed tables, each with a sidecar of the same name (``S3.json``), the large ones packed (``S3.csv.gz``):
 
 - ``data/S1.csv`` to ``data/S7.csv`` and ``data/verdicts.csv``: the study, preset ``full``
 - ``data/quick/``: the same names, preset ``quick``
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DATA", "MissingTableError", "Preset", "available", "candidates", "is_study", "needed_command", "read"]
+__all__ = ["DATA", "MissingTableError", "Preset", "available", "folders", "is_study", "needed_command", "read"]
 
 Preset = Literal["quick", "full"]
 DATA = Path(__file__).resolve().parent / "data"
@@ -60,15 +60,17 @@ def needed_command(name: str, preset: Preset) -> str:
     return f"python -m analysis.study run {name} --preset {preset}" + (" --device cuda" if preset == "full" else "")
 
 
-def candidates(name: str, preset: Preset, out: Path) -> list[Path]:
+def folders(name: str, preset: Preset, out: Path) -> list[Path]:
     """Where a table may be, first choice first: what a run left in ``out``, then what is committed."""
-    committed = (DATA if preset == "full" or not is_study(name) else DATA / preset) / f"{name}.csv"
-    return [out / committed.name, committed] if name.startswith("S") else [committed]
+    committed = DATA if preset == "full" or not is_study(name) else DATA / preset
+    return [out, committed] if name.startswith("S") else [committed]
 
 
 def available(name: str, preset: Preset, out: Path) -> Path | None:
     """The table's file, None where there is none."""
-    return next((path for path in candidates(name, preset, out) if path.exists()), None)
+    from analysis.records import find_table
+
+    return next((path for folder in folders(name, preset, out) if (path := find_table(folder, name))), None)
 
 
 def read(name: str, preset: Preset, out: Path) -> pd.DataFrame:
@@ -81,6 +83,6 @@ def read(name: str, preset: Preset, out: Path) -> pd.DataFrame:
 
     path = available(name, preset, out)
     if path is None:
-        looked = " or ".join(map(str, candidates(name, preset, out)))
+        looked = " or ".join(str(folder / f"{name}.csv") for folder in folders(name, preset, out))
         raise MissingTableError(f"there is no table {looked}; make it with: {needed_command(name, preset)}")
     return read_table(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,16 @@ def test_a_run_left_in_the_output_folder_goes_before_the_committed_table(data, t
     # Figures of these names write their drawn numbers there.
     assert tables.available("verdicts", "quick", out) is None
     assert tables.available("kernel", "quick", out) is None
+
+
+def test_a_packed_table_is_read_like_a_plain_one(data, tmp_path):
+    commit(data, "S4", quick=True)
+    plain = tables.read("S4", "quick", tmp_path)
+    path = data / "quick/S4.csv"
+    path.with_suffix(".csv.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert tables.available("S4", "quick", tmp_path) == path.with_suffix(".csv.gz")
+    pd.testing.assert_frame_equal(tables.read("S4", "quick", tmp_path), plain)
 
 
 class TestSimulate:
