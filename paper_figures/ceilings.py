@@ -118,8 +118,8 @@ def _over_norms(fig: Figure, ax: Axes, searched: pd.DataFrame, trained: pd.DataF
         ends.append((float(last), str(size), "0.15"))
     ax.set(xlim=(0, m[-1]), ylim=(0, 1.03), xlabel="norm product $m$ (logit units)", ylabel="confidence of every token")
     end_labels(fig, ax, ends, title="$D$")
-    for row, text in enumerate(("lines: ceiling", "filled: search", "open: trained")):
-        ax.text(0.98, 0.45 - 0.085 * row, text, transform=ax.transAxes, ha="right", va="center", fontsize=LABEL_SIZE)
+    for row, text in enumerate(("filled: search", "open: trained")):
+        ax.text(0.98, 0.46 - 0.08 * row, text, transform=ax.transAxes, ha="right", va="center", fontsize=LABEL_SIZE)
     panel(ax, "a", f"ceiling and search, $V = {vocab_size}$")
 
 
@@ -140,9 +140,9 @@ def _over_sizes(ax: Axes, searched: pd.DataFrame) -> None:
         ax.plot(sizes, aligned, color="0.45", lw=0.8, ls=look.dashes, zorder=2)
         ax.plot(codes, reached, color="0.65", lw=0.9, ls=(0, (1, 1)), zorder=1)
         points(ax, cells, "hidden_size", "gap_share", look)
-        place = 0.24 - 0.09 * vocabularies.index(vocab_size)
-        ax.plot(0.05, place, marker=look.marker, ms=3.6, color=look.colour, transform=ax.transAxes, ls="")
-        ax.text(0.09, place, f"$V = {vocab_size}$", transform=ax.transAxes, va="center", fontsize=LABEL_SIZE)
+        place = 0.33 + 0.09 * vocabularies.index(vocab_size)
+        ax.plot(0.68, place, marker=look.marker, ms=3.6, color=look.colour, transform=ax.transAxes, ls="")
+        ax.text(0.72, place, f"$V = {vocab_size}$", transform=ax.transAxes, va="center", fontsize=LABEL_SIZE)
     ax.set(xscale="log", xlim=(1.7, 2.1 * max(vocabularies)), ylim=(0, 1.04), xlabel="hidden size $D$")
     ax.set_ylabel("gap, as a share of the simplex's")
     ticks = [d for d in (2, 4, 16, 64, 256) if d <= 2 * max(vocabularies)]

@@ -3,9 +3,10 @@
 Caption. One row a claim of the paper, in our words. *Verdict:* by rules written with the experiments, from the rows of
 the tables that keep the convergence rule; a "depends on" says on what. *Effect:* the number behind the verdict, its
 mean over cells with the 95 % bootstrap interval over seeds (K7: the range over shapes), drawn on a scale of its own in
-each row; the line is 0, for K7, a ratio, 1. *Predicted:* the verdicts expected of the experiments before their first
-run; bold where none of them came true. Conditions and counter-evidence of every verdict: verdicts.csv. *Real model:*
-the same claims on a tuned language model, where its table is there. Tables verdicts.csv, instruction_verdicts.csv.
+each row; the line is 0, for K7, a ratio, 1; "not run" counts cells of a grid that is not finished. *Predicted:* the
+verdicts expected of the experiments before their first run; bold where one was reached and was not among them.
+Conditions and counter-evidence of every verdict: verdicts.csv. *Real model:* the same claims on a tuned language
+model, where its table is there. Tables verdicts.csv and instruction_verdicts.csv.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
 TABLES, OPTIONAL = ("verdicts",), ("instruction_verdicts",)
 COLUMNS = [
-    "claim", "statement", "verdict", "depends_on", "predicted", "effect", "mean", "low", "high", "seeds", "real_model",
-    "preset",
+    "claim", "statement", "verdict", "depends_on", "predicted", "effect", "mean", "low", "high", "seeds",
+    "cells_not_run", "real_model",
 ]  # fmt: skip
 _SIZE, _LEADING = 6.5, 8.0  # points, of the type and from line to line
 _RATIOS = ("K7",)  # claims whose effect is a ratio
@@ -60,7 +61,7 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     real = tables.get("instruction_verdicts")
     found = {} if real is None else dict(zip(real["claim"], real["verdict"], strict=True))
     table["real_model"] = [found.get(claim, "") for claim in table["claim"]]
-    table["predicted"] = table["predicted"].fillna("")
+    table[["predicted", "effect"]] = table[["predicted", "effect"]].fillna("")
     return table.reindex(columns=COLUMNS)
 
 
@@ -106,12 +107,13 @@ def _texts(row: dict[Any, Any]) -> dict[str, str]:
     clause = f"{verdict} {row['depends_on']}" if row["depends_on"] else verdict
     if row["real_model"]:
         clause += f"\nreal model: {row['real_model']}"
-    numbers = "" if pd.isna(row["mean"]) else f"{row['mean']:.3g}\n[{row['low']:.3g}, {row['high']:.3g}]"
-    predicted = dict.fromkeys(part.split(": ", 1)[-1] for part in str(row["predicted"]).split("; ") if part)
+    numbers = [] if pd.isna(row["mean"]) else [f"{row['mean']:.3g}", f"[{row['low']:.3g}, {row['high']:.3g}]"]
+    if not str(row["cells_not_run"]).startswith("0 "):
+        numbers.append(f"{row['cells_not_run']} not run")
     effect = re.sub(r" ([=<>]) ", "\u00a0\\1\u00a0", str(row["effect"]))  # b = .1 stays on one line
     written = {
         "claim": str(row["claim"]), "statement": str(row["statement"]), "verdict": clause, "effect": effect,
-        "numbers": numbers, "predicted": "\n".join(predicted) or "none",
+        "numbers": "\n".join(numbers), "predicted": "\n".join(_expected(row)) or "none",
     }  # fmt: skip
     indent = {"verdict": 0.14}
     return {
@@ -122,9 +124,15 @@ def _texts(row: dict[Any, Any]) -> dict[str, str]:
     }
 
 
+def _expected(row: dict[Any, Any]) -> list[str]:
+    """Verdicts that were predicted, from ``"S5: refuted; S7: supported"``."""
+    return list(dict.fromkeys(part.split(": ", 1)[-1] for part in str(row["predicted"]).split("; ") if part))
+
+
 def _row(ax: Axes, row: dict[Any, Any], texts: dict[str, str], top: float) -> None:
     line = top + _LEADING / 2  # middle of the first line
-    surprise = texts["predicted"] != "none" and row["verdict"] not in texts["predicted"].replace("\n", " ")
+    expected = _expected(row)
+    surprise = bool(expected) and row["verdict"] not in (*expected, "not decided")
     for name, text in texts.items():
         x = _PLACES[name][0] + (0.14 if name == "verdict" else 0)
         for i, part in enumerate(text.split("\n")):

@@ -171,9 +171,28 @@ class TestVerdicts:
         assert [line.get_ydata()[0] for line in small] == pytest.approx(list(heights.values()))
         check_layout(figure)
 
+    def test_an_unfinished_grid_says_so(self, table, check_layout):
+        table["cells_not_run"] = ["3 of 40"] + ["0 of 40"] * (len(table) - 1)
+        figure = verdicts.make(verdicts.prepare({"verdicts": table}), preset="full")
+        words = " ".join(text.get_text() for text in figure.axes[0].texts)
+        assert words.count("not run") == 1
+        assert "3 of 40 not run" in words
+        check_layout(figure)
+
     def test_a_claim_without_a_table_is_drawn_without_numbers(self, table, check_layout):
-        none = {"verdict": "not decided", "mean": np.nan, "low": np.nan, "high": np.nan, "seeds": np.nan}
+        none = {
+            "verdict": "not decided",
+            "effect": np.nan,
+            "mean": np.nan,
+            "low": np.nan,
+            "high": np.nan,
+            "seeds": np.nan,
+        }
         table.loc[0, list(none)] = list(none.values())
         figure = verdicts.make(verdicts.prepare({"verdicts": table}), preset="full")
         assert len(figure.axes[0].containers) == len(table) - 1
+        texts = figure.axes[0].texts
+        assert "nan" not in " ".join(text.get_text() for text in texts)
+        column = [t for t in texts if t.get_position()[0] == verdicts._PLACES["predicted"][0]]
+        assert column[1].get_fontweight() == "normal"  # nothing was found that could contradict the prediction
         check_layout(figure)
