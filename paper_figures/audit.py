@@ -60,7 +60,7 @@ def make(table: pd.DataFrame, *, preset: str = "") -> Figure:
     tokens = table.loc[(table["part"] == "model") & (table["name"] == "tokens"), "value"].iloc[0]
     with mpl.rc_context({**RC, "legend.fontsize": LABEL_SIZE, "ytick.labelsize": LABEL_SIZE}):
         fig = Figure(figsize=(TEXT_WIDTH, 2.3))
-        places = ((0.06, 0.19), (0.375, 0.15), (0.59, 0.13), (0.79, 0.2))
+        places = ((0.06, 0.18), (0.365, 0.145), (0.6, 0.125), (0.815, 0.175))
         axes = [fig.add_axes((x, 0.245, width, 0.65)) for x, width in places]
         draw_audit(table, axes)
         for letter, ax, title in zip("abcd", axes, _TITLES, strict=True):
