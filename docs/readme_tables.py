@@ -35,9 +35,15 @@ _IMPLEMENTATIONS = {
 
 
 def verdicts(data: Path) -> str:
-    """The claims and what became of them: the full table where it is there, else the quick one; then the real model."""
-    path = next(p for p in (data / "verdicts.csv", data / "quick" / "verdicts.csv") if p.exists())
+    """The claims, what became of them, and the real model; of a claim that the full table leaves open, the quick line."""
+    quick = data / "quick" / "verdicts.csv"
+    path = next(p for p in (data / "verdicts.csv", quick) if p.exists())
     table: Any = pd.read_csv(path)
+    undecided = set(table.loc[table["verdict"] == "not decided", "claim"]) if path != quick else set()
+    if undecided:
+        small: Any = pd.read_csv(quick)
+        table = pd.concat([table[~table["claim"].isin(undecided)], small[small["claim"].isin(undecided)]])
+        table = table.sort_values("claim", kind="stable")
     real: Any = pd.read_csv(data / "instruction_verdicts.csv").set_index("claim")["verdict"]
     model = json.loads((data / "instruction_full.json").read_text(encoding="utf-8"))["model"]
     lines = [
@@ -47,11 +53,13 @@ def verdicts(data: Path) -> str:
     for row in table.itertuples():
         size = "" if pd.isna(row.mean) else f": {row.mean:.3f}"
         interval = "" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
-        cells = (row.claim, row.statement, _verdict(row), row.effect + size, interval, real.get(row.claim, ""))
+        verdict = _verdict(row) + (" (quick)" if row.claim in undecided else "")
+        cells = (row.claim, row.statement, verdict, row.effect + size, interval, real.get(row.claim, ""))
         lines.append(f"| {' | '.join(cells)} |")
+    unfinished = f"(quick): from `{_shown(quick)}`, as the full grid is unfinished there; " if undecided else ""
     source = (
-        f"From `{_shown(path)}`, preset {table['preset'].iloc[0]}; real model: tunings of {model}, which had been "
-        f"instruction-tuned before, `{_shown(data / 'instruction_verdicts.csv')}`."
+        f"From `{_shown(path)}`, preset {table['preset'].iloc[0]}; {unfinished}real model: tunings of {model}, which had "
+        f"been instruction-tuned before, `{_shown(data / 'instruction_verdicts.csv')}`."
     )
     return "\n".join([*lines, "", _wrapped(source)])
 

@@ -117,6 +117,8 @@ def test_full_verdicts_go_before_quick_ones(tmp_path):
     assert "| K1 | instruction tuning degrades calibration | supported |" in readme_tables.verdicts(tmp_path)
     (tmp_path / "verdicts.csv").write_text(quick.replace("tuning degrades calibration", "tuning does what it does"))
     assert "| K1 | instruction tuning does what it does | supported |" in readme_tables.verdicts(tmp_path)
+    (tmp_path / "verdicts.csv").write_text(quick.replace(",supported,", ",not decided,"))
+    assert "| K1 | instruction tuning degrades calibration | supported (quick) |" in readme_tables.verdicts(tmp_path)
 
 
 def broken_links(site: Path) -> list[str]:
