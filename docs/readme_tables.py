@@ -35,7 +35,7 @@ _IMPLEMENTATIONS = {
 
 
 def verdicts(data: Path) -> str:
-    """The claims, what became of them, and the real model; of a claim that the full table leaves open, the quick line."""
+    """The claims, what became of them, and the real model; where the full table leaves one open, the quick line."""
     quick = data / "quick" / "verdicts.csv"
     path = next(p for p in (data / "verdicts.csv", quick) if p.exists())
     table: Any = pd.read_csv(path)
@@ -58,8 +58,8 @@ def verdicts(data: Path) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     unfinished = f"(quick): from `{_shown(quick)}`, as the full grid is unfinished there; " if undecided else ""
     source = (
-        f"From `{_shown(path)}`, preset {table['preset'].iloc[0]}; {unfinished}real model: tunings of {model}, which had "
-        f"been instruction-tuned before, `{_shown(data / 'instruction_verdicts.csv')}`."
+        f"From `{_shown(path)}`, preset {table['preset'].iloc[0]}; {unfinished}real model: tunings of {model}, "
+        f"which had been instruction-tuned before, `{_shown(data / 'instruction_verdicts.csv')}`."
     )
     return "\n".join([*lines, "", _wrapped(source)])
 
