@@ -70,7 +70,7 @@ CHEAP = {
     "python -m analysis.study verdicts": ("--file", "{tmp}/verdicts.csv"),
     "python -m analysis.study verdicts --preset quick": ("--file", "{tmp}/verdicts.csv"),
     "python -m paper_figures --list": (),
-    "python -m paper_figures --only activity --preset quick": ("--out", "{tmp}"),
+    "python -m paper_figures --only activity --preset full": ("--out", "{tmp}"),
 }
 EXPENSIVE = ("python -m analysis.study run S", "python -m analysis.audit ", "python -m kernel.benchmark")
 MAKE = {  # target -> what it runs
