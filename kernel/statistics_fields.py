@@ -25,7 +25,8 @@ class HeadStatistics(NamedTuple):
         target_logit: z of the target ``(...)``, or None.
         mean_logit: mean_k z_k ``(...)``; lse - mean_logit / T is the cross entropy to the uniform distribution.
         rank: Classes ranked before the target, int64 ``(...)``, or None; 0 exactly where the target is the argmax, -1
-            where ignored. Equal logits rank in order of their index.
+            where ignored. Equal logits rank in order of their index; on a GPU the target's logit is summed in another
+            order than the others, so that logits equal but for their last bits may count on either side.
         top_logits: The ``top_k`` largest logits in descending order ``(..., top_k)``, or None.
         top_indices: Their classes, int64 ``(..., top_k)``, or None; -1 where ignored.
     """

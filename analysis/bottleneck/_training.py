@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
         head = SoftmaxBottleneck(config, device=device)
         losses = _adam(head, batch, config, implementation, step_size)
         runs.append(Fitted(head, teacher, training, held_out, losses, step_size))
-    return min(runs, key=lambda run: run.losses[-1])
+    return min(runs, key=lambda run: run.losses[-1] if math.isfinite(run.losses[-1]) else math.inf)
 
 
 @lru_cache(maxsize=2)
@@ -109,7 +110,7 @@ def _minimise(head: SoftmaxBottleneck, batch: Batch, config: FitConfig, implemen
     losses, found = [minimiser.value], 0
     for _ in range(-(-config.max_steps // _STRIDE)):
         losses.append(minimiser.advance(_STRIDE))
-        if _fall(losses) > config.tolerance * max(1.0, losses[-1]):
+        if not _fall(losses) <= config.tolerance * max(1.0, losses[-1]):  # nan has not stopped falling
             found = 0
             continue
         found += 1
@@ -128,7 +129,7 @@ def _fall(losses: list[float]) -> float:
 
 
 def _converged(losses: list[float]) -> bool:
-    return max(0.0, _fall(losses)) <= _STILL_FALLING * max(1.0, losses[-1])
+    return math.isfinite(losses[-1]) and abs(_fall(losses)) <= _STILL_FALLING * max(1.0, losses[-1])
 
 
 def _converged_at(losses: list[float]) -> int:
@@ -153,7 +154,7 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
         - ``loss_fall``, ``relative_loss_fall``: fall over the last tenth of the steps (at least 10), in nats and as a
           share of the loss. ``converged_at``: steps after which ``converged`` held ever after; None if it does not.
         - ``gradient_norm``: of the loss with respect to the unconstrained parameters, at the end.
-        - ``converged``: the fall is at most 1e-4 nats or 1e-4 of the loss, whichever is larger.
+        - ``converged``: the loss is finite and changed by at most 1e-4 nats or 1e-4 of itself, whichever is larger.
         - ``device``, ``wall_seconds``, ``cpu_seconds``.
 
     Example:
@@ -176,7 +177,7 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
 def course(fitted: Fitted) -> dict[str, Any]:
     """How the training went: the columns from ``loss`` to ``converged`` of :func:`fit`."""
     losses = fitted.losses
-    fall = max(0.0, _fall(losses))
+    fall = max(_fall(losses), 0.0)  # nan stays nan
     gradients = [p.grad.double().norm() for p in fitted.head.parameters() if p.grad is not None]
     return {
         "loss": losses[-1],

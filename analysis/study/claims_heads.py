@@ -189,7 +189,9 @@ def temperature(tables: Tables) -> Verdict:
     after = gains.loc[(gains["evaluation"] == "T=0.25") & (gains["norm"] == "budget")]
     later = mean_effect(after, "difference", cell=_ARM)
     both = _both_against_neither(table)
-    verdict = word(supported=budget.low > 0 and free.low > _SMALL, refuted=not budget.low > 0)
+    verdict = word(
+        supported=budget.low > 0 and free.low > _SMALL, refuted=budget.low <= 0, known=_known(budget, free)
+    )  # fmt: skip
     return Verdict(
         claim="K5",
         verdict=verdict,
@@ -238,7 +240,9 @@ def capping(tables: Tables) -> Verdict:
             elsewhere[f"{name}, {way}"] = _rise(gains, chosen)
     budget_restores = max(both.low, training.low, reading.low) > _SMALL
     other_restores = [name for name, effect in elsewhere.items() if effect.low > _SMALL]
-    verdict = word(supported=budget_restores, refuted=not other_restores and not gain.low > _SMALL)
+    restored = bool(other_restores) or gain.low > _SMALL
+    measured = _known(both, training, reading) and (restored or _known(gain, *elsewhere.values()))
+    verdict = word(supported=budget_restores, refuted=not restored, known=measured)
     listed = "; ".join(f"{name} {effect}" for name, effect in elsewhere.items())
     return Verdict(
         claim="K6",
@@ -250,6 +254,11 @@ def capping(tables: Tables) -> Verdict:
         counter_evidence="restoring arms: " + (", ".join(other_restores) or "none") + _price(table),
         tables=("S5",),
     )
+
+
+def _known(*effects: Effect) -> bool:
+    """Whether each of them has rows of several seeds, so that it has an interval."""
+    return all(np.isfinite(effect.low) for effect in effects)
 
 
 def _price(table: pd.DataFrame) -> str:

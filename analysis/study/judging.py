@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..records import find_table, read_sidecar, read_table
+from .registry import EXPERIMENTS
 from .statistics import Effect
 
 __all__ = ["MissingTableError", "Tables", "Verdict", "difference", "number", "word"]
@@ -41,8 +42,13 @@ class Verdict:
     tables: tuple[str, ...]
 
 
-def word(*, supported: bool, refuted: bool) -> str:
-    """The verdict's word from the two rules of a claim; ``"depends on"`` where neither holds."""
+def word(*, supported: bool, refuted: bool, known: bool = True) -> str:
+    """The verdict's word from the two rules of a claim; ``"depends on"`` where neither holds.
+
+    ``known`` says whether the rows that the rules read are there: what was not measured refutes nothing.
+    """
+    if not known:
+        return "not decided"
     if supported:
         return "supported"
     return "refuted" if refuted else "depends on"
@@ -64,11 +70,13 @@ class Tables:
 
     Attributes:
         folders: Where to look, first one first.
+        shared: Where tables lie that no preset changes: those of no experiment, such as ``kernel``.
         left_out: Name of a table read -> (rows left out because they have not converged, rows in all).
         not_run: Name of a table read -> (cells of its grid that are not complete, cells in all), from its sidecar.
     """
 
     folders: Sequence[Path]
+    shared: Path | None = None
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
     not_run: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -78,7 +86,9 @@ class Tables:
         Raises:
             MissingTableError: If no folder has it.
         """
-        for folder in self.folders:
+        shared = [self.shared] if self.shared is not None and name not in EXPERIMENTS else []
+        looked = [*self.folders, *shared]
+        for folder in looked:
             path = find_table(folder, name)
             if path is not None:
                 table = read_table(path)
@@ -90,7 +100,7 @@ class Tables:
                 converged = table["converged"].astype(bool)
                 self.left_out[name] = (int((~converged).sum()), len(table))
                 return table.loc[converged]
-        raise MissingTableError(f"there is no {name}.csv in {' or '.join(map(str, self.folders))}")
+        raise MissingTableError(f"there is no {name}.csv in {' or '.join(map(str, looked))}")
 
 
 def difference(

@@ -99,7 +99,7 @@ def _line(verdict: Verdict, statement: str, tables: Tables, preset: Preset) -> d
 def write_verdicts(preset: Preset, out: Path, file: Path | None) -> int:
     """Judge, print and write; 1 where a claim other than K7 could not be decided for want of a table."""
     committed = committed_folder(preset)
-    tables = Tables(folders=(out, committed, committed_folder("full")))
+    tables = Tables(folders=(out, committed), shared=committed_folder("full"))
     table = judge(tables, preset)
     target = file or committed / "verdicts.csv"
     write_atomically(target, table.to_csv(index=False, lineterminator="\n"))

@@ -71,7 +71,8 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
         recorded = _record(launches)
         recorded.sort(key=lambda launch: len(launch.arguments) + len(launch.constants), reverse=True)
         driver.result()
-        with triton.AsyncCompileMode(_Executor(pool)):  # pyright: ignore[reportArgumentType]
+        # A kernel that does not compile says so at its launch; raised in here, it would leave the mode switched on.
+        with triton.AsyncCompileMode(_Executor(pool), ignore_errors=True):  # pyright: ignore[reportArgumentType]
             for kernel, grid, arguments, constants in recorded:
                 kernel.warmup(*arguments, grid=grid, **constants)
 

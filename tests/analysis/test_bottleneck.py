@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.bottleneck import FitConfig, SoftmaxBottleneck, fit, train
-from analysis.bottleneck._training import _converged_at
+from analysis.bottleneck._training import _converged, _converged_at
 from analysis.calibration import true_calibration_error
 from analysis.caps import gap_to_confidence, max_gap, simplex_cap
 from analysis.smoothing import effectiveness_ratio, optimal_gap
@@ -215,6 +215,10 @@ class TestConvergence:
         assert _converged_at(falling) == 6  # it does not hold yet
         assert _converged_at([*falling, 1.39999, 1.39998, 1.39998]) == 6
         assert _converged_at([1.0, 1.0]) == 1
+
+    @pytest.mark.parametrize("end", [float("nan"), float("inf"), 9.0])
+    def test_a_loss_that_is_lost_or_rises_has_not_converged(self, end):
+        assert not _converged([1.0, 1.0, end])
 
     def test_overtime_trains_that_many_times_as_long(self):
         teacher = TeacherConfig(kind="det", vocab_size=24, n_contexts=24)

@@ -22,6 +22,7 @@ from analysis import records
 from analysis.records import config_key, read_table
 from analysis.study import ceilings, registry, running
 from analysis.study.__main__ import main
+from analysis.study.claims_heads import capping, temperature
 from analysis.study.claims_tuning import degrades
 from analysis.study.judging import MissingTableError, Tables, difference
 from analysis.study.registry import Experiment, tidy
@@ -271,7 +272,7 @@ def test_a_pair_must_be_one_row_each():
 
 @pytest.fixture(scope="module")
 def table():
-    return judge(Tables([DATA / "quick", DATA]), "quick").set_index("claim")
+    return judge(Tables([DATA / "quick"], shared=DATA), "quick").set_index("claim")
 
 
 class TestVerdicts:
@@ -291,6 +292,18 @@ class TestVerdicts:
         pd.testing.assert_frame_equal(
             committed.drop(index="K7")[numbers], table.drop(index="K7")[numbers].astype(float), atol=1e-4
         )
+
+    def test_what_was_not_run_refutes_nothing(self):
+        s5 = read_table(DATA / "quick" / "S5.csv")
+        contraction = s5["softcap"].isna() | (s5["softcap_form"] == "contraction")
+        assert capping(lambda _: s5[(s5["norm"] == "budget") & contraction]).verdict == "not decided"  # type: ignore
+        assert temperature(lambda _: s5[s5["data_seed"] == 0]).verdict == "not decided"  # type: ignore
+
+    def test_quick_verdicts_read_no_full_table_but_that_of_the_kernel(self):
+        tables = Tables([DATA / "nothing"], shared=DATA)
+        assert not tables("kernel").empty
+        with pytest.raises(MissingTableError, match=r"there is no S1\.csv"):
+            tables("S1")
 
     def test_k1_by_hand(self, table):
         rows = read_table(DATA / "quick" / "S7.csv").query(
