@@ -1,8 +1,9 @@
 """Confidence ceilings over hidden size and vocabulary, what a search reaches below them, and the shapes of LLMs.
 
 Caption. *(a)* Most confidence that a head of norm product m can have of every one of V tokens at once: the proven
-rank-aware cap (lines, A3; the leftmost is the simplex, A2), the best head that projected gradient found (filled), and
-heads trained by plain cross-entropy to predict every token (open; no better than the search, as they maximise a mean).
+rank-aware cap (lines, A3, of the smallest D on the right; the leftmost is the simplex, A2), the best head that
+projected gradient found (filled, D beside the last), and heads trained by plain cross-entropy to predict every token
+(open; no better than the search, as they maximise a mean).
 *(b)* The same as an effective logit gap, at the norm product whose simplex has the gap that smoothing of .1 asks for,
 as a share of the simplex's gap, with the proven caps of every head (A3) and of heads whose features are aligned with
 their rows (A4), and what random rows are proven to reach on average: geometry costs much in a few dimensions only.
