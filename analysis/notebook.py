@@ -102,12 +102,13 @@ def committed_table(name: str) -> pd.DataFrame:
         >>> committed_table("transition")["label_smoothing"].unique().tolist()
         [0.1]
     """
-    import pandas as pd
+    from .records import find_table, read_table
 
-    path = _DATA / f"{name}.csv"
-    if not path.exists():
+    place = _DATA / name
+    path = find_table(place.parent, place.name)
+    if path is None:
         raise FileNotFoundError(
             f"there is no table {name}.csv in paper_figures/data beside this package: the tables need a clone, "
             "installed with pip install -e . ; python -m analysis.study makes those of the study anew."
         )
-    return pd.read_csv(path)
+    return read_table(path)
