@@ -70,7 +70,7 @@ class Tables:
 
     Attributes:
         folders: Where to look, first one first.
-        shared: Where tables lie that no preset changes: those of no experiment, such as ``kernel``.
+        shared: Where alone tables lie that no preset changes: those of no experiment, such as ``kernel``.
         left_out: Name of a table read -> (rows left out because they have not converged, rows in all).
         not_run: Name of a table read -> (cells of its grid that are not complete, cells in all), from its sidecar.
     """
@@ -86,8 +86,8 @@ class Tables:
         Raises:
             MissingTableError: If no folder has it.
         """
-        shared = [self.shared] if self.shared is not None and name not in EXPERIMENTS else []
-        looked = [*self.folders, *shared]
+        # An output folder also holds the numbers drawn in figures, under the figures' names: kernel.csv is one.
+        looked = self.folders if self.shared is None or name in EXPERIMENTS else [self.shared]
         for folder in looked:
             path = find_table(folder, name)
             if path is not None:
