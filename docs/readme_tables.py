@@ -129,11 +129,12 @@ def statistics(data: Path) -> str:
     """What the statistics of a head cost beside the loss-only forward."""
     rows: Any = pd.read_csv(data / "statistics.csv")
     rows = rows[rows["softcap"].isna() & (rows["temperatures"] > 0)].set_index("temperatures")
+    device = json.loads((data / "statistics.json").read_text(encoding="utf-8"))["device"]
     return _wrapped(
         "`kernel.head_statistics` gives confidence, entropy, ranks and more of every token, at up to eight "
         f"temperatures in one sweep, without logits: {rows['peak_mib'].max():.0f} MiB at {rows['shape'].iloc[0]}'s "
         f"shape, at {rows['ratio'].loc[1]:.1f} (one temperature) to {rows['ratio'].loc[8]:.1f} times (eight) the "
-        "loss-only forward's time (`paper_figures/data/statistics.csv`)."
+        f"loss-only forward's time on one {device} (`paper_figures/data/statistics.csv`)."
     )
 
 
