@@ -89,7 +89,10 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         axes[0].set_ylabel("gain of smoothing in true ECE")
         last = shown.loc[(shown["norm"] == groups[-1][0]) & (shown["temperature"] == groups[-1][1])]
         rightmost = last.loc[last["samples_per_context"] == last["samples_per_context"].max()]
-        ends = [(row["true_ece_gain"], str(int(row["hidden_size"])), "0.15") for row in rightmost.to_dict("records")]
+        ends = [
+            (float(gain), str(size), look_of[size])
+            for size, gain in zip(rightmost["hidden_size"].astype(int), rightmost["true_ece_gain"], strict=True)
+        ]
         end_labels(fig, axes[-1], ends, title="$D$")
         _signs(fig.add_axes((0.985 - width, 0.2, width, 0.69)), table, low - pad, high + pad, "abcdef"[len(groups)])
         stamp(fig, preset, table["seeds"])
