@@ -156,7 +156,7 @@ def _over_sizes(ax: Axes, searched: pd.DataFrame) -> None:
     ax.set_xticks(ticks, [str(d) for d in ticks])
     ax.set_xticks([], minor=True)
     for row, (text, colour) in enumerate(
-        (("every head (A3)", THEORY_COLOUR), ("aligned heads (A4)", "0.45"), ("random rows reach", "0.55"))
+        (("upper: every head (A3)", THEORY_COLOUR), ("middle: aligned (A4)", "0.45"), ("light: random rows", "0.55"))
     ):
         ax.text(
             0.98, 0.24 - 0.09 * row, text, transform=ax.transAxes, ha="right", va="center", fontsize=LABEL_SIZE,
