@@ -157,8 +157,7 @@ for m in (4.0, 8.0, 12.0):
     def smoothed_loss(temperature, hidden=hidden, weight=weight, token=data.token):
         return kernel.linear_cross_entropy(hidden, weight, token, label_smoothing=b, temperature=temperature).item()
 
-    of = kernel.head_statistics(hidden, weight, data.token)
-    losses = of.entropy.mean(), -of.log_probability.mean(), (of.lse[:, 0] - of.mean_logit).mean()
+    losses = analysis.losses_of(kernel.head_statistics(hidden, weight, data.token))  # H, CE, CE_u
     checked.append(
         {
             "norm product": m,
@@ -276,10 +275,8 @@ assert (noisy["true_ece_gain"] < -0.005).any()  # smoothing can also harm
 # built:
 #
 # ```python
-# of = kernel.head_statistics(hidden, lm_head.weight, target)   # softcap=..., linear_bias=... as your model has them
-# H, CE = of.entropy.mean(), -of.log_probability.mean()
-# CE_u = (of.lse[..., 0] - of.mean_logit).mean()
-# analysis.activity_index(H, CE, CE_u, label_smoothing=0.1)
+# of = kernel.head_statistics(hidden, lm_head.weight, target)  # softcap=..., linear_bias=... as your model has them
+# analysis.activity_index(*analysis.losses_of(of), label_smoothing=0.1)
 # ```
 #
 # It is what section 3 did. Before training there is no plain head to ask; `analysis.predicted_activity` then predicts

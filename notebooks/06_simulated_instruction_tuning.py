@@ -177,8 +177,8 @@ plt.show()
 def activity(model):
     """Activity index on the tuning examples, and H - CE: how fast their loss falls as the logits are scaled up."""
     of = head_statistics(model.eval().hidden(examples.inputs), model.head, examples.tokens)
-    H, CE = of.entropy.mean(), -of.log_probability.mean()
-    return float(analysis.activity_index(H, CE, (of.lse[:, 0] - of.mean_logit).mean(), 0.1)), float(H - CE)
+    losses = analysis.losses_of(of)
+    return float(analysis.activity_index(*losses, 0.1)), losses.entropy - losses.cross_entropy
 
 
 indices = {32: activity(tuned[0.0][0]), 128: activity(tune(0.0, epochs=128)[0])}
