@@ -4,11 +4,12 @@ Caption. Fall in mean confidence from training with label smoothing b (plain min
 first values), as a share of b (V - 1) / V, which is what smoothing takes from a sure head on the simplex. *Left:*
 against rho, the gap that the norm budget allows over the gap that smoothing asks for. *Right:* against the activity
 index A of the plain head, measured by forward passes alone, over all sweeps: hidden size, vocabulary, temperature,
-smoothing, norm budget, softcap. Deterministic targets fall on one line, max(0, 1 - A); noisy ones turn at the same A,
-more smoothly and to a lower level. Lines: C1 (left: at b = .1), exact for D >= V - 1. Points: means over seeds
-with 95 % bootstrap intervals. *Above:* where public head shapes would lie, for deterministic targets, if their norm
-product were m; no weights were seen. Stars: a real language model, tuned on questions, on its training examples.
-Tables S3 and caps.csv; the tuned model: instruction_full.csv, where it is there.
+smoothing, norm budget, softcap. Deterministic targets follow one line, max(0, 1 - A), but for small D, whose sure heads
+fall by more than the share; noisy ones turn at about the same A, more smoothly and to a lower level. Lines: C1 (left:
+at b = .1), exact for D >= V - 1. Points: means over seeds with 95 % bootstrap intervals. *Above:* where public head
+shapes would lie, for deterministic targets, if their norm product were m; no weights were seen. Stars: a real language
+model, tuned on questions, on its training examples. Tables S3 and caps.csv; the tuned model: instruction_full.csv,
+where it is there.
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ def _real(ax: Axes, measured: pd.DataFrame) -> None:
     )
     points(ax, shown, "activity_index", "share", Look("black", "*", "-"), size=7, mec="white", mew=0.5, zorder=5)
     # Above the line, and between the sure heads and the noisy ones, there are no cells.
-    places = ((0.345, 0.87), (0.045, 0.52))
+    places = ((0.335, 0.87), (0.045, 0.52))
     listed = shown.sort_values("activity_index", ascending=False).to_dict("records")
     for row, place in zip(listed, places, strict=False):
         ax.annotate(
