@@ -299,5 +299,5 @@ pd.DataFrame(lines, columns=columns).set_index(columns[:2]).round(3)
 # one.
 #
 # **Next:** [06](06_simulated_instruction_tuning.ipynb), tuning where the truth is known. What the study found on
-# claim K7 (cost of the loss): `paper_figures/data/quick/verdicts.csv` and
+# claim K7 (cost of the loss): `paper_figures/data/verdicts.csv` and
 # [docs/study_notes.md](../docs/study_notes.md).
