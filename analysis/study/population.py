@@ -48,7 +48,8 @@ def population(config: FitConfig, *, device: str = "cpu") -> dict[str, Any]:
     wall, cpu = time.perf_counter(), time.process_time()
     fitted = train(config, device=device)
     conditionals = torch.cat([q for _, q in fitted.teacher.blocks()]).numpy()
-    svd = weighted_svd_head(conditionals, config.hidden_size)
+    # Centred logits have one rank less than their smaller side, so that a wider head is no better.
+    svd = weighted_svd_head(conditionals, min(config.hidden_size, min(conditionals.shape) - 1))
     measured = measure(fitted.head, fitted.teacher, fitted.training, fitted.held_out)
     return {
         **config.columns(),

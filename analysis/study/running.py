@@ -35,7 +35,7 @@ _LARGE = 2**28
 
 _DIGITS = 6  # of the numbers in a table
 _COMMITTED = Path("paper_figures") / "data"
-_PACKED_FROM = 2**19  # bytes of a committed table
+_PACKED_FROM = 2**18  # bytes of a committed table
 
 
 @dataclass(frozen=True)
