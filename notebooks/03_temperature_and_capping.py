@@ -206,7 +206,7 @@ for ax, (regime, result) in zip(axes, results.items(), strict=True):
     ax.set(title=regime, xlim=(0, 0.65), xticks=np.arange(0, 0.7, 0.2))
 axes[1].set_xlabel("true calibration error")
 axes[0].set_yticks(positions, names)
-axes[2].legend(loc="lower right")
+fig.legend(*axes[2].get_legend_handles_labels(), loc="outside upper right", ncols=2)
 plt.show()
 
 # %%
