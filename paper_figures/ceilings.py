@@ -89,7 +89,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
     searched, trained, shapes = (table.loc[table["kind"] == kind] for kind in ("searched", "trained", "shape"))
     with mpl.rc_context(RC):
         fig = Figure(figsize=(TEXT_WIDTH, 2.45))
-        places = ((0.085, 0.2), (0.385, 0.2), (0.665, 0.195))
+        places = ((0.085, 0.2), (0.385, 0.2), (0.66, 0.195))
         first, second, third = (fig.add_axes((x, 0.17, width, 0.7)) for x, width in places)
         _over_norms(fig, first, searched, trained)
         _over_sizes(second, searched)

@@ -173,7 +173,17 @@ def _reliability(ax: Axes, bins: pd.DataFrame, means: pd.DataFrame, *, first: bo
         curve = bins.loc[bins["name"] == stage].sort_values("bin")
         ax.plot(curve["confidence"], curve["accuracy"], color=look.colour, ls=look.dashes, lw=0.9, zorder=2)
         points(ax, curve, "confidence", "accuracy", look, size=2.4, mew=0.5, elinewidth=0.5, capsize=0.8)
-        points(ax, means.loc[means["name"] == stage], "confidence", "accuracy", look, size=5.5, mec="white", zorder=4)
+        points(
+            ax,
+            means.loc[means["name"] == stage],
+            "confidence",
+            "accuracy",
+            look,
+            size=5.5,
+            mec="white",
+            mew=0.4,
+            zorder=4,
+        )
         if first:
             place = 0.93 - 0.1 * row
             ax.plot([0.03, 0.13], [place, place], color=look.colour, ls=look.dashes, lw=0.9, transform=ax.transAxes)
