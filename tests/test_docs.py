@@ -150,5 +150,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert script, "no MathJax on the page"
     assert (tmp_path / "site" / script[1]).stat().st_size > 1e6
     assert broken_links(tmp_path / "site") == []
+    for page in (tmp_path / "site").rglob("*.html"):  # napoleon takes what precedes a colon in a property for its type
+        assert 'Type<span class="colon">' not in page.read_text(encoding="utf-8"), page.name
     outside = re.findall(r'<(?:script|link)[^>]+(?:src|href)="(https?:[^"]+)', theory)
     assert outside == [], "the page loads something from the network"
