@@ -24,7 +24,7 @@ _PUBLIC = {
         predicted_activity restoring_temperature smooth smoothed_calibration_error smoothing_penalty unsmooth
         weighted_svd_head""",
     "heads": """Audit LoadedModel audit_model draw_audit load_model packaged_smollm2 python_text read_text verdict""",
-    "diagnostics": """CapVerdict HeadGeometry scale_gap smoothing_slope""",
+    "diagnostics": """CapVerdict HeadGeometry Losses losses_of scale_gap smoothing_slope""",
     "norm_ball": """NormBallHead fit_norm_ball""",
     "head_shapes": """HEAD_SHAPES HeadShape""",
     "random_energy": """asymptotic_confidence asymptotic_entropy asymptotic_log_partition asymptotic_participation

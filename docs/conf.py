@@ -90,9 +90,17 @@ def skip_foreign(app: Any, what: str, name: str, value: Any, skip: bool, options
     return True if foreign or type(value).__name__ == "_tuplegetter" else None
 
 
+def prose_before_colons(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Start what is returned, and a property, with an empty type: napoleon takes what precedes a colon for one."""
+    first = [i + 1 for i, line in enumerate(lines[:-1]) if line.strip() == "Returns:"]
+    for i in [*first, *([0] if what == "property" and lines else [])]:
+        lines[i] = re.sub(r"^(\s*)", r"\1: ", lines[i])
+
+
 def setup(app: Any) -> None:
     """Write the pages of the reference and connect the handlers."""
     write_pages(HERE / "reference")
     app.connect("autodoc-skip-member", skip_foreign)
+    app.connect("autodoc-process-docstring", prose_before_colons, priority=400)  # before napoleon's 500
     app.connect("missing-reference", link_outside)
     app.connect("doctree-read", plain_underscores)

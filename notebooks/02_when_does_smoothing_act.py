@@ -157,8 +157,7 @@ for m in (4.0, 8.0, 12.0):
     def smoothed_loss(temperature, hidden=hidden, weight=weight, token=data.token):
         return kernel.linear_cross_entropy(hidden, weight, token, label_smoothing=b, temperature=temperature).item()
 
-    of = kernel.head_statistics(hidden, weight, data.token)
-    losses = of.entropy.mean(), -of.log_probability.mean(), (of.lse[:, 0] - of.mean_logit).mean()
+    losses = analysis.losses_of(kernel.head_statistics(hidden, weight, data.token))  # H, CE, CE_u
     checked.append(
         {
             "norm product": m,
@@ -182,12 +181,12 @@ checked.round(5)
 # ## 4 · Measured
 #
 # Pairs of heads, plain and smoothed, over hidden size, norm product and training temperature. Grey: the larger grid
-# of the study (several vocabularies, softcaps and seeds; the committed table `S3`).
+# of the study (vocabularies of 256 to 262,144, softcaps, several seeds; the committed table `S3`).
 
 # %%
 grid = [(d, m, t) for d in (4, 8, 32) for m in (3.0, 6.0, 9.0, 12.0) for t in (1.0, 0.5)]
 pairs = paired_effects(pd.DataFrame([trained(d, m, s, t) for d, m, t in grid for s in (0.0, b)]))
-study = paired_effects(committed_table("quick/S3")).query("converged and label_smoothing.between(.09, .11)")
+study = paired_effects(committed_table("S3")).query("converged and label_smoothing.between(.09, .11)")
 det, noisy = study[study["teacher"] == "det"], study[study["teacher"] != "det"]
 
 fig, axes = plt.subplots(1, 2, sharey=True, figsize=(7, 3.4))
@@ -197,7 +196,7 @@ for ax, column in zip(axes, ("effectiveness_ratio", "activity_index"), strict=Tr
         ax.plot(rows[column], rows["confidence_fall"], marker, mfc="none", label=f"D = {d}")
     ax.axvline(1, color="0.7", lw=0.8)
     ax.set_xscale("log")
-axes[0].set(xlabel=r"$\rho$, from norms and vocabulary", ylabel="fall in confidence", xlim=(0.1, 20))
+axes[0].set(xlabel=r"$\rho$, from norms and vocabulary", ylabel="fall in confidence", xlim=(0.02, 100))
 axes[1].set(xlabel="activity index $A$, from forward passes", xlim=(1e-3, 30))
 index = np.geomspace(1e-3, 30, 300)
 axes[1].plot(index, b * (V - 1) / V * np.maximum(0, 1 - index), "k", lw=1, zorder=0)
@@ -251,7 +250,7 @@ explore(pair, hidden_size=[2, 4, 6, 8, 16, 32], norm_product=(1.0, 16.0, 1.0), t
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7, 3.2))
-sizes = dict(zip(sorted(noisy["hidden_size"].unique()), "o^sD", strict=True))
+sizes = dict(zip(sorted(noisy["hidden_size"].unique()), "o^sDv", strict=True))
 for ax, column in zip(axes, ("confidence_fall", "true_ece_gain"), strict=True):
     for (d, marker), color in zip(
         sizes.items(), plt.get_cmap("viridis")(np.linspace(0.85, 0, len(sizes))), strict=True
@@ -276,10 +275,8 @@ assert (noisy["true_ece_gain"] < -0.005).any()  # smoothing can also harm
 # built:
 #
 # ```python
-# of = kernel.head_statistics(hidden, lm_head.weight, target)   # softcap=..., linear_bias=... as your model has them
-# H, CE = of.entropy.mean(), -of.log_probability.mean()
-# CE_u = (of.lse[..., 0] - of.mean_logit).mean()
-# analysis.activity_index(H, CE, CE_u, label_smoothing=0.1)
+# of = kernel.head_statistics(hidden, lm_head.weight, target)  # softcap=..., linear_bias=... as your model has them
+# analysis.activity_index(*analysis.losses_of(of), label_smoothing=0.1)
 # ```
 #
 # It is what section 3 did. Before training there is no plain head to ask; `analysis.predicted_activity` then predicts

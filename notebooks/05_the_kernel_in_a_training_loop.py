@@ -238,10 +238,8 @@ def statistics(model, rows):
     return head_statistics(model(rows[:, :8]), model.embedding.weight, rows[:, 8])
 
 
-seen = statistics(plain, training[::10])
-H, CE = seen.entropy.mean(), -seen.log_probability.mean()
-CE_u = (seen.lse[:, 0] - seen.mean_logit).mean()
-index = float(analysis.activity_index(H, CE, CE_u, 0.1))
+losses = analysis.losses_of(statistics(plain, training[::10]))
+index = float(analysis.activity_index(*losses, label_smoothing=0.1))
 assert index < 1
 print(f"activity index A = {index:.2f} at smoothing .1: smoothing acts on this model")
 
@@ -301,5 +299,5 @@ pd.DataFrame(lines, columns=columns).set_index(columns[:2]).round(3)
 # one.
 #
 # **Next:** [06](06_simulated_instruction_tuning.ipynb), tuning where the truth is known. What the study found on
-# claim K7 (cost of the loss): `paper_figures/data/quick/verdicts.csv` and
+# claim K7 (cost of the loss): `paper_figures/data/verdicts.csv` and
 # [docs/study_notes.md](../docs/study_notes.md).

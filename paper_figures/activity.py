@@ -4,11 +4,12 @@ Caption. Fall in mean confidence from training with label smoothing b (plain min
 first values), as a share of b (V - 1) / V, which is what smoothing takes from a sure head on the simplex. *Left:*
 against rho, the gap that the norm budget allows over the gap that smoothing asks for. *Right:* against the activity
 index A of the plain head, measured by forward passes alone, over all sweeps: hidden size, vocabulary, temperature,
-smoothing, norm budget, softcap. Deterministic targets fall on one line, max(0, 1 - A); noisy ones turn at the same A,
-more smoothly and to a lower level. Lines: C1 (left: at b = .1), exact for D >= V - 1. Points: means over seeds
-with 95 % bootstrap intervals. *Above:* where public head shapes would lie, for deterministic targets, if their norm
-product were m; no weights were seen. Stars: a real language model, tuned on questions, on its training examples.
-Tables S3 and caps.csv; the tuned model: instruction_full.csv, where it is there.
+smoothing, norm budget, softcap. Deterministic targets follow one line, max(0, 1 - A), but for small D, whose sure heads
+fall by more than the share; noisy ones turn at about the same A, more smoothly and to a lower level. Lines: C1 (left:
+at b = .1), exact for D >= V - 1. Points: means over seeds with 95 % bootstrap intervals. *Above:* where public head
+shapes would lie, for deterministic targets, if their norm product were m; no weights were seen. Stars: a real language
+model, tuned on questions, on its training examples. Tables S3 and caps.csv; the tuned model: instruction_full.csv,
+where it is there.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         right.set(xscale="log", xlabel="activity index of the plain head, $A$", xlim=(0.7 * _LEAST_INDEX, 25))
         left.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
         right.set_xticks([0.01, 0.1, 1, 10], [r"$\leq$0.01", "0.1", "1", "10"])
-        right.text(0.97, 0.9, r"theory: $\max(0,\, 1-A)$", transform=right.transAxes, va="top", ha="right",
-                   fontsize=7, color=THEORY_COLOUR)  # fmt: skip
+        right.text(0.63, 0.6, r"theory: $\max(0,\, 1-A)$", transform=right.transAxes, va="center", fontsize=7,
+                   color=THEORY_COLOUR)  # fmt: skip
         for ax in (left, right):
             ax.axvline(1, color="0.75", lw=0.6, zorder=0)
         _shape_rows(fig.add_subplot(grid[0, 1], sharex=right), table.loc[table["kind"] == "shape"])
@@ -216,11 +217,14 @@ def _real(ax: Axes, measured: pd.DataFrame) -> None:
         **{name: measured[name].clip(lower=_LEAST_INDEX) for name in measured if name.startswith("activity_index")}
     )
     points(ax, shown, "activity_index", "share", Look("black", "*", "-"), size=7, mec="white", mew=0.5, zorder=5)
-    for i, row in enumerate(shown.sort_values("activity_index", ascending=False).to_dict("records")):
-        ax.annotate(  # where A < 1 and the fall is small there are no cells
-            f"tuned LM, {_VIEWS[row['name']]}", (row["activity_index"], row["share"]),
-            (0.13 - 0.05 * i, 0.22 - 0.065 * i), textcoords="axes fraction", va="center", fontsize=6.5,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.4", "shrinkA": 0, "shrinkB": 2, "relpos": (0, 1)},
+    # Above the line, and between the sure heads and the noisy ones, there are no cells.
+    places = ((0.335, 0.87), (0.045, 0.52))
+    listed = shown.sort_values("activity_index", ascending=False).to_dict("records")
+    for row, place in zip(listed, places, strict=False):
+        ax.annotate(
+            f"tuned LM, {_VIEWS[row['name']]}", (row["activity_index"], row["share"]), place,
+            textcoords="axes fraction", va="center", fontsize=6.5,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.4", "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)},
         )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Confidence ceilings over hidden size and vocabulary, what a search reaches below them, and the shapes of LLMs.
 
-Caption. *(a)* Most confidence that a head of norm product m can have of every one of V tokens at once: the proven
-rank-aware cap (lines, A3, of the smallest D on the right; the leftmost is the simplex, A2), the best head that
-projected gradient found (filled, D beside the last), and heads trained by plain cross-entropy to predict every token
-(open; no better than the search, as they maximise a mean).
+Caption. *(a)* Most confidence that a head of norm product m can have of every one of V tokens at once, in log-odds: the
+proven rank-aware cap (lines, A3, D where they end; the highest is the simplex, A2), the best head that projected
+gradient found (filled, in the colour and shape of its D), and heads trained by plain cross-entropy to predict every
+token (open; no better than the search, as they maximise a mean).
 *(b)* The same as an effective logit gap, at the norm product whose simplex has the gap that smoothing of .1 asks for,
 as a share of the simplex's gap, with the proven caps of every head (A3) and of heads whose features are aligned with
 their rows (A4), and what random rows are proven to reach on average: geometry costs much in a few dimensions only.
@@ -89,7 +89,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
     searched, trained, shapes = (table.loc[table["kind"] == kind] for kind in ("searched", "trained", "shape"))
     with mpl.rc_context(RC):
         fig = Figure(figsize=(TEXT_WIDTH, 2.45))
-        places = ((0.065, 0.215), (0.375, 0.205), (0.665, 0.195))
+        places = ((0.085, 0.2), (0.385, 0.2), (0.66, 0.195))
         first, second, third = (fig.add_axes((x, 0.17, width, 0.7)) for x, width in places)
         _over_norms(fig, first, searched, trained)
         _over_sizes(second, searched)
@@ -109,18 +109,23 @@ def _over_norms(fig: Figure, ax: Axes, searched: pd.DataFrame, trained: pd.DataF
     for size, look in looks(sizes).items():
         gap = caps.rank_gap(m, vocab_size, min(size, vocab_size - 1))
         cap = caps.gap_to_confidence(gap, vocab_size)  # A3
-        ax.plot(m, cap, color=THEORY_COLOUR, lw=0.9, ls=look.dashes, zorder=2)
+        ax.plot(m, cap, color=look.colour, lw=1.1, ls=look.dashes, zorder=2)
         cells = rows.loc[rows["hidden_size"] == size]
         points(ax, cells, "norm_product", "confidence", look)
         heads = trained.loc[(trained["vocab_size"] == vocab_size) & (trained["hidden_size"] == size)]
         heads = heads.loc[heads["norm_product"] <= m[-1]]
         points(ax, heads, "norm_product", "confidence", look, filled=False, mew=0.7, zorder=4)
-        last = cells.sort_values("norm_product")["confidence"].iloc[-1]
-        ends.append((float(last), str(size), "0.15"))
-    ax.set(xlim=(0, m[-1]), ylim=(0, 1.03), xlabel="norm product $m$ (logit units)", ylabel="confidence of every token")
+        ends.append((float(cap[-1]), str(size), look))
+    # Log-odds, on which the lines are nearly straight and fan out.
+    ax.set_yscale("logit")
+    ax.set(xlim=(0, m[-1]), xlabel="norm product $m$ (logit units)", ylabel="confidence of every token")
+    ax.set_ylim(0.7 / vocab_size, 1 - 0.3 * (1 - max(end[0] for end in ends)))
+    ticks = [p for p in (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999) if p < ax.get_ylim()[1]]
+    ax.set_yticks(ticks, [f"{p:g}" for p in ticks])
+    ax.set_yticks([], minor=True)
     end_labels(fig, ax, ends, title="$D$")
-    for row, text in enumerate(("filled: search", "open: trained")):
-        ax.text(0.98, 0.46 - 0.08 * row, text, transform=ax.transAxes, ha="right", va="center", fontsize=LABEL_SIZE)
+    for row, text in enumerate(("lines: ceiling", "filled: search", "open: trained")):
+        ax.text(0.03, 0.96 - 0.08 * row, text, transform=ax.transAxes, va="center", fontsize=LABEL_SIZE)
     panel(ax, "a", f"ceiling and search, $V = {vocab_size}$")
 
 
@@ -142,7 +147,8 @@ def _over_sizes(ax: Axes, searched: pd.DataFrame) -> None:
         ax.plot(codes, reached, color="0.65", lw=0.9, ls=(0, (1, 1)), zorder=1)
         points(ax, cells, "hidden_size", "gap_share", look)
         place = 0.33 + 0.09 * vocabularies.index(vocab_size)
-        ax.plot(0.68, place, marker=look.marker, ms=3.6, color=look.colour, transform=ax.transAxes, ls="")
+        ax.plot([0.58, 0.69], [place, place], ls=look.dashes, lw=0.9, color="0.45", transform=ax.transAxes)
+        ax.plot(0.635, place, marker=look.marker, ms=3.6, color=look.colour, transform=ax.transAxes, ls="")
         ax.text(0.72, place, f"$V = {vocab_size}$", transform=ax.transAxes, va="center", fontsize=LABEL_SIZE)
     ax.set(xscale="log", xlim=(1.7, 2.1 * max(vocabularies)), ylim=(0, 1.04), xlabel="hidden size $D$")
     ax.set_ylabel("gap, as a share of the simplex's")
@@ -150,7 +156,7 @@ def _over_sizes(ax: Axes, searched: pd.DataFrame) -> None:
     ax.set_xticks(ticks, [str(d) for d in ticks])
     ax.set_xticks([], minor=True)
     for row, (text, colour) in enumerate(
-        (("every head (A3)", THEORY_COLOUR), ("aligned heads (A4)", "0.45"), ("random rows reach", "0.55"))
+        (("upper: every head (A3)", THEORY_COLOUR), ("middle: aligned (A4)", "0.45"), ("light: random rows", "0.55"))
     ):
         ax.text(
             0.98, 0.24 - 0.09 * row, text, transform=ax.transAxes, ha="right", va="center", fontsize=LABEL_SIZE,

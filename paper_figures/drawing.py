@@ -113,7 +113,7 @@ def spread(positions: Sequence[float], gap: float, low: float = -np.inf, high: f
 def end_labels(
     fig: Figure,
     ax: Axes,
-    ends: Iterable[tuple[float, str, str]],
+    ends: Iterable[tuple[float, str, str | Look]],
     *,
     x: float = 1.02,
     size: float = LABEL_SIZE,
@@ -124,7 +124,7 @@ def end_labels(
     Args:
         fig: The figure, with its axes at their final place.
         ax: Axes with their final limits.
-        ends: (height in data units, text, colour) of each line.
+        ends: (height in data units, text, colour) of each line; with a look for the colour, its mark goes first.
         x: Where, in widths of the axes.
         size: Of the type, in points.
         title: What the names are values of, written above them.
@@ -132,17 +132,26 @@ def end_labels(
     Returns:
         The labels.
     """
-    listed = sorted(ends)
+    listed = sorted(ends, key=lambda end: end[:2])
     height = ax.get_position().height * fig.get_figheight() * _POINTS  # points
     wanted = [ax.transAxes.inverted().transform(ax.transData.transform((1, at)))[1] for at, _, _ in listed]
     places = spread(wanted, 1.12 * size / height, low=0.0, high=1.0 if title else 1.04)
-    texts = [
-        ax.text(x, place, text, transform=ax.transAxes, va="center", fontsize=size, color=colour)
-        for place, (_, text, colour) in zip(places, listed, strict=True)
-    ]
+    width = ax.get_position().width * fig.get_figwidth() * _POINTS
+    indent = 0.95 * size / width if any(isinstance(end[2], Look) for end in listed) else 0.0
+    texts = []
+    for place, (_, text, colour) in zip(places, listed, strict=True):
+        if isinstance(colour, Look):
+            ax.plot(
+                x + 0.3 * size / width, place, transform=ax.transAxes, clip_on=False, ls="", marker=colour.marker,
+                ms=0.55 * size, color=colour.colour, mew=0.5,
+            )  # fmt: skip
+            colour = "0.15"
+        texts.append(ax.text(x + indent, place, text, transform=ax.transAxes, va="center", fontsize=size, color=colour))
     if title and places:
         top = max(places) + 1.25 * size / height
-        texts.append(ax.text(x, top, title, transform=ax.transAxes, va="center", fontsize=size, fontweight="bold"))
+        texts.append(
+            ax.text(x + indent, top, title, transform=ax.transAxes, va="center", fontsize=size, fontweight="bold")
+        )
     return texts
 
 

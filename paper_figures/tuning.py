@@ -173,7 +173,17 @@ def _reliability(ax: Axes, bins: pd.DataFrame, means: pd.DataFrame, *, first: bo
         curve = bins.loc[bins["name"] == stage].sort_values("bin")
         ax.plot(curve["confidence"], curve["accuracy"], color=look.colour, ls=look.dashes, lw=0.9, zorder=2)
         points(ax, curve, "confidence", "accuracy", look, size=2.4, mew=0.5, elinewidth=0.5, capsize=0.8)
-        points(ax, means.loc[means["name"] == stage], "confidence", "accuracy", look, size=5.5, mec="white", zorder=4)
+        points(
+            ax,
+            means.loc[means["name"] == stage],
+            "confidence",
+            "accuracy",
+            look,
+            size=5.5,
+            mec="white",
+            mew=0.4,
+            zorder=4,
+        )
         if first:
             place = 0.93 - 0.1 * row
             ax.plot([0.03, 0.13], [place, place], color=look.colour, ls=look.dashes, lw=0.9, transform=ax.transAxes)
@@ -226,7 +236,9 @@ def _courses(fig: Figure, axes: list[Axes], course: pd.DataFrame) -> None:
     axes[0].set_ylabel("true ECE")
     axes[1].tick_params(labelleft=False)
     last = course.loc[(course["distribution"] == "broad") & (course["epoch"] == epochs[-1])].set_index("name")
-    ends = [(float(last.loc[name, "true_ece"]), _METHODS[name], "0.15") for name in present if name in last.index]
+    ends = [
+        (float(last.loc[name, "true_ece"]), _METHODS[name], look_of[name]) for name in present if name in last.index
+    ]
     end_labels(fig, axes[1], ends)
 
 

@@ -2,8 +2,9 @@
 
 Caption. One row a claim of the paper, in our words. *Verdict:* by rules written with the experiments, from the rows of
 the tables that keep the convergence rule; a "depends on" says on what. *Effect:* the number behind the verdict, its
-mean over cells with the 95 % bootstrap interval over seeds (K7: the range over shapes), drawn on a scale of its own in
-each row; the line is 0, for K7, a ratio, 1; "not run" counts cells of a grid that is not finished. *Predicted:* the
+mean over cells with the 95 % bootstrap interval over seeds (K7: the range over shapes); those in ECE or confidence on
+one scale (filled, ticks every .1), ranks, nats and the ratio each on its own (open); the line is 0, for K7, a ratio,
+1; "not run" counts cells of a grid that is not finished. *Predicted:* the
 verdicts expected of the experiments before their first run; bold where one was reached and was not among them.
 Conditions and counter-evidence of every verdict: verdicts.csv. *Real model:* the same claims on a tuned language
 model, where its table is there. Tables verdicts.csv and instruction_verdicts.csv.
@@ -33,6 +34,9 @@ COLUMNS = [
 ]  # fmt: skip
 _SIZE, _LEADING = 6.5, 8.0  # points, of the type and from line to line
 _RATIOS = ("K7",)  # claims whose effect is a ratio
+_OWN_SCALE = ("K7", "K8", "K9")  # effects that are no differences of ECE or confidence
+_ZERO = 0.25  # where no effect lies, in widths of the strip
+_TICK = 0.1  # of the common scale
 _AIR = 5.0  # points, between rows
 # Left edges and widths of the columns, in inches.
 _PLACES = {
@@ -91,14 +95,39 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         titles = {"claim": "claim", "verdict": "verdict", "effect": "effect", "numbers": "mean [95 %]"}
         for name, title in {**titles, "predicted": "predicted"}.items():
             ax.text(_PLACES[name][0], 11, title, fontsize=_SIZE, fontweight="bold", va="center")
+        scales = _scales(table)
+        _scale(ax, next((scales[claim] for claim in scales if claim not in _OWN_SCALE), None))
         top = head
         for row, texts, height in zip(table.to_dict("records"), rows, heights, strict=True):
             ax.axhline(top - _AIR / 2, color="0.8", lw=0.4)
-            _row(ax, row, texts, top)
+            _row(ax, row, texts, top, scales)
             top += height
         ax.axhline(top - _AIR / 2, color="0.8", lw=0.4)
         stamp(fig, preset, (n for n in table["seeds"].dropna() if n > 0))
     return fig
+
+
+def _scales(table: pd.DataFrame) -> dict[str, float]:
+    """Inches to the unit for the effect of each claim that has one; common to those that are in one unit."""
+    known = table.loc[table["mean"].notna()]
+    ends = known[["low", "mean", "high"]].sub(known["claim"].isin(_RATIOS).astype(float), axis=0)
+    groups = known["claim"].where(known["claim"].isin(_OWN_SCALE), "common")
+    width = _PLACES["strip"][1]
+    scales = {}
+    for group, part in ends.groupby(groups):
+        most, least = float(part.to_numpy().max()), float(part.to_numpy().min())
+        room = [width * (1 - _ZERO) / max(most, 1e-12), width * _ZERO / max(-least, 1e-12)]
+        scales |= dict.fromkeys(known.loc[groups == group, "claim"], min(room))
+    return scales
+
+
+def _scale(ax: Axes, scale: float | None) -> None:
+    """The ends of the common scale, in the line of titles."""
+    left, width = _PLACES["strip"]
+    last = 0 if scale is None else int((1 - _ZERO) * width / scale / _TICK)
+    for tick in sorted({0, last}):
+        x = left + _ZERO * width + tick * _TICK * (scale or 0)
+        ax.text(x, 11, f"{tick * _TICK:.1g}", fontsize=_SIZE, ha="center", va="center", color="0.35")
 
 
 def _texts(row: dict[Any, Any]) -> dict[str, str]:
@@ -129,7 +158,7 @@ def _expected(row: dict[Any, Any]) -> list[str]:
     return list(dict.fromkeys(part.split(": ", 1)[-1] for part in str(row["predicted"]).split("; ") if part))
 
 
-def _row(ax: Axes, row: dict[Any, Any], texts: dict[str, str], top: float) -> None:
+def _row(ax: Axes, row: dict[Any, Any], texts: dict[str, str], top: float, scales: dict[str, float]) -> None:
     line = top + _LEADING / 2  # middle of the first line
     expected = _expected(row)
     surprise = bool(expected) and row["verdict"] not in (*expected, "not decided")
@@ -145,14 +174,19 @@ def _row(ax: Axes, row: dict[Any, Any], texts: dict[str, str], top: float) -> No
         ax.plot(left, below, ms=3.2, mew=0.7, ls="", **_MARKS[str(row["real_model"])])
     if pd.isna(row["mean"]):
         return
+    own = row["claim"] in _OWN_SCALE
     reference = 1.0 if row["claim"] in _RATIOS else 0.0
     left, width = _PLACES["strip"]
+    zero, scale = left + _ZERO * width, scales[str(row["claim"])]
     ax.plot([left, left + width], [line, line], color="0.85", lw=0.6, zorder=0)
-    ends = np.array([row["low"], row["mean"], row["high"]], float) - reference
-    scale = width / 2 / max(float(np.abs(ends).max()), 1e-12)
-    low, mean, high = left + width / 2 + scale * ends
-    ax.plot([left + width / 2] * 2, [top - 1, top + 2 * _LEADING - 3], color="0.6", lw=0.6)
-    bar = [[mean - low], [high - mean]]
+    if not own:
+        ticks = np.arange(1, (left + width - zero) / scale / _TICK) * _TICK
+        ax.plot(
+            zero + scale * ticks, np.full(len(ticks), line), ls="", marker="|", ms=3, mew=0.5, color="0.6", zorder=0
+        )
+    low, mean, high = zero + scale * (np.array([row["low"], row["mean"], row["high"]], float) - reference)
+    ax.plot([zero, zero], [top - 1, top + 2 * _LEADING - 3], color="0.6", lw=0.6, zorder=0)
     ax.errorbar(
-        [mean], [line], xerr=bar, marker="o", ms=3.2, color="#00224e", ecolor="0.3", capsize=1.5, elinewidth=0.8
-    )
+        [mean], [line], xerr=[[mean - low], [high - mean]], marker="o", ms=3.2, color="#00224e",
+        mfc="white" if own else "#00224e", mew=0.8, ecolor="0.3", capsize=1.5, elinewidth=0.8,
+    )  # fmt: skip

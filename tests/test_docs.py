@@ -150,5 +150,12 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert script, "no MathJax on the page"
     assert (tmp_path / "site" / script[1]).stat().st_size > 1e6
     assert broken_links(tmp_path / "site") == []
+    for page in (tmp_path / "site").rglob("*.html"):  # napoleon would take prose before a colon for a type
+        html = page.read_text(encoding="utf-8")
+        assert 'Type<span class="colon">' not in html, page.name
+        returned = re.findall(
+            r'Returns<span class="colon">:</span></dt>\s*<dd class="field-\w+"><p>(.*?)</p>', html, re.DOTALL
+        )
+        assert not [text for text in returned if re.match("<em>|[^.]* \u2013 ", text)], page.name
     outside = re.findall(r'<(?:script|link)[^>]+(?:src|href)="(https?:[^"]+)', theory)
     assert outside == [], "the page loads something from the network"

@@ -117,12 +117,12 @@ class HeadGeometry:
 
     @property
     def norm_product(self) -> float:
-        """Largest ||h|| times largest ||w_k||, in logit units: the m of every cap."""
+        """Largest ||h|| times largest ||w_k||, in logit units; the m of every cap."""
         return self._feature_norm() * self.row_norm
 
     @property
     def typical_norm_product(self) -> float:
-        """RMS of ||h|| times RMS of the centred ||w_k||: an estimate of what most tokens have, not a bound."""
+        """RMS of ||h|| times RMS of the centred ||w_k||, an estimate of what most tokens have, not a bound."""
         self._feature_norm()
         return float(self.feature_norm_rms or 0.0) * self.centred_row_norm_rms
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+import kernel
 from analysis import caps, smoothing
-from analysis.diagnostics import HeadGeometry, scale_gap, smoothing_slope
+from analysis.diagnostics import HeadGeometry, losses_of, scale_gap, smoothing_slope
 
 
 @pytest.fixture
@@ -35,6 +36,32 @@ def test_slopes_are_derivatives_in_log_temperature(b):
     assert smoothing_slope(entropy, ce, uniform, b) == pytest.approx(slope, abs=1e-12)
     if b == 0:
         assert scale_gap(entropy, ce) == pytest.approx(slope, abs=1e-12)
+
+
+@pytest.mark.parametrize(("index", "temperature"), [(0, 1.0), (1, 0.3)])
+def test_losses_are_those_of_full_logits_without_the_ignored_tokens(head, index, temperature):
+    weight, features, targets = (torch.from_numpy(x) for x in head)
+    targets[1, 3:17] = -100
+    of = kernel.head_statistics(features, weight, targets, temperatures=(1.0, 0.3))
+    log_p = (features @ weight.T / temperature).flatten(0, 1)[targets.flatten() >= 0].log_softmax(-1)
+    kept = targets[targets >= 0]
+    found = losses_of(of, temperature=temperature, temperature_index=index)
+    assert found.entropy == pytest.approx(-(log_p.exp() * log_p).sum(-1).mean().item(), abs=1e-9)
+    assert found.cross_entropy == pytest.approx(torch.nn.functional.nll_loss(log_p, kept).item())
+    assert found.uniform_cross_entropy == pytest.approx(-log_p.mean().item())
+
+
+def test_losses_refuse_what_they_cannot_average():
+    hidden, weight = torch.eye(3), torch.eye(3)
+    with pytest.raises(ValueError, match="statistics must be made with a target, got some without"):
+        losses_of(kernel.head_statistics(hidden, weight))
+    with pytest.raises(ValueError, match="statistics must have a token that is not ignored, got none"):
+        losses_of(kernel.head_statistics(hidden, weight, torch.full((3,), -100)))
+    of = kernel.head_statistics(hidden, weight, torch.arange(3))
+    with pytest.raises(ValueError, match=re.escape("temperature_index must be in [0, 1), got 1")):
+        losses_of(of, temperature_index=1)
+    with pytest.raises(ValueError, match="temperature must be finite and greater than 0, got 0"):
+        losses_of(of, temperature=0)
 
 
 def test_slope_and_index_agree_in_sign():

@@ -37,16 +37,17 @@ def texts(figure):
 
 
 def markers(figure):
-    """Middles in pixels of all points inside their axes."""
+    """Middles and radii in pixels of all points inside their axes."""
     found = []
     for axes in figure.axes:
         frame = axes.get_window_extent()
         for line in axes.get_lines():
+            radius = line.get_markersize() / 2 * figure.dpi / 72
             if line.get_marker() in ("None", None, "", " ", "|", "_", 0, 1, 2, 3) or not line.get_visible():
                 continue
             for x, y in line.get_transform().transform(np.column_stack(line.get_data()).astype(float)):
                 if frame.x0 - 1 <= x <= frame.x1 + 1 and frame.y0 - 1 <= y <= frame.y1 + 1:
-                    found.append((x, y))
+                    found.append((x, y, radius))
     return found
 
 
@@ -63,9 +64,10 @@ def check_layout(figure, *, over_points=True):
         across, up = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         assert min(across, up) <= 2 * SLACK, f"{first.get_text()!r} overlaps {second.get_text()!r} by {across}, {up}"
     if over_points:
-        for x, y in markers(figure):
+        for x, y, radius in markers(figure):
+            r = 0.85 * radius  # letters do not fill their box
             for text, box in boxes:
-                covered = box.x0 + 1 < x < box.x1 - 1 and box.y0 + 1 < y < box.y1 - 1
+                covered = box.x0 - r < x < box.x1 + r and box.y0 - r < y < box.y1 + r
                 assert not covered, f"{text.get_text()!r} lies on the point at {x:.0f}, {y:.0f}"
 
 

@@ -100,7 +100,18 @@ class TestSamples:
     def test_the_signs_are_counted(self, drawn):
         _, rows, figure = drawn("samples", "quick")
         same = sum(a * b > 0 for a, b in zip(rows["true_ece_gain"], rows["over_confidence"], strict=True))
-        assert f"sign as\npredicted:\n{same} of {len(rows)}" in [text.get_text() for text in figure.axes[-1].texts]
+        assert figure.axes[-1].get_title(loc="left") == f"(c) sign rule: {same} of {len(rows)}"
+
+    def test_a_cell_without_a_converged_pair_breaks_its_line_and_every_size_is_named(self, drawn):
+        _, rows, _ = drawn("samples", "quick")
+        lost = (rows["norm"] == "free") & (rows["hidden_size"] == 16) & (rows["samples_per_context"] == 8)
+        assert lost.sum() == 1
+        free = samples.make(rows[~lost], preset="quick").axes[1]
+        lines = [
+            line.get_ydata() for line in free.get_lines() if len(line.get_xdata()) == 3 and line.get_marker() == "None"
+        ]
+        assert sorted(int(np.isnan(y).sum()) for y in lines) == [0, 1, 2]  # D = 64, 16, and 4, which has one cell
+        assert [text.get_text() for text in free.texts if text.get_text().isdecimal()] == ["4", "16", "64"]
 
     def test_the_shaded_quarters_are_those_of_different_signs(self, drawn):
         patches = drawn("samples", "quick")[2].axes[-1].patches

@@ -17,6 +17,11 @@ def lines_of(ax, colour=THEORY_COLOUR):
     return [line for line in ax.get_lines() if line.get_color() == colour and len(line.get_xdata()) > 2]
 
 
+def ceilings_of(ax):
+    """Lines without markers, by colour."""
+    return {line.get_color(): line for line in ax.get_lines() if len(line.get_xdata()) == 199}
+
+
 class TestCeilings:
     def test_points_are_the_means_of_the_searches_and_of_the_trained_heads(self, drawn, at):
         _, _, figure = drawn("ceilings", "quick")
@@ -35,20 +40,28 @@ class TestCeilings:
         assert len(both) > 30
         np.testing.assert_allclose(at(figure.axes[0]), sorted(both), rtol=2e-5)
 
-    def test_no_point_is_above_its_ceiling(self, drawn):
+    def test_no_point_is_above_the_ceiling_of_its_colour(self, drawn):
         """The drawn line of each hidden size, read off between its points."""
         first = drawn("ceilings", "quick")[2].axes[0]
-        lines = lines_of(first)
+        lines = ceilings_of(first)
         assert len(lines) == 4
-        for line, marker in zip(lines, "o^sD", strict=True):
-            found = [points for points in first.get_lines() if points.get_marker() == marker]
-            assert found
-            for points in found:
-                x, y = points.get_data()
-                assert (y <= np.interp(x, *line.get_data()) + 2e-3).all()  # the line has 200 corners
+        for container in first.containers:
+            points = container.lines[0]
+            x, y = points.get_data()
+            line = lines[points.get_markeredgecolor()]
+            assert (y <= np.interp(x, *line.get_data()) + 2e-3).all()  # the line has 200 corners
+        assert sum(len(c.lines[0].get_xdata()) for c in first.containers) > 30
 
-    def test_the_outermost_line_is_the_simplex(self, drawn):
-        m, p = lines_of(drawn("ceilings", "quick")[2].axes[0])[-1].get_data()
+    def test_the_line_of_a_hidden_size_ends_at_its_name_and_the_highest_is_the_simplex(self, drawn):
+        first = drawn("ceilings", "quick")[2].axes[0]
+        marks = [line for line in first.get_lines() if line.get_transform() is first.transAxes]
+        names = [text.get_text() for text in first.texts if text.get_text().isdecimal()]
+        assert names == ["2", "4", "16", "64"]
+        for name, mark in zip(names, marks, strict=True):
+            line = ceilings_of(first)[mark.get_color()]
+            end = first.transAxes.inverted().transform(first.transData.transform((0, line.get_ydata()[-1])))[1]
+            assert mark.get_ydata()[0] == pytest.approx(end, abs=0.06), name
+        m, p = line.get_data()
         np.testing.assert_allclose(p, 1 / (1 + 63 * np.exp(-m * 64 / 63)), rtol=1e-9)  # D = V
 
     def test_shapes_stand_at_their_bracket_and_the_line_solves_the_simplex(self, drawn, at):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,7 +149,28 @@ class TestVerdicts:
             assert left <= low
             assert high <= left + width + 1e-9
             for value, x in ((row.low, low), (row.mean, mean), (row.high, high)):
-                assert np.sign(round(value - reference, 9)) == np.sign(round(x - left - width / 2, 9))
+                assert np.sign(round(value - reference, 9)) == np.sign(round(x - left - verdicts._ZERO * width, 9))
+
+    def test_effects_in_probabilities_share_a_scale_with_ticks_and_are_filled(self, drawn, table):
+        ax = drawn("verdicts", "full")[2].axes[0]
+        rows = tables.read("verdicts", "full", tables.DATA)
+        left, width = verdicts._PLACES["strip"]
+        zero = left + verdicts._ZERO * width
+        common = []
+        for row, bar in zip(rows.itertuples(), ax.containers, strict=True):
+            own = "ECE" not in row.effect and "confidence" not in row.effect
+            assert mpl.colors.same_color(bar.lines[0].get_markerfacecolor(), "white") == own, row.claim
+            if not own:
+                common.append((bar.lines[0].get_xdata()[0] - zero) / row.mean)
+        assert len(common) == 6
+        assert common == pytest.approx([common[0]] * 6)
+        ticks = [line.get_xdata() for line in ax.get_lines() if line.get_marker() == "|" and line.get_zorder() == 0]
+        assert len(ticks) == 6
+        for marks in ticks:
+            np.testing.assert_allclose((marks - zero) / common[0], 0.1 * np.arange(1, len(marks) + 1))
+        written = {text.get_text(): text.get_position() for text in ax.texts}
+        assert written["0"][0] == pytest.approx(zero)
+        assert written[f"{0.1 * len(ticks[0]):.1g}"][0] == pytest.approx(ticks[0][-1])
 
     def test_a_prediction_that_failed_is_bold(self, drawn):
         texts = drawn("verdicts", "quick")[2].axes[0].texts
