@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
 from ..caps import simplex_cap
-from .effects import CELL, cell_effects, paired_effects
+from .effects import CELL, paired_effects
 from .judging import MissingTableError, Tables, Verdict, difference, number, word
-from .statistics import Effect, explained_variance, mean_effect
+from .statistics import Effect, explained_effect, mean_effect
 
 __all__ = ["capacity", "capping", "small_hidden_size", "temperature"]
 
@@ -80,7 +78,9 @@ def small_hidden_size(tables: Tables) -> Verdict:
     still = mean_effect(inert, "confidence_fall", cell=[*CELL, "label_smoothing"])
     shares = {kind: _explained(frame) for kind, frame in (("det", det), ("noisy", noisy))}
     explained = "; ".join(f"{kind}: {_listed(share)}" for kind, share in shares.items())
-    by_size = all(max(share["sqrt(D)/ln V"][0], share["D/sqrt(V)"][0]) >= share["A"][0] for share in shares.values())
+    by_size = all(
+        max(share["sqrt(D)/ln V"].mean, share["D/sqrt(V)"].mean) >= share["A"].mean for share in shares.values()
+    )
     above = noisy.loc[noisy["activity_index"].between(1.3, 3)]["confidence_fall"]
     try:
         (free, rule), used = _with_samples(tables("S4")), ("S3", "S4")
@@ -101,35 +101,28 @@ def small_hidden_size(tables: Tables) -> Verdict:
     )
 
 
-def _listed(shares: dict[str, tuple[float, float]]) -> str:
-    return ", ".join(
-        f"{name} {number(value, '.3f')} +- {number(error, '.3f')}" for name, (value, error) in shares.items()
-    )
+def _listed(shares: dict[str, Effect]) -> str:
+    return ", ".join(f"{name} {share}" for name, share in shares.items())
 
 
-def _explained(pairs: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Share of the variance of the fall in confidence over cells of b = .1, and 1.96 jackknife errors over seeds."""
-    pairs = pairs.loc[pairs["label_smoothing"] == 0.1]
-    seeds = sorted(pairs["data_seed"].unique())
-
-    def shares(chosen: Sequence[int]) -> dict[str, float]:
-        cells = cell_effects(pairs.loc[pairs["data_seed"].isin(chosen)])
-        if len(cells) < _FEWEST:
-            return dict.fromkeys(("A", "rho", "sqrt(D)/ln V", "D/sqrt(V)"), float("nan"))
-        d, v = cells["hidden_size"], cells["vocab_size"]
-        predictors = {
-            "A": cells["activity_index"],
-            "rho": cells["effectiveness_ratio"],
-            "sqrt(D)/ln V": np.sqrt(d) / np.log(v),
-            "D/sqrt(V)": d / np.sqrt(v),
-        }
-        return {name: explained_variance(x, cells["confidence_fall"]) for name, x in predictors.items()}
-
-    whole = shares(seeds)
-    # the jackknife over seeds: few seeds, and resamples with repeated seeds would only repeat subsets
-    parts = pd.DataFrame([shares([s for s in seeds if s != out]) for out in seeds])
-    spread = 1.96 * np.sqrt((len(seeds) - 1) / len(seeds) * ((parts - parts.mean()) ** 2).sum())
-    return {name: (value, float(spread[name])) for name, value in whole.items()}
+def _explained(pairs: pd.DataFrame) -> dict[str, Effect]:
+    """Share of the variance of the fall in confidence over cells of b = .1 that each predictor explains."""
+    chosen = pairs.loc[(pairs["label_smoothing"] == 0.1) & pairs["converged"]]
+    d, v = chosen["hidden_size"], chosen["vocab_size"]
+    predictors = {
+        "A": chosen["activity_index"],
+        "rho": chosen["effectiveness_ratio"],
+        "sqrt(D)/ln V": np.sqrt(d) / np.log(v),
+        "D/sqrt(V)": d / np.sqrt(v),
+    }
+    cell = chosen.groupby(CELL, dropna=False).ngroup()
+    if cell.nunique() < _FEWEST:
+        unknown = Effect(float("nan"), float("nan"), float("nan"), 0, 0)
+        return dict.fromkeys(predictors, unknown)
+    return {
+        name: explained_effect(chosen.assign(predictor=x, cell=cell), "predictor", "confidence_fall", cell="cell")
+        for name, x in predictors.items()
+    }
 
 
 def _with_samples(samples: pd.DataFrame) -> tuple[str, str]:
