@@ -8,6 +8,7 @@ import json
 import lzma
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -123,23 +124,28 @@ def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int, *, a
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
-        workers: Processes in all.
+        workers: Processes in all, whatever the GPUs could take: one for each GPU first, then more on them in turn.
         gpus: The GPUs, as CUDA_VISIBLE_DEVICES names them.
-        gpu_workers: Processes on each.
+        gpu_workers: Most processes on each.
         alone: Whether the first GPU has one process only, for the largest heads.
 
     Example:
         >>> [lane.workers for lane in lanes("cuda", 16, ["0", "1", "2"], 4, alone=True)]
         [1, 0, 1, 3, 1, 3, 7]
+        >>> [lane.workers for lane in lanes("cuda", 4, ["0", "1", "2"], 4)]
+        [1, 1, 1, 0, 1, 0, 0]
     """
     if device == "cpu":
         return [Lane(workers, ("cpu",))]
+    used = gpus[:workers]  # a GPU without a process has no lane
+    room = [0 if alone and index == 0 else gpu_workers - 1 for index in range(len(used))]
+    turns = [index for turn in range(gpu_workers - 1) for index, most in enumerate(room) if turn < most]
+    others = Counter(turns[: workers - len(used)])
     shared: list[Lane] = []
-    for index, gpu in enumerate(gpus):
+    for index, gpu in enumerate(used):
         only, first = {"CUDA_VISIBLE_DEVICES": gpu}, ("whole",) if index == 0 else ()
-        others = 0 if alone and index == 0 else gpu_workers - 1
-        shared += [Lane(1, (*first, "large", "gpu", "cpu"), only), Lane(others, ("gpu", "cpu"), only)]
-    return [*shared, Lane(max(0, workers - sum(lane.workers for lane in shared)), ("cpu",))]
+        shared += [Lane(1, (*first, "large", "gpu", "cpu"), only), Lane(others[index], ("gpu", "cpu"), only)]
+    return [*shared, Lane(workers - sum(lane.workers for lane in shared), ("cpu",))]
 
 
 def visible_gpus() -> list[str]:

@@ -181,6 +181,17 @@ class TestPlacement:
         assert counts == [1, 6]
         assert [lane.workers for lane in alone if "whole" in lane.queues] == [1]
 
+    @pytest.mark.parametrize("alone", [False, True])
+    @pytest.mark.parametrize("gpus", [["0"], ["0", "1", "2", "3"]])
+    @pytest.mark.parametrize("workers", [1, 2, 3, 5, 9, 40])
+    def test_there_are_as_many_processes_as_were_asked_for(self, workers, gpus, alone):
+        found = lanes("cuda", workers, gpus, 6, alone=alone)
+        assert sum(lane.workers for lane in found) == workers
+        assert {"whole", "large", "gpu", "cpu"} <= {name for lane in found if lane.workers for name in lane.queues}
+        each = [sum(lane.workers for lane in found if lane.environment.get("CUDA_VISIBLE_DEVICES") == g) for g in gpus]
+        assert max(each) <= 6
+        assert max(each[alone:], default=0) - min(each[alone:], default=0) <= 1  # those that share do so evenly
+
     def test_what_may_be_left_over_comes_last_seed_by_seed(self):
         collapse = registry.experiment("S3")
         corner = [c for c in collapse.configs("full") if c.teacher.vocab_size == 32768 and c.hidden_size == 1024]
