@@ -94,7 +94,15 @@ def where(study: Experiment, config: Any, device: str) -> str:
     """``device``, or the CPU where the config is too small, or of a kind, that gains nothing from a GPU.
 
     Small fits are bound by launches, not arithmetic.
+
+    Raises:
+        ValueError: If ``device`` is neither ``"cpu"`` nor ``"cuda"``: one GPU is chosen by what is visible.
     """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(
+            "device must be 'cpu' or 'cuda', which takes every visible GPU (CUDA_VISIBLE_DEVICES chooses), "
+            f"got {device!r}."
+        )
     if device == "cpu" or not study.gpu:
         return "cpu"
     slow = study.seconds(config, "cpu")

@@ -199,6 +199,17 @@ class TestPlacement:
         assert all(collapse.leftover(c) == 1 + c.teacher.seed for c in corner)
         assert {collapse.leftover(c) for c in collapse.configs("quick")} == {0}
 
+    @pytest.mark.parametrize("command", ["run", "plan"])
+    @pytest.mark.parametrize("device", ["cuda:1", "gpu", "mps"])
+    def test_one_gpu_is_chosen_by_what_is_visible_not_by_number(self, command, device, few, tmp_path, capsys):
+        out = ["--out", str(tmp_path / "out")] if command == "run" else []
+        assert main([command, "S1", "--device", device, *out]) == 2
+        assert capsys.readouterr().err == (
+            "error: device must be 'cpu' or 'cuda', which takes every visible GPU (CUDA_VISIBLE_DEVICES chooses), "
+            f"got {device!r}.\n"
+        )
+        assert not (tmp_path / "out").exists()
+
     def test_without_a_gpu_cuda_is_refused(self, few, tmp_path, capsys):
         if torch.cuda.is_available():
             pytest.skip("there is a GPU")
