@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..records import RowStore, encode, write_table
+from ..records import RowStore, encode, find_table, write_table
 from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
 from .cells import Coverage, coverage
 from .registry import EXPERIMENTS, Experiment, Preset, experiment, tidy
@@ -254,14 +254,19 @@ def _asked(configs: Sequence[Any]) -> tuple[str, ...]:
     return tuple(configs[0].columns()) if hasattr(configs[0], "columns") else ("vocab_size", "hidden_size", "data_seed")
 
 
-def write(study: Experiment, preset: Preset, out: Path, path: Path) -> bool:
-    """Write an experiment's table and its sidecar, with the cells that are not complete; False where none is."""
+def write(study: Experiment, preset: Preset, out: Path, path: Path, *, packed_from: float = math.inf) -> bool:
+    """Write an experiment's table and its sidecar, with the cells that are not complete; False where none is.
+
+    A table of more than ``packed_from`` bytes is gzipped.
+    """
     rows, covered = _complete(study, preset, out)
     if rows.empty:
         return False
     configs, store = study.configs(preset), RowStore(row_folder(out, study.name))
     more = {"cells": covered.cells, "cells_not_run": covered.not_run, "not_run": covered.missing}
-    write_table(rows, path, store, configs, digits=_DIGITS, exact=_asked(configs), more=more)
+    write_table(
+        rows, path, store, configs, digits=_DIGITS, exact=_asked(configs), more=more, packed_from=packed_from
+    )  # fmt: skip
     return True
 
 
@@ -276,16 +281,8 @@ def publish(study: Experiment, preset: Preset, out: Path, folder: Path) -> Path 
     Returns:
         The table; None where no cell is complete.
     """
-    plain = folder / f"{study.name}.csv"
-    packed = plain.with_suffix(".csv.gz")
-    if not write(study, preset, out, plain):
-        return None
-    if plain.stat().st_size <= _PACKED_FROM:
-        packed.unlink(missing_ok=True)
-        return plain
-    packed.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
-    plain.unlink()
-    return packed
+    there = write(study, preset, out, table_path(folder, study.name), packed_from=_PACKED_FROM)
+    return find_table(folder, study.name) if there else None
 
 
 def progress(study: Experiment, preset: Preset, out: Path) -> Progress:

@@ -159,6 +159,7 @@ class TestTheoryInTheTables:
             assert found.keys == keys
             assert (sidecar["cells"], sidecar["cells_not_run"]) == (found.cells, found.not_run)
             assert (sidecar["not_run"], sidecar["failed"]) == (found.missing, {})
+            assert FOLDERS[preset] / sidecar["table"] == find_table(FOLDERS[preset], name)
             if preset == "quick":
                 assert found.not_run == 0
 

@@ -279,6 +279,7 @@ class TestTables:
         assert main(["tables", "S1", "--out", str(finished), "--to", str(tmp_path / "t")]) == 0
         assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["S1.csv.gz", "S1.json"]
         assert read_table(tmp_path / "t" / "S1.csv.gz").equals(read_table(finished / "S1.csv"))
+        assert json.loads((tmp_path / "t" / "S1.json").read_text())["table"] == "S1.csv.gz"
 
 
 def test_tidy_leaves_simple_rows_alone():
