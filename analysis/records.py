@@ -26,8 +26,8 @@ from typing import Any
 import pandas as pd
 
 __all__ = [
-    "RowStore", "config_key", "encode", "environment", "find_table", "read_sidecar", "read_table", "write_atomically",
-    "write_table",
+    "RowStore", "check_stored", "config_key", "encode", "environment", "find_table", "read_sidecar", "read_table",
+    "write_atomically", "write_table",
 ]  # fmt: skip
 
 # Part of every key: raise it when a change makes rows of an earlier version wrong.
@@ -208,11 +208,7 @@ class RowStore:
         Raises:
             ValueError: If ``stored`` is no finished row.
         """
-        key = stored.get("key")
-        if not (isinstance(key, str) and re.fullmatch(r"[0-9a-f]{20}", key)):
-            raise ValueError(f"stored must have a key of 20 hexadecimal digits, got {key!r}.")
-        if not all(isinstance(stored.get(part), Mapping) for part in ("config", "row", "environment")):
-            raise ValueError(f"stored must have config, row and environment, got {sorted(stored)}.")
+        key = check_stored(stored)
         path = self.directory / f"{key}.json"
         if self._load(path, key, "row") is not None:
             return False
@@ -239,6 +235,20 @@ class RowStore:
         if not isinstance(stored, dict) or stored.get("key") != key or content not in stored:
             return None
         return _decode(stored)
+
+
+def check_stored(stored: Mapping[str, Any]) -> str:
+    """The key of what a store yielded.
+
+    Raises:
+        ValueError: If it is no finished row.
+    """
+    key = stored.get("key")
+    if not (isinstance(key, str) and re.fullmatch(r"[0-9a-f]{20}", key)):
+        raise ValueError(f"stored must have a key of 20 hexadecimal digits, got {key!r}.")
+    if not all(isinstance(stored.get(part), Mapping) for part in ("config", "row", "environment")):
+        raise ValueError(f"stored must have config, row and environment, got {sorted(stored)}.")
+    return key
 
 
 def encode(value: Any) -> Any:

@@ -191,14 +191,14 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from .running import pack
+    from .bundles import pack
 
     print(f"{pack(_out(options), options.file, digits=options.digits)} rows -> {options.file}")
     return 0
 
 
 def _unpack(options: argparse.Namespace) -> int:
-    from .running import unpack
+    from .bundles import unpack
 
     added, known = unpack(_out(options), options.file)
     print(f"{added} rows added to {_out(options)}, {known} were there")

@@ -1,15 +1,11 @@
-"""Running experiments and keeping their rows: folders, tables, one-file bundles. Used by the command alone."""
+"""Running experiments and keeping their rows: processes, folders, tables. Used by the command alone."""
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
-import lzma
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +13,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..records import RowStore, encode, find_table, write_table
+from ..records import RowStore, find_table, write_table
 from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
+from .bundles import row_folder
 from .cells import Coverage, coverage
-from .registry import EXPERIMENTS, Experiment, Preset, experiment, tidy
+from .registry import Experiment, Preset, experiment, tidy
 
 __all__ = [
-    "Job", "Progress", "committed_folder", "compute_job", "lanes", "pack", "progress", "publish", "row_folder",
-    "simulate", "simulate_all", "table", "table_path", "unpack", "visible_gpus", "where", "write",
+    "Job", "Progress", "committed_folder", "compute_job", "lanes", "progress", "publish", "simulate", "simulate_all",
+    "table", "table_path", "visible_gpus", "where", "write",
 ]  # fmt: skip
 
 # A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
@@ -78,11 +75,6 @@ class Progress(NamedTuple):
     def left(self) -> int:
         """Neither done nor failed."""
         return self.configs - self.done - self.failed
-
-
-def row_folder(out: Path, name: str) -> Path:
-    """Folder of an experiment's rows."""
-    return out / "rows" / name
 
 
 def table_path(out: Path, name: str) -> Path:
@@ -291,82 +283,3 @@ def progress(study: Experiment, preset: Preset, out: Path) -> Progress:
     done = [store.read(config) is not None for config in configs]
     failed = [not there and store.failure(config) is not None for there, config in zip(done, configs, strict=True)]
     return Progress(len(configs), sum(done), sum(failed))
-
-
-def pack(out: Path, file: Path, *, digits: int | None = None) -> int:
-    """Write all finished rows under ``out`` as one compressed file of JSON lines; the same rows give the same bytes.
-
-    Args:
-        out: Where the rows are.
-        file: Name ending in ``.xz`` for the smaller, slower compression; gzip else.
-        digits: Significant digits of measured numbers; None for all. Configs keep theirs.
-
-    Returns:
-        How many.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    text, count = io.StringIO(), 0
-    for name in EXPERIMENTS:
-        for stored in RowStore(row_folder(out, name)).finished():
-            if digits is not None:
-                stored["row"] = _shortened(stored["row"], digits, frozenset(_numbers(stored["config"])))
-            text.write(json.dumps({"experiment": name, **encode(stored)}, sort_keys=True, allow_nan=False) + "\n")
-            count += 1
-    if not count:
-        raise ValueError(f"out must hold finished rows, got none under {out}.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = text.getvalue().encode()
-    file.write_bytes(lzma.compress(content, preset=9) if file.suffix == ".xz" else gzip.compress(content, mtime=0))
-    return count
-
-
-def _shortened(value: Any, digits: int, exact: frozenset[float]) -> Any:
-    """Numbers with fewer digits, but for those that were set."""
-    if isinstance(value, dict):
-        return {name: _shortened(part, digits, exact) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_shortened(part, digits, exact) for part in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) and value not in exact else value
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            yield from _numbers(part)
-    elif isinstance(value, float):
-        yield value
-
-
-def unpack(out: Path, file: Path) -> tuple[int, int]:
-    """Add the rows of a packed file to those under ``out``; rows that are there already stay as they are.
-
-    Returns:
-        How many were added, and how many were there.
-
-    Raises:
-        ValueError: If the file is no packed file; rows before the bad line are added.
-    """
-    added = known = 0
-    for number, line in enumerate(_lines(file), start=1):
-        try:
-            stored = json.loads(line)
-            name = stored.pop("experiment")
-            if name not in EXPERIMENTS:
-                raise ValueError(f"experiment must be one of {tuple(EXPERIMENTS)}, got {name!r}.")
-            new = RowStore(row_folder(out, name)).insert(stored)
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{file} is no file of packed rows: line {number}: {error}") from error
-        added, known = added + new, known + (not new)
-    return added, known
-
-
-def _lines(file: Path) -> Iterable[str]:
-    expand = lzma.decompress if file.suffix == ".xz" else gzip.decompress
-    try:
-        return expand(file.read_bytes()).decode().splitlines()
-    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no file of packed rows: {error}") from error
