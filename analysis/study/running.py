@@ -16,12 +16,12 @@ import pandas as pd
 from ..records import RowStore, find_table, write_table
 from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
 from .bundles import row_folder
-from .cells import Coverage, coverage
+from .cells import Coverage, coverage, family_of
 from .registry import Experiment, Preset, experiment, tidy
 
 __all__ = [
-    "Job", "Progress", "committed_folder", "compute_job", "lanes", "progress", "publish", "simulate", "simulate_all",
-    "table", "table_path", "visible_gpus", "where", "write",
+    "Job", "Progress", "committed_folder", "compute_job", "lanes", "order", "progress", "publish", "simulate",
+    "simulate_all", "table", "table_path", "visible_gpus", "where", "write",
 ]  # fmt: skip
 
 # A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
@@ -167,6 +167,27 @@ def simulate(study: Experiment, preset: Preset, out: Path, **options: Any) -> Sw
     return simulate_all([study], preset, out, **options)._replace(rows=table(study, preset, out))
 
 
+def order(studies: Sequence[Experiment], preset: Preset, device: str) -> dict[Job, float]:
+    """All jobs in the order in which they start, with their estimated seconds.
+
+    The costliest first, and what may be left over last. All seeds of a cell and of its twins start together: a run that
+    is cut leaves complete cells, and few rows that no table can use.
+    """
+    places: dict[tuple[str, Any], list[Job]] = {}
+    seconds: dict[Job, float] = {}
+    for study in studies:
+        for config in study.configs(preset):
+            job = Job(study.name, config)
+            seconds[job] = study.seconds(config, where(study, config, device))
+            places.setdefault((study.name, family_of(config)), []).append(job)
+
+    def place(family: list[Job]) -> tuple[int, float]:
+        leftover = experiment(family[0].experiment).leftover
+        return max(leftover(job.config) for job in family), -max(seconds[job] for job in family)
+
+    return {job: seconds[job] for family in sorted(places.values(), key=place) for job in family}
+
+
 def simulate_all(
     studies: Sequence[Experiment],
     preset: Preset,
@@ -181,7 +202,8 @@ def simulate_all(
 ) -> SweepResult:
     """Compute the missing rows of experiments and write their tables with sidecars, where there is any row.
 
-    All experiments share the workers, and the costliest fits start first, so that none of them is alone at the end.
+    All experiments share the workers, and the costliest cells start first (:func:`order`), so that no fit is alone at
+    the end.
 
     Args:
         studies: What.
@@ -197,20 +219,16 @@ def simulate_all(
     Returns:
         How many rows are new, and the failures; the rows of an experiment are :func:`table`.
     """
-    cost = {
-        Job(study.name, config): (study.leftover(config), -study.seconds(config, where(study, config, device)))
-        for study in studies
-        for config in study.configs(preset)
-    }
+    jobs = order(studies, preset, device)
     shelves = _Shelves(out, studies)
     if engine is None:
         queue, gpus = partial(_queue, device=device), [] if device == "cpu" else visible_gpus()
-        alone = len(gpus) > 1 and any(queue(job) == "whole" and shelves.read(job) is None for job in cost)
+        alone = len(gpus) > 1 and any(queue(job) == "whole" and shelves.read(job) is None for job in jobs)
         processes = lanes(device, workers or available_cores(), gpus, gpu_workers, alone=alone)
         engine = partial(local_engine, lanes=processes, queue=queue)
     result = run(
         partial(compute_job, device=device),
-        [job for job in sorted(cost, key=lambda job: cost[job]) if -cost[job][1] <= longest_fit],
+        [job for job, seconds in jobs.items() if seconds <= longest_fit],
         shelves,
         workers=workers,
         description=" ".join(study.name for study in studies),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,11 +26,12 @@ from analysis.records import config_key, read_table
 from analysis.study import ceilings, registry, running
 from analysis.study.__main__ import main
 from analysis.study.bundles import pack, unpack
+from analysis.study.cells import coverage, family_of
 from analysis.study.claims_heads import capping, temperature
 from analysis.study.claims_tuning import degrades
 from analysis.study.judging import MissingTableError, Tables, difference
 from analysis.study.registry import Experiment, tidy
-from analysis.study.running import Job, compute_job, lanes, visible_gpus, where
+from analysis.study.running import Job, compute_job, lanes, order, visible_gpus, where
 from analysis.study.verdicts import CLAIMS, judge
 
 DATA = Path(paper_figures.__file__).parent / "data"
@@ -204,12 +206,26 @@ class TestPlacement:
         assert max(each) <= 6
         assert max(each[alone:], default=0) - min(each[alone:], default=0) <= 1  # those that share do so evenly
 
-    def test_what_may_be_left_over_comes_last_seed_by_seed(self):
+    def test_what_may_be_left_over_comes_last(self):
         collapse = registry.experiment("S3")
-        corner = [c for c in collapse.configs("full") if c.teacher.vocab_size == 32768 and c.hidden_size == 1024]
-        assert {collapse.leftover(c) for c in corner} == {1, 2, 3, 4, 5}
-        assert all(collapse.leftover(c) == 1 + c.teacher.seed for c in corner)
+        jobs = [job.config for job in order([collapse], "full", "cuda")]
+        corner = [c for c in jobs if c.teacher.vocab_size == 32768 and c.hidden_size == 1024]
+        assert len(corner) >= 100
+        assert jobs[-len(corner) :] == corner
         assert {collapse.leftover(c) for c in collapse.configs("quick")} == {0}
+
+    @pytest.mark.parametrize("names", [["S3"], ["S4"], ["S5"], ["S7"], ["all"]])
+    def test_a_cut_run_leaves_complete_cells(self, names):
+        """Wherever it is cut, fewer rows are of no use than a cell has seeds, with its twins."""
+        studies = registry.experiments(names)
+        jobs = list(order(studies, "full", "cpu"))
+        assert len(jobs) == len(set(jobs)) == sum(len(study.configs("full")) for study in studies)
+        largest = max(Counter((job.experiment, family_of(job.config)) for job in jobs).values())
+        for part in (2, 5, 9):
+            finished = {config_key(job.config) for job in jobs[: part * len(jobs) // 10]}
+            used = frozenset().union(*(coverage(study.configs("full"), finished).keys for study in studies))
+            assert used <= finished
+            assert len(finished) - len(used) < largest
 
     @pytest.mark.parametrize("command", ["run", "plan"])
     @pytest.mark.parametrize("device", ["cuda:1", "gpu", "mps"])
