@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -173,19 +173,20 @@ def order(studies: Sequence[Experiment], preset: Preset, device: str) -> dict[Jo
     The costliest first, and what may be left over last. All seeds of a cell and of its twins start together: a run that
     is cut leaves complete cells, and few rows that no table can use.
     """
-    places: dict[tuple[str, Any], list[Job]] = {}
+    by_name = {study.name: study for study in studies}
+    families = defaultdict[tuple[str, Any], list[Job]](list)
     seconds: dict[Job, float] = {}
     for study in studies:
         for config in study.configs(preset):
             job = Job(study.name, config)
             seconds[job] = study.seconds(config, where(study, config, device))
-            places.setdefault((study.name, family_of(config)), []).append(job)
+            families[study.name, family_of(config)].append(job)
 
     def place(family: list[Job]) -> tuple[int, float]:
-        leftover = experiment(family[0].experiment).leftover
+        leftover = by_name[family[0].experiment].leftover
         return max(leftover(job.config) for job in family), -max(seconds[job] for job in family)
 
-    return {job: seconds[job] for family in sorted(places.values(), key=place) for job in family}
+    return {job: seconds[job] for family in sorted(families.values(), key=place) for job in family}
 
 
 def simulate_all(
