@@ -145,6 +145,28 @@ def negative(x):
     return 0.1 * (x - 1).square().sum() - 10
 
 
+class TestUnits:
+    """What ``steps`` counts: iterations of the one, evaluations of the other."""
+
+    @staticmethod
+    def evaluations(kind, steps):
+        x, calls = nn.Parameter(torch.linspace(-1.5, 2, 9, dtype=torch.float64)), []
+        minimiser = kind([x], lambda: (calls.append(0), rosenbrock(x))[1])
+        before = len(calls)
+        minimiser.advance(steps)
+        return len(calls) - before, minimiser
+
+    def test_a_step_on_a_gpu_is_an_evaluation_accepted_or_not(self):
+        assert self.evaluations(DeviceLBFGS, 30)[0] == 30
+
+    def test_a_step_on_a_cpu_is_an_iteration_with_its_line_search(self):
+        made, minimiser = self.evaluations(HostLBFGS, 30)
+        (state,) = minimiser._optimiser.state.values()
+        assert state["n_iter"] == 30
+        assert made == state["func_evals"] + 1  # and one for the value at the end
+        assert made > 32
+
+
 class TestGraph:
     @pytest.mark.parametrize("law", [rosenbrock, negative])
     @pytest.mark.parametrize(
