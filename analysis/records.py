@@ -7,6 +7,7 @@ No pickle: a row is readable by anything, and reading one runs no code.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import math
@@ -25,8 +26,8 @@ from typing import Any
 import pandas as pd
 
 __all__ = [
-    "RowStore", "config_key", "encode", "environment", "find_table", "read_sidecar", "read_table", "write_atomically",
-    "write_table",
+    "RowStore", "check_stored", "config_key", "encode", "environment", "find_table", "read_sidecar", "read_table",
+    "write_atomically", "write_table",
 ]  # fmt: skip
 
 # Part of every key: raise it when a change makes rows of an earlier version wrong.
@@ -120,8 +121,12 @@ def _commit() -> str | None:
         return None
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all, whatever kills the process or the machine: temporary file, fsync, rename.
+
+    Args:
+        path: Its folder is made where there is none.
+        content: Text, written as UTF-8, or bytes.
 
     Raises:
         OSError: If the folder cannot be written; an earlier file at ``path`` is then as it was.
@@ -129,9 +134,9 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), 0o644)
-            file.write(text)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -203,11 +208,7 @@ class RowStore:
         Raises:
             ValueError: If ``stored`` is no finished row.
         """
-        key = stored.get("key")
-        if not (isinstance(key, str) and re.fullmatch(r"[0-9a-f]{20}", key)):
-            raise ValueError(f"stored must have a key of 20 hexadecimal digits, got {key!r}.")
-        if not all(isinstance(stored.get(part), Mapping) for part in ("config", "row", "environment")):
-            raise ValueError(f"stored must have config, row and environment, got {sorted(stored)}.")
+        key = check_stored(stored)
         path = self.directory / f"{key}.json"
         if self._load(path, key, "row") is not None:
             return False
@@ -234,6 +235,20 @@ class RowStore:
         if not isinstance(stored, dict) or stored.get("key") != key or content not in stored:
             return None
         return _decode(stored)
+
+
+def check_stored(stored: Mapping[str, Any]) -> str:
+    """The key of what a store yielded.
+
+    Raises:
+        ValueError: If it is no finished row.
+    """
+    key = stored.get("key")
+    if not (isinstance(key, str) and re.fullmatch(r"[0-9a-f]{20}", key)):
+        raise ValueError(f"stored must have a key of 20 hexadecimal digits, got {key!r}.")
+    if not all(isinstance(stored.get(part), Mapping) for part in ("config", "row", "environment")):
+        raise ValueError(f"stored must have config, row and environment, got {sorted(stored)}.")
+    return key
 
 
 def encode(value: Any) -> Any:
@@ -264,14 +279,16 @@ def write_table(
     digits: int | None = None,
     exact: Collection[str] = (),
     more: Mapping[str, Any] | None = None,
+    packed_from: float = math.inf,
 ) -> Path:
     """Write a table as CSV beside a sidecar that says where it comes from.
 
-    The sidecar ``PATH.json`` holds the hash of all configs, the seeds, devices, versions and commits that made the
-    rows, the time they took, and the configs that failed with their errors.
+    The sidecar ``NAME.json`` holds the hash of all configs, the seeds, devices, versions and commits that made the rows
+    of the table, the time they took and how many have not converged. Apart from these it counts the finished rows that
+    are not in the table (``left_out``), and names the configs that failed with their errors.
 
     Args:
-        table: What to write.
+        table: What to write. Where it has the column ``key``, finished rows of other keys are not in it.
         path: The CSV.
         store: Where the rows came from.
         configs: The configs of the table, finished or failed.
@@ -280,10 +297,16 @@ def write_table(
             out; :func:`read_table` reads both.
         exact: Columns that keep all their digits.
         more: Further JSON values of the sidecar.
+        packed_from: A CSV of more bytes is gzipped, ``PATH.gz``. A table of the other form is removed.
 
     Returns:
         The path of the sidecar.
     """
+    stored = [found for config in configs if (found := store.read(config)) is not None]
+    keys = set(table["key"]) if "key" in table else {found["key"] for found in stored}
+    inside = [found for found in stored if found["key"] in keys]
+    outside = [found for found in stored if found["key"] not in keys]
+    failures = {config_key(config): error for config in configs if (error := store.failure(config)) is not None}
     constants: dict[str, Any] = {}
     if digits is not None:
         table = table.drop(columns=["wall_seconds", "cpu_seconds"], errors="ignore")
@@ -292,36 +315,48 @@ def write_table(
         table = table.drop(columns=same)
         floats = table.select_dtypes("float").drop(columns=list(exact), errors="ignore")
         table = table.assign(**{name: floats[name].map(lambda x: float(f"{x:.{digits}g}")) for name in floats})
-    stored = [found for config in configs if (found := store.read(config)) is not None]
-    rows = pd.DataFrame([found["row"] for found in stored])
-    made_by = pd.DataFrame([found["environment"] for found in stored])
-    failures = {config_key(config): error for config in configs if (error := store.failure(config)) is not None}
-
-    def distinct(frame: pd.DataFrame, column: str) -> list[Any]:
-        return sorted(frame[column].dropna().unique().tolist()) if column in frame else []
-
+    content, written, other = table.to_csv(index=False).encode(), path, path.with_name(path.name + ".gz")
+    if len(content) > packed_from:
+        content, written, other = gzip.compress(content, mtime=0), other, written
+    made_by = pd.DataFrame([found["environment"] for found in inside])
+    rows = pd.DataFrame([found["row"] for found in inside])
     sidecar = {
-        "table": path.name,
+        "table": written.name,
         "rows": len(table),
         "columns": list(table.columns),
         "constants": constants,
         "configs_hash": hashlib.sha256("".join(sorted(map(config_key, configs))).encode()).hexdigest(),
         "rows_version": ROWS_VERSION,
-        "data_seeds": distinct(rows, "data_seed"),
-        "model_seeds": distinct(rows, "model_seed"),
-        "devices": distinct(rows, "device"),
-        "environment": {name: distinct(made_by, name) for name in made_by},
-        "wall_seconds": float(rows["wall_seconds"].sum()) if "wall_seconds" in rows else None,
-        "cpu_seconds": float(rows["cpu_seconds"].sum()) if "cpu_seconds" in rows else None,
-        "not_converged": int((~rows["converged"].astype(bool)).sum()) if "converged" in rows else None,
+        "data_seeds": _distinct(rows, "data_seed"),
+        "model_seeds": _distinct(rows, "model_seed"),
+        "devices": _distinct(rows, "device"),
+        "environment": {name: _distinct(made_by, name) for name in made_by},
+        **_counts(inside),
+        "left_out": _counts(outside),
         "failed": failures,
         **(more or {}),
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    write_atomically(path, table.to_csv(index=False))
+    write_atomically(written, content)
+    other.unlink(missing_ok=True)
     beside = path.with_suffix(".json")
     write_atomically(beside, json.dumps(sidecar, indent=1) + "\n")
     return beside
+
+
+def _distinct(frame: pd.DataFrame, column: str) -> list[Any]:
+    return sorted(frame[column].dropna().unique().tolist()) if column in frame else []
+
+
+def _counts(stored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of rows as they are stored, one a config: how many, the seconds they took, how many have not converged."""
+    rows = pd.DataFrame([found["row"] for found in stored])
+    return {
+        "configs": len(rows),
+        "wall_seconds": float(rows["wall_seconds"].sum()) if "wall_seconds" in rows else None,
+        "cpu_seconds": float(rows["cpu_seconds"].sum()) if "cpu_seconds" in rows else None,
+        "not_converged": int((~rows["converged"].astype(bool)).sum()) if "converged" in rows else None,
+    }
 
 
 def _plain(value: Any) -> Any:

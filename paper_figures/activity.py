@@ -8,8 +8,8 @@ smoothing, norm budget, softcap. Deterministic targets follow one line, max(0, 1
 fall by more than the share; noisy ones turn at about the same A, more smoothly and to a lower level. Lines: C1 (left:
 at b = .1), exact for D >= V - 1. Points: means over seeds with 95 % bootstrap intervals. *Above:* where public head
 shapes would lie, for deterministic targets, if their norm product were m; no weights were seen. Stars: a real language
-model, tuned on questions, on its training examples. Tables S3 and caps.csv; the tuned model: instruction_full.csv,
-where it is there.
+model, tuned on questions, on its training examples; a bar without a cap goes on beyond the axes. Tables S3 and
+caps.csv; the tuned model: instruction_full.csv, where it is there.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         left.set(
             xscale="log",
             xlabel=r"gap that norms allow / gap that smoothing asks for, $\rho$",
-            ylim=(-0.12, max(1.09, 1.05 * float(table["share_high"].max()))),
+            ylim=(-0.12, max(1.09, 1.05 * float(np.nanmax([cells["share_high"].max(), table["share"].max()])))),
         )
         left.set_ylabel("fall in confidence, plain $-$ smoothed,\n" r"as a share of $b\,(V-1)/V$")
         right.set(xscale="log", xlabel="activity index of the plain head, $A$", xlim=(0.7 * _LEAST_INDEX, 25))

@@ -37,6 +37,8 @@ def check(table: pd.DataFrame, columns: Sequence[str]) -> None:
 def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
     """Means over seeds with 95 % bootstrap intervals: ``by``, ``seeds``, and each value with ``_low`` and ``_high``.
 
+    One seed has no interval: its ends are nan, and no bar is drawn.
+
     Args:
         rows: One line for each seed of a cell; a missing value of ``by`` is a value like others.
         by: Columns that name a cell.
@@ -46,9 +48,9 @@ def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> p
         ValueError: If ``rows`` is empty.
 
     Example:
-        >>> rows = pd.DataFrame({"D": [4, 4, 8], "x": [1.0, 3.0, 5.0]})
-        >>> summarise(rows, ["D"], ["x"]).to_dict("list")
-        {'D': [4, 8], 'seeds': [2, 1], 'x': [2.0, 5.0], 'x_low': [1.0, 5.0], 'x_high': [3.0, 5.0]}
+        >>> rows = pd.DataFrame({"D": [4, 4, 4, 8], "x": [1.0, 2.0, 3.0, 5.0]})
+        >>> summarise(rows, ["D"], ["x"]).round(2).to_dict("list")
+        {'D': [4, 8], 'seeds': [3, 1], 'x': [2.0, 5.0], 'x_low': [-0.48, nan], 'x_high': [4.48, nan]}
     """
     if rows.empty:
         raise ValueError("rows must hold at least one seed, got none.")

@@ -35,9 +35,10 @@ def simulate(
         1 where a fit failed, else 0.
     """
     from analysis.records import RowStore
+    from analysis.study.bundles import row_folder
     from analysis.study.registry import experiment
-    from analysis.study.running import row_folder, table_path
     from analysis.study.running import simulate as compute
+    from analysis.study.running import table_path
     from analysis.sweep import available_cores
 
     start, status = time.monotonic(), 0

@@ -45,7 +45,8 @@ class FitConfig:
         optimiser: ``"lbfgs"``, without a step size; ``"adam"``, ``max_steps`` steps at each of several step sizes, of
             which the one with the least training loss counts: the step size is tuned for every config on its own.
         seed: Seed of the model's first values. Apart from the data's.
-        max_steps: Most L-BFGS iterations, or all Adam steps.
+        max_steps: Most steps of L-BFGS (iterations on a CPU, evaluations on a GPU: ``steps`` of :func:`fit`), or all
+            Adam steps.
         tolerance: Training ends when the loss fell by no more than ``tolerance * max(1, loss)`` nats over the last
             tenth of the iterations.
         overtime: L-BFGS goes on to at least this many times the number of iterations at which the head began to count

@@ -30,7 +30,7 @@ class Fitted(NamedTuple):
     teacher: Teacher
     training: Observations
     held_out: Observations
-    losses: list[float]  # training loss every 10 iterations or steps, in nats; the last one at the end
+    losses: list[float]  # training loss every 10 ``steps`` (see fit), in nats; the last one at the end
     step_size: float | None = None  # of Adam, the tuned one
 
 
@@ -149,10 +149,14 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
         Flat and JSON-able: the columns of ``config``, the measurements (described at the source,
         ``analysis.bottleneck._measures.measure``), and
 
-        - ``loss``: final training loss, smoothed and with weight decay, in nats; ``steps``: iterations made;
-          ``step_size``: the tuned one of Adam, None for L-BFGS.
+        - ``loss``: final training loss, smoothed and with weight decay, in nats; ``step_size``: the tuned one of Adam,
+          None for L-BFGS.
+        - ``steps``: how long it trained, in the unit of its optimiser, so that only rows of one ``optimiser`` and one
+          ``device`` may be compared. L-BFGS on a CPU: iterations, with one or more evaluations of the loss each, until
+          its line search has found a step (fewer than counted where float32 leaves none). L-BFGS on a GPU:
+          evaluations, also those whose step was refused. Adam: steps.
         - ``loss_fall``, ``relative_loss_fall``: fall over the last tenth of the steps (at least 10), in nats and as a
-          share of the loss. ``converged_at``: steps after which ``converged`` held ever after; None if it does not.
+          share of the loss. ``converged_at``: ``steps`` after which ``converged`` held ever after; None if it does not.
         - ``gradient_norm``: of the loss with respect to the unconstrained parameters, at the end.
         - ``converged``: the loss is finite and changed by at most 1e-4 nats or 1e-4 of itself, whichever is larger.
         - ``device``, ``wall_seconds``, ``cpu_seconds``.

@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         if name not in ("list", "plan"):
             command.add_argument("--out", type=Path, metavar="DIR", help="default: paper_figures/out/PRESET")
         if name in ("run", "plan"):
-            command.add_argument("--device", default="cpu", help="cpu, or cuda for the larger fits (default: cpu)")
+            command.add_argument(
+                "--device", default="cpu", help="cpu, or cuda: larger fits on visible GPUs (default: cpu)"
+            )
             command.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
             command.add_argument(
                 "--gpu-workers", type=_positive, metavar="N", default=6, help="of these on each GPU (default: 6)"
@@ -189,14 +191,14 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from .running import pack
+    from .bundles import pack
 
     print(f"{pack(_out(options), options.file, digits=options.digits)} rows -> {options.file}")
     return 0
 
 
 def _unpack(options: argparse.Namespace) -> int:
-    from .running import unpack
+    from .bundles import unpack
 
     added, known = unpack(_out(options), options.file)
     print(f"{added} rows added to {_out(options)}, {known} were there")

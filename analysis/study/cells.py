@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..bottleneck import FitConfig
 from ..records import config_key
 
-__all__ = ["Coverage", "cell_of", "coverage"]
+__all__ = ["Coverage", "cell_of", "coverage", "family_of"]
 
 
 class Coverage(NamedTuple):
@@ -37,6 +37,16 @@ def cell_of(config: Any) -> Any:
     if isinstance(config, FitConfig):
         config = replace(config, teacher=replace(config.teacher, seed=0))
     return replace(config, seed=0)
+
+
+def family_of(config: Any) -> Any:
+    """A cell together with its twins: what is needed to make one of its cells complete is all in it.
+
+    Example:
+        >>> family_of(FitConfig(hidden_size=4, label_smoothing=0.1, seed=2)) == FitConfig(hidden_size=4)
+        True
+    """
+    return _plain(cell_of(config))
 
 
 def coverage(configs: Sequence[Any], finished: Collection[str]) -> Coverage:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
 from ..caps import simplex_cap
-from .effects import CELL, cell_effects, paired_effects
+from .effects import CELL, paired_effects
 from .judging import MissingTableError, Tables, Verdict, difference, number, word
-from .statistics import Effect, explained_variance, mean_effect
+from .statistics import Effect, explained_effect, mean_effect
 
 __all__ = ["capacity", "capping", "small_hidden_size", "temperature"]
 
@@ -52,7 +50,7 @@ def capacity(tables: Tables) -> Verdict:
     fixed_m = mean_effect(at_m, "difference", cell=["vocab_size", "norm_budget"])
     fixed_k = mean_effect(at_k.loc[at_k["temperature"] == 1], "difference", cell=["vocab_size"])
     cells = np.asarray(at_m.groupby(["vocab_size", "norm_budget"])["difference"].mean(), np.float64)
-    full_rank = float(at_m.loc[at_m["vocab_size"] <= 65, "difference"].abs().max())
+    full_rank = _spread_at_full_rank(det)
     largest = float(np.abs(cells).max(initial=0.0))
     verdict = word(supported=not over and geometry > 0.05, refuted=over > 0)  # a cap exceeded refutes the theory
     return Verdict(
@@ -65,9 +63,17 @@ def capacity(tables: Tables) -> Verdict:
         f"{number(geometry, '.1%')} of the gap at public model shapes, and at least {number(narrow_cost, '.0%')} for "
         "D <= 4, V = 64",
         counter_evidence=f"at one norm product this step in hidden size moves the confidence of a cell by up to "
-        f"{largest:.3f}, and by {number(full_rank, '.4f')} at most where D >= V - 1 at both ends",
+        f"{largest:.3f}; among hidden sizes >= V - 1 it differs by {number(full_rank, '.1e')} at most",
         tables=("S1", "S3"),
     )
+
+
+def _spread_at_full_rank(det: pd.DataFrame) -> float:
+    """Largest difference of confidence between heads of full rank that differ in hidden size alone; nan without any."""
+    full = det.loc[det["hidden_size"] >= det["vocab_size"] - 1]
+    cells = full.groupby(["vocab_size", "norm_budget", "temperature", *_SEEDS])["confidence"]
+    spread = (cells.max() - cells.min()).loc[cells.size() > 1]
+    return float(spread.max())
 
 
 def small_hidden_size(tables: Tables) -> Verdict:
@@ -80,7 +86,9 @@ def small_hidden_size(tables: Tables) -> Verdict:
     still = mean_effect(inert, "confidence_fall", cell=[*CELL, "label_smoothing"])
     shares = {kind: _explained(frame) for kind, frame in (("det", det), ("noisy", noisy))}
     explained = "; ".join(f"{kind}: {_listed(share)}" for kind, share in shares.items())
-    by_size = all(max(share["sqrt(D)/ln V"][0], share["D/sqrt(V)"][0]) >= share["A"][0] for share in shares.values())
+    by_size = all(
+        max(share["sqrt(D)/ln V"].mean, share["D/sqrt(V)"].mean) >= share["A"].mean for share in shares.values()
+    )
     above = noisy.loc[noisy["activity_index"].between(1.3, 3)]["confidence_fall"]
     try:
         (free, rule), used = _with_samples(tables("S4")), ("S3", "S4")
@@ -101,35 +109,28 @@ def small_hidden_size(tables: Tables) -> Verdict:
     )
 
 
-def _listed(shares: dict[str, tuple[float, float]]) -> str:
-    return ", ".join(
-        f"{name} {number(value, '.3f')} +- {number(error, '.3f')}" for name, (value, error) in shares.items()
-    )
+def _listed(shares: dict[str, Effect]) -> str:
+    return ", ".join(f"{name} {share}" for name, share in shares.items())
 
 
-def _explained(pairs: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Share of the variance of the fall in confidence over cells of b = .1, and 1.96 jackknife errors over seeds."""
-    pairs = pairs.loc[pairs["label_smoothing"] == 0.1]
-    seeds = sorted(pairs["data_seed"].unique())
-
-    def shares(chosen: Sequence[int]) -> dict[str, float]:
-        cells = cell_effects(pairs.loc[pairs["data_seed"].isin(chosen)])
-        if len(cells) < _FEWEST:
-            return dict.fromkeys(("A", "rho", "sqrt(D)/ln V", "D/sqrt(V)"), float("nan"))
-        d, v = cells["hidden_size"], cells["vocab_size"]
-        predictors = {
-            "A": cells["activity_index"],
-            "rho": cells["effectiveness_ratio"],
-            "sqrt(D)/ln V": np.sqrt(d) / np.log(v),
-            "D/sqrt(V)": d / np.sqrt(v),
-        }
-        return {name: explained_variance(x, cells["confidence_fall"]) for name, x in predictors.items()}
-
-    whole = shares(seeds)
-    # the jackknife over seeds: few seeds, and resamples with repeated seeds would only repeat subsets
-    parts = pd.DataFrame([shares([s for s in seeds if s != out]) for out in seeds])
-    spread = 1.96 * np.sqrt((len(seeds) - 1) / len(seeds) * ((parts - parts.mean()) ** 2).sum())
-    return {name: (value, float(spread[name])) for name, value in whole.items()}
+def _explained(pairs: pd.DataFrame) -> dict[str, Effect]:
+    """Share of the variance of the fall in confidence over cells of b = .1 that each predictor explains."""
+    chosen = pairs.loc[(pairs["label_smoothing"] == 0.1) & pairs["converged"]]
+    d, v = chosen["hidden_size"], chosen["vocab_size"]
+    predictors = {
+        "A": chosen["activity_index"],
+        "rho": chosen["effectiveness_ratio"],
+        "sqrt(D)/ln V": np.sqrt(d) / np.log(v),
+        "D/sqrt(V)": d / np.sqrt(v),
+    }
+    cell = chosen.groupby(CELL, dropna=False).ngroup()
+    if cell.nunique() < _FEWEST:
+        unknown = Effect(float("nan"), float("nan"), float("nan"), 0, 0)
+        return dict.fromkeys(predictors, unknown)
+    return {
+        name: explained_effect(chosen.assign(predictor=x, cell=cell), "predictor", "confidence_fall", cell="cell")
+        for name, x in predictors.items()
+    }
 
 
 def _with_samples(samples: pd.DataFrame) -> tuple[str, str]:
@@ -212,8 +213,9 @@ def _both_against_neither(table: pd.DataFrame) -> str:
     rows = table.loc[chosen & (neither | both)].assign(both=both)
     gains = difference(rows, "true_ece", column="both", first=False, second=True, on=[*_ARM, *_SEEDS])
     parts = []
-    for (v, features, optimiser), arm in gains.groupby(["vocab_size", "features", "optimiser"]):  # pyright: ignore
-        parts.append(f"V = {v} {features} features {optimiser} {mean_effect(arm, 'difference', cell=_ARM)}")
+    by = ["teacher", "vocab_size", "features", "optimiser"]
+    for (teacher, v, features, optimiser), arm in gains.groupby(by):  # pyright: ignore
+        parts.append(f"{teacher} V = {v} {features} features {optimiser} {mean_effect(arm, 'difference', cell=_ARM)}")
     return ", ".join(parts)
 
 

@@ -74,8 +74,8 @@ def cell_effects(pairs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The cell, ``label_smoothing``, ``seeds`` (how many), and for ``effectiveness_ratio``, ``activity_index``,
-        ``plain_confidence`` and each effect its mean, ``_low`` and ``_high``, the ends of the interval. With three
-        seeds these are the smallest and the largest seed; with one they are the value itself.
+        ``plain_confidence`` and each effect its mean, ``_low`` and ``_high``, the ends of the interval
+        (:func:`~.statistics.half_width`); with one seed these are nan.
     """
     keys = [*CELL, "label_smoothing"]
     values = ["effectiveness_ratio", "activity_index", "plain_confidence", *_EFFECTS]

@@ -59,8 +59,7 @@ class Experiment:
         seconds: (config, device) -> estimated seconds on one core of the CPU, or of one worker's GPU.
         predictions: Written before the first table.
         gpu: Whether a GPU helps its larger configs.
-        leftover: Config -> 0, or a number for those that come last, lowest first, so that whole seeds are left over
-            where time is short, and not cells.
+        leftover: Config -> 0, or a number for those cells that come last, lowest first.
     """
 
     name: str

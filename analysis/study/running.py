@@ -1,14 +1,11 @@
-"""Running experiments and keeping their rows: folders, tables, one-file bundles. Used by the command alone."""
+"""Running experiments and keeping their rows: processes, folders, tables. Used by the command alone."""
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
-import lzma
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,14 +13,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..records import RowStore, encode, write_table
+from ..records import RowStore, find_table, write_table
 from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
-from .cells import Coverage, coverage
-from .registry import EXPERIMENTS, Experiment, Preset, experiment, tidy
+from .bundles import row_folder
+from .cells import Coverage, coverage, family_of
+from .registry import Experiment, Preset, experiment, tidy
 
 __all__ = [
-    "Job", "Progress", "committed_folder", "compute_job", "lanes", "pack", "progress", "publish", "row_folder",
-    "simulate", "simulate_all", "table", "table_path", "unpack", "visible_gpus", "where", "write",
+    "Job", "Progress", "committed_folder", "compute_job", "lanes", "order", "progress", "publish", "simulate",
+    "simulate_all", "table", "table_path", "visible_gpus", "where", "write",
 ]  # fmt: skip
 
 # A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
@@ -79,11 +77,6 @@ class Progress(NamedTuple):
         return self.configs - self.done - self.failed
 
 
-def row_folder(out: Path, name: str) -> Path:
-    """Folder of an experiment's rows."""
-    return out / "rows" / name
-
-
 def table_path(out: Path, name: str) -> Path:
     """The experiment's table."""
     return out / f"{name}.csv"
@@ -93,7 +86,15 @@ def where(study: Experiment, config: Any, device: str) -> str:
     """``device``, or the CPU where the config is too small, or of a kind, that gains nothing from a GPU.
 
     Small fits are bound by launches, not arithmetic.
+
+    Raises:
+        ValueError: If ``device`` is neither ``"cpu"`` nor ``"cuda"``: one GPU is chosen by what is visible.
     """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(
+            "device must be 'cpu' or 'cuda', which takes every visible GPU (CUDA_VISIBLE_DEVICES chooses), "
+            f"got {device!r}."
+        )
     if device == "cpu" or not study.gpu:
         return "cpu"
     slow = study.seconds(config, "cpu")
@@ -123,23 +124,28 @@ def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int, *, a
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
-        workers: Processes in all.
+        workers: Processes in all, whatever the GPUs could take: one for each GPU first, then more on them in turn.
         gpus: The GPUs, as CUDA_VISIBLE_DEVICES names them.
-        gpu_workers: Processes on each.
+        gpu_workers: Most processes on each.
         alone: Whether the first GPU has one process only, for the largest heads.
 
     Example:
         >>> [lane.workers for lane in lanes("cuda", 16, ["0", "1", "2"], 4, alone=True)]
         [1, 0, 1, 3, 1, 3, 7]
+        >>> [lane.workers for lane in lanes("cuda", 4, ["0", "1", "2"], 4)]
+        [1, 1, 1, 0, 1, 0, 0]
     """
     if device == "cpu":
         return [Lane(workers, ("cpu",))]
+    used = gpus[:workers]  # a GPU without a process has no lane
+    room = [0 if alone and index == 0 else gpu_workers - 1 for index in range(len(used))]
+    turns = [index for turn in range(gpu_workers - 1) for index, most in enumerate(room) if turn < most]
+    others = Counter(turns[: workers - len(used)])
     shared: list[Lane] = []
-    for index, gpu in enumerate(gpus):
+    for index, gpu in enumerate(used):
         only, first = {"CUDA_VISIBLE_DEVICES": gpu}, ("whole",) if index == 0 else ()
-        others = 0 if alone and index == 0 else gpu_workers - 1
-        shared += [Lane(1, (*first, "large", "gpu", "cpu"), only), Lane(others, ("gpu", "cpu"), only)]
-    return [*shared, Lane(max(0, workers - sum(lane.workers for lane in shared)), ("cpu",))]
+        shared += [Lane(1, (*first, "large", "gpu", "cpu"), only), Lane(others[index], ("gpu", "cpu"), only)]
+    return [*shared, Lane(workers - sum(lane.workers for lane in shared), ("cpu",))]
 
 
 def visible_gpus() -> list[str]:
@@ -161,6 +167,28 @@ def simulate(study: Experiment, preset: Preset, out: Path, **options: Any) -> Sw
     return simulate_all([study], preset, out, **options)._replace(rows=table(study, preset, out))
 
 
+def order(studies: Sequence[Experiment], preset: Preset, device: str) -> dict[Job, float]:
+    """All jobs in the order in which they start, with their estimated seconds.
+
+    The costliest first, and what may be left over last. All seeds of a cell and of its twins start together: a run that
+    is cut leaves complete cells, and few rows that no table can use.
+    """
+    by_name = {study.name: study for study in studies}
+    families = defaultdict[tuple[str, Any], list[Job]](list)
+    seconds: dict[Job, float] = {}
+    for study in studies:
+        for config in study.configs(preset):
+            job = Job(study.name, config)
+            seconds[job] = study.seconds(config, where(study, config, device))
+            families[study.name, family_of(config)].append(job)
+
+    def place(family: list[Job]) -> tuple[int, float]:
+        leftover = by_name[family[0].experiment].leftover
+        return max(leftover(job.config) for job in family), -max(seconds[job] for job in family)
+
+    return {job: seconds[job] for family in sorted(families.values(), key=place) for job in family}
+
+
 def simulate_all(
     studies: Sequence[Experiment],
     preset: Preset,
@@ -175,7 +203,8 @@ def simulate_all(
 ) -> SweepResult:
     """Compute the missing rows of experiments and write their tables with sidecars, where there is any row.
 
-    All experiments share the workers, and the costliest fits start first, so that none of them is alone at the end.
+    All experiments share the workers, and the costliest cells start first (:func:`order`), so that no fit is alone at
+    the end.
 
     Args:
         studies: What.
@@ -191,20 +220,16 @@ def simulate_all(
     Returns:
         How many rows are new, and the failures; the rows of an experiment are :func:`table`.
     """
-    cost = {
-        Job(study.name, config): (study.leftover(config), -study.seconds(config, where(study, config, device)))
-        for study in studies
-        for config in study.configs(preset)
-    }
+    jobs = order(studies, preset, device)
     shelves = _Shelves(out, studies)
     if engine is None:
         queue, gpus = partial(_queue, device=device), [] if device == "cpu" else visible_gpus()
-        alone = len(gpus) > 1 and any(queue(job) == "whole" and shelves.read(job) is None for job in cost)
+        alone = len(gpus) > 1 and any(queue(job) == "whole" and shelves.read(job) is None for job in jobs)
         processes = lanes(device, workers or available_cores(), gpus, gpu_workers, alone=alone)
         engine = partial(local_engine, lanes=processes, queue=queue)
     result = run(
         partial(compute_job, device=device),
-        [job for job in sorted(cost, key=lambda job: cost[job]) if -cost[job][1] <= longest_fit],
+        [job for job, seconds in jobs.items() if seconds <= longest_fit],
         shelves,
         workers=workers,
         description=" ".join(study.name for study in studies),
@@ -240,14 +265,19 @@ def _asked(configs: Sequence[Any]) -> tuple[str, ...]:
     return tuple(configs[0].columns()) if hasattr(configs[0], "columns") else ("vocab_size", "hidden_size", "data_seed")
 
 
-def write(study: Experiment, preset: Preset, out: Path, path: Path) -> bool:
-    """Write an experiment's table and its sidecar, with the cells that are not complete; False where none is."""
+def write(study: Experiment, preset: Preset, out: Path, path: Path, *, packed_from: float = math.inf) -> bool:
+    """Write an experiment's table and its sidecar, with the cells that are not complete; False where none is.
+
+    A table of more than ``packed_from`` bytes is gzipped.
+    """
     rows, covered = _complete(study, preset, out)
     if rows.empty:
         return False
     configs, store = study.configs(preset), RowStore(row_folder(out, study.name))
     more = {"cells": covered.cells, "cells_not_run": covered.not_run, "not_run": covered.missing}
-    write_table(rows, path, store, configs, digits=_DIGITS, exact=_asked(configs), more=more)
+    write_table(
+        rows, path, store, configs, digits=_DIGITS, exact=_asked(configs), more=more, packed_from=packed_from
+    )  # fmt: skip
     return True
 
 
@@ -262,16 +292,8 @@ def publish(study: Experiment, preset: Preset, out: Path, folder: Path) -> Path 
     Returns:
         The table; None where no cell is complete.
     """
-    plain = folder / f"{study.name}.csv"
-    packed = plain.with_suffix(".csv.gz")
-    if not write(study, preset, out, plain):
-        return None
-    if plain.stat().st_size <= _PACKED_FROM:
-        packed.unlink(missing_ok=True)
-        return plain
-    packed.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
-    plain.unlink()
-    return packed
+    there = write(study, preset, out, table_path(folder, study.name), packed_from=_PACKED_FROM)
+    return find_table(folder, study.name) if there else None
 
 
 def progress(study: Experiment, preset: Preset, out: Path) -> Progress:
@@ -280,82 +302,3 @@ def progress(study: Experiment, preset: Preset, out: Path) -> Progress:
     done = [store.read(config) is not None for config in configs]
     failed = [not there and store.failure(config) is not None for there, config in zip(done, configs, strict=True)]
     return Progress(len(configs), sum(done), sum(failed))
-
-
-def pack(out: Path, file: Path, *, digits: int | None = None) -> int:
-    """Write all finished rows under ``out`` as one compressed file of JSON lines; the same rows give the same bytes.
-
-    Args:
-        out: Where the rows are.
-        file: Name ending in ``.xz`` for the smaller, slower compression; gzip else.
-        digits: Significant digits of measured numbers; None for all. Configs keep theirs.
-
-    Returns:
-        How many.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    text, count = io.StringIO(), 0
-    for name in EXPERIMENTS:
-        for stored in RowStore(row_folder(out, name)).finished():
-            if digits is not None:
-                stored["row"] = _shortened(stored["row"], digits, frozenset(_numbers(stored["config"])))
-            text.write(json.dumps({"experiment": name, **encode(stored)}, sort_keys=True, allow_nan=False) + "\n")
-            count += 1
-    if not count:
-        raise ValueError(f"out must hold finished rows, got none under {out}.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = text.getvalue().encode()
-    file.write_bytes(lzma.compress(content, preset=9) if file.suffix == ".xz" else gzip.compress(content, mtime=0))
-    return count
-
-
-def _shortened(value: Any, digits: int, exact: frozenset[float]) -> Any:
-    """Numbers with fewer digits, but for those that were set."""
-    if isinstance(value, dict):
-        return {name: _shortened(part, digits, exact) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_shortened(part, digits, exact) for part in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) and value not in exact else value
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            yield from _numbers(part)
-    elif isinstance(value, float):
-        yield value
-
-
-def unpack(out: Path, file: Path) -> tuple[int, int]:
-    """Add the rows of a packed file to those under ``out``; rows that are there already stay as they are.
-
-    Returns:
-        How many were added, and how many were there.
-
-    Raises:
-        ValueError: If the file is no packed file; rows before the bad line are added.
-    """
-    added = known = 0
-    for number, line in enumerate(_lines(file), start=1):
-        try:
-            stored = json.loads(line)
-            name = stored.pop("experiment")
-            if name not in EXPERIMENTS:
-                raise ValueError(f"experiment must be one of {tuple(EXPERIMENTS)}, got {name!r}.")
-            new = RowStore(row_folder(out, name)).insert(stored)
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{file} is no file of packed rows: line {number}: {error}") from error
-        added, known = added + new, known + (not new)
-    return added, known
-
-
-def _lines(file: Path) -> Iterable[str]:
-    expand = lzma.decompress if file.suffix == ".xz" else gzip.decompress
-    try:
-        return expand(file.read_bytes()).decode().splitlines()
-    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no file of packed rows: {error}") from error

@@ -60,6 +60,5 @@ EXPERIMENT = Experiment(
     compute=fit,
     configs=configs,
     seconds=fit_seconds,
-    leftover=lambda config: 1 + config.teacher.seed,
     predictions=PREDICTIONS,
 )

@@ -1,5 +1,8 @@
 """L-BFGS without branches against scipy's, against torch's, and on steps that must be refused."""
 
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +97,120 @@ class TestSteps:
         minimiser.finish()
         for i, parameter in enumerate(parameters):
             torch.testing.assert_close(parameter.data, torch.full_like(parameter, i), atol=1e-5, rtol=0)
+
+
+class Capture:
+    """Stands for torch.cuda on a machine without a GPU: steps are captured, or their capture fails, where it would."""
+
+    def __init__(self, monkeypatch, *, body=None, end=None):
+        self.body, self.end, self.replays, self.steps, self.minimiser = body, end, 0, 0, None
+        step, start = DeviceLBFGS._step, DeviceLBFGS._start
+
+        def counted(minimiser):
+            self.steps += 1
+            step(minimiser)
+
+        def captured_first(minimiser):  # what the constructor does before the start, if the parameters are on a GPU
+            self.minimiser = minimiser
+            minimiser._graph = minimiser._captured()
+            start(minimiser)
+
+        monkeypatch.setattr(DeviceLBFGS, "_step", counted)
+        monkeypatch.setattr(DeviceLBFGS, "_start", captured_first)
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=self.replay))
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+
+    @contextlib.contextmanager
+    def graph(self, graph):
+        try:
+            yield
+            if self.body:
+                raise RuntimeError(self.body)
+        finally:
+            if self.end:
+                raise RuntimeError(self.end)
+
+    def replay(self):
+        self.replays += 1
+        assert self.minimiser is not None
+        self.minimiser._step()
+
+
+def negative(x):
+    """A bowl below 0 with a first step, along the gradient, that goes down."""
+    return 0.1 * (x - 1).square().sum() - 10
+
+
+class TestUnits:
+    """What ``steps`` counts: iterations of the one, evaluations of the other."""
+
+    @staticmethod
+    def evaluations(kind, steps):
+        x, calls = nn.Parameter(torch.linspace(-1.5, 2, 9, dtype=torch.float64)), []
+        minimiser = kind([x], lambda: (calls.append(0), rosenbrock(x))[1])
+        before = len(calls)
+        minimiser.advance(steps)
+        return len(calls) - before, minimiser
+
+    def test_a_step_on_a_gpu_is_an_evaluation_accepted_or_not(self):
+        assert self.evaluations(DeviceLBFGS, 30)[0] == 30
+
+    def test_a_step_on_a_cpu_is_an_iteration_with_its_line_search(self):
+        made, minimiser = self.evaluations(HostLBFGS, 30)
+        (state,) = minimiser._optimiser.state.values()
+        assert state["n_iter"] == 30
+        assert made == state["func_evals"] + 1  # and one for the value at the end
+        assert made > 32
+
+
+class TestGraph:
+    @pytest.mark.parametrize("law", [rosenbrock, negative])
+    @pytest.mark.parametrize(
+        ("body", "end", "reason"),
+        [
+            ("operation not permitted", None, "operation not permitted"),
+            ("operation not permitted", "capture was invalidated", "operation not permitted"),  # what came first
+            (None, "capture was invalidated", "capture was invalidated"),
+        ],
+    )
+    def test_what_cannot_be_captured_is_run_step_by_step_with_the_same_result(
+        self, law, body, end, reason, monkeypatch
+    ):
+        start = torch.linspace(-1.5, 2, 9, dtype=torch.float64)
+        one, two = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+        eager = DeviceLBFGS([one], lambda: law(one))
+        eager.advance(70)
+        capture = Capture(monkeypatch, body=body, end=end)
+        with pytest.warns(RuntimeWarning, match=f"^steps run without a graph, several times slower: {reason}$"):
+            fallen_back = DeviceLBFGS([two], lambda: law(two))
+        assert fallen_back._graph is None
+        assert fallen_back.value == law(start).item()  # no step of the attempt has moved the point
+        before = capture.steps
+        fallen_back.advance(70)
+        assert (capture.steps - before, capture.replays) == (70, 0)
+        assert fallen_back.value == eager.value
+        for minimiser in (eager, fallen_back):
+            minimiser.finish()
+        assert torch.equal(one, two)
+
+    def test_what_can_be_captured_is_replayed(self, monkeypatch):
+        start = torch.linspace(-1.5, 2, 9, dtype=torch.float64)
+        one, two = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+        eager = DeviceLBFGS([one], lambda: rosenbrock(one))
+        eager.advance(70)
+        capture = Capture(monkeypatch)
+        replayed = DeviceLBFGS([two], lambda: rosenbrock(two))
+        assert replayed.advance(70) == eager.value
+        assert capture.replays == 70
+
+    def test_on_a_cpu_nothing_is_captured(self, monkeypatch):
+        monkeypatch.setattr(DeviceLBFGS, "_captured", lambda self: pytest.fail("captured"))
+        x = nn.Parameter(torch.ones(3))
+        assert DeviceLBFGS([x], lambda: rosenbrock(x))._graph is None
 
 
 @pytest.mark.parametrize(

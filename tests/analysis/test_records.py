@@ -168,6 +168,31 @@ def test_the_table_and_its_sidecar(tmp_path):
     assert again["configs_hash"] == sidecar["configs_hash"]
 
 
+def test_the_sidecar_counts_rows_of_the_table_and_the_others_apart(tmp_path):
+    store, configs = RowStore(tmp_path / "rows"), [Square(n) for n in range(4)]
+    for n in range(3):
+        row = {"data_seed": n, "device": ("cpu", "cpu", "cuda")[n], "cpu_seconds": 10.0**n, "converged": n == 0}
+        store.write(configs[n], row, {"torch": ("1", "2", "3")[n]})
+    store.write_failure(configs[3], "no memory", MADE_BY)
+    lines = [{"key": config_key(config), "x": x} for config in configs[:2] for x in (1, 2, 3)]  # three of each
+    sidecar = json.loads(write_table(pd.DataFrame(lines), tmp_path / "t.csv", store, configs).read_text())
+    assert (sidecar["rows"], sidecar["configs"], sidecar["not_converged"]) == (6, 2, 1)
+    assert (sidecar["data_seeds"], sidecar["devices"], sidecar["cpu_seconds"]) == ([0, 1], ["cpu"], 11.0)
+    assert sidecar["environment"] == {"torch": ["1", "2"]}
+    assert sidecar["left_out"] == {"configs": 1, "wall_seconds": None, "cpu_seconds": 100.0, "not_converged": 1}
+    assert sidecar["failed"] == {config_key(configs[3]): "no memory"}
+
+
+def test_a_large_table_is_packed_and_its_sidecar_says_so(tmp_path):
+    store, table, path = RowStore(tmp_path / "rows"), pd.DataFrame({"x": [1, 2]}), tmp_path / "t.csv"
+    size = len(table.to_csv(index=False))
+    for packed_from, name in ((size, "t.csv"), (size - 1, "t.csv.gz"), (size, "t.csv")):
+        sidecar = json.loads(write_table(table, path, store, [], packed_from=packed_from).read_text())
+        assert sidecar["table"] == name
+        assert sorted(file.name for file in tmp_path.iterdir()) == [name, "t.json"]  # one of the two forms
+        assert read_table(tmp_path / name).equals(table)
+
+
 def test_a_small_table_is_read_whole(tmp_path):
     store, configs = RowStore(tmp_path / "rows"), [Square(n) for n in range(2)]
     table = pd.DataFrame(

@@ -4,9 +4,12 @@ import errno
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +25,13 @@ from analysis import records
 from analysis.records import config_key, read_table
 from analysis.study import ceilings, registry, running
 from analysis.study.__main__ import main
+from analysis.study.bundles import pack, unpack
+from analysis.study.cells import coverage, family_of
 from analysis.study.claims_heads import capping, temperature
 from analysis.study.claims_tuning import degrades
 from analysis.study.judging import MissingTableError, Tables, difference
 from analysis.study.registry import Experiment, tidy
-from analysis.study.running import Job, compute_job, lanes, pack, unpack, visible_gpus, where
+from analysis.study.running import Job, compute_job, lanes, order, visible_gpus, where
 from analysis.study.verdicts import CLAIMS, judge
 
 DATA = Path(paper_figures.__file__).parent / "data"
@@ -41,10 +46,19 @@ def few(monkeypatch):
     monkeypatch.setattr(ceilings, "EXPERIMENT", replace(ceilings.EXPERIMENT, configs=lambda preset: FEW))
 
 
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("computed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceilings, "EXPERIMENT", replace(ceilings.EXPERIMENT, configs=lambda preset: FEW))
+        assert main(["run", "S1", "--out", str(out), "--workers", "1"]) == 0
+    return out
+
+
 @pytest.fixture
-def finished(few, tmp_path):
-    assert main(["run", "S1", "--out", str(tmp_path / "a"), "--workers", "1"]) == 0
-    return tmp_path / "a"
+def finished(few, computed, tmp_path):
+    """A folder with the three rows and their table."""
+    return Path(shutil.copytree(computed, tmp_path / "a"))
 
 
 class TestRun:
@@ -181,12 +195,48 @@ class TestPlacement:
         assert counts == [1, 6]
         assert [lane.workers for lane in alone if "whole" in lane.queues] == [1]
 
-    def test_what_may_be_left_over_comes_last_seed_by_seed(self):
+    @pytest.mark.parametrize("alone", [False, True])
+    @pytest.mark.parametrize("gpus", [["0"], ["0", "1", "2", "3"]])
+    @pytest.mark.parametrize("workers", [1, 2, 3, 5, 9, 40])
+    def test_there_are_as_many_processes_as_were_asked_for(self, workers, gpus, alone):
+        found = lanes("cuda", workers, gpus, 6, alone=alone)
+        assert sum(lane.workers for lane in found) == workers
+        assert {"whole", "large", "gpu", "cpu"} <= {name for lane in found if lane.workers for name in lane.queues}
+        each = [sum(lane.workers for lane in found if lane.environment.get("CUDA_VISIBLE_DEVICES") == g) for g in gpus]
+        assert max(each) <= 6
+        assert max(each[alone:], default=0) - min(each[alone:], default=0) <= 1  # those that share do so evenly
+
+    def test_what_may_be_left_over_comes_last(self):
         collapse = registry.experiment("S3")
-        corner = [c for c in collapse.configs("full") if c.teacher.vocab_size == 32768 and c.hidden_size == 1024]
-        assert {collapse.leftover(c) for c in corner} == {1, 2, 3, 4, 5}
-        assert all(collapse.leftover(c) == 1 + c.teacher.seed for c in corner)
+        jobs = [job.config for job in order([collapse], "full", "cuda")]
+        corner = [c for c in jobs if c.teacher.vocab_size == 32768 and c.hidden_size == 1024]
+        assert len(corner) >= 100
+        assert jobs[-len(corner) :] == corner
         assert {collapse.leftover(c) for c in collapse.configs("quick")} == {0}
+
+    @pytest.mark.parametrize("names", [["S3"], ["S4"], ["S5"], ["S7"], ["all"]])
+    def test_a_cut_run_leaves_complete_cells(self, names):
+        """Wherever it is cut, fewer rows are of no use than a cell has seeds, with its twins."""
+        studies = registry.experiments(names)
+        jobs = list(order(studies, "full", "cpu"))
+        assert len(jobs) == len(set(jobs)) == sum(len(study.configs("full")) for study in studies)
+        largest = max(Counter((job.experiment, family_of(job.config)) for job in jobs).values())
+        for part in (2, 5, 9):
+            finished = {config_key(job.config) for job in jobs[: part * len(jobs) // 10]}
+            used = frozenset().union(*(coverage(study.configs("full"), finished).keys for study in studies))
+            assert used <= finished
+            assert len(finished) - len(used) < largest
+
+    @pytest.mark.parametrize("command", ["run", "plan"])
+    @pytest.mark.parametrize("device", ["cuda:1", "gpu", "mps"])
+    def test_one_gpu_is_chosen_by_what_is_visible_not_by_number(self, command, device, few, tmp_path, capsys):
+        out = ["--out", str(tmp_path / "out")] if command == "run" else []
+        assert main([command, "S1", "--device", device, *out]) == 2
+        assert capsys.readouterr().err == (
+            "error: device must be 'cpu' or 'cuda', which takes every visible GPU (CUDA_VISIBLE_DEVICES chooses), "
+            f"got {device!r}.\n"
+        )
+        assert not (tmp_path / "out").exists()
 
     def test_without_a_gpu_cuda_is_refused(self, few, tmp_path, capsys):
         if torch.cuda.is_available():
@@ -216,9 +266,6 @@ class TestPack:
         one, two = (running.table(registry.experiment("S1"), "full", f) for f in (finished, tmp_path / "b"))
         assert one["vocab_size"].tolist() == two["vocab_size"].tolist()
         np.testing.assert_allclose(two["simplex_gap"], one["simplex_gap"], rtol=5e-4)
-        (tmp_path / "bad.xz").write_text("plain text")
-        with pytest.raises(ValueError, match="is no file of packed rows"):
-            unpack(tmp_path, tmp_path / "bad.xz")
 
     def test_by_the_command(self, finished, tmp_path, capsys):
         assert main(["pack", str(tmp_path / "r.gz"), "--out", str(finished)]) == 0
@@ -239,12 +286,93 @@ class TestPack:
         with pytest.raises(ValueError, match=f"line 1: .*{reason}"):
             unpack(tmp_path, tmp_path / "bad.gz")
 
-    def test_what_is_no_file_of_rows_is_refused(self, tmp_path):
-        (tmp_path / "bad.gz").write_text("plain text")
-        with pytest.raises(ValueError, match="is no file of packed rows"):
-            unpack(tmp_path, tmp_path / "bad.gz")
+    def test_a_line_of_no_row_adds_nothing_of_the_file(self, finished, tmp_path):
+        pack(finished, tmp_path / "rows.gz")
+        good = gzip.decompress((tmp_path / "rows.gz").read_bytes())
+        for bad in (b"[]\n", b"{\n", b'{"experiment": "S9"}\n', b"\xff\n"):
+            (tmp_path / "bad.gz").write_bytes(gzip.compress(good + bad))
+            with pytest.raises(ValueError, match=r"bad\.gz is no whole file of packed rows: line 4: "):
+                unpack(tmp_path / "b", tmp_path / "bad.gz")
+        assert not (tmp_path / "b").exists()
+
+    @pytest.mark.parametrize("ending", ["gz", "xz"])
+    def test_a_cut_or_damaged_file_adds_nothing_and_keeps_what_is_there(self, ending, finished, tmp_path, capsys):
+        whole, bad = tmp_path / f"rows.{ending}", tmp_path / f"bad.{ending}"
+        pack(finished, whole)
+        content = whole.read_bytes()
+        damaged = bytearray(content)
+        damaged[len(content) // 2] ^= 0xFF
+        cuts = [content[:length] for length in range(0, len(content), max(1, len(content) // 23))]
+        before = {path: path.read_bytes() for path in finished.rglob("*.json")}
+        for broken in (*cuts, bytes(damaged)):
+            bad.write_bytes(broken)
+            assert main(["unpack", str(bad), "--out", str(tmp_path / "b")]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"error: {bad} is no whole file of packed rows: ")
+            assert len(error.splitlines()) == 1
+            assert main(["unpack", str(bad), "--out", str(finished)]) == 2
+            capsys.readouterr()
+        assert not (tmp_path / "b").exists()
+        assert {path: path.read_bytes() for path in finished.rglob("*.json")} == before
+
+    def test_what_is_no_file_of_rows_is_refused(self, tmp_path, capsys):
+        (tmp_path / "bad.xz").write_text("plain text")
+        with pytest.raises(ValueError, match=r"bad\.xz is no whole file of packed rows: it must be compressed by gzip"):
+            unpack(tmp_path, tmp_path / "bad.xz")
+        (tmp_path / "empty.gz").write_bytes(gzip.compress(b""))
+        with pytest.raises(ValueError, match="is no whole file of packed rows: it has none"):
+            unpack(tmp_path, tmp_path / "empty.gz")
+        assert main(["unpack", str(tmp_path / "none.gz"), "--out", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.startswith("error: [Errno 2] No such file")
         with pytest.raises(ValueError, match="must hold finished rows, got none"):
             pack(tmp_path, tmp_path / "none.gz")
+
+    def test_its_name_does_not_matter(self, finished, tmp_path):
+        pack(finished, tmp_path / "rows.xz")
+        (tmp_path / "rows.xz").rename(tmp_path / "rows.gz")
+        assert unpack(tmp_path / "b", tmp_path / "rows.gz") == (3, 0)
+
+    def test_a_full_disk_is_one_error_and_a_further_call_goes_on(self, finished, tmp_path, monkeypatch, capsys):
+        pack(finished, tmp_path / "rows.gz")
+        kept, fsync, calls = tmp_path / "b" / "rows" / "S1", os.fsync, []
+
+        def full(handle):
+            calls.append(handle)
+            if len(calls) > 2:  # a file and its folder: one row
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fsync(handle)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            assert main(["unpack", str(tmp_path / "rows.gz"), "--out", str(tmp_path / "b")]) == 2
+        error = capsys.readouterr().err
+        assert error == (
+            f"error: [Errno 28] No space left on device; 1 rows were added, all are still in {tmp_path / 'rows.gz'}\n"
+        )
+        assert len(list(kept.iterdir())) == 1  # whole, and no litter
+        assert unpack(tmp_path / "b", tmp_path / "rows.gz") == (2, 1)
+
+    def test_a_full_disk_leaves_an_earlier_packed_file_as_it_was(self, finished, tmp_path, monkeypatch):
+        pack(finished, tmp_path / "rows.gz")
+        before = (tmp_path / "rows.gz").read_bytes()
+
+        def full(_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            pack(finished, tmp_path / "rows.gz", digits=3)
+        assert (tmp_path / "rows.gz").read_bytes() == before
+
+    def test_memory_is_that_of_a_row_not_of_the_file(self, tmp_path, monkeypatch):
+        """A file of 256 MiB in one line is refused having read one row's worth of it."""
+        (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(2**28), compresslevel=1))
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="line 1: a row must have fewer than 16777216 bytes"):
+            unpack(tmp_path / "b", tmp_path / "bomb.gz")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**26
 
 
 class TestTables:
@@ -257,6 +385,7 @@ class TestTables:
         assert main(["tables", "S1", "--out", str(finished), "--to", str(tmp_path / "t")]) == 0
         assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["S1.csv.gz", "S1.json"]
         assert read_table(tmp_path / "t" / "S1.csv.gz").equals(read_table(finished / "S1.csv"))
+        assert json.loads((tmp_path / "t" / "S1.json").read_text())["table"] == "S1.csv.gz"
 
 
 def test_tidy_leaves_simple_rows_alone():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import sem, t
 
 from paper_figures import tables, tuning
 from paper_figures.style import THEORY_COLOUR
@@ -40,8 +41,8 @@ def test_bins_are_means_over_seeds_without_those_that_hold_few_contexts_or_miss_
     assert found["bin"].tolist() == [1, 13]  # of 15
     assert found["confidence"].tolist() == pytest.approx([0.11, 0.89])
     assert found["accuracy"].tolist() == pytest.approx([0.09, 0.75])
-    assert found["accuracy_low"].tolist() == pytest.approx([0.08, 0.7])
-    assert found["accuracy_high"].tolist() == pytest.approx([0.1, 0.8])
+    ends = t(1, [0.09, 0.75], [0.01, 0.05]).interval(0.95)  # two seeds: their error is half their distance
+    assert [found[f"accuracy_{end}"].tolist() for end in ("low", "high")] == [pytest.approx(end) for end in ends]
     assert found["seeds"].tolist() == [2, 2]
 
 
@@ -96,7 +97,7 @@ def test_methods_are_means_over_all_settings(rows, drawn, name, method, reading)
     last = rows.query("epoch == 32 and distribution == 'shifted' and method == @method and reading == @reading")
     by_seed = last.groupby("data_seed")["true_ece"].mean()
     found = drawn("tuning", "quick")[1].query("kind == 'final' and name == @name and distribution == 'shifted'")
-    ends = [by_seed.mean(), by_seed.min(), by_seed.max()]
+    ends = [by_seed.mean(), *t(2, by_seed.mean(), sem(by_seed)).interval(0.95)]
     assert found[["true_ece", "true_ece_low", "true_ece_high"]].iloc[0].tolist() == pytest.approx(ends)
 
 
