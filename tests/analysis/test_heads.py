@@ -293,6 +293,14 @@ def test_the_figure_and_its_reliability_table_come_from_the_table_alone():
     assert [axis.get_xlabel() for axis in axes] == ["confidence", "confidence gap (nats)", "label smoothing b", "fifth of the tokens"]  # fmt: skip
     heights = [line.get_ydata()[0] for line in axes[2].lines if line.get_marker() in "o^s"]
     assert heights == [Lookup(again)("smoothing", "activity", b).value for b in ("0.05", "0.1", "0.2")]
+    asked = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes[1].lines if line.get_marker() in "o^s"]
+    gaps = [Lookup(again)("smoothing", "asked_gap", b).value for b in ("0.05", "0.1", "0.2")]
+    assert asked == list(zip(gaps, [1, 2, 3], strict=True))  # on lines of their own, as they are close to each other
+    assert [label.get_text() for label in axes[1].get_yticklabels()][:3] == [
+        "tokens",
+        "asked, b = 0.05",
+        "asked, b = 0.1",
+    ]
     with pytest.raises(ValueError, match="axes must be four, got 1"):
         draw_audit(again, axes[:1])
     with pytest.raises(ValueError, match="it is no table of an audit"):
