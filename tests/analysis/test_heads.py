@@ -3,6 +3,8 @@
 import copy
 import inspect
 import math
+import os
+import shutil
 import subprocess
 import sys
 
@@ -23,6 +25,7 @@ from analysis.heads._measure import Tokens, groups
 from analysis.heads._panels import reliability_of
 from analysis.heads._verdict import Lookup
 
+CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # read by transformers/modeling_utils.py
 ARCHITECTURES = ("cohere", "gemma2", "gemma3_text", "gpt2", "granite", "llama", "mistral", "phi", "qwen2", "qwen3")
 
 
@@ -260,7 +263,11 @@ def test_the_temperature_interval_takes_documents_as_units():
         ((-0.3, -0.4, -0.2), (-0.2, -0.3, -0.1), ("is over-confident", "below 1", "the right way here")),
         ((0.3, 0.2, 0.4), (0.4, 0.3, 0.5), ("is under-confident", "below 1", "the wrong way here")),
         ((0.0, -0.1, 0.1), (0.0, -0.1, 0.1), ("as confident as it should be", "away from where")),
-        ((3.0, 2.9, 3.1), (1.9, 1.8, 2.0), ("is under-confident", "above 1", "would not act")),
+        (
+            (3.0, 2.9, 3.1),
+            (1.9, 1.8, 2.0),
+            ("is under-confident", "above 1", "would not act", "targets and unfinished"),
+        ),
         ((1.0, 0.5, 1.5), (0.9, 0.7, 1.1), ("cannot tell whether",)),
     ],
 )
@@ -436,25 +443,59 @@ def test_no_pickle_and_no_unknown_place_is_read(folder, tmp_path, capsys, model,
     assert message in capsys.readouterr().err
 
 
-def test_a_hub_is_asked_for_safetensors_without_code(folder, monkeypatch):
+def test_a_hub_is_asked_for_safetensors_of_one_commit_without_code(folder, tmp_path, monkeypatch):
     transformers, hub = pytest.importorskip("transformers"), pytest.importorskip("huggingface_hub")
-    local, asked = load_model(folder), []
+    local, asked, files, commit = load_model(folder), [], [], "5e" * 20
 
     def answer(result):
-        return lambda name, **options: asked.append((name, options)) or result
+        return lambda name, **options: asked.append((name, options, os.environ.get(CONVERSION))) or result
 
-    local.model.config._commit_hash = "abc123"
+    def download(name, file, *, revision):
+        files.append((name, file, revision))
+        return str(tmp_path / "snapshots" / commit / file)
+
+    (tmp_path / "snapshots" / commit).mkdir(parents=True)
+    (tmp_path / "snapshots" / commit / "README.md").write_text("---\nlicense: mit\n---\n")
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", answer(local.tokenizer))
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", answer(local.model))
-    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: str(folder / "README.md"))
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.delenv(CONVERSION, raising=False)
     loaded = load_model("someone/model", revision="v2")
-    assert (loaded.name, loaded.revision, loaded.licence) == ("someone/model", "abc123", "mit")
-    for name, options in asked:
+    assert (loaded.name, loaded.revision, loaded.licence) == ("someone/model", commit, "mit")
+    assert files == [("someone/model", "config.json", "v2"), ("someone/model", "README.md", commit)]
+    assert len(asked) == 2
+    for name, options, no_conversion in asked:
         assert name == "someone/model"
         assert not options["trust_remote_code"]
         assert not options["local_files_only"]
-        assert options["revision"] == "v2"
+        assert options["revision"] == commit  # a tag may move between two files
+        assert no_conversion == "1"
     assert asked[1][1]["use_safetensors"]
+    assert CONVERSION not in os.environ
+    monkeypatch.setenv(CONVERSION, "0")
+    load_model("someone/model")
+    assert os.environ[CONVERSION] == "0"
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "config.json"))
+    with pytest.raises(OSError, match="the hub must name a commit for someone/model at revision main, got"):
+        load_model("someone/model")
+
+
+def test_a_hub_model_kept_from_the_last_time_is_read_at_its_commit(folder, tmp_path):
+    """The hub library's own folder, without a network."""
+    pytest.importorskip("transformers")
+    kept, commit = tmp_path / "hub" / "models--someone--tiny", "0123456789" * 4
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, kept / "snapshots" / commit)
+    script = """
+from analysis.heads import load_model
+loaded = load_model("someone/tiny")
+print(loaded.revision, loaded.licence, sum(p.numel() for p in loaded.model.parameters()))
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    count = sum(p.numel() for p in load_model(folder).model.parameters())
+    assert done.stdout.split() == [commit, "mit", str(count)], done.stderr
 
 
 def test_a_revision_is_for_hubs(folder):
