@@ -2,7 +2,7 @@
 
 The same rules as for the simulated tuning (:mod:`analysis.study`), with ordinary text in the place of the broad
 distribution and new questions in that of the shifted one. True accuracies are not known here: every error is estimated.
-The rules of K2, K5 and K9 were made stricter after the tables had been seen; docs/real_model_notes.md says how.
+The rules of K2, K5, K6 and K9 were made stricter after the tables had been seen; docs/real_model_notes.md says how.
 """
 
 from __future__ import annotations
