@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--label-smoothing", type=float, nargs="+", default=[0.05, 0.1, 0.2], metavar="B")
     parser.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="predicted tokens (default: 4096)")
     parser.add_argument("--max-length", type=int, default=256, metavar="N", help="tokens of a document (default: 256)")
+    parser.add_argument("--skip", type=int, metavar="N", help="first predictions not counted (default: 1)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="documents at a time (default: 8)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in memory")
@@ -94,6 +95,7 @@ def _audit(options: argparse.Namespace) -> int:
             label_smoothing=options.label_smoothing,
             max_tokens=options.max_tokens,
             max_length=options.max_length,
+            skip=options.skip,
             batch_size=options.batch_size,
             device=options.device,
             source=source,
@@ -124,7 +126,8 @@ def _command(options: argparse.Namespace) -> str:
     words = ["python -m analysis.audit", Path(options.model).name if Path(options.model).exists() else options.model]
     words += [f"--text {Path(name).name}" for name in options.text]
     words.append("--label-smoothing " + " ".join(f"{b:g}" for b in options.label_smoothing))
-    words += [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in ("max_tokens", "max_length", "dtype")]
+    given = ("max_tokens", "max_length", "dtype", *(() if options.skip is None else ("skip",)))
+    words += [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in given]
     return " ".join(words)
 
 

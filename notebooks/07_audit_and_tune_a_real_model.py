@@ -74,6 +74,21 @@ assert found["smoothing", "activity"].max() < 1
 # above the most confident token. **What keeps this head from over-confidence is not its norm or its hidden size.** The
 # index says that smoothing would act, as theory says of any head whose norms are free.
 #
+# It is even below 0: unsmoothed training on this text would lower the scale too. Where that comes from, by the number
+# of tokens that come before the predicted one:
+
+# %%
+context = audit.query("part == 'context'").astype({"group": float})
+context = context.pivot_table(index="group", columns="name", values="value")
+context.index = pd.Index([f"from {first:g}" for first in context.index], name="tokens before")
+scale_gap = context["scale_gap"].to_numpy()
+assert (scale_gap[1:] > scale_gap[:-1]).all()
+context[["n", "cross_entropy", "scale_gap", "over_confidence"]].round(3)
+
+# %% [markdown]
+# **The model is over-confident where it has little to go by.** From 128 tokens on entropy and loss agree. An index
+# belongs to the text that it was measured on, and to the lengths of its documents.
+#
 # ## 2 · Tuning with the smoothed loss
 #
 # One line gives a Hugging Face model the fused loss (`SmoothedTrainer` does the same for the Trainer), one function
@@ -219,7 +234,8 @@ claims[["claim", "statement", "predicted", "verdict", "effect", "mean", "low", "
 #   smoothing asks for 13, the most confident token has 24. The activity index is below 1: smoothing acts.
 # - Where a cap does bind, as in the tiny model, the index is above 1 and smoothing changes nothing.
 # - Tuning makes the real model over-confident, and smoothing prevents that on the task. On ordinary text it makes a
-#   calibrated model under-confident, and a fitted temperature or early stopping do as much for the task.
+#   calibrated model under-confident. A fitted temperature does as much for the task; so does early stopping, but it
+#   stops before the multiple choice is learnt.
 #
 # **Not shown:** other models and sizes, the unquantised weights, tuning with the millions of examples that instruction
 # tuning has, long contexts. [docs/real_model_notes.md](../docs/real_model_notes.md) says where the predictions failed,

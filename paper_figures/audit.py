@@ -3,12 +3,13 @@
 Caption. *(a)* Accuracy against confidence of the most probable next token, in 15 bins with Wilson intervals; grey:
 where a calibrated model of these confidences would lie; dotted: the confidence that smoothing of .1 asks for; along
 the bottom: shares of the tokens. *(b)* Confidence gaps log((V - 1) p / (1 - p)) of the tokens (line: all, bar: middle
-half, mark: median), the gaps that smoothing asks for, and every proven bound on a gap of this head: norms are no
-ceiling here, by a factor of ten. *(c)* Activity index: below 1 smoothing makes logits smaller, below 0 unsmoothed
-training on this text would as well. *(d)* Confidence minus accuracy in fifths of the tokens, by entropy of the
-prediction (lowest first) and by frequency of the predicted token in the text (rarest first). Bars of (c) and (d): 95 %
-bootstrap intervals over documents. The model was tuned for instructions and its weights are dequantised from 4 bits:
-its numbers are not those of the original. Table audit_smollm2.
+half, mark: median), the gaps that smoothing asks for (band: all three), and every proven bound on a gap of this head:
+norms are no ceiling here, by a factor of ten. *(c)* Activity index: below 1 smoothing makes logits smaller, below 0
+unsmoothed training on this text would as well. *(d)* Confidence minus accuracy in fifths of the tokens, by entropy of
+the prediction (lowest first) and by frequency of the predicted token in the other documents (rarest first). Bars of (c)
+and (d): 95 % bootstrap intervals over documents. The first token of each document does not count: it is predicted from
+the start mark alone. The model was tuned for instructions and its weights are dequantised from 4 bits: its numbers are
+not those of the original. Table audit_smollm2.
 """
 
 from __future__ import annotations

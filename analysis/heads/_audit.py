@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernel import head_statistics
@@ -22,9 +23,10 @@ from ._intervals import Documents
 from ._measure import Tokens, row
 from ._verdict import verdict
 
-__all__ = ["Audit", "audit_model"]
+__all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model"]
 
 LABEL_SMOOTHING = (0.05, 0.1, 0.2)
+MAX_TOKENS, MAX_LENGTH = 4096, 256
 _BLOCK = 1024  # tokens of one call of head_statistics, so that progress shows
 _BOUNDS = (0.05, 20.0)  # of the temperature
 
@@ -48,8 +50,9 @@ def audit_model(
     *,
     tokenizer: Any = None,
     label_smoothing: Sequence[float] = LABEL_SMOOTHING,
-    max_tokens: int = 4096,
-    max_length: int = 512,
+    max_tokens: int = MAX_TOKENS,
+    max_length: int = MAX_LENGTH,
+    skip: int | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
     source: Mapping[str, str] | None = None,
@@ -68,7 +71,8 @@ def audit_model(
     tokens whose gap is larger); ``gap`` (quantiles of log((V - 1) p / (1 - p)), p the largest probability); ``cap``
     (each bound on it, and whether it lies below what b asks for); ``calibration`` and ``reliability`` of the most
     probable token (15 bins of equal width; ``rms_sorted``: bins of 100); the same by ``frequency`` of that token in the
-    text and by ``entropy`` of the prediction, in fifths; ``temperature`` (the one that fits this text best, and
+    other documents and by ``entropy`` of the prediction, in fifths, and by ``context``, the number of tokens before the
+    predicted one, in ranges that begin at 1, 8, 32, 128, ...; ``temperature`` (the one that fits this text best, and
     the errors left at it).
 
     The activity index is about the distribution that it is measured on: a text unlike the one that is to be trained on
@@ -77,12 +81,15 @@ def audit_model(
     Args:
         model: Causal language model of an architecture known to :mod:`kernel.huggingface`.
         documents: Texts, or token ids: lists or tensors ``(length,)`` of one document, or ``(n, length)`` of several.
-            Texts start with the beginning-of-sequence token, if the tokenizer has one. All tokens but the first are
-            predicted.
+            The tokenizer's beginning-of-sequence token, if it has one, is put before texts. All tokens but a document's
+            first are predicted.
         tokenizer: For texts.
-        label_smoothing: The b to ask about, in (0, 1).
-        max_tokens: Predicted tokens after which no further one is read.
+        label_smoothing: The b to ask about, at least one in (0, 1).
+        max_tokens: Predictions that count, after which no further token is read.
         max_length: Tokens of a document after which the rest is left out; at most the model's own limit.
+        skip: Predictions at the beginning of each document that do not count. None: 1 for a text that a
+            beginning-of-sequence token was put before, 0 else. What follows that token is read from nothing else, and a
+            model need not have seen it before plain text: SmolLM2's opens a turn of a chat.
         batch_size: Documents at a time.
         device: Where to; None leaves the model where it is, else it is moved.
         source: Facts for the table, such as name, revision and licence.
@@ -95,14 +102,21 @@ def audit_model(
         TypeError: If there are texts but no tokenizer, or a document is neither text nor tokens.
         ValueError: If a number is out of range, no token is left, or the architecture is not known.
     """
-    b = [float(x) for x in interval("label_smoothing", list(label_smoothing), 0, 1, open_low=True)]
-    for name, value in (("max_tokens", max_tokens), ("max_length", max_length), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    asked = interval("label_smoothing", label_smoothing, 0, 1, open_low=True, open_high=True)
+    b = [float(x) for x in np.unique(asked)]
+    if not b:
+        raise ValueError(f"label_smoothing must hold at least one number in (0, 1), got {label_smoothing!r}.")
+    left_out = 0 if skip is None else _count("skip", skip, 0)
+    _count("max_tokens", max_tokens, 1)
+    _count("batch_size", batch_size, 1)
+    _count("max_length", max_length, 2 + left_out, " (a token, those skipped, and one to predict)")
     longest = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
-    encoded = list(_limited(_encoded(documents, tokenizer, longest), max_tokens))
+    encoded = list(_limited(_encoded(documents, tokenizer), longest, skip, max_tokens))
     if not encoded:
-        raise ValueError("documents must hold at least one of two tokens, got none.")
+        raise ValueError(
+            "documents must hold a token to predict, got none: a document needs 2 tokens, a text 2 after the mark that "
+            f"is put before it, any skip + 2 (skip is {skip}, and documents are cut to {longest} tokens)."
+        )
     if device is not None:
         model = model.to(device)
     say = progress or (lambda stage, done, total: None)
@@ -114,7 +128,9 @@ def audit_model(
 
     known = features(model, encoded, pad=0, batch_size=batch_size, progress=count)
     known = known._replace(hidden=known.hidden.to(head.weight.dtype))
-    tokens = _tokens(known, head, 1.0, say, "head")
+    # labels lie where their tokens do: as many tokens come before each
+    context = np.concatenate([np.flatnonzero(np.array(d.labels) != IGNORED) for d in encoded])
+    tokens = _tokens(known, context, head, 1.0, say, "head")
     say("geometry", 0, 1)
     shape = _geometry(known, head)
     say("temperature", 0, 1)
@@ -122,28 +138,35 @@ def audit_model(
         [(known.hidden, known.target)], head.weight, linear_bias=head.bias, softcap=head.softcap,
         logit_scale=head.logit_scale, bounds=_BOUNDS,
     )  # fmt: skip
-    after = _tokens(known, head, fit.temperature, say, "temperature")
+    after = _tokens(known, context, head, fit.temperature, say, "temperature")
     over = Documents(tokens.document)
     rows = [row("source", name, text=str(text)) for name, text in (source or {}).items()]
-    rows += _about(model, head, tokens, over)
+    rows += _about(model, head, tokens, over, sum(len(d.tokens) - 1 for d in encoded) - len(tokens.nll))
     rows += measured.geometry(shape)
     rows += measured.prediction(tokens, over)
     rows += measured.smoothing(tokens, over, shape, head.softcap, b)
     rows += measured.gaps(tokens, shape.vocab_size)
     rows += measured.calibration(tokens, over)
     rows += measured.groups(tokens, over)
+    rows += measured.contexts(tokens, over)
     rows += measured.temperature(fit, after, over)
     table = pd.DataFrame(rows)
     return Audit(table, verdict(table))
 
 
-def _encoded(documents: Iterable[Any], tokenizer: Any, longest: int) -> Iterator[list[int]]:
-    """Token ids of each document, cut to the limit; those without a token to predict are left out."""
+def _count(name: str, value: object, least: int, why: str = "") -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}{why}, got {value!r}.")
+    return value
+
+
+def _encoded(documents: Iterable[Any], tokenizer: Any) -> Iterator[tuple[list[int], bool]]:
+    """Token ids of each document, and whether a mark was put before them here."""
     for document in [documents] if isinstance(documents, (str, Tensor)) else documents:
         if isinstance(document, str):
             if tokenizer is None:
                 raise TypeError("tokenizer must be given for texts, got None.")
-            found = [encode_text(tokenizer, document).tokens]
+            yield encode_text(tokenizer, document).tokens, tokenizer.bos_token_id is not None
         else:
             try:
                 ids = torch.as_tensor(document)
@@ -152,22 +175,33 @@ def _encoded(documents: Iterable[Any], tokenizer: Any, longest: int) -> Iterator
                 raise TypeError(f"documents must be texts, lists of token ids or tensors, got {kind}.") from error
             if ids.is_floating_point() or ids.ndim not in (1, 2):
                 raise TypeError(f"token ids must be integers (length,) or (n, length), got {ids.dtype} {ids.shape}.")
-            found = ids.reshape(-1, ids.shape[-1]).tolist()
-        yield from (tokens[:longest] for tokens in found if len(tokens) > 1)
+            rows = ids.tolist() if ids.ndim == 2 else [ids.tolist()]
+            yield from ((row, False) for row in rows)
 
 
-def _limited(documents: Iterable[list[int]], most: int) -> Iterator[Encoded]:
-    """Documents until so many tokens are predicted; the last one is cut."""
+def _limited(
+    documents: Iterable[tuple[list[int], bool]], longest: int, skip: int | None, most: int
+) -> Iterator[Encoded]:
+    """Documents, cut to ``longest`` tokens, until so many predictions count; those without any are left out."""
     left = most
-    for tokens in documents:
-        kept = tokens[: left + 1]
-        yield Encoded(kept, [IGNORED, *kept[1:]])
-        left -= len(kept) - 1
+    for tokens, marked in documents:
+        first = 1 + (int(marked) if skip is None else skip)
+        kept = tokens[: min(longest, first + left)]
+        if len(kept) > first:
+            yield Encoded(kept, [IGNORED] * first + kept[first:])
+            left -= len(kept) - first
         if not left:
             return
 
 
-def _tokens(known: Features, head: Head, temperature: float, say: Callable[..., object], stage: str) -> Tokens:
+def _tokens(
+    known: Features,
+    context: NDArray[np.int64],
+    head: Head,
+    temperature: float,
+    say: Callable[..., object],
+    stage: str,
+) -> Tokens:
     parts = []
     for start in range(0, len(known.target), _BLOCK):
         part = slice(start, start + _BLOCK)
@@ -185,7 +219,7 @@ def _tokens(known: Features, head: Head, temperature: float, say: Callable[..., 
         parts.append((stats.argmax.cpu().numpy(), *numbers, (stats.rank == 0).cpu().numpy()))
         say(stage, min(start + _BLOCK, len(known.target)), len(known.target))
     joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Tokens(known.document.numpy(), known.target.cpu().numpy(), *joined)
+    return Tokens(known.document.numpy(), context, known.target.cpu().numpy(), *joined)
 
 
 def _geometry(known: Features, head: Head) -> HeadGeometry:
@@ -196,7 +230,7 @@ def _geometry(known: Features, head: Head) -> HeadGeometry:
     return HeadGeometry.measure(weight, hidden, known.target)
 
 
-def _about(model: Any, head: Head, tokens: Tokens, documents: Documents) -> Iterator[dict[str, Any]]:
+def _about(model: Any, head: Head, tokens: Tokens, documents: Documents, left_out: int) -> Iterator[dict[str, Any]]:
     yield row("source", "architecture", text=f"{model.config.model_type} ({type(model).__name__})")
     yield row("source", "dtype", text=str(model.dtype).removeprefix("torch."))
     inputs = model.get_input_embeddings().weight
@@ -204,6 +238,7 @@ def _about(model: Any, head: Head, tokens: Tokens, documents: Documents) -> Iter
     for name, value in (
         ("vocab_size", head.weight.shape[0]), ("hidden_size", head.weight.shape[1]), ("logit_scale", head.logit_scale),
         ("softcap", float("nan") if head.softcap is None else head.softcap), ("tied", inputs is outputs),
-        ("bias", head.bias is not None), ("tokens", len(tokens.nll)), ("documents", documents.count),
+        ("bias", head.bias is not None), ("tokens", len(tokens.nll)), ("left_out", left_out),
+        ("documents", documents.count),
     ):  # fmt: skip
         yield row("model", name, float(value))

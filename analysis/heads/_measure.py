@@ -13,12 +13,25 @@ from ..diagnostics import HeadGeometry
 from ..smoothing import activity_index, optimal_confidence, optimal_gap
 from ._intervals import Documents, Estimate
 
-__all__ = ["BINS", "GROUPS", "Tokens", "calibration", "gaps", "geometry", "groups", "prediction", "smoothing"]
+__all__ = [
+    "BINS",
+    "GROUPS",
+    "Tokens",
+    "calibration",
+    "contexts",
+    "gaps",
+    "geometry",
+    "groups",
+    "prediction",
+    "smoothing",
+    "temperature",
+]
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
 BINS = 15
 GROUPS = 5  # fifths of the tokens by frequency and by entropy
+_CONTEXTS = 4  # each range of context lengths is so much longer than the one before
 _QUANTILES = {"lowest": 0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "top_5_percent": 0.95, "largest": 1}
 
 
@@ -26,6 +39,7 @@ class Tokens(NamedTuple):
     """Statistics of the predicted tokens at one temperature, ``(n,)`` each, in nats where not said otherwise."""
 
     document: NDArray[np.int64]
+    context: NDArray[np.int64]  # tokens before the target
     target: NDArray[np.int64]
     predicted: NDArray[np.int64]  # the most probable token
     entropy: Array
@@ -146,18 +160,30 @@ def calibration(tokens: Tokens, documents: Documents) -> Iterator[Row]:
             yield row("reliability", name, Estimate(line[centre], line[f"{name}_low"], line[f"{name}_high"]), place)
 
 
-def groups(tokens: Tokens, documents: Documents) -> Iterator[Row]:
-    """Calibration by frequency of the predicted token in the text, rarest first, and by entropy of the prediction.
+def _frequency(tokens: Tokens) -> NDArray[np.int64]:
+    """Fifth of each predicted token by its frequency among the targets of all other documents, rarest first.
 
-    Not by the target's: that is known afterwards only, and whoever is calibrated is wrong more often where it is rare.
+    Not by the target's frequency: that is known afterwards only, and whoever is calibrated is wrong more often where it
+    is rare. Nor by counts that hold the document itself: a token is then rare where it was predicted in vain, and who
+    is calibrated looks over-confident there. What other documents hold says nothing about being right in this one.
     """
-    counts = np.bincount(tokens.target, minlength=int(tokens.predicted.max()) + 1)
+    _, seen = np.unique(np.concatenate([tokens.target, tokens.predicted]), return_inverse=True)
+    target, predicted = np.split(seen, 2)
+    total = np.bincount(target, minlength=int(seen.max()) + 1)
+    index = np.empty(len(target), np.int64)
+    for document in np.unique(tokens.document):
+        own = tokens.document == document
+        others = total - np.bincount(target[own], minlength=len(total))
+        index[own] = frequency_groups(others, GROUPS)[predicted[own]]
+    return index
+
+
+def groups(tokens: Tokens, documents: Documents) -> Iterator[Row]:
+    """Calibration by frequency of the predicted token, if there are two documents, and by entropy of the prediction."""
     order = np.empty(len(tokens.entropy), np.int64)
     order[np.argsort(tokens.entropy, kind="stable")] = np.arange(len(order))
-    for part, index in (
-        ("frequency", frequency_groups(counts, GROUPS)[tokens.predicted]),
-        ("entropy", order * GROUPS // len(order)),
-    ):
+    fifths = {"frequency": _frequency(tokens)} if documents.count > 1 else {}
+    for part, index in {**fifths, "entropy": order * GROUPS // len(order)}.items():
         names = [str(i + 1) for i in range(GROUPS)]
         state = _state(tokens, index, names)
         for i, name in enumerate(names):
@@ -171,6 +197,21 @@ def groups(tokens: Tokens, documents: Documents) -> Iterator[Row]:
             yield row(part, "cross_entropy", documents.mean(tokens.nll, kept), name)
             yield row(part, "mean_entropy", documents.mean(tokens.entropy, kept), name)
             yield row(part, "ece", state.select(name).calibration_error(), name)
+
+
+def contexts(tokens: Tokens, documents: Documents) -> Iterator[Row]:
+    """Loss and calibration by the number of tokens before the predicted one; a range is named by its first number."""
+    low, high = 1, 8
+    while (tokens.context >= low).any():
+        kept = (tokens.context >= low) & (tokens.context < high)
+        if kept.any():
+            yield row("context", "n", int(kept.sum()), low)
+            for name, values in (
+                ("cross_entropy", tokens.nll), ("scale_gap", tokens.entropy - tokens.nll),
+                ("over_confidence", tokens.confidence - tokens.correct),
+            ):  # fmt: skip
+                yield row("context", name, documents.mean(values, kept), low)
+        low, high = high, _CONTEXTS * high
 
 
 def temperature(fit: TemperatureFit, after: Tokens, documents: Documents) -> Iterator[Row]:

@@ -75,7 +75,7 @@ def draw_reliability(table: pd.DataFrame, ax: Axes) -> None:
 
 
 def draw_gaps(table: pd.DataFrame, ax: Axes) -> None:
-    """Confidence gaps of the tokens, those that smoothing asks for, and the caps, on one logarithmic scale."""
+    """Confidence gaps of the tokens, what smoothing asks for (band: all b), and the caps, on one logarithmic scale."""
     get = Lookup(table)
     names = [*dict.fromkeys(name for _, name, _, _ in get.caps)]
     caps = sorted(((get("cap", name, get.caps[0][0]).value, name) for name in names), reverse=True)
@@ -85,18 +85,17 @@ def draw_gaps(table: pd.DataFrame, ax: Axes) -> None:
     ax.plot([max(lowest, 0.1 * quarter), largest], [0, 0], color=_DARK, lw=0.8)
     ax.plot([quarter, upper], [0, 0], color=_DARK, lw=4, solid_capstyle="butt")
     ax.plot([median], [0], marker="|", ms=7, mew=0.8, color="white")
-    for group, marker in zip(get.groups("smoothing", "asked_gap"), _MARKERS, strict=False):
-        gap = get("smoothing", "asked_gap", group).value
-        ax.plot([gap], [1], marker=marker, ms=4, ls="", color=_THEORY, label=f"b = {group}", mfc="white")
-        ax.axvline(gap, color=_THEORY, lw=0.4, zorder=0)
-    for place, (gap, _) in enumerate(caps, start=2):
+    asked = {group: get("smoothing", "asked_gap", group).value for group in get.groups("smoothing", "asked_gap")}
+    ax.axvspan(min(asked.values()), max(asked.values()), color=_THEORY, alpha=0.15, lw=0, zorder=0)
+    for place, (gap, marker) in enumerate(zip(asked.values(), _MARKERS * len(asked), strict=False), start=1):
+        ax.plot([gap], [place], marker=marker, ms=4, ls="", color=_THEORY)  # a line each: they are close to each other
+    for place, (gap, _) in enumerate(caps, start=1 + len(asked)):
         ax.plot([gap], [place], marker="<", ms=4, ls="", color=_MIDDLE)
         ax.axhline(place, color="0.92", lw=0.5, zorder=0)
-    labels = ["tokens", "smoothing asks", *(_CAPS.get(name, name) for _, name in caps)]
+    labels = ["tokens", *(f"asked, b = {group}" for group in asked), *(_CAPS.get(name, name) for _, name in caps)]
     ax.set_yticks(range(len(labels)), labels)
     ax.tick_params(axis="y", length=0)
     ax.set(xscale="log", xlabel="confidence gap (nats)", ylim=(len(labels) - 0.4, -0.6))
-    ax.legend(loc="upper right", handlelength=0.8)
 
 
 def draw_activity(table: pd.DataFrame, ax: Axes) -> None:
@@ -122,8 +121,8 @@ def draw_groups(table: pd.DataFrame, ax: Axes) -> None:
     get = Lookup(table)
     ax.axhline(0, color="0.6", lw=0.8, zorder=0)
     for part, shift, marker, colour, label in (
-        ("entropy", -0.12, "o", _DARK, "by entropy, lowest first"),
-        ("frequency", 0.12, "s", _LIGHT, "by frequency, rarest first"),
+        ("entropy", -0.17, "o", _DARK, "by entropy, lowest first"),
+        ("frequency", 0.17, "s", _LIGHT, "by frequency, rarest first"),
     ):
         for place, group in enumerate(get.groups(part, "over_confidence")):
             _bar(ax, int(group) + shift, get(part, "over_confidence", group), marker, colour, None if place else label)

@@ -71,7 +71,8 @@ def _smoothing(get: Lookup) -> Iterator[str]:
     if above:
         yield (
             f"{shown(above)}, above 1: smoothing would not act at first; even the smoothed loss wants larger logits "
-            "than these, and its pull only slows their growth."
+            "than these, and its pull only slows their growth. Noisy targets and unfinished training blur the turn at "
+            "1: in simulations with noisy targets confidence still fell, by up to .03, at indices of 1.3 to 3."
         )
     if below:
         gap = get("prediction", "scale_gap")

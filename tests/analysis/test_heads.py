@@ -1,7 +1,10 @@
 """The audit of a head: every number against a plain float64 computation from full logits of the whole model."""
 
 import copy
+import inspect
 import math
+import os
+import shutil
 import subprocess
 import sys
 
@@ -13,14 +16,16 @@ import torch
 from matplotlib.figure import Figure
 from tiny_models import V, make, save_folder
 
-from analysis.audit import main
+from analysis.audit import _parser, main
 from analysis.calibration import calibration_error, frequency_groups, reliability_table
 from analysis.heads import audit_model, draw_audit, load_model, packaged_smollm2, read_text, verdict
 from analysis.heads._documents import cut, python_text
 from analysis.heads._intervals import Documents
+from analysis.heads._measure import Tokens, groups
 from analysis.heads._panels import reliability_of
 from analysis.heads._verdict import Lookup
 
+CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # read by transformers/modeling_utils.py
 ARCHITECTURES = ("cohere", "gemma2", "gemma3_text", "gpt2", "granite", "llama", "mistral", "phi", "qwen2", "qwen3")
 
 
@@ -162,12 +167,65 @@ def test_fifths_split_the_tokens():
         close(get("entropy", "over_confidence", str(fifth + 1)), over)
         ece = calibration_error(want["confidence"][part], want["correct"][part])
         close(get("entropy", "ece", str(fifth + 1)), ece)
-    counts = np.bincount(want["target"], minlength=V)
+    target, choice = (want[name].reshape(40, 11) for name in ("target", "choice"))  # a line for each document
+    others = (np.bincount(np.delete(target, i, axis=0).ravel(), minlength=V) for i in range(40))
+    fifths = np.array([frequency_groups(counts, 5)[row] for counts, row in zip(others, choice, strict=True)])
     assert [get("frequency", "n", g).value for g in get.groups("frequency", "n")] == [
-        count for fifth in range(5) if (count := (frequency_groups(counts, 5)[want["choice"]] == fifth).sum())
+        count for fifth in range(5) if (count := (fifths == fifth).sum())
     ]
-    rarest = frequency_groups(counts, 5)[want["choice"]] == 0
-    close(get("frequency", "accuracy", "1"), want["correct"][rarest].mean())
+    close(get("frequency", "accuracy", "1"), want["correct"][fifths.ravel() == 0].mean())
+
+
+def calibrated(documents, length, seed, vocab_size=1500):
+    """Tokens of a model that is right exactly as often as it says, on words of Zipf frequencies."""
+    rng = np.random.default_rng(seed)
+    n, zipf = documents * length, 1 / np.arange(1, vocab_size + 1)
+    predicted, other = rng.choice(vocab_size, size=(2, n), p=zipf / zipf.sum())
+    confidence, nothing = rng.uniform(0.05, 0.95, n), np.zeros(n)
+    target = np.where((rng.random(n) < confidence) & (other != predicted), predicted, other)
+    confidence = confidence + (1 - confidence) * zipf[predicted] / zipf.sum()  # the other may be the predicted one
+    return Tokens(
+        np.repeat(np.arange(documents), length), 1 + np.arange(n) % length, target, predicted, nothing, nothing,
+        nothing, confidence, np.log1p(-confidence), target == predicted,
+    )  # fmt: skip
+
+
+def test_a_calibrated_model_is_calibrated_at_every_frequency():
+    """Fifths must not be made of the tokens that are scored: then rare means guessed in vain."""
+    found, counted_in = [], []
+    for seed in range(30):
+        tokens = calibrated(30, 60, seed)
+        rows = pd.DataFrame(groups(tokens, Documents(tokens.document, resamples=2)))
+        rows = rows.loc[(rows["part"] == "frequency") & (rows["name"] == "over_confidence")]
+        found.append(rows["value"].to_numpy())
+        own = frequency_groups(np.bincount(tokens.target, minlength=1500), 5)[tokens.predicted]
+        excess = tokens.confidence - tokens.correct
+        counted_in.append([excess[own == fifth].mean() for fifth in range(5)])
+    error = np.std(found, axis=0) / math.sqrt(30)
+    assert error.max() < 0.01
+    assert (np.abs(np.mean(found, axis=0)) < 3.5 * error).all()
+    assert np.mean(counted_in, axis=0)[0] > 0.05  # what such fifths would show
+
+
+def test_one_document_has_no_other_to_count_in():
+    table = audit_model(make(), tokens_of(make(), 1, 30)).table
+    assert "frequency" not in set(table["part"])
+    assert "entropy" in set(table["part"])
+    draw_audit(table, Figure().subplots(2, 2).ravel().tolist())
+
+
+def test_ranges_of_context_count_the_tokens_before():
+    model = make()
+    documents = [tokens_of(model, 1, n, seed=n)[0] for n in (40, 12, 5)]
+    want = [plain(model, d[None]) for d in documents]
+    get = Lookup(audit_model(model, documents).table)
+    assert get.groups("context", "n") == ["1", "8", "32"]
+    for low, high, n in ((1, 8, 7 + 7 + 4), (8, 32, 24 + 4), (32, 128, 8)):
+        kept = {name: np.concatenate([w[name][low - 1 : high - 1] for w in want]) for name in want[0]}
+        close(get("context", "n", str(low)), n)
+        close(get("context", "cross_entropy", str(low)), kept["nll"].mean())
+        close(get("context", "scale_gap", str(low)), (kept["entropy"] - kept["nll"]).mean())
+        close(get("context", "over_confidence", str(low)), (kept["confidence"] - kept["correct"]).mean())
 
 
 def test_intervals_resample_whole_documents():
@@ -205,7 +263,11 @@ def test_the_temperature_interval_takes_documents_as_units():
         ((-0.3, -0.4, -0.2), (-0.2, -0.3, -0.1), ("is over-confident", "below 1", "the right way here")),
         ((0.3, 0.2, 0.4), (0.4, 0.3, 0.5), ("is under-confident", "below 1", "the wrong way here")),
         ((0.0, -0.1, 0.1), (0.0, -0.1, 0.1), ("as confident as it should be", "away from where")),
-        ((3.0, 2.9, 3.1), (1.9, 1.8, 2.0), ("is under-confident", "above 1", "would not act")),
+        (
+            (3.0, 2.9, 3.1),
+            (1.9, 1.8, 2.0),
+            ("is under-confident", "above 1", "would not act", "targets and unfinished"),
+        ),
         ((1.0, 0.5, 1.5), (0.9, 0.7, 1.1), ("cannot tell whether",)),
     ],
 )
@@ -238,6 +300,14 @@ def test_the_figure_and_its_reliability_table_come_from_the_table_alone():
     assert [axis.get_xlabel() for axis in axes] == ["confidence", "confidence gap (nats)", "label smoothing b", "fifth of the tokens"]  # fmt: skip
     heights = [line.get_ydata()[0] for line in axes[2].lines if line.get_marker() in "o^s"]
     assert heights == [Lookup(again)("smoothing", "activity", b).value for b in ("0.05", "0.1", "0.2")]
+    asked = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes[1].lines if line.get_marker() in "o^s"]
+    gaps = [Lookup(again)("smoothing", "asked_gap", b).value for b in ("0.05", "0.1", "0.2")]
+    assert asked == list(zip(gaps, [1, 2, 3], strict=True))  # on lines of their own, as they are close to each other
+    assert [label.get_text() for label in axes[1].get_yticklabels()][:3] == [
+        "tokens",
+        "asked, b = 0.05",
+        "asked, b = 0.1",
+    ]
     with pytest.raises(ValueError, match="axes must be four, got 1"):
         draw_audit(again, axes[:1])
     with pytest.raises(ValueError, match="it is no table of an audit"):
@@ -247,12 +317,31 @@ def test_the_figure_and_its_reliability_table_come_from_the_table_alone():
 @pytest.mark.parametrize(
     ("documents", "options", "error", "message"),
     [
-        ([], {}, ValueError, "documents must hold at least one of two tokens, got none"),
+        ([], {}, ValueError, "documents must hold a token to predict, got none: a document needs 2 tokens"),
+        ([[3]], {}, ValueError, "documents must hold a token to predict, got none"),
+        ([[3, 4, 5]], {"skip": 2}, ValueError, r"any skip \+ 2 \(skip is 2, and documents are cut to 64 tokens\)"),
         (["text"], {}, TypeError, "tokenizer must be given for texts, got None"),
         ([torch.ones(3)], {}, TypeError, r"token ids must be integers .* got torch.float32"),
         ([object()], {}, TypeError, "documents must be texts, lists of token ids or tensors, got object"),
         ([[3, 4]], {"max_tokens": 0}, ValueError, "max_tokens must be a whole number of at least 1, got 0"),
-        ([[3, 4]], {"label_smoothing": (0.0,)}, ValueError, "label_smoothing must be in"),
+        ([[3, 4]], {"max_length": 1}, ValueError, "max_length must be a whole number of at least 2 .*, got 1"),
+        (
+            [[3, 4]],
+            {"max_length": 4, "skip": 3},
+            ValueError,
+            "max_length must be a whole number of at least 5 .*, got 4",
+        ),
+        ([[3, 4]], {"skip": -1}, ValueError, "skip must be a whole number of at least 0, got -1"),
+        ([[3, 4]], {"skip": 0.5}, ValueError, "skip must be a whole number of at least 0, got 0.5"),
+        ([[3, 4]], {"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1, got 0"),
+        ([[3, 4]], {"label_smoothing": (0.0,)}, ValueError, r"label_smoothing must be in \(0, 1\), got \(0.0,\)"),
+        ([[3, 4]], {"label_smoothing": 1.0}, ValueError, r"label_smoothing must be in \(0, 1\), got 1.0"),
+        (
+            [[3, 4]],
+            {"label_smoothing": ()},
+            ValueError,
+            r"label_smoothing must hold at least one number in \(0, 1\), got \(\)",
+        ),
     ],
 )
 def test_what_cannot_be_audited_is_refused(documents, options, error, message):
@@ -285,12 +374,38 @@ def folder(tmp_path_factory):
     return place
 
 
-def test_texts_begin_with_the_beginning_of_sequence_token(folder):
+def test_texts_are_read_after_a_mark_whose_own_prediction_does_not_count(folder):
     loaded = load_model(folder)
-    text = Lookup(audit_model(loaded.model, ["Some words."], tokenizer=loaded.tokenizer).table)
-    ids = loaded.tokenizer("Some words.", add_special_tokens=False)["input_ids"]
-    bos = loaded.tokenizer.bos_token_id
-    close(text("prediction", "cross_entropy"), plain(loaded.model, torch.tensor([[bos, *ids]]))["nll"].mean())
+    texts = ["Some words.", "Others"]
+    documents = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    marked = [[loaded.tokenizer.bos_token_id, *ids] for ids in documents]
+    nll = [plain(loaded.model, torch.tensor([ids]))["nll"] for ids in marked]
+
+    def audited(documents, **options):
+        return Lookup(audit_model(loaded.model, documents, tokenizer=loaded.tokenizer, **options).table)
+
+    for found, skipped in (
+        (audited(texts), 1), (audited(texts, skip=0), 0), (audited(texts, skip=3), 3),
+        (audited(marked), 0), (audited(marked, skip=1), 1),
+    ):  # fmt: skip
+        close(found("prediction", "cross_entropy"), np.concatenate([x[skipped:] for x in nll]).mean())
+        assert found("model", "left_out").value == 2 * skipped
+        assert found("model", "tokens").value == sum(len(x) - skipped for x in nll)
+    few = audited(texts, max_tokens=12)  # 10 of the first text, 2 of the second
+    close(few("prediction", "cross_entropy"), np.concatenate([nll[0][1:], nll[1][1:3]]).mean())
+    with pytest.raises(ValueError, match="documents must hold a token to predict, got none"):
+        audited(["", "S"])
+    with pytest.raises(ValueError, match="documents must hold a token to predict, got none"):
+        audited(texts, max_length=2)
+    assert audited(texts, max_length=3)("model", "tokens").value == 2
+
+
+def test_the_defaults_of_the_command_are_those_of_the_function():
+    options = _parser().parse_args(["MODEL", "--text", "FILE"])
+    for name in ("label_smoothing", "max_tokens", "max_length", "skip", "batch_size"):
+        default = inspect.signature(audit_model).parameters[name].default
+        found = getattr(options, name)
+        assert (tuple(found) if isinstance(found, list) else found) == default
 
 
 def test_the_command_writes_table_figure_and_verdict(folder, tmp_path, capsys):
@@ -328,25 +443,59 @@ def test_no_pickle_and_no_unknown_place_is_read(folder, tmp_path, capsys, model,
     assert message in capsys.readouterr().err
 
 
-def test_a_hub_is_asked_for_safetensors_without_code(folder, monkeypatch):
+def test_a_hub_is_asked_for_safetensors_of_one_commit_without_code(folder, tmp_path, monkeypatch):
     transformers, hub = pytest.importorskip("transformers"), pytest.importorskip("huggingface_hub")
-    local, asked = load_model(folder), []
+    local, asked, files, commit = load_model(folder), [], [], "5e" * 20
 
     def answer(result):
-        return lambda name, **options: asked.append((name, options)) or result
+        return lambda name, **options: asked.append((name, options, os.environ.get(CONVERSION))) or result
 
-    local.model.config._commit_hash = "abc123"
+    def download(name, file, *, revision):
+        files.append((name, file, revision))
+        return str(tmp_path / "snapshots" / commit / file)
+
+    (tmp_path / "snapshots" / commit).mkdir(parents=True)
+    (tmp_path / "snapshots" / commit / "README.md").write_text("---\nlicense: mit\n---\n")
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", answer(local.tokenizer))
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", answer(local.model))
-    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: str(folder / "README.md"))
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.delenv(CONVERSION, raising=False)
     loaded = load_model("someone/model", revision="v2")
-    assert (loaded.name, loaded.revision, loaded.licence) == ("someone/model", "abc123", "mit")
-    for name, options in asked:
+    assert (loaded.name, loaded.revision, loaded.licence) == ("someone/model", commit, "mit")
+    assert files == [("someone/model", "config.json", "v2"), ("someone/model", "README.md", commit)]
+    assert len(asked) == 2
+    for name, options, no_conversion in asked:
         assert name == "someone/model"
         assert not options["trust_remote_code"]
         assert not options["local_files_only"]
-        assert options["revision"] == "v2"
+        assert options["revision"] == commit  # a tag may move between two files
+        assert no_conversion == "1"
     assert asked[1][1]["use_safetensors"]
+    assert CONVERSION not in os.environ
+    monkeypatch.setenv(CONVERSION, "0")
+    load_model("someone/model")
+    assert os.environ[CONVERSION] == "0"
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "config.json"))
+    with pytest.raises(OSError, match="the hub must name a commit for someone/model at revision main, got"):
+        load_model("someone/model")
+
+
+def test_a_hub_model_kept_from_the_last_time_is_read_at_its_commit(folder, tmp_path):
+    """The hub library's own folder, without a network."""
+    pytest.importorskip("transformers")
+    kept, commit = tmp_path / "hub" / "models--someone--tiny", "0123456789" * 4
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, kept / "snapshots" / commit)
+    script = """
+from analysis.heads import load_model
+loaded = load_model("someone/tiny")
+print(loaded.revision, loaded.licence, sum(p.numel() for p in loaded.model.parameters()))
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    count = sum(p.numel() for p in load_model(folder).model.parameters())
+    assert done.stdout.split() == [commit, "mit", str(count)], done.stderr
 
 
 def test_a_revision_is_for_hubs(folder):

@@ -14,7 +14,18 @@ ARMS = [(1.0, None, 0.0), (1.0, None, 0.1), (1.0, None, 0.2)] + [
 
 
 def planted(
-    gain=0.05, text_gain=0.03, growth=0.02, tempered=0.04, capped=-0.01, rank=3.0, accuracy=0.01, gap=0.4, sign=-1
+    gain=0.05,
+    text_gain=0.03,
+    growth=0.02,
+    tempered=0.04,
+    capped=-0.01,
+    rank=3.0,
+    accuracy=0.01,
+    gap=0.4,
+    sign=-1,
+    activity=1.5,
+    opposed=0.0,
+    narrowed=0.0,
 ):
     """A table with these effects of b = .1 at the last epoch, each larger by a little from seed to seed."""
     rows = []
@@ -29,6 +40,7 @@ def planted(
     ):
         strength, noise = (b / 0.1) * (epoch / 4), 0.001 * (seed - 1)
         extra = tempered * (t == 0.5) + capped * (c == 15.0)
+        side = {"letter": 1, "tokens": -1}.get(view, 0)  # what differs between views and not in their mean
         base = 0.2 + growth * epoch / 3 + noise + (0.02 * (t - 1) if b == 0 else 0)
         lower = text_gain if view == "text" else gain + extra
         row = {
@@ -40,14 +52,14 @@ def planted(
             "split": split,
             "view": view,
             "reading": "as_trained",
-            "accuracy": 0.5 - accuracy * strength + noise,
+            "accuracy": 0.5 - (accuracy + opposed * side) * strength + noise,
             "ece": base - (lower + noise) * strength,
             "rms": base,
-            "aurc": 0.3 + noise,
-            "nll": (1.0 + 0.1 * strength if split == "train" else 2.0 - gap * strength)
-            + 0.1 * (epoch - 2) ** 2
+            "aurc": 0.3 + noise - opposed * side * strength,
+            "nll": (1.0 + 0.1 * strength if split == "train" else 2.0 - (gap + narrowed * side) * strength)
+            + 0.1 * (epoch - 2 + 0.9 * side) ** 2
             + noise,
-            "activity": 0.6,
+            "activity": activity,
             "effective_rank": 20 + rank * strength + sign * 100 * (base - 0.2) + noise,
             "smallest_share": 0.1,
         }
@@ -70,7 +82,9 @@ def verdict(claim, **effects):
         ("K2", {"gain": -0.05}, "refuted", -0.05),
         ("K2", {"text_gain": -0.05}, "depends on", 0.05),
         ("K5", {}, "supported", 0.04 - 0.01),  # b = 0 itself is .01 lower at T = .5
+        ("K5", {"activity": 0.6}, "depends on", 0.04 - 0.01),  # smoothing acted: nothing to restore
         ("K5", {"tempered": -0.04}, "refuted", -0.05),
+        ("K6", {"capped": 0.01, "activity": 0.6}, "depends on", 0.01),
         ("K6", {"capped": 0.01}, "supported", 0.01),
         ("K6", {}, "refuted", -0.01),
         ("K8", {}, "supported", 3.0),
@@ -79,6 +93,9 @@ def verdict(claim, **effects):
         ("K9", {}, "supported", 0.4 + 0.1),
         ("K9", {"accuracy": 0.05}, "depends on", 0.4 + 0.1),
         ("K9", {"gap": -0.4}, "refuted", -0.4 + 0.1),
+        ("K9", {"accuracy": 0.0, "opposed": 0.04}, "depends on", 0.4 + 0.1),  # lost in one view, won in the other
+        ("K9", {"narrowed": 0.6}, "depends on", 0.4 + 0.1),
+        ("K9", {"gap": -0.4, "narrowed": 0.6}, "depends on", -0.4 + 0.1),
     ],
 )
 def test_planted_effects_are_found(claim, effects, word, mean):
@@ -91,9 +108,32 @@ def test_planted_effects_are_found(claim, effects, word, mean):
 
 def test_rivals_of_smoothing_are_named():
     line = verdict("K2")
-    assert "post-hoc temperature of b = 0 0.2167" in line["condition"]  # .2267 at the last epoch, .01 afterwards
-    assert "early stopping of b = 0 0.0133" in line["condition"]  # the NLL is least at epoch 2
-    assert line["counter_evidence"].startswith("lowers the ECE further: b = .2, post-hoc temperature of b = 0; change")
+    assert "temperature of b = 0 (one a view) 0.2167" in line["condition"]  # .2267 at the last epoch, .01 afterwards
+    # The mean NLL of both views is least at epoch 2, that of the letters at 1: one model cannot have stopped at both.
+    assert "early stopping of b = 0 (one epoch a run) 0.0133" in line["condition"]
+    assert line["counter_evidence"].startswith(
+        "lowers the ECE further: b = .2, post-hoc temperature of b = 0 (one a view); change"
+    )
+
+
+def test_views_are_told_apart():
+    line = verdict("K9", accuracy=0.0, opposed=0.04)
+    assert "accuracy, b = 0 minus b = .1: multiple choice 0.0400" in line["condition"]
+    assert "short answers -0.0400" in line["condition"]
+    assert "mean -0.0000" in line["condition"] or "mean 0.0000" in line["condition"]
+    assert "(multiple choice 0.0400" in line["counter_evidence"].split("AURC")[1]
+
+
+def test_arms_are_compared_over_the_b_that_all_have():
+    """Without a temperature or cap b = .2 was run too, and has a lower ECE, .1267."""
+    line = verdict("K5")
+    assert line["counter_evidence"].startswith("the lowest ECE over b of 0, 0.1 is")
+    assert line["counter_evidence"].endswith("0.1767 without")
+
+
+@pytest.mark.parametrize(("activity", "words"), [(0.6, "nothing to restore"), (1.5, "smoothing did not act")])
+def test_a_restoration_needs_something_to_restore(activity, words):
+    assert words in verdict("K5", activity=activity)["condition"]
 
 
 def test_every_claim_was_predicted():

@@ -86,10 +86,16 @@ def test_the_notes_quote_the_audit(audit):
     get, notes = Lookup(audit), " ".join(NOTES.split())
     for part, name, group in (
         ("prediction", "confidence", ""), ("prediction", "accuracy", ""), ("calibration", "ece", ""),
-        ("temperature", "best", ""), ("smoothing", "activity", "0.1"),
+        ("temperature", "best", ""), ("smoothing", "activity", "0.1"), ("context", "scale_gap", "1"),
+        ("context", "scale_gap", "8"), ("context", "scale_gap", "32"), ("context", "scale_gap", "128"),
     ):  # fmt: skip
         value, low, high = get(part, name, group)
         assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in notes, name
+    rare = [f"{x:.3f}".lstrip("0") for x in get("frequency", "over_confidence", "1")]
+    assert f"rare tokens {rare[0]} [{rare[1]}, {rare[2]}]" in notes
+    left_out, tokens = (int(get("model", name).value) for name in ("left_out", "tokens"))
+    assert f"{left_out} of {tokens + left_out:,} predictions" in notes
+    assert left_out == get("model", "documents").value  # one a document
     assert "over-confident" in verdict(audit)
     said = audit.loc[audit["part"] == "source"].set_index("name")["text"]
     assert "dequantised" in said["quantisation"]

@@ -263,7 +263,23 @@ def test_trl(tmp_path):
     datasets = pytest.importorskip("datasets")
     tokenizers = pytest.importorskip("tokenizers")
 
-    class SmoothedSFTTrainer(SmoothedLossMixin, trl.SFTTrainer): ...
+    steps = []
+
+    def eager(inputs):
+        weights = {name: value.detach() for name, value in trained.state_dict().items()}
+        plain = model()
+        plain.load_state_dict(weights)
+        logits = plain(inputs["input_ids"], attention_mask=inputs.get("attention_mask")).logits
+        return F.cross_entropy(logits[:, :-1].reshape(-1, V), inputs["labels"][:, 1:].reshape(-1), label_smoothing=0.1)
+
+    class SmoothedSFTTrainer(SmoothedLossMixin, trl.SFTTrainer):
+        def compute_loss(self, module, inputs, *args, **kwargs):
+            if module.training:
+                expected = eager(inputs).item()
+                loss = super().compute_loss(module, inputs, *args, **kwargs)
+                steps.append((loss.item(), expected))
+                return loss
+            return super().compute_loss(module, inputs, *args, **kwargs)
 
     words = {f"w{i}": i for i in range(V - 2)} | {"[PAD]": V - 2, "[EOS]": V - 1}
     plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[PAD]"))
@@ -294,13 +310,9 @@ def test_trl(tmp_path):
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
     assert after < before - 0.5
-    trainer.fused_loss.remove()
-    trained.lm_head._forward_hooks.clear()
-    batches = [{k: v for k, v in b.items() if k in ("input_ids", "labels")} for b in trainer.get_eval_dataloader()]
-    eager = [
-        F.cross_entropy(
-            trained(b["input_ids"]).logits[:, :-1].reshape(-1, V), b["labels"][:, 1:].reshape(-1), label_smoothing=0.1
-        )
-        for b in batches
-    ]
-    assert after == pytest.approx(float(sum(eager) / len(eager)), rel=1e-4)
+    ours, expected = zip(*steps, strict=True)
+    assert len(ours) == 20
+    assert ours == pytest.approx(expected, rel=1e-5)
+    assert ours[-1] < ours[0] - 0.5
+    batches = [eager(batch).item() for batch in trainer.get_eval_dataloader()]
+    assert after == pytest.approx(sum(batches) / len(batches), rel=1e-4)
