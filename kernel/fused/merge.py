@@ -67,7 +67,7 @@ def merge_kernel(
     again,  # (1,) if AGAIN: 0 skips the kernel
     position,  # (N,)
     partial,  # (parts, 2 or 3, units, BLOCK_ROWS)
-    partial_stride,
+    partial_stride,  # units x BLOCK_ROWS
     part_stride,
     token_loss,  # (N,) input order
     lse,  # (N,) packed order, in bits
@@ -80,7 +80,6 @@ def merge_kernel(
     LOGIT_SUM: tl.constexpr,
     AGAIN: tl.constexpr,
     PARTS: tl.constexpr,
-    MAX_UNITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -98,7 +97,8 @@ def merge_kernel(
     total = tl.zeros((ROWS,), dtype=tl.float32)
     logit_sum = tl.zeros((ROWS,), dtype=tl.float32)
     for part in tl.static_range(PARTS):
-        groups = group_count(row_blocks, first_tiles if part == 0 else second_tiles, MAX_UNITS)
+        tile_count = first_tiles if part == 0 else second_tiles
+        groups = group_count(row_blocks, tile_count, partial_stride // BLOCK_ROWS)
         for group in range(groups):
             unit = group * row_blocks + row // BLOCK_ROWS
             slot = partial + part * part_stride + unit.to(tl.int64) * BLOCK_ROWS + row % BLOCK_ROWS

@@ -49,7 +49,7 @@ def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) ->
     units = max(MAX_UNITS if device.type == "cuda" else 12, blocks(n, launch.rows))
     stats = 3 if scalars.label_smoothing else 2
     partial = torch.empty(len(parts), stats, units * launch.rows, dtype=torch.float32, device=device)
-    sweep = _Sweep(head, scalars, rows, source, packed, partial, units)
+    sweep = _Sweep(head, scalars, rows, source, packed, partial)
     for part, (first, count, keep) in enumerate(parts):
         sweep.run(part, first, count, rows.number, kept if keep else None, direct=direct)
     token_loss = torch.empty(n, dtype=torch.float32, device=device)
@@ -77,7 +77,6 @@ def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) ->
             LOGIT_SUM=scalars.label_smoothing > 0,
             AGAIN=again is not None,
             PARTS=len(parts),
-            MAX_UNITS=units,
             BLOCK_ROWS=launch.rows,
             ROWS=_ROWS,
         )
@@ -135,10 +134,9 @@ class _Sweep:
         source: Tensor,
         packed: bool,
         partial: Tensor,
-        units: int,
     ) -> None:
         self.head, self.scalars, self.rows, self.source = head, scalars, rows, source
-        self.partial, self.units = partial, units
+        self.partial = partial
         by_descriptor = uses_descriptors(source, head.weight)
         if packed:
             self.runs = [("always", by_descriptor, False)]
@@ -191,7 +189,6 @@ class _Sweep:
                 KEEP=kept is not None,
                 DIRECT=direct and kept is not None,
                 RUN_IF=run_if,
-                MAX_UNITS=self.units,
                 BLOCK_ROWS=launch.rows,
                 BLOCK_VOCAB=launch.columns,
                 BLOCK_HIDDEN=launch.depth,

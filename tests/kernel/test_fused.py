@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -313,6 +315,26 @@ def test_the_host_part_of_a_launch_is_compiled_with_its_kernel(monkeypatch):
     with ThreadPoolExecutor(1) as pool:
         assert _Executor(pool).submit(lambda: compiled).result() is compiled
     assert built == [("source", "metadata")]
+
+
+def test_a_recorded_launch_holds_no_memory_and_compiles_the_same():
+    from triton.backends.nvidia.compiler import CUDABackend
+    from triton.runtime.jit import native_specialize_impl
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from kernel.fused import compile_ahead
+
+    matrix = torch.zeros(64, 64, dtype=torch.float16)
+    described = TensorDescriptor(matrix, [64, 64], [64, 1], [16, 32])
+    arguments = [matrix, matrix.view(-1)[1:], torch.zeros(3, dtype=torch.int64), described, None, 3, 2.5]
+    (launch,) = compile_ahead._record(partial(compile_ahead.run_kernel, object(), (1,), *arguments))
+    for argument, noted in zip(arguments, launch.arguments, strict=True):
+        assert not isinstance(noted, torch.Tensor)
+        keys = [native_specialize_impl(CUDABackend, a, False, True, True) for a in (argument, noted)]
+        assert keys[0] == keys[1]
+    alive = weakref.ref(matrix)
+    del matrix, described, arguments, argument
+    assert alive() is None
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
