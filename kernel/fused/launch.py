@@ -31,6 +31,7 @@ class Launch:
     stages: int
     parts: int = 2  # column blocks in which the epilogue stores: fewer need more shared memory
     reduce: bool = False  # add to the float32 accumulator in the L2 cache, by the copy engine (input gradient only)
+    early: bool = False  # start while the kernel before still ends, on Hopper or newer (not the forward)
     flatten: bool = (
         True  # fuse the loop over tiles with the loop over the sum: the next tile's loads overlap this one's end
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import capped_logits, column_part, product, store_tile
+from .tiles import capped_logits, column_part, merged_strip, product, store_tile, wait
 
 __all__ = ["gradient_rows_kernel", "kept_strip_kernel", "recomputed_strip_kernel"]
 
@@ -84,11 +84,13 @@ def recomputed_strip_kernel(
     lse,  # (N,) packed, bits
     row_scale,  # (N,) packed
     label,  # (N,) packed
-    dz,  # (N, strip)
+    dz,  # (N, strip); see tiles.merged_strip
     n,
     vocab_size,
     hidden_size,
-    strip_start,
+    run_start,  # first column of the run of strips
+    run_columns,
+    run_offset,  # of this strip
     strip_columns,  # padded to whole tiles
     dz_stride,
     hidden_row_stride,
@@ -109,17 +111,22 @@ def recomputed_strip_kernel(
     BLOCK_HIDDEN: tl.constexpr,
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
+    EARLY: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
     PRECISE: tl.constexpr,
 ):
-    """Write dz of columns ``strip_start ...`` from the logits themselves, computed once more."""
+    """Write dz of a strip, or of several, from the logits themselves, computed once more."""
+    wait(EARLY)
     row_count = tl.load(count)
     row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
-    tiles = row_blocks * tl.cdiv(strip_columns, BLOCK_VOCAB)
+    rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, BLOCK_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
+    strip_start = run_start + first
+    tiles = row_blocks * tl.cdiv(columns, BLOCK_VOCAB)
     for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         row_start = (index % row_blocks) * BLOCK_ROWS
         strip_column = (index // row_blocks) * BLOCK_VOCAB
+        strip = strip_column // strip_columns
         row = row_start + tl.arange(0, BLOCK_ROWS)
         acc = product(
             hidden,
@@ -182,8 +189,8 @@ def recomputed_strip_kernel(
             store_tile(
                 dz,
                 gradient.to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
-                row_start,
-                strip_column + offset,
+                row_start + strip * rows,
+                strip_column - strip * strip_columns + offset,
                 n,
                 strip_columns,
                 dz_stride,

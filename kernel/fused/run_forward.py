@@ -224,6 +224,8 @@ def _store_softmax(
         hidden_size,
         boundary,
         columns,
+        0,
+        columns,
         kept.softmax.stride(0),
         source.stride(0),
         weight.stride(0),
@@ -242,6 +244,7 @@ def _store_softmax(
         DESCRIPTOR=descriptor,
         PRECISE=source.dtype == torch.float32,
         **tiling(launch),
+        EARLY=False,
     )
 
 
