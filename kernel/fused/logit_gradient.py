@@ -16,13 +16,31 @@ import triton.language as tl
 
 from .tiles import capped_logits, column_part, merged_strip, product, store_tile, wait
 
-__all__ = ["gradient_rows_kernel", "kept_strip_kernel", "recomputed_strip_kernel"]
+__all__ = ["gradient_rows_kernel", "kept_strip_kernel", "largest_kernel", "recomputed_strip_kernel"]
+
+
+@triton.jit
+def largest_kernel(
+    upstream,  # (N,) input order
+    position,  # (N,)
+    largest,  # (1,) written: max |upstream| of the kept tokens, 1 if that is 0
+    n,
+    BLOCK: tl.constexpr,
+):
+    """What the upstream gradients are divided by; one program."""
+    most = tl.zeros((BLOCK,), dtype=tl.float32)
+    for start in range(0, n, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        kept = tl.load(position + row, mask=row < n, other=-1) >= 0
+        most = tl.maximum(most, tl.abs(tl.load(upstream + row, mask=kept, other=0.0)))
+    magnitude = tl.max(most, 0)
+    tl.store(largest, tl.where(magnitude > 0, magnitude, 1.0))
 
 
 @triton.jit
 def gradient_rows_kernel(
     upstream,  # (N,) input order
-    largest,  # () max |upstream| of the kept tokens, 1 if that is 0
+    largest,  # (1,) of the kernel above
     target,  # (N,)
     position,  # (N,)
     lse,  # (N,) packed, bits

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from .arguments import Head, Kept, Scalars, describe, keeps_directly, starting, tiling
@@ -12,7 +13,7 @@ from .compile_ahead import run_kernel
 from .input_gradient import CUTS, extra_row_blocks, input_gradient_kernel, unpack_kernel
 from .keep import column_sum
 from .launch import blocks, launch_table, processors, uses_descriptors
-from .logit_gradient import gradient_rows_kernel, kept_strip_kernel, recomputed_strip_kernel
+from .logit_gradient import gradient_rows_kernel, kept_strip_kernel, largest_kernel, recomputed_strip_kernel
 from .rows import KeptRows, pack_hidden
 from .schedule import Schedule
 from .weight_gradient import bias_gradient_kernel, weight_gradient_kernel
@@ -104,8 +105,9 @@ class _Backward:
             self.weight_gradient = weight.new_empty(weight.shape) if weight_gradient is None else weight_gradient
         self.bias_gradient = weight.new_empty(self.vocab_size) if needs[2] and bias is not None else None
 
-        magnitude = torch.where(rows.position >= 0, upstream.abs(), 0).amax()
-        self.largest = torch.where(magnitude > 0, magnitude, 1)
+        self.largest = torch.empty(1, dtype=torch.float32, device=device)
+        block = min(4096, triton.next_power_of_2(self.n))
+        run_kernel(largest_kernel, (1,), upstream, rows.position, self.largest, self.n, BLOCK=block, num_warps=8)
         direct = kept is not None and keeps_directly(hidden.dtype, scalars)
         self.row_scale = torch.empty(self.n, dtype=torch.float32, device=device)
         self.kept_scale = torch.empty(self.n, dtype=torch.float32, device=device) if direct else None

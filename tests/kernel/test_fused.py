@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 import weakref
@@ -22,7 +23,8 @@ from hypothesis import strategies as st
 from kernel import chunked, fused, linear_cross_entropy
 from kernel.options import LossOptions
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+tl, tiles = triton.language, importlib.import_module("kernel.fused.tiles")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
 TILE = (16, 32, 16)  # tokens, vocabulary, hidden size of the interpreter's tiles
@@ -335,6 +337,37 @@ def test_a_recorded_launch_holds_no_memory_and_compiles_the_same():
     alive = weakref.ref(matrix)
     del matrix, described, arguments, argument
     assert alive() is None
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "softcap": 3.0}], ids=str)
+@pytest.mark.parametrize("workspace_bytes", [0, 6_400, 20_000])
+@pytest.mark.parametrize("ignored", [0.7, 0.9])
+def test_strips_merged_where_few_tokens_are_kept(ignored, workspace_bytes, options):
+    args = problem(70, 500, 20, bias=True, weighted=True, ignored=ignored, seed=1)
+    check(args, workspace_bytes=workspace_bytes, **options)
+
+
+@triton.jit
+def merged_span(found, row_count, n, width, offset, run_columns, BLOCK_ROWS: tl.constexpr):
+    rows, first, columns = tiles.merged_strip(row_count, n, width, offset, run_columns, BLOCK_ROWS)
+    tl.store(found, rows)
+    tl.store(found + 1, first)
+    tl.store(found + 2, columns)
+
+
+def test_merged_strips_are_as_many_as_memory_holds():
+    expected = {  # of 100 rows, strips of 64 columns, 5 of them
+        100: [(112, 64 * i, 64) for i in range(5)],
+        51: [(64, 64 * i, 64) for i in range(5)],
+        48: [(48, 0, 128), (48, 128, 128), (48, 256, 64), (48, 320, 0), (48, 320, 0)],
+        3: [(16, 0, 320), *[(16, 320, 0)] * 4],
+        0: [(0, 0, 320), *[(0, 320, 0)] * 4],
+    }
+    for count, spans_ in expected.items():
+        found = torch.full((5, 3), -1, dtype=torch.int32)
+        for strip in range(5):
+            merged_span[(1,)](found[strip], count, 100, 64, 64 * strip, 320, BLOCK_ROWS=16)
+        assert [tuple(row) for row in found.tolist()] == spans_, count
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
