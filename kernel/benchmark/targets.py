@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .problems import SHAPES
 
-__all__ = ["Table", "Target", "main", "targets"]
+__all__ = ["Table", "Target", "main", "read", "targets"]
 
 DATA = Path("paper_figures/data")
 DEFAULT, SMALL, KEPT = "triton, default", "triton, 32 MiB", "triton, all kept"
@@ -97,11 +97,13 @@ class Table:
         return None if peak is None or own is None else peak - own
 
 
-def targets(table: Table) -> Iterator[Target]:
-    """Every figure that the table can decide, in the order of the requirement."""
+def targets(table: Table, first_calls: Sequence[dict[str, str]] = ()) -> Iterator[Target]:
+    """Every figure that the table can decide, in the order of the requirement; then those of first_call.csv."""
     for target in (*_absolute(table), *_against_rivals(table), *_parts(table), *_errors(table)):
         if target.measured == target.measured:  # what was not measured is nan and cannot be judged
             yield target
+    for row in first_calls:
+        yield Target("first call, nothing compiled", row["shape"], float(row["first_seconds"]), 5.0, "s")
 
 
 def _value(number: float | None) -> float:
@@ -178,11 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first-call", type=Path, default=DATA / "first_call.csv")
     parser.add_argument("--missed", action="store_true", help="only the lines that are not met")
     given = parser.parse_args(arguments)
-    found = list(targets(Table(_read(given.table))))
-    found += [
-        Target("first call, nothing compiled", row["shape"], float(row["first_seconds"]), 5.0, "s")
-        for row in (_read(given.first_call) if given.first_call.exists() else ())
-    ]
+    found = list(targets(Table(read(given.table)), read(given.first_call) if given.first_call.exists() else ()))
     for target in found:
         if not (given.missed and target.met):
             print(target)
@@ -190,7 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if found else 1
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows of a table."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
