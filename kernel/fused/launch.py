@@ -55,9 +55,9 @@ _HOPPER_16 = Launch(128, 256, 64, warps=8, stages=3)
 _TABLES = {
     ("hopper", 2): LaunchTable(
         forward=replace(_HOPPER_16, stages=4),
-        logit_gradient=replace(_HOPPER_16, stages=4),
-        weight_gradient=replace(_HOPPER_16, stages=4),
-        input_gradient=replace(_HOPPER_16, reduce=True),
+        logit_gradient=replace(_HOPPER_16, stages=4, early=True),
+        weight_gradient=replace(_HOPPER_16, stages=4, early=True),
+        input_gradient=replace(_HOPPER_16, reduce=True, early=True),
     ),
     # Products of float32 run on the CUDA cores, in IEEE arithmetic: tile for registers, nothing else matters.
     ("hopper", 4): LaunchTable(*[Launch(64, 64, 32, warps=4, stages=2, flatten=False)] * 4),

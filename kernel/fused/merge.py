@@ -82,6 +82,7 @@ def merge_kernel(
     PARTS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):
     """Token losses, lse - (1 - b) z_target - (b / V) sum_k z_k + z_loss lse^2 for ROWS tokens; 0 for ignored ones."""
     if AGAIN:  # noqa: SIM102 - the first is settled at compile time
@@ -99,17 +100,19 @@ def merge_kernel(
     for part in tl.static_range(PARTS):
         tile_count = first_tiles if part == 0 else second_tiles
         groups = group_count(row_blocks, tile_count, partial_stride // BLOCK_ROWS)
-        for group in range(groups):
-            unit = group * row_blocks + row // BLOCK_ROWS
-            slot = partial + part * part_stride + unit.to(tl.int64) * BLOCK_ROWS + row % BLOCK_ROWS
-            part_peak = tl.load(slot, mask=valid, other=0.0)
-            part_total = tl.load(slot + partial_stride, mask=valid, other=1.0)
-            new = tl.maximum(peak, part_peak)
-            total = total * tl.exp2(peak - new) + part_total * tl.exp2(part_peak - new)
+        for start in range(0, groups, GROUPS):  # several at a time: of few tokens there are hundreds of groups
+            group = start + tl.arange(0, GROUPS)
+            unit = group[None, :] * row_blocks + (row // BLOCK_ROWS)[:, None]
+            slot = partial + part * part_stride + unit.to(tl.int64) * BLOCK_ROWS + (row % BLOCK_ROWS)[:, None]
+            inside = valid[:, None] & (group < groups)[None, :]
+            part_peak = tl.load(slot, mask=inside, other=float("-inf"))
+            part_total = tl.load(slot + partial_stride, mask=inside, other=0.0)
+            new = tl.where(valid, tl.maximum(peak, tl.max(part_peak, 1)), 0.0)
+            total = total * tl.exp2(peak - new) + tl.sum(part_total * tl.exp2(part_peak - new[:, None]), 1)
             peak = new
             if LOGIT_SUM:
-                logit_sum += tl.load(slot + 2 * partial_stride, mask=valid, other=0.0)
-    log_total = tl.log2(total)
+                logit_sum += tl.sum(tl.load(slot + 2 * partial_stride, mask=inside, other=0.0), 1)
+    log_total = tl.log2(tl.where(valid, total, 1.0))
 
     z = tl.load(target_logit + row, mask=valid, other=0.0)
     # lse - z = log2(total) + (peak - z): the difference of the two large numbers is taken first.

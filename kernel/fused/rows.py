@@ -20,6 +20,7 @@ __all__ = ["KeptRows", "index_rows", "pack_hidden"]
 
 _INDEX_BLOCK = 4096
 _PACK_ROWS, _PACK_COLUMNS = 16, 128
+_LARGEST_TILE = 256  # rows of any tile of a product
 
 
 class KeptRows(NamedTuple):
@@ -56,10 +57,13 @@ def _pack_kernel(
     row_stride,
     column_stride,
     SCALED: tl.constexpr,
+    ALIGNED_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     kept = tl.load(count)
+    if tl.program_id(0) * BLOCK_ROWS >= tl.cdiv(kept, ALIGNED_ROWS) * ALIGNED_ROWS:
+        return
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     origin = tl.load(source + row, mask=row < kept, other=0).to(tl.int64)
     for start in range(0, hidden_size, BLOCK_COLUMNS):
@@ -88,7 +92,7 @@ def index_rows(target: Tensor, ignore_index: int) -> KeptRows:
 
 
 def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor, scale: Tensor | None = None) -> None:
-    """``packed[i] = scale[i] hidden[rows.source[i]]`` for the kept rows, 0 beyond: products read whole tiles."""
+    """``packed[i] = scale[i] hidden[rows.source[i]]`` for the kept rows, 0 up to the end of their last tile."""
     n, hidden_size = hidden.shape
     run_kernel(
         _pack_kernel,
@@ -103,6 +107,7 @@ def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor, scale: Tensor | 
         hidden.stride(0),
         hidden.stride(1),
         SCALED=scale is not None,
+        ALIGNED_ROWS=_LARGEST_TILE,
         BLOCK_ROWS=_PACK_ROWS,
         BLOCK_COLUMNS=_PACK_COLUMNS,
     )

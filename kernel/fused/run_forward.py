@@ -79,6 +79,7 @@ def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) ->
             PARTS=len(parts),
             BLOCK_ROWS=launch.rows,
             ROWS=_ROWS,
+            GROUPS=8,
         )
 
     merge(None)
@@ -118,7 +119,7 @@ def _target_logit(head: Head, scalars: Scalars, rows: KeptRows) -> Tensor:
         SOFTCAP=scalars.softcap > 0,
         PRECISE=hidden.dtype == torch.float32,
         ROWS=_ROWS,
-        BLOCK_HIDDEN=128,
+        BLOCK_HIDDEN=256,
     )
     return logit
 
