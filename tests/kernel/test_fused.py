@@ -24,7 +24,8 @@ from kernel import chunked, fused, linear_cross_entropy
 from kernel.options import LossOptions
 
 triton = pytest.importorskip("triton")
-tl, tiles = triton.language, importlib.import_module("kernel.fused.tiles")
+tl = triton.language
+input_gradient, tiles = (importlib.import_module(f"kernel.fused.{name}") for name in ("input_gradient", "tiles"))
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
 TILE = (16, 32, 16)  # tokens, vocabulary, hidden size of the interpreter's tiles
@@ -345,6 +346,37 @@ def test_a_recorded_launch_holds_no_memory_and_compiles_the_same():
 def test_strips_merged_where_few_tokens_are_kept(ignored, workspace_bytes, options):
     args = problem(70, 500, 20, bias=True, weighted=True, ignored=ignored, seed=1)
     check(args, workspace_bytes=workspace_bytes, **options)
+
+
+@triton.jit
+def last_round(found, row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE):
+    whole, cuts = input_gradient._last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
+    tl.store(found, whole)
+    tl.store(found + 1, cuts)
+
+
+@pytest.mark.parametrize("column_blocks", [1, 3, 9])
+def test_cuts_of_the_last_round_fit_the_memory_and_take_the_least_time(column_blocks):
+    programs, most, steps, piece = 132, *input_gradient.CUTS.values()
+    chosen = set()
+    for n_blocks, kept_blocks in ((64, 64), (64, 13), (44, 44), (128, 26), (9, 9), (200, 3), (5, 0)):
+        memory = n_blocks + input_gradient.extra_row_blocks(n_blocks, column_blocks, programs)
+        found = torch.zeros(2, dtype=torch.int32)
+        last_round[(1,)](found, kept_blocks, column_blocks, programs, memory, **input_gradient.CUTS)
+        whole, cuts = found.tolist()
+        rest = kept_blocks * column_blocks - whole
+        assert whole % programs == 0
+        assert 0 <= rest < programs
+        cut_rows = kept_blocks - whole // column_blocks
+        time = {
+            c: -(-rest * c // programs) * (-(-steps // c) + piece)
+            for c in range(1, most + 1)
+            if kept_blocks + (c - 1) * cut_rows <= memory
+        }
+        assert cuts in time, "pieces beyond the accumulator"
+        assert time[cuts] == min(time.values())
+        chosen.add(cuts)
+    assert len(chosen) > 1
 
 
 @triton.jit
