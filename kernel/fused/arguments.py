@@ -13,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .launch import Launch
 from .schedule import Schedule
 
-__all__ = ["Head", "Kept", "Scalars", "describe", "keeps_directly", "kept_views", "may_keep", "starting", "tiling"]
+__all__ = ["Head", "Kept", "Scalars", "describe", "keeps_directly", "kept_views", "may_keep", "tiling"]
 
 
 class Head(NamedTuple):
@@ -92,9 +92,3 @@ def tiling(launch: Launch) -> dict[str, Any]:
         "PRECISION": "ieee",
         "PARTS": launch.parts,
     }
-
-
-def starting(launch: Launch, device: torch.device) -> dict[str, bool]:
-    """Arguments of a kernel that may start while the one before still runs (:func:`.tiles.wait`)."""
-    early = launch.early and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}

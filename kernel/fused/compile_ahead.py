@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["compile_ahead", "run_kernel"]
+__all__ = ["compile_ahead", "recording", "run_kernel"]
 
 _recorded: ContextVar[list[_Launch] | None] = ContextVar("recorded", default=None)
 _known: set[Hashable] = set()
@@ -82,6 +82,11 @@ def _without_memory(argument: Any) -> Any:
     if isinstance(argument, TensorDescriptor):
         return replace(argument, base=_without_memory(argument.base))
     return argument
+
+
+def recording() -> bool:
+    """Whether launches are only noted down at the moment: what they would write is undefined."""
+    return _recorded.get() is not None
 
 
 def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], object]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import column_part, load_tile, merged_strip, wait
+from .tiles import column_part, load_tile, merged_strip
 
 __all__ = ["CUTS", "extra_row_blocks", "input_gradient_kernel", "unpack_kernel"]
 
@@ -177,7 +177,6 @@ def input_gradient_kernel(
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     REDUCE: tl.constexpr,
-    EARLY: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -185,7 +184,6 @@ def input_gradient_kernel(
 
     With REDUCE the copy engine adds in the L2 cache; without it the program loads, adds and stores.
     """
-    wait(EARLY)
     row_count = tl.load(count)
     strip_rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
     strip_start = run_start + first

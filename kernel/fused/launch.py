@@ -31,7 +31,6 @@ class Launch:
     stages: int
     parts: int = 2  # column blocks in which the epilogue stores: fewer need more shared memory
     reduce: bool = False  # add to the float32 accumulator in the L2 cache, by the copy engine (input gradient only)
-    early: bool = False  # start while the kernel before still ends, on Hopper or newer (not the forward)
     flatten: bool = (
         True  # fuse the loop over tiles with the loop over the sum: the next tile's loads overlap this one's end
     )
@@ -55,9 +54,9 @@ _HOPPER_16 = Launch(128, 256, 64, warps=8, stages=3)
 _TABLES = {
     ("hopper", 2): LaunchTable(
         forward=replace(_HOPPER_16, stages=4),
-        logit_gradient=replace(_HOPPER_16, stages=4, early=True),
-        weight_gradient=replace(_HOPPER_16, stages=4, early=True),
-        input_gradient=replace(_HOPPER_16, reduce=True, early=True),
+        logit_gradient=replace(_HOPPER_16, stages=4),
+        weight_gradient=replace(_HOPPER_16, stages=4),
+        input_gradient=replace(_HOPPER_16, reduce=True),
     ),
     # Products of float32 run on the CUDA cores, in IEEE arithmetic: tile for registers, nothing else matters.
     ("hopper", 4): LaunchTable(*[Launch(64, 64, 32, warps=4, stages=2, flatten=False)] * 4),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import capped_logits, column_part, merged_strip, product, store_tile, wait
+from .tiles import capped_logits, column_part, merged_strip, product, store_tile
 
 __all__ = ["gradient_rows_kernel", "kept_strip_kernel", "largest_kernel", "recomputed_strip_kernel"]
 
@@ -129,13 +129,11 @@ def recomputed_strip_kernel(
     BLOCK_HIDDEN: tl.constexpr,
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
-    EARLY: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
     PRECISE: tl.constexpr,
 ):
     """Write dz of a strip, or of several, from the logits themselves, computed once more."""
-    wait(EARLY)
     row_count = tl.load(count)
     row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
     rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, BLOCK_ROWS)  # pyright: ignore[reportGeneralTypeIssues]

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .arguments import Head, Kept, Scalars, describe, keeps_directly, starting, tiling
+from .arguments import Head, Kept, Scalars, describe, keeps_directly, tiling
 from .compile_ahead import run_kernel
 from .input_gradient import CUTS, extra_row_blocks, input_gradient_kernel, unpack_kernel
 from .keep import column_sum
@@ -179,7 +179,6 @@ class _Backward:
             DESCRIPTOR=self.descriptor,
             PRECISE=self.packed.dtype == torch.float32,
             **tiling(launch),
-            **starting(launch, self.head.hidden.device),
         )
 
     def convert(self, dz: Tensor, kept: Kept, start: int, boundary: int) -> None:
@@ -263,7 +262,6 @@ class _Backward:
             ALIGNED_ROWS=self.table.logit_gradient.rows,
             DESCRIPTOR=self.descriptor,
             **tiling(launch),
-            **starting(launch, self.head.hidden.device),
         )
 
     def add_bias(self, dz: Tensor, columns: _Columns, uniform: Tensor | None) -> None:
@@ -328,7 +326,6 @@ class _Backward:
             DESCRIPTOR=self.descriptor,
             REDUCE=reduce,
             **tiling(launch),
-            **starting(launch, self.head.hidden.device),
         )
         self.fresh = False
 

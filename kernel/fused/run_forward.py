@@ -18,7 +18,7 @@ from .rows import KeptRows, index_rows, pack_hidden
 
 __all__ = ["forward"]
 
-_ROWS = 16  # tokens of a program of the small kernels
+_ROWS, _TARGETS = 16, 4  # tokens of a program that joins groups, and of one that gathers targets' rows
 
 
 def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) -> tuple[Tensor, Tensor, KeptRows]:
@@ -33,7 +33,7 @@ def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) ->
     hidden, weight, _, target = head
     n, vocab_size, device = hidden.shape[0], weight.shape[0], hidden.device
     launch = launch_table(device, hidden.dtype).forward
-    rows = index_rows(target, scalars.ignore_index)
+    rows = index_rows(target, scalars.ignore_index, vocab_size)
     target_logit = _target_logit(head, scalars, rows)
     direct = kept is not None and keeps_directly(hidden.dtype, scalars)
     if kept is not None and direct:
@@ -79,7 +79,7 @@ def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) ->
             PARTS=len(parts),
             BLOCK_ROWS=launch.rows,
             ROWS=_ROWS,
-            GROUPS=8,
+            GROUPS=32,
         )
 
     merge(None)
@@ -101,7 +101,7 @@ def _target_logit(head: Head, scalars: Scalars, rows: KeptRows) -> Tensor:
     logit = torch.empty(n, dtype=torch.float32, device=hidden.device)
     run_kernel(
         target_logit_kernel,
-        (blocks(n, _ROWS),),
+        (blocks(n, _TARGETS),),
         hidden,
         weight,
         bias,
@@ -118,7 +118,7 @@ def _target_logit(head: Head, scalars: Scalars, rows: KeptRows) -> Tensor:
         HAS_BIAS=bias is not None,
         SOFTCAP=scalars.softcap > 0,
         PRECISE=hidden.dtype == torch.float32,
-        ROWS=_ROWS,
+        ROWS=_TARGETS,
         BLOCK_HIDDEN=256,
     )
     return logit
@@ -245,7 +245,6 @@ def _store_softmax(
         DESCRIPTOR=descriptor,
         PRECISE=source.dtype == torch.float32,
         **tiling(launch),
-        EARLY=False,
     )
 
 

@@ -5,18 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["capped_logits", "column_part", "load_tile", "merged_strip", "product", "softcap_tanh", "store_tile", "wait"]
-
-
-@triton.jit
-def wait(EARLY: tl.constexpr):
-    """Where a kernel may start early: let the next one do so too, and wait for the one before, whose results it reads.
-
-    Comes first in a kernel: even one that has nothing to do must not end before those that the next one relies on.
-    """
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()  # pyright: ignore[reportAttributeAccessIssue]
-        tl.extra.cuda.gdc_wait()  # pyright: ignore[reportAttributeAccessIssue]
+__all__ = ["capped_logits", "column_part", "load_tile", "merged_strip", "product", "softcap_tanh", "store_tile"]
 
 
 @triton.jit

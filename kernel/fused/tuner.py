@@ -104,7 +104,7 @@ def _neighbours(table: LaunchTable, name: str, candidates: Sequence[Launch]) -> 
     current: Launch = getattr(table, name)
     columns = table.logit_gradient.columns
     for launch in candidates:
-        launch = replace(launch, reduce=current.reduce, flatten=current.flatten, early=current.early)
+        launch = replace(launch, reduce=current.reduce, flatten=current.flatten)
         if launch == current or (name in ("forward", "logit_gradient") and launch.columns != columns):
             continue
         if (name == "weight_gradient" and columns % launch.rows) or (

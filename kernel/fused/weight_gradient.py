@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import column_part, load_tile, merged_strip, store_tile, wait
+from .tiles import column_part, load_tile, merged_strip, store_tile
 
 __all__ = ["bias_gradient_kernel", "weight_gradient_kernel"]
 
@@ -40,12 +40,10 @@ def weight_gradient_kernel(
     UNIFORM: tl.constexpr,
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
-    EARLY: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Persistent; hidden-size blocks vary fastest, so that a strip of dz is read from memory once."""
-    wait(EARLY)
     row_count = tl.load(count)
     factor = tl.load(scale) * constant
     rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]

@@ -320,6 +320,17 @@ def test_the_host_part_of_a_launch_is_compiled_with_its_kernel(monkeypatch):
     assert built == [("source", "metadata")]
 
 
+@pytest.mark.parametrize("wrong", [5, -1])
+def test_targets_out_of_range_are_noticed_on_the_way(wrong):
+    from kernel.fused.rows import index_rows
+
+    right = torch.tensor([0, 4, -100, 3])
+    assert index_rows(right, -100, 5).position.tolist() == [0, 1, -1, 2]
+    with pytest.raises(RuntimeError, match=r"target must be in \[0, 5\) or equal ignore_index"):
+        index_rows(torch.tensor([0, 4, -100, wrong]), -100, 5)
+    assert index_rows(torch.tensor([0, wrong]), wrong, 5).position.tolist() == [0, -1]
+
+
 def test_a_recorded_launch_holds_no_memory_and_compiles_the_same():
     from triton.backends.nvidia.compiler import CUDABackend
     from triton.runtime.jit import native_specialize_impl
