@@ -136,17 +136,23 @@ def kernel_targets(data: Path) -> str:
         of_line = [t for t in found if t.line == name]
         cells = []
         for shape in shapes:
-            measured = [f"{t.measured:.3g}" if t.met else f"**{t.measured:.3g}**" for t in of_line if t.shape == shape]
-            cells.append(", ".join(measured))
-        asked = " or ".join(dict.fromkeys(f"{t.asked:.3g}" for t in of_line))
+            measured = [(_figure(t.measured), t.met) for t in of_line if t.shape == shape]
+            cells.append(", ".join(text if met else f"**{text}**" for text, met in measured))
+        asked = " or ".join(dict.fromkeys(_figure(t.asked) for t in of_line))
         sign = "at least" if of_line[0].at_least else "at most"
-        lines.append(f"| {name} | {sign} {asked} {of_line[0].unit} | {' | '.join(cells)} |")
+        asked = f"{asked} {of_line[0].unit}".strip()
+        lines.append(f"| {name} | {sign} {asked} | {' | '.join(cells)} |")
     about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
     where = (
         f"One {about['device']}, {about['rounds']} rounds, commit `{about['commit'][:12]}`; bold: not met. "
         f"{sum(t.met for t in found)} of {len(found)} figures met: `python -m kernel.benchmark.targets` prints each."
     )
     return "\n".join([*lines, "", _wrapped(where)])
+
+
+def _figure(value: float) -> str:
+    """Three digits, or all of a number of hundreds and more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def kernel_floors(data: Path) -> str:
