@@ -125,6 +125,56 @@ def kernel(data: Path) -> str:
     return "\n".join([*lines, "", _wrapped(comparison)])
 
 
+def kernel_targets(data: Path) -> str:
+    """What was asked of the kernel and what the table has, a line a requirement, a column a shape."""
+    from kernel.benchmark.targets import Table, read, targets
+
+    found = list(targets(Table(read(data / "kernel.csv")), read(data / "first_call.csv")))
+    shapes = list(dict.fromkeys(t.shape for t in found))
+    lines = [f"| | asked | {' | '.join(shapes)} |", "|---|---|" + "---|" * len(shapes)]
+    for name in dict.fromkeys(t.line for t in found):
+        of_line = [t for t in found if t.line == name]
+        cells = []
+        for shape in shapes:
+            measured = [(_figure(t.measured), t.met) for t in of_line if t.shape == shape]
+            cells.append(", ".join(text if met else f"**{text}**" for text, met in measured))
+        asked = " or ".join(dict.fromkeys(_figure(t.asked) for t in of_line))
+        sign = "at least" if of_line[0].at_least else "at most"
+        asked = f"{asked} {of_line[0].unit}".strip()
+        lines.append(f"| {name} | {sign} {asked} | {' | '.join(cells)} |")
+    about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
+    where = (
+        f"One {about['device']}, {about['rounds']} rounds, commit `{about['commit'][:12]}`; bold: not met. "
+        f"{sum(t.met for t in found)} of {len(found)} figures met: `python -m kernel.benchmark.targets` prints each."
+    )
+    return "\n".join([*lines, "", _wrapped(where)])
+
+
+def _figure(value: float) -> str:
+    """Three digits, or all of a number of hundreds and more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def kernel_floors(data: Path) -> str:
+    """The part of a loss that keeps its logits that nothing avoids, beside what ours takes."""
+    rows: Any = pd.read_csv(data / "kernel.csv")
+    rows = rows[
+        (rows["mode"] == "loss and gradients")
+        & rows["softcap"].isna()
+        & (rows["ignored"] == 0)
+        & (rows["label_smoothing"] == 0.1)
+    ].set_index(["shape", "implementation"])
+    ratio = rows["ms"] / rows["matmul_ms"]
+    lines = [
+        "| in t_mm | three products by the library | all strips kept | of it beyond the products |",
+        "|---|---|---|---|",
+    ]
+    for shape in dict.fromkeys(rows.index.get_level_values("shape")):
+        least, kept = ratio[shape, "three products"], ratio[shape, _KEPT]
+        lines.append(f"| {shape} | {least:.2f} | {kept:.2f} | {kept - least:+.2f} |")
+    return "\n".join(lines)
+
+
 def statistics(data: Path) -> str:
     """What the statistics of a head cost beside the loss-only forward."""
     rows: Any = pd.read_csv(data / "statistics.csv")
@@ -178,6 +228,8 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "verdicts": verdicts,
     "figures": figures,
     "kernel": kernel,
+    "kernel targets": kernel_targets,
+    "kernel floors": kernel_floors,
     "statistics": statistics,
     "cpu": cpu,
     "training step": training_step,

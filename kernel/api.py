@@ -106,11 +106,12 @@ def linear_cross_entropy(
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
     check_tensor("target", target)
     check_tensors(input, linear_weight, target, linear_bias, token_weight)
-    check_target_range(target, linear_weight.shape[0], ignore_index)
+    function = _resolve(implementation, input)
+    if function is not fused.loss or target.device.type == "cpu":  # the fused loss checks on its way
+        check_target_range(target, linear_weight.shape[0], ignore_index)
     if token_weight is not None:
         token_weight = token_weight.to(compute_dtype(input.dtype))
         check_token_weight_range(token_weight)
-    function = _resolve(implementation, input)
     with _autocast_off(input):
         loss = function(
             input.reshape(-1, input.shape[-1]),

@@ -7,15 +7,12 @@ the machine beside it. The calls take turns in every round; ratios are medians o
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
-import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -24,6 +21,7 @@ from tqdm import tqdm
 from .api import linear_cross_entropy
 from .benchmark.measure import peak_bytes, turn
 from .benchmark.problems import SHAPES, Data, make_data
+from .benchmark.tables import machine, write
 from .fused.launch import Launch, launch_table
 from .fused_statistics import statistics as fused
 from .options import LossOptions
@@ -138,15 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not rows:
         return
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    with chosen.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write(chosen.out, rows)
     command = f"python -m kernel.benchmark_statistics --rounds {chosen.rounds} --shape {chosen.shape}"
-    machine: dict[str, object] = {"command": command + (f" --scale {chosen.scale}" if chosen.scale != 1 else "")}
-    machine |= {"torch": torch.__version__, "triton": metadata.version("triton"), "python": platform.python_version()}
-    machine["device"] = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    chosen.out.with_suffix(".json").write_text(json.dumps(machine, indent=1) + "\n")
+    command += f" --scale {chosen.scale}" if chosen.scale != 1 else ""
+    about = {"command": command, **machine(device, chosen.rounds)}
+    chosen.out.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def _pass(
     stride = units * launch.rows
     partials = torch.empty(3 + 3 * several, stride, dtype=torch.float32, device=device)
     classes = torch.empty(2, stride, dtype=torch.int32, device=device)
-    common = {"HAS_TARGET": target is not None, "K": several, "MAX_UNITS": units, "BLOCK_ROWS": launch.rows}
+    common = {"HAS_TARGET": target is not None, "K": several, "BLOCK_ROWS": launch.rows}
     # Whether rows are dropped is known on the device alone; descriptors load blocks of neighbours only.
     runs = [("all kept", True), ("some ignored", False)] if uses_descriptors(hidden, weight) else [("always", False)]
     for run_if, descriptor in runs:

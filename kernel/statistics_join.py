@@ -47,7 +47,7 @@ def join_kernel(
     inverse_temperature,  # (K,)
     partial,
     classes,
-    stride,
+    stride,  # units x BLOCK_ROWS
     scores,  # (6, N, temperatures): lse, entropy, participation, log_probability, confidence, log1m_confidence
     logits,  # (3, N): max_logit, target_logit, mean_logit
     indices,  # (2, N) int64: argmax, rank
@@ -58,13 +58,12 @@ def join_kernel(
     temperatures,
     HAS_TARGET: tl.constexpr,
     K: tl.constexpr,
-    MAX_UNITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Joins the groups of ROWS tokens and writes their statistics in nats; nan and -1 for ignored tokens."""
     row_blocks = tl.cdiv(tl.load(count), BLOCK_ROWS)
-    groups = group_count(row_blocks, tile_count, MAX_UNITS)
+    groups = group_count(row_blocks, tile_count, stride // BLOCK_ROWS)
     origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = tl.load(position + origin, mask=origin < n, other=-1)
     valid = row >= 0

@@ -62,7 +62,6 @@ def sweep_kernel(
     MASK_VOCAB: tl.constexpr,
     RUN_IF: tl.constexpr,  # "all kept", "some ignored", "always"
     K: tl.constexpr,  # temperatures, a power of two
-    MAX_UNITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -78,7 +77,7 @@ def sweep_kernel(
         row_blocks = tl.where(row_count == n, row_blocks, 0)
     elif RUN_IF == "some ignored":
         row_blocks = tl.where(row_count == n, 0, row_blocks)
-    groups = group_count(row_blocks, tile_count, MAX_UNITS)
+    groups = group_count(row_blocks, tile_count, stride // BLOCK_ROWS)
     k = tl.arange(0, K)[None, :]
     inverse = tl.load(inverse_temperature + k)
     for unit in range(tl.program_id(0), row_blocks * groups, tl.num_programs(0)):

@@ -95,14 +95,13 @@ def check_target_range(target: Tensor, vocab_size: int, ignore_index: int) -> No
     On the CPU a ValueError names the first offender. On other devices the check is a device-side assertion, as in
     :func:`torch.nn.functional.cross_entropy`, so that the host does not wait.
     """
-    bad = ((target < 0) | (target >= vocab_size)) & (target != ignore_index)
+    good = ((target >= 0) & (target < vocab_size)) | (target == ignore_index)
     if target.device.type == "cpu":
-        if bad.any():
-            raise ValueError(
-                f"target must be in [0, {vocab_size}) or equal ignore_index={ignore_index}, got {int(target[bad][0])}."
-            )
+        if not good.all():
+            first = int(target[~good][0])
+            raise ValueError(f"target must be in [0, {vocab_size}) or equal ignore_index={ignore_index}, got {first}.")
     else:
-        torch.ops.aten._assert_async.msg(~bad.any(), f"target must be in [0, {vocab_size}) or equal ignore_index.")
+        torch.ops.aten._assert_async.msg(good.all(), f"target must be in [0, {vocab_size}) or equal ignore_index.")
 
 
 def check_token_weight_range(token_weight: Tensor) -> None:

@@ -40,18 +40,22 @@ def loss(
     if reason := available(input.device, input.dtype):
         raise ValueError(f"implementation='triton' cannot run here: {reason}.")
     kept = target != options.ignore_index
-    weight = kept.float() if token_weight is None else torch.where(kept, token_weight.float(), 0)
     if input.shape[0]:
         token_loss = _token_loss(input, linear_weight, target, linear_bias, options, workspace_bytes)
     else:  # no kernel runs on nothing; the sums keep the arguments in the graph, with gradients of zero
         token_loss = (input.sum(-1) + 0 * linear_weight.sum()).float()
         token_loss = token_loss if linear_bias is None else token_loss + 0 * linear_bias.float().sum()
-    token_loss = token_loss * weight
+    weight = kept  # which is where the losses are not zero
+    if token_weight is not None:
+        weight = torch.where(kept, token_weight.float(), 0)
+        token_loss = token_loss * weight
     if options.reduction == "none":
         return token_loss
     if options.reduction == "sum":
         return token_loss.sum()
     total = weight.sum()
+    if token_weight is None:  # nan and no gradient where no token is kept: none has a row that the kernels read
+        return token_loss.sum() / total
     # No weight at all: the value is torch's nan, the gradient zero rather than 0 / 0.
     return torch.where(total > 0, token_loss.sum() / torch.where(total > 0, total, 1), torch.nan)
 

@@ -1,7 +1,8 @@
 """Launches kernels, and compiles all kernels of a loss side by side before the first of them runs.
 
 The launches of forward and backward are gone through once without running a kernel, which tells what is needed. The
-kernels with the most parameters are the largest and take longest: they start first.
+kernels with the most parameters are the largest and take longest: they start first. Of a tensor only what decides the
+compilation is noted down, so that memory is free again as early as in a call that runs.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import os
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["compile_ahead", "run_kernel"]
+__all__ = ["compile_ahead", "recording", "run_kernel"]
 
 _recorded: ContextVar[list[_Launch] | None] = ContextVar("recorded", default=None)
 _known: set[Hashable] = set()
@@ -26,6 +30,23 @@ class _Launch(NamedTuple):
     grid: tuple[Any, ...]
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Pointer:
+    """Stands for a tensor: what Triton looks at before it compiles."""
+
+    dtype: torch.dtype
+    address: int
+
+    def data_ptr(self) -> int:
+        """Address, of which the alignment counts."""
+        return self.address
+
+    @staticmethod
+    def ptr_range() -> int:
+        """Bytes behind the address, which only the AMD backend asks for."""
+        return 2**31 - 1
 
 
 class _Executor:
@@ -52,7 +73,20 @@ def run_kernel(kernel: Any, grid: tuple[Any, ...], *arguments: Any, **constants:
     if recorded is None:
         kernel[grid](*arguments, **constants)
     else:
-        recorded.append(_Launch(kernel, grid, arguments, constants))
+        recorded.append(_Launch(kernel, grid, tuple(map(_without_memory, arguments)), constants))
+
+
+def _without_memory(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return _Pointer(argument.dtype, argument.data_ptr())
+    if isinstance(argument, TensorDescriptor):
+        return replace(argument, base=_without_memory(argument.base))
+    return argument
+
+
+def recording() -> bool:
+    """Whether launches are only noted down at the moment: what they would write is undefined."""
+    return _recorded.get() is not None
 
 
 def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], object]) -> None:

@@ -34,9 +34,12 @@ MAX_UNITS = (
 
 
 @triton.jit
-def group_count(row_blocks, tile_count, MAX_UNITS: tl.constexpr):
-    """Groups of vocabulary tiles a block of tokens is split into."""
-    return tl.minimum(tl.maximum(MAX_UNITS // tl.maximum(row_blocks, 1), 1), tile_count)
+def group_count(row_blocks, tile_count, units):
+    """Groups of vocabulary tiles a block of tokens is split into, so that there are at most ``units`` in all.
+
+    Not a compile-time constant: it grows with the tokens where they are many.
+    """
+    return tl.minimum(tl.maximum(units // tl.maximum(row_blocks, 1), 1), tile_count)
 
 
 @triton.jit
@@ -47,7 +50,7 @@ def forward_kernel(
     count,  # (1,) kept tokens
     source,  # (N,) read if GATHER
     partial,  # (3, units, BLOCK_ROWS): peak, total, logit_sum, in bits
-    partial_stride,
+    partial_stride,  # units x BLOCK_ROWS
     kept,  # (N, kept columns) if KEEP
     kept_peak,  # (kept tiles, N) if KEEP and not DIRECT
     reference,  # (N,) packed, bits, if DIRECT
@@ -72,7 +75,6 @@ def forward_kernel(
     KEEP: tl.constexpr,
     DIRECT: tl.constexpr,
     RUN_IF: tl.constexpr,  # "always", "all kept", "some ignored"
-    MAX_UNITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -91,7 +93,7 @@ def forward_kernel(
         row_blocks = tl.where(row_count == n, 0, tl.cdiv(row_count, BLOCK_ROWS))
     else:
         row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
-    groups = group_count(row_blocks, tile_count, MAX_UNITS)
+    groups = group_count(row_blocks, tile_count, partial_stride // BLOCK_ROWS)
     programs = tl.num_programs(0)
     first = tl.program_id(0)
     steps = 0

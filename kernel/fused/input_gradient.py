@@ -1,9 +1,9 @@
 """Kernels for the gradient of the input: float32 sums of ``dz @ weight[strip]``, rounded and unpacked at the end.
 
 The result has few tiles, 4.4 for each multiprocessor of an H100 at 8192 x 2304, and the last round of a strip would
-leave two thirds of the device idle. The tiles of that round are therefore cut along the sum into equal pieces, enough
-to occupy it; pieces after the first add up in rows of their own at the end of the accumulator and join once, when all
-strips are done. Every address is added to by one program a strip: no race, one order of summation.
+leave two thirds of the device idle. The tiles of that round are therefore cut along the sum into equal pieces, as many
+as occupy it best; pieces after the first add up in rows of their own behind those of the kept tokens and join once,
+when all strips are done. Every address is added to by one program a strip: no race, one order of summation.
 """
 
 from __future__ import annotations
@@ -11,28 +11,48 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import column_part, load_tile
+from .tiles import column_part, load_tile, merged_strip
 
-__all__ = ["MAX_CUTS", "extra_row_blocks", "input_gradient_kernel", "unpack_kernel"]
+__all__ = ["CUTS", "extra_row_blocks", "input_gradient_kernel", "unpack_kernel"]
 
-MAX_CUTS = 4
+# How the choice of the cuts reckons: in steps of the sum, of which a strip of 8192 columns has 128; the first loads and
+# the store of a piece take the time of four.
+CUTS = {"MAX_CUTS": 8, "STEPS": 128, "PIECE": 4}
 
 
 def extra_row_blocks(row_blocks: int, column_blocks: int, programs: int) -> int:
-    """Blocks of rows that the accumulator needs beyond its own, for any number of kept tokens."""
+    """Blocks of rows of the accumulator beyond its own: for up to 4 pieces in one round, if all tokens are kept.
+
+    Fewer tokens leave room for more.
+    """
     most = 0
-    for cuts in range(2, MAX_CUTS + 1):
+    for cuts in (2, 3, 4):
         rest = min(programs // cuts, row_blocks * column_blocks)
         most = max(most, (cuts - 1) * (-(-rest // column_blocks) + 1))
     return most
 
 
 @triton.jit
-def _last_round(row_blocks, column_blocks, programs, MAX_CUTS: tl.constexpr):
+def _last_round(
+    row_blocks,
+    column_blocks,
+    programs,
+    memory_blocks,  # blocks of rows that the accumulator has
+    MAX_CUTS: tl.constexpr,
+    STEPS: tl.constexpr,
+    PIECE: tl.constexpr,
+):
     """Tiles in whole rounds, and the pieces that each tile of the incomplete last round is cut into."""
     tiles = row_blocks * column_blocks
     rest = tiles % programs
-    cuts = tl.where(rest > 0, tl.minimum(programs // tl.maximum(rest, 1), MAX_CUTS), 1)
+    extra = row_blocks - (tiles - rest) // column_blocks
+    cuts = 1
+    least = STEPS + PIECE
+    for more in tl.static_range(2, MAX_CUTS + 1):  # pyright: ignore[reportGeneralTypeIssues]
+        time = tl.cdiv(rest * more, programs) * (tl.cdiv(STEPS, more) + PIECE)
+        better = (time < least) & (row_blocks + (more - 1) * extra <= memory_blocks)
+        cuts = tl.where(better, more, cuts)
+        least = tl.where(better, time, least)
     return tiles - rest, cuts
 
 
@@ -51,6 +71,7 @@ def _add_tile(
     hidden_size,
     strip_start,
     strip_columns,
+    strip_rows,
     dz_stride,
     weight_row_stride,
     weight_column_stride,
@@ -72,7 +93,19 @@ def _add_tile(
     """Add the product over columns ``first ... last - 1`` of the strip to the accumulator, from ``target_row`` on."""
     acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
     for k in range(first, last, BLOCK_VOCAB):
-        a = load_tile(dz, row_start, k, row_count, strip_columns, dz_stride, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
+        strip = k // strip_columns
+        a = load_tile(
+            dz,
+            row_start + strip * strip_rows,
+            k - strip * strip_columns,
+            row_count + strip * strip_rows,
+            strip_columns,
+            dz_stride,
+            1,
+            BLOCK_ROWS,
+            BLOCK_VOCAB,
+            DESCRIPTOR,
+        )
         b = load_tile(
             weight,
             strip_start + k,
@@ -111,16 +144,19 @@ def _add_tile(
             tl.store(address, values, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["memory_blocks"])
 def input_gradient_kernel(
-    dz,  # (N, strip)
+    dz,  # (N, strip); see tiles.merged_strip
     weight,  # (V, D)
     accumulator,  # (padded N + extra, D) float32, packed; tensor descriptor if REDUCE
     count,  # (1,)
     n,
     vocab_size,
     hidden_size,
-    strip_start,
+    memory_blocks,  # of the accumulator
+    run_start,
+    run_columns,
+    run_offset,
     strip_columns,
     dz_stride,
     weight_row_stride,
@@ -134,7 +170,10 @@ def input_gradient_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
+    ALIGNED_ROWS: tl.constexpr,  # of a tile of dz
     MAX_CUTS: tl.constexpr,
+    STEPS: tl.constexpr,
+    PIECE: tl.constexpr,
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     REDUCE: tl.constexpr,
@@ -146,10 +185,12 @@ def input_gradient_kernel(
     With REDUCE the copy engine adds in the L2 cache; without it the program loads, adds and stores.
     """
     row_count = tl.load(count)
-    row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
+    strip_rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
+    strip_start = run_start + first
+    row_blocks = tl.where(columns > 0, tl.cdiv(row_count, BLOCK_ROWS), 0)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     programs = tl.num_programs(0)
-    whole, cuts = _last_round(row_blocks, column_blocks, programs, MAX_CUTS)
+    whole, cuts = _last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
     for tile in tl.range(tl.program_id(0), whole, programs, flatten=FLATTEN):
         row_start = (tile // column_blocks) * BLOCK_ROWS
         _add_tile(
@@ -160,12 +201,13 @@ def input_gradient_kernel(
             (tile % column_blocks) * BLOCK_COLUMNS,
             row_start,
             0,
-            strip_columns,
+            columns,
             row_count,
             vocab_size,
             hidden_size,
             strip_start,
             strip_columns,
+            strip_rows,
             dz_stride,
             weight_row_stride,
             weight_column_stride,
@@ -184,9 +226,8 @@ def input_gradient_kernel(
             REDUCE,
             PRECISION,
         )
-    spare = tl.cdiv(n, BLOCK_ROWS) - whole // column_blocks  # from the first row of cut tiles to the extra rows
-    extra = row_blocks - whole // column_blocks  # rows of tiles with cut ones
-    steps = tl.cdiv(tl.cdiv(strip_columns, BLOCK_VOCAB), cuts) * BLOCK_VOCAB
+    extra = row_blocks - whole // column_blocks  # rows of tiles with cut ones: the last of the kept tokens'
+    steps = tl.cdiv(tl.cdiv(columns, BLOCK_VOCAB), cuts) * BLOCK_VOCAB
     for item in range(tl.program_id(0), (row_blocks * column_blocks - whole) * cuts, programs):
         tile = whole + item // cuts
         cut = item % cuts
@@ -197,14 +238,15 @@ def input_gradient_kernel(
             accumulator,
             row_block * BLOCK_ROWS,
             (tile % column_blocks) * BLOCK_COLUMNS,
-            tl.where(cut > 0, row_block + spare + (cut - 1) * extra, row_block) * BLOCK_ROWS,
+            (row_block + cut * extra) * BLOCK_ROWS,
             cut * steps,
-            tl.minimum((cut + 1) * steps, strip_columns),
+            tl.minimum((cut + 1) * steps, columns),
             row_count,
             vocab_size,
             hidden_size,
             strip_start,
             strip_columns,
+            strip_rows,
             dz_stride,
             weight_row_stride,
             weight_column_stride,
@@ -225,7 +267,7 @@ def input_gradient_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["memory_blocks"])
 def unpack_kernel(
     accumulator,  # (padded N + extra, D) float32, packed
     gradient,  # (N, D) input order
@@ -236,17 +278,19 @@ def unpack_kernel(
     hidden_size,
     constant,
     programs,  # of the kernel above
+    memory_blocks,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     MAX_CUTS: tl.constexpr,
+    STEPS: tl.constexpr,
+    PIECE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Join the pieces of cut tiles, scale, round and move kept tokens to their places; ignored ones get 0."""
     row_blocks = tl.cdiv(tl.load(count), BLOCK_ROWS)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
-    whole, cuts = _last_round(row_blocks, column_blocks, programs, MAX_CUTS)
-    spare = tl.cdiv(n, BLOCK_ROWS) - whole // tl.maximum(column_blocks, 1)
+    whole, cuts = _last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
     extra = row_blocks - whole // column_blocks
     factor = tl.load(scale) * constant
     origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -259,7 +303,7 @@ def unpack_kernel(
         values = tl.load(address, mask=kept[:, None] & inside, other=0.0)
         is_cut = (row // BLOCK_ROWS)[:, None] * column_blocks + (column // BLOCK_COLUMNS)[None, :] >= whole
         for cut in range(1, cuts):
-            offset = ((spare + (cut - 1) * extra) * BLOCK_ROWS).to(tl.int64) * hidden_size
+            offset = (cut * extra * BLOCK_ROWS).to(tl.int64) * hidden_size
             values += tl.load(address + offset, mask=kept[:, None] & inside & is_cut, other=0.0)
         target = gradient + origin.to(tl.int64)[:, None] * hidden_size + column[None, :]
         tl.store(target, (values * factor).to(gradient.dtype.element_ty), mask=(origin < n)[:, None] & inside)

@@ -96,7 +96,7 @@ def column_sum(matrix: Tensor, first: int, weight: Tensor | None = None, count: 
     partial = torch.empty(_SPLITS, columns, dtype=torch.float32, device=matrix.device)
     run_kernel(
         _column_sum_kernel,
-        (_SPLITS, blocks(columns, 128)),
+        (_SPLITS, blocks(columns, 256)),
         matrix,
         weight,
         count,
@@ -107,8 +107,8 @@ def column_sum(matrix: Tensor, first: int, weight: Tensor | None = None, count: 
         matrix.stride(0),
         matrix.stride(1),
         WEIGHTED=weight is not None,
-        BLOCK_ROWS=32,
-        BLOCK_COLUMNS=128,
+        BLOCK_ROWS=16,
+        BLOCK_COLUMNS=256,
     )
     return partial.sum(0)
 

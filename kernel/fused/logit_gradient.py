@@ -14,15 +14,33 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import capped_logits, column_part, product, store_tile
+from .tiles import capped_logits, column_part, merged_strip, product, store_tile
 
-__all__ = ["gradient_rows_kernel", "kept_strip_kernel", "recomputed_strip_kernel"]
+__all__ = ["gradient_rows_kernel", "kept_strip_kernel", "largest_kernel", "recomputed_strip_kernel"]
+
+
+@triton.jit
+def largest_kernel(
+    upstream,  # (N,) input order
+    position,  # (N,)
+    largest,  # (1,) written: max |upstream| of the kept tokens, 1 if that is 0
+    n,
+    BLOCK: tl.constexpr,
+):
+    """What the upstream gradients are divided by; one program."""
+    most = tl.zeros((BLOCK,), dtype=tl.float32)
+    for start in range(0, n, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        kept = tl.load(position + row, mask=row < n, other=-1) >= 0
+        most = tl.maximum(most, tl.abs(tl.load(upstream + row, mask=kept, other=0.0)))
+    magnitude = tl.max(most, 0)
+    tl.store(largest, tl.where(magnitude > 0, magnitude, 1.0))
 
 
 @triton.jit
 def gradient_rows_kernel(
     upstream,  # (N,) input order
-    largest,  # () max |upstream| of the kept tokens, 1 if that is 0
+    largest,  # (1,) of the kernel above
     target,  # (N,)
     position,  # (N,)
     lse,  # (N,) packed, bits
@@ -84,11 +102,13 @@ def recomputed_strip_kernel(
     lse,  # (N,) packed, bits
     row_scale,  # (N,) packed
     label,  # (N,) packed
-    dz,  # (N, strip)
+    dz,  # (N, strip); see tiles.merged_strip
     n,
     vocab_size,
     hidden_size,
-    strip_start,
+    run_start,  # first column of the run of strips
+    run_columns,
+    run_offset,  # of this strip
     strip_columns,  # padded to whole tiles
     dz_stride,
     hidden_row_stride,
@@ -113,13 +133,16 @@ def recomputed_strip_kernel(
     PRECISION: tl.constexpr,
     PRECISE: tl.constexpr,
 ):
-    """Write dz of columns ``strip_start ...`` from the logits themselves, computed once more."""
+    """Write dz of a strip, or of several, from the logits themselves, computed once more."""
     row_count = tl.load(count)
     row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
-    tiles = row_blocks * tl.cdiv(strip_columns, BLOCK_VOCAB)
+    rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, BLOCK_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
+    strip_start = run_start + first
+    tiles = row_blocks * tl.cdiv(columns, BLOCK_VOCAB)
     for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         row_start = (index % row_blocks) * BLOCK_ROWS
         strip_column = (index // row_blocks) * BLOCK_VOCAB
+        strip = strip_column // strip_columns
         row = row_start + tl.arange(0, BLOCK_ROWS)
         acc = product(
             hidden,
@@ -182,8 +205,8 @@ def recomputed_strip_kernel(
             store_tile(
                 dz,
                 gradient.to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
-                row_start,
-                strip_column + offset,
+                row_start + strip * rows,
+                strip_column - strip * strip_columns + offset,
                 n,
                 strip_columns,
                 dz_stride,

@@ -67,7 +67,7 @@ def merge_kernel(
     again,  # (1,) if AGAIN: 0 skips the kernel
     position,  # (N,)
     partial,  # (parts, 2 or 3, units, BLOCK_ROWS)
-    partial_stride,
+    partial_stride,  # units x BLOCK_ROWS
     part_stride,
     token_loss,  # (N,) input order
     lse,  # (N,) packed order, in bits
@@ -80,9 +80,9 @@ def merge_kernel(
     LOGIT_SUM: tl.constexpr,
     AGAIN: tl.constexpr,
     PARTS: tl.constexpr,
-    MAX_UNITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):
     """Token losses, lse - (1 - b) z_target - (b / V) sum_k z_k + z_loss lse^2 for ROWS tokens; 0 for ignored ones."""
     if AGAIN:  # noqa: SIM102 - the first is settled at compile time
@@ -98,18 +98,21 @@ def merge_kernel(
     total = tl.zeros((ROWS,), dtype=tl.float32)
     logit_sum = tl.zeros((ROWS,), dtype=tl.float32)
     for part in tl.static_range(PARTS):
-        groups = group_count(row_blocks, first_tiles if part == 0 else second_tiles, MAX_UNITS)
-        for group in range(groups):
-            unit = group * row_blocks + row // BLOCK_ROWS
-            slot = partial + part * part_stride + unit.to(tl.int64) * BLOCK_ROWS + row % BLOCK_ROWS
-            part_peak = tl.load(slot, mask=valid, other=0.0)
-            part_total = tl.load(slot + partial_stride, mask=valid, other=1.0)
-            new = tl.maximum(peak, part_peak)
-            total = total * tl.exp2(peak - new) + part_total * tl.exp2(part_peak - new)
+        tile_count = first_tiles if part == 0 else second_tiles
+        groups = group_count(row_blocks, tile_count, partial_stride // BLOCK_ROWS)
+        for start in range(0, groups, GROUPS):  # several at a time: of few tokens there are hundreds of groups
+            group = start + tl.arange(0, GROUPS)
+            unit = group[None, :] * row_blocks + (row // BLOCK_ROWS)[:, None]
+            slot = partial + part * part_stride + unit.to(tl.int64) * BLOCK_ROWS + (row % BLOCK_ROWS)[:, None]
+            inside = valid[:, None] & (group < groups)[None, :]
+            part_peak = tl.load(slot, mask=inside, other=float("-inf"))
+            part_total = tl.load(slot + partial_stride, mask=inside, other=0.0)
+            new = tl.where(valid, tl.maximum(peak, tl.max(part_peak, 1)), 0.0)
+            total = total * tl.exp2(peak - new) + tl.sum(part_total * tl.exp2(part_peak - new[:, None]), 1)
             peak = new
             if LOGIT_SUM:
-                logit_sum += tl.load(slot + 2 * partial_stride, mask=valid, other=0.0)
-    log_total = tl.log2(total)
+                logit_sum += tl.sum(tl.load(slot + 2 * partial_stride, mask=inside, other=0.0), 1)
+    log_total = tl.log2(tl.where(valid, total, 1.0))
 
     z = tl.load(target_logit + row, mask=valid, other=0.0)
     # lse - z = log2(total) + (peak - z): the difference of the two large numbers is taken first.

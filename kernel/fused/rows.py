@@ -13,13 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compile_ahead import run_kernel
+from .compile_ahead import recording, run_kernel
 from .launch import blocks
 
 __all__ = ["KeptRows", "index_rows", "pack_hidden"]
 
 _INDEX_BLOCK = 4096
 _PACK_ROWS, _PACK_COLUMNS = 16, 128
+_LARGEST_TILE = 256  # rows of any tile of a product
 
 
 class KeptRows(NamedTuple):
@@ -31,8 +32,20 @@ class KeptRows(NamedTuple):
 
 
 @triton.jit
-def _index_kernel(target, count, source, position, n, ignore_index, BLOCK: tl.constexpr):
+def _index_kernel(
+    target,
+    count,
+    in_range,  # (1,) int32, written if CHECK: whether every kept label is a class
+    source,
+    position,
+    n,
+    ignore_index,
+    vocab_size,
+    CHECK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     seen = 0
+    wrong = 0
     for start in range(0, n, BLOCK):
         row = start + tl.arange(0, BLOCK)
         label = tl.load(target + row, mask=row < n, other=0)
@@ -41,7 +54,11 @@ def _index_kernel(target, count, source, position, n, ignore_index, BLOCK: tl.co
         tl.store(position + row, tl.where(kept, rank, -1), mask=row < n)
         tl.store(source + rank, row, mask=kept)
         seen += tl.sum(kept.to(tl.int32), 0)
+        if CHECK:
+            wrong += tl.sum((kept & ((label < 0) | (label >= vocab_size))).to(tl.int32), 0)
     tl.store(count, seen)
+    if CHECK:
+        tl.store(in_range, tl.where(wrong > 0, 0, 1))
 
 
 @triton.jit
@@ -56,10 +73,13 @@ def _pack_kernel(
     row_stride,
     column_stride,
     SCALED: tl.constexpr,
+    ALIGNED_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     kept = tl.load(count)
+    if tl.program_id(0) * BLOCK_ROWS >= tl.cdiv(kept, ALIGNED_ROWS) * ALIGNED_ROWS:
+        return
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     origin = tl.load(source + row, mask=row < kept, other=0).to(tl.int64)
     for start in range(0, hidden_size, BLOCK_COLUMNS):
@@ -75,20 +95,38 @@ def _pack_kernel(
         )
 
 
-def index_rows(target: Tensor, ignore_index: int) -> KeptRows:
-    """Ranks of the tokens whose target is not ``ignore_index``; one program, a few microseconds a 4096 tokens."""
+def index_rows(target: Tensor, ignore_index: int, vocab_size: int | None = None) -> KeptRows:
+    """Ranks of the tokens whose target is not ``ignore_index``; one program, a few microseconds a 4096 tokens.
+
+    With ``vocab_size`` targets outside of it fail a device-side assertion, before any kernel reads what they point to.
+    """
     n = target.shape[0]
     memory = torch.empty(2 * n + 1, dtype=torch.int32, device=target.device)
     rows = KeptRows(memory[:1], memory[1 : n + 1], memory[n + 1 :])
-    block = min(_INDEX_BLOCK, triton.next_power_of_2(n))
+    in_range = None if vocab_size is None else torch.empty(1, dtype=torch.int32, device=target.device)
     run_kernel(
-        _index_kernel, (1,), target, rows.number, rows.source, rows.position, n, ignore_index, BLOCK=block, num_warps=8
+        _index_kernel,
+        (1,),
+        target,
+        rows.number,
+        in_range,
+        rows.source,
+        rows.position,
+        n,
+        ignore_index,
+        vocab_size,
+        CHECK=in_range is not None,
+        BLOCK=min(_INDEX_BLOCK, triton.next_power_of_2(n)),
+        num_warps=8,
     )
+    if in_range is not None and not recording():
+        text = f"target must be in [0, {vocab_size}) or equal ignore_index."
+        torch.ops.aten._assert_async.msg(in_range, text)
     return rows
 
 
 def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor, scale: Tensor | None = None) -> None:
-    """``packed[i] = scale[i] hidden[rows.source[i]]`` for the kept rows, 0 beyond: products read whole tiles."""
+    """``packed[i] = scale[i] hidden[rows.source[i]]`` for the kept rows, 0 up to the end of their last tile."""
     n, hidden_size = hidden.shape
     run_kernel(
         _pack_kernel,
@@ -103,6 +141,7 @@ def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor, scale: Tensor | 
         hidden.stride(0),
         hidden.stride(1),
         SCALED=scale is not None,
+        ALIGNED_ROWS=_LARGEST_TILE,
         BLOCK_ROWS=_PACK_ROWS,
         BLOCK_COLUMNS=_PACK_COLUMNS,
     )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from .arguments import Head, Kept, Scalars, describe, keeps_directly, tiling
 from .compile_ahead import run_kernel
-from .input_gradient import MAX_CUTS, extra_row_blocks, input_gradient_kernel, unpack_kernel
+from .input_gradient import CUTS, extra_row_blocks, input_gradient_kernel, unpack_kernel
 from .keep import column_sum
 from .launch import blocks, launch_table, processors, uses_descriptors
-from .logit_gradient import gradient_rows_kernel, kept_strip_kernel, recomputed_strip_kernel
+from .logit_gradient import gradient_rows_kernel, kept_strip_kernel, largest_kernel, recomputed_strip_kernel
 from .rows import KeptRows, pack_hidden
 from .schedule import Schedule
 from .weight_gradient import bias_gradient_kernel, weight_gradient_kernel
@@ -45,12 +46,24 @@ def backward(
         if part.offset is not None and state.weight_gradient is not None:
             memory, start = state.weight_gradient.view(-1), part.offset
         dz = memory[start : start + n * part.padded].view(n, part.padded)
+        columns = _Columns(part.run_start, part.run_columns, part.start - part.run_start, part.padded)
         if part.kept and kept is not None:
             state.convert(dz, kept, part.start, plan.boundary)
         else:
-            state.recompute(dz, part.start)
-        state.add(dz, part.start)
+            state.recompute(dz, columns)
+        state.add_weight(dz, state.packed, columns, None)
+        state.add_bias(dz, columns, None)
+        state.add_input(dz, columns, None)
     return state.finish()
+
+
+class _Columns(NamedTuple):
+    """Which columns of the vocabulary a strip stands for, as the kernels take it (:func:`.tiles.merged_strip`)."""
+
+    run_start: int
+    run_columns: int
+    run_offset: int
+    strip_columns: int
 
 
 class _Backward:
@@ -92,8 +105,9 @@ class _Backward:
             self.weight_gradient = weight.new_empty(weight.shape) if weight_gradient is None else weight_gradient
         self.bias_gradient = weight.new_empty(self.vocab_size) if needs[2] and bias is not None else None
 
-        magnitude = torch.where(rows.position >= 0, upstream.abs(), 0).amax()
-        self.largest = torch.where(magnitude > 0, magnitude, 1)
+        self.largest = torch.empty(1, dtype=torch.float32, device=device)
+        block = min(4096, triton.next_power_of_2(self.n))
+        run_kernel(largest_kernel, (1,), upstream, rows.position, self.largest, self.n, BLOCK=block, num_warps=8)
         direct = kept is not None and keeps_directly(hidden.dtype, scalars)
         self.row_scale = torch.empty(self.n, dtype=torch.float32, device=device)
         self.kept_scale = torch.empty(self.n, dtype=torch.float32, device=device) if direct else None
@@ -131,8 +145,8 @@ class _Backward:
             self.descriptors[key] = describe(matrix, rows, columns)
         return self.descriptors[key]
 
-    def recompute(self, dz: Tensor, start: int) -> None:
-        """Write dz of one strip from the logits."""
+    def recompute(self, dz: Tensor, columns: _Columns) -> None:
+        """Write dz of a strip from the logits."""
         weight, bias, launch, scalars = self.head.weight, self.head.bias, self.table.logit_gradient, self.scalars
         run_kernel(
             recomputed_strip_kernel,
@@ -148,8 +162,7 @@ class _Backward:
             self.n,
             self.vocab_size,
             self.hidden_size,
-            start,
-            dz.shape[1],
+            *columns,
             dz.stride(0),
             self.packed.stride(0),
             weight.stride(0),
@@ -159,7 +172,7 @@ class _Backward:
             scalars.z_loss,
             **self.constants,
             HAS_BIAS=bias is not None,
-            MASK_VOCAB=start + dz.shape[1] > self.vocab_size,
+            MASK_VOCAB=columns.run_start + columns.run_columns > self.vocab_size,
             SOFTMAX=False,
             BLOCK_ROWS=launch.rows,
             BLOCK_HIDDEN=launch.depth,
@@ -198,14 +211,9 @@ class _Backward:
             ALIGNED_ROWS=128,
         )
 
-    def add(self, dz: Tensor, start: int) -> None:
-        """Add the products of one strip."""
-        self.add_weight(dz, self.packed, start, None)
-        self.add_bias(dz, start, None)
-        self.add_input(dz, start, None)
-
     def add_kept(self, plan: Schedule, kept: Kept) -> None:
         """Add the products of the kept softmax, which stands for dz (:mod:`kernel.fused.keep`)."""
+        columns = _Columns(plan.boundary, plan.kept, 0, plan.kept)
         uniform = self.scalars.label_smoothing / self.vocab_size
         weights = self.row_scale, self.rows.number
         if self.weight_gradient is not None:
@@ -215,17 +223,17 @@ class _Backward:
                 scaled = flat[plan.scaled_offset : (plan.scaled_offset or 0) + self.packed.numel()].view_as(self.packed)
             pack_hidden(self.head.hidden, self.rows, scaled, self.kept_scale)
             total = column_sum(self.packed, 0, *weights) * uniform if uniform else None
-            self.add_weight(kept.softmax, scaled, plan.boundary, total)
+            self.add_weight(kept.softmax, scaled, columns, total)
             self.descriptors.clear()  # they hold the memory
             del scaled
         if self.bias_gradient is not None:
             total = column_sum(self.row_scale.unsqueeze(1), 0, torch.ones_like(self.row_scale), self.rows.number)
-            self.add_bias(kept.softmax, plan.boundary, total * uniform)
+            self.add_bias(kept.softmax, columns, total * uniform)
         if self.accumulator is not None:
             total = column_sum(self.head.weight, plan.boundary) * uniform if uniform else None
-            self.add_input(kept.softmax, plan.boundary, total)
+            self.add_input(kept.softmax, columns, total)
 
-    def add_weight(self, dz: Tensor, hidden: Tensor, start: int, uniform: Tensor | None) -> None:
+    def add_weight(self, dz: Tensor, hidden: Tensor, columns: _Columns, uniform: Tensor | None) -> None:
         """Write the weight's gradient of the strip: ``dz.T @ hidden``, less ``uniform`` in every row."""
         gradient, launch = self.weight_gradient, self.table.weight_gradient
         if gradient is None:
@@ -242,8 +250,7 @@ class _Backward:
             self.n,
             self.vocab_size,
             self.hidden_size,
-            start,
-            dz.shape[1],
+            *columns,
             dz.stride(0),
             hidden.stride(0),
             gradient.stride(0),
@@ -252,34 +259,37 @@ class _Backward:
             BLOCK_VOCAB=launch.rows,
             BLOCK_COLUMNS=launch.columns,
             BLOCK_ROWS=launch.depth,
+            ALIGNED_ROWS=self.table.logit_gradient.rows,
             DESCRIPTOR=self.descriptor,
             **tiling(launch),
         )
 
-    def add_bias(self, dz: Tensor, start: int, uniform: Tensor | None) -> None:
+    def add_bias(self, dz: Tensor, columns: _Columns, uniform: Tensor | None) -> None:
         """Write the bias's gradient of the strip; with ``uniform`` of the kept softmax, whose rows have weights."""
         if self.bias_gradient is None:
             return
+        width = min(64, self.table.logit_gradient.columns)
         run_kernel(
             bias_gradient_kernel,
-            (blocks(dz.shape[1], 64),),
+            (blocks(dz.shape[1], width),),
             dz,
             self.bias_gradient,
             self.rows.number,
             self.largest,
             self.kept_scale,
             uniform,
+            self.n,
             self.vocab_size,
-            start,
-            dz.shape[1],
+            *columns,
             dz.stride(0),
             1 / self.scalars.temperature,
             WEIGHTED=uniform is not None,
+            ALIGNED_ROWS=self.table.logit_gradient.rows,
             BLOCK_ROWS=64,
-            BLOCK_COLUMNS=64,
+            BLOCK_COLUMNS=width,
         )
 
-    def add_input(self, dz: Tensor, start: int, uniform: Tensor | None) -> None:
+    def add_input(self, dz: Tensor, columns: _Columns, uniform: Tensor | None) -> None:
         """Add ``dz @ weight`` of the strip; with the kept softmax, which comes first, its rows scaled."""
         if self.accumulator is None:
             return
@@ -297,8 +307,8 @@ class _Backward:
             self.n,
             self.vocab_size,
             self.hidden_size,
-            start,
-            dz.shape[1],
+            accumulator.shape[0] // launch.rows,
+            *columns,
             dz.stride(0),
             weight.stride(0),
             weight.stride(1),
@@ -311,7 +321,8 @@ class _Backward:
             BLOCK_ROWS=launch.rows,
             BLOCK_COLUMNS=launch.columns,
             BLOCK_VOCAB=launch.depth,
-            MAX_CUTS=MAX_CUTS,
+            ALIGNED_ROWS=self.table.logit_gradient.rows,
+            **CUTS,
             DESCRIPTOR=self.descriptor,
             REDUCE=reduce,
             **tiling(launch),
@@ -334,9 +345,10 @@ class _Backward:
                 self.hidden_size,
                 self.factor,
                 self.programs,
+                self.accumulator.shape[0] // launch.rows,
                 BLOCK_ROWS=launch.rows,
                 BLOCK_COLUMNS=launch.columns,
-                MAX_CUTS=MAX_CUTS,
+                **CUTS,
                 ROWS=16,
                 COLUMNS=128,
             )

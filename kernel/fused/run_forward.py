@@ -18,7 +18,7 @@ from .rows import KeptRows, index_rows, pack_hidden
 
 __all__ = ["forward"]
 
-_ROWS = 16  # tokens of a program of the small kernels
+_ROWS, _TARGETS = 16, 4  # tokens of a program that joins groups, and of one that gathers targets' rows
 
 
 def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) -> tuple[Tensor, Tensor, KeptRows]:
@@ -33,7 +33,7 @@ def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) ->
     hidden, weight, _, target = head
     n, vocab_size, device = hidden.shape[0], weight.shape[0], hidden.device
     launch = launch_table(device, hidden.dtype).forward
-    rows = index_rows(target, scalars.ignore_index)
+    rows = index_rows(target, scalars.ignore_index, vocab_size)
     target_logit = _target_logit(head, scalars, rows)
     direct = kept is not None and keeps_directly(hidden.dtype, scalars)
     if kept is not None and direct:
@@ -49,7 +49,7 @@ def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) ->
     units = max(MAX_UNITS if device.type == "cuda" else 12, blocks(n, launch.rows))
     stats = 3 if scalars.label_smoothing else 2
     partial = torch.empty(len(parts), stats, units * launch.rows, dtype=torch.float32, device=device)
-    sweep = _Sweep(head, scalars, rows, source, packed, partial, units)
+    sweep = _Sweep(head, scalars, rows, source, packed, partial)
     for part, (first, count, keep) in enumerate(parts):
         sweep.run(part, first, count, rows.number, kept if keep else None, direct=direct)
     token_loss = torch.empty(n, dtype=torch.float32, device=device)
@@ -77,9 +77,9 @@ def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) ->
             LOGIT_SUM=scalars.label_smoothing > 0,
             AGAIN=again is not None,
             PARTS=len(parts),
-            MAX_UNITS=units,
             BLOCK_ROWS=launch.rows,
             ROWS=_ROWS,
+            GROUPS=32,
         )
 
     merge(None)
@@ -101,7 +101,7 @@ def _target_logit(head: Head, scalars: Scalars, rows: KeptRows) -> Tensor:
     logit = torch.empty(n, dtype=torch.float32, device=hidden.device)
     run_kernel(
         target_logit_kernel,
-        (blocks(n, _ROWS),),
+        (blocks(n, _TARGETS),),
         hidden,
         weight,
         bias,
@@ -118,8 +118,8 @@ def _target_logit(head: Head, scalars: Scalars, rows: KeptRows) -> Tensor:
         HAS_BIAS=bias is not None,
         SOFTCAP=scalars.softcap > 0,
         PRECISE=hidden.dtype == torch.float32,
-        ROWS=_ROWS,
-        BLOCK_HIDDEN=128,
+        ROWS=_TARGETS,
+        BLOCK_HIDDEN=256,
     )
     return logit
 
@@ -135,10 +135,9 @@ class _Sweep:
         source: Tensor,
         packed: bool,
         partial: Tensor,
-        units: int,
     ) -> None:
         self.head, self.scalars, self.rows, self.source = head, scalars, rows, source
-        self.partial, self.units = partial, units
+        self.partial = partial
         by_descriptor = uses_descriptors(source, head.weight)
         if packed:
             self.runs = [("always", by_descriptor, False)]
@@ -191,7 +190,6 @@ class _Sweep:
                 KEEP=kept is not None,
                 DIRECT=direct and kept is not None,
                 RUN_IF=run_if,
-                MAX_UNITS=self.units,
                 BLOCK_ROWS=launch.rows,
                 BLOCK_VOCAB=launch.columns,
                 BLOCK_HIDDEN=launch.depth,
@@ -226,6 +224,8 @@ def _store_softmax(
         vocab_size,
         hidden_size,
         boundary,
+        columns,
+        0,
         columns,
         kept.softmax.stride(0),
         source.stride(0),

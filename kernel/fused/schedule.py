@@ -12,7 +12,7 @@ memory. The last columns are the rare words of most vocabularies: what keeping c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from .launch import Launch, LaunchTable
@@ -36,6 +36,9 @@ class Strip:
     padded: int
     kept: bool
     offset: int | None  # first element of dz in the weight gradient's memory; None: in the workspace
+    # Strips that follow each other at one place: of few kept tokens one launch does several (tiles.merged_strip).
+    run_start: int = 0
+    run_columns: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,24 @@ def schedule(
     return min(near, key=lambda plan: (plan[1].memory, plan[0]))[1]
 
 
+def _runs(strips: list[Strip]) -> tuple[Strip, ...]:
+    """The strips, told the run of equal ones that each belongs to; a strip that the vocabulary clips is alone."""
+
+    def alike(a: Strip, b: Strip) -> bool:
+        whole = a.columns == a.padded == b.padded == b.columns
+        return whole and not a.kept and not b.kept and a.offset == b.offset
+
+    runs: list[list[Strip]] = []
+    for strip in strips:
+        if runs and alike(runs[-1][-1], strip):
+            runs[-1].append(strip)
+        else:
+            runs.append([strip])
+    return tuple(
+        replace(strip, run_start=run[0].start, run_columns=sum(s.padded for s in run)) for run in runs for strip in run
+    )
+
+
 class _Model:
     """Builds plans and estimates their times, for one problem."""
 
@@ -155,7 +176,7 @@ class _Model:
         fits = used + self.n * self.hidden_size <= unwritten
         scaled_offset = used if kept and self.direct and fits else None
         memory = workspace + (0 if in_gradient else self.n * kept)
-        plan = Schedule(tuple(strips), kept, boundary, in_gradient, scaled_offset, workspace, memory)
+        plan = Schedule(_runs(strips), kept, boundary, in_gradient, scaled_offset, workspace, memory)
         return time, plan
 
     def cut(self, start: int, end: int, limit: Callable[[int], int], kept: bool) -> Iterator[tuple[int, int]]:
@@ -168,7 +189,7 @@ class _Model:
 
     def strip(self, start: int, padded: int, kept: bool, offset: int | None) -> Strip:
         """A strip, clipped to the vocabulary."""
-        return Strip(start, min(padded, self.vocab_size - start), padded, kept, offset)
+        return Strip(start, min(padded, self.vocab_size - start), padded, kept, offset, start, padded)
 
     def width(self, limit: int, kept: bool) -> int:
         """Fastest width of at most ``limit``."""

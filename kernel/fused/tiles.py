@@ -5,7 +5,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["capped_logits", "column_part", "load_tile", "product", "softcap_tanh", "store_tile"]
+__all__ = ["capped_logits", "column_part", "load_tile", "merged_strip", "product", "softcap_tanh", "store_tile"]
+
+
+@triton.jit
+def merged_strip(row_count, n, width, offset, run_columns, BLOCK_ROWS: tl.constexpr):
+    """The part of a run of strips that one launch works on, which with few kept tokens is several strips.
+
+    The memory of a strip, n x ``width``, holds as many strips as blocks of kept tokens go into n, one below the other:
+    entry (row, column) is stored at (row + column // width * rows, column % width). The launches of the strips
+    thereby done have nothing left to do; that at the run's ``offset`` takes the strips that follow those before it.
+
+    Returns:
+        Rows of a strip in memory, first column within the run and number of columns, which may be 0.
+    """
+    rows = tl.cdiv(row_count, BLOCK_ROWS) * BLOCK_ROWS
+    merged = tl.minimum(tl.maximum(n // tl.maximum(rows, 1), 1), tl.cdiv(run_columns, width))
+    first = tl.minimum(offset.to(tl.int64) * merged, run_columns).to(tl.int32)
+    return rows, first, tl.minimum(merged * width, run_columns - first)
 
 
 @triton.jit

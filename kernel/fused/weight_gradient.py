@@ -9,23 +9,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import column_part, load_tile, store_tile
+from .tiles import column_part, load_tile, merged_strip, store_tile
 
 __all__ = ["bias_gradient_kernel", "weight_gradient_kernel"]
 
 
 @triton.jit
 def weight_gradient_kernel(
-    dz,  # (N, strip)
+    dz,  # (N, strip); see tiles.merged_strip
     hidden,  # (N, D) packed
-    gradient,  # (V, D), rows strip_start ... written
+    gradient,  # (V, D), the strip's rows written
     count,  # (1,)
     scale,  # () factor common to all tokens
     uniform,  # (D,) if UNIFORM: subtracted from every row of the product
     n,
     vocab_size,
     hidden_size,
-    strip_start,
+    run_start,
+    run_columns,
+    run_offset,
     strip_columns,
     dz_stride,
     hidden_row_stride,
@@ -34,6 +36,7 @@ def weight_gradient_kernel(
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    ALIGNED_ROWS: tl.constexpr,  # of a tile of dz
     UNIFORM: tl.constexpr,
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
@@ -43,14 +46,30 @@ def weight_gradient_kernel(
     """Persistent; hidden-size blocks vary fastest, so that a strip of dz is read from memory once."""
     row_count = tl.load(count)
     factor = tl.load(scale) * constant
+    rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
+    strip_start = run_start + first
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
-    tiles = tl.cdiv(strip_columns, BLOCK_VOCAB) * column_blocks
+    tiles = tl.cdiv(columns, BLOCK_VOCAB) * column_blocks
     for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         vocab_row = (index // column_blocks) * BLOCK_VOCAB
         column = (index % column_blocks) * BLOCK_COLUMNS
+        strip = vocab_row // strip_columns
+        first_row = strip * rows
+        strip_row = vocab_row - strip * strip_columns
         acc = tl.zeros((BLOCK_VOCAB, BLOCK_COLUMNS), dtype=tl.float32)
         for k in range(0, row_count, BLOCK_ROWS):
-            a = load_tile(dz, k, vocab_row, row_count, strip_columns, dz_stride, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
+            a = load_tile(
+                dz,
+                first_row + k,
+                strip_row,
+                first_row + row_count,
+                strip_columns,
+                dz_stride,
+                1,
+                BLOCK_ROWS,
+                BLOCK_VOCAB,
+                DESCRIPTOR,
+            )
             b = load_tile(
                 hidden, k, column, row_count, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
             )
@@ -83,30 +102,37 @@ def bias_gradient_kernel(
     scale,
     row_weight,  # (N,) packed, if WEIGHTED
     uniform,  # (1,) if WEIGHTED: subtracted from every sum
+    n,
     vocab_size,
-    strip_start,
+    run_start,
+    run_columns,
+    run_offset,
     strip_columns,
     dz_stride,
     constant,
     WEIGHTED: tl.constexpr,
+    ALIGNED_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """Sums of the columns of dz in a fixed order."""
     row_count = tl.load(count)
-    column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
-    for start in range(0, row_count, BLOCK_ROWS):
-        row = start + tl.arange(0, BLOCK_ROWS)
-        mask = (row < row_count)[:, None] & (column < strip_columns)[None, :]
-        address = dz + row.to(tl.int64)[:, None] * dz_stride + column[None, :]
-        values = tl.load(address, mask=mask, other=0.0).to(tl.float32)
+    rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
+    for index in range(tl.program_id(0), tl.cdiv(columns, BLOCK_COLUMNS), tl.num_programs(0)):
+        strip = index * BLOCK_COLUMNS // strip_columns
+        column = index * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+        acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+        for start in range(0, row_count, BLOCK_ROWS):
+            row = start + tl.arange(0, BLOCK_ROWS)
+            mask = (row < row_count)[:, None] & (column < columns)[None, :]
+            address = dz + (strip * rows + row).to(tl.int64)[:, None] * dz_stride
+            values = tl.load(address + (column - strip * strip_columns)[None, :], mask=mask, other=0.0).to(tl.float32)
+            if WEIGHTED:
+                values *= tl.load(row_weight + row, mask=row < row_count, other=0.0)[:, None]
+            acc += values
+        total = tl.sum(acc, 0)
         if WEIGHTED:
-            values *= tl.load(row_weight + row, mask=row < row_count, other=0.0)[:, None]
-        acc += values
-    total = tl.sum(acc, 0)
-    if WEIGHTED:
-        total -= tl.load(uniform)
-    total *= tl.load(scale) * constant
-    written = (column < strip_columns) & (strip_start + column < vocab_size)
-    tl.store(gradient + strip_start + column, total.to(gradient.dtype.element_ty), mask=written)
+            total -= tl.load(uniform)
+        total *= tl.load(scale) * constant
+        row = run_start + first + column
+        tl.store(gradient + row, total.to(gradient.dtype.element_ty), mask=(column < columns) & (row < vocab_size))

@@ -14,9 +14,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from kernel.benchmark import __main__ as command
-from kernel.benchmark import measure
-from kernel.benchmark.__main__ import CASES, COLUMNS, main
+from kernel.benchmark import compare, first_call, measure, targets
+from kernel.benchmark.__main__ import COLUMNS, main
+from kernel.benchmark.compare import GROUPS
 from kernel.benchmark.problems import Shape, make_data
 from kernel.benchmark.rivals import Case, rivals
 
@@ -45,6 +45,119 @@ def test_table(tmp_path):
     sidecar = json.loads((tmp_path / "kernel.json").read_text())
     assert sidecar["versions"]["torch"] == torch.__version__
     assert sidecar["rounds"] == 2
+
+
+def test_a_run_that_is_cut_keeps_whole_tables(tmp_path, monkeypatch):
+    def two_rows(*_):
+        for name in ("matmul", "eager"):
+            row = dict.fromkeys(COLUMNS, "1") | {"implementation": name, "skipped": ""}
+            yield row, [1.0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kernel.benchmark.__main__.compare", two_rows)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--device", "cpu", "--output", str(tmp_path / "kernel.csv")])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kernel.csv", "kernel.json", "kernel_samples.csv"]
+    for name in ("kernel.csv", "kernel_samples.csv"):
+        rows = list(csv.DictReader((tmp_path / name).read_text().splitlines()))
+        assert [r["implementation"] for r in rows] == ["matmul", "eager"]
+
+
+def test_cases_of_a_group_are_measured_against_one_product(data):
+    rivals_ = [r for r in rivals(2**20) if r.name == "eager"]
+    rows = [row for row, _ in compare._Group(SHAPE, data, 2).compare((Case(), Case(ignored=0.8)), rivals_)]
+    assert [(r["implementation"], r["ignored"]) for r in rows] == [
+        ("matmul", 0.0),
+        ("three products", 0.0),
+        ("eager", 0.0),
+        ("eager", 0.8),
+    ]
+    assert len({r["matmul_ms"] for r in rows}) == 1
+
+
+def test_float64_gradients_do_not_depend_on_the_split(data):
+    case = Case(label_smoothing=0.1, softcap=3.0)
+    whole, parts = (measure.exact_gradients(data, case, tokens) for tokens in (SHAPE.n, 10))
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+
+
+def test_first_call_measures_fresh_processes(tmp_path):
+    output = tmp_path / "first_call.csv"
+    small = ["--shape", "GPT-2", "--scale", "2048", "--device", "cpu"]
+    assert first_call.main([*small, "--processes", "1", "--output", str(output)]) == 0
+    (row,) = csv.DictReader(output.read_text().splitlines())
+    assert row["shape"] == "GPT-2"
+    assert float(row["first_seconds"]) > 0 < float(row["second_seconds"])
+    assert json.loads(output.with_suffix(".json").read_text())["versions"]["torch"] == torch.__version__
+
+
+def _table(**changed: str) -> list[dict[str, str]]:
+    """Rows of Gemma-2-2B that meet everything, but for what is changed: IMPLEMENTATION__COLUMN."""
+    names = {
+        "matmul": "10", "three products": "30", targets.DEFAULT: "41", targets.SMALL: "42", targets.KEPT: "31",
+        "torch.compile": "40", "Liger-Kernel": "100", "cut-cross-entropy, exact": "100",
+    }  # fmt: skip
+    common = {"shape": "Gemma-2-2B", "label_smoothing": "0.1", "softcap": "", "ignored": "0.0", "skipped": ""}
+    common |= {"mode": "loss and gradients", "matmul_ms": "10", "gradient_mib": "1000"}
+    common |= {f"{side}_gradient_error": "0.002" for side in ("input", "weight")}
+    rows = [{**common, "implementation": n, "ms": ms, "peak_mib": "1200"} for n, ms in names.items()]
+    rows[5]["peak_mib"] = "5000"
+    rows += [{**r, "label_smoothing": "0.0"} for r in rows if r["implementation"] in (targets.DEFAULT, targets.KEPT)]
+    rows[7]["label_smoothing"] = "0.0"
+    rows.append({**rows[2], "mode": "loss", "ms": "10.2", "peak_mib": "3"})
+    rows.append({**rows[2], "ignored": "0.8", "ms": "9"})
+    for key, value in changed.items():
+        index, column = key.removeprefix("row").split("__")
+        rows[int(index)][column] = value
+    return rows
+
+
+def test_targets_of_a_table_that_meets_all():
+    found = list(targets.targets(targets.Table(_table())))
+    assert all(t.met for t in found), [str(t) for t in found if not t.met]
+    assert len(found) == 5 + 4 + 4 + 3 + 6  # what the other rival, which is not there, leaves unjudged is left out
+    assert "the three products alone take 3.000" in str(found[4])
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        ({"row2__ms": "46"}, {"triton, default: time", "triton, default: time / torch.compile's"}),
+        ({"row2__peak_mib": "1401"}, {"triton, default: memory"}),
+        ({"row3__peak_mib": "1301"}, {"triton, 32 MiB: memory"}),
+        ({"row4__ms": "37"}, {"triton, all kept: time", "torch.compile's time / triton, all kept's"}),
+        ({"row4__peak_mib": "3500"}, {"triton, all kept: memory beyond the gradients / torch.compile's"}),
+        ({"row6__ms": "81"}, {"Liger-Kernel's time / that of triton, default"}),
+        ({"row7__ms": "81"}, {"cut-cross-entropy, exact's time / that of triton, default, no smoothing"}),
+        ({"row10__ms": "10.7"}, {"loss only: time"}),
+        ({"row10__peak_mib": "4.1"}, {"loss only: memory"}),
+        ({"row11__ms": "10.3"}, {"80 % of rows ignored: time / that of all rows"}),
+        ({"row2__weight_gradient_error": "0.0026"}, {"triton, default: error of the weight gradient"}),
+        ({"row4__input_gradient_error": "0.0036"}, {"triton, all kept: error of the input gradient"}),
+        ({"row2__skipped": "not there"}, set()),
+    ],
+    ids=str,
+)
+def test_targets_notice_what_misses(change, lines):
+    found = targets.targets(targets.Table(_table(**change)))
+    assert {t.line for t in found if not t.met} == lines
+
+
+def test_targets_command(tmp_path, capsys):
+    table, first = tmp_path / "kernel.csv", tmp_path / "first_call.csv"
+    with table.open("w", newline="") as file:
+        rows = _table()
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    first.write_text("shape,process,first_seconds\nGemma-2-2B,0,5.25\n")
+    assert targets.main(["--table", str(table), "--first-call", str(first), "--missed"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "first call" in lines[0]
+    assert lines[0].endswith("NOT MET")
+    assert lines[1] == "22 of 23 met"
 
 
 @pytest.mark.parametrize("softcap", [None, 30.0])
@@ -79,7 +192,7 @@ def test_data_are_peaked_and_zipfian():
 
 
 def test_cases_and_refusals():
-    assert {c.softcap for c in CASES} == {None, 30.0}
+    assert {c.softcap for group in GROUPS for c in group} == {None, 30.0}
     names = {r.name: r for r in rivals(2**20)}
     smoothed, plain = Case(), Case(label_smoothing=0.0)
     assert names["torch, chunked"].refuses(smoothed, torch.device("cpu"))
@@ -93,6 +206,5 @@ def test_a_rival_that_fails_is_reported(data):
 
     rival = next(r for r in rivals(2**20) if r.name == "eager")
     rival = replace(rival, make=lambda case: broken)
-    device = torch.device("cpu")
-    rows = [row for row, _ in command._compare_case(SHAPE, Case(), data, data, [rival], torch.float32, device, 1)]
+    rows = [row for row, _ in compare._Group(SHAPE, data, 1).compare([Case()], [rival])]
     assert rows[-1]["skipped"] == "RuntimeError: out of luck"

@@ -25,4 +25,5 @@ def test_the_command_writes_its_table(tmp_path):
     assert all(float(row["lse"]) < 1e-4 and float(row["argmax_differs"]) == 0 for row in measured)
     made = json.loads((tmp_path / "table.json").read_text())
     assert made["command"] == "python -m kernel.benchmark_statistics --rounds 1 --shape Gemma-2-2B --scale 1024"
-    assert {"torch", "triton", "python", "device"} < made.keys()
+    assert {"device", "versions", "commit"} < made.keys()
+    assert {"torch", "triton", "python"} < made["versions"].keys()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +23,9 @@ from hypothesis import strategies as st
 from kernel import chunked, fused, linear_cross_entropy
 from kernel.options import LossOptions
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+tl = triton.language
+input_gradient, tiles = (importlib.import_module(f"kernel.fused.{name}") for name in ("input_gradient", "tiles"))
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
 TILE = (16, 32, 16)  # tokens, vocabulary, hidden size of the interpreter's tiles
@@ -313,6 +318,99 @@ def test_the_host_part_of_a_launch_is_compiled_with_its_kernel(monkeypatch):
     with ThreadPoolExecutor(1) as pool:
         assert _Executor(pool).submit(lambda: compiled).result() is compiled
     assert built == [("source", "metadata")]
+
+
+@pytest.mark.parametrize("wrong", [5, -1])
+def test_targets_out_of_range_are_noticed_on_the_way(wrong):
+    from kernel.fused.rows import index_rows
+
+    right = torch.tensor([0, 4, -100, 3])
+    assert index_rows(right, -100, 5).position.tolist() == [0, 1, -1, 2]
+    with pytest.raises(RuntimeError, match=r"target must be in \[0, 5\) or equal ignore_index"):
+        index_rows(torch.tensor([0, 4, -100, wrong]), -100, 5)
+    assert index_rows(torch.tensor([0, wrong]), wrong, 5).position.tolist() == [0, -1]
+
+
+def test_a_recorded_launch_holds_no_memory_and_compiles_the_same():
+    from triton.backends.nvidia.compiler import CUDABackend
+    from triton.runtime.jit import native_specialize_impl
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from kernel.fused import compile_ahead
+
+    matrix = torch.zeros(64, 64, dtype=torch.float16)
+    described = TensorDescriptor(matrix, [64, 64], [64, 1], [16, 32])
+    arguments = [matrix, matrix.view(-1)[1:], torch.zeros(3, dtype=torch.int64), described, None, 3, 2.5]
+    (launch,) = compile_ahead._record(partial(compile_ahead.run_kernel, object(), (1,), *arguments))
+    for argument, noted in zip(arguments, launch.arguments, strict=True):
+        assert not isinstance(noted, torch.Tensor)
+        keys = [native_specialize_impl(CUDABackend, a, False, True, True) for a in (argument, noted)]
+        assert keys[0] == keys[1]
+    alive = weakref.ref(matrix)
+    del matrix, described, arguments, argument
+    assert alive() is None
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "softcap": 3.0}], ids=str)
+@pytest.mark.parametrize("workspace_bytes", [0, 6_400, 20_000])
+@pytest.mark.parametrize("ignored", [0.7, 0.9])
+def test_strips_merged_where_few_tokens_are_kept(ignored, workspace_bytes, options):
+    args = problem(70, 500, 20, bias=True, weighted=True, ignored=ignored, seed=1)
+    check(args, workspace_bytes=workspace_bytes, **options)
+
+
+@triton.jit
+def last_round(found, row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE):
+    whole, cuts = input_gradient._last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
+    tl.store(found, whole)
+    tl.store(found + 1, cuts)
+
+
+@pytest.mark.parametrize("column_blocks", [1, 3, 9])
+def test_cuts_of_the_last_round_fit_the_memory_and_take_the_least_time(column_blocks):
+    programs, most, steps, piece = 132, *input_gradient.CUTS.values()
+    chosen = set()
+    for n_blocks, kept_blocks in ((64, 64), (64, 13), (44, 44), (128, 26), (9, 9), (200, 3), (5, 0)):
+        memory = n_blocks + input_gradient.extra_row_blocks(n_blocks, column_blocks, programs)
+        found = torch.zeros(2, dtype=torch.int32)
+        last_round[(1,)](found, kept_blocks, column_blocks, programs, memory, **input_gradient.CUTS)
+        whole, cuts = found.tolist()
+        rest = kept_blocks * column_blocks - whole
+        assert whole % programs == 0
+        assert 0 <= rest < programs
+        cut_rows = kept_blocks - whole // column_blocks
+        time = {
+            c: -(-rest * c // programs) * (-(-steps // c) + piece)
+            for c in range(1, most + 1)
+            if kept_blocks + (c - 1) * cut_rows <= memory
+        }
+        assert cuts in time, "pieces beyond the accumulator"
+        assert time[cuts] == min(time.values())
+        chosen.add(cuts)
+    assert len(chosen) > 1
+
+
+@triton.jit
+def merged_span(found, row_count, n, width, offset, run_columns, BLOCK_ROWS: tl.constexpr):
+    rows, first, columns = tiles.merged_strip(row_count, n, width, offset, run_columns, BLOCK_ROWS)
+    tl.store(found, rows)
+    tl.store(found + 1, first)
+    tl.store(found + 2, columns)
+
+
+def test_merged_strips_are_as_many_as_memory_holds():
+    expected = {  # of 100 rows, strips of 64 columns, 5 of them
+        100: [(112, 64 * i, 64) for i in range(5)],
+        51: [(64, 64 * i, 64) for i in range(5)],
+        48: [(48, 0, 128), (48, 128, 128), (48, 256, 64), (48, 320, 0), (48, 320, 0)],
+        3: [(16, 0, 320), *[(16, 320, 0)] * 4],
+        0: [(0, 0, 320), *[(0, 320, 0)] * 4],
+    }
+    for count, spans_ in expected.items():
+        found = torch.full((5, 3), -1, dtype=torch.int32)
+        for strip in range(5):
+            merged_span[(1,)](found[strip], count, 100, 64, 64 * strip, 320, BLOCK_ROWS=16)
+        assert [tuple(row) for row in found.tolist()] == spans_, count
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

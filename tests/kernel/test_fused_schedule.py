@@ -84,6 +84,11 @@ def test_plans_cover_the_vocabulary_and_overwrite_nothing_in_use(
                 assert dz[1] <= a or b <= dz[0], "dz lies on rows of the gradient that are written"
             if s.kept and found.in_gradient:
                 assert held <= dz[0], "dz lies on kept columns that are still to be read"
+        run = [other for other in found.strips if other.run_start == s.run_start]
+        assert [other.start for other in run] == [s.run_start + i * s.padded for i in range(len(run))]
+        assert s.run_columns == len(run) * s.padded
+        assert len(run) == 1 or all(o.columns == o.padded == s.padded and o.offset == s.offset for o in run)
+        assert len(run) == 1 or not s.kept
         written.append(rows)
     assert 2 * found.memory <= max(workspace_bytes, 2 * n * tile)
 

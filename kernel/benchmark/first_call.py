@@ -1,0 +1,101 @@
+"""Time and memory of the first call in a fresh process without compiled kernels, beside those of the second.
+
+    python -m kernel.benchmark.first_call              # three processes, into paper_figures/data/first_call.csv
+
+Seconds of loss and gradients on inputs that are ready, CUDA initialised and the packages imported: what remains is the
+compilation and the call itself. Every process starts with an empty cache folder. Memory is the peak beyond the inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .measure import peak_bytes, step
+from .problems import SHAPES, make_data
+from .rivals import Case, rivals
+from .tables import machine, write
+
+__all__ = ["COLUMNS", "main", "measure_here"]
+
+COLUMNS = ("shape", "process", "first_seconds", "second_seconds", "first_peak_mib", "second_peak_mib")
+_EXAMPLES = """
+examples:
+  python -m kernel.benchmark.first_call
+  python -m kernel.benchmark.first_call --shape GPT-2 --processes 1 --output /tmp/first_call.csv
+"""
+
+
+def measure_here(shape: str, scale: int, device: torch.device) -> dict[str, Any]:
+    """Two calls in this process."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    full = next(s for s in SHAPES if s.name == shape)
+    small = replace(full, n=max(full.n // scale, 1), vocab_size=max(full.vocab_size // scale, 2))
+    data, case = make_data(small, dtype, device), Case()
+    loss = next(r for r in rivals(0) if r.name == "triton, default").make(case)
+    found: dict[str, Any] = {}
+    importlib.import_module("kernel.fused.operators")
+    for name in ("first", "second"):
+
+        def call(name: str = name) -> None:
+            start = time.perf_counter()
+            step(loss, data, case)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            found[f"{name}_seconds"] = f"{time.perf_counter() - start:.3f}"
+
+        peak = peak_bytes(call, device)
+        found[f"{name}_peak_mib"] = "" if peak is None else f"{peak / 2**20:.1f}"
+        data.hidden.grad = data.weight.grad = None
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and write; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark.first_call",
+        description=(__doc__ or "").splitlines()[0],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--shape", choices=[s.name for s in SHAPES], default=SHAPES[0].name)
+    parser.add_argument("--scale", type=int, default=1, help="divide N and V by this, for a trial (default 1)")
+    parser.add_argument("--processes", type=int, default=3, help="fresh processes (default 3)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("paper_figures/data/first_call.csv"))
+    parser.add_argument("--here", action="store_true", help="measure in this process and print, what the others do")
+    given = parser.parse_args(arguments)
+    device = torch.device(given.device)
+    if given.here:
+        print(json.dumps(measure_here(given.shape, given.scale, device)))
+        return 0
+    command = [sys.executable, "-m", "kernel.benchmark.first_call", "--here", "--device", given.device]
+    command += ["--shape", given.shape, "--scale", str(given.scale)]
+    rows: list[dict[str, Any]] = []
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    for process in range(given.processes):
+        with tempfile.TemporaryDirectory() as cache:
+            environment = {**os.environ, "TRITON_CACHE_DIR": cache}
+            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append({"shape": given.shape, "process": process, **json.loads(done.stdout.splitlines()[-1])})
+        print(*(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+        write(given.output, rows, COLUMNS)
+    sidecar = json.dumps(machine(device, given.processes), indent=2) + "\n"
+    given.output.with_suffix(".json").write_text(sidecar, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""What the committed tables meet of the figures that were asked of the kernel: ``python -m kernel.benchmark.targets``.
+
+Loss and both gradients in bfloat16 with smoothing .1 and no softcap where nothing else is said; t_mm is the time of
+``input @ weight.T`` in the same rounds, and memory the peak over the inputs. Of a loss that keeps its logits the row
+"three products" gives the part that no implementation avoids: where it alone exceeds what was asked, the line says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .problems import SHAPES
+
+__all__ = ["Table", "Target", "main", "read", "targets"]
+
+DATA = Path("paper_figures/data")
+DEFAULT, SMALL, KEPT = "triton, default", "triton, 32 MiB", "triton, all kept"
+_COMPILED, _PRODUCTS = "torch.compile", "three products"
+_LARGE = ("Gemma-2-2B", "Llama-3-8B")
+_EXAMPLES = """
+examples:
+  python -m kernel.benchmark.targets
+  python -m kernel.benchmark.targets --table /tmp/kernel.csv --missed
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure that was asked: ``measured`` at most, or with ``at_least`` at least, ``asked``."""
+
+    line: str
+    shape: str
+    measured: float
+    asked: float
+    unit: str = ""
+    at_least: bool = False
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the measured figure is on the right side."""
+        return self.measured >= self.asked if self.at_least else self.measured <= self.asked
+
+    def __str__(self) -> str:
+        sign = ">=" if self.at_least else "<="
+        asked, measured = f"{sign} {self.asked:.4g}", f"{self.measured:.4g} {self.unit}".strip()
+        line = f"{self.shape:13} {self.line:62} {asked:>9} {measured:>14}  {'met' if self.met else 'NOT MET'}"
+        return f"{line}; {self.note}" if self.note else line
+
+
+class Table:
+    """Rows of kernel.csv by shape, implementation and case."""
+
+    def __init__(self, rows: Sequence[dict[str, str]]) -> None:
+        self.rows = {
+            (
+                r["shape"],
+                r["implementation"],
+                float(r["label_smoothing"]),
+                r["softcap"],
+                float(r["ignored"]),
+                r["mode"],
+            ): r
+            for r in rows
+            if not r["skipped"]
+        }
+        self.shapes = [s.name for s in SHAPES if any(key[0] == s.name for key in self.rows)]
+
+    def number(
+        self,
+        shape: str,
+        implementation: str,
+        column: str,
+        *,
+        smoothing: float = 0.1,
+        ignored: float = 0.0,
+        mode: str = "loss and gradients",
+    ) -> float | None:
+        """One number without softcap; None where it was not measured."""
+        row = self.rows.get((shape, implementation, smoothing, "", ignored, mode))
+        return float(row[column]) if row and row[column] else None
+
+    def products(self, shape: str, implementation: str, **case: str | float) -> float | None:
+        """Time in t_mm."""
+        ms = self.number(shape, implementation, "ms", **case)  # pyright: ignore[reportArgumentType]
+        unit = self.number(shape, implementation, "matmul_ms", **case)  # pyright: ignore[reportArgumentType]
+        return None if ms is None or unit is None else ms / unit
+
+    def beyond(self, shape: str, implementation: str) -> float | None:
+        """Memory in MiB beyond the output gradients."""
+        peak, own = (self.number(shape, implementation, column) for column in ("peak_mib", "gradient_mib"))
+        return None if peak is None or own is None else peak - own
+
+
+def targets(table: Table, first_calls: Sequence[dict[str, str]] = ()) -> Iterator[Target]:
+    """Every figure that the table can decide, in the order of the requirement; then those of first_call.csv."""
+    for target in (*_absolute(table), *_against_rivals(table), *_parts(table), *_errors(table)):
+        if target.measured == target.measured:  # what was not measured is nan and cannot be judged
+            yield target
+    for row in first_calls:
+        yield Target("first call, nothing compiled", row["shape"], float(row["first_seconds"]), 5.0, "s")
+
+
+def _value(number: float | None) -> float:
+    return float("nan") if number is None else number
+
+
+def _absolute(table: Table) -> Iterator[Target]:
+    gemma, llama = _LARGE
+    for name, factor, memory in ((DEFAULT, 1.04, 1400), (SMALL, 1.15, 1300)):
+        yield Target(f"{name}: time", gemma, _value(table.products(gemma, name)), 4 * factor, "t_mm")
+        yield Target(f"{name}: memory", gemma, _value(table.number(gemma, name, "peak_mib")), memory, "MiB")
+    for shape, factor in ((gemma, 1.06), (llama, 0.93)):
+        floor = table.products(shape, _PRODUCTS)
+        note = "" if floor is None else f"the three products alone take {floor:.3f}"
+        yield Target(f"{KEPT}: time", shape, _value(table.products(shape, KEPT)), 3 * factor, "t_mm", note=note)
+
+
+def _against_rivals(table: Table) -> Iterator[Target]:
+    for shape in table.shapes:
+        for name, share in ((DEFAULT, 0.2), (KEPT, 0.6)):
+            line = f"{name}: memory beyond the gradients / {_COMPILED}'s"
+            yield Target(line, shape, _ratio(table.beyond(shape, name), table.beyond(shape, _COMPILED)), share)
+        ours, theirs = (table.number(shape, name, "ms") for name in (DEFAULT, _COMPILED))
+        line = f"{DEFAULT}: time / {_COMPILED}'s"
+        yield Target(line, shape, _ratio(ours, theirs), 1.12 if shape in _LARGE else 1.0)
+        kept = table.number(shape, KEPT, "ms")
+        yield Target(f"{_COMPILED}'s time / {KEPT}'s", shape, _ratio(theirs, kept), 1.1, at_least=True)
+        for rival, smoothing in (
+            ("Liger-Kernel", 0.1),
+            ("Liger-Kernel, float32 sums", 0.1),
+            ("cut-cross-entropy, exact", 0.0),
+        ):
+            theirs = table.number(shape, rival, "ms", smoothing=smoothing)
+            for name in (DEFAULT, KEPT):
+                ratio = _ratio(theirs, table.number(shape, name, "ms", smoothing=smoothing))
+                line = f"{rival}'s time / that of {name}" + (", no smoothing" if not smoothing else "")
+                yield Target(line, shape, ratio, 2.0, at_least=True)
+
+
+def _parts(table: Table) -> Iterator[Target]:
+    for shape in table.shapes:
+        time, memory = (
+            table.products(shape, DEFAULT, mode="loss"),
+            table.number(shape, DEFAULT, "peak_mib", mode="loss"),
+        )
+        yield Target("loss only: time", shape, _value(time), 1.06, "t_mm")
+        yield Target("loss only: memory", shape, _value(memory), 4, "MiB")
+        few = table.number(shape, DEFAULT, "ms", ignored=0.8)
+        ratio = _ratio(few, table.number(shape, DEFAULT, "ms"))
+        yield Target("80 % of rows ignored: time / that of all rows", shape, ratio, 0.25)
+
+
+def _errors(table: Table) -> Iterator[Target]:
+    for shape in table.shapes:
+        for name, most in ((DEFAULT, 0.0025), (SMALL, 0.0025), (KEPT, 0.0035)):
+            for side in ("input", "weight"):
+                error = table.number(shape, name, f"{side}_gradient_error")
+                yield Target(f"{name}: error of the {side} gradient", shape, _value(error), most)
+
+
+def _ratio(a: float | None, b: float | None) -> float:
+    return float("nan") if a is None or not b else a / b
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print every line; returns the exit status, 1 where nothing could be judged."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark.targets",
+        description=(__doc__ or "").partition(": ``")[0] + ".",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--table", type=Path, default=DATA / "kernel.csv")
+    parser.add_argument("--first-call", type=Path, default=DATA / "first_call.csv")
+    parser.add_argument("--missed", action="store_true", help="only the lines that are not met")
+    given = parser.parse_args(arguments)
+    found = list(targets(Table(read(given.table)), read(given.first_call) if given.first_call.exists() else ()))
+    for target in found:
+        if not (given.missed and target.met):
+            print(target)
+    print(f"{sum(t.met for t in found)} of {len(found)} met")
+    return 0 if found else 1
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows of a table."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
