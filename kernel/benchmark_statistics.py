@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from .api import linear_cross_entropy
-from .benchmark.measure import peak_bytes, turn
+from .benchmark.measure import ahead, peak_bytes, turn
 from .benchmark.problems import SHAPES, Data, make_data
 from .benchmark.tables import machine, write
 from .fused.launch import Launch, launch_table
@@ -75,9 +75,10 @@ def _ratios(
             call()
     first = next(iter(calls))
     times: dict[str, list[float]] = {name: [] for name in calls}
+    before = ahead(calls[first], device)
     for _ in range(rounds):
         for name, call in calls.items():
-            times[name].append(turn(call, device, before=calls[first]))
+            times[name].append(turn(call, device, before=before).ms)
     return {
         name: (statistics.median(t), statistics.median(a / b for a, b in zip(t, times[first], strict=True)))
         for name, t in times.items()

@@ -3,12 +3,14 @@
     python -m kernel.benchmark                        # every shape, into paper_figures/data/kernel.csv
     python -m kernel.benchmark --shapes GPT-2 --rounds 5 --output table.csv
 
-Columns: ms is the median over the rounds, ms_low and ms_high their quartiles; peak_mib the most memory beyond the
-inputs; share the time that the operations of a loss that keeps its logits take at the measured rate of ``input @
-weight.T`` (matmul_ms for the loss, three times that with gradients) over ms; the errors are norm-wise, against
-float64. Two rows are no losses: "matmul" is that product alone, "three products" all that logits and both gradients
-need, by the same library and of the same numbers. What is compared takes turns in the same rounds, in another order in
-each. ``python -m kernel.benchmark.targets`` says what the table meets of what was asked.
+Columns: ms is the device's time behind 20 ms of other work, the median over the rounds, ms_low and ms_high their
+quartiles; host_ms the median time until the call returns meanwhile, which ms hides as training does (for those that
+wait for the device it contains that work); peak_mib the most memory beyond the inputs, in bytes asked for; share the
+time that the operations of a loss that keeps its logits take at the measured rate of ``input @ weight.T`` (matmul_ms
+for the loss, three times that with gradients) over ms; the errors are norm-wise, against float64. Two rows are no
+losses: "matmul" is that product alone, "three products" all that logits and both gradients need, by the same library
+and of the same numbers. What is compared takes turns in the same rounds, in another order in each.
+``python -m kernel.benchmark.targets`` says what the table meets of what was asked.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from typing import Any
 import torch
 
 from .compare import compare
+from .measure import AHEAD_MS
 from .problems import SHAPES
 from .tables import machine, write
 
 COLUMNS = (
     *("shape", "tokens", "vocab_size", "hidden_size", "dtype", "label_smoothing", "softcap", "ignored", "mode"),
-    *("implementation", "ms", "ms_low", "ms_high", "matmul_ms", "share", "peak_mib", "gradient_mib"),
+    *("implementation", "ms", "ms_low", "ms_high", "host_ms", "matmul_ms", "share", "peak_mib", "gradient_mib"),
     *("loss_error", "input_gradient_error", "weight_gradient_error", "skipped"),
 )
 _EXAMPLES = """
@@ -64,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(given.device)
     dtype = getattr(torch, given.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    sidecar = json.dumps(machine(device, given.rounds), indent=2) + "\n"
+    about = {**machine(device, given.rounds), "ahead_ms": AHEAD_MS if device.type == "cuda" else 0}
+    sidecar = json.dumps(about, indent=2) + "\n"
     given.output.with_suffix(".json").write_text(sidecar, encoding="utf-8")
     rows: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
@@ -74,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row, times in compare(small, dtype, device, given.rounds, given.only):
             rows.append(row)
             key = {k: row[k] for k in ("shape", "label_smoothing", "softcap", "ignored", "mode", "implementation")}
-            samples += [{**key, "round": i, "ms": f"{ms:.4f}"} for i, ms in enumerate(times)]
+            for i, turn in enumerate(times):
+                samples.append({**key, "round": i, "ms": f"{turn.ms:.4f}", "host_ms": f"{turn.host_ms:.4f}"})
             print(describe(row), flush=True)
             write(given.output, rows, COLUMNS)  # as it grows: a run that is cut short leaves what it measured
             write(given.output.with_name(given.output.stem + "_samples.csv"), samples)
@@ -88,7 +93,7 @@ def describe(row: dict[str, Any]) -> str:
         return f"{row['shape']:13} {case:40} {row['implementation']:27} skipped: {row['skipped']}"
     ratio = float(row["ms"]) / float(row["matmul_ms"])
     errors = " ".join(f"{row.get(k, ''):>8}" for k in COLUMNS[-4:-1])
-    time = f"{float(row['ms']):8.2f} ms {ratio:6.3f} t_mm"
+    time = f"{float(row['ms']):8.2f} ms {ratio:6.3f} t_mm {float(row['host_ms']):6.2f} host"
     return f"{row['shape']:13} {case:40} {row['implementation']:27} {time} {row.get('peak_mib', ''):>8} MiB {errors}"
 
 

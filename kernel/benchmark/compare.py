@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import measure
+from .measure import Turn
 from .problems import Data, Shape, make_data
 from .rivals import Case, Loss, Rival, rivals
 
@@ -28,7 +29,7 @@ PRODUCTS = "three products"
 
 def compare(
     shape: Shape, dtype: torch.dtype, device: torch.device, rounds: int, only: Sequence[str] | None = None
-) -> Iterator[tuple[dict[str, Any], list[float]]]:
+) -> Iterator[tuple[dict[str, Any], list[Turn]]]:
     """Rows of one shape with their raw times, group by group."""
     data = make_data(shape, dtype, device)
     chosen = rivals(2 * shape.n * (shape.vocab_size + 20000) * dtype.itemsize)
@@ -54,7 +55,7 @@ class _Group:
         self.shape, self.data, self.rounds = shape, data, rounds
         self.device = data.hidden.device
 
-    def compare(self, cases: Sequence[Case], chosen: list[Rival]) -> Iterator[tuple[dict[str, Any], list[float]]]:
+    def compare(self, cases: Sequence[Case], chosen: list[Rival]) -> Iterator[tuple[dict[str, Any], list[Turn]]]:
         """Rows with their raw times; the first row is the product whose time all are compared with."""
         losses: list[_Entry] = []  # prepared while nothing else takes memory
         for case in cases:
@@ -69,16 +70,17 @@ class _Group:
         entries += losses
         times = self.time(entries)
         data.hidden.grad = data.weight.grad = None
-        matmul_ms = statistics.median(times[0])
-        for entry, ms in zip(entries, times, strict=True):
+        matmul_ms = statistics.median(turn.ms for turn in times[0])
+        for entry, turns in zip(entries, times, strict=True):
             row = self.describe(entry.case) | {"implementation": entry.name, "matmul_ms": f"{matmul_ms:.3f}"}
-            if ms:
+            if turns:
+                ms = [turn.ms for turn in turns]
                 low, median, high = statistics.quantiles(ms, n=4) if self.rounds > 1 else ms * 3
                 share = (3 if entry.case.gradients else 1) * (1 - entry.case.ignored) * matmul_ms / median
-                row |= {"ms": f"{median:.3f}"}
+                row |= {"ms": f"{median:.3f}", "host_ms": f"{statistics.median(t.host_ms for t in turns):.3f}"}
                 if entry.name != "matmul":
                     row |= {"ms_low": f"{low:.3f}", "ms_high": f"{high:.3f}", "share": f"{share:.3f}"}
-            yield row | entry.columns, ms
+            yield row | entry.columns, turns
 
     def prepare(self, case: Case, chosen: list[Rival]) -> Iterator[_Entry]:
         """Build, check and measure the memory of every implementation."""
@@ -100,18 +102,21 @@ class _Group:
                     data.hidden.grad = data.weight.grad = None
             yield _Entry(case, rival.name, columns={"skipped": reason})
 
-    def time(self, entries: list[_Entry]) -> list[list[float]]:
-        """Milliseconds of each entry in each round."""
-        times: list[list[float]] = [[] for _ in entries]
+    def time(self, entries: list[_Entry]) -> list[list[Turn]]:
+        """Times of each entry in each round, all behind the same work: some of the product, the first entry."""
+        times: list[list[Turn]] = [[] for _ in entries]
+        product = entries[0].run
+        assert product is not None
+        before = measure.ahead(product, self.device)
         running = [i for i, entry in enumerate(entries) if entry.run is not None]
         for index in range(self.rounds + 1):  # the first round warms up
             # In another order each round: what ran before decides how warm the device is, hence how fast.
             for i in random.Random(index).sample(running, len(running)):
                 run = entries[i].run
                 assert run is not None
-                ms = measure.turn(run, self.device, before=entries[0].run)
+                turn = measure.turn(run, self.device, before=before)
                 if index:
-                    times[i].append(ms)
+                    times[i].append(turn)
         return times
 
     def describe(self, case: Case) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def _prepare(
         loss = rival.make(case, variant) if rival.variants else rival.make(case)  # pyright: ignore[reportCallIssue]
         measure.step(loss, data, case)
         if len(variants) > 1:
-            ms = measure.turn(lambda loss=loss: measure.step(loss, data, case), device)
+            ms = measure.turn(lambda loss=loss: measure.step(loss, data, case), device).ms
             best = min(best, (ms, loss), key=lambda pair: pair[0]) if best else (ms, loss)
         else:
             best = (0.0, loss)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +17,9 @@ from ..reference import loss as reference_loss
 from .problems import Data
 from .rivals import Case, Loss
 
-__all__ = ["errors", "exact_gradients", "peak_bytes", "step", "three_products", "turn"]
+__all__ = ["AHEAD_MS", "Turn", "ahead", "errors", "exact_gradients", "peak_bytes", "step", "three_products", "turn"]
+
+AHEAD_MS = 20.0  # of work queued before each timed run: more than any of the losses takes the host
 
 
 def step(loss: Loss, data: Data, case: Case) -> Tensor:
@@ -29,7 +33,11 @@ def step(loss: Loss, data: Data, case: Case) -> Tensor:
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
-    """Most device memory in use during ``run`` beyond what was in use before; None without a CUDA device."""
+    """Most device memory asked for during ``run`` beyond what was held before; None without a CUDA device.
+
+    Bytes of the tensors, not of the allocator's blocks, which it rounds up by as much as 1 MiB each, depending on what
+    was free before: so the outputs' own bytes can be taken off.
+    """
     if device.type != "cuda":
         run()
         return None
@@ -37,31 +45,58 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     run()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
 
 
-def turn(run: Callable[[], object], device: torch.device, before: Callable[[], object] | None = None) -> float:
-    """Milliseconds of one run.
+class Turn(NamedTuple):
+    """Milliseconds of one run: of the device, and of the host until the call returned."""
 
-    ``before`` keeps the device busy, untimed, while the host enqueues the run, as it would be in training: it hides the
-    host's part unless that takes longer than the device's, and brings the device to the same temperature for all.
+    ms: float
+    host_ms: float
+
+
+def turn(run: Callable[[], object], device: torch.device, before: Callable[[], object] | None = None) -> Turn:
+    """Time one run, by events on the device's own clock; on a CPU both times are the same.
+
+    ``before`` keeps the device busy, untimed, while the host enqueues the run, as the rest of a training step would:
+    the device's time has no part of the host's unless the host takes longer than ``before`` and the run together, and
+    the device is as warm for all. What the host takes, with the device busy, is returned beside it. A run that waits
+    for the device, as by ``.item()``, waits for ``before`` too: that is in its host's time, and what the device then
+    idles until the next launch is in its device's time.
     """
-    if before is not None:
-        before()
     if device.type != "cuda":
+        if before is not None:
+            before()
         start = time.perf_counter()
         run()
-        return (time.perf_counter() - start) * 1e3
+        ms = (time.perf_counter() - start) * 1e3
+        return Turn(ms, ms)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    if before is not None:
+        before()
     begin.record()
+    start = time.perf_counter()
     run()
+    host_ms = (time.perf_counter() - start) * 1e3
     end.record()
-
     end.synchronize()
-    return begin.elapsed_time(end)
+    return Turn(begin.elapsed_time(end), host_ms)
+
+
+def ahead(run: Callable[[], object], device: torch.device, ms: float = AHEAD_MS) -> Callable[[], None]:
+    """Work for :func:`turn`'s ``before``: ``run`` as often as takes the device about ``ms``; once on a CPU."""
+    times = 1
+    if device.type == "cuda":
+        times = math.ceil(ms / min(turn(run, device, before=run).ms for _ in range(3)))
+
+    def before() -> None:
+        for _ in range(times):
+            run()
+
+    return before
 
 
 def exact_gradients(data: Data, case: Case, tokens: int = 512) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +150,8 @@ def three_products(data: Data, case: Case, device: torch.device) -> Callable[[],
         for left, right, transposed in ((a, b, False), (b.T, a.T, True)):
             out = left @ right
             run = partial(torch.mm, left, right, out=out)
-            choices.append((min(turn(run, device) for _ in range(3)), len(choices), run, out.T if transposed else out))
+            ms = min(turn(run, device).ms for _ in range(3))
+            choices.append((ms, len(choices), run, out.T if transposed else out))
         runs.append(min(choices)[2:])
 
     def products() -> tuple[Tensor, ...]:

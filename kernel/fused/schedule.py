@@ -11,9 +11,12 @@ memory. The last columns are the rare words of most vocabularies: what keeping c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cache
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
 
 from .launch import Launch, LaunchTable
 
@@ -54,7 +57,7 @@ class Schedule:
     memory: int  # workspace and kept columns outside the gradient
 
 
-@cache
+@lru_cache(maxsize=1024)  # sequences of any length: one plan for each number of tokens
 def schedule(
     n: int,
     vocab_size: int,
@@ -89,7 +92,7 @@ def schedule(
     memory = vocab_size * hidden_size if weight_gradient else 0
     most = max(workspace_bytes // column // tile * tile, tile)
     model = _Model(n, vocab_size, hidden_size, memory, tile, direct, processors, table)
-    plans = []
+    plans: list[_Plan] = []
     for width in sorted({max(most // share // tile * tile, tile) for share in (1, 2, 4, 8, 16, 32, 64)}):
         plans.append(model.plan(width, 0))
         if not keep:
@@ -104,32 +107,48 @@ def schedule(
             whole = vocab_size // tile * tile  # boundary D >= n (kept + room)
             kept = (whole * hidden_size - n * room - 2 * _ALIGN) // (n + hidden_size) // tile * tile
             plans += [model.plan(width, kept, in_gradient=True)] if kept > 0 else []
-    fastest = min(plan[0] for plan in plans)
+    fastest = min(plan.time for plan in plans)
     # Among the plans that are as fast to half a percent, the one that needs the least memory.
-    near = [plan for plan in plans if plan[0] <= 1.005 * fastest]
-    return min(near, key=lambda plan: (plan[1].memory, plan[0]))[1]
+    near = [plan for plan in plans if plan.time <= 1.005 * fastest]
+    return model.schedule(min(near, key=lambda plan: (plan.memory, plan.time)))
 
 
-def _runs(strips: list[Strip]) -> tuple[Strip, ...]:
-    """The strips, told the run of equal ones that each belongs to; a strip that the vocabulary clips is alone."""
+class _Series(NamedTuple):
+    """``number`` strips of one padded width that follow each other, their dz at one place."""
 
-    def alike(a: Strip, b: Strip) -> bool:
-        whole = a.columns == a.padded == b.padded == b.columns
-        return whole and not a.kept and not b.kept and a.offset == b.offset
+    start: int
+    padded: int
+    number: int
+    kept: bool
+    offset: int | None
 
-    runs: list[list[Strip]] = []
-    for strip in strips:
-        if runs and alike(runs[-1][-1], strip):
-            runs[-1].append(strip)
-        else:
-            runs.append([strip])
-    return tuple(
-        replace(strip, run_start=run[0].start, run_columns=sum(s.padded for s in run)) for run in runs for strip in run
-    )
+
+class _InGradient(NamedTuple):
+    """Strips in the gradient's memory, the columns that fitted at each (negative: rising), times up to each."""
+
+    limits: list[int]
+    series: list[_Series]
+    times: list[float]
+
+
+class _Plan(NamedTuple):
+    """A candidate: what ranks it, and what :class:`Schedule` is built from if it is chosen."""
+
+    time: float  # microseconds
+    memory: int
+    workspace: int
+    kept: int
+    in_gradient: bool
+    scaled_offset: int | None
+    series: list[_Series]
 
 
 class _Model:
-    """Builds plans and estimates their times, for one problem."""
+    """Builds plans and estimates their times, for one problem.
+
+    A training loop whose sequences differ in length asks for a plan in every step, so that the search must take little
+    of it: strips alike are counted, not listed, and the fastest width within a limit is looked up.
+    """
 
     def __init__(
         self,
@@ -147,54 +166,110 @@ class _Model:
         self.vocab = -(-vocab_size // tile) * tile
         self.processors, self.table = processors, table
         self.times: dict[tuple[int, bool], float] = {}
+        self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
+        self.fastest: dict[bool, list[int]] = {False: [], True: []}  # fastest width of at most 1, 2, ... tiles
 
-    def plan(self, width: int, kept: int, *, in_gradient: bool = False) -> tuple[float, Schedule]:
-        """Time in microseconds, and the plan, with strips of up to ``width`` columns in the workspace."""
+    def plan(self, width: int, kept: int, *, in_gradient: bool = False) -> _Plan:
+        """The plan with strips of up to ``width`` columns in the workspace."""
         boundary = self.vocab - kept
         used = -(-self.n * kept // _ALIGN) * _ALIGN if in_gradient else 0  # by kept columns, at the beginning
         unwritten = min(boundary * self.hidden_size, self.memory)  # while the kept columns' rows are written
-        strips: list[Strip] = []
-        time = 0.0
-        if kept and self.direct:
-            time += self.microseconds(kept, True)
-        elif kept:
+        tail: list[_Series] = []
+        time = self.microseconds(kept, True) if kept and self.direct else 0.0
+        if kept and not self.direct:
             room = max(0, unwritten - used) // self.n // self.tile * self.tile
-            for start, padded in self.cut(boundary, self.vocab, lambda _: max(room, width), True):
-                strips.append(self.strip(start, padded, True, used if padded <= room else None))
-                time += self.microseconds(padded, True)
-
-        def free(start: int) -> int:
-            """Columns of dz that fit behind the rows that their own strip writes."""
-            below = (unwritten - _ALIGN - start * self.hidden_size) // (self.n + self.hidden_size)
-            return max(0, below // self.tile * self.tile)
-
-        for start, padded in self.cut(0, boundary, lambda start: max(free(start), width), False):
-            offset = (unwritten - self.n * padded) // _ALIGN * _ALIGN if padded <= free(start) else None
-            strips.append(self.strip(start, padded, False, offset))
-            time += self.microseconds(padded, False)
-        workspace = max((self.n * s.padded for s in strips if s.offset is None), default=0)
+            for start, padded, count in self.equal(boundary, self.vocab, max(room, width), True):
+                tail.append(_Series(start, padded, count, True, used if padded <= room else None))
+        first = self.in_gradient(boundary, unwritten)
+        # While more fits the gradient's memory than the workspace; then strips alike, the early ones still in there.
+        number = bisect_left(first.limits, -width)
+        start = first.series[number - 1].start + first.series[number - 1].padded if number else 0
+        for begin, padded, count in self.equal(start, boundary, width, False):
+            last = (unwritten - _ALIGN - padded * (self.n + self.hidden_size)) // self.hidden_size if unwritten else -1
+            inside = min(count, max(0, (last - begin) // padded + 1))
+            if inside:
+                tail.append(_Series(begin, padded, inside, False, self.offset(unwritten, padded)))
+            if count > inside:
+                tail.append(_Series(begin + inside * padded, padded, count - inside, False, None))
+        time += first.times[number] + sum(s.number * self.microseconds(s.padded, s.kept) for s in tail)
+        workspace = max((self.n * s.padded for s in tail if s.offset is None), default=0)
         fits = used + self.n * self.hidden_size <= unwritten
         scaled_offset = used if kept and self.direct and fits else None
         memory = workspace + (0 if in_gradient else self.n * kept)
-        plan = Schedule(_runs(strips), kept, boundary, in_gradient, scaled_offset, workspace, memory)
-        return time, plan
+        kept_strips = [s for s in tail if s.kept]
+        series = [*kept_strips, *first.series[:number], *tail[len(kept_strips) :]]
+        return _Plan(time, memory, workspace, kept, in_gradient, scaled_offset, series)
 
-    def cut(self, start: int, end: int, limit: Callable[[int], int], kept: bool) -> Iterator[tuple[int, int]]:
-        """Strips (start, padded columns), each of the fastest width that its limit allows."""
-        end = min(end, self.vocab)
-        while start < min(end, self.vocab_size):
-            padded = min(self.width(limit(start), kept), end - start)
-            yield start, padded
-            start += padded
+    def in_gradient(self, boundary: int, unwritten: int) -> _InGradient:
+        """Strips from the first row on whose dz fits behind the rows that they write themselves, each of its own width.
 
-    def strip(self, start: int, padded: int, kept: bool, offset: int | None) -> Strip:
-        """A strip, clipped to the vocabulary."""
-        return Strip(start, min(padded, self.vocab_size - start), padded, kept, offset, start, padded)
+        Args:
+            boundary: Where they end, in whole tiles.
+            unwritten: Elements of the gradient's memory that they may use.
+        """
+        if boundary not in self.prefixes:
+            found = _InGradient([], [], [0.0])
+            start, each = 0, self.n + self.hidden_size
+            while start < boundary:
+                limit = (unwritten - _ALIGN - start * self.hidden_size) // each // self.tile * self.tile
+                if limit <= self.tile:  # the workspace holds one tile at least
+                    break
+                padded = min(self.width(limit, False), boundary - start)
+                found.limits.append(-limit)
+                found.series.append(_Series(start, padded, 1, False, self.offset(unwritten, padded)))
+                found.times.append(found.times[-1] + self.microseconds(padded, False))
+                start += padded
+            self.prefixes[boundary] = found
+        return self.prefixes[boundary]
+
+    def offset(self, unwritten: int, padded: int) -> int:
+        """Place of a strip's dz at the end of the gradient's unwritten memory."""
+        return (unwritten - self.n * padded) // _ALIGN * _ALIGN
+
+    def equal(self, start: int, end: int, limit: int, kept: bool) -> Iterator[tuple[int, int, int]]:
+        """Strips (start, padded columns, how many) of the fastest width within ``limit``, and a narrower last one."""
+        if start < end:
+            padded = self.width(limit, kept)
+            count, rest = divmod(end - start, padded)
+            if count:
+                yield start, padded, count
+            if rest:
+                yield end - rest, rest, 1
+
+    def schedule(self, plan: _Plan) -> Schedule:
+        """A plan with its strips listed, those at the vocabulary's end clipped, each told the run it belongs to."""
+        strips: list[tuple[int, _Series]] = [
+            (start, s) for s in plan.series for start in range(s.start, s.start + s.number * s.padded, s.padded)
+        ]
+
+        def run(item: tuple[int, _Series]) -> tuple[int, int | None, int]:
+            """Same for strips that one launch can do: a kept or a clipped strip is alone."""
+            start, s = item
+            alone = s.kept or start + s.padded > self.vocab_size
+            return s.padded, s.offset, start if alone else -1
+
+        listed: list[Strip] = []
+        for _, members in groupby(strips, run):
+            group = list(members)
+            first, columns = group[0][0], sum(s.padded for _, s in group)
+            for start, s in group:
+                clipped = min(s.padded, self.vocab_size - start)
+                listed.append(Strip(start, clipped, s.padded, s.kept, s.offset, first, columns))
+        boundary = self.vocab - plan.kept
+        return Schedule(
+            tuple(listed), plan.kept, boundary, plan.in_gradient, plan.scaled_offset, plan.workspace, plan.memory
+        )
 
     def width(self, limit: int, kept: bool) -> int:
-        """Fastest width of at most ``limit``."""
-        widths = range(self.tile, max(self.tile, min(limit, self.vocab, _MAX_WIDTH)) + 1, self.tile)
-        return min(widths, key=lambda w: (self.microseconds(w, kept) / w, -w))
+        """Fastest width of at most ``limit``; of those as fast the widest."""
+        tiles = max(1, min(limit, self.vocab, _MAX_WIDTH) // self.tile)
+        fastest = self.fastest[kept]
+        while len(fastest) < tiles:
+            new = (len(fastest) + 1) * self.tile
+            old = fastest[-1] if fastest else new
+            better = self.microseconds(new, kept) / new <= self.microseconds(old, kept) / old
+            fastest.append(new if better else old)
+        return fastest[tiles - 1]
 
     def microseconds(self, width: int, kept: bool) -> float:
         """Modelled time of one strip: whole rounds of tiles in each of the three kernels, and what comes on top."""

@@ -88,7 +88,7 @@ def _measure(tokens: Tensor, scale: int, rounds: int) -> Iterator[dict[str, obje
             with fuse_loss(model, label_smoothing=label_smoothing) if fused else nullcontext():
                 loss = step().item()  # also compiles, and allocates the gradients
                 peak = peak_bytes(step, tokens.device)
-                times = [turn(step, tokens.device, before=step) for _ in range(rounds)]
+                times = [turn(step, tokens.device, before=step).ms for _ in range(rounds)]
             yield {
                 "loss": name,
                 "label_smoothing": label_smoothing,

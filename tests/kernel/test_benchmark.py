@@ -42,16 +42,18 @@ def test_table(tmp_path):
     assert all(float(r["input_gradient_error"]) < 1e-5 for r in gradients if r["ignored"] == "0.0")
     samples = list(csv.DictReader((tmp_path / "kernel_samples.csv").read_text().splitlines()))
     assert len(samples) == 2 * len(measured)
+    assert all(float(r["host_ms"]) > 0 for r in (*measured, *samples))
     sidecar = json.loads((tmp_path / "kernel.json").read_text())
     assert sidecar["versions"]["torch"] == torch.__version__
     assert sidecar["rounds"] == 2
+    assert sidecar["ahead_ms"] == 0, "nothing is queued on a CPU"
 
 
 def test_a_run_that_is_cut_keeps_whole_tables(tmp_path, monkeypatch):
     def two_rows(*_):
         for name in ("matmul", "eager"):
             row = dict.fromkeys(COLUMNS, "1") | {"implementation": name, "skipped": ""}
-            yield row, [1.0]
+            yield row, [measure.Turn(1.0, 0.5)]
         raise KeyboardInterrupt
 
     monkeypatch.setattr("kernel.benchmark.__main__.compare", two_rows)

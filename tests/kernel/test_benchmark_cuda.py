@@ -1,0 +1,40 @@
+"""What the benchmark's clock and memory count on a CUDA device."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from kernel.benchmark import measure
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+SLEEP_MS = 5.0
+
+
+def _run(matrix, *, wait: bool) -> None:
+    total = matrix.sum()
+    if wait:
+        total.item()
+    time.sleep(SLEEP_MS / 1e3)
+    matrix.sum()
+
+
+@pytest.mark.parametrize(("queued", "wait"), [(True, False), (True, True), (False, False)])
+def test_queued_work_hides_the_host_but_not_what_the_device_idles(queued, wait):
+    device, matrix = torch.device("cuda"), torch.ones(4096, 4096, device="cuda")
+    before = measure.ahead(partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix)), device)
+    _run(matrix, wait=wait)
+    found = measure.turn(partial(_run, matrix, wait=wait), device, before=before if queued else None)
+    assert found.host_ms >= SLEEP_MS + (measure.AHEAD_MS / 2 if wait else 0)
+    assert (found.ms >= SLEEP_MS) == (wait or not queued), "after a wait the device idles while the host sleeps"
+
+
+def test_memory_is_that_of_the_tensors():
+    size = 3 * 2**20 + 4  # the allocator gives it a block of another size
+    assert measure.peak_bytes(lambda: torch.empty(size, dtype=torch.uint8, device="cuda"), torch.device("cuda")) == size
