@@ -136,8 +136,8 @@ def kernel_targets(data: Path) -> str:
         of_line = [t for t in found if t.line == name]
         cells = []
         for shape in shapes:
-            measured = [(_figure(t.measured), t.met) for t in of_line if t.shape == shape]
-            cells.append(", ".join(text if met else f"**{text}**" for text, met in measured))
+            measured = [t for t in of_line if t.shape == shape]
+            cells.append(", ".join(_figure(t.measured) if t.met else f"**{_missed(t)}**" for t in measured))
         asked = " or ".join(dict.fromkeys(_figure(t.asked) for t in of_line))
         sign = "at least" if of_line[0].at_least else "at most"
         asked = f"{asked} {of_line[0].unit}".strip()
@@ -153,6 +153,12 @@ def kernel_targets(data: Path) -> str:
 def _figure(value: float) -> str:
     """Three digits, or all of a number of hundreds and more."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _missed(target: Any) -> str:
+    """A figure with the digits that tell it from what was asked."""
+    text = _figure(target.measured)
+    return f"{target.measured:.4g}" if text == _figure(target.asked) else text
 
 
 def kernel_floors(data: Path) -> str:
@@ -172,6 +178,26 @@ def kernel_floors(data: Path) -> str:
     for shape in dict.fromkeys(rows.index.get_level_values("shape")):
         least, kept = ratio[shape, "three products"], ratio[shape, _KEPT]
         lines.append(f"| {shape} | {least:.2f} | {kept:.2f} | {kept - least:+.2f} |")
+    return "\n".join(lines)
+
+
+def kernel_host(data: Path) -> str:
+    """What the host takes to enqueue a call, beside what the device takes to compute it."""
+    rows: Any = pd.read_csv(data / "kernel.csv")
+    rows = rows[rows["softcap"].isna() & (rows["label_smoothing"] == 0.1) & rows["ms"].notna()]
+    shapes = list(dict.fromkeys(rows["shape"]))
+    lines = [f"| host, device: ms | {' | '.join(shapes)} |", "|---|" + "---|" * len(shapes)]
+    for name, ignored, mode in (
+        *((n, 0.0, "loss and gradients") for n in (_OURS, "triton, 32 MiB", _KEPT)),
+        (_OURS, 0.8, "loss and gradients"),
+        (_OURS, 0.0, "loss"),
+        *((n, 0.0, "loss and gradients") for n in ("eager", "torch.compile", "Liger-Kernel")),
+    ):
+        of_line = rows[(rows["implementation"] == name) & (rows["ignored"] == ignored) & (rows["mode"] == mode)]
+        times = of_line.set_index("shape")[["host_ms", "ms"]]
+        cells = [f"{times.at[shape, 'host_ms']:.1f}, {times.at[shape, 'ms']:.1f}" for shape in shapes]
+        label = name + (", 80 % ignored" if ignored else "") + (", loss only" if mode == "loss" else "")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -230,6 +256,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "kernel": kernel,
     "kernel targets": kernel_targets,
     "kernel floors": kernel_floors,
+    "kernel host": kernel_host,
     "statistics": statistics,
     "cpu": cpu,
     "training step": training_step,
