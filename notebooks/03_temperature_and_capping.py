@@ -277,7 +277,8 @@ print(f"with logits of +-c the gap that smoothing .1 asks for is out of reach be
 # - With free norms temperature has no effect, and smoothing acts without help.
 # - Nothing done after training makes two equal heads differ. Heads that differ a little can be read so that they
 #   differ more: in the study the gain form with $c = 4$, in reading alone, raises the gain under the budget by .02.
-# - Read trained-with-a-cap, evaluated-without comparisons with care: they can show smoothing curing what the cap caused.
+# - Read trained-with-a-cap, evaluated-without comparisons with care: they can show smoothing curing what the cap
+#   caused.
 #
 # **Not shown:** step size and short training, which hold logits back like a budget; the study tunes the step size for
 # each way to keep it apart. Nor pretraining with a cap, as for models that were built with one.
