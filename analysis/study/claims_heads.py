@@ -51,14 +51,15 @@ def capacity(tables: Tables) -> Verdict:
     )
     fixed_m = mean_effect(wide, "difference", cell=["vocab_size", "norm_budget"])
     fixed_k = mean_effect(at_k, "difference", cell=["vocab_size"])
-    steps = _cells(wide.loc[wide["vocab_size"] > 65]), _cells(narrow_step.loc[narrow_step["vocab_size"] > 17])
-    moves = [effect.low > _SMALL for step in steps for effect in step.values()]
-    still = [effect.high <= _SMALL for step in steps for effect in step.values()]
+    steps = _below_full_rank(wide, 64), _below_full_rank(narrow_step, 16)
+    moves = [effect.low > _SMALL for step in steps for _, effect in step]
+    still = [effect.high <= _SMALL for step in steps for _, effect in step]
     by_vocabulary = _by_vocabulary(heads)
     falls = [b.high < a.low for a, b in pairwise(by_vocabulary.values())]
     verdict = word(
         supported=not over and geometry > 0.05 and all([*moves, *falls]),
         refuted=over > 0 or all([*still, *(not fall for fall in falls)]),  # a cap exceeded refutes the theory
+        known=bool(moves and falls),
     )
     return Verdict(
         claim="K3",
@@ -83,20 +84,20 @@ def _at_norm_product(det: pd.DataFrame, first: int, second: int) -> pd.DataFrame
     return difference(det, "confidence", column="hidden_size", first=first, second=second, on=on)
 
 
-def _cells(steps: pd.DataFrame) -> dict[float, Effect]:
-    """Effect of a step in hidden size in every cell, by what the confidence is a function of: m / T."""
+def _below_full_rank(steps: pd.DataFrame, start: int) -> list[tuple[float, Effect]]:
+    """Every step in hidden size from ``start``, where that is below V - 1: its m / T and its effect."""
     cell = ["vocab_size", "temperature", "norm_budget"]
-    return {
-        float((group["norm_budget"] / group["temperature"]).iloc[0]): mean_effect(group, "difference", cell=cell)
-        for _, group in steps.groupby(cell)
-    }
+    return [
+        (m / temperature, mean_effect(group, "difference", cell=cell))
+        for (_, temperature, m), group in steps.loc[steps["vocab_size"] > start + 1].groupby(cell)  # pyright: ignore
+    ]
 
 
-def _largest(steps: dict[float, Effect]) -> str:
+def _largest(steps: list[tuple[float, Effect]]) -> str:
     if not steps:
         return "not known (no rows)"
-    at = max(steps, key=lambda m: abs(steps[m].mean))
-    return f"{steps[at].mean:.3f} at m / T = {at:g}"
+    at, effect = max(steps, key=lambda step: abs(step[1].mean))
+    return f"{effect.mean:.3f} at m / T = {at:g}"
 
 
 def _listed_sizes(sizes: Iterable[int]) -> str:
