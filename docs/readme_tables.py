@@ -21,6 +21,10 @@ sys.path.insert(0, str(ROOT))  # paper_figures is no part of the installed packa
 DATA = ROOT / "paper_figures" / "data"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "kernel.md", ROOT / "docs" / "using_the_loss.md")
 _SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
+_GAIN = (
+    "Gain: true calibration error (ECE) of plain heads minus that of smoothed ones of the same data and first values, "
+    "above 0 where smoothing makes it better. b: the label smoothing."
+)
 _OURS, _KEPT, _RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
 # Name in kernel.csv -> name in the README, in its order.
 _IMPLEMENTATIONS = {
@@ -53,6 +57,7 @@ def verdicts(data: Path) -> str:
     for row in table.itertuples():
         size = "" if pd.isna(row.mean) else f": {row.mean:.3f}"
         interval = "" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
+        interval += " (range over shapes)" if row.seeds == 0 else ""
         verdict = _verdict(row) + (" (quick)" if row.claim in undecided else "")
         cells = (row.claim, row.statement, verdict, row.effect + size, interval, real.get(row.claim, ""))
         lines.append(f"| {' | '.join(cells)} |")
@@ -61,7 +66,7 @@ def verdicts(data: Path) -> str:
         f"From `{_shown(path)}`, preset {table['preset'].iloc[0]}; {unfinished}real model: tunings of {model}, "
         f"which had been instruction-tuned before, `{_shown(data / 'instruction_verdicts.csv')}`."
     )
-    return "\n".join([*lines, "", _wrapped(source)])
+    return "\n".join([*lines, "", _wrapped(f"{_GAIN} {source}")])
 
 
 def _verdict(row: Any) -> str:

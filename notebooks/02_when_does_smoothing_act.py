@@ -180,8 +180,9 @@ checked.round(5)
 #
 # ## 4 · Measured
 #
-# Pairs of heads, plain and smoothed, over hidden size, norm product and training temperature. Grey: the larger grid
-# of the study (vocabularies of 256 to 262,144, softcaps, several seeds; the committed table `S3`).
+# Pairs of heads, plain and smoothed, over hidden size, norm product and training temperature. Grey: the
+# deterministic heads of the study (vocabularies of 256, most of them, to 4,096, softcaps, several seeds; the committed
+# table `S3`).
 
 # %%
 grid = [(d, m, t) for d in (4, 8, 32) for m in (3.0, 6.0, 9.0, 12.0) for t in (1.0, 0.5)]

@@ -236,13 +236,17 @@ print(f"free norms, cap removed after training: plain {plain:.3f}, smoothed {smo
 #
 # 1. **Temperature in training** restores the effect under a budget, and changes nothing with free norms: there the
 #    weights simply rescale. (It matters through what binds: norms, weight decay, step size.)
-# 2. **Temperature afterwards** creates no effect: two heads that are equal stay equal at every temperature.
-# 3. **The contraction**, kept, restores nothing. *Removed after training* with free norms it leaves raw logits far
-#    too large, and smoothing reduces that: an effect of smoothing, on an error that the cap itself has made.
+# 2. **Temperature afterwards** creates no effect where the two heads are equal: they stay equal at every temperature.
+#    Where they nearly are, it enlarges the little they differ in.
+# 3. **The contraction**, kept, restores nothing. *Removed after training* with free norms, at the $c$ shown, it leaves
+#    raw logits far too large, and smoothing reduces that: an effect of smoothing, on an error that the cap itself has
+#    made. At other $c$ it does less, or the opposite (at $c = 2$).
 # 4. **A weight decay** acts as a budget: a training temperature restores the effect, and a contraction on top makes
 #    smoothing harmful.
-# 5. **A restored effect is not a better model.** Under the budget, training at $T = 0.25$ first makes the plain head
-#    over-confident; smoothing then repairs it, to near where the plain head at $T = 1$ had been all along.
+# 5. **A restored effect need not be a better model.** Under this budget, training at $T = 0.25$ first makes the plain
+#    head over-confident; smoothing then repairs it, to near where the plain head at $T = 1$ had been all along. That is
+#    the low-rank teacher at $V = 256$: with peaks in the targets, and at $V = 4{,}096$, temperature and smoothing
+#    together are better than neither ([docs/study_notes.md](../docs/study_notes.md)).
 #
 # ## 5 · The softcap of a public model
 #
@@ -271,8 +275,10 @@ print(f"with logits of +-c the gap that smoothing .1 asks for is out of reach be
 # - Only what *raises* the logits restores smoothing under a norm budget: a training temperature below $T^*$, or the
 #   gain form, which is one. The contraction (the softcap in use) lowers the ceiling, and at usual sizes hardly that.
 # - With free norms temperature has no effect, and smoothing acts without help.
-# - Nothing done after training creates an effect of smoothing. Read trained-with-a-cap, evaluated-without comparisons
-#   with care: they can show smoothing curing what the cap caused.
+# - Nothing done after training makes two equal heads differ. Heads that differ a little can be read so that they
+#   differ more: in the study the gain form with $c = 4$, in reading alone, raises the gain under the budget by .02.
+# - Read trained-with-a-cap, evaluated-without comparisons with care: they can show smoothing curing what the cap
+#   caused.
 #
 # **Not shown:** step size and short training, which hold logits back like a budget; the study tunes the step size for
 # each way to keep it apart. Nor pretraining with a cap, as for models that were built with one.

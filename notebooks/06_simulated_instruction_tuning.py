@@ -277,9 +277,11 @@ verdict[["statement", "verdict", "mean", "low", "high"]].round(3)
 #   from the new task.
 # - Smoothing lessens that without costing accuracy, by the end the more the larger $b$ within the range tried.
 #   Nothing in the norms holds the model back here; that $A > 1$ halfway does not protect it from smoothing.
+# - "Depends on" for K2: on over-fitting. Heads that do not over-fit, in other experiments of the study, are made worse
+#   by smoothing.
 # - On calibration alone it has strong rivals: a temperature fitted afterwards on a few examples and early stopping do
-#   more than $b = .1$ (the latter at some accuracy), weight decay about as much. What speaks for smoothing is that it
-#   needs no further data.
+#   more than $b = .1$ (the latter at some accuracy), weight decay about as much, dropout less. The first two need
+#   further data; smoothing, weight decay and dropout do not.
 # - Inverting the smoothed targets afterwards, right for a calibrated model, brings back part of the over-confidence
 #   here, and gives probability 0 to tokens that do occur (its NLL is off the scale).
 #

@@ -6,10 +6,11 @@ against rho, the gap that the norm budget allows over the gap that smoothing ask
 index A of the plain head, measured by forward passes alone, over all sweeps: hidden size, vocabulary, temperature,
 smoothing, norm budget, softcap. Deterministic targets follow one line, max(0, 1 - A), but for small D, whose sure heads
 fall by more than the share; noisy ones turn at about the same A, more smoothly and to a lower level. Lines: C1 (left:
-at b = .1), exact for D >= V - 1. Points: means over seeds with 95 % bootstrap intervals. *Above:* where public head
-shapes would lie, for deterministic targets, if their norm product were m; no weights were seen. Stars: a real language
-model, tuned on questions, on its training examples; a bar without a cap goes on beyond the axes. Tables S3 and
-caps.csv; the tuned model: instruction_full.csv, where it is there.
+at b = .1), exact for D >= V - 1. Points: means over seeds with 95 % intervals (Student's t; a lone seed has none).
+*Above:* where public head shapes would lie, for deterministic targets, if their norm product were m; no weights were
+seen. Stars: a real language model, tuned to answer questions by letters or in short (three seeds), on its training
+examples; an arrow gives the end of a bar that goes on beyond the axes. Tables S3 and caps.csv; the tuned model:
+instruction_full.csv, where it is there.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ _NAMES = {"det": "deterministic", "lowrank": "noisy, 8 samples", "sparse": "nois
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.2, 1, 1.2)))
 _LEAST_INDEX = 1e-2  # smaller indices are drawn here: the head is saturated and the index has no scale left
 _SMOOTHING = 0.1  # of the lines and of real heads
-_VIEWS = {"letter": "letters", "tokens": "short answers"}  # of the tuned model
+# Of the tuned model: what a view asks for, beside its star where there are no cells and its bars do not go.
+_VIEWS = {"letter": "letters", "tokens": "short\nanswers"}
+_STAR = Look("black", "*", "-")
 _NORM_PRODUCTS = (10, 13, 16)  # of the public shapes: below, at and above where smoothing begins to act
 
 
@@ -138,10 +141,12 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         left.set(
             xscale="log",
             xlabel=r"gap that norms allow / gap that smoothing asks for, $\rho$",
-            ylim=(-0.12, max(1.09, 1.05 * float(np.nanmax([cells["share_high"].max(), table["share"].max()])))),
+            ylim=(-0.12, max(1.2, 1.05 * float(np.nanmax([cells["share_high"].max(), table["share"].max()])))),
         )
         left.set_ylabel("fall in confidence, plain $-$ smoothed,\n" r"as a share of $b\,(V-1)/V$")
-        right.set(xscale="log", xlabel="activity index of the plain head, $A$", xlim=(0.7 * _LEAST_INDEX, 25))
+        right.set(
+            xscale="log", xlabel="activity index of the plain head, $A$", xlim=(0.7 * _LEAST_INDEX, _most_index(cells))
+        )
         left.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
         right.set_xticks([0.01, 0.1, 1, 10], [r"$\leq$0.01", "0.1", "1", "10"])
         right.text(0.63, 0.6, r"theory: $\max(0,\, 1-A)$", transform=right.transAxes, va="center", fontsize=7,
@@ -152,7 +157,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         measured = table.loc[table["kind"] == "measured"]
         if not measured.empty:
             _real(right, measured)
-        _legend(fig, cells, colours, vocabularies)
+        _legend(fig, cells, colours, vocabularies, tuned=not measured.empty)
         stamp(fig, preset, cells["seeds"])
     return fig
 
@@ -181,8 +186,13 @@ def _theory(left: Axes, right: Axes, cells: pd.DataFrame) -> None:
     for vocab_size, dashes in zip(_exact_vocabularies(cells), _DASHES, strict=False):
         share = predicted_fall(rho, vocab_size, _SMOOTHING) / (_SMOOTHING * (vocab_size - 1) / vocab_size)
         left.plot(rho, share, color=THEORY_COLOUR, ls=dashes, lw=1.0, zorder=2)
-    index = np.geomspace(_LEAST_INDEX, 25, 400)
+    index = np.geomspace(_LEAST_INDEX, _most_index(cells), 400)
     right.plot(index, np.maximum(0, 1 - index), color=THEORY_COLOUR, lw=1.0, zorder=2)
+
+
+def _most_index(cells: pd.DataFrame) -> float:
+    """Right end of the axis: beyond every cell."""
+    return 1.4 * float(np.nanmax([cells["activity_index"].max(), cells["activity_index_high"].max()]))
 
 
 def _exact_vocabularies(cells: pd.DataFrame) -> list[int]:
@@ -212,23 +222,23 @@ def _shape_rows(ax: Axes, shapes: pd.DataFrame) -> None:
 
 
 def _real(ax: Axes, measured: pd.DataFrame) -> None:
-    """A tuned language model beside the cells."""
-    shown = measured.assign(
-        **{name: measured[name].clip(lower=_LEAST_INDEX) for name in measured if name.startswith("activity_index")}
-    )
-    points(ax, shown, "activity_index", "share", Look("black", "*", "-"), size=7, mec="white", mew=0.5, zorder=5)
-    # Above the line, and between the sure heads and the noisy ones, there are no cells.
-    places = ((0.335, 0.87), (0.045, 0.52))
-    listed = shown.sort_values("activity_index", ascending=False).to_dict("records")
-    for row, place in zip(listed, places, strict=False):
-        ax.annotate(
-            f"tuned LM, {_VIEWS[row['name']]}", (row["activity_index"], row["share"]), place,
-            textcoords="axes fraction", va="center", fontsize=6.5,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.4", "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)},
-        )  # fmt: skip
+    """A tuned language model beside the cells; few seeds have wide intervals, and what passes the top is an arrow."""
+    top = ax.get_ylim()[1]
+    ends = {name: measured[name].clip(lower=_LEAST_INDEX) for name in measured if name.startswith("activity_index")}
+    points(ax, measured.assign(**ends), "activity_index", "share", _STAR, size=7, mec="white", mew=0.5, zorder=5)
+    for row in measured.assign(**ends).sort_values("name").to_dict("records"):
+        at = row["activity_index"], row["share"]
+        ax.annotate(_VIEWS[row["name"]], at, (3, -3), textcoords="offset points", va="top", fontsize=6.5,
+                    linespacing=0.95)  # fmt: skip
+        if row["share_high"] > top:
+            arrow = {"arrowstyle": "-|>,head_length=0.25,head_width=0.12", "lw": 0.7, "color": "0.3", "shrinkA": 0,
+                     "shrinkB": 0}  # fmt: skip
+            ax.annotate("", (at[0], top), at, arrowprops=arrow)
+            ax.annotate(f"to {row['share_high']:.1f}", (at[0], top), (3, 0), textcoords="offset points", va="top",
+                        fontsize=6.5, color="0.3")  # fmt: skip
 
 
-def _legend(fig: Figure, cells: pd.DataFrame, colours: dict[int, str], vocabularies: list[int]) -> None:
+def _legend(fig: Figure, cells: pd.DataFrame, colours: dict[int, str], vocabularies: list[int], tuned: bool) -> None:
     def mark(label: str, marker: str = "o", colour: object = "0.3", size: float = 4.2, filled: bool = True) -> Line2D:
         face = colour if filled else "white"
         return Line2D([], [], ls="", marker=marker, ms=size, mec=colour, mfc=face, mew=0.8, label=label)
@@ -241,6 +251,7 @@ def _legend(fig: Figure, cells: pd.DataFrame, colours: dict[int, str], vocabular
     exact = list(zip(_exact_vocabularies(cells), _DASHES, strict=False))
     above = [
         *(mark(_NAMES[name], marker=_MARKERS[name]) for name in _MARKERS if name in set(cells["teacher"])),
+        *([mark("tuned language model", marker=_STAR.marker, colour=_STAR.colour, size=6)] if tuned else []),
         *([mark("trained at $T=1$")] if 1.0 in temperatures else []),
         *([mark(f"$T={sharp}$", filled=False)] if sharp else []),
     ]

@@ -10,8 +10,8 @@ their rows (A4), and what random rows are proven to reach on average: geometry c
 *(c)* Public head shapes: the norm product that confidence .9 of every token takes, between what no head can undercut
 and what random rows need (bars, mostly thinner than the marker; line: the simplex, A2). It follows log V, not the
 hidden size, written beside each shape; the softcap of 30 of some adds to it ("cap"). Points of (a) and (b): means over
-starts of the search, or over seeds, with 95 % bootstrap intervals (thinner than the markers). Tables S1 and S3; shapes
-from caps.csv, no weights seen.
+starts of the search, or over seeds, with 95 % intervals (Student's t; mostly thinner than the markers). Tables S1 and
+S3; shapes from caps.csv, no weights seen.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def check(table: pd.DataFrame, columns: Sequence[str]) -> None:
 
 
 def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """Means over seeds with 95 % bootstrap intervals: ``by``, ``seeds``, and each value with ``_low`` and ``_high``.
+    """Means over seeds with 95 % t intervals: ``by``, ``seeds``, and each value with ``_low`` and ``_high``.
 
     One seed has no interval: its ends are nan, and no bar is drawn.
 

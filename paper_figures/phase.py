@@ -7,7 +7,7 @@ same draws. *(c)* Plane of vocabulary and spread: the critical line s_c, and the
 probability is .1, .5 and .9 (B1); points: where the draws of (a) cross these levels, between two measured spreads.
 *(d)* Heads trained in D = 2 to 6 dimensions (V = 16 to 64, b = .1), where no exact line is known: fall in confidence by
 smoothing against the index A that shape and norm product predict; the one head that acts right of 1 has a measured
-index of .37. Points of (a) to (c): means over seeds with 95 % bootstrap intervals (mostly thinner than the markers);
+index of .37. Points of (a) to (c): means over seeds with 95 % intervals (Student's t; mostly thinner than the markers);
 of (d): one solution each, without noise to average over. Tables S2 and transition.csv.
 """
 

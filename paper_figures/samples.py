@@ -3,13 +3,13 @@
 Caption. Gain of smoothing (b = .1) in true ECE, plain minus smoothed head of the same data and first values, of noisy
 targets: above 0 smoothing helps, below it hurts (scale logarithmic beyond .1). First panels: against the samples that
 each context was trained on, one line a hidden size, broken where no pair converged. Few samples are fitted too closely
-and smoothing helps, by up to .1 (.3 in four dimensions); at 64 there is little to mend, and it hurts, by .01 to .04. A
-norm budget at T = 1 leaves it inert in few dimensions, as it keeps the plain head from over-confidence; at T = .25 less
-so. Last panel: the same gains, of every cell in the table, against the scale gap of the plain head on new data, CE - H
-in nats, which is positive where it is over-confident; the prediction was that both have the same sign (the unshaded
-quarters; in the title, how many of the cells do). It fails most where many samples leave CE above H and smoothing hurts
-all the same. Free norms have a weight decay of 1e-4. Means over seeds with 95 % bootstrap intervals; runs that break
-the convergence rule are left out. Table S4.
+and smoothing helps, by up to .1 (.3 in four dimensions); at 64 there is little to mend, and it hurts where it acts, by
+.01 to .057. A norm budget at T = 1 leaves it inert in few dimensions, as it keeps the plain head from over-confidence;
+at T = .25 less so. Last panel: the same gains, of every cell in the table, against the scale gap of the plain head on
+new data, CE - H in nats, which is positive where it is over-confident; the prediction was that both have the same sign
+(the unshaded quarters; in the title, how many of the cells do). It fails most where many samples leave CE above H and
+smoothing hurts all the same. Free norms have a weight decay of 1e-4. Means over seeds with 95 % bootstrap intervals;
+runs that break the convergence rule are left out. Table S4.
 """
 
 from __future__ import annotations

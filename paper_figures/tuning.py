@@ -8,7 +8,7 @@ and the ceiling that the norms of the tuned model's features and head rows allow
 probabilities of the predictions, not samples. *(c), (d)* True ECE (15 bins) through tuning, same setting.
 *(e)* At the last epoch, mean over all settings: what smoothing does beside weight decay, dropout, early stopping at the
 least validation loss, a temperature fitted afterwards, and inverting the smoothing (the last two were measured on
-the shifted distribution alone). Means over seeds with 95 % bootstrap intervals. Table S7.
+the shifted distribution alone). Means over seeds with 95 % intervals (Student's t), cut at 0 and 1. Table S7.
 """
 
 from __future__ import annotations
@@ -144,6 +144,9 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         ValueError: If a column is missing or there is no row.
     """
     check(table, COLUMNS)
+    # Accuracies, confidences and errors lie between 0 and 1; intervals of three seeds may not.
+    ends = [f"{name}_{end}" for name in ("confidence", "accuracy", "true_ece") for end in ("low", "high")]
+    table = table.assign(**{end: table[end].clip(0, 1) for end in ends})
     kinds = {kind: table.loc[table["kind"] == kind] for kind in ("bin", "stage", "course", "final")}
     for rows in kinds["stage"], kinds["course"], kinds["final"]:
         check(rows, COLUMNS)
@@ -232,6 +235,7 @@ def _courses(fig: Figure, axes: list[Axes], course: pd.DataFrame) -> None:
             points(ax, line, "place", "true_ece", look_of[name], size=2.8, mew=0.5, elinewidth=0.5, capsize=0.8)
         ax.set(ylim=(0, top), xlim=(-0.3, len(epochs) - 0.7), xlabel="epoch of tuning")
         ax.set_xticks(range(len(epochs)), [str(e) for e in epochs])
+        ax.set_yticks(np.arange(0, top, 0.1))
         panel(ax, "cd"[i], _DISTRIBUTIONS[distribution])
     axes[0].set_ylabel("true ECE")
     axes[1].tick_params(labelleft=False)

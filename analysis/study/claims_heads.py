@@ -1,6 +1,9 @@
-"""Claims K3 to K6 on trained heads: what caps confidence, when smoothing acts, what temperature and softcap do."""
+"""Claims K3 and K4 on trained heads: what caps confidence, and when smoothing acts."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -10,12 +13,13 @@ from .effects import CELL, paired_effects
 from .judging import MissingTableError, Tables, Verdict, difference, number, word
 from .statistics import Effect, explained_effect, mean_effect
 
-__all__ = ["capacity", "capping", "small_hidden_size", "temperature"]
+__all__ = ["capacity", "small_hidden_size"]
 
 _ROUNDING = 1e-5  # of two numbers of six digits
 _FEWEST = 20  # cells that a share of explained variance is computed of
+_TRANSITION = (0.05, 6.0)  # of A
+_MAIN_SIZE = 256  # V of most det cells
 _SMALL = 0.01  # differences of confidence or ECE below this are called none
-_ARM = ["teacher", "vocab_size", "hidden_size", "norm", "norm_coefficient", "weight_decay", "features", "optimiser"]
 _SEEDS = ["data_seed", "model_seed"]
 
 
@@ -30,42 +34,87 @@ def capacity(tables: Tables) -> Verdict:
     over += int((det["confidence"] > simplex_cap(m / det["temperature"], det["vocab_size"]) + 1e-6).sum())
     public = ceilings.loc[ceilings["model"].notna() & (ceilings["share"] == 1.0)]
     geometry = float((1 - public["random_code_gap"] / public["simplex_gap"]).max())
-    narrow = searched.loc[(searched["hidden_size"] <= 4) & (searched["vocab_size"] == 64) & (searched["share"] == 1.0)]
-    narrow_cost = float((1 - narrow["attained_gap"] / narrow["simplex_gap"]).min())
-    # hidden size at one norm product, and at one norm coefficient: from D = 64 to 256
+    narrow = searched.loc[(searched["hidden_size"] <= 4) & (searched["share"] == 1.0)]
+    least = (1 - narrow["attained_gap"] / narrow["simplex_gap"]).groupby(narrow["vocab_size"]).min()
+    narrow_cost = ", ".join(f"{cost:.0%} at V = {v}" for v, cost in least.items()) or "not known"
+    # hidden size at one norm product, and at one norm coefficient
     det = det.assign(norm_budget=m.round(6))
     on = ["vocab_size", "temperature", *_SEEDS]
-    wide = det.loc[det["hidden_size"].isin([64, 256])]
-    at_m = difference(
-        wide, "confidence", column="hidden_size", first=256, second=64, on=[*on, "norm_budget"]
-    )  # fmt: skip
+    wide, narrow_step = (_at_norm_product(det, first, second) for first, second in ((256, 64), (64, 16)))
     at_k = difference(
-        wide.loc[wide["norm_coefficient"] == 0.1],
+        det.loc[(det["norm_coefficient"] == 0.1) & (det["temperature"] == 1)],
         "confidence",
         column="hidden_size",
         first=256,
         second=64,
         on=on,
     )
-    fixed_m = mean_effect(at_m, "difference", cell=["vocab_size", "norm_budget"])
-    fixed_k = mean_effect(at_k.loc[at_k["temperature"] == 1], "difference", cell=["vocab_size"])
-    cells = np.asarray(at_m.groupby(["vocab_size", "norm_budget"])["difference"].mean(), np.float64)
-    full_rank = _spread_at_full_rank(det)
-    largest = float(np.abs(cells).max(initial=0.0))
-    verdict = word(supported=not over and geometry > 0.05, refuted=over > 0)  # a cap exceeded refutes the theory
+    fixed_m = mean_effect(wide, "difference", cell=["vocab_size", "norm_budget"])
+    fixed_k = mean_effect(at_k, "difference", cell=["vocab_size"])
+    steps = _below_full_rank(wide, 64), _below_full_rank(narrow_step, 16)
+    moves = [effect.low > _SMALL for step in steps for _, effect in step]
+    still = [effect.high <= _SMALL for step in steps for _, effect in step]
+    by_vocabulary = _by_vocabulary(heads)
+    falls = [b.high < a.low for a, b in pairwise(by_vocabulary.values())]
+    verdict = word(
+        supported=not over and geometry > 0.05 and all([*moves, *falls]),
+        refuted=over > 0 or all([*still, *(not fall for fall in falls)]),  # a cap exceeded refutes the theory
+        known=bool(moves and falls),
+    )
     return Verdict(
         claim="K3",
         verdict=verdict,
         effect="confidence at D = 256 minus D = 64, det teacher, one norm product",
         size=fixed_m,
-        condition=f"the norm product m: at fixed k = .1 (m = k D) the same step adds {fixed_k}. {over} of "
-        f"{len(searched) + len(det)} attained confidences exceed a proven cap. Geometry takes at most "
-        f"{number(geometry, '.1%')} of the gap at public model shapes, and at least {number(narrow_cost, '.0%')} for "
-        "D <= 4, V = 64",
-        counter_evidence=f"at one norm product this step in hidden size moves the confidence of a cell by up to "
-        f"{largest:.3f}; among hidden sizes >= V - 1 it differs by {number(full_rank, '.1e')} at most",
+        condition=f"the norm product m: at fixed k = .1 (m = k D) the same step adds {fixed_k}; at one m it adds up to "
+        f"{_largest(steps[0])}, the step from D = 16 to 64 up to {_largest(steps[1])} (V = "
+        f"{_listed_sizes([*wide['vocab_size'], *narrow_step['vocab_size']])}). Vocabulary: lowrank, D = 64, k = .1, "
+        f"T = 1, confidence {', '.join(f'{e.mean:.3f} at V = {v}' for v, e in by_vocabulary.items())}. "
+        f"{over} of {len(searched) + len(det)} attained confidences exceed a proven cap. Geometry takes at most "
+        f"{number(geometry, '.1%')} of the gap at public model shapes, and for D <= 4 at least {narrow_cost}",
+        counter_evidence=f"at one norm product hidden size moves the confidence by more than .01 in {sum(moves)} of "
+        f"{len(moves)} steps that begin below full rank; among hidden sizes >= V - 1 it differs by "
+        f"{number(_spread_at_full_rank(det), '.1e')} at most",
         tables=("S1", "S3"),
     )
+
+
+def _at_norm_product(det: pd.DataFrame, first: int, second: int) -> pd.DataFrame:
+    on = ["vocab_size", "temperature", "norm_budget", *_SEEDS]
+    return difference(det, "confidence", column="hidden_size", first=first, second=second, on=on)
+
+
+def _below_full_rank(steps: pd.DataFrame, start: int) -> list[tuple[float, Effect]]:
+    """Every step in hidden size from ``start``, where that is below V - 1: its m / T and its effect."""
+    cell = ["vocab_size", "temperature", "norm_budget"]
+    return [
+        (m / temperature, mean_effect(group, "difference", cell=cell))
+        for (_, temperature, m), group in steps.loc[steps["vocab_size"] > start + 1].groupby(cell)  # pyright: ignore
+    ]
+
+
+def _largest(steps: list[tuple[float, Effect]]) -> str:
+    if not steps:
+        return "not known (no rows)"
+    at, effect = max(steps, key=lambda step: abs(step[1].mean))
+    return f"{effect.mean:.3f} at m / T = {at:g}"
+
+
+def _listed_sizes(sizes: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(set(sizes)))) or "none"
+
+
+def _by_vocabulary(heads: pd.DataFrame) -> dict[int, Effect]:
+    """Confidence of plain low-rank heads that differ in V alone, of those V that have several seeds."""
+    alike = heads.loc[
+        (heads["teacher"] == "lowrank") & (heads["hidden_size"] == 64) & (heads["norm_coefficient"] == 0.1)
+        & (heads["temperature"] == 1) & heads["softcap"].isna() & (heads["label_smoothing"] == 0)
+    ]  # fmt: skip
+    found = {
+        int(v): mean_effect(rows, "confidence", cell=["vocab_size"])  # pyright: ignore
+        for v, rows in alike.groupby("vocab_size")
+    }
+    return {v: effect for v, effect in found.items() if effect.seeds > 1}
 
 
 def _spread_at_full_rank(det: pd.DataFrame) -> float:
@@ -84,8 +133,11 @@ def small_hidden_size(tables: Tables) -> Verdict:
     obeyed = (inert["confidence_fall"].abs() < _SMALL).mean(), (acting["confidence_fall"] > 0).mean()
     size = mean_effect(acting, "confidence_fall", cell=[*CELL, "label_smoothing"])
     still = mean_effect(inert, "confidence_fall", cell=[*CELL, "label_smoothing"])
-    shares = {kind: _explained(frame) for kind, frame in (("det", det), ("noisy", noisy))}
+    both = {"det": det, "noisy": noisy}
+    shares = {kind: _explained(frame) for kind, frame in both.items()}
     explained = "; ".join(f"{kind}: {_listed(share)}" for kind, share in shares.items())
+    middle = "; ".join(f"{kind}: {_listed(_explained(frame, turning=True))}" for kind, frame in both.items())
+    elsewhere = int((det["vocab_size"] != _MAIN_SIZE).loc[inert.index.union(acting.index)].sum())
     by_size = all(
         max(share["sqrt(D)/ln V"].mean, share["D/sqrt(V)"].mean) >= share["A"].mean for share in shares.values()
     )
@@ -97,14 +149,16 @@ def small_hidden_size(tables: Tables) -> Verdict:
     return Verdict(
         claim="K4",
         verdict=word(supported=by_size, refuted=not by_size and min(obeyed) < 0.95),
-        effect="fall in confidence by smoothing where A < .8, det teacher under a norm budget",
+        effect=f"fall in confidence by smoothing where A < .8 (A > 1.25: {_plain(still.mean)}), det teacher under "
+        "a norm budget",
         size=size,
         condition=f"the activity index A < 1 (norm budget), at any D, V, T, cap: where A > 1.25 the fall is {still} "
         f"(rule obeyed by {number(obeyed[0], '.0%')} and {number(obeyed[1], '.0%')} of pairs). Explained variance of "
-        f"the fall, {explained}. "
+        f"the fall, {explained}; of the transition, .05 < A < 6, {middle}. "
         f"Whether it helps: {rule}",
         counter_evidence=f"with free norms smoothing acts at {free}; in noisy cells with A from 1.3 "
-        f"to 3 confidence still falls by up to {number(above.max(), '.3f')}",
+        f"to 3 confidence still falls by up to {number(above.max(), '.3f')}; {elsewhere} of the {len(inert)} and "
+        f"{len(acting)} det pairs of the rule lie outside V = {_MAIN_SIZE}",
         tables=used,
     )
 
@@ -113,24 +167,38 @@ def _listed(shares: dict[str, Effect]) -> str:
     return ", ".join(f"{name} {share}" for name, share in shares.items())
 
 
-def _explained(pairs: pd.DataFrame) -> dict[str, Effect]:
-    """Share of the variance of the fall in confidence over cells of b = .1 that each predictor explains."""
+def _plain(value: float) -> str:
+    """Four digits, and no minus before 0."""
+    return number(round(value, 4) + 0.0, ".4f")
+
+
+def _explained(pairs: pd.DataFrame, *, turning: bool = False) -> dict[str, Effect]:
+    """Share of the variance of the fall in confidence over cells of b = .1 that each predictor explains, and A - rho.
+
+    A temperature is a norm: cells of equal k D / T are the same head and stay on one side of a split. ``turning`` keeps
+    the cells of the transition, where there is more to explain than an inert and an acting end.
+    """
     chosen = pairs.loc[(pairs["label_smoothing"] == 0.1) & pairs["converged"]]
+    chosen = chosen.assign(cell=chosen.groupby(CELL, dropna=False).ngroup())
+    if turning:
+        chosen = chosen.loc[chosen.groupby("cell")["activity_index"].transform("mean").between(*_TRANSITION)]
     d, v = chosen["hidden_size"], chosen["vocab_size"]
-    predictors = {
-        "A": chosen["activity_index"],
-        "rho": chosen["effectiveness_ratio"],
-        "sqrt(D)/ln V": np.sqrt(d) / np.log(v),
-        "D/sqrt(V)": d / np.sqrt(v),
-    }
-    cell = chosen.groupby(CELL, dropna=False).ngroup()
-    if cell.nunique() < _FEWEST:
+    scale = (chosen["norm_coefficient"] * d / chosen["temperature"]).round(6)
+    head = [*(name for name in CELL if name not in ("norm_coefficient", "temperature")), "scale"]
+    chosen = chosen.assign(
+        head=chosen.assign(scale=scale).groupby(head, dropna=False).ngroup(),
+        A=chosen["activity_index"],
+        rho=chosen["effectiveness_ratio"],
+    )
+    sizes = {"sqrt(D)/ln V": np.sqrt(d) / np.log(v), "D/sqrt(V)": d / np.sqrt(v)}
+    chosen = chosen.assign(**sizes)
+    names = ["A", "rho", *sizes]
+    if chosen["head"].nunique() < _FEWEST:
         unknown = Effect(float("nan"), float("nan"), float("nan"), 0, 0)
-        return dict.fromkeys(predictors, unknown)
-    return {
-        name: explained_effect(chosen.assign(predictor=x, cell=cell), "predictor", "confidence_fall", cell="cell")
-        for name, x in predictors.items()
-    }
+        return dict.fromkeys([*names, "A - rho"], unknown)
+    fall = "confidence_fall"
+    found = {name: explained_effect(chosen, name, fall, cell="cell", same="head") for name in names}
+    return found | {"A - rho": explained_effect(chosen, "A", fall, cell="cell", minus="rho", same="head")}
 
 
 def _with_samples(samples: pd.DataFrame) -> tuple[str, str]:
@@ -154,125 +222,3 @@ def _sign_rule(samples: pd.DataFrame) -> tuple[int, int]:
     both = pairs.loc[pairs["label_smoothing"] == 0.1].merge(plain, on=keys)
     cells = both.groupby(CELL, dropna=False)[["held_out_gap", "true_ece_gain"]].mean()
     return int(((cells["held_out_gap"] > 0) == (cells["true_ece_gain"] > 0)).sum()), len(cells)
-
-
-def _gains(table: pd.DataFrame) -> pd.DataFrame:
-    """Gain of b = .1 in true ECE for every training and reading of S5."""
-    on = [*_ARM, "temperature", "softcap", "softcap_form", "evaluation", *_SEEDS]
-    return difference(table, "true_ece", column="label_smoothing", first=0.0, second=0.1, on=on)
-
-
-def _above_reference(gains: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
-    """Chosen gains minus the gain of the same arm and seed at T = 1 without a cap, read as trained."""
-    base = (gains["temperature"] == 1) & gains["softcap"].isna() & (gains["evaluation"] == "as_trained")
-    keys = [*_ARM, *_SEEDS]
-    both = gains.loc[chosen].merge(gains.loc[base, [*keys, "difference"]], on=keys, suffixes=("", "_reference"))
-    return both.assign(rise=both["difference"] - both["difference_reference"])
-
-
-def _rise(gains: pd.DataFrame, chosen: pd.Series) -> Effect:
-    cell = [*_ARM, "temperature", "softcap", "softcap_form", "evaluation"]
-    rises = _above_reference(gains, chosen)
-    return mean_effect(rises, "rise", cell=cell)
-
-
-def temperature(tables: Tables) -> Verdict:
-    """K5: temperature restores the effect of smoothing."""
-    table = tables("S5")
-    gains = _gains(table)
-    trained = (gains["temperature"] == 0.25) & gains["softcap"].isna() & (gains["evaluation"] == "as_trained")
-    lbfgs = (gains["optimiser"] == "lbfgs") & (gains["features"] == "free")
-    budget = _rise(gains, trained & lbfgs & (gains["norm"] == "budget"))
-    free = _rise(gains, trained & lbfgs & (gains["norm"] == "free") & (gains["weight_decay"] == 0))
-    decay = _rise(gains, trained & lbfgs & (gains["weight_decay"] > 0))
-    trunk = _rise(gains, trained & (gains["features"] == "trunk"))
-    adam = _rise(gains, trained & (gains["optimiser"] == "adam"))
-    after = gains.loc[(gains["evaluation"] == "T=0.25") & (gains["norm"] == "budget")]
-    later = mean_effect(after, "difference", cell=_ARM)
-    both = _both_against_neither(table)
-    verdict = word(
-        supported=budget.low > 0 and free.low > _SMALL, refuted=budget.low <= 0, known=_known(budget, free)
-    )  # fmt: skip
-    return Verdict(
-        claim="K5",
-        verdict=verdict,
-        effect="gain of b = .1 in true ECE, trained at T = .25 minus trained at T = 1, norm budget",
-        size=budget,
-        condition=f"norms that bind while training: free norms {free}, weight decay {decay}, trunk under the budget "
-        f"{trunk}, Adam {adam}. Reading T = 1 heads at T = .25 afterwards, the gain is {later}",
-        counter_evidence="true ECE of plain heads at T = 1 minus smoothed ones at T = .25, by budget arm: " + both,
-        tables=("S5",),
-    )
-
-
-def _both_against_neither(table: pd.DataFrame) -> str:
-    """What temperature and smoothing together gain over neither, in true ECE, for each arm under the budget."""
-    chosen = (table["evaluation"] == "as_trained") & table["softcap"].isna() & (table["norm"] == "budget")
-    neither = (table["temperature"] == 1) & (table["label_smoothing"] == 0)
-    both = (table["temperature"] == 0.25) & (table["label_smoothing"] == 0.1)
-    rows = table.loc[chosen & (neither | both)].assign(both=both)
-    gains = difference(rows, "true_ece", column="both", first=False, second=True, on=[*_ARM, *_SEEDS])
-    parts = []
-    by = ["teacher", "vocab_size", "features", "optimiser"]
-    for (teacher, v, features, optimiser), arm in gains.groupby(by):  # pyright: ignore
-        parts.append(f"{teacher} V = {v} {features} features {optimiser} {mean_effect(arm, 'difference', cell=_ARM)}")
-    return ", ".join(parts)
-
-
-def capping(tables: Tables) -> Verdict:
-    """K6: logit capping restores the effect of smoothing."""
-    table = tables("S5")
-    gains = _gains(table)
-    contraction = gains["softcap"].notna() & (gains["softcap_form"] == "contraction")
-    budget = gains["norm"] == "budget"
-    both = _rise(gains, contraction & budget & (gains["evaluation"] == "as_trained"))
-    training = _rise(gains, contraction & budget & (gains["evaluation"] == "plain"))
-    reading = _rise(gains, budget & gains["evaluation"].str.match(r"cap \S+ contraction"))
-    gain_form = (gains["softcap_form"] == "gain") & gains["softcap"].notna() & (gains["evaluation"] == "as_trained")
-    gain = _rise(gains, gain_form & budget)
-    large = _rise(gains, contraction & budget & (gains["softcap"] >= 48) & (gains["evaluation"] == "as_trained"))
-    unbound = gains["norm"] == "free"
-    elsewhere = {}
-    for name, arm in (
-        ("free norms", unbound & (gains["weight_decay"] == 0)),
-        ("weight decay", unbound & (gains["weight_decay"] > 0)),
-    ):
-        for way, evaluation in (("cap kept", "as_trained"), ("cap in training only", "plain")):
-            chosen = contraction & arm & (gains["evaluation"] == evaluation)
-            elsewhere[f"{name}, {way}"] = _rise(gains, chosen)
-    budget_restores = max(both.low, training.low, reading.low) > _SMALL
-    other_restores = [name for name, effect in elsewhere.items() if effect.low > _SMALL]
-    restored = bool(other_restores) or gain.low > _SMALL
-    measured = _known(both, training, reading) and (restored or _known(gain, *elsewhere.values()))
-    verdict = word(supported=budget_restores, refuted=not restored, known=measured)
-    listed = "; ".join(f"{name} {effect}" for name, effect in elsewhere.items())
-    return Verdict(
-        claim="K6",
-        verdict=verdict,
-        effect="gain of b = .1 in true ECE, contraction cap in training and reading minus none, norm budget",
-        size=both,
-        condition=f"form and norms. Budget: contraction in training only {training}, in reading only {reading}, c of "
-        f"48 and more {large}, gain form {gain}. Without a budget: {listed}",
-        counter_evidence="restoring arms: " + (", ".join(other_restores) or "none") + _price(table),
-        tables=("S5",),
-    )
-
-
-def _known(*effects: Effect) -> bool:
-    """Whether each of them has rows of several seeds, so that it has an interval."""
-    return all(np.isfinite(effect.low) for effect in effects)
-
-
-def _price(table: pd.DataFrame) -> str:
-    """Error of smoothed heads trained with the cap and read without it, against plain heads without any, free norms."""
-    free = table.loc[(table["norm"] == "free") & (table["weight_decay"] == 0) & (table["temperature"] == 1)]
-    capped = free.loc[free["softcap"].notna() & (free["softcap_form"] == "contraction")]
-    removed = capped.loc[(capped["evaluation"] == "plain") & (capped["label_smoothing"] == 0.1)]["true_ece"]
-    plain = free.loc[free["softcap"].isna() & (free["evaluation"] == "as_trained") & (free["label_smoothing"] == 0)]
-    if removed.empty or plain.empty:
-        return ""
-    alone = capped.loc[(capped["evaluation"] == "plain") & (capped["label_smoothing"] == 0)]["true_ece"]
-    return (
-        f"; with free norms, trained with a contraction and read without it, true ECE is {alone.mean():.3f} plain and "
-        f"{removed.mean():.3f} smoothed, against {plain['true_ece'].mean():.3f} plain without any cap"
-    )

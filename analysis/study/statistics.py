@@ -144,7 +144,9 @@ def mean_effect(frame: pd.DataFrame, value: str, *, cell: Sequence[str], seed: s
     return Effect(mean, mean - half, mean + half, moved.size, cells)
 
 
-def explained_variance(predictor: ArrayLike, effect: ArrayLike, *, folds: int = 10) -> float:
+def explained_variance(
+    predictor: ArrayLike, effect: ArrayLike, *, same: ArrayLike | None = None, folds: int = 10
+) -> float:
     """Share of the variance of an effect over cells that a monotone function of one predictor explains, out of sample.
 
     Isotonic regression (rising or falling, whichever fits the training cells better) on all cells but a tenth, which it
@@ -153,20 +155,23 @@ def explained_variance(predictor: ArrayLike, effect: ArrayLike, *, folds: int = 
     Args:
         predictor: One number per cell; only its order counts, and its logarithm between cells.
         effect: One number per cell.
-        folds: Parts, made by counting along the order of the predictor.
+        same: One label per cell; cells of one label are copies of one thing, and never lie on both sides of a split.
+            Without it every cell stands for itself.
+        folds: Parts, made by counting along the order of the predictor: of the labels, at their first cell.
 
     Returns:
         At most 1.
 
     Raises:
-        ValueError: If there are fewer cells than twice the folds.
+        ValueError: If there are fewer cells, or labels, than twice the folds.
     """
     x, y = np.asarray(predictor, np.float64), np.asarray(effect, np.float64)
-    if x.size < 2 * folds:
-        raise ValueError(f"predictor must have at least {2 * folds} cells, got {x.size}.")
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
-    fold, predicted = np.arange(x.size) % folds, np.empty(x.size)
+    labels, _ = pd.factorize(np.arange(x.size) if same is None else np.asarray(same)[order])  # by first appearance
+    if (found := labels.max(initial=-1) + 1) < 2 * folds:
+        raise ValueError(f"predictor must have at least {2 * folds} cells that differ, got {found}.")
+    fold, predicted = labels % folds, np.empty(x.size)
     for part in range(folds):
         train, test = fold != part, fold == part
         fits = [isotonic_regression(y[train], increasing=increasing).x for increasing in (True, False)]
@@ -177,7 +182,16 @@ def explained_variance(predictor: ArrayLike, effect: ArrayLike, *, folds: int = 
     return float(1 - ((y - predicted) ** 2).mean() / y.var())
 
 
-def explained_effect(frame: pd.DataFrame, predictor: str, effect: str, *, cell: str, seed: str = "data_seed") -> Effect:
+def explained_effect(
+    frame: pd.DataFrame,
+    predictor: str,
+    effect: str,
+    *,
+    cell: str,
+    minus: str | None = None,
+    same: str | None = None,
+    seed: str = "data_seed",
+) -> Effect:
     """:func:`explained_variance` over means of cells, with a 95 % bootstrap interval over seeds that ends at 1.
 
     Args:
@@ -185,22 +199,27 @@ def explained_effect(frame: pd.DataFrame, predictor: str, effect: str, *, cell: 
         predictor: Column; a cell's is the mean over its seeds, as its effect.
         effect: Column.
         cell: Column that names a cell.
+        minus: Column of a second predictor, whose share is subtracted: the paired difference, over the same resamples.
+        same: Column, one value a cell: ``same`` of :func:`explained_variance`.
         seed: Column of the seed. A cell that has none of a resample's seeds stays as it is.
 
     Returns:
-        The share; with one seed the interval is nan.
+        The share, or the difference of two; with one seed the interval is nan.
     """
     lines, _ = pd.factorize(frame[cell], sort=True)
     names, columns = np.unique(frame[seed].to_numpy(), return_inverse=True)
-    values = np.full((2, lines.max() + 1, names.size), np.nan)
-    values[:, lines, columns] = frame[[predictor, effect]].to_numpy(np.float64).T
-    there, known = np.isfinite(values[1]), np.nan_to_num(values)
+    predictors = [predictor] if minus is None else [predictor, minus]
+    values = np.full((1 + len(predictors), lines.max() + 1, names.size), np.nan)
+    values[:, lines, columns] = frame[[effect, *predictors]].to_numpy(np.float64).T
+    there, known = np.isfinite(values[0]), np.nan_to_num(values)
+    labels = None if same is None else frame.groupby(lines)[same].first().to_numpy()
 
     def share(weights: Array) -> float:
         weight = there * weights
         weight = np.where(weight.any(axis=1, keepdims=True), weight, there)
-        x, y = (known * weight).sum(axis=2) / weight.sum(axis=1)
-        return explained_variance(x, y)
+        y, *xs = (known * weight).sum(axis=2) / weight.sum(axis=1)
+        first, *others = (explained_variance(x, y, same=labels) for x in xs)
+        return first - sum(others)
 
     # many resamples are the same seeds in another order
     distinct, inverse = np.unique(resamples(names.size), axis=0, return_inverse=True)

@@ -10,8 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from ..records import write_atomically
-from .claims_heads import capacity, capping, small_hidden_size, temperature
-from .claims_tuning import degrades, diversity, free_of_cost, keeps, regularises
+from .claims_capping import capping, temperature
+from .claims_cost import free_of_cost
+from .claims_heads import capacity, small_hidden_size
+from .claims_tuning import degrades, diversity, keeps, regularises
 from .judging import MissingTableError, Tables, Verdict
 from .registry import EXPERIMENTS, Preset, experiment
 from .running import committed_folder

@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,8 +28,8 @@ from analysis.study import ceilings, registry, running
 from analysis.study.__main__ import main
 from analysis.study.bundles import pack, unpack
 from analysis.study.cells import coverage, family_of
-from analysis.study.claims_heads import capping, temperature
-from analysis.study.claims_tuning import degrades
+from analysis.study.claims_capping import capping, temperature
+from analysis.study.claims_tuning import degrades, diversity, keeps
 from analysis.study.judging import MissingTableError, Tables, difference
 from analysis.study.registry import Experiment, tidy
 from analysis.study.running import Job, compute_job, lanes, order, visible_gpus, where
@@ -425,6 +426,7 @@ class TestVerdicts:
     def test_what_was_not_run_refutes_nothing(self):
         s5 = read_table(DATA / "quick" / "S5.csv")
         contraction = s5["softcap"].isna() | (s5["softcap_form"] == "contraction")
+        contraction &= s5["evaluation"] != "cap 4 gain"
         assert capping(lambda _: s5[(s5["norm"] == "budget") & contraction]).verdict == "not decided"  # type: ignore
         assert temperature(lambda _: s5[s5["data_seed"] == 0]).verdict == "not decided"  # type: ignore
 
@@ -457,6 +459,47 @@ class TestVerdicts:
         rows = read_table(DATA / "quick" / "S7.csv")
         rows.assign(true_ece=0.5 - rows["true_ece"]).to_csv(tmp_path / "S7.csv", index=False)
         assert degrades(Tables([tmp_path])).verdict == "refuted"
+
+    def test_the_cap_is_judged_at_every_c_and_never_over_their_mean(self):
+        """A gain at one c and as large a harm at another is no cap that restores, nor one that does nothing."""
+        s5 = read_table(DATA / "quick" / "S5.csv").query("converged")
+        chosen = (s5["softcap_form"] == "contraction") & (s5["norm"] == "budget") & (s5["label_smoothing"] == 0)
+        before = capping(lambda _: s5)  # type: ignore
+        s5.loc[chosen & (s5["softcap"] == 2) & (s5["evaluation"] == "plain"), "true_ece"] += 0.2
+        s5.loc[chosen & (s5["softcap"] == 20) & (s5["evaluation"] == "plain"), "true_ece"] -= 0.2
+        after = capping(lambda _: s5)  # type: ignore
+        assert "budget, in training only" not in before.counter_evidence
+        assert "budget, in training only" in after.counter_evidence
+        way = next(part for part in after.condition.split("; ") if part.startswith("budget, in training only"))
+        assert "(restores at c = 2 at V = 256, lowers it at c = 20 at V = 256)" in way
+        assert after.verdict == "depends on"
+
+    def test_a_trunk_is_judged_under_each_norm_apart(self):
+        """K5 reads the trunk under the budget alone; other norms change nothing there."""
+        s5 = read_table(DATA / "S5.csv.gz").query("converged")
+        shifted = s5["true_ece"].where((s5["norm"] == "budget") | (s5["label_smoothing"] > 0), 0.9)
+        before, after = (temperature(lambda _, rows=rows: rows) for rows in (s5, s5.assign(true_ece=shifted)))  # type: ignore
+        under, free = r"trunk under the budget (.*?\))", r"trunk with free norms (.*?\])"
+        assert re.findall(under, before.condition) == re.findall(under, after.condition)
+        assert "(2 of 5 seeds converged)" in re.findall(under, before.condition)[0]
+        assert re.findall(free, before.condition) != re.findall(free, after.condition)
+
+    def test_harm_without_over_fitting_and_sizes_without_effect_are_conditions(self, tmp_path):
+        """K2 and K8 are supported only where no table and no size speaks against them."""
+        full = Tables([DATA], shared=DATA)
+        rows = {name: full(name) for name in ("S4", "S5", "S6", "S7")}
+        assert keeps(rows.__getitem__).verdict == diversity(rows.__getitem__).verdict == "depends on"  # type: ignore
+        harmless = dict(rows)
+        for name in ("S4", "S6"):
+            smoothed = rows[name]["label_smoothing"] > 0
+            harmless[name] = rows[name].assign(true_ece=rows[name]["true_ece"].mask(smoothed, 0.0))
+        assert keeps(harmless.__getitem__).verdict == "supported"  # type: ignore
+        s7 = rows["S7"]
+        # diverse where the error is low, in every method and size
+        diverse = {"S7": s7.assign(effective_rank=10 - 10 * s7["true_ece"])}
+        assert diversity(diverse.__getitem__).verdict == "supported"  # type: ignore
+        poorer = {"S7": s7.assign(effective_rank=10 * s7["true_ece"])}
+        assert diversity(poorer.__getitem__).verdict == "refuted"  # type: ignore
 
     def test_without_tables_nothing_is_decided(self, tmp_path, capsys):
         table = judge(Tables([tmp_path]), "full")

@@ -124,8 +124,34 @@ def test_tied_predictors_get_one_value():
     assert explained_variance(x, y) == pytest.approx(between, abs=0.02)
 
 
+def test_copies_of_one_thing_are_not_predicted_from_each_other():
+    """Noise in pairs: each cell foretells its copy, and nothing once copies stay together."""
+    rng = np.random.default_rng(3)
+    x, y = np.repeat(rng.uniform(size=60), 2), np.repeat(rng.normal(size=60), 2)
+    labels = np.repeat(np.arange(60), 2)
+    alone = explained_variance(x[::2], y[::2])
+    assert explained_variance(x, y, same=labels) == pytest.approx(alone)
+    assert explained_variance(x, np.repeat(np.arange(60.0), 2)[rng.permutation(120)], same=labels) < 0.2
+    steps = np.repeat(np.sort(rng.normal(size=60)), 2)
+    order = np.sort(x)
+    assert explained_variance(order, steps) > explained_variance(order, steps, same=labels)  # what leaked
+    with pytest.raises(ValueError, match="at least 20 cells that differ, got 10"):
+        explained_variance(x, y, same=labels % 10)
+
+
+def test_the_paired_difference_is_that_of_the_shares_over_the_same_resamples():
+    frame = seeds_of_a_law(0.2)
+    frame["z"] = frame["x"] + np.random.default_rng(4).normal(scale=0.5, size=40)[frame["cell"]]
+    gap = explained_effect(frame, "x", "y", cell="cell", minus="z")
+    first, second = (explained_effect(frame, name, "y", cell="cell") for name in "xz")
+    assert gap.mean == pytest.approx(first.mean - second.mean)
+    assert gap.high - gap.low < (first.high - first.low) + (second.high - second.low)
+    same = explained_effect(frame, "x", "y", cell="cell", minus="x")
+    assert same[:3] == (0, 0, 0)
+
+
 def test_few_cells_are_refused():
-    with pytest.raises(ValueError, match=r"^predictor must have at least 20 cells, got 3\.$"):
+    with pytest.raises(ValueError, match=r"^predictor must have at least 20 cells that differ, got 3\.$"):
         explained_variance([1, 2, 3], [1, 2, 3])
 
 

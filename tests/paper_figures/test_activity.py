@@ -117,6 +117,18 @@ def test_the_cells_are_the_means_of_the_pairs_in_the_table(quick):
     assert len(quick.query("kind == 'cell'")) == len(cells)
 
 
+@pytest.mark.parametrize("preset", ["quick", "full"])
+def test_no_cell_lies_beyond_the_axes(preset, drawn):
+    _, rows, figure = drawn("activity", preset)
+    cells = rows.loc[rows["kind"] == "cell"]
+    left, right, _ = figure.axes
+    for ax, name in ((left, "effectiveness_ratio"), (right, "activity_index")):
+        for (low, high), column in ((ax.get_xlim(), name), (ax.get_ylim(), "share")):
+            assert cells[[column, f"{column}_high"]].max(axis=None) < high
+            if column != "activity_index":  # the least of it are drawn at a mark that says so
+                assert cells[[column, f"{column}_low"]].min(axis=None) > low
+
+
 def test_every_cell_is_a_point_on_both_sides(table, at):
     left, right, _ = activity.make(table, preset="quick").axes
     cells = table.loc[table["kind"] == "cell"]
@@ -175,8 +187,22 @@ def test_a_tuned_model_is_a_star(tuned, table, at, check_layout):
     assert [measured[f"share_{end}"].item() for end in ("low", "high")] == pytest.approx(ends)
     figure = activity.make(pd.concat([table, measured], ignore_index=True), preset="full")
     assert (0.03, 0.85) in at(figure.axes[1])
-    assert "tuned LM, letters" in [text.get_text() for text in figure.axes[1].texts]
+    beside = figure.axes[1].texts
+    assert "letters" in [text.get_text() for text in beside]
+    assert "tuned language model" in [text.get_text() for key in figure.legends for text in key.get_texts()]
     check_layout(figure)
+    top = figure.axes[1].get_ylim()[1]
+    assert ends[1] > top  # two seeds say little
+    (arrow,) = [text for text in beside if getattr(text, "arrow_patch", None) is not None]
+    assert arrow.xy == (pytest.approx(0.03), top)
+    assert f"to {ends[1]:.1f}" in [text.get_text() for text in beside]
+
+
+def test_an_interval_inside_the_axes_has_no_arrow(table):
+    star = {"kind": "measured", "name": "letter", "label_smoothing": 0.1, "activity_index": 0.03, "share": 0.9}
+    star |= {"activity_index_low": 0.02, "activity_index_high": 0.04, "share_low": 0.8, "share_high": 1.0}
+    right = activity.make(pd.concat([table, pd.DataFrame([star])], ignore_index=True), preset="full").axes[1]
+    assert {text.get_text() for text in right.texts} == {"letters", r"theory: $\max(0,\, 1-A)$"}
 
 
 def test_the_preset_and_the_seeds_are_in_the_figure(table):

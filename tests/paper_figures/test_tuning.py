@@ -109,3 +109,15 @@ def test_every_method_and_reading_is_a_row(drawn, at):
     for row in final.itertuples():
         assert any(abs(x - row.true_ece) < 1e-6 and labels[round(y)] == names[row.name] for x, y in at(ax)), row
     assert len(at(ax)) == len(final)
+
+
+@pytest.mark.parametrize("preset", ["quick", "full"])
+def test_bars_end_inside_the_axes(preset, drawn):
+    """Student's interval of three seeds may ask for an accuracy below 0, which no model has."""
+    _, rows, figure = drawn("tuning", preset)
+    assert preset == "full" or rows["accuracy_low"].min() < 0
+    for ax in figure.axes:
+        bars = np.concatenate([seg for c in ax.containers for line in c.lines[2] for seg in line.get_segments()])
+        for axis, (low, high) in enumerate((ax.get_xlim(), ax.get_ylim())):
+            assert low <= bars[:, axis].min()
+            assert bars[:, axis].max() <= high
