@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernel import head_statistics
+from kernel.huggingface import linear_head
 
 from .._validation import interval
 from ..calibration import fit_head_temperature
@@ -28,6 +30,7 @@ __all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model"
 LABEL_SMOOTHING = (0.05, 0.1, 0.2)
 MAX_TOKENS, MAX_LENGTH = 4096, 256
 _BLOCK = 1024  # tokens of one call of head_statistics, so that progress shows
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # no bool: a mask is no document
 _BOUNDS = (0.05, 20.0)  # of the temperature
 
 
@@ -79,10 +82,11 @@ def audit_model(
     answers another question. Intervals resample documents.
 
     Args:
-        model: Causal language model of an architecture known to :mod:`kernel.huggingface`.
-        documents: Texts, or token ids: lists or tensors ``(length,)`` of one document, or ``(n, length)`` of several.
-            The tokenizer's beginning-of-sequence token, if it has one, is put before texts. All tokens but a document's
-            first are predicted.
+        model: Causal language model of an architecture known to :mod:`kernel.huggingface`, or a PEFT model around one
+            (its active adapters count).
+        documents: Texts, or token ids: lists or tensors ``(length,)`` of one document, or ``(n, length)`` of several,
+            without padding: every token is read, and all but a document's first are predicted. The tokenizer's
+            beginning-of-sequence token, if it has one, is put before texts.
         tokenizer: For texts.
         label_smoothing: The b to ask about, at least one in (0, 1).
         max_tokens: Predictions that count, after which no further token is read.
@@ -99,8 +103,11 @@ def audit_model(
         Table and verdict.
 
     Raises:
-        TypeError: If there are texts but no tokenizer, or a document is neither text nor tokens.
-        ValueError: If a number is out of range, no token is left, or the architecture is not known.
+        TypeError: If there are texts but no tokenizer, a document is neither text nor tokens (a tokenizer's whole
+            output is a dict: give its ``input_ids``, unpadded), the head is no plain linear layer, or the model is a
+            PEFT model of prompt learning.
+        ValueError: If a number is out of range, a token id is none of the model's vocabulary, no token is left, or the
+            architecture is not known.
     """
     asked = interval("label_smoothing", label_smoothing, 0, 1, open_low=True, open_high=True)
     b = [float(x) for x in np.unique(asked)]
@@ -110,8 +117,11 @@ def audit_model(
     _count("max_tokens", max_tokens, 1)
     _count("batch_size", batch_size, 1)
     _count("max_length", max_length, 2 + left_out, " (a token, those skipped, and one to predict)")
+    model = _unwrapped(model)
+    head = head_of(model)  # before anything is read: it may be one that cannot be
     longest = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
-    encoded = list(_limited(_encoded(documents, tokenizer), longest, skip, max_tokens))
+    texts = _encoded(documents, tokenizer, head.weight.shape[0])
+    encoded = list(_limited(texts, longest, skip, max_tokens))
     if not encoded:
         raise ValueError(
             "documents must hold a token to predict, got none: a document needs 2 tokens, a text 2 after the mark that "
@@ -120,7 +130,7 @@ def audit_model(
     if device is not None:
         model = model.to(device)
     say = progress or (lambda stage, done, total: None)
-    head, read = head_of(model), [0]
+    head, read = head_of(model), [0]  # again: where the model is now
 
     def count(done: int) -> None:
         read[0] += done
@@ -160,23 +170,48 @@ def _count(name: str, value: object, least: int, why: str = "") -> int:
     return value
 
 
-def _encoded(documents: Iterable[Any], tokenizer: Any) -> Iterator[tuple[list[int], bool]]:
+def _unwrapped(model: Any) -> Any:
+    """The language model out of PEFT's wrapper; its adapters lie inside its layers."""
+    if not callable(getattr(model, "get_base_model", None)):
+        return model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise TypeError("model must not be a PEFT model of prompt learning: its prompt is no part of the base model.")
+    return model.get_base_model()
+
+
+def _encoded(documents: Iterable[Any], tokenizer: Any, vocab_size: int) -> Iterator[tuple[list[int], bool]]:
     """Token ids of each document, and whether a mark was put before them here."""
+    if isinstance(documents, (Mapping, UserDict)):
+        raise _no_documents(documents)
     for document in [documents] if isinstance(documents, (str, Tensor)) else documents:
         if isinstance(document, str):
             if tokenizer is None:
                 raise TypeError("tokenizer must be given for texts, got None.")
-            yield encode_text(tokenizer, document).tokens, tokenizer.bos_token_id is not None
-        else:
-            try:
-                ids = torch.as_tensor(document)
-            except (TypeError, ValueError, RuntimeError) as error:
-                kind = type(document).__name__
-                raise TypeError(f"documents must be texts, lists of token ids or tensors, got {kind}.") from error
-            if ids.is_floating_point() or ids.ndim not in (1, 2):
-                raise TypeError(f"token ids must be integers (length,) or (n, length), got {ids.dtype} {ids.shape}.")
-            rows = ids.tolist() if ids.ndim == 2 else [ids.tolist()]
-            yield from ((row, False) for row in rows)
+            yield _known(encode_text(tokenizer, document).tokens, vocab_size), tokenizer.bos_token_id is not None
+            continue
+        if isinstance(document, (Mapping, UserDict)):
+            raise _no_documents(document)
+        try:
+            ids = torch.as_tensor(document)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise _no_documents(document) from error
+        if not (ids.numel() == 0 or ids.dtype in _INTEGERS) or ids.ndim not in (1, 2):
+            raise TypeError(f"token ids must be integers (length,) or (n, length), got {ids.dtype} {ids.shape}.")
+        rows = ids.tolist() if ids.ndim == 2 else [ids.tolist()]
+        yield from ((_known(row, vocab_size), False) for row in rows)
+
+
+def _no_documents(given: object) -> TypeError:
+    hint = ": give its input_ids, a list for each document" if isinstance(given, (Mapping, UserDict)) else ""
+    return TypeError(f"documents must be texts, lists of token ids or tensors, got {type(given).__name__}{hint}.")
+
+
+def _known(ids: list[int], vocab_size: int) -> list[int]:
+    """The same ids; the base model would read -1 as its last token, and -100 would be left out in silence."""
+    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        raise ValueError(f"token ids must be at least 0 and less than {vocab_size}, the vocabulary, got {wrong}.")
+    return ids
 
 
 def _limited(
@@ -234,7 +269,7 @@ def _about(model: Any, head: Head, tokens: Tokens, documents: Documents, left_ou
     yield row("source", "architecture", text=f"{model.config.model_type} ({type(model).__name__})")
     yield row("source", "dtype", text=str(model.dtype).removeprefix("torch."))
     inputs = model.get_input_embeddings().weight
-    outputs = model.get_output_embeddings().weight
+    outputs = linear_head(model)[0]
     for name, value in (
         ("vocab_size", head.weight.shape[0]), ("hidden_size", head.weight.shape[1]), ("logit_scale", head.logit_scale),
         ("softcap", float("nan") if head.softcap is None else head.softcap), ("tied", inputs is outputs),
