@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kernel import head_statistics
 from kernel.huggingface import linear_head
@@ -19,18 +17,17 @@ from .._validation import interval
 from ..calibration import fit_head_temperature
 from ..diagnostics import HeadGeometry
 from . import _measure as measured
-from ._documents import IGNORED, Encoded, encode_text
+from ._documents import IGNORED, encode_documents, limited
 from ._features import Features, Head, features, head_of
 from ._intervals import Documents
 from ._measure import Tokens, row
 from ._verdict import verdict
 
-__all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model"]
+__all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model", "check_device"]
 
 LABEL_SMOOTHING = (0.05, 0.1, 0.2)
 MAX_TOKENS, MAX_LENGTH = 4096, 256
 _BLOCK = 1024  # tokens of one call of head_statistics, so that progress shows
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # no bool: a mask is no document
 _BOUNDS = (0.05, 20.0)  # of the temperature
 
 
@@ -106,8 +103,8 @@ def audit_model(
         TypeError: If there are texts but no tokenizer, a document is neither text nor tokens (a tokenizer's whole
             output is a dict: give its ``input_ids``, unpadded), the head is no plain linear layer, or the model is a
             PEFT model of prompt learning.
-        ValueError: If a number is out of range, a token id is none of the model's vocabulary, no token is left, or the
-            architecture is not known.
+        ValueError: If a number is out of range, the device is not there, a token id is none of the model's vocabulary,
+            no token is left, or the architecture is not known.
     """
     asked = interval("label_smoothing", label_smoothing, 0, 1, open_low=True, open_high=True)
     b = [float(x) for x in np.unique(asked)]
@@ -120,15 +117,15 @@ def audit_model(
     model = _unwrapped(model)
     head = head_of(model)  # before anything is read: it may be one that cannot be
     longest = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
-    texts = _encoded(documents, tokenizer, head.weight.shape[0])
-    encoded = list(_limited(texts, longest, skip, max_tokens))
+    texts = encode_documents(documents, tokenizer, head.weight.shape[0])
+    encoded = list(limited(texts, longest, skip, max_tokens))
     if not encoded:
         raise ValueError(
             "documents must hold a token to predict, got none: a document needs 2 tokens, a text 2 after the mark that "
             f"is put before it, any skip + 2 (skip is {skip}, and documents are cut to {longest} tokens)."
         )
     if device is not None:
-        model = model.to(device)
+        model = model.to(check_device(device))
     say = progress or (lambda stage, done, total: None)
     head, read = head_of(model), [0]  # again: where the model is now
 
@@ -164,6 +161,18 @@ def audit_model(
     return Audit(table, verdict(table))
 
 
+def check_device(device: torch.device | str) -> torch.device:
+    """The device, if torch can use it here.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        raise ValueError(f"device must be one that torch can use here, got {str(device)!r}: {error}.") from error
+
+
 def _count(name: str, value: object, least: int, why: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}{why}, got {value!r}.")
@@ -177,56 +186,6 @@ def _unwrapped(model: Any) -> Any:
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise TypeError("model must not be a PEFT model of prompt learning: its prompt is no part of the base model.")
     return model.get_base_model()
-
-
-def _encoded(documents: Iterable[Any], tokenizer: Any, vocab_size: int) -> Iterator[tuple[list[int], bool]]:
-    """Token ids of each document, and whether a mark was put before them here."""
-    if isinstance(documents, (Mapping, UserDict)):
-        raise _no_documents(documents)
-    for document in [documents] if isinstance(documents, (str, Tensor)) else documents:
-        if isinstance(document, str):
-            if tokenizer is None:
-                raise TypeError("tokenizer must be given for texts, got None.")
-            yield _known(encode_text(tokenizer, document).tokens, vocab_size), tokenizer.bos_token_id is not None
-            continue
-        if isinstance(document, (Mapping, UserDict)):
-            raise _no_documents(document)
-        try:
-            ids = torch.as_tensor(document)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise _no_documents(document) from error
-        if not (ids.numel() == 0 or ids.dtype in _INTEGERS) or ids.ndim not in (1, 2):
-            raise TypeError(f"token ids must be integers (length,) or (n, length), got {ids.dtype} {ids.shape}.")
-        rows = ids.tolist() if ids.ndim == 2 else [ids.tolist()]
-        yield from ((_known(row, vocab_size), False) for row in rows)
-
-
-def _no_documents(given: object) -> TypeError:
-    hint = ": give its input_ids, a list for each document" if isinstance(given, (Mapping, UserDict)) else ""
-    return TypeError(f"documents must be texts, lists of token ids or tensors, got {type(given).__name__}{hint}.")
-
-
-def _known(ids: list[int], vocab_size: int) -> list[int]:
-    """The same ids; the base model would read -1 as its last token, and -100 would be left out in silence."""
-    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-        wrong = min(ids) if min(ids) < 0 else max(ids)
-        raise ValueError(f"token ids must be at least 0 and less than {vocab_size}, the vocabulary, got {wrong}.")
-    return ids
-
-
-def _limited(
-    documents: Iterable[tuple[list[int], bool]], longest: int, skip: int | None, most: int
-) -> Iterator[Encoded]:
-    """Documents, cut to ``longest`` tokens, until so many predictions count; those without any are left out."""
-    left = most
-    for tokens, marked in documents:
-        first = 1 + (int(marked) if skip is None else skip)
-        kept = tokens[: min(longest, first + left)]
-        if len(kept) > first:
-            yield Encoded(kept, [IGNORED] * first + kept[first:])
-            left -= len(kept) - first
-        if not left:
-            return
 
 
 def _tokens(

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,7 +185,7 @@ def own_smoothed_losses(tmp_path, smoothing, **changes):
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def test_models_of_model_init_are_smoothed(tmp_path):
+def test_models_of_model_init_are_smoothed(tmp_path, monkeypatch):
     """train() makes a new model each time; so does every trial of a search."""
 
     def unwatched():
@@ -201,12 +202,16 @@ def test_models_of_model_init_are_smoothed(tmp_path):
         trainer.train()
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         assert losses == pytest.approx(own_smoothed_losses(tmp_path, 0.3), rel=1e-4)
-    trainer.hp_search_backend = transformers.trainer_utils.HPSearchBackend.WANDB  # a trial is a dict of arguments
-    trainer.train(trial={"label_smoothing_factor": 0.1})
-    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    assert losses == pytest.approx(own_smoothed_losses(tmp_path, 0.1), rel=1e-4)
+    # as optuna's, which need not be installed: hp_params knows the types of what is
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+    trainer.hp_search_backend = transformers.trainer_utils.HPSearchBackend.OPTUNA
+    trainer.hp_space = lambda trial: trial.params
+    for smoothing in (0.1, 0.2):
+        trainer.train(trial=SimpleNamespace(number=0, params={"label_smoothing_factor": smoothing}))
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        assert losses == pytest.approx(own_smoothed_losses(tmp_path, smoothing), rel=1e-4)
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\], got 3.0"):
-        trainer.train(trial={"label_smoothing_factor": 3.0})
+        trainer.train(trial=SimpleNamespace(number=0, params={"label_smoothing_factor": 3.0}))
 
 
 def test_the_same_model_from_model_init_again_and_again(tmp_path):
