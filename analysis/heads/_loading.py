@@ -87,10 +87,11 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
     with _no_conversion(), _errors_of(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         # use_safetensors refuses a folder that has pickles only; a GGUF file is none of both
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=not path.is_file(), output_loading_info=True,
             ignore_mismatched_sizes=True, **where,
         )  # fmt: skip
+    model, info = loaded
     _check_complete(name, info)
     if path.is_file():
         return LoadedModel(model.eval(), tokenizer, path.name, _hash([path]), *_from_gguf(path))

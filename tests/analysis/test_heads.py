@@ -284,6 +284,27 @@ def test_the_verdict_says_what_the_numbers_say(scale_gap, index, expected):
         assert words in text
 
 
+def test_a_text_worse_than_uniform_tokens_has_no_activity_index():
+    """Then the index is positive though both losses want smaller logits."""
+    model = make()
+    tokens = tokens_of(model, 16, 2)
+    with torch.no_grad():
+        tokens[:, 1] = model(tokens).logits[:, 0].argmin(-1)
+    found = audit_model(model, tokens, label_smoothing=(0.1, 0.3))
+    get, want = Lookup(found.table), plain(model, tokens)
+    assert want["uniform"].mean() < want["nll"].mean()
+    assert get("smoothing", "activity", "0.1").value > 0
+    for b in (0.1, 0.3):
+        slope = (1 - b) * (want["entropy"] - want["nll"]).mean() + b * (want["entropy"] - want["uniform"]).mean()
+        close(get("smoothing", "slope", str(b)), slope)
+        assert (want["entropy"] - want["nll"]).mean() < slope < 0  # smaller logits, less so than without smoothing
+    (line,) = [line for line in found.verdict.splitlines() if line.startswith("Smoothing.")]
+    assert line.startswith("Smoothing. No activity index:")
+    assert "weakens the pull of the data" in line
+    assert "below 1" not in line
+    assert "above 1" not in line
+
+
 def test_a_temperature_at_its_bound_is_called_so():
     model = make()
     random = torch.randint(3, V, (8, 12), generator=torch.Generator().manual_seed(0))
