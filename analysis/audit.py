@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in memory")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub's model")
     parser.add_argument(
-        "--out", type=Path, default=Path("audit.csv"), metavar="FILE", help="table (default: audit.csv)"
+        "--out", type=Path, default=Path("audit.csv"), metavar="FILE.csv", help="table (default: audit.csv)"
     )
     return parser
 
@@ -70,8 +70,12 @@ def _audit(options: argparse.Namespace) -> int:
     import torch
 
     from .heads import audit_model, load_model, packaged_smollm2
+    from .heads._audit import check_device
     from .records import environment, write_atomically
 
+    if options.out.suffix != ".csv":  # the sidecar and the figure take its name with .json and .png
+        raise ValueError(f"--out must end in .csv, got {options.out}.")
+    check_device(options.device)
     made_by = {"command": _command(options), **environment()}
     documents, text = _documents(options.text)
     path = packaged_smollm2() if options.model == "smollm2" else options.model

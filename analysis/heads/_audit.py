@@ -9,21 +9,21 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kernel import head_statistics
+from kernel.huggingface import linear_head
 
 from .._validation import interval
 from ..calibration import fit_head_temperature
 from ..diagnostics import HeadGeometry
 from . import _measure as measured
-from ._documents import IGNORED, Encoded, encode_text
+from ._documents import IGNORED, encode_documents, limited
 from ._features import Features, Head, features, head_of
 from ._intervals import Documents
 from ._measure import Tokens, row
 from ._verdict import verdict
 
-__all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model"]
+__all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model", "check_device"]
 
 LABEL_SMOOTHING = (0.05, 0.1, 0.2)
 MAX_TOKENS, MAX_LENGTH = 4096, 256
@@ -79,10 +79,11 @@ def audit_model(
     answers another question. Intervals resample documents.
 
     Args:
-        model: Causal language model of an architecture known to :mod:`kernel.huggingface`.
-        documents: Texts, or token ids: lists or tensors ``(length,)`` of one document, or ``(n, length)`` of several.
-            The tokenizer's beginning-of-sequence token, if it has one, is put before texts. All tokens but a document's
-            first are predicted.
+        model: Causal language model of an architecture known to :mod:`kernel.huggingface`, or a PEFT model around one
+            (its active adapters count).
+        documents: Texts, or token ids: lists or tensors ``(length,)`` of one document, or ``(n, length)`` of several,
+            without padding: every token is read, and all but a document's first are predicted. The tokenizer's
+            beginning-of-sequence token, if it has one, is put before texts.
         tokenizer: For texts.
         label_smoothing: The b to ask about, at least one in (0, 1).
         max_tokens: Predictions that count, after which no further token is read.
@@ -99,8 +100,11 @@ def audit_model(
         Table and verdict.
 
     Raises:
-        TypeError: If there are texts but no tokenizer, or a document is neither text nor tokens.
-        ValueError: If a number is out of range, no token is left, or the architecture is not known.
+        TypeError: If there are texts but no tokenizer, a document is neither text nor tokens (a tokenizer's whole
+            output is a dict: give its ``input_ids``, unpadded), the head is no plain linear layer, or the model is a
+            PEFT model of prompt learning.
+        ValueError: If a number is out of range, the device is not there, a token id is none of the model's vocabulary,
+            no token is left, or the architecture is not known.
     """
     asked = interval("label_smoothing", label_smoothing, 0, 1, open_low=True, open_high=True)
     b = [float(x) for x in np.unique(asked)]
@@ -110,17 +114,20 @@ def audit_model(
     _count("max_tokens", max_tokens, 1)
     _count("batch_size", batch_size, 1)
     _count("max_length", max_length, 2 + left_out, " (a token, those skipped, and one to predict)")
+    model = _unwrapped(model)
+    head = head_of(model)  # before anything is read: it may be one that cannot be
     longest = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
-    encoded = list(_limited(_encoded(documents, tokenizer), longest, skip, max_tokens))
+    texts = encode_documents(documents, tokenizer, head.weight.shape[0])
+    encoded = list(limited(texts, longest, skip, max_tokens))
     if not encoded:
         raise ValueError(
             "documents must hold a token to predict, got none: a document needs 2 tokens, a text 2 after the mark that "
             f"is put before it, any skip + 2 (skip is {skip}, and documents are cut to {longest} tokens)."
         )
     if device is not None:
-        model = model.to(device)
+        model = model.to(check_device(device))
     say = progress or (lambda stage, done, total: None)
-    head, read = head_of(model), [0]
+    head, read = head_of(model), [0]  # again: where the model is now
 
     def count(done: int) -> None:
         read[0] += done
@@ -154,44 +161,31 @@ def audit_model(
     return Audit(table, verdict(table))
 
 
+def check_device(device: torch.device | str) -> torch.device:
+    """The device, if torch can use it here.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        raise ValueError(f"device must be one that torch can use here, got {str(device)!r}: {error}.") from error
+
+
 def _count(name: str, value: object, least: int, why: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}{why}, got {value!r}.")
     return value
 
 
-def _encoded(documents: Iterable[Any], tokenizer: Any) -> Iterator[tuple[list[int], bool]]:
-    """Token ids of each document, and whether a mark was put before them here."""
-    for document in [documents] if isinstance(documents, (str, Tensor)) else documents:
-        if isinstance(document, str):
-            if tokenizer is None:
-                raise TypeError("tokenizer must be given for texts, got None.")
-            yield encode_text(tokenizer, document).tokens, tokenizer.bos_token_id is not None
-        else:
-            try:
-                ids = torch.as_tensor(document)
-            except (TypeError, ValueError, RuntimeError) as error:
-                kind = type(document).__name__
-                raise TypeError(f"documents must be texts, lists of token ids or tensors, got {kind}.") from error
-            if ids.is_floating_point() or ids.ndim not in (1, 2):
-                raise TypeError(f"token ids must be integers (length,) or (n, length), got {ids.dtype} {ids.shape}.")
-            rows = ids.tolist() if ids.ndim == 2 else [ids.tolist()]
-            yield from ((row, False) for row in rows)
-
-
-def _limited(
-    documents: Iterable[tuple[list[int], bool]], longest: int, skip: int | None, most: int
-) -> Iterator[Encoded]:
-    """Documents, cut to ``longest`` tokens, until so many predictions count; those without any are left out."""
-    left = most
-    for tokens, marked in documents:
-        first = 1 + (int(marked) if skip is None else skip)
-        kept = tokens[: min(longest, first + left)]
-        if len(kept) > first:
-            yield Encoded(kept, [IGNORED] * first + kept[first:])
-            left -= len(kept) - first
-        if not left:
-            return
+def _unwrapped(model: Any) -> Any:
+    """The language model out of PEFT's wrapper; its adapters lie inside its layers."""
+    if not callable(getattr(model, "get_base_model", None)):
+        return model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise TypeError("model must not be a PEFT model of prompt learning: its prompt is no part of the base model.")
+    return model.get_base_model()
 
 
 def _tokens(
@@ -234,7 +228,7 @@ def _about(model: Any, head: Head, tokens: Tokens, documents: Documents, left_ou
     yield row("source", "architecture", text=f"{model.config.model_type} ({type(model).__name__})")
     yield row("source", "dtype", text=str(model.dtype).removeprefix("torch."))
     inputs = model.get_input_embeddings().weight
-    outputs = model.get_output_embeddings().weight
+    outputs = linear_head(model)[0]
     for name, value in (
         ("vocab_size", head.weight.shape[0]), ("hidden_size", head.weight.shape[1]), ("logit_scale", head.logit_scale),
         ("softcap", float("nan") if head.softcap is None else head.softcap), ("tied", inputs is outputs),

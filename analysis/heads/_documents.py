@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections import UserDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -14,9 +15,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "Batch", "Encoded", "batches", "encode_text", "python_text", "read_text"]
+__all__ = [
+    "IGNORED",
+    "Batch",
+    "Encoded",
+    "batches",
+    "encode_documents",
+    "encode_text",
+    "limited",
+    "python_text",
+    "read_text",
+]
 
 IGNORED = -100
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # no bool: a mask is no document
 LONGEST = 1600  # characters of a document: about 400 tokens
 
 
@@ -44,6 +56,56 @@ def encode_text(tokenizer: Any, text: str) -> Encoded:
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     tokens = start + tokenizer(text, add_special_tokens=False)["input_ids"]
     return Encoded(tokens, [IGNORED, *tokens[1:]])
+
+
+def encode_documents(documents: Iterable[Any], tokenizer: Any, vocab_size: int) -> Iterator[tuple[list[int], bool]]:
+    """Token ids of each document, and whether a mark was put before them here."""
+    if isinstance(documents, (Mapping, UserDict)):
+        raise _no_documents(documents)
+    for document in [documents] if isinstance(documents, (str, Tensor)) else documents:
+        if isinstance(document, str):
+            if tokenizer is None:
+                raise TypeError("tokenizer must be given for texts, got None.")
+            yield _known(encode_text(tokenizer, document).tokens, vocab_size), tokenizer.bos_token_id is not None
+            continue
+        if isinstance(document, (Mapping, UserDict)):
+            raise _no_documents(document)
+        try:
+            ids = torch.as_tensor(document)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise _no_documents(document) from error
+        if not (ids.numel() == 0 or ids.dtype in _INTEGERS) or ids.ndim not in (1, 2):
+            raise TypeError(f"token ids must be integers (length,) or (n, length), got {ids.dtype} {ids.shape}.")
+        rows = ids.tolist() if ids.ndim == 2 else [ids.tolist()]
+        yield from ((_known(row, vocab_size), False) for row in rows)
+
+
+def _no_documents(given: object) -> TypeError:
+    hint = ": give its input_ids, a list for each document" if isinstance(given, (Mapping, UserDict)) else ""
+    return TypeError(f"documents must be texts, lists of token ids or tensors, got {type(given).__name__}{hint}.")
+
+
+def _known(ids: list[int], vocab_size: int) -> list[int]:
+    """The same ids; the base model would read -1 as its last token, and -100 would be left out in silence."""
+    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        raise ValueError(f"token ids must be at least 0 and less than {vocab_size}, the vocabulary, got {wrong}.")
+    return ids
+
+
+def limited(
+    documents: Iterable[tuple[list[int], bool]], longest: int, skip: int | None, most: int
+) -> Iterator[Encoded]:
+    """Documents, cut to ``longest`` tokens, until so many predictions count; those without any are left out."""
+    left = most
+    for tokens, marked in documents:
+        first = 1 + (int(marked) if skip is None else skip)
+        kept = tokens[: min(longest, first + left)]
+        if len(kept) > first:
+            yield Encoded(kept, [IGNORED] * first + kept[first:])
+            left -= len(kept) - first
+        if not left:
+            return
 
 
 def batches(documents: Sequence[Encoded], size: int, pad: int) -> Iterator[Batch]:
@@ -84,19 +146,33 @@ def read_text(path: Path) -> list[str]:
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is empty, no UTF-8, or a line of a .jsonl file has no ``text``.
+        ValueError: If it is empty, no UTF-8, or a line of a .jsonl file has no ``text``, or one that is no string.
     """
-    content = path.read_text(encoding="utf-8")
-    texts = [content]
-    if path.suffix == ".jsonl":
-        try:
-            texts = [str(json.loads(line)["text"]) for line in content.splitlines() if line.strip()]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"every line of {path} must be a JSON object with text, got something else.") from error
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8, got something else: {error}.") from error
+    texts = _lines(path, content) if path.suffix == ".jsonl" else [content]
     documents = [piece for text in texts for piece in cut(text)]
     if not documents:
         raise ValueError(f"{path} must hold text, got an empty file.")
     return documents
+
+
+def _lines(path: Path, content: str) -> list[str]:
+    texts = []
+    # JSON may hold line separators of Unicode: lines end at "\n" alone
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"every line of {path} must be a JSON object with text, line {number} is not.") from error
+        if not isinstance(text, str):
+            raise ValueError(f"text must be a string in every line of {path}, got {text!r:.40} in line {number}.")
+        texts.append(text)
+    return texts
 
 
 def python_text() -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernel.huggingface import head_scale
+from kernel.huggingface import head_scale, linear_head
 
 from ._documents import IGNORED, Encoded, batches
 
@@ -38,13 +38,13 @@ def head_of(model: Any) -> Head:
     """The head in float32 at least, detached.
 
     Raises:
+        TypeError: If the head is no plain ``nn.Linear``: quantised, or with an adapter around it.
         ValueError: If the architecture's scales are not known to :mod:`kernel.huggingface`.
     """
-    scale, head = head_scale(model), model.get_output_embeddings()
-    weight = head.weight.detach()
+    scale, (weight, bias) = head_scale(model), linear_head(model)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    bias = None if getattr(head, "bias", None) is None else head.bias.detach().to(dtype)
-    return Head(weight.to(dtype), bias, scale.logit_scale, scale.softcap)
+    bias = None if bias is None else bias.detach().to(dtype)
+    return Head(weight.detach().to(dtype), bias, scale.logit_scale, scale.softcap)
 
 
 @torch.no_grad()

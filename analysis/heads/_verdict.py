@@ -58,6 +58,14 @@ def _calibration(get: Lookup) -> Iterator[str]:
 
 
 def _smoothing(get: Lookup) -> Iterator[str]:
+    if all(get("smoothing", "pull", b).value <= 0 for b in get.groups("smoothing", "pull")):  # of one sign for all b
+        yield (
+            "Smoothing. No activity index: the model gives the tokens of this text less probability than tokens drawn "
+            f"uniformly (cross entropy {get('prediction', 'cross_entropy').value:.2f} against "
+            f"{get('prediction', 'uniform_cross_entropy').value:.2f}). Both losses want smaller logits; smoothing "
+            "does not pull that way here, it weakens the pull of the data."
+        )
+        return
     indices = {b: get("smoothing", "activity", b) for b in get.groups("smoothing", "activity")}
     unknown = [b for b, index in indices.items() if _covers(index, 1.0)]
     above = [b for b, index in indices.items() if b not in unknown and index.value > 1]

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 from ._architectures import HeadScale, head_scale, known_architectures, register_architecture
-from ._forward import FusedLoss, fuse_loss
+from ._forward import FusedLoss, fuse_loss, linear_head
 from ._trainer import SmoothedLossMixin, make_trainer
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "fuse_loss",
     "head_scale",
     "known_architectures",
+    "linear_head",
     "register_architecture",
 ]
 

@@ -18,7 +18,7 @@ from ._architectures import head_scale
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["FusedLoss", "fuse_loss"]
+__all__ = ["FusedLoss", "active_loss", "fuse_loss", "linear_head"]
 
 _ATTRIBUTE = "_fused_loss"
 # Arguments of a causal model's forward that concern the head and the loss, not the base model.
@@ -81,7 +81,8 @@ class FusedLoss:
         from transformers.modeling_outputs import CausalLMOutputWithPast  # pyright: ignore[reportMissingImports]
 
         model: Any = self.model
-        if not isinstance(keep := kwargs.get("logits_to_keep") or 0, int) or keep:
+        keep = kwargs.get("logits_to_keep")
+        if keep is not None and (isinstance(keep, Tensor) or keep):
             raise ValueError("logits_to_keep must be 0 when labels are given: every label has a loss.")
         if model.training:
             kwargs.setdefault("use_cache", False)
@@ -111,7 +112,7 @@ class FusedLoss:
         if shifted is None:
             assert labels is not None
             shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)  # position t predicts t + 1
-        weight, bias = _head(self.model)
+        weight, bias = linear_head(self.model)
         reduction = "mean" if num_items_in_batch is None else "sum"
         loss = linear_cross_entropy(
             hidden,
@@ -184,8 +185,7 @@ def fuse_loss(
         >>> torch.allclose(fused.loss, own), fused.logits
         (True, None)
     """
-    if callable(getattr(model, "get_base_model", None)):  # PEFT
-        model = model.get_base_model()
+    model = _inner(model)
     scale = head_scale(model)
     if not isinstance(getattr(model, "base_model", None), nn.Module) or model.base_model is model:
         raise TypeError(f"model must have a language-model head around a base model, got {type(model).__name__}.")
@@ -194,13 +194,23 @@ def fuse_loss(
     if softcap is not None and scale.softcap is not None:
         raise ValueError(f"softcap must be None for a model whose config caps at {scale.softcap}, got {softcap}.")
     _check_choices(implementation, workspace_bytes)
-    options = LossOptions(label_smoothing, softcap or scale.softcap, temperature, scale.logit_scale, z_loss)
-    _head(model)
+    cap = scale.softcap if softcap is None else softcap  # 0 is out of range, not none
+    options = LossOptions(label_smoothing, cap, temperature, scale.logit_scale, z_loss)
+    linear_head(model)
     chosen = {name: getattr(options, name) for name in ("label_smoothing", "softcap", "temperature", "logit_scale")}
     chosen |= {"z_loss": options.z_loss, "implementation": implementation, "workspace_bytes": workspace_bytes}
     fused = FusedLoss(model, chosen, eval_logits)
     fused.install()
     return fused
+
+
+def active_loss(model: Any) -> FusedLoss | None:
+    """The fused loss that a model computes, seen through torch.compile and PEFT; None if it computes its own."""
+    return _inner(getattr(model, "_orig_mod", model)).__dict__.get(_ATTRIBUTE)
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if callable(getattr(model, "get_base_model", None)) else model  # PEFT
 
 
 def _by_name(
@@ -226,8 +236,15 @@ def _output_head(model: Any) -> nn.Module:
     return head
 
 
-def _head(model: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, looked up at each call, as PEFT and tied weights replace them."""
+def linear_head(model: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight (V, D) and bias (V,) of a language model's head, as they are now: PEFT and tied weights replace them.
+
+    Args:
+        model: A transformers model with a language-model head, out of its PEFT wrapper.
+
+    Raises:
+        TypeError: If the head is no plain ``nn.Linear`` of floating-point numbers.
+    """
     head = _output_head(model)
     # A subclass, or an adapter, may compute something else than x W^T + b.
     if type(head) is not nn.Linear or not head.weight.is_floating_point():

@@ -2,11 +2,14 @@
 
 import copy
 import inspect
+import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+import warnings
+from collections import UserDict
 
 import numpy as np
 import pandas as pd
@@ -281,6 +284,27 @@ def test_the_verdict_says_what_the_numbers_say(scale_gap, index, expected):
         assert words in text
 
 
+def test_a_text_worse_than_uniform_tokens_has_no_activity_index():
+    """Both losses want smaller logits then, and smoothing pulls the other way than it does elsewhere."""
+    model = make()
+    tokens = tokens_of(model, 16, 2)
+    with torch.no_grad():
+        tokens[:, 1] = model(tokens).logits[:, 0].argmin(-1)
+    found = audit_model(model, tokens, label_smoothing=(0.1, 0.3))
+    get, want = Lookup(found.table), plain(model, tokens)
+    assert want["uniform"].mean() < want["nll"].mean()
+    assert get("smoothing", "activity", "0.1").value == -math.inf
+    for b in (0.1, 0.3):
+        slope = (1 - b) * (want["entropy"] - want["nll"]).mean() + b * (want["entropy"] - want["uniform"]).mean()
+        close(get("smoothing", "slope", str(b)), slope)
+        assert (want["entropy"] - want["nll"]).mean() < slope < 0  # smaller logits, less so than without smoothing
+    (line,) = [line for line in found.verdict.splitlines() if line.startswith("Smoothing.")]
+    assert line.startswith("Smoothing. No activity index:")
+    assert "weakens the pull of the data" in line
+    assert "below 1" not in line
+    assert "above 1" not in line
+
+
 def test_a_temperature_at_its_bound_is_called_so():
     model = make()
     random = torch.randint(3, V, (8, 12), generator=torch.Generator().manual_seed(0))
@@ -322,6 +346,14 @@ def test_the_figure_and_its_reliability_table_come_from_the_table_alone():
         ([[3, 4, 5]], {"skip": 2}, ValueError, r"any skip \+ 2 \(skip is 2, and documents are cut to 64 tokens\)"),
         (["text"], {}, TypeError, "tokenizer must be given for texts, got None"),
         ([torch.ones(3)], {}, TypeError, r"token ids must be integers .* got torch.float32"),
+        ({"input_ids": [[3, 4]]}, {}, TypeError, "got dict: give its input_ids, a list for each document"),
+        (UserDict(input_ids=[3, 4]), {}, TypeError, "got UserDict: give its input_ids"),
+        ([{"input_ids": [3, 4]}], {}, TypeError, "got dict: give its input_ids"),
+        ([[3, -100, 4]], {}, ValueError, "token ids must be at least 0 and less than 67, the vocabulary, got -100"),
+        (torch.tensor([[3, 4], [5, V]]), {}, ValueError, "token ids must be at least 0 and less than 67, .* got 67"),
+        ([torch.ones(3, dtype=torch.bool)], {}, TypeError, r"token ids must be integers .* got torch.bool"),
+        ([[True, False]], {}, TypeError, r"token ids must be integers .* got torch.bool"),
+        ([[3, 4]], {"device": "gpu"}, ValueError, "device must be one that torch can use here, got 'gpu'"),
         ([object()], {}, TypeError, "documents must be texts, lists of token ids or tensors, got object"),
         ([[3, 4]], {"max_tokens": 0}, ValueError, "max_tokens must be a whole number of at least 1, got 0"),
         ([[3, 4]], {"max_length": 1}, ValueError, "max_length must be a whole number of at least 2 .*, got 1"),
@@ -355,8 +387,16 @@ def test_text_is_cut_at_paragraphs_and_lines_of_json_are_documents(tmp_path):
     (tmp_path / "two.jsonl").write_text('{"text": "first"}\n\n{"text": "second"}\n')
     assert read_text(tmp_path / "two.jsonl") == ["first", "second"]
     (tmp_path / "bad.jsonl").write_text('{"words": "first"}\n')
-    with pytest.raises(ValueError, match=r"every line of .*bad.jsonl must be a JSON object with text"):
+    with pytest.raises(ValueError, match=r"every line of .*bad.jsonl must be a JSON object with text, line 1 is not"):
         read_text(tmp_path / "bad.jsonl")
+    (tmp_path / "bad.jsonl").write_text('{"text": "first"}\n{"text": null}\n')
+    with pytest.raises(ValueError, match=r"text must be a string in every line of .*bad.jsonl, got None in line 2"):
+        read_text(tmp_path / "bad.jsonl")
+    (tmp_path / "one.jsonl").write_text('{"text": "first\u2028second"}\n', encoding="utf-8")
+    assert read_text(tmp_path / "one.jsonl") == ["first\u2028second"]
+    (tmp_path / "latin.txt").write_bytes("déjà".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.txt must be text in UTF-8, got something else"):
+        read_text(tmp_path / "latin.txt")
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="must hold text, got an empty file"):
         read_text(tmp_path / "empty.txt")
@@ -408,6 +448,104 @@ def test_the_defaults_of_the_command_are_those_of_the_function():
         assert (tuple(found) if isinstance(found, list) else found) == default
 
 
+@pytest.mark.parametrize("name", ["audit.png", "audit.json", "audit"])
+def test_the_command_does_not_overwrite_its_own_table(folder, tmp_path, capsys, name):
+    assert main([str(folder), "--text", "python", "--out", str(tmp_path / name)]) == 2
+    assert "--out must end in .csv, got" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_asks_for_the_device_first(capsys):
+    assert main(["nowhere", "--text", "python", "--device", "gpu"]) == 2
+    assert "error: device must be one that torch can use here, got 'gpu'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+def test_the_command_says_that_there_is_no_cuda(folder, capsys):
+    assert main([str(folder), "--text", "python", "--device", "cuda"]) == 2
+    assert "error: device must be one that torch can use here, got 'cuda'" in capsys.readouterr().err
+
+
+def _without_a_weight(place):
+    change_weights(place, lambda weights: weights.pop("model.layers.0.self_attn.q_proj.weight"))
+
+
+def _of_another_shape(place):
+    change_weights(place, lambda weights: weights.update({"model.norm.weight": torch.ones(3)}))
+
+
+def _corrupt(place):
+    (place / "model.safetensors").write_bytes(b"no weights at all")
+
+
+def _of_no_shape(place):
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, "num_attention_heads": 5}))
+
+
+def _with_an_adapter(place):
+    (place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/base"}))
+
+
+def change_weights(place, change):
+    safetensors = pytest.importorskip("safetensors.torch")
+    weights = safetensors.load_file(place / "model.safetensors")
+    change(weights)
+    safetensors.save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_without_a_weight, "with no model.layers.0.self_attn.q_proj.weight."),
+        (_of_another_shape, "with another shape of model.norm.weight."),
+        (_corrupt, "model must be one that transformers can load"),
+        (_of_no_shape, "model must be one that transformers can load"),
+        (_with_an_adapter, "with an adapter (adapter_config.json). Merge it into its base first"),
+    ],
+)
+def test_no_audit_of_weights_that_are_not_the_models(folder, tmp_path, capsys, spoil, message):
+    place = tmp_path / "spoilt"
+    shutil.copytree(folder, place)
+    spoil(place)
+    assert main([str(place), "--text", "python", "--out", str(tmp_path / "audit.csv")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "audit.csv").exists()
+
+
+def adapted(config_type="LoraConfig", **options):
+    peft = pytest.importorskip("peft")
+    config = getattr(peft, config_type)(task_type="CAUSAL_LM", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the libraries about each other
+        wrapped = peft.get_peft_model(make(), config)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)  # an adapter that does something
+    return wrapped.eval()
+
+
+def test_an_adapter_counts_as_if_it_were_merged():
+    wrapped = adapted(r=4, target_modules=["q_proj", "v_proj"])
+    tokens = tokens_of(make())
+    found = audit_model(wrapped, tokens).table
+    want = plain(copy.deepcopy(wrapped).merge_and_unload(), tokens)
+    close(Lookup(found)("prediction", "cross_entropy"), want["nll"].mean())
+    assert abs(want["nll"].mean() - plain(make(), tokens)["nll"].mean()) > 0.01
+    assert "LlamaForCausalLM" in found.loc[found["name"] == "architecture", "text"].iloc[0]
+
+
+def test_adapters_that_the_audit_would_not_see_are_refused():
+    tokens = torch.tensor([[3, 4, 5]])
+    around_the_head = adapted(r=4, target_modules=["lm_head"])
+    for model in (around_the_head, around_the_head.get_base_model()):
+        with pytest.raises(TypeError, match=r"torch\.nn\.Linear head of floating-point numbers, got Linear. For PEFT"):
+            audit_model(model, tokens)
+    with pytest.raises(TypeError, match="model must not be a PEFT model of prompt learning"):
+        audit_model(adapted("PromptTuningConfig", num_virtual_tokens=2), tokens)
+
+
 def test_the_command_writes_table_figure_and_verdict(folder, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("Some ordinary words.\n\n" * 200)
     out = tmp_path / "made" / "audit.csv"
@@ -445,24 +583,33 @@ def test_no_pickle_and_no_unknown_place_is_read(folder, tmp_path, capsys, model,
 
 def test_a_hub_is_asked_for_safetensors_of_one_commit_without_code(folder, tmp_path, monkeypatch):
     transformers, hub = pytest.importorskip("transformers"), pytest.importorskip("huggingface_hub")
-    local, asked, files, commit = load_model(folder), [], [], "5e" * 20
+    local, asked, files, adapters, commit = load_model(folder), [], [], [], "5e" * 20
 
     def answer(result):
         return lambda name, **options: asked.append((name, options, os.environ.get(CONVERSION))) or result
 
+    nothing = {"missing_keys": set(), "mismatched_keys": set()}
+    absent = hub.errors.LocalEntryNotFoundError("no such file")
+
     def download(name, file, *, revision):
         files.append((name, file, revision))
+        if file == "adapter_config.json" and not adapters:
+            raise absent
         return str(tmp_path / "snapshots" / commit / file)
 
     (tmp_path / "snapshots" / commit).mkdir(parents=True)
     (tmp_path / "snapshots" / commit / "README.md").write_text("---\nlicense: mit\n---\n")
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", answer(local.tokenizer))
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", answer(local.model))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", answer((local.model, nothing)))
     monkeypatch.setattr(hub, "hf_hub_download", download)
     monkeypatch.delenv(CONVERSION, raising=False)
     loaded = load_model("someone/model", revision="v2")
     assert (loaded.name, loaded.revision, loaded.licence) == ("someone/model", commit, "mit")
-    assert files == [("someone/model", "config.json", "v2"), ("someone/model", "README.md", commit)]
+    assert files == [
+        ("someone/model", "config.json", "v2"),
+        ("someone/model", "adapter_config.json", commit),
+        ("someone/model", "README.md", commit),
+    ]
     assert len(asked) == 2
     for name, options, no_conversion in asked:
         assert name == "someone/model"
@@ -475,6 +622,9 @@ def test_a_hub_is_asked_for_safetensors_of_one_commit_without_code(folder, tmp_p
     monkeypatch.setenv(CONVERSION, "0")
     load_model("someone/model")
     assert os.environ[CONVERSION] == "0"
+    adapters.append("one")
+    with pytest.raises(OSError, match="got someone/model with an adapter"):
+        load_model("someone/model")
     monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "config.json"))
     with pytest.raises(OSError, match="the hub must name a commit for someone/model at revision main, got"):
         load_model("someone/model")

@@ -26,6 +26,7 @@ def planted(
     activity=1.5,
     opposed=0.0,
     narrowed=0.0,
+    rank_apart=0.0,
 ):
     """A table with these effects of b = .1 at the last epoch, each larger by a little from seed to seed."""
     rows = []
@@ -60,7 +61,7 @@ def planted(
             + 0.1 * (epoch - 2 + 0.9 * side) ** 2
             + noise,
             "activity": activity,
-            "effective_rank": 20 + rank * strength + sign * 100 * (base - 0.2) + noise,
+            "effective_rank": 20 + (rank + rank_apart * side) * strength + sign * 100 * (base - 0.2) + noise,
             "smallest_share": 0.1,
         }
         rows.append(row)
@@ -84,12 +85,16 @@ def verdict(claim, **effects):
         ("K5", {}, "supported", 0.04 - 0.01),  # b = 0 itself is .01 lower at T = .5
         ("K5", {"activity": 0.6}, "depends on", 0.04 - 0.01),  # smoothing acted: nothing to restore
         ("K5", {"tempered": -0.04}, "refuted", -0.05),
+        ("K5", {"tempered": -0.04, "activity": 0.6}, "depends on", -0.05),
         ("K6", {"capped": 0.01, "activity": 0.6}, "depends on", 0.01),
         ("K6", {"capped": 0.01}, "supported", 0.01),
         ("K6", {}, "refuted", -0.01),
+        ("K6", {"activity": 0.6}, "depends on", -0.01),  # nothing to restore: nothing refuted either
         ("K8", {}, "supported", 3.0),
         ("K8", {"sign": 1}, "depends on", 3.0),
         ("K8", {"rank": -3.0}, "refuted", -3.0),
+        ("K8", {"rank": -3.0, "rank_apart": 5.0}, "depends on", -3.0),  # lower in one view, higher in the other
+        ("K8", {"rank": 3.0, "rank_apart": 5.0}, "depends on", 3.0),
         ("K9", {}, "supported", 0.4 + 0.1),
         ("K9", {"accuracy": 0.05}, "depends on", 0.4 + 0.1),
         ("K9", {"gap": -0.4}, "refuted", -0.4 + 0.1),

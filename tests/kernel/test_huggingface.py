@@ -274,6 +274,7 @@ def test_unknown_architectures_are_refused_until_registered():
         (torch.nn.Linear(2, 2), {}, TypeError, "model must be a transformers model with a config, got Linear"),
         ("llama", {"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got 1.5"),
         ("llama", {"implementation": "fast"}, ValueError, "implementation must be one of"),
+        ("llama", {"softcap": 0.0}, ValueError, "softcap must be None or in .*, got 0.0"),
         ("gemma2", {"softcap": 5.0}, ValueError, "softcap must be None for a model whose config caps at 3.0, got 5.0"),
     ],
 )
@@ -287,11 +288,12 @@ def test_a_base_model_without_a_head_is_refused():
         fuse_loss(make().model)
 
 
-def test_selecting_logits_of_labelled_calls_is_refused():
+@pytest.mark.parametrize("keep", [2, torch.tensor([0, 1])])
+def test_selecting_logits_of_labelled_calls_is_refused(keep):
     model, (tokens, labels) = make(), batch()
     fuse_loss(model)
     with pytest.raises(ValueError, match="logits_to_keep must be 0 when labels are given"):
-        model(tokens, labels=labels, logits_to_keep=2)
+        model(tokens, labels=labels, logits_to_keep=keep)
 
 
 @pytest.mark.parametrize(("call", "error", "text"), [((1,), TypeError, "model_type must be a str, got int"), (("x", 1), TypeError, "rule must be a function")])  # fmt: skip

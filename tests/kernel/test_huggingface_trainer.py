@@ -1,7 +1,9 @@
 """Trainers with the fused loss: gradient accumulation, mixed precision, evaluation, PEFT and TRL."""
 
 import copy
+import inspect
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,6 +177,67 @@ def test_metrics_get_the_logits(tmp_path):
     assert trainer.evaluate()["eval_accuracy"] > before + 0.5
 
 
+def own_smoothed_losses(tmp_path, smoothing, **changes):
+    """Of transformers' own Trainer, from full logits."""
+    args = arguments(tmp_path, label_smoothing_factor=smoothing, max_steps=3, **changes)
+    trainer = transformers.Trainer(args=args, model_init=lambda: model(), train_dataset=Examples(64))
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def test_models_of_model_init_are_smoothed(tmp_path, monkeypatch):
+    """train() makes a new model each time; so does every trial of a search."""
+
+    def unwatched():
+        made = model()
+        made.lm_head.register_forward_hook(no_head)
+        return made
+
+    trainer = smoothed_trainer()(
+        args=arguments(tmp_path, label_smoothing_factor=0.3, max_steps=3),
+        model_init=unwatched,
+        train_dataset=Examples(64),
+    )
+    for _ in range(2):
+        trainer.train()
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        assert losses == pytest.approx(own_smoothed_losses(tmp_path, 0.3), rel=1e-4)
+    # as optuna's, which need not be installed: hp_params knows the types of what is
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+    trainer.hp_search_backend = transformers.trainer_utils.HPSearchBackend.OPTUNA
+    trainer.hp_space = lambda trial: trial.params
+    for smoothing in (0.1, 0.2):
+        trainer.train(trial=SimpleNamespace(number=0, params={"label_smoothing_factor": smoothing}))
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        assert losses == pytest.approx(own_smoothed_losses(tmp_path, smoothing), rel=1e-4)
+    with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\], got 3.0"):
+        trainer.train(trial=SimpleNamespace(number=0, params={"label_smoothing_factor": 3.0}))
+
+
+def test_the_same_model_from_model_init_again_and_again(tmp_path):
+    same = model()
+    trainer = smoothed_trainer()(
+        args=arguments(tmp_path, max_steps=1), model_init=lambda: same, train_dataset=Examples(64), label_smoothing=0.1
+    )
+    trainer.train()
+    fused = trainer.fused_loss
+    trainer.train()
+    assert trainer.fused_loss is fused
+    assert fused.options["label_smoothing"] == 0.1
+
+
+def test_a_model_without_the_trainers_loss_is_not_trained(tmp_path):
+    trainer = smoothed_trainer()(model(), arguments(tmp_path), train_dataset=Examples(64), label_smoothing=0.1)
+    first, trainer.model = trainer.model, model(seed=1)
+    trainer.model_wrapped = trainer.model
+    with pytest.raises(ValueError, match="model must be the one that this trainer fused"):
+        trainer.train()
+    trainer.model = trainer.model_wrapped = first
+    trainer.fused_loss.remove()
+    with pytest.raises(ValueError, match="whose fused loss was removed"):
+        trainer.evaluate(Examples(4))
+
+
 def test_inputs_without_labels(tmp_path):
     trainer = smoothed_trainer()(model(), arguments(tmp_path))
     with pytest.raises(ValueError, match=r"inputs must hold labels, got \['input_ids'\]"):
@@ -186,6 +249,10 @@ def test_inputs_without_labels(tmp_path):
 def test_what_the_trainer_refuses(tmp_path):
     with pytest.raises(ValueError, match="compute_loss_func must be None"):
         smoothed_trainer()(model(), arguments(tmp_path), compute_loss_func=lambda *_: 0)
+    parameters = list(inspect.signature(transformers.Trainer.__init__).parameters)[3:]
+    before = [None] * parameters.index("compute_loss_func")
+    with pytest.raises(ValueError, match="compute_loss_func must be None"):
+        smoothed_trainer()(model(), arguments(tmp_path), *before, lambda *_: 0)
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\], got 2.0"):
         smoothed_trainer()(model(), arguments(tmp_path), label_smoothing=2.0)
     several = arguments(tmp_path)

@@ -13,7 +13,7 @@ nbclient = pytest.importorskip("nbclient", reason="the notebooks extra is not in
 ROOT = Path(analysis.__file__).parent.parent
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-CPU_SECONDS = 60
+CPU_SECONDS = 90  # 07 unpacks the weights of a real model, where they are installed: 35 of its 50
 MOST_BYTES = 400_000
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
