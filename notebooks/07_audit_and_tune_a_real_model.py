@@ -219,7 +219,7 @@ plt.show()
 # Without smoothing the ECE of the short answers falls while the model learns how to answer, then grows as it learns the
 # examples by heart; that of multiple choice is never lower than before. Smoothing keeps both lower at the end; among
 # the four options alone it does nothing that three seeds establish. Its price is paid on ordinary text, where a model
-# that was calibrated becomes under-confident and loses accuracy. The rivals at the last epoch, ECE as a mean over seeds:
+# that was calibrated becomes under-confident and loses accuracy. The rivals at the last epoch, mean ECE over seeds:
 
 # %%
 every = committed_table("instruction_full")
