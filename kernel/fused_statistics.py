@@ -46,6 +46,9 @@ def statistics(
         raise ValueError(f"implementation='triton' cannot run here: {reason}.")
     if top_k:
         raise ValueError(f"implementation='triton' has no top_k, got {top_k}: use 'auto' or 'chunked'.")
+    # the kernels read both by their index alone
+    target = None if target is None else target.contiguous()
+    linear_bias = None if linear_bias is None else linear_bias.contiguous()
     n, device = input.shape[0], input.device
     scores = torch.empty(6, n, len(temperatures), device=device)
     logits = torch.empty(3, n, device=device)

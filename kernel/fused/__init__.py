@@ -79,6 +79,8 @@ def _token_loss(
         options.z_loss,
         options.ignore_index,
     )
+    # the kernels read both by their index alone
+    target, linear_bias = target.contiguous(), None if linear_bias is None else linear_bias.contiguous()
     tensors = (input, linear_weight, linear_bias, target)
     needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:3])
     if torch.compiler.is_compiling():

@@ -130,6 +130,28 @@ def test_weight_layouts(layout):
     assert relative_error(head.grad.double(), exact[2]) < 1e-6
 
 
+@pytest.mark.parametrize("workspace_bytes", [0, 2**27])
+def test_targets_and_biases_with_gaps_between_their_numbers(workspace_bytes):
+    base = problem(20, 70, 16, bias=True)
+    bias = torch.stack([base.linear_bias.detach().float(), torch.full((70,), 9.0)], 1)[:, 0].requires_grad_()
+    target = torch.stack([base.target, base.target.flip(0)], 1)[:, 0]
+    assert not bias.is_contiguous()
+    assert not target.is_contiguous()
+    input, weight = (t.detach().float().requires_grad_() for t in (base.input, base.linear_weight))
+    loss = ours(input, weight, target, linear_bias=bias, label_smoothing=0.1, workspace_bytes=workspace_bytes)
+    loss.backward(torch.tensor(0.5))
+    exact = value_and_gradients(eager, base, label_smoothing=0.1)
+    for found, want in zip((input.grad, weight.grad, bias.grad), exact[1:], strict=True):
+        assert relative_error(found.double(), want) < 1e-6
+
+
+def test_one_target_for_every_token():
+    base = problem(20, 70, 16).to(torch.float32)
+    loss = ours(base.input, base.linear_weight, torch.tensor([69]).expand(20), label_smoothing=0.1)
+    want = eager(base.input, base.linear_weight, torch.full((20,), 69), label_smoothing=0.1)
+    torch.testing.assert_close(loss, want)
+
+
 @pytest.mark.parametrize("frozen", ["input", "linear_weight", "linear_bias"])
 @pytest.mark.parametrize("workspace_bytes", BUDGETS)
 def test_frozen_arguments(frozen, workspace_bytes):

@@ -114,6 +114,20 @@ def test_strides_without_target_and_equal_logits():
     assert head_statistics(zero[:0], weight, implementation="triton").lse.shape == (0, 1)
 
 
+def test_targets_and_biases_with_gaps_between_their_numbers():
+    args = problem(20, 70, 16, bias=True).to(torch.float32)
+    hidden, weight, target, bias = (
+        t.detach().to(DEVICE) for t in (args.input, args.linear_weight, args.target, args.linear_bias)
+    )
+    ours = head_statistics(
+        hidden, weight, torch.stack([target, target.flip(0)], 1)[:, 0],
+        linear_bias=torch.stack([bias, bias + 9], 1)[:, 0], implementation="triton",
+    )  # fmt: skip
+    want = head_statistics(hidden, weight, target, linear_bias=bias, implementation="chunked")
+    torch.testing.assert_close(ours.lse, want.lse)
+    torch.testing.assert_close(ours.log_probability, want.log_probability)
+
+
 @pytest.mark.parametrize("shape", [(40, 400, 4), (40, 96, 16)], ids=["pointers", "descriptors"])
 def test_equal_logits_rank_in_order_of_their_class(shape):
     # Logits of whole numbers are exact: most tokens have several largest ones, and classes equal to their target
