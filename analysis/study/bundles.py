@@ -44,6 +44,7 @@ def pack(out: Path, file: Path, *, digits: int | None = None) -> int:
     text, count = io.StringIO(), 0
     for name in EXPERIMENTS:
         for stored in RowStore(row_folder(out, name)).finished():
+            check_stored(stored)
             if digits is not None:
                 stored["row"] = _shortened(stored["row"], digits, frozenset(_numbers(stored["config"])))
             text.write(json.dumps({"experiment": name, **encode(stored)}, sort_keys=True, allow_nan=False) + "\n")

@@ -175,8 +175,9 @@ def _plain(value: float) -> str:
 def _explained(pairs: pd.DataFrame, *, turning: bool = False) -> dict[str, Effect]:
     """Share of the variance of the fall in confidence over cells of b = .1 that each predictor explains, and A - rho.
 
-    A temperature is a norm: cells of equal k D / T are the same head and stay on one side of a split. ``turning`` keeps
-    the cells of the transition, where there is more to explain than an inert and an acting end.
+    A temperature is a norm, and dimensions beyond the rank of the logits are none: cells of equal k D / T and equal
+    min(D, V - 1, contexts) are the same head and stay on one side of a split. ``turning`` keeps the cells of the
+    transition, where there is more to explain than an inert and an acting end.
     """
     chosen = pairs.loc[(pairs["label_smoothing"] == 0.1) & pairs["converged"]]
     chosen = chosen.assign(cell=chosen.groupby(CELL, dropna=False).ngroup())
@@ -184,9 +185,10 @@ def _explained(pairs: pd.DataFrame, *, turning: bool = False) -> dict[str, Effec
         chosen = chosen.loc[chosen.groupby("cell")["activity_index"].transform("mean").between(*_TRANSITION)]
     d, v = chosen["hidden_size"], chosen["vocab_size"]
     scale = (chosen["norm_coefficient"] * d / chosen["temperature"]).round(6)
-    head = [*(name for name in CELL if name not in ("norm_coefficient", "temperature")), "scale"]
+    used = np.minimum(d, np.minimum(v - 1, chosen["n_contexts"]))
+    head = [*(name for name in CELL if name not in ("norm_coefficient", "temperature", "hidden_size")), "scale", "used"]
     chosen = chosen.assign(
-        head=chosen.assign(scale=scale).groupby(head, dropna=False).ngroup(),
+        head=chosen.assign(scale=scale, used=used).groupby(head, dropna=False).ngroup(),
         A=chosen["activity_index"],
         rho=chosen["effectiveness_ratio"],
     )

@@ -117,9 +117,11 @@ def mean_interval(values: ArrayLike) -> tuple[Array, Array]:
 def mean_effect(frame: pd.DataFrame, value: str, *, cell: Sequence[str], seed: str = "data_seed") -> Effect:
     """Mean over cells of a column, with a 95 % bootstrap interval over seeds (:func:`half_width`).
 
-    Seeds are resampled as a whole, over all cells at once: cells of one seed share teacher and data and are not
-    independent. What differs between cells is taken out first, so that a missing row shifts nothing; a seed counts in a
-    cell by its share of the rows there.
+    Seeds count as a whole, over all cells at once: cells of one seed share teacher and data and are not independent.
+    What differs between cells is taken out first, so that a missing row shifts nothing. Where cells have different
+    seeds, each one's deviations are corrected by its own number of them, and Student's quantile has Satterthwaite's
+    degrees of freedom, at most those of the largest cell. A cell of one seed tells nothing of its error: it is left out
+    where another one has more.
 
     Args:
         frame: One line per cell and seed.
@@ -128,20 +130,36 @@ def mean_effect(frame: pd.DataFrame, value: str, *, cell: Sequence[str], seed: s
         seed: Column of the seed.
 
     Returns:
-        The effect; with one seed the interval is nan, without any line all of it is, and it has no cells.
+        The effect, with the cells that are in it; with one seed in every cell the interval is nan, without any line all
+        of it is, and it has no cells.
     """
     if frame.empty:
         return Effect(float("nan"), float("nan"), float("nan"), 0, 0)
+    size = frame.groupby(list(cell), dropna=False)[value].transform("size")
+    if size.max() > 1:
+        frame = frame.loc[size > 1]
     values = frame[value].to_numpy(np.float64)
     numbers = frame.groupby(list(cell), dropna=False).ngroup().to_numpy()
     counts = np.bincount(numbers)
     means = np.bincount(numbers, values) / counts
     cells, mean = counts.size, float(means.mean())
     _, seeds = np.unique(frame[seed].to_numpy(), return_inverse=True)
-    # by how much each seed moves the mean over cells, times the number of seeds: 0 on average, whatever is missing
-    moved = np.bincount(seeds, (values - means[numbers]) / counts[numbers])
-    half = float(half_width(moved * moved.size / cells))
-    return Effect(mean, mean - half, mean + half, moved.size, cells)
+    if counts.max() < 2:
+        return Effect(mean, float("nan"), float("nan"), int(seeds.max()) + 1, cells)
+    rest = values - means[numbers]
+    # by how much each seed moves the mean over cells; the squares add up to the mean's variance
+    scaled = rest * np.sqrt(counts / (counts - 1))[numbers] / counts[numbers] / cells
+    error = np.sqrt((np.bincount(seeds, scaled) ** 2).sum())
+    half = float(stdtrit(_freedom(rest, numbers, counts), 0.5 + _LEVEL / 2) * error)
+    return Effect(mean, mean - half, mean + half, int(seeds.max()) + 1, cells)
+
+
+def _freedom(rest: Array, numbers: NDArray[np.intp], counts: NDArray[np.intp]) -> float:
+    """Satterthwaite's degrees of freedom of a mean over cells, at most those of the largest cell."""
+    most = float(counts.max() - 1)
+    variance = np.bincount(numbers, rest**2) / (counts - 1) / counts
+    parts = float((variance**2 / (counts - 1)).sum())
+    return min(float(variance.sum()) ** 2 / parts, most) if parts > 0 else most
 
 
 def explained_variance(
