@@ -277,8 +277,9 @@ verdict[["statement", "verdict", "mean", "low", "high"]].round(3)
 #   from the new task.
 # - Smoothing lessens that without costing accuracy, by the end the more the larger $b$ within the range tried.
 #   Nothing in the norms holds the model back here; that $A > 1$ halfway does not protect it from smoothing.
-# - "Depends on" for K2: on over-fitting. Heads that do not over-fit, in other experiments of the study, are made worse
-#   by smoothing.
+# - "Depends on" for K1: on the distribution. On the new one the error of one of seven models does not grow from the
+#   first epoch on. "Depends on" for K2: on how far confidence exceeds accuracy. Heads that are calibrated, or
+#   over-confident by less than smoothing takes, are made worse by it in other experiments of the study.
 # - On calibration alone it has strong rivals: a temperature fitted afterwards on a few examples and early stopping do
 #   more than $b = .1$ (the latter at some accuracy), weight decay about as much, dropout less. The first two need
 #   further data; smoothing, weight decay and dropout do not.
