@@ -135,7 +135,7 @@ def mean_effect(frame: pd.DataFrame, value: str, *, cell: Sequence[str], seed: s
     """
     if frame.empty:
         return Effect(float("nan"), float("nan"), float("nan"), 0, 0)
-    size = frame.groupby(list(cell), dropna=False)[value].transform("size")
+    size = np.asarray(frame.groupby(list(cell), dropna=False)[value].transform("size"))
     if size.max() > 1:
         frame = frame.loc[size > 1]
     values = frame[value].to_numpy(np.float64)
