@@ -77,9 +77,10 @@ def linear_cross_entropy(
         implementation: ``"reference"`` (full logits, plain PyTorch), ``"chunked"`` (any device, blocks of tokens,
             gradients formed in the forward), ``"triton"`` (fused kernels, NVIDIA GPUs from Ampere on), or ``"auto"``:
             ``"triton"`` on a CUDA device that can run it, else ``"chunked"``.
-        workspace_bytes: Memory in bytes that ``"triton"`` may use beyond gradients and a float32 ``(N, D)``; at least
-            one strip of 256 logits a token is used. Twice N V bytes saves recomputing logits in half precision: a
-            quarter of the work. It changes time and memory, never the result beyond rounding.
+        workspace_bytes: Memory in bytes that ``"triton"`` may use beyond gradients, a float32 ``(N, D)`` and, where
+            tokens are few, partial sums of the input's gradient; at least one strip of 256 logits a token is used.
+            Twice N V bytes saves recomputing logits in half precision: a quarter of the work. It changes time and
+            memory, never the result beyond rounding.
         **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
 
     Returns:

@@ -32,7 +32,10 @@ def loss(
     *,
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> Tensor:  # () or (N,), float32
-    """The loss of :mod:`kernel.reference`. Memory beyond the gradients: ``workspace_bytes`` and float32 ``(N, D)``.
+    """The loss of :mod:`kernel.reference`.
+
+    Memory beyond the gradients: ``workspace_bytes``, float32 ``(N, D)`` and, where tokens are few, partial sums of the
+    input's gradient.
 
     Raises:
         ValueError: If :func:`available` names a reason why the kernels cannot run on these tensors.
