@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -120,7 +120,9 @@ def run(
     store = RowStore(store) if isinstance(store, (str, os.PathLike)) else store
     store.prepare()
     different = list(dict.fromkeys(configs))
-    pending = [config for config in different if store.read(config) is None]
+    there = [store.read(config) for config in different]
+    damaged = _damaged(found for found in there if found is not None)
+    pending = [c for c, found in zip(different, there, strict=True) if found is None or found["key"] in damaged]
     made_by = environment()
     failures: dict[str, str] = {}
     computed = 0
@@ -140,10 +142,45 @@ def run(
 
 
 def read_rows(store: Store | str | os.PathLike[str], configs: Sequence[Any]) -> pd.DataFrame:
-    """The finished rows of the configs, in their order, one line each, the ``key`` first."""
+    """The finished rows of the configs, in their order, one line each, the ``key`` first.
+
+    Raises:
+        ValueError: If a row holds a text where the others hold a number, or a number where they hold a text.
+    """
     store = RowStore(store) if isinstance(store, (str, os.PathLike)) else store
     found = [stored for config in configs if (stored := store.read(config)) is not None]
+    for key, (column, value) in _damaged(found).items():
+        raise ValueError(
+            f"rows must hold one kind of value in {column}, got {value!r} in {key}.json alone: remove that file and "
+            "run again."
+        )
     return pd.DataFrame([{"key": stored["key"], **stored["row"]} for stored in found])
+
+
+def _damaged(stored: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, Any]]:
+    """Keys of rows with a text where most rows hold a number, or the other way round, and one such column each."""
+    kinds = defaultdict[str, dict[bool, dict[str, Any]]](lambda: {True: {}, False: {}})
+    for found in stored:
+        for column, value in _leaves("", found["row"]):
+            kinds[column][isinstance(value, str)][found["key"]] = value
+    damaged: dict[str, tuple[str, Any]] = {}
+    for column, by_kind in kinds.items():
+        numbers, texts = by_kind[False], by_kind[True]
+        if numbers and texts:
+            damaged |= {key: (column, value) for key, value in min(texts, numbers, key=len).items()}
+    return damaged
+
+
+def _leaves(column: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Texts and numbers of a row with the names that lead to them; places in a list share one name."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _leaves(f"{column}.{name}".lstrip("."), part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _leaves(column, part)
+    elif value is not None:
+        yield column, value
 
 
 class _Worker:
