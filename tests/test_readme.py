@@ -87,7 +87,7 @@ OTHER = {"jupyter lab notebooks/"}
 
 def test_every_command_of_the_readme_is_tested_below():
     assert len(TYPED) >= 12
-    left = TYPED - {*CHEAP, *MAKE, *PATTERNS, *OTHER}
+    left = sorted(TYPED - {*CHEAP, *MAKE, *PATTERNS, *OTHER})
     assert [command for command in left if not command.startswith(EXPENSIVE)] == []
     assert {"make figures", "make test"} <= TYPED
 
@@ -252,4 +252,4 @@ def test_contributing_says_where_every_module_lives():
         lines = "".join(line for line in rooms.splitlines() if line.startswith(f"| `{package}/`"))
         named = {name.rstrip("/") for name in re.findall(r"`([\w*]+/?)`", lines.replace(f"`{package}/`", ""))}
         direct = {name.split(".")[1] for name, _ in modules(package) if "." in name}
-        assert [name for name in direct if not any(fnmatch(name, pattern) for pattern in named)] == []
+        assert [name for name in sorted(direct) if not any(fnmatch(name, pattern) for pattern in named)] == []
