@@ -69,9 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 def _audit(options: argparse.Namespace) -> int:
     import torch
 
+    from .files import write_atomically
     from .heads import audit_model, load_model, packaged_smollm2
     from .heads._audit import check_device
-    from .records import environment, write_atomically
+    from .records import environment
 
     if options.out.suffix != ".csv":  # the sidecar and the figure take its name with .json and .png
         raise ValueError(f"--out must end in .csv, got {options.out}.")

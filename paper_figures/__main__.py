@@ -159,7 +159,7 @@ def _bytes(figure: Figure, ending: str, metadata: dict[str, None]) -> bytes:
 
 def _save(drawn: pd.DataFrame, figure: Figure, out: Path, name: str) -> list[Path]:
     """The drawn numbers as CSV, the figure as PDF and PNG."""
-    from analysis.records import write_atomically
+    from analysis.files import write_atomically
 
     table, pdf, png = (out / f"{name}.{ending}" for ending in ("csv", "pdf", "png"))
     write_atomically(table, drawn.to_csv(index=False, lineterminator="\n"))

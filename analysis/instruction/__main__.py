@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..records import RowStore, write_atomically, write_table
+from ..files import write_atomically
+from ..records import RowStore, write_table
 from ..study.registry import tidy
 from ..sweep import available_cores, read_rows, run
 from .claims import judge
