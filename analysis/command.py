@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["above_zero", "committed_folder", "finish", "output_folder", "shown", "whole"]
+__all__ = ["above_zero", "committed_folder", "csv_file", "finish", "output_folder", "shown", "whole"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,6 +91,19 @@ def above_zero(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
+
+
+def csv_file(text: str) -> Path:
+    """An argparse type: a table's file, whose sidecar has the same name and ends in .json.
+
+    Example:
+        >>> csv_file("table.csv").name
+        'table.csv'
+    """
+    path = Path(text)
+    if path.suffix != ".csv":
+        raise argparse.ArgumentTypeError(f"must end in .csv, got {text!r}")
+    return path
 
 
 def committed_folder() -> Path:

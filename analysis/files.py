@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["write_atomically", "write_together"]
+__all__ = ["check_writable", "write_atomically", "write_together"]
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -56,10 +57,30 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
         _sync_folder(folder)
 
 
+def check_writable(*paths: Path) -> None:
+    """Refuse paths that cannot be written, before something is computed that could not be kept; nothing is made.
+
+    Raises:
+        OSError: If one is a folder, or the nearest folder above it that exists cannot be written.
+    """
+    for path in paths:
+        target = Path(os.path.realpath(path))
+        try:
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "Is a directory")
+            if target.exists() and not target.is_file():
+                continue
+            folder = next(above for above in target.parents if above.exists())
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise _named(error, path) from error
+
+
 def _temporary(target: Path, data: bytes) -> str:
     """The content in a file beside the target, safe on the disk; its name."""
     if target.is_dir():
-        raise IsADirectoryError(21, "Is a directory")
+        raise IsADirectoryError(errno.EISDIR, "Is a directory")
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:

@@ -107,6 +107,7 @@ class TestVerdicts:
             ("S5.json", b"[]", "is no sidecar: it must hold a JSON object"),
             ("S7.csv", b"x\n1\n", "the tables that K1 reads have no column "),
         ],
+        ids=["cut", "no gzip", "empty", "no rows", "binary", "cut sidecar", "no sidecar", "another"],
     )
     def test_a_damaged_table_is_named(self, name, content, reason, quick, capsys):
         (quick / name.removesuffix(".gz")).unlink()
