@@ -70,7 +70,8 @@ class Tables:
 
     Attributes:
         folders: Where to look, first one first.
-        shared: Where alone tables lie that no preset changes: those of no experiment, such as ``kernel``.
+        shared: Where alone tables lie that no preset changes: those of no experiment, such as ``kernel``; None where
+            there are none.
         left_out: Name of a table read -> (rows left out because they have not converged, rows in all).
         not_run: Name of a table read -> (cells of its grid that are not complete, cells in all), from its sidecar.
     """
@@ -87,7 +88,7 @@ class Tables:
             MissingTableError: If no folder has it.
         """
         # An output folder also holds the numbers drawn in figures, under the figures' names: kernel.csv is one.
-        looked = self.folders if self.shared is None or name in EXPERIMENTS else [self.shared]
+        looked = self.folders if name in EXPERIMENTS else [folder for folder in [self.shared] if folder is not None]
         for folder in looked:
             path = find_table(folder, name)
             if path is not None:
@@ -100,7 +101,7 @@ class Tables:
                 converged = table["converged"].astype(bool)
                 self.left_out[name] = (int((~converged).sum()), len(table))
                 return table.loc[converged]
-        raise MissingTableError(f"there is no {name}.csv in {' or '.join(map(str, looked))}")
+        raise MissingTableError(f"there is no {name}.csv in {' or '.join(map(str, looked)) or 'this installation'}")
 
 
 def difference(
