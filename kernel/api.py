@@ -220,6 +220,8 @@ class LinearCrossEntropy(nn.Module):
         _refuse_unsupported(type(self).__name__, [name for name in options if name not in _OPTIONS])
         LossOptions(**options)
         self.options = {**options, **choices}
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias must be True or False, got {bias!r}.")
         for name, size in (("hidden_size", hidden_size), ("vocab_size", vocab_size)):
             if isinstance(size, bool) or not isinstance(size, int):
                 raise TypeError(f"{name} must be an int, got {type(size).__name__}.")
