@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..api import _check_choices, linear_cross_entropy
+from ..api import check_choices, linear_cross_entropy
 from ..fused import DEFAULT_WORKSPACE_BYTES
 from ..options import LossOptions
 from ._architectures import head_scale
@@ -193,7 +193,7 @@ def fuse_loss(
         raise ValueError("model must not be fused already: call remove() on its FusedLoss first.")
     if softcap is not None and scale.softcap is not None:
         raise ValueError(f"softcap must be None for a model whose config caps at {scale.softcap}, got {softcap}.")
-    _check_choices(implementation, workspace_bytes)
+    check_choices(implementation, workspace_bytes)
     cap = scale.softcap if softcap is None else softcap  # 0 is out of range, not none
     options = LossOptions(label_smoothing, cap, temperature, scale.logit_scale, z_loss)
     linear_head(model)
