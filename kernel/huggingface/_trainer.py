@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..options import LossOptions
-from ._forward import FusedLoss, active_loss, fuse_loss
+from ._forward import FusedLoss
+from ._fuse import fuse_loss
+from ._fuse import fused as active_loss
 
 __all__ = ["SmoothedLossMixin", "make_trainer"]
 
