@@ -23,7 +23,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._architectures import Architecture, Extras, HeadScale, head_scale, known_architectures, register_architecture
+from ._architectures import (
+    Architecture,
+    Extras,
+    HeadScale,
+    architecture_of,
+    head_scale,
+    known_architectures,
+    register_architecture,
+)
 from ._compare import check_loss
 from ._forward import FusedLoss
 from ._fuse import fuse_loss, fused
@@ -37,6 +45,7 @@ __all__ = [
     "HeadScale",
     "SmoothedLossMixin",
     "SmoothedTrainer",  # pyright: ignore[reportUnsupportedDunderAll]
+    "architecture_of",
     "check_loss",
     "fuse_loss",
     "fused",

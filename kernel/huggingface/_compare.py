@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..fused import DEFAULT_WORKSPACE_BYTES
-from ._forward import FusedLoss, current, install, set_current
+from ._forward import FusedLoss, current, find, install, set_current
 from ._heads import linear_head
 
-__all__ = ["PLAIN", "check_loss", "compare", "undisturbed", "unwrapped"]
+__all__ = ["PLAIN", "check_loss", "compare", "computes", "undisturbed", "unwrapped"]
 
 # The model's own loss, without kernels: a model may be fused on another device than it is trained on.
 PLAIN = {
@@ -101,6 +101,17 @@ def compare(outer: Any) -> bool:
                 model.forward = forward
     _same(model, own, float(loss), _tolerance(own, logits), labels.numel())
     return hidden
+
+
+def computes(outer: Any, fused: FusedLoss) -> bool:
+    """Whether the model's forward leads to its fused loss; where that cannot be seen, a few tokens tell."""
+    if find(fused.model):
+        return True
+    tokens = _tokens(fused.model)
+    fused.ran = False
+    with undisturbed(outer), fused.computing(), contextlib.suppress(Exception):
+        outer(input_ids=tokens, labels=tokens)
+    return fused.ran
 
 
 def _same(model: Any, own: float, loss: float, tolerance: float, count: int) -> None:

@@ -18,7 +18,7 @@ from ._keywords import OF_THE_HEAD, check_keywords
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["FusedLoss", "Nll", "current", "install", "set_current"]
+__all__ = ["FusedLoss", "Nll", "current", "find", "install", "set_current"]
 
 _HANDLE = "_fused_loss"
 
@@ -206,13 +206,18 @@ def set_current(model: Any, fused: FusedLoss | None) -> None:
         model.__dict__[_HANDLE] = fused
 
 
-def install(model: Any, *, again: bool = False) -> None:
-    """Put a :class:`Forward` into a model, around what is there unless that leads to one, or ``again``."""
-    forward = before = model.__dict__.get("forward")
+def find(model: Any) -> Forward | None:
+    """The :class:`Forward` that a model's forward leads to, through the wrappers of accelerate."""
+    forward = model.__dict__.get("forward")
     while forward is not None and not isinstance(forward, Forward):
         forward = getattr(forward, "__wrapped__", None) or getattr(forward, "__func__", None)
-    if forward is None or again:
-        model.forward = Forward(model, before)
+    return forward
+
+
+def install(model: Any, *, again: bool = False) -> None:
+    """Put a :class:`Forward` into a model, around what is there unless that leads to one, or ``again``."""
+    if again or find(model) is None:
+        model.forward = Forward(model, model.__dict__.get("forward"))
 
 
 def _uninstall(model: Any) -> None:

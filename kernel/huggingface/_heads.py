@@ -40,7 +40,7 @@ def linear_head(model: Any, *, gathered: bool = True) -> tuple[Tensor, Tensor | 
     """
     head: Any = output_head(model)
     if not isinstance(head, nn.Linear):
-        _refuse(f"is a {type(head).__name__}, no torch.nn.Linear", _way_out(head))
+        _refuse(f"is a {type(head).__module__}.{type(head).__name__}, no torch.nn.Linear", _way_out(head))
     if parametrize.is_parametrized(head):
         _refuse("has a parametrization", "Remove it (torch.nn.utils.parametrize.remove_parametrizations)")
     if type(head).forward is not nn.Linear.forward or type(head).__call__ is not nn.Linear.__call__:
@@ -59,7 +59,10 @@ def linear_head(model: Any, *, gathered: bool = True) -> tuple[Tensor, Tensor | 
 
 def _check(tensor: Tensor, axes: int, gathered: bool) -> None:
     if tensor.device.type == "meta":
-        _refuse("is on the meta device, without numbers", "Load or materialise its weights before it is fused")
+        _refuse(
+            "is on the meta device, without numbers",
+            "Load or materialise its weights before it is fused (under FSDP: cpu_ram_efficient_loading=False)",
+        )
     name = type(tensor).__name__
     sharded = name == "DTensor" or hasattr(tensor, "ds_id") or tensor.ndim != axes  # FSDP2 or TP, ZeRO-3, FSDP1
     if sharded and gathered:
