@@ -231,11 +231,14 @@ def _uninstall(model: Any) -> None:
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(type(model).forward)
-    bound = signature.bind(model, *args, **kwargs).arguments
-    rest = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
-    return {
-        name: value
-        for key, given in list(bound.items())[1:]
-        for name, value in (given.items() if key in rest else ((key, given),))
-    }
+    """Arguments by name; a subclass's ``forward(self, *args, **kwargs)`` leaves the names to the class it calls."""
+    for cls in type(model).__mro__:
+        signature = inspect.signature(cls.forward) if "forward" in vars(cls) else None
+        kinds = {} if signature is None else {p.kind: p.name for p in signature.parameters.values()}
+        if signature is not None and inspect.Parameter.VAR_POSITIONAL not in kinds:
+            break
+    else:
+        raise TypeError(f"arguments of {type(model).__name__} must be given by name.")
+    given = dict(signature.bind(model, *args, **kwargs).arguments)
+    rest = given.pop(kinds.get(inspect.Parameter.VAR_KEYWORD, ""), {})
+    return {**dict(list(given.items())[1:]), **rest}
