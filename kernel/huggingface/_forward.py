@@ -14,6 +14,7 @@ from ..api import _autocast, linear_cross_entropy
 from ._architectures import architecture_of, head_scale
 from ._heads import linear_head, output_head
 from ._keywords import OF_THE_HEAD, check_keywords
+from ._outputs import output_class, own_output
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,6 +47,7 @@ class FusedLoss:
     def __init__(self, model: nn.Module, options: dict[str, Any], eval_logits: bool = False) -> None:
         self.model, self.options, self.eval_logits = model, options, eval_logits
         self.architecture = architecture_of(model)  # a spawned worker has no registered ones
+        self.output_class = output_class(model)
         self.loss_function = model.__dict__.get("_loss_function")
         self.former = current(model)
         self.nll: Nll | None = None
@@ -96,14 +98,14 @@ class FusedLoss:
         if extras.loss is not None:
             loss = loss + extras.loss.to(loss.device)
         logits = self._logits(hidden) if self.eval_logits and not model.training else None
-        fields = {name: outputs.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
+        result = own_output(self.output_class, outputs, loss=loss, logits=logits, **extras.fields)
         wants_dict = kwargs.get("return_dict")
         if wants_dict is None:
             wants_dict = getattr(model.config, "return_dict", True)
         if wants_dict:
-            return architecture.output_class()(**{**fields, "loss": loss, "logits": logits, **extras.fields})
+            return result
         # None keeps the place of the logits
-        return (loss, logits, *(x for x in {**fields, **extras.fields}.values() if x is not None))
+        return (loss, logits, *(value for name, value in result.items() if name not in ("loss", "logits")))
 
     def loss(
         self,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from ..api import _check_choices
 from ..fused import DEFAULT_WORKSPACE_BYTES
 from ..options import LossOptions
-from ._architectures import head_scale
+from ._architectures import check_scales
 from ._compare import compare, unwrapped
 from ._forward import FusedLoss, current, install, set_current
 from ._heads import linear_head
@@ -72,8 +70,8 @@ def fuse_loss(
         (True, None)
     """
     outer, model = model, unwrapped(model)
-    scale = head_scale(model)
-    if not isinstance(getattr(model, "base_model", None), nn.Module) or model.base_model is model:
+    scale = check_scales(model)
+    if model.get_output_embeddings() is None:
         raise TypeError(f"model must have a language-model head around a base model, got {type(model).__name__}.")
     if softcap is not None and scale.softcap is not None:
         raise ValueError(f"softcap must be None for a model whose config caps at {scale.softcap}, got {softcap}.")

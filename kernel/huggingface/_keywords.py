@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._architectures import Architecture
+from ._auxiliary import asked_for
+from ._rules import Architecture, nothing_known
 
 __all__ = ["OF_THE_HEAD", "check_keywords"]
 
@@ -40,10 +41,7 @@ def check_keywords(model: Any, architecture: Architecture, kwargs: dict[str, Any
                 f"forward() of a fused model got a keyword that its loss does not take: {name!r}. Options of the loss "
                 "are arguments of fuse_loss; for another loss, remove() the fused one."
             )
-    aux = kwargs.get("output_router_logits")
-    if aux is None:
-        aux = getattr(model.config, "output_router_logits", False)
-    if aux and architecture.extras is Architecture().extras:
+    if architecture.extras is nothing_known and asked_for(model, kwargs):
         raise ValueError(
             f"output_router_logits must be False: the rule of {model.config.model_type!r} has no auxiliary loss of "
             "experts, which the model would add. Register an Architecture with extras."
