@@ -54,10 +54,8 @@ def check_options(trainer: Any) -> None:
             "own. Set router_aux_loss_coef and output_router_logits in its config before it is made."
         )
     liger = getattr(args, "liger_kernel_config", None) or {}
-    if getattr(args, "use_liger_kernel", False):
-        for name in ("fused_linear_cross_entropy", "cross_entropy"):
-            if liger.get(name, name == "fused_linear_cross_entropy"):
-                raise ValueError(
-                    "args.use_liger_kernel must not replace the loss, which would not be smoothed: set "
-                    f"args.liger_kernel_config={{'{name}': False}} to keep its other kernels."
-                )
+    if getattr(args, "use_liger_kernel", False) and liger.get("fused_linear_cross_entropy", True):
+        raise ValueError(
+            "args.use_liger_kernel must not replace model.forward, whose loss would not be smoothed: set "
+            'args.liger_kernel_config={"fused_linear_cross_entropy": False} to keep its other kernels.'
+        )
