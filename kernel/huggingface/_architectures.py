@@ -18,6 +18,7 @@ __all__ = [
     "head_scale",
     "known_architectures",
     "register_architecture",
+    "scale_of",
 ]
 
 _RULES = dict(KNOWN)
@@ -129,8 +130,12 @@ def head_scale(model: Any) -> HeadScale:
         >>> head_scale(SimpleNamespace(config=SimpleNamespace(model_type="granite", logits_scaling=8.0)))
         HeadScale(logit_scale=0.125, softcap=None)
     """
-    rule = architecture_of(model).scale
-    return _checked(rule(_View(model)))
+    return scale_of(model, architecture_of(model))
+
+
+def scale_of(model: Any, architecture: Architecture) -> HeadScale:
+    """As :func:`head_scale`, by an architecture that is known already."""
+    return _checked(architecture.scale(_View(model)))
 
 
 def check_scales(model: Any) -> HeadScale:

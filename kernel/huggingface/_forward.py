@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..api import _autocast, linear_cross_entropy
-from ._architectures import architecture_of, head_scale
+from ._architectures import architecture_of, scale_of
 from ._heads import linear_head, output_head
 from ._keywords import OF_THE_HEAD, check_keywords
 from ._outputs import output_class, own_output
@@ -119,7 +119,7 @@ class FusedLoss:
         if shift_labels is None:
             assert labels is not None
             shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)  # position t predicts t + 1
-        scale = head_scale(self.model)
+        scale = scale_of(self.model, self.architecture)
         options = dict(self.options)
         if options["softcap"] is None:
             options["softcap"] = scale.softcap
@@ -153,7 +153,7 @@ class FusedLoss:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits as the model gives them: with its own scale and cap, whatever the loss was told."""
-        scale, head = head_scale(self.model), output_head(self.model)
+        scale, head = scale_of(self.model, self.architecture), output_head(self.model)
         if not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(linear_head(self.model)[0].dtype)
         logits = scale.logit_scale * head(hidden)
@@ -183,9 +183,9 @@ class Forward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model, before = self.model, self.before
         if args and isinstance(args[0], nn.Module):  # accelerate's unwrap_model has bound it as a method
-            if args[0] is not model:  # of a copy
-                model, before = args[0], None
-            args = args[1:]
+            model, before, args = args[0], before if args[0] is model else None, args[1:]
+            if getattr(model.__dict__.get("forward"), "__func__", None) is self:  # which would not be pickled
+                model.forward = self if model is self.model else Forward(model)
         if args:
             kwargs = _by_name(model, args, kwargs)
         fused = current(model)

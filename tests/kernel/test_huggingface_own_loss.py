@@ -110,11 +110,16 @@ class TestComparison:
         assert model.forward.__func__ is other
 
     @pytest.mark.usefixtures("rules")
-    @pytest.mark.parametrize(("model_type", "rule"), [("granite", HeadScale()), ("cohere", HeadScale()), ("gemma2", HeadScale())])  # fmt: skip
-    def test_a_rule_that_knows_too_little(self, model_type, rule):
-        register_architecture(model_type, lambda config: rule)
+    @pytest.mark.parametrize(
+        ("model_type", "field"),
+        [("granite", "logits_scaling"), ("cohere", "logit_scale"), ("gemma2", "final_logit_softcapping")],
+    )
+    def test_a_rule_that_knows_too_little(self, model_type, field):
+        register_architecture(model_type)
+        with pytest.raises(ValueError, match=rf"config\.{field} must be unset, got [\d.]+: the rule of '{model_type}'"):
+            fuse_loss(make(model_type), verify=False)
         with pytest.raises(ValueError, match=DIFFERENT.format(model_type, ".*ForCausalLM")):
-            fuse_loss(make(model_type))
+            check_loss(make(model_type))
 
     @pytest.mark.usefixtures("rules")
     def test_an_auxiliary_loss_that_the_rule_does_not_know(self):
