@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..benchmark.measure import peak_bytes, turn
-from ._forward import fuse_loss
+from ._fuse import fuse_loss
 
 __all__ = ["main"]
 
