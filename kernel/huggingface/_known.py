@@ -40,9 +40,11 @@ _BALANCED = """
     minimax_m3_vl_text mixtral olmoe phimoe qwen2_moe qwen3_5_moe_text qwen3_moe qwen3_next qwen4_exp_text
 """
 # Multimodal models: a head on a base model that takes images too, whatever the text config says of scales and caps.
-_WRAPPERS = ""
-_BALANCED_WRAPPERS = ""
-
+_WRAPPERS = """
+    aya_vision cohere2_vision gemma3 glm4v got_ocr2 idefics2 idefics3 internvl lfm2_vl llava llava_next llava_onevision
+    mistral3 mllama qwen2_5_vl qwen2_vl qwen3_5 qwen3_vl smolvlm vipllava
+"""
+_BALANCED_WRAPPERS = "glm4v_moe qwen3_5_moe qwen3_vl_moe"
 
 KNOWN: dict[str, Architecture] = {
     **_all(_ALONE, _scaled(rules.head_alone)),
@@ -59,6 +61,7 @@ KNOWN: dict[str, Architecture] = {
     "gemma2": _scaled(rules.final_softcap),
     "gemma3_text": _scaled(rules.final_softcap),
     "gemma3n_text": _scaled(rules.final_softcap),
+    "gemma4": _scaled(rules.final_softcap),
     "gemma4_text": _scaled(rules.final_softcap),
     "gemma4_unified_text": _scaled(rules.final_softcap),
     "granite": _scaled(rules.divided_by_logits_scaling),
@@ -73,6 +76,7 @@ KNOWN: dict[str, Architecture] = {
     "minicpm3": Architecture(rules.hidden_divided, rules.divided_hidden, rules.nothing_added),
     "modernbert-decoder": Architecture(rules.head_alone, rules.transformed_hidden, rules.nothing_added),
     "nanochat": _scaled(rules.final_softcap),
+    "paligemma": _scaled(rules.final_softcap_if_any),
     "recurrent_gemma": _scaled(rules.logits_soft_cap),
     "vaultgemma": _scaled(rules.final_softcap),
     "xlstm": _scaled(rules.output_logit_soft_cap),

@@ -68,6 +68,10 @@ def final_softcap(config: Any) -> HeadScale:
     return HeadScale(softcap=config.final_logit_softcapping)
 
 
+def final_softcap_if_any(config: Any) -> HeadScale:
+    return HeadScale(softcap=getattr(config, "final_logit_softcapping", None))
+
+
 def logits_soft_cap(config: Any) -> HeadScale:
     return HeadScale(softcap=config.logits_soft_cap)
 
@@ -90,10 +94,6 @@ def times_logits_scaling(config: Any) -> HeadScale:
 
 def lm_head_multiplier(config: Any) -> HeadScale:
     return HeadScale(logit_scale=config.lm_head_multiplier)
-
-
-def multiplied_and_capped(config: Any) -> HeadScale:
-    return HeadScale(logit_scale=config.output_multiplier, softcap=config.final_logit_softcapping)
 
 
 def of_the_wrapper(config: Any) -> HeadScale:

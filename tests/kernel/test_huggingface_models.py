@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_architectures import TINY, V, make_tiny, tiny_config
+from tiny_multimodal import TINY as MULTIMODAL
+from tiny_multimodal import make_multimodal
 
 from kernel.huggingface import _architectures, fuse_loss, register_architecture
 from kernel.huggingface import fused as fused_loss_of
@@ -42,7 +44,7 @@ def assert_same_gradients(got, expected):
 
 
 def test_every_known_architecture_is_tested():
-    assert sorted(TINY) == sorted(KNOWN)
+    assert sorted({**TINY, **MULTIMODAL}) == sorted(KNOWN)
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
@@ -70,6 +72,48 @@ def test_with_smoothing_it_is_the_loss_of_the_models_own_logits(model_type):
     fused, got = step(model, input_ids=tokens, labels=labels)
     torch.testing.assert_close(fused.loss.double(), expected, rtol=1e-5, atol=1e-5)
     assert_same_gradients(got, reference)
+
+
+@pytest.mark.parametrize("pictured", [False, True])
+@pytest.mark.parametrize("model_type", sorted(MULTIMODAL))
+def test_a_multimodal_model_has_its_own_loss_of_text_and_of_images(model_type, pictured):
+    model, *inputs = make_multimodal(model_type)
+    own, expected = step(model, **inputs[pictured])
+    with fuse_loss(model):
+        fused, got = step(model, **inputs[pictured])
+    torch.testing.assert_close(fused.loss, own.loss, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(got, expected)
+    of_images = [name for name in got if "vision" in name or "visual" in name]
+    assert pictured == any(got[name].any() for name in of_images)  # the image matters, where there is one
+    assert {*own} - {"logits"} <= {*fused}
+    assert type(fused) is type(own)
+
+
+@pytest.mark.parametrize("model_type", ["aya_vision", "gemma3", "qwen2_vl"])
+def test_a_multimodal_model_with_smoothing_and_images(model_type):
+    model, _, inputs = make_multimodal(model_type)
+    labels = inputs["labels"][:, 1:].reshape(-1)
+    logits = model(**{**inputs, "labels": None}).logits[:, :-1].double()
+    expected = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels, label_smoothing=0.2)
+    expected.backward()
+    reference = gradients(model)
+    fuse_loss(model, label_smoothing=0.2)
+    fused, got = step(model, **inputs)
+    torch.testing.assert_close(fused.loss.double(), expected, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(got, reference)
+
+
+@pytest.mark.parametrize("asked", ["call", "config"])
+@pytest.mark.parametrize("model_type", ["glm4v_moe", "qwen3_5_moe", "qwen3_vl_moe"])
+def test_a_multimodal_mixture_of_experts_has_its_auxiliary_loss(model_type, asked):
+    model, _, inputs = make_multimodal(model_type, output_router_logits=asked == "config")
+    inputs |= {"output_router_logits": True} if asked == "call" else {}
+    own, expected = step(model, **inputs)
+    fuse_loss(model)
+    fused, got = step(model, **inputs)
+    torch.testing.assert_close(fused.loss, own.loss, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(got, expected)
+    assert fused.loss - model(**{**inputs, "output_router_logits": False}).loss > 0.1
 
 
 BALANCED = sorted(name for name, known in KNOWN.items() if known.extras is not nothing_added and name in TINY)
