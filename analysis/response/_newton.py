@@ -3,7 +3,9 @@
 Every context has a trust region of its own and leaves the batch when its first-order condition holds. The inner solver
 is Steihaug's: conjugate gradients in the tangent space until the residual is small, the region's edge is met or the
 curvature is not positive (Absil, Baker and Gallivan 2007, "Trust-region methods on Riemannian manifolds", FoCM 7,
-303-330). It needs products with the Hessian only, so that D may be in the thousands.
+303-330). It needs products with the Hessian only, so that D may be in the thousands. In the principal axes of the rows
+the many tokens of small p add to the Hessian about their geometric mean times a diagonal, and the multiplier of the norm
+another: this is the preconditioner, and the few tokens of large p take a step of the solver each.
 
 A ball is the shadow of a sphere one dimension up: the last coordinate is a slack that no logit sees, and rests at 0
 where the norm binds.
@@ -12,6 +14,7 @@ where the norm binds.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +28,11 @@ __all__ = ["Domain", "Minimum", "minimise"]
 _ITERATIONS = 200
 _INNER = 400
 _SLACK = 0.1  # share of R with which a start inside a ball may see the inside
-_NOISE = 1e-13  # change of a loss, relative to it, that is rounding
+# Fall of a loss, relative to it, that is rounding, and that no confidence feels: for a convex loss a fall of x that is
+# left moves max p by at most sqrt(x / 2), by Cauchy and Schwarz in the metric of the Hessian.
+_NOISE = 1e-13
+_LEAST = 1e-14  # curvature that the preconditioner assumes everywhere, in units of the largest row's square
+_ENOUGH = 1e-6  # of the gradient, beside such a fall
 
 
 @dataclass(frozen=True)
@@ -48,20 +55,23 @@ class Minimum:
     residual: Tensor  # (n,)
 
 
-def minimise(loss: ContextLoss, start: Tensor, domain: Domain, *, scale: float, tolerance: float) -> Minimum:
+def minimise(
+    loss: ContextLoss, start: Tensor, domain: Domain, *, squares: Tensor, scale: float, tolerance: float
+) -> Minimum:
     """Local minimum that a descent from ``start`` reaches; for a convex loss in a ball or in the whole space, the global.
 
     Args:
         loss: Of the contexts.
         start: ``(n, D)``; for a sphere or a ball brought into it.
         domain: Where to look.
+        squares: Diagonal of W^T W, ``(D,)``; W has orthogonal columns.
         scale: Unit of gradients: the largest norm of a centred row.
         tolerance: Stop where the gradient along the domain is at most this, in that unit.
 
     Returns:
         The minimum; contexts that did not get there have a residual above the tolerance.
     """
-    solver = _Solver(loss, start, domain, scale, tolerance)
+    solver = _Solver(loss, start, domain, squares, scale, tolerance)
     solver.run()
     return Minimum(solver.found[:, : start.shape[1]], solver.left)
 
@@ -69,11 +79,14 @@ def minimise(loss: ContextLoss, start: Tensor, domain: Domain, *, scale: float, 
 class _Solver:
     """State of the contexts that still move; ``found`` and ``left`` hold all."""
 
-    def __init__(self, loss: ContextLoss, start: Tensor, domain: Domain, scale: float, tolerance: float) -> None:
+    def __init__(
+        self, loss: ContextLoss, start: Tensor, domain: Domain, squares: Tensor, scale: float, tolerance: float
+    ) -> None:
         self.loss, self.width, self.scale, self.tolerance = loss, start.shape[1], scale, tolerance
         self.x = _placed(start, domain)
+        self.axes = torch.nn.functional.pad(squares, (0, self.x.shape[1] - self.width))
         self.squared = None if domain.radius is None else domain.radius.square().unsqueeze(-1)  # (n, 1)
-        self.region = torch.full_like(self.x[:, 0], 4.0 / scale)  # logits may change by about 4 in the first step
+        self.region = torch.full_like(self.x[:, 0], 8.0 / scale)  # logits may change by about 8 in the first step
         self.largest = 8 * self.region if domain.radius is None else torch.maximum(domain.radius, self.region)
         if domain.radius is not None:
             self.region = torch.minimum(self.region, domain.radius)
@@ -118,11 +131,12 @@ class _Solver:
         return full - self.x * ((full * self.x).sum(-1, keepdim=True) / self.squared) + pull * v
 
     def step(self, gradient: Tensor, left: Tensor) -> Tensor:
-        """One step of every context; True where a context cannot get lower than rounding allows."""
+        """One step of every context; True where what is left is rounding."""
         pull = torch.zeros_like(gradient[:, :1])
         if self.squared is not None:
             pull = -(self.point.gradient * self.x[:, : self.width]).sum(-1, keepdim=True) / self.squared
-        move, predicted = self.conjugate_gradients(gradient, pull, left)
+        diagonal = self.point.bulk.unsqueeze(-1) * self.axes + pull.abs() + self.loss.decay + _LEAST * self.scale**2
+        move, predicted = self.conjugate_gradients(gradient, pull, left, diagonal)
         trial = self.x + move
         if self.squared is not None:
             trial = trial * (self.squared.sqrt() / trial.norm(dim=-1, keepdim=True))
@@ -130,8 +144,8 @@ class _Solver:
         fall = self.point.value - point.value
         # below rounding the loss cannot judge a step, the gradient can
         blind = predicted <= _NOISE * (1 + self.point.value.abs())
-        better = self.gradient(trial, point).norm(dim=-1) / self.scale < left
-        ratio = torch.where(blind, better.double(), fall / predicted.clamp_min(1e-300))
+        then = self.gradient(trial, point).norm(dim=-1) / self.scale
+        ratio = torch.where(blind, (then < left).double(), fall / predicted.clamp_min(1e-300))
         accepted = ratio > 0.05  # False for nan
         size = move.norm(dim=-1)
         self.region = torch.where(
@@ -141,13 +155,17 @@ class _Solver:
         )
         self.x = torch.where(accepted.unsqueeze(-1), trial, self.x)
         self.point = _either(accepted, point, self.point)
-        return blind & ~accepted
+        return blind & (~accepted | (then <= _ENOUGH))
 
-    def conjugate_gradients(self, gradient: Tensor, pull: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    def conjugate_gradients(
+        self, gradient: Tensor, pull: Tensor, left: Tensor, diagonal: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Steihaug's step ``(n, D')`` and the fall that the quadratic model promises, ``(n,)``."""
-        move, residual, direction = torch.zeros_like(gradient), gradient, -gradient
-        square = residual.square().sum(-1)
-        goal = square * left.clamp_max(0.1).clamp_min(1e-4).square()  # of the squared residual: superlinear
+        precondition = self.preconditioner(diagonal)
+        move, residual = torch.zeros_like(gradient), gradient
+        conditioned = precondition(residual)
+        direction, square = -conditioned, (residual * conditioned).sum(-1)
+        goal = gradient.square().sum(-1) * left.clamp(1e-4, 0.1).square()  # of the squared residual: superlinear
         going = square > 0
         curved = torch.zeros_like(move)  # Hessian times the move
         for _ in range(min(2 * gradient.shape[1] + 10, _INNER)):
@@ -159,13 +177,27 @@ class _Solver:
             taken = torch.where(going, torch.where(out, edge, length), 0.0).unsqueeze(-1)
             move, curved = move + taken * direction, curved + taken * product
             residual = residual + taken * product
-            new = residual.square().sum(-1)
-            going = going & ~out & (new > goal)
+            going = going & ~out & (residual.square().sum(-1) > goal)
             if not bool(going.any()):
                 break
+            conditioned = precondition(residual)
+            new = (residual * conditioned).sum(-1)
             share = torch.where(going, new / square, 0.0).unsqueeze(-1)
-            direction, square = -residual + share * direction, torch.where(going, new, square)
+            direction, square = -conditioned + share * direction, torch.where(going, new, square)
         return move, -(move * (gradient + 0.5 * curved)).sum(-1)
+
+    def preconditioner(self, diagonal: Tensor) -> Callable[[Tensor], Tensor]:
+        """Inverse of the diagonal, on a sphere of its restriction to the tangent space."""
+        if self.squared is None:
+            return lambda v: v / diagonal
+        normal = self.x / diagonal
+        size = (normal * self.x).sum(-1, keepdim=True)
+
+        def tangent(v: Tensor) -> Tensor:
+            moved = v / diagonal
+            return moved - normal * ((moved * self.x).sum(-1, keepdim=True) / size)
+
+        return tangent
 
 
 def _placed(start: Tensor, domain: Domain) -> Tensor:
@@ -184,9 +216,10 @@ def _placed(start: Tensor, domain: Domain) -> Tensor:
 
 def _to_edge(move: Tensor, direction: Tensor, region: Tensor) -> Tensor:
     """Positive length along ``direction`` at which the move meets the edge of its region."""
-    a, b = direction.square().sum(-1), (move * direction).sum(-1)
-    c = region.square() - move.square().sum(-1)
-    return (c / (b + (b.square() + a * c).clamp_min(0).sqrt()).clamp_min(1e-300)).clamp_min(0)
+    a, b = direction.square().sum(-1).clamp_min(1e-300), (move * direction).sum(-1)
+    c = (region.square() - move.square().sum(-1)).clamp_min(0)
+    root = (b.square() + a * c).sqrt()
+    return torch.where(b > 0, c / (b + root), (root - b) / a)
 
 
 def _chosen(point: Point, which: Tensor) -> Point:
