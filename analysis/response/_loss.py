@@ -11,6 +11,7 @@ Without a softcap f' = 1 and f'' = 0, and the loss is convex; the last term but 
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -58,9 +59,11 @@ class ContextLoss:
         # without a softcap the targets enter through their mean row alone
         self._targets = smoothed if head.softcap is not None else smoothed @ head.rows  # (n, V) or (n, D)
 
-    def keep(self, which: Tensor) -> None:
-        """Go on with some of the contexts alone."""
-        self._targets = self._targets[which]
+    def part(self, which: Tensor) -> ContextLoss:
+        """That of some of the contexts."""
+        loss = copy(self)
+        loss._targets = self._targets[which]
+        return loss
 
     def at(self, hidden: Tensor) -> Point:  # (n, D)
         """Loss and derivatives."""

@@ -7,8 +7,9 @@ curvature is not positive (Absil, Baker and Gallivan 2007, "Trust-region methods
 the many tokens of small p add to the Hessian about their geometric mean times a diagonal, and the multiplier of the norm
 another: this is the preconditioner, and the few tokens of large p take a step of the solver each.
 
-A ball is the shadow of a sphere one dimension up: the last coordinate is a slack that no logit sees, and rests at 0
-where the norm binds.
+In a ball the minimum of a convex loss lies on the sphere, where the multiplier of the norm is at least 0 there, or is
+that of the whole space: each context is tried on the sphere and, where that fails, without limits. (A slack
+coordinate would do without the two cases, but converges slowly where the multiplier is near 0, as in saturated heads.)
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ __all__ = ["Domain", "Minimum", "minimise"]
 
 _ITERATIONS = 200
 _INNER = 400
-_SLACK = 0.1  # share of R with which a start inside a ball may see the inside
 # Fall of a loss, relative to it, that is rounding, and that no confidence feels: for a convex loss a fall of x that is
 # left moves max p by at most sqrt(x / 2), by Cauchy and Schwarz in the metric of the Hessian.
 _NOISE = 1e-13
@@ -71,76 +71,115 @@ def minimise(
     Returns:
         The minimum; contexts that did not get there have a residual above the tolerance.
     """
-    solver = _Solver(loss, start, domain, squares, scale, tolerance)
-    solver.run()
-    return Minimum(solver.found[:, : start.shape[1]], solver.left)
+    if domain.kind != "ball" or domain.radius is None:
+        return _Solver(loss, start, domain, squares, scale, tolerance).run()
+    sphere, free = Domain("sphere", domain.radius), Domain("free", None)
+    found = Minimum(start.clone(), torch.full_like(domain.radius, math.inf))
+    on_edge = todo = torch.ones_like(domain.radius, dtype=torch.bool)
+    for turn in range(4):  # the first two give up a context early; where each guess was wrong, two more do not
+        there, place = (on_edge, sphere) if turn % 2 == 0 else (~on_edge, free)
+        which = (todo & there).nonzero().squeeze(-1)
+        leave = None if turn > 1 else domain.radius[which]
+        solver = _Solver(loss.part(which), found.hidden[which], place.part(which), squares, scale, tolerance, leave)
+        solved = solver.run()
+        found.hidden[which], found.residual[which] = solved.hidden, solved.residual
+        inside = found.hidden.norm(dim=-1) <= domain.radius
+        wrong = torch.where(on_edge, ~_outward(loss, found.hidden), ~inside)
+        todo = wrong | (found.residual > _ENOUGH)
+        if not bool(todo.any()):
+            return found
+        on_edge = torch.where(wrong, ~on_edge, on_edge)
+    found.residual[wrong] = math.inf
+    return found
+
+
+def _outward(loss: ContextLoss, hidden: Tensor) -> Tensor:
+    """Whether the loss would fall along the hidden state: a multiplier of at least 0, up to rounding."""
+    gradient = loss.at(hidden).gradient
+    noise = 1e-12 * gradient.norm(dim=-1) * hidden.norm(dim=-1)
+    return (gradient * hidden).sum(-1) <= noise
 
 
 class _Solver:
     """State of the contexts that still move; ``found`` and ``left`` hold all."""
 
     def __init__(
-        self, loss: ContextLoss, start: Tensor, domain: Domain, squares: Tensor, scale: float, tolerance: float
+        self,
+        loss: ContextLoss,
+        start: Tensor,
+        domain: Domain,
+        squares: Tensor,
+        scale: float,
+        tolerance: float,
+        leave: Tensor | None = None,  # (n,) radius of the ball in which this is one of two guesses
     ) -> None:
-        self.loss, self.width, self.scale, self.tolerance = loss, start.shape[1], scale, tolerance
-        self.x = _placed(start, domain)
-        self.axes = torch.nn.functional.pad(squares, (0, self.x.shape[1] - self.width))
+        self.loss, self.scale, self.tolerance = loss, scale, tolerance
+        self.x, self.leave = _placed(start, domain), leave
+        self.axes = squares
         self.squared = None if domain.radius is None else domain.radius.square().unsqueeze(-1)  # (n, 1)
         self.region = torch.full_like(self.x[:, 0], 8.0 / scale)  # logits may change by about 8 in the first step
         self.largest = 8 * self.region if domain.radius is None else torch.maximum(domain.radius, self.region)
         if domain.radius is not None:
             self.region = torch.minimum(self.region, domain.radius)
-        self.point = loss.at(self.x[:, : self.width])
+        self.point = loss.at(self.x)
         self.found, self.left = self.x.clone(), torch.full_like(self.region, math.inf)
         self.active = torch.arange(len(start), device=start.device)
 
-    def run(self) -> None:
+    def run(self) -> Minimum:
+        """Move until nothing moves."""
         stuck = torch.zeros_like(self.active, dtype=torch.bool)
         for _ in range(_ITERATIONS):
             gradient = self.gradient(self.x, self.point)
             left = gradient.norm(dim=-1) / self.scale
             self.found[self.active], self.left[self.active] = self.x, left
-            moving = ~((left <= self.tolerance) | stuck)
+            moving = ~((left <= self.tolerance) | stuck | self.misplaced())
             if not bool(moving.all()):
                 self.keep(moving)
                 gradient, left = gradient[moving], left[moving]
             if not len(self.active):
-                return
+                break
             stuck = self.step(gradient, left)
+        return Minimum(self.found, self.left)
+
+    def misplaced(self) -> Tensor:
+        """Contexts whose guess looks wrong: on the sphere the loss falls inwards, without limits it fell far outside."""
+        if self.leave is None:
+            return torch.zeros_like(self.active, dtype=torch.bool)
+        if self.squared is None:
+            return self.x.norm(dim=-1) > 2 * self.leave
+        return (self.point.gradient * self.x).sum(-1) > 1e-12 * self.scale * self.leave
 
     def keep(self, which: Tensor) -> None:
-        self.loss.keep(which)
+        self.loss = self.loss.part(which)
         self.x, self.region, self.largest = self.x[which], self.region[which], self.largest[which]
         self.active, self.point = self.active[which], _chosen(self.point, which)
-        if self.squared is not None:
-            self.squared = self.squared[which]
+        self.squared = None if self.squared is None else self.squared[which]
+        self.leave = None if self.leave is None else self.leave[which]
 
     def gradient(self, x: Tensor, point: Point) -> Tensor:
         """Along the domain."""
-        full = torch.nn.functional.pad(point.gradient, (0, x.shape[1] - self.width))
         if self.squared is None:
-            return full
-        return full - x * ((full * x).sum(-1, keepdim=True) / self.squared)
+            return point.gradient
+        return point.gradient - x * ((point.gradient * x).sum(-1, keepdim=True) / self.squared)
 
     def curvature(self, v: Tensor, pull: Tensor) -> Tensor:
         """Hessian along the domain times tangent vectors; ``pull`` is the multiplier of the norm, ``(n, 1)``."""
-        product = self.loss.curvature(self.point, v[:, : self.width])
-        full = torch.nn.functional.pad(product, (0, v.shape[1] - self.width))
+        product = self.loss.curvature(self.point, v)
         if self.squared is None:
-            return full
-        return full - self.x * ((full * self.x).sum(-1, keepdim=True) / self.squared) + pull * v
+            return product
+        return product - self.x * ((product * self.x).sum(-1, keepdim=True) / self.squared) + pull * v
 
     def step(self, gradient: Tensor, left: Tensor) -> Tensor:
         """One step of every context; True where what is left is rounding."""
         pull = torch.zeros_like(gradient[:, :1])
         if self.squared is not None:
-            pull = -(self.point.gradient * self.x[:, : self.width]).sum(-1, keepdim=True) / self.squared
+            pull = -(self.point.gradient * self.x).sum(-1, keepdim=True) / self.squared
         diagonal = self.point.bulk.unsqueeze(-1) * self.axes + pull.abs() + self.loss.decay + _LEAST * self.scale**2
         move, predicted = self.conjugate_gradients(gradient, pull, left, diagonal)
         trial = self.x + move
         if self.squared is not None:
             trial = trial * (self.squared.sqrt() / trial.norm(dim=-1, keepdim=True))
-        point = self.loss.at(trial[:, : self.width])
+        point = self.loss.at(trial)
         fall = self.point.value - point.value
         # below rounding the loss cannot judge a step, the gradient can
         blind = predicted <= _NOISE * (1 + self.point.value.abs())
@@ -201,17 +240,13 @@ class _Solver:
 
 
 def _placed(start: Tensor, domain: Domain) -> Tensor:
-    """The start in the domain, with its slack coordinate in a ball."""
+    """The start in the domain."""
     if domain.radius is None:
         return start.clone()
-    radius, norm = domain.radius.unsqueeze(-1), start.norm(dim=-1, keepdim=True)
+    norm = start.norm(dim=-1, keepdim=True)
     fallback = torch.zeros_like(start)
     fallback[:, 0] = 1.0
-    unit = torch.where(norm > 0, start / norm.clamp_min(1e-300), fallback)
-    if domain.kind == "sphere":
-        return radius * unit
-    slack = (1 - (norm / radius).square()).clamp_min(_SLACK**2).sqrt()
-    return radius * torch.cat([(1 - slack.square()).sqrt() * unit, slack], dim=-1)
+    return domain.radius.unsqueeze(-1) * torch.where(norm > 0, start / norm.clamp_min(1e-300), fallback)
 
 
 def _to_edge(move: Tensor, direction: Tensor, region: Tensor) -> Tensor:
