@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._validation import interval
 from ..calibration._truth import binned_true_error, tied_accuracy
-from ._inputs import Distributions, Head, blocks, head_of, matrix, smoothings
+from ._inputs import Distributions, Reduced, blocks, head_of, matrix, reduced, smoothings
 from ._loss import ContextLoss, forward
 from ._newton import Domain, minimise
 
@@ -128,6 +128,10 @@ def frozen_head_response(
         raise ValueError(f"features must be 'sphere' or 'ball', got {features!r}.")
     decay = float(interval("weight_decay", 0.0 if weight_decay is None else weight_decay, 0))
     domain = domain_of(h, feature_norm, features, unlimited=weight_decay is not None)
+    small = reduced(head)
+    if domain.kind == "sphere" and small.axes.shape[1] < small.axes.shape[0]:
+        domain = Domain("ball", domain.radius)  # the rest of the norm goes where no logit sees it
+    h = h @ small.axes
     n, v = len(h), head.vocab_size
     q = Distributions("target_distribution", target_distribution, n, v, h.device)
     truth = None if true_conditionals is None else Distributions("true_conditionals", true_conditionals, n, v, h.device)
@@ -135,7 +139,7 @@ def frozen_head_response(
     read = np.empty((4, values.size, n))
     for part in blocks(n, v, h.device, block_entries):
         read[:, :, part] = _block(
-            head, h[part], q.block(part), values, domain.part(part), decay, None if truth is None else truth.block(part)
+            small, h[part], q.block(part), values, domain.part(part), decay, None if truth is None else truth.block(part)
         )
     confidence, entropy, accuracy, residual = read
     worst = np.maximum(residual[0], residual[1:])
@@ -172,21 +176,48 @@ def domain_of(hidden: Tensor, feature_norm: float | None, kind: Features, *, unl
 
 
 def _block(
-    head: Head, hidden: Tensor, q: Tensor, values: Array, domain: Domain, decay: float, truth: Tensor | None
+    small: Reduced, hidden: Tensor, q: Tensor, values: Array, domain: Domain, decay: float, truth: Tensor | None
 ) -> Array:
     """Confidence, entropy, accuracy and residual of a block of contexts at each b, ``(4, B, n)``; values[0] is 0."""
-    start, read = hidden, np.empty((4, values.size, len(hidden)))
+    head, start, read = small.head, hidden, np.empty((4, values.size, len(hidden)))
     for index in np.argsort(values, kind="stable"):  # upwards, each from the last
-        loss = ContextLoss(head, q, float(values[index]), decay)
-        found = minimise(loss, start, domain, scale=head.scale, tolerance=_TOLERANCE)
+        b = float(values[index])
+        loss = ContextLoss(head, q, b, decay)
+        if b and head.softcap is None and domain.kind != "sphere":  # convex: any start leads to the minimum
+            start = _best_start(small, loss, start, q, b, domain)
+        elif b and domain.kind == "sphere":
+            start = _kicked(start)
+        found = minimise(
+            loss, start, domain, squares=small.squares, scale=small.head.scale, tolerance=_TOLERANCE
+        )  # fmt: skip
         z, _ = forward(head, found.hidden)
         log_p = z.log_softmax(-1)
         p = log_p.exp()
         accuracy = torch.zeros_like(p[:, 0]) if truth is None else tied_accuracy(p, truth, _TIES)
         lines = (p.amax(-1), -(p * log_p).sum(-1), accuracy, found.residual)
         read[:, index] = torch.stack(lines).cpu().numpy()
-        start = _kicked(found.hidden) if domain.kind == "sphere" else found.hidden
+        start = found.hidden
     return read
+
+
+def _best_start(
+    small: Reduced, loss: ContextLoss, start: Tensor, q: Tensor, b: float, domain: Domain
+) -> Tensor:
+    """The last minimum, or the least-squares fit to what smoothing asks of it or of the target: the lowest of each.
+
+    Where the last one is saturated the rivals' logits have far to go.
+    """
+    found, least = start, loss.at(start).value
+    for p in (forward(small.head, start)[0].softmax(-1), q):
+        wanted = torch.log((1 - b) * p + b / small.head.vocab_size)
+        trial = (wanted @ small.head.rows) / small.squares
+        if domain.radius is not None:
+            norm = trial.norm(dim=-1)
+            trial = trial * (domain.radius / norm.clamp_min(1e-300)).clamp_max(1.0).unsqueeze(-1)
+        value = loss.at(trial).value
+        found = torch.where((value < least).unsqueeze(-1), trial, found)
+        least = torch.minimum(value, least)
+    return found
 
 
 def _kicked(hidden: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .._validation import interval
 
-__all__ = ["Distributions", "Head", "blocks", "head_of", "matrix", "smoothings"]
+__all__ = ["Distributions", "Head", "Reduced", "blocks", "head_of", "matrix", "reduced", "smoothings"]
 
 _ENTRIES = {"cpu": 2**20, "cuda": 2**25}  # float64 entries of one block of logits; some six such arrays live at once
+_NULL = 1e-12  # share of the largest squared singular value below which an axis is rounding
 _TOLERANCE = 1e-4  # by which probabilities may miss the sum 1
 
 
@@ -45,6 +46,31 @@ def head_of(weight: Any, temperature: Any, softcap: Any, device: torch.device | 
     t = float(interval("temperature", temperature, 0, open_low=True))
     c = None if softcap is None else float(interval("softcap", softcap, 0, open_low=True))
     return Head(rows / t, None if c is None else c / t)  # c tanh(x / c) / T = (c / T) tanh((x / T) / (c / T))
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A head in the principal axes of its rows, of which it keeps those that move a logit.
+
+    Attributes:
+        head: Rows ``(V, r)``, without a softcap centred, as a shift of all logits changes no probability; their
+            products W^T W are diagonal.
+        axes: ``(D, r)``: hidden states times this are hidden states of ``head``, up to a part that no logit sees.
+        squares: The diagonal, ``(r,)``.
+    """
+
+    head: Head
+    axes: Tensor
+    squares: Tensor
+
+
+def reduced(head: Head) -> Reduced:
+    """The head in its principal axes, r <= min(D, V - 1) of them without a softcap."""
+    rows = head.rows if head.softcap is not None else head.rows - head.rows.mean(0)
+    squares, axes = torch.linalg.eigh(rows.T @ rows)
+    kept = squares > _NULL * squares[-1]
+    kept[-1] = True  # a head without any effect keeps one axis
+    return Reduced(Head(rows @ axes[:, kept], head.softcap), axes[:, kept], squares[kept])
 
 
 def matrix(name: str, value: Any, device: torch.device | str | None, width: int | None = None) -> Tensor:

@@ -11,6 +11,7 @@ Without a softcap f' = 1 and f'' = 0, and the loss is convex; the last term but 
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ class Point:
     value: Tensor  # (n,)
     gradient: Tensor  # (n, D)
     p: Tensor  # (n, V)
+    bulk: Tensor  # geometric mean of p, (n,)
     slope: Tensor | None  # f'(a), (n, V); None for 1
     bend: Tensor | None  # f''(a) (p - q_b), (n, V); None for 0
 
@@ -52,29 +54,32 @@ class ContextLoss:
     """
 
     def __init__(self, head: Head, targets: Tensor, smoothing: float, decay: float) -> None:
-        self._head, self._decay = head, decay
+        self._head, self.decay = head, decay
         smoothed = (1 - smoothing) * targets + smoothing / head.vocab_size
         # without a softcap the targets enter through their mean row alone
         self._targets = smoothed if head.softcap is not None else smoothed @ head.rows  # (n, V) or (n, D)
 
-    def keep(self, which: Tensor) -> None:
-        """Go on with some of the contexts alone."""
-        self._targets = self._targets[which]
+    def part(self, which: Tensor) -> ContextLoss:
+        """That of some of the contexts."""
+        loss = copy(self)
+        loss._targets = self._targets[which]
+        return loss
 
     def at(self, hidden: Tensor) -> Point:  # (n, D)
         """Loss and derivatives."""
         z, slope = forward(self._head, hidden)
         lse = z.logsumexp(-1)
         p = (z - lse.unsqueeze(-1)).exp_()
-        squares = 0.5 * self._decay * hidden.square().sum(-1)
+        bulk = (z.mean(-1) - lse).exp()
+        squares = 0.5 * self.decay * hidden.square().sum(-1)
         if slope is None:
             value = lse - (hidden * self._targets).sum(-1) + squares
-            return Point(value, p @ self._head.rows - self._targets + self._decay * hidden, p, None, None)
+            return Point(value, p @ self._head.rows - self._targets + self.decay * hidden, p, bulk, None, None)
         residual = p - self._targets
         value = lse - (z * self._targets).sum(-1) + squares
-        gradient = (residual * slope) @ self._head.rows + self._decay * hidden
+        gradient = (residual * slope) @ self._head.rows + self.decay * hidden
         bend = -2 * (z / self._head.softcap**2) * slope * residual  # f'' = -2 f f' / c^2
-        return Point(value, gradient, p, slope, bend)
+        return Point(value, gradient, p, bulk, slope, bend)
 
     def curvature(self, point: Point, vectors: Tensor) -> Tensor:  # (n, D)
         """Hessian times one vector a context."""
@@ -83,4 +88,4 @@ class ContextLoss:
         mixed = point.p * (inner - (point.p * inner).sum(-1, keepdim=True))
         if point.slope is not None and point.bend is not None:
             mixed = mixed * point.slope + point.bend * moved
-        return mixed @ self._head.rows + self._decay * vectors
+        return mixed @ self._head.rows + self.decay * vectors
