@@ -225,9 +225,9 @@ def test_files_that_are_named_exist():
 
 
 def test_the_picture_is_the_redrawn_figure(tmp_path):
-    """Pixel by pixel; other versions of matplotlib draw other pixels."""
+    """Pixel by pixel, but for a handful: the last bits of a curve depend on the CPU, and matplotlib's version on more."""
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    if f"matplotlib=={matplotlib.__version__};" not in pins:
+    if f'matplotlib=={matplotlib.__version__}; python_version >= "3.11"' not in pins:
         pytest.skip(f"matplotlib {matplotlib.__version__} is not the pinned one")
     shown = re.findall(r"!\[[^\]]+\]\((paper_figures/data/[\w/]+\.png)\)", README)
     assert shown
@@ -238,7 +238,7 @@ def test_the_picture_is_the_redrawn_figure(tmp_path):
         drawn, committed = (matplotlib.image.imread(file) for file in (tmp_path / path.name, ROOT / path))
         redo = f"python -m paper_figures --only {path.stem} --preset {preset}, then copy the PNG to {path}"
         assert drawn.shape == committed.shape, redo
-        assert (drawn == committed).all(), redo
+        assert (abs(drawn - committed).max(-1) > 2 / 255).sum() <= 20, redo
 
 
 def test_the_table_of_figures():
