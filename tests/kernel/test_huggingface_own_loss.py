@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tiny_models import D, V, make
 
 import kernel.huggingface._architectures as architectures
-from kernel.huggingface import Architecture, HeadScale, check_loss, fuse_loss, fused, linear_head, register_architecture
+from kernel.huggingface import Architecture, check_loss, fuse_loss, fused, linear_head, register_architecture
 from kernel.huggingface._compare import undisturbed
 
 transformers = pytest.importorskip("transformers")
