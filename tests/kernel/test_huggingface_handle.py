@@ -81,7 +81,8 @@ class TestFusingAgain:
 
     @pytest.mark.filterwarnings("ignore")  # of dynamo
     def test_through_wrappers(self, tokens, tmp_path):
-        peft = pytest.importorskip("peft")
+        import peft
+
         model = make()
         expected = fuse_loss(model, label_smoothing=0.1)
         assert fused(torch.compile(model, backend="eager")) is expected
@@ -164,7 +165,8 @@ class TestCopies:
         assert queue.get() == (pytest.approx(loss_of(model, tokens)), "FusedLoss")
 
     def test_what_accelerate_prepares_and_unwraps(self, tokens):
-        accelerate = pytest.importorskip("accelerate")
+        import accelerate
+
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
         model = make()
         handle = fuse_loss(model, label_smoothing=0.3)

@@ -66,7 +66,8 @@ class TestOtherLosses:
         ],
     )
     def test_options_of_trl(self, tmp_path, change, text):
-        trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+        import datasets
+        import trl
 
         class SmoothedSFTTrainer(SmoothedLossMixin, trl.SFTTrainer): ...
 
@@ -81,7 +82,7 @@ class TestOtherLosses:
             SmoothedSFTTrainer(trained, args, train_dataset=data, processing_class=tokenizer(), label_smoothing=0.1)
 
     def test_other_trainers_of_trl(self):
-        trl = pytest.importorskip("trl")
+        import trl
 
         class Preferring(SmoothedLossMixin, trl.DPOTrainer): ...
 
@@ -97,7 +98,8 @@ class TestOtherLosses:
                 call()
 
     def test_liger(self, tmp_path):
-        pytest.importorskip("liger_kernel")
+        import liger_kernel  # noqa: F401 - must be there
+
         with pytest.raises(ValueError, match=r"use_liger_kernel must not replace .*set args\.liger_kernel_config="):
             smoothed(tmp_path, use_liger_kernel=True)
         trainer = smoothed(tmp_path)
@@ -111,7 +113,8 @@ class TestOtherLosses:
 
 
 def tokenizer():
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     words = {f"w{i}": i for i in range(V - 2)} | {"[PAD]": V - 2, "[EOS]": V - 1}
     plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[PAD]"))
     return transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]", eos_token="[EOS]")

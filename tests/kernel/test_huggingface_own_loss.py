@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tiny_models import D, V, make
 
 import kernel.huggingface._architectures as architectures
-from kernel.huggingface import Architecture, HeadScale, check_loss, fuse_loss, fused, linear_head, register_architecture
+from kernel.huggingface import Architecture, check_loss, fuse_loss, fused, linear_head, register_architecture
 from kernel.huggingface._compare import undisturbed
 
 transformers = pytest.importorskip("transformers")
@@ -266,12 +266,14 @@ def on_meta(model):
 
 
 def offloaded(model):
-    accelerate = pytest.importorskip("accelerate")
+    import accelerate
+
     return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
 
 
 def quantised(model):
-    quantization = pytest.importorskip("torchao.quantization")
+    from torchao import quantization
+
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig(), filter_fn=lambda module, name: name == "lm_head")
     return model
 
@@ -322,7 +324,8 @@ class TestHead:
             model(tokens, labels=labels)
 
     def test_a_head_that_accelerate_moves(self):
-        accelerate = pytest.importorskip("accelerate")
+        import accelerate
+
         model, (tokens, labels) = make(), batch()
         own = model(tokens, labels=labels).loss
         accelerate.hooks.add_hook_to_module(
@@ -332,7 +335,8 @@ class TestHead:
         torch.testing.assert_close(model(tokens, labels=labels).loss, own)
 
     def test_a_quantised_body_under_a_plain_head(self):
-        quantization = pytest.importorskip("torchao.quantization")
+        from torchao import quantization
+
         model, (tokens, labels) = make(tie_word_embeddings=False), batch()
         quantization.quantize_(
             model,

@@ -198,7 +198,8 @@ def test_what_the_trainer_refuses(tmp_path):
 
 class TestPeft:
     def adapted(self, **changes):
-        peft = pytest.importorskip("peft")
+        import peft
+
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], **changes)
         wrapped = peft.get_peft_model(model(), config)
         for name, parameter in wrapped.named_parameters():
@@ -243,7 +244,8 @@ class TestPeft:
             torch.testing.assert_close(loss, self.eager(wrapped, data))
 
     def test_an_adapter_around_the_head_is_refused(self):
-        peft = pytest.importorskip("peft")
+        import peft
+
         wrapped = peft.get_peft_model(model(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
         with pytest.raises(
             TypeError, match=r"is a peft\..*Linear, no torch.nn.Linear. Train the head through modules_to_save"
@@ -261,9 +263,9 @@ class TestPeft:
 
 
 def test_trl(tmp_path, monkeypatch):
-    trl = pytest.importorskip("trl")
-    datasets = pytest.importorskip("datasets")
-    tokenizers = pytest.importorskip("tokenizers")
+    import datasets
+    import tokenizers
+    import trl
 
     steps = []
 
