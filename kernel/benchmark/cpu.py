@@ -1,4 +1,4 @@
-"""Time and memory of the chunked loss against eager PyTorch on the CPU: ``python -m kernel.benchmark_cpu``.
+"""Time and memory of the chunked loss against eager PyTorch on the CPU: ``python -m kernel.benchmark.cpu``.
 
 Absolute times on a CPU are worth nothing elsewhere, so the table holds ratios: the median over rounds of
 chunked / eager, the two timed one after the other in each round. Memory is the rise of the process's peak resident
@@ -8,15 +8,11 @@ set over what it holds with the inputs in place, each measurement in a process o
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import platform
-import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +20,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .api import linear_cross_entropy
+from ..api import linear_cross_entropy
+from .command import add_places, finish, output_of, typed
+from .tables import Report
 
-__all__ = ["losses", "measure_peak_bytes", "time_ratio"]
+__all__ = ["losses", "main", "measure_peak_bytes", "time_ratio"]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 CASES = ((0.0, None), (0.1, None), (0.1, 30.0))  # (label smoothing, softcap)
 SHAPES = ((4096, 65536, 64), (2048, 32768, 256), (1024, 4096, 256))  # (N, V, D)
-DEFAULT_OUT = Path(__file__).resolve().parent.parent / "paper_figures" / "data" / "chunked.csv"
+ROUNDS = 5
 _EXAMPLES = """
 examples:
-  python -m kernel.benchmark_cpu                        the committed table again, some minutes
-  python -m kernel.benchmark_cpu --out /tmp/table.csv   elsewhere, to compare
+  python -m kernel.benchmark.cpu --output /tmp/table.csv                    some minutes
+  python -m kernel.benchmark.cpu --output paper_figures/data/chunked.csv   the committed table again
 """
 
 
@@ -63,7 +61,7 @@ def _inputs(n: int, v: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def time_ratio(
-    n: int, v: int, d: int, label_smoothing: float, softcap: float | None, rounds: int = 5
+    n: int, v: int, d: int, label_smoothing: float, softcap: float | None, rounds: int = ROUNDS
 ) -> tuple[float, float]:
     """Median and spread (largest minus smallest) over rounds of the time chunked / eager, loss and both gradients."""
     input, weight, target = _inputs(n, v, d)
@@ -87,8 +85,8 @@ def time_ratio(
 def measure_peak_bytes(name: str, n: int, v: int, d: int, label_smoothing: float, softcap: float | None) -> int:
     """Peak resident bytes over the inputs of one loss with both gradients, in a fresh process (Linux only)."""
     arguments = (name, n, v, d, label_smoothing, softcap)
-    code = f"from kernel.benchmark_cpu import _print_peak; _print_peak{arguments!r}"
-    root = Path(__file__).resolve().parent.parent
+    code = f"from kernel.benchmark.cpu import _print_peak; _print_peak{arguments!r}"
+    root = Path(__file__).resolve().parents[2]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout
     return int(out)
 
@@ -108,23 +106,27 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure every shape and write the table and its sidecar."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure every shape, and write the table and its sidecar; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark_cpu",
+        prog="python -m kernel.benchmark.cpu",
         description=__doc__,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="CSV file to write (default: %(default)s)")
-    out = parser.parse_args(argv).out
-    rows = []
-    for n, v, d in SHAPES:
-        for case in CASES:
-            ratio, spread = time_ratio(n, v, d, *case)
-            peak = {name: measure_peak_bytes(name, n, v, d, *case) for name in ("eager", "chunked")}
-            rows.append(
-                {
+    add_places(parser, "chunked", device=False)
+    given = parser.parse_args(arguments)
+    return finish(lambda: _measure(output_of(given, "chunked"), typed(parser, given)))
+
+
+def _measure(output: Path, command: str) -> int:
+    config = {"rounds": ROUNDS, "dtype": "float32", "threads": torch.get_num_threads()}
+    with Report(output, command=command, config=config, device=torch.device("cpu")) as report:
+        for n, v, d in SHAPES:
+            for case in CASES:
+                ratio, spread = time_ratio(n, v, d, *case)
+                peak = {name: measure_peak_bytes(name, n, v, d, *case) for name in ("eager", "chunked")}
+                row = {
                     "tokens": n,
                     "vocab_size": v,
                     "hidden_size": d,
@@ -136,34 +138,11 @@ def main(argv: list[str] | None = None) -> None:
                     "eager_peak_mib": round(peak["eager"] / 2**20),
                     "chunked_peak_mib": round(peak["chunked"] / 2**20),
                 }
-            )
-            print(rows[-1], flush=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    about = {
-        "command": "python -m kernel.benchmark_cpu",
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "dtype": "float32",
-        "commit": _commit(),
-    }
-    out.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
-
-
-def _processor() -> str:
-    found = re.search(r"^model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"{found[1] if found else 'unknown'}, {platform.machine()}"
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    return run.stdout.strip() or "unknown"
+                report.add(row)
+                print(row, flush=True)
+    print(f"wrote {output}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""A training step of a whole model with its own loss and the fused one: ``python -m kernel.huggingface.benchmark``.
+"""A training step of a whole model with its own loss and the fused one: ``python -m kernel.benchmark.training_step``.
 
 A random Llama of SmolLM2-135M's shape (hidden 576, vocabulary 49152, 30 layers), forward and backward, under bfloat16
 autocast on a GPU. Writes peak memory and time to a table and a description of the machine beside it.
@@ -7,30 +7,27 @@ autocast on a GPU. Writes peak memory and time to a table and a description of t
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import platform
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..benchmark.measure import peak_bytes, turn
-from ._fuse import fuse_loss
+from ..huggingface import fuse_loss
+from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .measure import peak_bytes, turn
+from .tables import Report
 
 __all__ = ["main"]
 
-DEFAULT_OUT = Path(__file__).resolve().parents[2] / "paper_figures" / "data" / "training_step.csv"
 _EXAMPLES = """
 examples:
-  python -m kernel.huggingface.benchmark                          16384 tokens a step, on a GPU
-  python -m kernel.huggingface.benchmark --tokens 512 --scale 8 --rounds 2 --out /tmp/table.csv   a trial without one
+  python -m kernel.benchmark.training_step --output paper_figures/data/training_step.csv   the committed table again
+  python -m kernel.benchmark.training_step --device cpu --tokens 512 --scale 8 --rounds 2 --output /tmp/table.csv
 """
 _SEQUENCE = 2048
 # (name, label smoothing, fused): transformers smooths the labels of full logits.
@@ -103,40 +100,39 @@ def _measure(tokens: Tensor, scale: int, rounds: int) -> Iterator[dict[str, obje
             }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and write."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and write; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m kernel.huggingface.benchmark",
+        prog="python -m kernel.benchmark.training_step",
         description=(__doc__ or "").splitlines()[0].split(":")[0] + ".",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="table to write (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=16384, help="tokens a step (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=10, help="timed steps of each loss (default: %(default)s)")
-    parser.add_argument("--scale", type=int, default=1, help="divide the model's sizes by this, for a trial")
-    chosen = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    length = min(_SEQUENCE, chosen.tokens)
+    parser.add_argument("--tokens", type=whole(2), default=16384, help="tokens a step (default: %(default)s)")
+    parser.add_argument("--rounds", type=whole(1), default=10, help="timed steps of each loss (default: %(default)s)")
+    parser.add_argument("--scale", type=whole(1), default=1, help="divide the model's sizes by this, for a trial")
+    add_places(parser, "training_step")
+    given = parser.parse_args(arguments)
+    return finish(lambda: _run(given, typed(parser, given)))
+
+
+def _run(given: argparse.Namespace, command: str) -> int:
+    device = resolve_device(given)
+    length = min(_SEQUENCE, given.tokens)
     generator = torch.Generator().manual_seed(0)
-    vocab_size = max(49152 // chosen.scale, 64)
-    tokens = torch.randint(vocab_size, (chosen.tokens // length, length), generator=generator).to(device)
-    measured = _measure(tokens, chosen.scale, chosen.rounds)
-    rows = list(tqdm(measured, total=2 * len(_LOSSES), unit="row", disable=None))
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    with chosen.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    command = f"python -m kernel.huggingface.benchmark --tokens {chosen.tokens} --rounds {chosen.rounds}"
-    machine: dict[str, object] = {"command": command + (f" --scale {chosen.scale}" if chosen.scale != 1 else "")}
-    machine |= {name: metadata.version(name) for name in ("torch", "triton", "transformers")}
-    machine["python"] = platform.python_version()
-    machine["device"] = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    chosen.out.with_suffix(".json").write_text(json.dumps(machine, indent=1) + "\n")
-    for row in rows:
-        print(row)
+    vocab_size = max(49152 // given.scale, 64)
+    tokens = torch.randint(vocab_size, (given.tokens // length, length), generator=generator).to(device)
+    config = {"tokens": given.tokens, "rounds": given.rounds, "scale": given.scale}
+    config |= {"autocast": "bfloat16" if device.type == "cuda" else None}
+    output = output_of(given, "training_step")
+    with Report(output, command=command, config=config, device=device) as report:
+        measured = _measure(tokens, given.scale, given.rounds)
+        for row in tqdm(measured, total=2 * len(_LOSSES), unit="row", disable=None):
+            report.add(row)
+            tqdm.write(str(row))
+    print(f"wrote {output}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
