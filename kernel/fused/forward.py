@@ -90,6 +90,7 @@ def forward_kernel(
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
     PARTS: tl.constexpr,
+    PIECES: tl.constexpr,  # 1, or PARTS for codes under a softcap: column blocks of a tile gone through one by one
     DESCRIPTOR: tl.constexpr,
     GATHER: tl.constexpr,
     FLATTEN: tl.constexpr,
@@ -109,8 +110,8 @@ def forward_kernel(
     programs = tl.num_programs(0)
     first = tl.program_id(0)
     steps = 0
-    for u in range(first, row_blocks * groups, programs):
-        g = u // row_blocks
+    for own in range(first, row_blocks * groups, programs):
+        g = own // row_blocks
         steps += (g + 1) * tile_count // groups - g * tile_count // groups
 
     unit = first - programs
@@ -154,52 +155,66 @@ def forward_kernel(
             GATHER,
             PRECISION,
         )
-        column = column_start + tl.arange(0, BLOCK_VOCAB)
-        u = logit_argument(acc, bias, column, vocab_size, product_gain, bias_gain, HAS_BIAS)
-        z, _slope = capped(u, cap, SOFTCAP, PRECISE)
-        if KEEP == "raw":
-            stored = u
-        elif KEEP == "code" and SOFTCAP:
-            stored = encode(u, z, knee, offset, gain)
-        if LOGIT_SUM:
-            logit_sum = tl.where(fresh, 0.0, logit_sum) + tl.sum(z, 1)  # padded columns hold exact zeros so far
-        if MASK_VOCAB:  # after the cap: tanh would turn -inf into -c and give the padding mass
-            z = tl.where((column < vocab_size)[None, :], z, float("-inf"))
-        if ARGMAX:
-            tile_highest, tile_best = largest(z, column_start, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)
-            old_highest = tl.where(fresh, float("-inf"), highest)
-            best = tl.where(fresh | (tile_highest > old_highest), tile_best, best)
-            highest = tl.maximum(old_highest, tile_highest)
-        if KEEP == "softmax":
-            peak = tl.load(reference + row, mask=row < row_count, other=float("inf"))  # nothing is kept of the padding
-            tile_peak = peak
-        else:
-            tile_peak = tl.maximum(tl.max(z, 1), _FLOOR)
-        below = z - tile_peak[:, None]
-        e = tl.exp2(below)
-        if KEEP == "softmax":
-            stored = e
-        elif KEEP == "code" and not SOFTCAP:
-            stored = below_peak(-below)
-        old_total = tl.where(fresh, 0.0, total)
-        total = tl.sum(e, 1)
-        if ENTROPY:
-            old_weighted = tl.where(fresh, 0.0, weighted)
-            weighted = tl.sum(e * tl.maximum(below, _LOWEST), 1)
-        if KEEP == "softmax":
-            total += old_total
+        for piece in tl.static_range(PIECES):
+            begins = fresh & (piece == 0)
+            first_column = column_start + piece * (BLOCK_VOCAB // PIECES)
+            column = first_column + tl.arange(0, BLOCK_VOCAB // PIECES)
+            part_acc = column_part(acc, piece, PIECES, BLOCK_ROWS, BLOCK_VOCAB)
+            u = logit_argument(part_acc, bias, column, vocab_size, product_gain, bias_gain, HAS_BIAS)
+            z, _slope = capped(u, cap, SOFTCAP, PRECISE)
+            if KEEP == "raw":
+                stored = u
+            elif KEEP == "code" and SOFTCAP:  # written at once: u and z of a whole tile would not fit the registers
+                store_tile(
+                    kept,
+                    encode(u, z, knee, offset, gain),
+                    row_start,
+                    tile * BLOCK_VOCAB + piece * (BLOCK_VOCAB // PIECES),
+                    n,
+                    kept_columns,
+                    kept_stride,
+                    BLOCK_ROWS,
+                    BLOCK_VOCAB // PIECES,
+                    DESCRIPTOR,
+                )
+            if LOGIT_SUM:
+                logit_sum = tl.where(begins, 0.0, logit_sum) + tl.sum(z, 1)  # padded columns hold exact zeros so far
+            if MASK_VOCAB:  # after the cap: tanh would turn -inf into -c and give the padding mass
+                z = tl.where((column < vocab_size)[None, :], z, float("-inf"))
+            if ARGMAX:
+                tile_highest, tile_best = largest(z, first_column, WIDTH, BLOCK_ROWS, BLOCK_VOCAB // PIECES)
+                old_highest = tl.where(begins, float("-inf"), highest)
+                best = tl.where(begins | (tile_highest > old_highest), tile_best, best)
+                highest = tl.maximum(old_highest, tile_highest)
+            if KEEP == "softmax":
+                peak = tl.load(reference + row, mask=row < row_count, other=float("inf"))  # of the padding nothing
+                tile_peak = peak
+            else:
+                tile_peak = tl.maximum(tl.max(z, 1), _FLOOR)
+            below = z - tile_peak[:, None]
+            e = tl.exp2(below)
+            if KEEP == "softmax":
+                stored = e
+            elif KEEP == "code" and not SOFTCAP:
+                stored = below_peak(-below)
+            old_total = tl.where(begins, 0.0, total)
+            total = tl.sum(e, 1)
             if ENTROPY:
-                weighted += old_weighted
-        else:
-            old_peak = tl.where(fresh, _FLOOR, peak)
-            peak = tl.maximum(old_peak, tile_peak)
-            old = tl.exp2(old_peak - peak)
-            new = tl.exp2(tile_peak - peak)
-            if ENTROPY:
-                weighted = (old_weighted + old_total * (old_peak - peak)) * old + (
-                    weighted + total * (tile_peak - peak)
-                ) * new
-            total = old_total * old + total * new
+                old_weighted = tl.where(begins, 0.0, weighted)
+                weighted = tl.sum(e * tl.maximum(below, _LOWEST), 1)
+            if KEEP == "softmax":
+                total += old_total
+                if ENTROPY:
+                    weighted += old_weighted
+            else:
+                old_peak = tl.where(begins, _FLOOR, peak)
+                peak = tl.maximum(old_peak, tile_peak)
+                old = tl.exp2(old_peak - peak)
+                new = tl.exp2(tile_peak - peak)
+                if ENTROPY:
+                    old_weighted += old_total * (old_peak - peak)
+                    weighted = old_weighted * old + (weighted + total * (tile_peak - peak)) * new
+                total = old_total * old + total * new
 
         # The unit's slot is written after every tile of its group; the last one stays.
         slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -212,8 +227,8 @@ def forward_kernel(
         if ARGMAX:
             tl.store(slot + 4 * partial_stride, highest)
             tl.store(slot + 5 * partial_stride, best.to(tl.float32, bitcast=True))
-        if KEEP != "":
-            if KEEP == "code" and not SOFTCAP:
+        if KEEP != "" and not (KEEP == "code" and SOFTCAP):
+            if KEEP == "code":
                 tl.store(reference + (tile + 1).to(tl.int64) * n + row, tile_peak, mask=row < row_count)
             for part in tl.static_range(PARTS):
                 store_tile(

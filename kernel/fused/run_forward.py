@@ -230,6 +230,7 @@ class _Sweep:
                 MASK_VOCAB=(first + count) * launch.columns > vocab_size,
                 **self.wanted,
                 KEEP=keep,
+                PIECES=launch.parts if keep == "code" and self.scalars.softcap else 1,
                 RUN_IF=run_if,
                 BLOCK_ROWS=launch.rows,
                 BLOCK_VOCAB=launch.columns,
