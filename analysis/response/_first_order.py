@@ -11,12 +11,15 @@ from torch import Tensor
 
 from .._validation import interval
 from ..smoothing import activity_index
-from ._inputs import Distributions, Head, blocks, head_of, matrix, smoothings
+from ._inputs import Distributions, Head, Reduced, blocks, head_of, matrix, reduced, smoothings
 from ._loss import ContextLoss, forward
+from ._newton import Domain, give_way
 
 __all__ = ["Stationarity", "Susceptibility", "stationarity", "susceptibility"]
 
 Array = NDArray[np.float64]
+_SOLVED = 0.02  # share of the push up to which its equation counts as solved
+_NOTHING = 1e-9  # a push, in units of the largest centred row, that is rounding
 
 
 class Stationarity(NamedTuple):
@@ -40,8 +43,8 @@ class Susceptibility(NamedTuple):
     """Fall in confidence per unit of label smoothing, at first order.
 
     Attributes:
-        chi: Mean over contexts: confidence falls by b chi + O(b^2).
-        chi_per_context: (N,).
+        chi: Mean over contexts: confidence falls by b chi + O(b^2). Contexts without a number are left out.
+        chi_per_context: (N,); nan where the linear equation could not be solved, as where the Hessian is not positive.
     """
 
     chi: float
@@ -141,10 +144,10 @@ def susceptibility(
     r"""Fall in confidence per unit of label smoothing, at first order, the head frozen.
 
     .. math:: \chi = \operatorname{mean}_n\; p_{max} (j_{max} - J^\top p)^\top
-              \bigl[\Pi (\nabla^2 L + \mu I) \Pi\bigr]^{+} \Pi\, J^\top (p - u),
+              \bigl[\Pi (\nabla^2 L + \mu I) \Pi\bigr]^{+} \Pi\, J^\top (q - u),
 
     with the Hessian of the plain loss L (without a softcap J^T (diag p - p p^T) J), mu the multiplier of the norm and
-    Pi the projector across h. It is the slope at b = 0 of the fall of :func:`frozen_head_response`, on the sphere as in
+    Pi the projector across h, which makes J^T (q - u) smoothing's pull J^T (p - u). It is the slope at b = 0 of the fall of :func:`frozen_head_response`, on the sphere as in
     the ball, where mu > 0; with ``weight_decay`` norms are free, Pi = I and mu is the decay. Second-order terms matter
     from b of about .1 on.
 
@@ -157,7 +160,7 @@ def susceptibility(
         temperature: T > 0.
         softcap: c > 0 or None.
         device: Where to compute; None for where ``weight`` is.
-        block_entries: Most entries of one block; None for what suits the device. Systems are D x D for each context.
+        block_entries: Most entries of one block; None for what suits the device.
 
     Returns:
         chi, and that of each context.
@@ -175,31 +178,28 @@ def susceptibility(
     h = matrix("hidden", hidden, head.rows.device, head.rows.shape[1])
     decay = float(interval("weight_decay", 0.0 if weight_decay is None else weight_decay, 0))
     q = Distributions("target_distribution", target_distribution, len(h), head.vocab_size, h.device)
+    small = reduced(head)
+    h = h @ small.axes
     chi = np.empty(len(h))
-    width = max(head.vocab_size, head.rows.shape[1] ** 2)
-    for part in blocks(len(h), width, h.device, block_entries):
-        chi[part] = _chi(head, h[part], q.block(part), decay, weight_decay is None).cpu().numpy()
-    return Susceptibility(float(chi.mean()), chi)
+    for part in blocks(len(h), head.vocab_size, h.device, block_entries):
+        domain = Domain("free", None) if weight_decay is not None else Domain("sphere", h[part].norm(dim=-1))
+        chi[part] = _chi(small, h[part], q.block(part), decay, domain).cpu().numpy()
+    known = chi[np.isfinite(chi)]
+    return Susceptibility(float(known.mean()) if known.size else float("nan"), chi)
 
 
-def _chi(head: Head, hidden: Tensor, q: Tensor, decay: float, binding: bool) -> Tensor:
+def _chi(small: Reduced, hidden: Tensor, q: Tensor, decay: float, domain: Domain) -> Tensor:
     """chi of a block of contexts, ``(n,)``."""
-    loss = ContextLoss(head, q, 0.0, decay)
+    head, loss = small.head, ContextLoss(small.head, q, 0.0, decay)
     point = loss.at(hidden)
     slope = torch.ones_like(point.p) if point.slope is None else point.slope
-    n, d = hidden.shape
-    eye = torch.eye(d, dtype=torch.float64, device=hidden.device)
-    hessian = torch.stack([loss.curvature(point, e.expand(n, d)) for e in eye], dim=-1)  # (n, D, D)
     top = point.p.argmax(-1, keepdim=True)
-    best = point.p.gather(-1, top)
-    rise = best * (slope.gather(-1, top) * head.rows[top.squeeze(-1)] - (point.p * slope) @ head.rows)
-    pull = ((point.p - 1 / head.vocab_size) * slope) @ head.rows
-    if binding:
-        square = hidden.square().sum(-1)[:, None, None].clamp_min(1e-300)
-        unit = hidden.unsqueeze(-1)
-        across = eye - unit @ unit.mT / square  # Pi
-        mu = -(point.gradient * hidden).sum(-1)[:, None, None] / square
-        hessian = across @ (hessian + mu * eye) @ across
-        pull = (across @ pull.unsqueeze(-1)).squeeze(-1)
-    moved = torch.linalg.pinv(hessian, hermitian=True, rtol=1e-10) @ pull.unsqueeze(-1)
-    return (rise * moved.squeeze(-1)).sum(-1)
+    rise = point.p.gather(-1, top) * (
+        slope.gather(-1, top) * head.rows[top.squeeze(-1)] - (point.p * slope) @ head.rows
+    )
+    # J^T (q - u) = J^T (p - u) + mu h: across h the two are one, with free norms the decay adds to the pull
+    pull = ((q - 1 / head.vocab_size) * slope) @ head.rows
+    moved, left = give_way(loss, hidden, domain, pull, squares=small.squares, scale=head.scale)
+    # at a symmetric optimum nothing pushes, and the share of nothing says nothing
+    solved = (left < _SOLVED) | (left * pull.norm(dim=-1) < _NOTHING * head.scale)
+    return torch.where(solved, (rise * moved).sum(-1), torch.nan)

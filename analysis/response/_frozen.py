@@ -20,8 +20,8 @@ __all__ = ["FrozenHeadResponse", "domain_of", "frozen_head_response"]
 
 Array = NDArray[np.float64]
 Features = Literal["sphere", "ball"]
-_TOLERANCE = 1e-9  # of the solver; first-order condition, in units of the largest centred row
-_CONVERGED = 1e-6  # what counts: confidence then moves by less than 1e-5 in all that was tried
+_TOLERANCE = 1e-8  # of the solver: gradient along the domain, in units of the largest centred row
+_CONVERGED = 1e-5  # what counts: the confidence of a context is then right to about 1e-5
 _TIES = 0.01  # share of the largest probability within which tokens tie for the prediction
 _KICK = 1e-2  # share of the norm by which a start on the sphere is moved, as smoothing may turn it into a saddle
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ._loss import ContextLoss, Point
 
-__all__ = ["Domain", "Minimum", "minimise"]
+__all__ = ["Domain", "Minimum", "give_way", "minimise"]
 
 _ITERATIONS = 200
 _INNER = 400
@@ -91,6 +91,33 @@ def minimise(
         on_edge = torch.where(wrong, ~on_edge, on_edge)
     found.residual[wrong] = math.inf
     return found
+
+
+def give_way(
+    loss: ContextLoss, hidden: Tensor, domain: Domain, push: Tensor, *, squares: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """How a minimum moves when its gradient is pushed: [Pi (Hessian + mu) Pi]^+ Pi push.
+
+    Args:
+        loss: Of the contexts.
+        hidden: Their minima, ``(n, D)``, on the sphere of ``domain`` or free.
+        domain: Where they may move. The multiplier mu counts as 0 where it is negative, as it is in a ball.
+        push: ``(n, D)``.
+        squares: Diagonal of W^T W.
+        scale: Unit of gradients.
+
+    Returns:
+        The moves, and what is left of each equation as a share of the push, ``(n,)``.
+    """
+    solver = _Solver(loss, hidden, domain, squares, scale, 0.0)
+    solver.region = torch.full_like(solver.region, math.inf)
+    x, pull = solver.x, torch.zeros_like(hidden[:, :1])
+    if solver.squared is not None:
+        pull = (-(solver.point.gradient * x).sum(-1, keepdim=True) / solver.squared).clamp_min(0)
+        push = push - x * ((push * x).sum(-1, keepdim=True) / solver.squared)
+    move, _ = solver.conjugate_gradients(-push, pull, torch.zeros_like(push[:, 0]), solver.diagonal(pull))
+    left = (solver.curvature(move, pull) - push).norm(dim=-1)
+    return move, left / push.norm(dim=-1).clamp_min(1e-300)
 
 
 def _outward(loss: ContextLoss, hidden: Tensor) -> Tensor:
@@ -174,8 +201,7 @@ class _Solver:
         pull = torch.zeros_like(gradient[:, :1])
         if self.squared is not None:
             pull = -(self.point.gradient * self.x).sum(-1, keepdim=True) / self.squared
-        diagonal = self.point.bulk.unsqueeze(-1) * self.axes + pull.abs() + self.loss.decay + _LEAST * self.scale**2
-        move, predicted = self.conjugate_gradients(gradient, pull, left, diagonal)
+        move, predicted = self.conjugate_gradients(gradient, pull, left, self.diagonal(pull))
         trial = self.x + move
         if self.squared is not None:
             trial = trial * (self.squared.sqrt() / trial.norm(dim=-1, keepdim=True))
@@ -224,6 +250,10 @@ class _Solver:
             share = torch.where(going, new / square, 0.0).unsqueeze(-1)
             direction, square = -conditioned + share * direction, torch.where(going, new, square)
         return move, -(move * (gradient + 0.5 * curved)).sum(-1)
+
+    def diagonal(self, pull: Tensor) -> Tensor:
+        """What the Hessian is about, in the axes of the rows, ``(n, D)``."""
+        return self.point.bulk.unsqueeze(-1) * self.axes + pull.abs() + self.loss.decay + _LEAST * self.scale**2
 
     def preconditioner(self, diagonal: Tensor) -> Callable[[Tensor], Tensor]:
         """Inverse of the diagonal, on a sphere of its restriction to the tangent space."""
