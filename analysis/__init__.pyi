@@ -1,6 +1,7 @@
 from . import bottleneck as bottleneck
 from . import calibration as calibration
 from . import caps as caps
+from . import claims as claims
 from . import diagnostics as diagnostics
 from . import head_shapes as head_shapes
 from . import heads as heads

@@ -2,7 +2,7 @@
 
 Committed tables, each with a sidecar of the same name (``S3.json``), the large ones packed (``S3.csv.gz``):
 
-- ``data/S1.csv`` to ``data/S7.csv`` and ``data/verdicts.csv``: the study, preset ``full``
+- ``data/S1.csv`` to ``data/S7.csv``, ``data/verdicts.csv`` and ``data/findings.csv``: the study, preset ``full``
 - ``data/quick/``: the same names, preset ``quick``
 - ``data/NAME.csv``: what no preset changes, such as ``kernel.csv`` and ``caps.csv``
 
@@ -34,6 +34,7 @@ _COMMANDS = {
     ),
     "instruction_full": "python -m analysis.instruction run MODEL.gguf questions.json --device cuda",
     "instruction_verdicts": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
+    "instruction_findings": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
 }
 
 
@@ -55,7 +56,7 @@ def needed_command(name: str, preset: Preset) -> str:
     """
     if not is_study(name):
         return _COMMANDS[name]
-    if name == "verdicts":
+    if name in ("verdicts", "findings"):
         return f"python -m analysis.study verdicts --preset {preset}"
     return f"python -m analysis.study run {name} --preset {preset}" + (" --device cuda" if preset == "full" else "")
 

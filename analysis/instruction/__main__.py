@@ -14,10 +14,11 @@ from typing import Any
 
 import pandas as pd
 
+from ..claims.verdicts import judge_model, write_judged
 from ..records import RowStore, write_atomically, write_table
 from ..study.registry import tidy
 from ..sweep import available_cores, read_rows, run
-from .claims import judge
+from .predictions import PREDICTIONS
 from .questions import build_questions, read_questions, write_questions
 from .tuning import PRESETS, InstructionConfig, configs, seconds, tune
 
@@ -166,13 +167,13 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verdicts(options: argparse.Namespace) -> int:
-    table = judge(pd.read_csv(options.table))
-    write_atomically(options.file, table.to_csv(index=False, lineterminator="\n"))
+    judged = judge_model(pd.read_csv(options.table), PREDICTIONS)
+    table, findings = judged.verdicts, write_judged(judged, options.file)
     for line in table.to_dict("records"):
         print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
         print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
         print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
-    print(f"wrote {options.file}")
+    print(f"wrote {options.file} and {findings}")
     return 0
 
 

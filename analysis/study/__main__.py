@@ -215,7 +215,7 @@ def _tables(options: argparse.Namespace) -> int:
 
 
 def _verdicts(options: argparse.Namespace) -> int:
-    from .verdicts import write_verdicts
+    from ..claims.verdicts import write_verdicts
 
     return write_verdicts(options.preset, _out(options), options.file)
 

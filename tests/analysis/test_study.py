@@ -13,10 +13,10 @@ from scipy.stats import sem, t
 import paper_figures
 from analysis.bottleneck import FitConfig
 from analysis.caps import gap_to_confidence, max_gap, simplex_cap, single_token_cap
+from analysis.claims.effects import CELL, cell_effects, paired_effects
 from analysis.records import config_key, find_table, read_table
 from analysis.smoothing import optimal_gap
 from analysis.study.cells import coverage
-from analysis.study.effects import CELL, cell_effects, paired_effects
 from analysis.study.grids import smoothing_at_gap
 from analysis.study.registry import EXPERIMENTS, PRESETS, experiment, experiments
 

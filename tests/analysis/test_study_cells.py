@@ -1,17 +1,9 @@
-"""Complete cells: all seeds, and the twin without smoothing; and what verdicts say of the rest."""
-
-import dataclasses
-
-import pandas as pd
-import pytest
+"""Complete cells: all seeds, and the twin without smoothing."""
 
 from analysis.records import config_key
 from analysis.study.ceilings import CeilingConfig
 from analysis.study.cells import coverage
 from analysis.study.grids import heads
-from analysis.study.judging import Tables, Verdict, number
-from analysis.study.statistics import mean_effect
-from analysis.study.verdicts import CLAIMS, judge
 
 
 def grid():
@@ -54,31 +46,3 @@ class TestCoverage:
         assert found.keys == keys(configs[:2])
         assert found.missing == {"V=16 D=2": 1}
         assert coverage(configs, ()).not_run == 2
-
-
-class TestUnfinished:
-    def test_an_effect_without_rows_is_not_known(self):
-        effect = mean_effect(pd.DataFrame({"x": [], "cell": [], "data_seed": []}), "x", cell=["cell"])
-        assert (effect.cells, str(effect)) == (0, "not known (no rows)")
-        assert number(float("nan"), ".2f") == "not known"
-
-    def test_a_claim_that_no_cell_decides_is_not_decided(self, monkeypatch, tmp_path):
-        nothing = mean_effect(pd.DataFrame({"x": [], "cell": [], "data_seed": []}), "x", cell=["cell"])
-        verdict = Verdict(
-            claim="K1", verdict="supported", effect="e", size=nothing, condition="c", counter_evidence="", tables=("S1",)
-        )  # fmt: skip
-        monkeypatch.setitem(CLAIMS, "K1", lambda tables: verdict)
-        tables = Tables([tmp_path], not_run={"S1": (3, 7)})
-        line = judge(tables, "full").set_index("claim").loc["K1"]
-        assert (line["verdict"], line["cells_not_run"]) == ("not decided", "3 of 7")
-        assert pd.isna(line["mean"])
-
-    def test_a_known_effect_keeps_its_word(self, monkeypatch, tmp_path):
-        rows = pd.DataFrame({"x": [1.0, 2.0], "cell": [0, 0], "data_seed": [0, 1]})
-        known = Verdict(
-            claim="K1", verdict="supported", effect="e", size=mean_effect(rows, "x", cell=["cell"]), condition="c",
-            counter_evidence="", tables=(),
-        )  # fmt: skip
-        monkeypatch.setitem(CLAIMS, "K1", lambda tables: dataclasses.replace(known))
-        line = judge(Tables([tmp_path]), "full").set_index("claim").loc["K1"]
-        assert (line["verdict"], line["mean"]) == ("supported", pytest.approx(1.5))
