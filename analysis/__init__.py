@@ -42,7 +42,7 @@ _PUBLIC = {
 }
 # Machinery of grids, files and drawing, whose names (run, grid, ...) say little without their module:
 # analysis.sweep.run.
-_MACHINERY = ("claims", "instruction", "notebook", "plots", "records", "study", "sweep")
+_MACHINERY = ("claims", "command", "files", "instruction", "notebook", "plots", "records", "study", "sweep")
 # Modules that are commands only: python -m analysis.NAME.
 _COMMANDS: tuple[str, ...] = ("audit", "caps_table", "transition_table")
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}

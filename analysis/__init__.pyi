@@ -2,7 +2,9 @@ from . import bottleneck as bottleneck
 from . import calibration as calibration
 from . import caps as caps
 from . import claims as claims
+from . import command as command
 from . import diagnostics as diagnostics
+from . import files as files
 from . import head_shapes as head_shapes
 from . import heads as heads
 from . import instruction as instruction

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from . import _MACHINERY, _PUBLIC  # pyright: ignore[reportAttributeAccessIssue]
+from .command import finish
 
 __all__ = ["commands", "main", "modules", "summary", "versions"]
 
@@ -88,7 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--versions", action="store_true", help="the versions alone")
-    if not parser.parse_args(arguments).versions:
+    only_versions = parser.parse_args(arguments).versions
+    return finish(lambda: _print(only_versions))
+
+
+def _print(only_versions: bool) -> int:
+    if not only_versions:
         own = [(name, path) for name, path in modules("analysis") if name.count(".") == 1]
         short = {name.partition(".")[2]: summary(path) for name, path in own}
         _table("Functions: import analysis, then analysis.NAME. They live in", {n: short[n] for n in _PUBLIC})

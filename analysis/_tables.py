@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import platform
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,8 @@ import numpy as np
 import scipy
 from tqdm import tqdm
 
+from .files import check_writable, write_together
+
 __all__ = ["write_table"]
 
 
@@ -20,18 +23,20 @@ def write_table(
 ) -> int:
     """Write rows of the same columns, floats to ``digits`` significant digits, and return their number.
 
-    ``path`` with the suffix .json receives the command and the versions that the numbers come from. ``total`` is the
-    number of rows to come, for the progress bar of a terminal.
+    ``path`` with the suffix .json receives the command and the versions that the numbers come from: both files or none.
+    ``total`` is the number of rows to come, for the progress bar of a terminal. A path that cannot be written raises
+    OSError before the first row is computed.
     """
+    check_writable(path, path.with_suffix(".json"))
     table = [
         {name: f"{value:.{digits}g}" if isinstance(value, float) else value for name, value in row.items()}
         for row in tqdm(rows, desc=path.name, total=total, unit="row", disable=None)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
     versions = {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__}
-    path.with_suffix(".json").write_text(json.dumps({"command": command, **versions}, indent=2) + "\n")
+    sidecar = json.dumps({"command": command, **versions}, indent=2) + "\n"
+    write_together({path: text.getvalue(), path.with_suffix(".json"): sidecar})
     return len(table)

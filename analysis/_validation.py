@@ -1,4 +1,4 @@
-"""Argument checks shared by the theory functions: real, finite, in range, broadcastable.
+"""Argument checks shared by the theory and the measurements: real, finite, in range, broadcastable, possible.
 
 Every check returns a float64 array or raises an error that names the argument, what is allowed and what came.
 """
@@ -6,30 +6,39 @@ Every check returns a float64 array or raises an error that names the argument, 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["distribution", "interval", "one_whole", "real", "require_broadcast", "softcap_or_inf", "whole"]
+from ._arguments import check_flag, converted, shown
+
+__all__ = [
+    "check_losses",
+    "check_number",
+    "distribution",
+    "interval",
+    "one_whole",
+    "real",
+    "refuse_probabilities",
+    "require_broadcast",
+    "softcap_or_inf",
+    "sum_to_one",
+    "whole",
+]
+
+# What sums of float32 numbers may be off by, in nats and as a share: losses of a large vocabulary have an lse of 1000.
+_ROUNDING = 1e-3
 
 
-def _shown(value: object) -> str:
-    """The value as the caller wrote it, cut to a readable length."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def real(name: str, value: ArrayLike) -> NDArray[np.float64]:
+def real(name: str, value: Any) -> NDArray[np.float64]:
     """The argument as a float64 array; NaN, booleans, complex numbers and anything not numeric are refused."""
-    try:
-        array = np.asarray(value)
-    except Exception as error:  # ragged lists, tensors that require grad
-        raise TypeError(f"{name} must be a real number or an array of them, got {_shown(value)}.") from error
-    if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name} must be a real number or an array of them, got {_shown(value)}.")
+    array = converted(name, value)
+    if array is None or array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must be a real number or an array of them, got {shown(value)}.")
     array = array.astype(np.float64)
     if np.isnan(array).any():
-        raise ValueError(f"{name} must not be NaN, got {_shown(value)}.")
+        raise ValueError(f"{name} must not be NaN, got {shown(value)}.")
     return array
 
 
@@ -54,7 +63,7 @@ def interval(
             allowed = f"finite and {'greater than' if open_low else 'at least'} {low:g}"
         else:
             allowed = f"in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-        raise ValueError(f"{name} must be {allowed}, got {_shown(value)}.")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}.")
     return array
 
 
@@ -62,7 +71,7 @@ def whole(name: str, value: ArrayLike, low: int) -> NDArray[np.float64]:
     """The argument as a float64 array of whole numbers of at least ``low`` (sizes: vocabulary, hidden)."""
     array = interval(name, value, low)
     if not np.all(array == np.floor(array)):
-        raise ValueError(f"{name} must be a whole number, got {_shown(value)}.")
+        raise ValueError(f"{name} must be a whole number, got {shown(value)}.")
     return array
 
 
@@ -72,6 +81,18 @@ def one_whole(name: str, value: ArrayLike, low: int) -> int:
     if array.ndim:
         raise ValueError(f"{name} must be one number here, got the shape {array.shape}.")
     return int(array)
+
+
+def check_number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+) -> float:
+    """One finite number of Python's, as fields of a config hold: a NumPy scalar has another type and rounding."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a Python number, got {shown(value)}.")
+    if math.isnan(value):
+        raise ValueError(f"{name} must not be NaN, got {value!r}.")
+    interval(name, value, low, high, open_low=open_low)
+    return value
 
 
 def softcap_or_inf(softcap: ArrayLike | None) -> NDArray[np.float64]:
@@ -88,6 +109,30 @@ def require_broadcast(**arrays: NDArray[np.float64]) -> tuple[int, ...]:
         raise ValueError(f"the arguments must broadcast against each other, got the shapes {shapes}.") from error
 
 
+def check_losses(
+    entropy: NDArray[np.float64],
+    cross_entropy: NDArray[np.float64],
+    uniform_cross_entropy: NDArray[np.float64] | None = None,
+) -> None:
+    """Refuse means that no softmax has: 0 <= H, 0 <= CE and H <= CE_u, in nats; rounding of sums may break each.
+
+    H = lse - sum p z and CE_u = lse - mean z: a softmax puts its weight where the logits are large.
+    """
+    for name, values in (("entropy", entropy), ("cross_entropy", cross_entropy)):
+        if np.any(values < -_ROUNDING):
+            raise ValueError(f"{name} must be at least 0, got {values.min():.6g}: it is a mean in nats.")
+    if uniform_cross_entropy is None:
+        return
+    high, low = np.broadcast_arrays(entropy, uniform_cross_entropy)
+    above = high - low - _ROUNDING * (1 + np.abs(low))
+    if np.any(above > 0):
+        worst = int(np.argmax(above))
+        raise ValueError(
+            f"entropy must be at most uniform_cross_entropy, as in every softmax, got {high.flat[worst]:.6g} "
+            f"and {low.flat[worst]:.6g}."
+        )
+
+
 def distribution(name: str, value: ArrayLike, *, tolerance: float = 1e-4) -> NDArray[np.float64]:
     """The argument as probabilities (..., V): at least 0, summing to 1 over the last axis within ``tolerance``."""
     array = interval(name, value, 0)
@@ -98,3 +143,19 @@ def distribution(name: str, value: ArrayLike, *, tolerance: float = 1e-4) -> NDA
     if np.any(off > tolerance):
         raise ValueError(f"{name} must sum to 1 over its last axis, got a sum of {sums.flat[int(off.argmax())]:.6g}.")
     return array
+
+
+def sum_to_one(rows: NDArray[np.float64]) -> bool:
+    """Whether all of these rows of numbers in [0, 1] are distributions, as half precision may have rounded them."""
+    return bool((np.abs(rows.sum(-1) - 1) <= 1e-2).all())
+
+
+def refuse_probabilities(name: str, logits: NDArray[Any], allowed: bool) -> None:
+    """Refuse logits ``(..., V)`` whose rows all lie in [0, 1] and sum to 1: almost surely they are probabilities."""
+    if check_flag("allow_probabilities", allowed) or logits.ndim < 1 or logits.shape[-1] < 2 or not logits.size:
+        return
+    if logits.min() >= 0 and logits.max() <= 1 + 1e-2 and sum_to_one(logits.astype(np.float64, copy=False)):
+        raise ValueError(
+            f"{name} must be logits, got rows in [0, 1] that sum to 1: take the logarithm of probabilities, or say "
+            "allow_probabilities=True if these are logits."
+        )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command import finish, shown
+
 if TYPE_CHECKING:
     import pandas as pd
     from typing_extensions import Self
@@ -33,11 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 2 for what cannot be audited."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    try:
-        return _audit(options)
-    except (OSError, TypeError, ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return finish(lambda: _audit(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,12 +67,22 @@ def _parser() -> argparse.ArgumentParser:
 def _audit(options: argparse.Namespace) -> int:
     import torch
 
+    from .files import check_writable, write_together
     from .heads import audit_model, load_model, packaged_smollm2
-    from .heads._audit import check_device
-    from .records import environment, write_atomically
+    from .heads._audit import check_device, check_options
+    from .records import environment
 
     if options.out.suffix != ".csv":  # the sidecar and the figure take its name with .json and .png
         raise ValueError(f"--out must end in .csv, got {options.out}.")
+    beside, picture = options.out.with_suffix(".json"), options.out.with_suffix(".png")
+    check_writable(options.out, beside, picture)
+    check_options(
+        options.label_smoothing,
+        max_tokens=options.max_tokens,
+        max_length=options.max_length,
+        skip=options.skip,
+        batch_size=options.batch_size,
+    )
     check_device(options.device)
     made_by = {"command": _command(options), **environment()}
     documents, text = _documents(options.text)
@@ -105,11 +113,15 @@ def _audit(options: argparse.Namespace) -> int:
             source=source,
             progress=bar.show,
         )
-    write_atomically(options.out, found.table.to_csv(index=False, lineterminator="\n", float_format="%.7g"))
-    write_atomically(options.out.with_suffix(".json"), json.dumps(made_by, indent=1) + "\n")
-    options.out.with_suffix(".png").write_bytes(_figure(found.table))
+    write_together(
+        {
+            options.out: found.table.to_csv(index=False, lineterminator="\n", float_format="%.7g"),
+            beside: json.dumps(made_by, indent=1) + "\n",
+            picture: _figure(found.table),
+        }
+    )
     print(found.verdict)
-    print(f"wrote {options.out}, {options.out.with_suffix('.json')} and {options.out.with_suffix('.png')}")
+    print(f"wrote {shown(options.out)}, {shown(beside)} and {shown(picture)}")
     return 0
 
 

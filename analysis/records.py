@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
@@ -25,9 +26,12 @@ from typing import Any
 
 import pandas as pd
 
+from ._row_locks import RowLocks
+from .files import write_atomically, write_together
+
 __all__ = [
-    "RowStore", "check_stored", "config_key", "encode", "environment", "find_table", "read_sidecar", "read_table",
-    "write_atomically", "write_table",
+    "RowStore", "check_stored", "config_key", "configs_hash", "encode", "environment", "find_table", "read_sidecar",
+    "read_table", "write_table",
 ]  # fmt: skip
 
 # Part of every key: raise it when a change makes rows of an earlier version wrong.
@@ -121,35 +125,6 @@ def _commit() -> str | None:
         return None
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, whatever kills the process or the machine: temporary file, fsync, rename.
-
-    Args:
-        path: Its folder is made where there is none.
-        content: Text, written as UTF-8, or bytes.
-
-    Raises:
-        OSError: If the folder cannot be written; an earlier file at ``path`` is then as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
-
-
 class RowStore:
     """Finished rows under ``directory``, one ``KEY.json`` each, and failures under ``directory/failed``.
 
@@ -159,6 +134,7 @@ class RowStore:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
+        self._locks = RowLocks(self.directory)
 
     def prepare(self) -> None:
         """Make the directory and test that it can be written, before something is computed that could not be kept.
@@ -169,6 +145,22 @@ class RowStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.directory):
             pass
+
+    def name(self, config: Any) -> str:
+        """What messages call a config: its key, the name of its file."""
+        return config_key(config)
+
+    def take(self, config: Any) -> bool:
+        """Whether this process may compute the row of a config: False while another process does."""
+        return self._locks.take(config_key(config))
+
+    def release(self, config: Any) -> None:
+        """Let others compute the row of a config again."""
+        self._locks.release(config_key(config))
+
+    def close(self) -> None:
+        """Release everything that was taken."""
+        self._locks.close()
 
     def write(self, config: Any, row: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
         """Store the row of a config with the environment that made it, and forget an earlier failure."""
@@ -325,7 +317,7 @@ def write_table(
         "rows": len(table),
         "columns": list(table.columns),
         "constants": constants,
-        "configs_hash": hashlib.sha256("".join(sorted(map(config_key, configs))).encode()).hexdigest(),
+        "configs_hash": configs_hash(configs),
         "rows_version": ROWS_VERSION,
         "data_seeds": _distinct(rows, "data_seed"),
         "model_seeds": _distinct(rows, "model_seed"),
@@ -337,11 +329,15 @@ def write_table(
         **(more or {}),
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    write_atomically(written, content)
-    other.unlink(missing_ok=True)
     beside = path.with_suffix(".json")
-    write_atomically(beside, json.dumps(sidecar, indent=1) + "\n")
+    write_together({written: content, beside: json.dumps(sidecar, indent=1) + "\n"})
+    other.unlink(missing_ok=True)
     return beside
+
+
+def configs_hash(configs: Sequence[Any]) -> str:
+    """One hash of a whole grid, whatever its order, as sidecars hold it."""
+    return hashlib.sha256("".join(sorted(map(config_key, configs))).encode()).hexdigest()
 
 
 def _distinct(frame: pd.DataFrame, column: str) -> list[Any]:
@@ -378,8 +374,17 @@ def read_table(path: Path) -> pd.DataFrame:
 
     Returns:
         The table. Constant columns come last.
+
+    Raises:
+        ValueError: If the file is cut, damaged, empty or no table, or if its sidecar is.
+        OSError: If it cannot be read.
     """
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is no whole table: {error}") from error
+    if table.empty:
+        raise ValueError(f"{path} is no whole table: it has no rows")
     for name, value in read_sidecar(path).get("constants", {}).items():
         table[name] = float("nan") if value is None or value == "" else value  # as a CSV would say it
     return table
@@ -388,4 +393,12 @@ def read_table(path: Path) -> pd.DataFrame:
 def read_sidecar(path: Path) -> dict[str, Any]:
     """What stands in the sidecar of a table; empty where there is none."""
     beside = path.with_name(path.name.split(".csv")[0] + ".json")
-    return _decode(json.loads(beside.read_text(encoding="utf-8"))) if beside.exists() else {}
+    if not beside.exists():
+        return {}
+    try:
+        content = _decode(json.loads(beside.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{beside} is no whole sidecar: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{beside} is no sidecar: it must hold a JSON object")
+    return content

@@ -2,7 +2,8 @@
 
 Each worker is a fresh process with a single thread (two threads make small fits slower) that computes one config at a
 time; only this process writes. What may die: a worker (its config is recorded as failed, another worker starts), this
-process (its workers notice and end, finished rows are on disk), the machine (rows are whole or absent).
+process (its workers notice and end, finished rows are on disk), the machine (rows are whole or absent). Several sweeps
+may share a folder, also of several machines: each computes what no other has taken.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import json
 import math
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -24,14 +28,15 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import pandas as pd
 from tqdm import tqdm
 
-from .records import RowStore, config_key, environment
+from .records import RowStore, environment
 
 __all__ = ["Engine", "Lane", "SweepResult", "attempt", "available_cores", "local_engine", "read_rows", "run"]
 
 Config = TypeVar("Config")
 Row = Mapping[str, Any]
 Engine = Callable[
-    [Callable[[Any], Row], Sequence[Any], int, Callable[[], bool]], Iterator[tuple[Any, dict[str, Any], "str | None"]]
+    [Callable[[Any], Row], Sequence[Any], int, Callable[[], bool], Callable[[Any], bool]],
+    Iterator[tuple[Any, dict[str, Any], "str | None"]],
 ]
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -55,7 +60,8 @@ class SweepResult(NamedTuple):
 
     rows: pd.DataFrame  # finished rows in the order of the configs, with their ``key``
     computed: int  # rows made now; the others were there
-    failures: dict[str, str]  # key of a failed config -> error
+    failures: dict[str, str]  # name of a failed config in its store -> error
+    elsewhere: int = 0  # configs without a row that another sweep computes at this moment
 
 
 class Store(Protocol):
@@ -63,6 +69,20 @@ class Store(Protocol):
 
     def prepare(self) -> None:
         """Raise OSError where nothing can be written."""
+
+    def name(self, config: Any) -> str:
+        """What messages call a config: where its row or its failure is found."""
+        ...
+
+    def take(self, config: Any) -> bool:
+        """Whether this process may compute the row of a config: False while another process does."""
+        ...
+
+    def release(self, config: Any) -> None:
+        """Let others compute the row of a config again."""
+
+    def close(self) -> None:
+        """Release everything that was taken."""
 
     def read(self, config: Any) -> dict[str, Any] | None:
         """What is stored with the row of a config, with its ``key`` and ``row``; None where there is none."""
@@ -92,7 +112,7 @@ def run(
     """Compute the rows of all configs that have none yet, store each as it finishes, and return all.
 
     A config that raises, or whose worker dies, is recorded with its error and the sweep goes on; the next call tries it
-    again. A progress bar shows on a terminal only.
+    again. A progress bar shows on a terminal only. What another sweep in the same folder is computing is left to it.
 
     Args:
         function: Config -> row of JSON values; importable by name (no lambda), as it is sent to fresh processes.
@@ -103,12 +123,14 @@ def run(
         description: Label of the progress bar.
         max_seconds: After this time no further config is started; what is under way is finished. None for no limit.
         engine: What computes; None for processes on this machine. It is given the function, the configs, the number
-            of workers and a question whether to start no more, and yields (config, row, error) as they finish.
+            of workers, a question whether to start no more and one whether to start this config, and yields
+            (config, row, error) as they finish.
 
     Returns:
-        Rows, how many are new, and the failures.
+        Rows, how many are new, the failures, and how many rows another sweep still computes.
 
     Raises:
+        KeyboardInterrupt: On Ctrl-C, with the number of rows that are kept.
         ValueError: If ``workers`` is below 1.
         OSError: If a row cannot be written; rows already written stay.
     """
@@ -120,30 +142,92 @@ def run(
     store = RowStore(store) if isinstance(store, (str, os.PathLike)) else store
     store.prepare()
     different = list(dict.fromkeys(configs))
-    pending = [config for config in different if store.read(config) is None]
+    there = [store.read(config) for config in different]
+    damaged = _damaged(found for found in there if found is not None)
+    pending = [c for c, found in zip(different, there, strict=True) if found is None or found["key"] in damaged]
     made_by = environment()
     failures: dict[str, str] = {}
-    computed = 0
+    computed, left_alone = 0, list[Config]()
+
+    def take(config: Config) -> bool:
+        """Whether nobody else computes the row, or has in the meantime."""
+        mine = store.take(config)
+        found = store.read(config) if mine else None
+        if mine and (found is None or found["key"] in damaged):
+            return True
+        if mine:
+            store.release(config)
+        elif not left_alone:
+            tqdm.write("another sweep computes rows here: each takes what the other has not begun", file=sys.stderr)
+        left_alone.append(config)
+        return False
+
     bar = tqdm(total=len(different), initial=len(different) - len(pending), desc=description, disable=None)
-    with bar:
-        for config, row, error in (engine or local_engine)(
-            function, pending, workers or available_cores(), lambda: time.monotonic() >= end
-        ):
+    results = (engine or local_engine)(
+        function, pending, workers or available_cores(), lambda: time.monotonic() >= end, take
+    )
+    try:
+        for config, row, error in results:
             if error is None:
                 store.write(config, row, made_by)
                 computed += 1
             else:
                 store.write_failure(config, error, made_by)
-                failures[config_key(config)] = error
+                failures[store.name(config)] = error
+            store.release(config)
             bar.update()
-    return SweepResult(read_rows(store, different), computed, failures)
+    except KeyboardInterrupt:
+        kept = sum(store.read(config) is not None for config in different)
+        raise KeyboardInterrupt(f"{kept} of {len(different)} rows are kept; run again to go on") from None
+    finally:
+        if isinstance(results, Generator):
+            results.close()  # ends the workers, before others may take what they were computing
+        bar.close()
+        store.close()
+    elsewhere = sum(store.read(config) is None for config in left_alone)
+    return SweepResult(read_rows(store, different), computed, failures, elsewhere)
 
 
 def read_rows(store: Store | str | os.PathLike[str], configs: Sequence[Any]) -> pd.DataFrame:
-    """The finished rows of the configs, in their order, one line each, the ``key`` first."""
+    """The finished rows of the configs, in their order, one line each, the ``key`` first.
+
+    Raises:
+        ValueError: If a row holds a text where the others hold a number, or a number where they hold a text.
+    """
     store = RowStore(store) if isinstance(store, (str, os.PathLike)) else store
     found = [stored for config in configs if (stored := store.read(config)) is not None]
+    for key, (column, value) in _damaged(found).items():
+        raise ValueError(
+            f"rows must hold one kind of value in {column}, got {value!r} in {key}.json alone: remove that file and "
+            "run again."
+        )
     return pd.DataFrame([{"key": stored["key"], **stored["row"]} for stored in found])
+
+
+def _damaged(stored: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, Any]]:
+    """Keys of rows with a text where most rows hold a number, or the other way round, and one such column each."""
+    kinds = defaultdict[str, dict[bool, dict[str, Any]]](lambda: {True: {}, False: {}})
+    for found in stored:
+        for column, value in _leaves("", found["row"]):
+            kinds[column][isinstance(value, str)][found["key"]] = value
+    damaged: dict[str, tuple[str, Any]] = {}
+    for column, by_kind in kinds.items():
+        numbers, texts = by_kind[False], by_kind[True]
+        if numbers and texts:
+            damaged |= {key: (column, value) for key, value in min(texts, numbers, key=len).items()}
+    return damaged
+
+
+def _leaves(column: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Texts and numbers of a row with the names that lead to them; places in a list share one name."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _leaves(f"{column}.{name}".lstrip("."), part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _leaves(column, part)
+    elif value is not None:
+        yield column, value
 
 
 class _Worker:
@@ -155,7 +239,7 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
         # libraries read them when they load, which is before _work
-        with _environment_variables({**_THREADS, **lane.environment}):
+        with _environment_variables({**_THREADS, **lane.environment}), _interrupts_held_back():
             self.process.start()
         theirs.close()
         self.config: Any = None
@@ -184,6 +268,7 @@ def local_engine(
     configs: Sequence[Any],
     size: int,
     enough: Callable[[], bool],
+    take: Callable[[Any], bool] = lambda config: True,
     *,
     lanes: Sequence[Lane] = (),
     queue: Callable[[Any], str] = lambda config: "",
@@ -197,6 +282,7 @@ def local_engine(
         configs: What to compute, first things first.
         size: Workers, where there are no lanes.
         enough: Asked before each start.
+        take: Asked of each config before it starts; False leaves it out.
         lanes: Workers of several kinds; none for ``size`` equal ones.
         queue: Config -> name of its queue, which a lane must serve.
     """
@@ -210,7 +296,11 @@ def local_engine(
     def following(lane: Lane) -> Any:
         if enough():
             waiting.clear()
-        return next((waiting[name].popleft() for name in lane.queues if waiting[name]), None)
+        for name in lane.queues:
+            while waiting[name]:
+                if take(config := waiting[name].popleft()):
+                    return config
+        return None
 
     try:
         while True:
@@ -275,6 +365,20 @@ def _environment_variables(values: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach: a terminal sends it to all, and only this one is to say something."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # whose start would let interrupts in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:

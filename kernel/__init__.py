@@ -6,7 +6,7 @@
 """
 
 from .api import LinearCrossEntropy, linear_cross_entropy
-from .statistics import head_statistics
-from .statistics_fields import HeadStatistics
+from .statistics import HeadStatistics, head_statistics
+
 
 __all__ = ["HeadStatistics", "LinearCrossEntropy", "head_statistics", "linear_cross_entropy"]

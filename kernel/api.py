@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from . import chunked, fused, reference
 from .options import LossOptions, Reduction
 from .reference import compute_dtype
-from .validation import check_target_range, check_tensor, check_tensors, check_token_weight_range
+from .validation import (
+    check_target_range,
+    check_tensor,
+    check_tensors,
+    check_token_weight_range,
+    checked_target,
+    checked_token_weight,
+)
 
 __all__ = ["Implementation", "LinearCrossEntropy", "linear_cross_entropy"]
 
@@ -108,11 +115,17 @@ def linear_cross_entropy(
     check_tensor("target", target)
     check_tensors(input, linear_weight, target, linear_bias, token_weight)
     function = _resolve(implementation, input)
-    if function is not fused.loss or target.device.type == "cpu":  # the fused loss checks on its way
+    traceable = function is reference.loss
+    if traceable:
+        target = checked_target(target, linear_weight.shape[0], ignore_index)
+    elif function is not fused.loss or target.device.type == "cpu":  # the fused loss checks on its way
         check_target_range(target, linear_weight.shape[0], ignore_index)
     if token_weight is not None:
         token_weight = token_weight.to(compute_dtype(input.dtype))
-        check_token_weight_range(token_weight)
+        if traceable:
+            token_weight = checked_token_weight(token_weight)
+        else:
+            check_token_weight_range(token_weight)
     with _autocast_off(input):
         loss = function(
             input.reshape(-1, input.shape[-1]),

@@ -42,7 +42,8 @@ def loss(
     """The loss from the full N x V logits; autograd gives the gradients."""
     vocab_size, smoothing = linear_weight.shape[0], options.label_smoothing
     kept = target != options.ignore_index
-    z = logits(input, linear_weight, linear_bias, options)
+    # An ignored row may hold anything: a nan there would reach the weight's gradient as 0 x nan.
+    z = logits(torch.where(kept.unsqueeze(-1), input, 0), linear_weight, linear_bias, options)
     log_p = torch.log_softmax(z, dim=-1)
     log_p_target = log_p.gather(-1, torch.where(kept, target, 0).unsqueeze(-1)).squeeze(-1)
     # -sum_k q_k log p_k  with  q_k = (1 - smoothing) [k = target] + smoothing / V

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_target_range", "check_tensor", "check_tensors", "check_token_weight_range"]
+__all__ = [
+    "check_target_range",
+    "check_tensor",
+    "check_tensors",
+    "check_token_weight_range",
+    "checked_target",
+    "checked_token_weight",
+]
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -118,3 +125,41 @@ def check_token_weight_range(token_weight: Tensor) -> None:
     else:
         good = good.all() & torch.isfinite(token_weight.sum())
         torch.ops.aten._assert_async.msg(good, "token_weight must be finite and at least 0, and so must its sum.")
+
+
+# The two checks as operators, for the reference implementation: compilers and torch.func see one node that hands its
+# argument on, and the values are looked at when the node runs, wherever that is.
+
+
+@torch.library.custom_op("confidence_ceiling::checked_target", mutates_args=())
+def checked_target(target: Tensor, vocab_size: int, ignore_index: int) -> Tensor:
+    """A copy of the targets, after :func:`check_target_range`."""
+    check_target_range(target, vocab_size, ignore_index)
+    return target.clone()
+
+
+@torch.library.custom_op("confidence_ceiling::checked_token_weight", mutates_args=())
+def checked_token_weight(token_weight: Tensor) -> Tensor:
+    """A copy of the weights, after :func:`check_token_weight_range`; under vmap the sum is that of the whole batch."""
+    check_token_weight_range(token_weight)
+    return token_weight.clone()
+
+
+@checked_target.register_fake
+def _(target: Tensor, vocab_size: int, ignore_index: int) -> Tensor:
+    return torch.empty_like(target)
+
+
+@checked_token_weight.register_fake
+def _(token_weight: Tensor) -> Tensor:
+    return torch.empty_like(token_weight)
+
+
+@checked_target.register_vmap
+def _(info: object, in_dims: tuple[int | None, ...], target: Tensor, vocab_size: int, ignore_index: int) -> object:
+    return checked_target(target, vocab_size, ignore_index), in_dims[0]
+
+
+@checked_token_weight.register_vmap
+def _(info: object, in_dims: tuple[int | None, ...], token_weight: Tensor) -> object:
+    return checked_token_weight(token_weight), in_dims[0]

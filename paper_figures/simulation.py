@@ -34,6 +34,7 @@ def simulate(
     Returns:
         1 where a fit failed, else 0.
     """
+    from analysis.command import shown
     from analysis.records import RowStore
     from analysis.study.bundles import row_folder
     from analysis.study.registry import experiment
@@ -52,7 +53,7 @@ def simulate(
         configs = len(study.configs(preset))
         print(
             f"{name}, preset {preset}: {configs} configs on {workers or available_cores()} cores; "
-            f"finished rows are kept in {row_folder(out, name)}",
+            f"finished rows are kept in {shown(row_folder(out, name))}",
             flush=True,
         )
         left = None if max_minutes is None else max(60 * max_minutes - (time.monotonic() - start), 1e-9)
@@ -65,6 +66,8 @@ def simulate(
         if there < configs:
             table_path(out, name).unlink(missing_ok=True)
             why = "some fits failed" if result.failures else "time is up"
+            if result.elsewhere and not result.failures:
+                why = f"another run in {shown(out)} computes {result.elsewhere} rows"
             print(f"{name}: {why}; the committed {preset} table is drawn, run again to go on")
     return status
 

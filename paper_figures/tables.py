@@ -25,10 +25,10 @@ DATA = Path(__file__).resolve().parent / "data"
 
 # Tables that no preset changes -> the command that makes them; those of the study are S1 to S7 and their verdicts.
 _COMMANDS = {
-    "caps": "python -m analysis.caps_table",
-    "transition": "python -m analysis.transition_table",
-    "kernel": "python -m kernel.benchmark (needs a GPU)",
-    "kernel_samples": "python -m kernel.benchmark (needs a GPU)",
+    "caps": "python -m analysis.caps_table paper_figures/data/caps.csv",
+    "transition": "python -m analysis.transition_table paper_figures/data/transition.csv",
+    "kernel": "python -m kernel.benchmark --output paper_figures/data/kernel.csv (needs a GPU)",
+    "kernel_samples": "python -m kernel.benchmark --output paper_figures/data/kernel.csv (needs a GPU)",
     "audit_smollm2": (
         "python -m analysis.audit smollm2 --text python --max-tokens 8192 --out paper_figures/data/audit_smollm2.csv"
     ),
@@ -57,7 +57,8 @@ def needed_command(name: str, preset: Preset) -> str:
     if not is_study(name):
         return _COMMANDS[name]
     if name in ("verdicts", "findings"):
-        return f"python -m analysis.study verdicts --preset {preset}"
+        folder = "paper_figures/data" if preset == "full" else f"paper_figures/data/{preset}"
+        return f"python -m analysis.study verdicts --preset {preset} --file {folder}/verdicts.csv"
     return f"python -m analysis.study run {name} --preset {preset}" + (" --device cuda" if preset == "full" else "")
 
 

@@ -67,8 +67,10 @@ def test_length():
 CHEAP = {
     "python -m analysis": (),
     "python -m analysis.study list": (),
-    "python -m analysis.study verdicts": ("--file", "{tmp}/verdicts.csv"),
-    "python -m analysis.study verdicts --preset quick": ("--file", "{tmp}/verdicts.csv"),
+    "python -m analysis.study verdicts": (),
+    "python -m analysis.study verdicts --preset quick --file paper_figures/data/quick/verdicts.csv": (
+        *("--file", "{tmp}/verdicts.csv"),
+    ),
     "python -m paper_figures --list": (),
     "python -m paper_figures --only activity --preset full": ("--out", "{tmp}"),
 }

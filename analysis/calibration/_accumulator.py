@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arguments import check_index
 from ._binning import BLOCK, sum_by
 from ._cells import Cells, cells
-from ._inputs import as_numpy, check_choice, check_count, indices, log1m_confidences, losses, pairs
+from ._inputs import as_numpy, check_bins, check_choice, indices, log1m_confidences, losses, pairs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,19 +21,25 @@ __all__ = ["Accumulator"]
 
 FIELDS = ("counts", "confidence_sums", "variance_sums", "nll_counts", "nll_sums")
 FORMAT = 1
+MOST_SUMS = 2**26  # cells of a state, of both outcomes and all groups: 1.6 GB
 
 
 class Accumulator:
     """The part of :class:`CalibrationState` that takes samples in; documented there."""
 
     def __init__(self, n_bins: int = 15, *, groups: Sequence[str] | None = None) -> None:
-        self.n_bins = check_count("n_bins", n_bins)
+        self.n_bins = check_bins(n_bins)
         if isinstance(groups, str) or not all(isinstance(name, str) for name in groups or ()):
             raise TypeError(f"groups must be a sequence of names, got {groups!r}.")
         self.groups: tuple[str, ...] = ("all",) if groups is None else tuple(groups)
         if not self.groups or len(set(self.groups)) != len(self.groups):
             raise ValueError(f"groups must be different names, at least one, got {self.groups!r}.")
         shape = (len(self.groups), 2, self.cells.size)  # group, wrong or right, cell
+        if np.prod(shape) > MOST_SUMS:
+            raise ValueError(
+                f"groups must be at most {MOST_SUMS // (2 * self.cells.size)} with n_bins={self.n_bins}, each takes "
+                f"{48 * self.cells.size} bytes, got {len(self.groups)}."
+            )
         self.counts: NDArray[np.int64] = np.zeros(shape, np.int64)
         self.confidence_sums: NDArray[np.float64] = np.zeros(shape)
         self.variance_sums: NDArray[np.float64] = np.zeros(shape)  # of c (1 - c)
@@ -59,8 +66,10 @@ class Accumulator:
 
         Raises:
             TypeError: If an argument has the wrong type.
-            ValueError: If shapes differ or a value is NaN or out of range; the state is then unchanged.
+            ValueError: If shapes or pandas indexes differ or a value is NaN or out of range; the state is then
+                unchanged.
         """
+        check_index(confidence=confidence, correct=correct, group=group, log1m_confidence=log1m_confidence, nll=nll)
         c, y = pairs(confidence, correct, empty=True)
         shape = tuple(np.shape(confidence))
         if group is None and len(self.groups) > 1:
@@ -101,16 +110,21 @@ class Accumulator:
             classes: Label value of each group ``(K,)``, for instance token ids.
 
         Raises:
+            TypeError: If labels or classes are no integers.
             ValueError: If the shapes do not fit.
         """
+        check_index(probability=probability, label=label)
         p, y, ids = as_numpy("probability", probability), as_numpy("label", label), as_numpy("classes", classes)
+        for name, array in (("label", y), ("classes", ids)):
+            if array.dtype.kind not in "iu":
+                raise TypeError(f"{name} must hold integers, got dtype {array.dtype}.")
         expected = (*y.shape, len(self.groups))
         if p.shape != expected or ids.shape != expected[-1:]:
             raise ValueError(
                 f"probability must have shape {expected} and classes {expected[-1:]}, got {p.shape} and {ids.shape}."
             )
         group = np.broadcast_to(np.arange(len(self.groups)), expected)
-        return self.update(p, y[..., None] == ids, group)
+        return self.update(p.reshape(-1), (y[..., None] == ids).reshape(-1), group.reshape(-1))
 
     def merge(self, other: Self) -> Self:
         """Add another state of the same bins and groups; returns the state itself.

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from .._arguments import check_flag
 from ._inputs import check_choice
 
 __all__ = [
@@ -89,13 +90,12 @@ def sums_between(
 
 def equal_mass_cuts(n: int, n_bins: int) -> NDArray[np.int64]:
     """Ranks ``(bins + 1,)`` that cut n samples into bins whose sizes differ by at most one, larger ones first."""
-    bins = min(n_bins, n)
-    sizes = np.full(bins, n // bins, np.int64) + (np.arange(bins) < n % bins)
+    sizes = np.full(n_bins, n // n_bins, np.int64) + (np.arange(n_bins) < n % n_bins)
     return np.concatenate(([0], np.cumsum(sizes)))
 
 
 def equal_mass_sums(confidence: NDArray[np.float64], correct: NDArray[np.bool_], n_bins: int) -> BinSums:
-    """Sums over bins of equally many samples in order of confidence; with fewer samples than bins each is a bin."""
+    """Sums over bins of equally many samples in order of confidence; at least as many samples as bins."""
     cuts = equal_mass_cuts(confidence.size, n_bins)
     right, total = sums_between(cuts, confidence, correct.astype(np.float64), confidence)
     return BinSums(np.diff(cuts).astype(np.float64), right, total)
@@ -121,7 +121,7 @@ def binned_errors(sums: BinSums, norm: Norm, debiased: bool = False) -> NDArray[
         l1   2 |g| - E|N(g, s^2)|, g = c_b - a_b and s^2 = a_b (1 - a_b) / n_b; the sum cut at 0
     """
     check_choice("norm", norm, ("l1", "l2", "max"))
-    if debiased and norm == "max":
+    if check_flag("debiased", debiased) and norm == "max":
         raise ValueError("debiased must be False for norm='max': no bias correction of a maximum over bins is known.")
     count, correct, confidence = sums
     weight = count / count.sum(-1, keepdims=True)

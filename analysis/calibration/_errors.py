@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._binning import Binning, BinSums, Norm, binned_error, equal_mass_sums, sums_between, uniform_sums
-from ._inputs import check_choice, check_count, pairs
+from ._inputs import check_bins, check_choice, check_count, pairs
 
 __all__ = ["SortedError", "calibration_error", "sorted_rms_error"]
 
@@ -33,7 +33,7 @@ def calibration_error(
         confidence: Probability given to the predicted class, any shape, in [0, 1]. NumPy, torch or lists; what
             rounding put above 1 counts as 1. Sums are taken in float64.
         correct: Whether the prediction was right: booleans or 0 and 1, of confidence's shape.
-        n_bins: Number of bins.
+        n_bins: Number of bins, at most 2^20; of ``"quantile"`` at most the number of samples.
         norm: ``"l1"`` (ECE), ``"l2"`` (RMS-CE) or ``"max"`` (MCE).
         binning: ``"uniform"``, bins of equal width, or ``"quantile"``, bins of equally many samples; samples of equal
             confidence that a cut divides are shared in proportion, so the order of the samples never matters.
@@ -45,7 +45,8 @@ def calibration_error(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If a confidence is NaN or outside [0, 1], the shapes differ, or no sample is given.
+        ValueError: If a confidence is NaN or outside [0, 1], shapes or pandas indexes differ, no sample is given, there
+            are too many bins, or ``confidence`` holds whole distributions beside one-hot labels.
 
     References:
         Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015 (ECE, MCE).
@@ -57,8 +58,8 @@ def calibration_error(
     """
     check_choice("binning", binning, ("uniform", "quantile"))
     check_choice("norm", norm, ("l1", "l2", "max"))
-    n_bins = check_count("n_bins", n_bins)
     c, y = pairs(confidence, correct)
+    n_bins = check_bins(n_bins, c.size if binning == "quantile" else None)
     sums = uniform_sums(c, y, n_bins) if binning == "uniform" else equal_mass_sums(c, y, n_bins)
     return binned_error(sums, norm, debiased)
 

@@ -95,7 +95,10 @@ def frequency_groups(counts: Any, n_groups: int = 10) -> NDArray[np.int64]:
         [0, 1, 0, 0, 0]
     """
     n_groups = check_count("n_groups", n_groups)
-    array = as_numpy("counts", counts).astype(np.float64)
+    array = as_numpy("counts", counts)
+    if array.dtype.kind == "b":
+        raise TypeError("counts must be numbers of occurrences, got booleans.")
+    array = array.astype(np.float64)
     if array.ndim != 1:
         raise ValueError(f"counts must have shape (V,), got {array.shape}.")
     total = array.sum()

@@ -7,41 +7,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arguments import as_numpy, check_choice, check_count, check_index
+from .._validation import refuse_probabilities, sum_to_one
+
 __all__ = [
+    "MOST_BINS",
+    "alike",
     "as_numpy",
+    "check_bins",
     "check_choice",
     "check_count",
+    "check_labels",
     "confidences",
     "indices",
     "log1m_confidences",
+    "logits_and_labels",
     "losses",
     "outcomes",
     "pairs",
+    "refuse_probabilities",
     "weights",
 ]
 
-
-def as_numpy(name: str, value: Any) -> NDArray[Any]:
-    """The argument as an array; a torch tensor is detached and copied to the host, bfloat16 through float32."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} must not be a masked array: select the entries to use.")
-    if hasattr(value, "detach"):  # a torch tensor, recognised without importing torch
-        value = value.detach().cpu()
-        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-    try:
-        array = np.asarray(value)
-    except Exception as error:  # ragged lists
-        raise TypeError(f"{name} must be an array, got {type(value).__name__}.") from error
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must be an array of numbers or booleans, got dtype {array.dtype}.")
-    return array
+MOST_BINS = 2**20  # memory grows with the bins, samples or none; no data fill as many
 
 
 def confidences(name: str, value: Any) -> NDArray[np.float64]:
     """Probabilities, flat and in float64; what rounding put above 1 becomes 1, anything else outside is refused."""
     array = as_numpy(name, value)
-    if array.dtype.kind != "f":
-        array = array.astype(np.float64)
+    if array.size and array.dtype.kind != "f":
+        raise TypeError(
+            f"{name} must hold probabilities, floating numbers, got dtype {array.dtype}: classes, outcomes?"
+        )
     # float16 and bfloat16 round at 1e-3 to 8e-3, float32 and float64 softmaxes stay within 1e-6 of 1.
     tolerance = 1e-2 if "bfloat16" in str(getattr(value, "dtype", "")) or array.dtype.itemsize == 2 else 1e-6
     array = array.astype(np.float64, copy=False).reshape(-1)
@@ -49,7 +46,9 @@ def confidences(name: str, value: Any) -> NDArray[np.float64]:
     if not (low >= 0 and high <= 1 + tolerance):  # also true of NaN
         if np.isnan(low) or np.isnan(high):
             raise ValueError(f"{name} must not be NaN, got {int(np.isnan(array).sum())} NaN of {array.size} values.")
-        raise ValueError(f"{name} must be in [0, 1], got {float(low if low < 0 else high)!r}.")
+        hint = " (exponentiate log-probabilities)" if high <= 0 else ""
+        hint = " (divide percentages by 100)" if low >= 0 and 2 <= high <= 100 else hint
+        raise ValueError(f"{name} must be in [0, 1], got {float(low if low < 0 else high)!r}{hint}.")
     return np.minimum(array, 1.0) if high > 1 else array
 
 
@@ -67,10 +66,19 @@ def outcomes(name: str, value: Any) -> NDArray[np.bool_]:
 
 def pairs(confidence: Any, correct: Any, *, empty: bool = False) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Confidences and outcomes of one shape, flat; at least one of them unless ``empty`` allows none."""
-    shapes = [tuple(np.shape(x)) for x in (confidence, correct)]
+    check_index(confidence=confidence, correct=correct)
+    shapes = [tuple(as_numpy(n, x).shape) for n, x in (("confidence", confidence), ("correct", correct))]
     if shapes[0] != shapes[1]:
         raise ValueError(f"correct must have confidence's shape {shapes[0]}, got {shapes[1]}.")
     c, y = confidences("confidence", confidence), outcomes("correct", correct)
+    if c.size and len(shapes[0]) > 1 and shapes[0][-1] > 1:
+        rows = (-1, shapes[0][-1])
+        if sum_to_one(c.reshape(rows)) and (y.reshape(rows).sum(-1) == 1).all():
+            raise ValueError(
+                "confidence must be that of the predicted class, got distributions with one-hot labels: take "
+                "confidence.max(-1) and confidence.argmax(-1) == label; for classwise calibration flatten both or use "
+                "CalibrationState.update_classes."
+            )
     if not (c.size or empty):
         raise ValueError("confidence must not be empty: the error of no sample is not defined.")
     return c, y
@@ -95,32 +103,66 @@ def indices(name: str, value: Any, shape: tuple[int, ...], high: int) -> NDArray
     return array.astype(np.int64, copy=False)
 
 
-def weights(name: str, value: Any, size: int) -> NDArray[np.float64]:
-    """Flat non-negative weights, scaled to sum to 1; None means equal weights."""
+def check_labels(name: str, labels: NDArray[Any], vocab_size: int, ignore_index: int | None = None) -> None:
+    """Refuse class indices ``(...)`` that are no integers or lie outside [0, vocab_size) and are not ignored."""
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold class indices, integers, got dtype {labels.dtype}.")
+    bad = (labels < 0) | (labels >= vocab_size)
+    if ignore_index is not None:
+        bad &= labels != ignore_index
+    if bad.any():
+        or_ignored = "" if ignore_index is None else f" or equal ignore_index={ignore_index}"
+        raise ValueError(f"{name} must be in [0, {vocab_size}){or_ignored}, got {int(labels[bad][0])}.")
+
+
+def logits_and_labels(
+    logits: Any, target: Any, *, ignore_index: int | None, allow_probabilities: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Finite logits ``(n, V)`` in their own dtype and class indices ``(n,)``, at least one; ignored ones left out."""
+    check_index(logits=logits, target=target)
+    z, y = as_numpy("logits", logits), as_numpy("target", target)
+    if z.dtype.kind != "f":
+        raise TypeError(f"logits must be floating, got dtype {z.dtype}.")
+    if z.ndim < 1 or not z.shape[-1] or y.shape != z.shape[:-1]:
+        raise ValueError(
+            f"target must have shape {z.shape[:-1]}, logits' without the last axis (class indices, not one-hot), "
+            f"got {y.shape}."
+        )
+    check_labels("target", y, z.shape[-1], ignore_index)
+    z, y = z.reshape(-1, z.shape[-1]), y.reshape(-1)
+    if ignore_index is not None and (y == ignore_index).any():
+        z, y = z[y != ignore_index], y[y != ignore_index]
+    if not y.size:
+        raise ValueError("target must leave at least one sample.")
+    if not np.isfinite(z).all():
+        raise ValueError("logits must be finite, got nan or infinity.")
+    refuse_probabilities("logits", z, allow_probabilities)
+    return z, y
+
+
+def check_bins(value: Any, samples: int | None = None) -> int:
+    """A number of bins: bounded, as memory grows with it; of equal-mass bins none may be empty."""
+    n_bins = check_count("n_bins", value, 1, MOST_BINS)
+    if samples is not None and n_bins > samples:
+        raise ValueError(
+            f"n_bins must be at most the number of samples, {samples}, with binning='quantile', got {n_bins}."
+        )
+    return n_bins
+
+
+def weights(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Flat non-negative weights of contexts ``shape``, scaled to sum to 1; None means equal weights."""
     if value is None:
+        size = int(np.prod(shape))
         return np.full(size, 1.0 / size)
-    array = as_numpy(name, value).astype(np.float64).reshape(-1)
-    if array.size != size:
-        raise ValueError(f"{name} must have one entry a context ({size}), got {array.size}.")
+    array = as_numpy(name, value).astype(np.float64)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have one entry a context, the shape {shape}, got {array.shape}.")
+    array = array.reshape(-1)
     total = array.sum()
     if not (np.isfinite(total) and total > 0 and (array >= 0).all()):
         raise ValueError(f"{name} must be finite, at least 0 and not all 0, got a minimum of {array.min()!r}.")
     return array / total
-
-
-def check_count(name: str, value: Any, low: int = 1) -> int:
-    """A whole number of at least ``low``."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}.")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}.")
-    return int(value)
-
-
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """One of a few words."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
 
 
 def log1m_confidences(value: Any, confidence: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from .._arguments import one_index
+from .._validation import interval, require_broadcast
 from ._binning import BinSums, Norm, binned_error, binned_errors
 from ._inputs import check_choice, check_count
 
@@ -20,6 +22,9 @@ __all__ = [
     "noise_floor",
     "wilson_interval",
 ]
+
+
+_MOST_DRAWS = 2**25  # bins times resamples: arrays of 256 MB, of which there are about ten
 
 
 class OutcomeSums(NamedTuple):
@@ -72,6 +77,7 @@ def check_level(level: float) -> None:
         raise ValueError(f"level must be in (0, 1), got {level}.")
 
 
+@one_index
 def wilson_interval(
     correct: ArrayLike, samples: ArrayLike, level: float = 0.95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -86,7 +92,7 @@ def wilson_interval(
         Lower and upper ends, fractions.
 
     Raises:
-        TypeError: If ``level`` is not a number.
+        TypeError: If an argument is not a number.
         ValueError: If not 0 <= correct <= samples, or ``level`` is outside (0, 1).
 
     References:
@@ -98,7 +104,8 @@ def wilson_interval(
         (0.4902, 0.9433)
     """
     check_level(level)
-    correct, samples = np.asarray(correct, np.float64), np.asarray(samples, np.float64)
+    correct, samples = interval("correct", correct), interval("samples", samples)
+    require_broadcast(correct=correct, samples=samples)
     slack = 1e-9 * samples  # sums over divided cells round
     if not ((samples >= 0) & np.isfinite(samples) & (correct >= -slack) & (correct <= samples + slack)).all():
         raise ValueError("correct must be in [0, samples], and samples finite and at least 0.")
@@ -110,9 +117,16 @@ def wilson_interval(
     return np.maximum(centre - half, 0), np.minimum(centre + half, 1)
 
 
-def _check(norm: Norm, n_resamples: int) -> int:
+def _check(norm: Norm, n_resamples: int, bins: int, seed: int) -> int:
     check_choice("norm", norm, ("l1", "l2"))  # the maximum over bins has no usable bootstrap
-    return check_count("n_resamples", n_resamples, 100)
+    check_count("seed", seed, 0)
+    n_resamples = check_count("n_resamples", n_resamples, 100)
+    if n_resamples * bins > _MOST_DRAWS:
+        raise ValueError(
+            f"n_resamples times the number of bins must be at most {_MOST_DRAWS}, got {n_resamples} and {bins}: all "
+            "are held at once."
+        )
+    return n_resamples
 
 
 def noise_floor(
@@ -124,7 +138,7 @@ def noise_floor(
     sum c (1 - c) that the confidences of the bin imply.
     """
     check_level(level)
-    n_resamples = _check(norm, n_resamples)
+    n_resamples = _check(norm, n_resamples, sums.samples.shape[-1], seed)
     total = sums.total()
     # A shared tied group may leave a fractional count; one sample more or less does not matter to the scaled deviation.
     count = np.maximum(np.rint(total.samples), 1).astype(np.int64)
@@ -155,7 +169,7 @@ def error_interval(
     no lower than the bootstrap quantile of the plug-in error.
     """
     check_level(level)
-    n_resamples = _check(norm, n_resamples)
+    n_resamples = _check(norm, n_resamples, sums.samples.shape[-1], seed)
     total = sums.total()
     rng = np.random.default_rng(seed)
     mean, square = (

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
-from ._inputs import as_numpy
+from ._inputs import as_numpy, outcomes
 
 __all__ = ["OptionConfidence", "answer_confidence", "option_confidence"]
 
@@ -64,7 +64,8 @@ def option_confidence(log_probability: Any) -> OptionConfidence:
 
     Raises:
         TypeError: If the argument is not numeric.
-        ValueError: If it holds no log-probabilities, or a question whose options are all impossible.
+        ValueError: If it holds no log-probabilities, options of more than the whole probability (logits, say), or a
+            question whose options are all impossible.
 
     Example:
         >>> result = option_confidence(np.log([0.3, 0.1, 0.05, 0.05]))
@@ -72,6 +73,12 @@ def option_confidence(log_probability: Any) -> OptionConfidence:
         [0.6, 0.0, 0.3, 0.5]
     """
     log_p = _log_probabilities("log_probability", log_probability, "(..., K)", 1)
+    mass = np.exp(logsumexp(log_p, axis=-1))
+    if log_p.size and mass.max() > 1 + 1e-2:  # half precision rounds; different tokens cannot have more than 1 together
+        raise ValueError(
+            "log_probability must be of different tokens over the whole vocabulary, got options of a probability of "
+            f"{mass.max():.4g} together: logits need their log-sum-exp subtracted."
+        )
     return _restrict(log_p, log_p)
 
 
@@ -99,9 +106,10 @@ def answer_confidence(token_log_probability: Any, mask: Any) -> OptionConfidence
         >>> [round(float(x), 4) for x in result]
         [0.6667, 0.0, 0.25, 0.5]
     """
-    values, inside = as_numpy("token_log_probability", token_log_probability), as_numpy("mask", mask).astype(bool)
-    if values.shape != inside.shape:
-        raise ValueError(f"mask must have token_log_probability's shape {values.shape}, got {inside.shape}.")
+    values, shape = as_numpy("token_log_probability", token_log_probability), as_numpy("mask", mask).shape
+    if values.shape != shape:
+        raise ValueError(f"mask must have token_log_probability's shape {values.shape}, got {shape}.")
+    inside = outcomes("mask", mask).reshape(shape)
     log_p = _log_probabilities("token_log_probability", np.where(inside, values, 0.0), "(..., K, L)", 2)
     length = inside.sum(-1)
     if not length.all():

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit
 
 from .._validation import interval, whole
-from ._inputs import as_numpy, confidences, pairs
+from ._inputs import as_numpy, confidences, logits_and_labels, pairs, refuse_probabilities
 
 __all__ = ["IsotonicMap", "PlattMap", "VectorMap", "fit_isotonic", "fit_platt", "fit_vector", "unsmooth_confidence"]
 
@@ -60,18 +60,22 @@ class VectorMap:
     scale: NDArray[np.float64]  # (K,)
     bias: NDArray[np.float64]  # (K,)
 
-    def __call__(self, logits: Any) -> NDArray[np.float64]:
-        """Log-probabilities ``(..., K)``.
+    def __call__(self, logits: Any, *, allow_probabilities: bool = False) -> NDArray[np.float64]:
+        """Log-probabilities ``(..., K)`` from logits like those of the fit.
 
         Raises:
-            TypeError: If the logits are not numeric.
-            ValueError: If their last axis is not K or they are not finite.
+            TypeError: If the logits are not floating.
+            ValueError: If their last axis is not K, they are not finite, or all rows are probabilities and
+                ``allow_probabilities`` does not say that these are meant.
         """
         z = as_numpy("logits", logits)
+        if z.dtype.kind != "f":
+            raise TypeError(f"logits must be floating, got dtype {z.dtype}.")
         if z.shape[-1:] != self.scale.shape:
             raise ValueError(f"logits must have shape (..., {self.scale.size}), got {z.shape}.")
         if not np.isfinite(z).all():
             raise ValueError("logits must be finite, got nan or infinity.")
+        refuse_probabilities("logits", z, allow_probabilities)
         return log_softmax(self.scale * z + self.bias, axis=-1)
 
 
@@ -126,22 +130,29 @@ def fit_platt(confidence: Any, correct: Any) -> PlattMap:
     return PlattMap(float(model.coef_[0, 0]), float(model.intercept_[0]))
 
 
-def fit_vector(logits: Any, target: Any) -> VectorMap:
+def fit_vector(
+    logits: Any,  # (N, K)
+    target: Any,  # (N,)
+    *,
+    allow_probabilities: bool = False,
+) -> VectorMap:
     """Maximum-likelihood scale and bias of each class, for few classes.
 
     A class that never occurs, or logits that separate the classes, leave the likelihood without a maximum: the scales
     and biases are then merely those at which it no longer grows.
 
     Args:
-        logits: ``(N, K)``.
-        target: Class indices ``(N,)``.
+        logits: ``(N, K)``. Log-probabilities are logits too; probabilities are refused.
+        target: Class indices ``(N,)``, integers.
+        allow_probabilities: Take logits whose rows all lie in [0, 1] and sum to 1, which otherwise are refused.
 
     Returns:
         The map from logits to log-probabilities; the biases add up to 0.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If shapes differ, a target is out of range, or logits are not finite.
+        ValueError: If shapes or pandas indexes differ, a target is out of range, or logits are not finite or are
+            probabilities.
 
     References:
         Guo et al., "On Calibration of Modern Neural Networks", 2017, Sec. 4.2 (vector scaling). arXiv:1706.04599
@@ -152,15 +163,10 @@ def fit_vector(logits: Any, target: Any) -> VectorMap:
         >>> np.exp(log_p[0]).round(4).tolist()
         [0.8, 0.2]
     """
-    z, y = as_numpy("logits", logits).astype(np.float64), as_numpy("target", target)
-    if z.ndim != 2 or y.shape != z.shape[:1]:
-        raise ValueError(f"logits must have shape (N, K) and target (N,), got {z.shape} and {y.shape}.")
-    if y.dtype.kind not in "iu":
-        raise TypeError(f"target must be integer, got {y.dtype}.")
-    if not np.isfinite(z).all():
-        raise ValueError("logits must be finite, got nan or infinity.")
-    if not (y.size and y.min() >= 0 and y.max() < z.shape[1]):
-        raise ValueError(f"target must hold class indices in [0, {z.shape[1]}), at least one.")
+    if np.ndim(logits) != 2:
+        raise ValueError(f"logits must have shape (N, K), got {np.shape(logits)}.")
+    z, y = logits_and_labels(logits, target, ignore_index=None, allow_probabilities=allow_probabilities)
+    z = z.astype(np.float64)
     n, k = z.shape
     rows = np.arange(n)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arguments import check_index
 from .._validation import interval
 from ._inputs import log1m_confidences, pairs
 
@@ -45,6 +46,7 @@ def _errors_answered(
     confidence: Any, correct: Any, log1m_confidence: Any
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """Expected wrong answers among the k most confident samples, k = 1, ..., n; the ranking scores; the outcomes."""
+    check_index(confidence=confidence, log1m_confidence=log1m_confidence)
     score, y = pairs(confidence, correct)
     if log1m_confidence is not None:
         score = -log1m_confidences(log1m_confidence, score, tuple(np.shape(confidence)))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ._accumulator import Accumulator
 from ._binning import Binning, Norm, binned_error, equal_mass_cuts
-from ._inputs import check_choice, check_count
+from ._inputs import check_bins, check_choice
 from ._intervals import ErrorInterval, NoiseFloor, OutcomeSums, error_interval, noise_floor
 from ._mass import mass_bound, shared_between
 from ._tables import make_table
@@ -36,12 +36,12 @@ class CalibrationState(Accumulator):
     look at all groups together: take one with :meth:`select`.
 
     Args:
-        n_bins: Number of equal-width bins.
+        n_bins: Number of equal-width bins, at most 2^20.
         groups: Names of the groups (frequency deciles, named classes, positions), or None for a single one.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If ``n_bins`` is below 1 or a group name occurs twice.
+        ValueError: If ``n_bins`` is out of range, a group name occurs twice, or groups and bins would take gigabytes.
 
     Example:
         >>> state = CalibrationState(groups=["rare", "frequent"])
@@ -143,10 +143,11 @@ class CalibrationState(Accumulator):
     def outcome_sums(self, binning: Binning = "uniform", n_bins: int | None = None) -> OutcomeSums:
         """Sums over the bins by outcome, all groups together; empty equal-width bins are kept."""
         check_choice("binning", binning, ("uniform", "quantile"))
-        cuts = self._cuts(n_bins)
+        self._samples()
         counts = self.counts.sum(0)
         sums = [counts, self.confidence_sums.sum(0), self.variance_sums.sum(0)]
         if binning == "quantile":
+            cuts = self._cuts(n_bins)
             return OutcomeSums(*(shared_between(cuts, counts.sum(0), x) for x in sums))
         if n_bins not in (None, self.n_bins):
             raise ValueError(f"n_bins must be the state's {self.n_bins} with binning='uniform', got {n_bins}.")
@@ -161,4 +162,5 @@ class CalibrationState(Accumulator):
         return mass_bound(self.counts.sum(0), self.confidence_sums.sum((0, 1)), self._cuts(n_bins), self.cells)
 
     def _cuts(self, n_bins: int | None) -> NDArray[np.int64]:
-        return equal_mass_cuts(self._samples(), self.n_bins if n_bins is None else check_count("n_bins", n_bins))
+        samples = self._samples()
+        return equal_mass_cuts(samples, check_bins(self.n_bins if n_bins is None else n_bins, samples))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from ._binning import Binning, equal_mass_cuts, sum_by, sums_between, uniform_index
-from ._inputs import check_choice, check_count, pairs
+from ._inputs import check_bins, check_choice, pairs
 from ._intervals import OutcomeSums, check_level, wilson_interval
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def reliability_table(
     Args:
         confidence: Probability given to the predicted class, any shape, in [0, 1].
         correct: Whether the prediction was right, of the same shape.
-        n_bins: Number of bins.
+        n_bins: Number of bins, as in :func:`calibration_error`.
         binning: ``"uniform"`` or ``"quantile"``, as in :func:`calibration_error`.
         level: Level of the intervals.
 
@@ -49,8 +49,8 @@ def reliability_table(
         [[1.0, 0.4, 0.0], [3.0, 0.867, 0.667]]
     """
     check_choice("binning", binning, ("uniform", "quantile"))
-    n_bins = check_count("n_bins", n_bins)
     c, y = pairs(confidence, correct)
+    n_bins = check_bins(n_bins, c.size if binning == "quantile" else None)
     values = [x * side for x in (np.ones_like(c), c, c * (1 - c)) for side in (~y, y)]
     if binning == "uniform":
         index, edges = uniform_index(c, n_bins), np.linspace(0, 1, n_bins + 1)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from ._inputs import as_numpy
+from ._inputs import as_numpy, logits_and_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,21 +74,32 @@ def _result(
     return TemperatureFit(float(temperature), float(error), float(moments.nll), float(before.nll), at_bound, n)
 
 
-def fit_temperature(logits: Any, target: Any, *, bounds: tuple[float, float] = (0.01, 100.0)) -> TemperatureFit:
+def fit_temperature(
+    logits: Any,  # (..., V)
+    target: Any,  # (...)
+    *,
+    ignore_index: int = -100,
+    bounds: tuple[float, float] = (0.01, 100.0),
+    allow_probabilities: bool = False,
+) -> TemperatureFit:
     r"""Maximum-likelihood temperature, :math:`\arg\min_T -\sum \log\operatorname{softmax}(z/T)_y`.
 
     Args:
-        logits: ``(..., V)``; NumPy or torch. For a language model's vocabulary use :func:`fit_head_temperature`.
-        target: Class indices ``(...)``; negative ones are left out.
+        logits: ``(..., V)``; NumPy or torch. Log-probabilities are logits too; probabilities are refused. For a
+            language model's vocabulary use :func:`fit_head_temperature`.
+        target: Class indices ``(...)``, integers.
+        ignore_index: Targets to leave out.
         bounds: Range of T to search, around 1.
+        allow_probabilities: Take logits whose rows all lie in [0, 1] and sum to 1, which otherwise are refused.
 
     Returns:
         The fit, to 1e-8 in log T; ``at_bound`` says when the optimum lies outside the bounds.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If logits are not finite, shapes differ, a target is too large, no sample is left, every row of
-            logits is constant (then the likelihood does not depend on T), or the bounds do not hold 1.
+        ValueError: If logits are not finite or are probabilities, shapes or pandas indexes differ, a target is out of
+            range, no sample is left, every row of logits is constant (then the likelihood does not depend on T), or the
+            bounds do not hold 1.
 
     References:
         Guo et al., "On Calibration of Modern Neural Networks", 2017, Sec. 4.2. arXiv:1706.04599
@@ -99,23 +110,12 @@ def fit_temperature(logits: Any, target: Any, *, bounds: tuple[float, float] = (
         (2.5932, 2.5932)
     """
     low, high = _check_bounds(bounds)
-    z, y = as_numpy("logits", logits), as_numpy("target", target)
-    if z.ndim < 1 or y.shape != z.shape[:-1]:
-        raise ValueError(f"target must have shape {z.shape[:-1]}, logits' without the last axis, got {y.shape}.")
-    if z.dtype.kind != "f" or y.dtype.kind not in "iu":
-        raise TypeError(f"logits must be floating and target integer, got {z.dtype} and {y.dtype}.")
-    z, y = z.reshape(-1, z.shape[-1]), y.reshape(-1)
-    if (y < 0).any():
-        z, y = z[y >= 0], y[y >= 0]
-    if not y.size:
-        raise ValueError("target must leave at least one sample.")
-    if y.max() >= z.shape[-1]:
-        raise ValueError(f"target must be below {z.shape[-1]}, the number of classes, got {y.max()}.")
+    z, y = logits_and_labels(logits, target, ignore_index=ignore_index, allow_probabilities=allow_probabilities)
     shifted = z.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         shifted -= shifted.max(-1, keepdims=True)
     if not np.isfinite(shifted).all():
-        raise ValueError("logits must be finite, got nan or infinity.")
+        raise ValueError("logits must differ by finite numbers within a row, got a difference that overflows.")
     if not shifted.any():
         raise ValueError("logits must differ within a row: the likelihood of constant ones does not depend on T.")
     at_target = shifted[np.arange(y.size), y]

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import rel_entr, xlogy
 
+from .._arguments import check_index
 from .._validation import distribution
 from ._binning import BinSums, Norm, binned_error, sum_by, uniform_index
-from ._inputs import as_numpy, check_choice, check_count, weights
+from ._inputs import as_numpy, check_bins, check_choice, weights
 
 __all__ = ["TrueDecomposition", "true_calibration_error", "true_decomposition"]
 
@@ -21,15 +22,16 @@ Given = Literal["prediction", "context"]
 def _distributions(
     p_model: Any, p_true: Any, weight: Any
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    check_index(p_model=p_model, p_true=p_true, weight=weight)
     model = distribution("p_model", as_numpy("p_model", p_model))
     true = distribution("p_true", as_numpy("p_true", p_true))
     if model.shape != true.shape:
         raise ValueError(f"p_true must have p_model's shape {model.shape}, got {true.shape}.")
-    vocab_size = model.shape[-1]
+    shape, vocab_size = model.shape[:-1], model.shape[-1]
     model, true = model.reshape(-1, vocab_size), true.reshape(-1, vocab_size)
     if not len(model):
         raise ValueError("p_model must hold at least one context.")
-    weight = weights("weight", weight, len(model))
+    weight = weights("weight", weight, shape)
     possible = weight > 0
     return (model, true, weight) if possible.all() else (model[possible], true[possible], weight[possible])
 
@@ -111,7 +113,7 @@ def true_calibration_error(
     check_choice("given", given, ("prediction", "context"))
     check_choice("norm", norm, ("l1", "l2", "max"))
     if n_bins is not None:
-        n_bins = check_count("n_bins", n_bins)
+        n_bins = check_bins(n_bins)
         if kind == "canonical" or given == "context":
             raise ValueError(f"n_bins must be None with kind={kind!r} and given={given!r}, got {n_bins}.")
     model, true, weight = _distributions(p_model, p_true, weight)

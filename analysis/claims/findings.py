@@ -88,12 +88,12 @@ class Findings:
         """The one finding of this name at exactly this cell.
 
         Raises:
-            KeyError: If there is none.
+            LookupError: If there is none.
         """
         for made in self.listed:
             if made.finding == finding and made.cell == cell:
                 return made
-        raise KeyError(f"{self.claim} has no finding {finding} at {cell}")
+        raise LookupError(f"{self.claim} has no finding {finding} at {cell}")
 
     def at(self, finding: str, **cell: Any) -> list[Finding]:
         """The findings of this name in single cells, of those that agree with ``cell``."""

@@ -24,7 +24,8 @@ class Tables:
 
     Attributes:
         folders: Where to look, first one first.
-        shared: Where alone tables lie that no preset changes: those of no experiment, such as ``kernel``.
+        shared: Where alone tables lie that no preset changes: those of no experiment, such as ``kernel``; None where
+            there are none.
         left_out: Name of a table read -> (rows left out because they have not converged, rows in all).
         not_run: Name of a table read -> (cells of its grid that are not complete, cells in all), from its sidecar.
     """
@@ -36,7 +37,7 @@ class Tables:
 
     def _looked(self, name: str) -> Sequence[Path]:
         # An output folder also holds the numbers drawn in figures, under the figures' names: kernel.csv is one.
-        return self.folders if self.shared is None or name in EXPERIMENTS else [self.shared]
+        return self.folders if name in EXPERIMENTS else [] if self.shared is None else [self.shared]
 
     def _path(self, name: str) -> Path | None:
         return next((path for folder in self._looked(name) if (path := find_table(folder, name))), None)
@@ -53,7 +54,8 @@ class Tables:
         """
         path = self._path(name)
         if path is None:
-            raise MissingTableError(f"there is no {name}.csv in {' or '.join(map(str, self._looked(name)))}")
+            looked = " or ".join(map(str, self._looked(name))) or "this installation"
+            raise MissingTableError(f"there is no {name}.csv in {looked}")
         table, sidecar = read_table(path), read_sidecar(path)
         if "cells" in sidecar:
             self.not_run[name] = (sidecar["cells_not_run"], sidecar["cells"])

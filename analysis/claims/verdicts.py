@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ..records import write_atomically
-from ..study.registry import EXPERIMENTS, Prediction, Preset, experiment
+from ..command import shown
+from ..files import write_together
+from ..records import configs_hash, find_table, read_sidecar
+from ..study.registry import EXPERIMENTS, PRESETS, Prediction, Preset, experiment
 from ..study.running import committed_folder
 from . import report
 from .capping import capping, restored, temperature
@@ -111,6 +113,8 @@ def judge(tables: Tables, preset: Preset) -> Judged:
     for name in CLAIMS:
         try:
             verdict, found = decide(name, tables)
+        except KeyError as column:
+            raise ValueError(f"the tables that {name} reads have no column {column}.") from column
         except MissingTableError as missing:
             reason = f"{missing}; S8 needs a GPU" if name == "K7" else str(missing)
             verdict = Verdict(claim=name, verdict="not decided", condition=reason)
@@ -187,28 +191,72 @@ def _counted(counts: Mapping[str, tuple[int, int]], tables: Sequence[str]) -> st
     return f"{sum(out for out, _ in chosen)} of {sum(total for _, total in chosen)}"
 
 
-def write_verdicts(preset: Preset, out: Path, file: Path | None) -> int:
-    """Judge, print and write; 1 where a claim other than K7 could not be decided for want of a table."""
-    committed = committed_folder(preset)
-    judged = judge(Tables(folders=(out, committed), shared=committed_folder("full")), preset)
-    table, target = judged.verdicts, file or committed / "verdicts.csv"
-    write_judged(judged, target)
+def write_verdicts(preset: Preset, out: Path | None, file: Path | None) -> int:
+    """Judge, print, and write where a file is given.
+
+    Args:
+        preset: Which grid the tables are of.
+        out: Their folder; None for the committed ones. Claims whose table it lacks are not decided: tables of two
+            origins are never mixed, apart from ``kernel``, which no preset changes.
+        file: CSV to write, with the findings beside it; None for none.
+
+    Returns:
+        1 where a claim other than K7 could not be decided for want of a table, else 0.
+
+    Raises:
+        ValueError: If a table is damaged, lacks a column, or is of another preset.
+        OSError: If there are no tables, or the file cannot be written.
+    """
+    if out is None:
+        folder, shared = committed_folder(preset), committed_folder("full")
+    else:
+        folder, shared = out, _committed_or_none()
+        if not any(find_table(folder, name) for name in EXPERIMENTS):
+            raise FileNotFoundError(
+                f"there are no tables S1 to S7 in {folder}; make them with: "
+                f"python -m analysis.study run all --preset {preset} --out {folder}"
+            )
+        for name in EXPERIMENTS:
+            _check_preset(folder, name, preset)
+    judged = judge(Tables([folder], shared=shared), preset)
+    table = judged.verdicts
+    findings = None if file is None else write_judged(judged, file)
+    print(f"from the tables of {shown(folder)}, preset {table['preset'].iloc[0]}")
     for line in table.to_dict("records"):
         interval = "" if pd.isna(line["mean"]) else f"  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]"
         print(f"{line['claim']}  {line['verdict']:12}{line['statement']}\n    {line['effect']}{interval}")
         print(f"    {line['condition']}")
         if line["counter_evidence"]:
             print(f"    but: {line['counter_evidence']}")
-    print(f"wrote {target} ({table['preset'].iloc[0]})")
+    if file is not None and findings is not None:
+        print(f"wrote {shown(file)} and {shown(findings)}")
     missing = table.loc[(table["tables"] == "") & (table["claim"] != "K7"), "claim"].tolist()
     if missing:
         print(f"not decided for want of a table: {', '.join(missing)}", file=sys.stderr)
     return int(bool(missing))
 
 
+def _committed_or_none() -> Path | None:
+    try:
+        return committed_folder("full")
+    except FileNotFoundError:
+        return None
+
+
+def _check_preset(folder: Path, name: str, preset: Preset) -> None:
+    """Refuse a table whose sidecar names the grid of another preset."""
+    path = find_table(folder, name)
+    found = None if path is None else read_sidecar(path).get("configs_hash")
+    if found is None or found == configs_hash(experiment(name).configs(preset)):
+        return
+    for other in PRESETS:
+        if other != preset and found == configs_hash(experiment(name).configs(other)):
+            raise ValueError(f"{path} is of the preset {other}: give --preset {other}, got {preset!r}.")
+
+
 def write_judged(judged: Judged, file: Path) -> Path:
     """Write the verdicts, and beside them the findings: ``NAMEverdicts.csv`` and ``NAMEfindings.csv``."""
     findings = file.with_name(file.stem.removesuffix("verdicts") + "findings.csv")
-    for path, table in ((file, judged.verdicts), (findings, judged.findings)):
-        write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
+    tables = {file: judged.verdicts, findings: judged.findings}
+    write_together({path: table.to_csv(index=False, lineterminator="\n") for path, table in tables.items()})
     return findings

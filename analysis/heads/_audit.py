@@ -23,7 +23,7 @@ from ._intervals import Documents
 from ._measure import Tokens, row
 from ._verdict import verdict
 
-__all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model", "check_device"]
+__all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model", "check_device", "check_options"]
 
 LABEL_SMOOTHING = (0.05, 0.1, 0.2)
 MAX_TOKENS, MAX_LENGTH = 4096, 256
@@ -106,14 +106,7 @@ def audit_model(
         ValueError: If a number is out of range, the device is not there, a token id is none of the model's vocabulary,
             no token is left, or the architecture is not known.
     """
-    asked = interval("label_smoothing", label_smoothing, 0, 1, open_low=True, open_high=True)
-    b = [float(x) for x in np.unique(asked)]
-    if not b:
-        raise ValueError(f"label_smoothing must hold at least one number in (0, 1), got {label_smoothing!r}.")
-    left_out = 0 if skip is None else _count("skip", skip, 0)
-    _count("max_tokens", max_tokens, 1)
-    _count("batch_size", batch_size, 1)
-    _count("max_length", max_length, 2 + left_out, " (a token, those skipped, and one to predict)")
+    b = check_options(label_smoothing, max_tokens=max_tokens, max_length=max_length, skip=skip, batch_size=batch_size)
     model = _unwrapped(model)
     head = head_of(model)  # before anything is read: it may be one that cannot be
     longest = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
@@ -159,6 +152,25 @@ def audit_model(
     rows += measured.temperature(fit, after, over)
     table = pd.DataFrame(rows)
     return Audit(table, verdict(table))
+
+
+def check_options(
+    label_smoothing: Sequence[float], *, max_tokens: int, max_length: int, skip: int | None, batch_size: int
+) -> list[float]:
+    """The b to ask about, each once and in order.
+
+    Raises:
+        ValueError: If a number of :func:`audit_model` is out of range.
+    """
+    asked = interval("label_smoothing", label_smoothing, 0, 1, open_low=True, open_high=True)
+    b = [float(x) for x in np.unique(asked)]
+    if not b:
+        raise ValueError(f"label_smoothing must hold at least one number in (0, 1), got {label_smoothing!r}.")
+    left_out = 0 if skip is None else _count("skip", skip, 0)
+    _count("max_tokens", max_tokens, 1)
+    _count("batch_size", batch_size, 1)
+    _count("max_length", max_length, 2 + left_out, " (a token, those skipped, and one to predict)")
+    return b
 
 
 def check_device(device: torch.device | str) -> torch.device:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import json
+import os
 import re
 import sysconfig
+import zlib
 from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -29,6 +33,15 @@ __all__ = [
 
 IGNORED = -100
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # no bool: a mask is no document
+_LINES, _TABLES = (".jsonl", ".ndjson", ".jsonlines"), (".csv", ".tsv", ".parquet", ".arrow")
+# Longer ones first: UTF-32's mark begins as that of UTF-16 does.
+_MARKS = (
+    ("utf-8", codecs.BOM_UTF8),
+    ("utf-32-le", codecs.BOM_UTF32_LE),
+    ("utf-32-be", codecs.BOM_UTF32_BE),
+    ("utf-16-le", codecs.BOM_UTF16_LE),
+    ("utf-16-be", codecs.BOM_UTF16_BE),
+)
 LONGEST = 1600  # characters of a document: about 400 tokens
 
 
@@ -141,22 +154,63 @@ def cut(text: str, characters: int = LONGEST) -> Iterator[str]:
         rest = rest[end:].lstrip("\n")
 
 
-def read_text(path: Path) -> list[str]:
-    """Documents of a file: the field ``text`` of each line of a .jsonl file, else the file in pieces (``cut``).
+def read_text(path: str | os.PathLike[str]) -> list[str]:
+    """Documents of a file in UTF-8, or in what its byte-order mark says; a name that ends in ``.gz`` is unpacked.
+
+    The ending, in capitals or not, tells what is read: of ``.jsonl``, ``.ndjson`` and ``.jsonlines`` the field ``text``
+    of each line; of ``.json`` that of one object or of each object of a list, a list of texts, or lines as above;
+    anything else is a text, in pieces (``cut``).
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is empty, no UTF-8, or a line of a .jsonl file has no ``text``, or one that is no string.
+        ValueError: If it is empty, in another encoding, a table (``.csv``, ``.tsv``, ``.parquet``, ``.arrow``), or a
+            line or object has no ``text``, or one that is no string.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8, got something else: {error}.") from error
-    texts = _lines(path, content) if path.suffix == ".jsonl" else [content]
+    path = Path(path)
+    endings = [ending.lower() for ending in path.suffixes[-2:]]
+    packed = endings[-1:] == [".gz"]
+    ending = ([""] + (endings[:-1] if packed else endings))[-1]
+    if ending in _TABLES:
+        raise ValueError(f"{path} must be text or JSON, got a table: write its texts as lines of a .jsonl file.")
+    content = _decoded(path, packed)
+    readers = {**dict.fromkeys(_LINES, _lines), ".json": _json}
+    texts = readers[ending](path, content) if ending in readers else [content]
     documents = [piece for text in texts for piece in cut(text)]
     if not documents:
         raise ValueError(f"{path} must hold text, got an empty file.")
     return documents
+
+
+def _decoded(path: Path, packed: bool) -> str:
+    """The file as one text with Unix line ends, without its byte-order mark."""
+    content = path.read_bytes()
+    if packed:
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} must be packed by gzip, got something else or a part: {error}.") from error
+    encoding, mark = next((known for known in _MARKS if content.startswith(known[1])), ("utf-8", b""))
+    try:
+        text = content[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8, got something else: {error}.") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _json(path: Path, content: str) -> list[str]:
+    try:
+        found = json.loads(content)
+    except json.JSONDecodeError:
+        return _lines(path, content)  # many a file of lines is called .json
+    texts = list[str]()
+    for number, item in enumerate(found if isinstance(found, list) else [found], start=1):
+        text = item.get("text") if isinstance(item, dict) else item
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{path} must hold an object with text or a list of texts or of such objects, item {number} is none."
+            )
+        texts.append(text)
+    return texts
 
 
 def _lines(path: Path, content: str) -> list[str]:

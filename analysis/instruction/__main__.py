@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections import Counter
@@ -12,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ..claims.verdicts import judge_model, write_judged
-from ..records import RowStore, write_atomically, write_table
+from ..command import above_zero, finish, output_folder, shown, whole
+from ..files import check_writable
+from ..records import RowStore, read_table, write_table
 from ..study.registry import tidy
 from ..sweep import available_cores, read_rows, run
 from .predictions import PREDICTIONS
@@ -46,11 +45,7 @@ the licences of the data.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 1 where a run failed or was left, 2 for a wrong call."""
     options = _parser().parse_args(arguments)
-    try:
-        return _COMMANDS[options.command](options)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return finish(lambda: _COMMANDS[options.command](options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     verdicts = commands.add_parser("verdicts", help="the claims of the study against a table of the preset full")
     verdicts.add_argument("table", type=Path, metavar="TABLE")
     verdicts.add_argument("file", type=Path, metavar="FILE")
+    out = output_folder() / "instruction"
     for name, text in (
         ("run", "compute missing rows, write the table"),
         ("table", "write the table of the rows that are there"),
@@ -77,15 +73,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("questions", type=Path, metavar="FILE")
         command.add_argument("--preset", choices=PRESETS, default="full", help="which runs (default: full)")
         command.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-        command.add_argument("--workers", type=int, metavar="N", help="processes (default: 1; 8 on cuda)")
-        command.add_argument("--out", type=Path, default=Path("paper_figures/out/instruction"), metavar="DIR")
+        command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: 1; 8 on cuda)")
+        command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {shown(out)}")
         if name == "run":
-            command.add_argument("--max-minutes", type=float, metavar="M", help="start no run after this time")
+            command.add_argument("--max-minutes", type=above_zero, metavar="M", help="start no run after this time")
             command.add_argument("--shard", type=_shard, metavar="I/N", help="part I of N (from 1), without the table")
     return parser
 
 
 def _questions(options: argparse.Namespace) -> int:
+    check_writable(options.questions)
     made = build_questions()
     write_questions(made, options.questions)
     for (split, choice), count in sorted(Counter((q.split, bool(q.options)) for q in made.questions).items()):
@@ -114,6 +111,8 @@ def _run(options: argparse.Namespace) -> int:
     limit = None if options.max_minutes is None else 60 * options.max_minutes
     result = run(function, mine, rows, workers=_workers(options), description="tunings", max_seconds=limit)
     print(f"{result.computed} computed now, {len(result.rows)} of {len(mine)} there, {len(result.failures)} failed")
+    if result.elsewhere:
+        print(f"{result.elsewhere} rows are left to another run in {shown(options.out)}")
     for key, error in result.failures.items():
         print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
     if parts == 1:
@@ -134,19 +133,19 @@ def _table(options: argparse.Namespace) -> int:
     if not found.empty:
         path = options.out / f"instruction_{options.preset}.csv"
         table = tidy(found).drop(columns=["model", "questions"])  # one of each: in the sidecar
-        _add_sources(write_table(table, path, RowStore(rows), grid), options)
-        print(f"wrote {path}")
+        write_table(table, path, RowStore(rows), grid, more=_sources(options))
+        print(f"wrote {shown(path)}")
     return int(len(found) < len(grid))
 
 
-def _add_sources(sidecar: Path, options: argparse.Namespace) -> None:
-    """Say in the sidecar what was tuned and on what."""
+def _sources(options: argparse.Namespace) -> dict[str, Any]:
+    """What was tuned and on what, for the sidecar."""
     known = read_questions(options.questions)
-    content: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
     quantised = " (dequantised from a quantised GGUF file)" if options.model.suffix == ".gguf" else ""
-    content["model"] = options.model.name + quantised
-    content["questions"] = {"digest": known.digest, "count": len(known.questions), "sources": known.sources}
-    write_atomically(sidecar, json.dumps(content, indent=1) + "\n")
+    return {
+        "model": options.model.name + quantised,
+        "questions": {"digest": known.digest, "count": len(known.questions), "sources": known.sources},
+    }
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -167,13 +166,17 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verdicts(options: argparse.Namespace) -> int:
-    judged = judge_model(pd.read_csv(options.table), PREDICTIONS)
+    check_writable(options.file)
+    try:
+        judged = judge_model(read_table(options.table), PREDICTIONS)
+    except KeyError as column:
+        raise ValueError(f"{options.table} is no table of the preset full: it has no column or row {column}.") from None
     table, findings = judged.verdicts, write_judged(judged, options.file)
     for line in table.to_dict("records"):
         print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
         print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
         print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
-    print(f"wrote {options.file} and {findings}")
+    print(f"wrote {shown(options.file)} and {shown(findings)}")
     return 0
 
 

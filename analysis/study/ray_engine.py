@@ -36,7 +36,11 @@ def connect(address: str | None = None) -> Engine:
 
 
 def ray_engine(
-    function: Callable[[Any], Mapping[str, Any]], configs: Sequence[Any], size: int, enough: Callable[[], bool]
+    function: Callable[[Any], Mapping[str, Any]],
+    configs: Sequence[Any],
+    size: int,
+    enough: Callable[[], bool],
+    take: Callable[[Any], bool] = lambda config: True,
 ) -> Iterator[tuple[Any, dict[str, Any], str | None]]:
     """Yield (config, row, error) in the order of finishing, from one core of the cluster for each config under way.
 
@@ -47,6 +51,7 @@ def ray_engine(
         configs: What to compute.
         size: Without effect: the cluster's cores count, also those that join later.
         enough: Asked before each start.
+        take: Asked of each config before it starts; False leaves it out.
     """
     import ray  # pyright: ignore[reportMissingImports]
     from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
@@ -58,8 +63,8 @@ def ray_engine(
         while waiting or running:
             # twice the cores, so that none waits for this process
             while waiting and not enough() and len(running) < 2 * ray.cluster_resources().get("CPU", 1):
-                config = waiting.pop()
-                running[compute.remote(shared, config)] = config
+                if take(config := waiting.pop()):
+                    running[compute.remote(shared, config)] = config
             if not running:
                 return
             (ready, *_), _ = ray.wait(list(running), num_returns=1)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from .. import command
 from ..records import RowStore, find_table, write_table
 from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
 from .bundles import row_folder
@@ -32,7 +33,6 @@ _LARGE = 2**28
 
 
 _DIGITS = 6  # of the numbers in a table
-_COMMITTED = Path("paper_figures") / "data"
 _PACKED_FROM = 2**18  # bytes of a committed table
 
 
@@ -53,6 +53,19 @@ class _Shelves:
     def prepare(self) -> None:
         for store in self._stores.values():
             store.prepare()
+
+    def name(self, config: Job) -> str:
+        return f"{config.experiment}/{self._stores[config.experiment].name(config.config)}"
+
+    def take(self, config: Job) -> bool:
+        return self._stores[config.experiment].take(config.config)
+
+    def release(self, config: Job) -> None:
+        self._stores[config.experiment].release(config.config)
+
+    def close(self) -> None:
+        for store in self._stores.values():
+            store.close()
 
     def read(self, config: Job) -> dict[str, Any] | None:
         return self._stores[config.experiment].read(config.config)
@@ -282,8 +295,12 @@ def write(study: Experiment, preset: Preset, out: Path, path: Path, *, packed_fr
 
 
 def committed_folder(preset: Preset) -> Path:
-    """Where the tables of a preset are committed, seen from the root of the repository."""
-    return _COMMITTED if preset == "full" else _COMMITTED / preset
+    """Where the tables of a preset are committed.
+
+    Raises:
+        FileNotFoundError: If this is an installation without the repository.
+    """
+    return command.committed_folder() if preset == "full" else command.committed_folder() / preset
 
 
 def publish(study: Experiment, preset: Preset, out: Path, folder: Path) -> Path | None:

@@ -59,7 +59,8 @@ def test_bins_are_open_below_and_closed_above_to_the_last_bit(n_bins):
 def test_the_order_of_samples_does_not_matter(pairs, n_bins, random, binning):
     def value():
         confidence, correct = zip(*pairs, strict=True)
-        return calibration_error(confidence, correct, n_bins=n_bins, binning=binning)
+        bins = n_bins if binning == "uniform" else min(n_bins, len(pairs))
+        return calibration_error(confidence, correct, n_bins=bins, binning=binning)
 
     before = value()
     random.shuffle(pairs)
@@ -79,7 +80,9 @@ def test_tied_samples_are_shared_as_the_average_over_their_orders():
 
 def test_quantile_bins_differ_by_one_sample_and_never_outnumber_samples():
     # One sample a bin: each error is that of a single sample.
-    assert calibration_error([0.5, 0.7], [1, 0], binning="quantile") == pytest.approx((0.5 + 0.7) / 2)
+    assert calibration_error([0.5, 0.7], [1, 0], n_bins=2, binning="quantile") == pytest.approx((0.5 + 0.7) / 2)
+    with pytest.raises(ValueError, match="n_bins must be at most the number of samples, 2, with binning='quantile'"):
+        calibration_error([0.5, 0.7], [1, 0], binning="quantile")
     # 7 samples in 3 bins: 3, 2, 2
     confidence, correct = np.linspace(0.1, 0.7, 7), np.array([0, 0, 1, 1, 0, 1, 1])
     expected = (abs(0.6 - 1) + abs(0.9 - 1) + abs(1.3 - 2)) / 7

@@ -32,7 +32,7 @@ def test_wilson_equals_scipys(successes, n, level):
 
 @pytest.mark.parametrize(("successes", "n"), [(11, 10), (-1, 10), (np.nan, 10), (1, np.inf), (0, np.nan)])
 def test_wilson_refuses_what_is_no_share(successes, n):
-    with pytest.raises(ValueError, match=r"correct must be in \[0, samples\], and samples finite"):
+    with pytest.raises(ValueError, match=r"(correct|samples) must (be (in|finite)|not be NaN)"):
         wilson_interval(successes, n)
     assert np.isnan(wilson_interval(0, 0)).all()
 

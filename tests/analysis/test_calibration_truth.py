@@ -109,7 +109,7 @@ def test_an_excluded_label_costs_infinity_unless_its_context_never_occurs():
         ({"p_model": [[0.5, np.nan]]}, ValueError, "p_model must not be NaN"),
         ({"p_model": [[0.5, 0.6]]}, ValueError, "p_model must sum to 1"),
         ({"weight": [-1.0]}, ValueError, "weight must be finite, at least 0 and not all 0"),
-        ({"weight": [1.0, 1.0]}, ValueError, r"weight must have one entry a context \(1\), got 2"),
+        ({"weight": [1.0, 1.0]}, ValueError, r"weight must have one entry a context, the shape \(1,\), got \(2,\)"),
         ({"kind": "class"}, ValueError, r"kind must be one of \('top_label', 'canonical'\), got 'class'"),
         ({"given": "x"}, ValueError, "given must be one of"),
         ({"norm": "l3"}, ValueError, "norm must be one of"),

@@ -148,7 +148,7 @@ class TestVerdicts:
 
     def test_the_command_writes_them_with_their_findings(self, tmp_path, capsys, judged):
         file = tmp_path / "verdicts.csv"
-        assert main(["verdicts", "--out", str(DATA / "quick"), "--file", str(file)]) == 0
+        assert main(["verdicts", "--preset", "quick", "--out", str(DATA / "quick"), "--file", str(file)]) == 0
         assert len(pd.read_csv(file)) == 9
         assert len(pd.read_csv(tmp_path / "findings.csv")) == len(judged.findings)
         assert "K1" in capsys.readouterr().out
@@ -180,7 +180,7 @@ class TestFindings:
         assert [f.where for f in found.at("gain")] == ["V=256; norm=0.5"]
         assert found.at("gain", V=64) == []
         assert found["count"] == 3
-        with pytest.raises(KeyError, match=r"K1 has no finding gain at \{'V': 64\}"):
+        with pytest.raises(LookupError, match=r"K1 has no finding gain at \{'V': 64\}"):
             found("gain", V=64)
 
 

@@ -16,6 +16,7 @@ from sweep_jobs import Square
 
 from analysis import records
 from analysis.bottleneck import FitConfig
+from analysis.files import write_atomically
 from analysis.records import (
     RowStore,
     config_key,
@@ -23,7 +24,6 @@ from analysis.records import (
     find_table,
     read_sidecar,
     read_table,
-    write_atomically,
     write_table,
 )
 from analysis.teachers import TeacherConfig

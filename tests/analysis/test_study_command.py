@@ -81,7 +81,11 @@ class TestRun:
         assert main(["run", "S1", "--out", str(tmp_path), "--workers", "1"]) == 1
         out, err = capsys.readouterr()
         assert "2 computed now, 1 failed\nS1: 2 of 3 there" in out
-        assert "vocab_size must be" in err
+        line, where = err.splitlines()
+        key = config_key(broken[2])
+        assert line.startswith(f"failed S1/{key}: ValueError: vocab_size must be")
+        assert where == f"whole errors: {tmp_path}/rows/S*/failed/KEY.json"
+        assert (tmp_path / "rows" / "S1" / "failed" / f"{key}.json").exists()
         main(["status", "S1", "--out", str(tmp_path)])
         assert capsys.readouterr().out.split()[-4:] == ["S1", "2", "1", "0"]
 
@@ -342,9 +346,10 @@ class TestPack:
             patch.setattr(os, "fsync", full)
             assert main(["unpack", str(tmp_path / "rows.gz"), "--out", str(tmp_path / "b")]) == 2
         error = capsys.readouterr().err
-        assert error == (
-            f"error: [Errno 28] No space left on device; 1 rows were added, all are still in {tmp_path / 'rows.gz'}\n"
+        assert error.startswith(
+            f"error: [Errno 28] No space left on device; 1 rows were added, all are still in {tmp_path / 'rows.gz'}: "
         )
+        assert len(error.splitlines()) == 1
         assert len(list(kept.iterdir())) == 1  # whole, and no litter
         assert unpack(tmp_path / "b", tmp_path / "rows.gz") == (2, 1)
 
@@ -373,7 +378,7 @@ class TestPack:
 
 class TestTables:
     def test_they_are_written_where_wanted_and_packed_when_large(self, finished, tmp_path, monkeypatch, capsys):
-        assert main(["tables", "S1", "S2", "--out", str(finished), "--to", str(tmp_path / "t")]) == 0
+        assert main(["tables", "S1", "S2", "--out", str(finished), "--to", str(tmp_path / "t")]) == 1
         assert "S1: wrote" in (out := capsys.readouterr().out)
         assert "S2: no complete cell" in out
         assert (tmp_path / "t" / "S1.csv").read_bytes() == (finished / "S1.csv").read_bytes()

@@ -153,3 +153,35 @@ def test_workers_are_at_least_one_and_cores_are_counted(tmp_path):
     with pytest.raises(ValueError, match=r"^workers must be at least 1, got 0\.$"):
         run(square, [Square(1)], tmp_path, workers=0)
     assert available_cores() == len(os.sched_getaffinity(0))
+
+
+def _spoil(folder, config, column, value):
+    path = folder / f"{config_key(config)}.json"
+    stored = json.loads(path.read_text())
+    stored["row"][column] = value
+    path.write_text(json.dumps(stored))
+
+
+@pytest.mark.parametrize("value", ["nine", "9"])
+def test_a_text_where_other_rows_hold_a_number_is_no_row(tmp_path, value):
+    grid = [Square(n) for n in range(1, 4)]
+    want = run(square, grid, tmp_path, workers=1).rows
+    _spoil(tmp_path, grid[2], "square", value)
+    name = f"{config_key(grid[2])}.json"
+    with pytest.raises(ValueError, match=rf"rows must hold one kind of value in square, got '{value}' in {name} alone"):
+        read_rows(tmp_path, grid)
+    again = run(square, grid, tmp_path, workers=1)  # it counts as not computed
+    assert again.computed == 1
+    assert again.rows["square"].tolist() == want["square"].tolist()
+
+
+def test_measurements_inside_a_row_are_compared_too(tmp_path):
+    grid = [Square(n) for n in range(1, 4)]
+    run(square, grid, tmp_path, workers=1)
+    for config in grid:
+        _spoil(tmp_path, config, "measurements", [{"error": 0.1}, {"error": "0.2" if config is grid[1] else 0.2}])
+    name = f"{config_key(grid[1])}.json"
+    with pytest.raises(
+        ValueError, match=rf"rows must hold one kind of value in measurements.error, got '0.2' in {name}"
+    ):
+        read_rows(tmp_path, grid)

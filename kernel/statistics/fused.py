@@ -1,4 +1,4 @@
-"""head_statistics in Triton: a sweep (:mod:`.statistics_sweep`) and a join for each eight temperatures.
+"""head_statistics in Triton: a sweep (:mod:`.sweep`) and a join for each eight temperatures.
 
 Memory beyond inputs and results: the partial statistics, 16 MiB at eight temperatures and 8,192 tokens, whatever the
 vocabulary. Importing this module needs no Triton; calling :func:`statistics` does.
@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .fused.launch import Launch, available, launch_table, processors, uses_descriptors
-from .options import LossOptions
-from .statistics_fields import HeadStatistics, check_finite
+from ..fused.launch import Launch, available, launch_table, processors, uses_descriptors
+from ..options import LossOptions
+from .fields import HeadStatistics, check_finite
 
 __all__ = ["MAX_TEMPERATURES", "statistics"]
 
@@ -54,7 +54,7 @@ def statistics(
     logits = torch.empty(3, n, device=device)
     indices = torch.empty(2, n, dtype=torch.int64, device=device)
     if n:
-        from .fused.compile_ahead import compile_ahead  # needs Triton
+        from ..fused.compile_ahead import compile_ahead  # needs Triton
 
         launch = launch_table(device, input.dtype).forward if launch is None else launch
         for start in range(0, len(temperatures), MAX_TEMPERATURES):
@@ -106,12 +106,12 @@ def _pass(
     """One sweep over the vocabulary."""
     import triton
 
-    from .fused.arguments import Scalars, describe
-    from .fused.compile_ahead import run_kernel
-    from .fused.merge import target_logit_kernel
-    from .fused.rows import index_rows
-    from .statistics_join import join_kernel
-    from .statistics_sweep import sweep_kernel
+    from ..fused.arguments import Scalars, describe
+    from ..fused.compile_ahead import run_kernel
+    from ..fused.merge import target_logit_kernel
+    from ..fused.rows import index_rows
+    from .join import join_kernel
+    from .sweep import sweep_kernel
 
     (n, hidden_size), vocab_size, device = hidden.shape, weight.shape[0], hidden.device
     # No target: every token is kept.

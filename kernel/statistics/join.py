@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .fused.forward import group_count
-from .statistics_tile import FLOOR
+from ..fused.forward import group_count
+from .tile import FLOOR
 
 __all__ = ["join_kernel"]
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chunked import BLOCK_BYTES, BLOCK_BYTES_ELSEWHERE
-from .options import LossOptions
-from .reference import compute_dtype
-from .statistics_fields import HeadStatistics, allocate, check_finite, spread
+from ..chunked import BLOCK_BYTES, BLOCK_BYTES_ELSEWHERE
+from ..options import LossOptions
+from ..reference import compute_dtype
+from .fields import HeadStatistics, allocate, check_finite, spread
 
 __all__ = ["statistics"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .fused.tiles import column_part
+from ..fused.tiles import column_part
 
 __all__ = ["EXCLUDED", "FLOOR", "exponential_sums", "row_sum", "tile_rank", "two_largest"]
 

@@ -8,18 +8,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import chunked_statistics, fused_statistics
-from .api import _autocast, _autocast_off
-from .fused.launch import available
-from .options import LossOptions
-from .statistics_fields import HeadStatistics
-from .validation import check_target_range, check_tensors
+from . import chunked, fused
+from ..api import _autocast, _autocast_off
+from ..fused.launch import available
+from ..options import LossOptions
+from .fields import HeadStatistics
+from ..validation import check_target_range, check_tensors
 
 __all__ = ["HeadStatistics", "head_statistics"]
 
 StatisticsImplementation = Literal["auto", "chunked", "triton"]
 LOWEST_TEMPERATURE = 1e-6  # logits of 1e30 divided by it are still finite in float32
-_IMPLEMENTATIONS = {"chunked": chunked_statistics.statistics, "triton": fused_statistics.statistics}
+_IMPLEMENTATIONS = {"chunked": chunked.statistics, "triton": fused.statistics}
 
 
 def head_statistics(
