@@ -48,8 +48,7 @@ def named(rows: pd.DataFrame) -> dict[str, Any]:
         >>> named(pd.DataFrame({"vocab_size": [256, 256], "temperature": [1.0, 1.0], "data_seed": [0, 1]}))
         {'V': 256, 'T': 1.0}
     """
-    first = rows[[column for column in _NAMES if column in rows]].iloc[0]
-    return {_NAMES[str(column)]: value for column, value in first.items()}
+    return {name: rows[column].tolist()[0] for column, name in _NAMES.items() if column in rows}
 
 
 def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
