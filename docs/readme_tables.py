@@ -49,7 +49,7 @@ def verdicts(data: Path) -> str:
         table = pd.concat([table[~table["claim"].isin(undecided)], small[small["claim"].isin(undecided)]])
         table = table.sort_values("claim", kind="stable")
     real: Any = pd.read_csv(data / "instruction_verdicts.csv").set_index("claim")["verdict"]
-    model = json.loads((data / "instruction_full.json").read_text(encoding="utf-8"))["model"]
+    model = json.loads((data / "instruction_full.json").read_text(encoding="utf-8"))["source"]["model"]
     lines = [
         "| | claim of the paper | verdict | measured | 95 % interval | on a real model |",
         "|---|---|---|---|---|---|",

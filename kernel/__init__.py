@@ -8,5 +8,4 @@
 from .api import LinearCrossEntropy, linear_cross_entropy
 from .statistics import HeadStatistics, head_statistics
 
-
 __all__ = ["HeadStatistics", "LinearCrossEntropy", "head_statistics", "linear_cross_entropy"]

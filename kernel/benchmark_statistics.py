@@ -23,9 +23,9 @@ from .benchmark.measure import ahead, peak_bytes, turn
 from .benchmark.problems import SHAPES, Data, make_data
 from .benchmark.tables import machine, write
 from .fused.launch import Launch, launch_table
-from .statistics.fused import statistics as fused
 from .options import LossOptions
 from .statistics import head_statistics
+from .statistics.fused import statistics as fused
 
 __all__ = ["TEMPERATURES", "errors", "main"]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DATA", "MissingTableError", "Preset", "available", "folders", "is_study", "needed_command", "read"]
+__all__ = ["DATA", "NoTableError", "Preset", "available", "folders", "is_study", "needed_command", "read"]
 
 Preset = Literal["quick", "full"]
 DATA = Path(__file__).resolve().parent / "data"
@@ -38,7 +38,7 @@ _COMMANDS = {
 }
 
 
-class MissingTableError(LookupError):
+class NoTableError(LookupError):
     """A table is neither in the output folder nor among the committed ones."""
 
 
@@ -59,7 +59,9 @@ def needed_command(name: str, preset: Preset) -> str:
     if name in ("verdicts", "findings"):
         folder = "paper_figures/data" if preset == "full" else f"paper_figures/data/{preset}"
         return f"python -m analysis.study verdicts --preset {preset} --file {folder}/verdicts.csv"
-    return f"python -m analysis.study run {name} --preset {preset}" + (" --device cuda" if preset == "full" else "")
+    from analysis.lab.running import run_command
+
+    return run_command(name, preset)
 
 
 def folders(name: str, preset: Preset, out: Path) -> list[Path]:
@@ -70,7 +72,7 @@ def folders(name: str, preset: Preset, out: Path) -> list[Path]:
 
 def available(name: str, preset: Preset, out: Path) -> Path | None:
     """The table's file, None where there is none."""
-    from analysis.records import find_table
+    from analysis.lab.tables import find_table
 
     return next((path for folder in folders(name, preset, out) if (path := find_table(folder, name))), None)
 
@@ -79,12 +81,12 @@ def read(name: str, preset: Preset, out: Path) -> pd.DataFrame:
     """The table.
 
     Raises:
-        MissingTableError: Naming where it was looked for and the command that makes it.
+        NoTableError: Naming where it was looked for and the command that makes it.
     """
-    from analysis.records import read_table
+    from analysis.lab.tables import read_table
 
     path = available(name, preset, out)
     if path is None:
         looked = " or ".join(str(folder / f"{name}.csv") for folder in folders(name, preset, out))
-        raise MissingTableError(f"there is no table {looked}; make it with: {needed_command(name, preset)}")
+        raise NoTableError(f"there is no table {looked}; make it with: {needed_command(name, preset)}")
     return read_table(path)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..records import find_table, read_sidecar, read_table
-from ..study.registry import EXPERIMENTS
+from ..lab.registry import EXPERIMENTS
+from ..lab.tables import find_table, read_sidecar, read_table
 
 __all__ = ["MissingTableError", "Tables"]
 
@@ -57,8 +57,9 @@ class Tables:
             looked = " or ".join(map(str, self._looked(name))) or "this installation"
             raise MissingTableError(f"there is no {name}.csv in {looked}")
         table, sidecar = read_table(path), read_sidecar(path)
-        if "cells" in sidecar:
-            self.not_run[name] = (sidecar["cells_not_run"], sidecar["cells"])
+        grid = sidecar.get("grid", {})
+        if "cells" in grid:
+            self.not_run[name] = (grid["cells_not_run"], grid["cells"])
         if "converged" not in table:
             return table
         converged = table["converged"].astype(bool)

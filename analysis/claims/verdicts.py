@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from ..command import shown
-from ..files import write_together
-from ..records import configs_hash, find_table, read_sidecar
-from ..study.registry import EXPERIMENTS, PRESETS, Prediction, Preset, experiment
-from ..study.running import committed_folder
+from ..lab.records import configs_hash
+from ..lab.registry import EXPERIMENTS, PRESETS, Prediction, Preset, experiment
+from ..lab.running import committed_folder
+from ..lab.tables import find_table, made_here, read_sidecar, write_table
 from . import report
 from .capping import capping, restored, temperature
 from .cost import free_of_cost
@@ -207,6 +208,7 @@ def write_verdicts(preset: Preset, out: Path | None, file: Path | None) -> int:
         ValueError: If a table is damaged, lacks a column, or is of another preset.
         OSError: If there are no tables, or the file cannot be written.
     """
+    start = time.perf_counter()
     if out is None:
         folder, shared = committed_folder(preset), committed_folder("full")
     else:
@@ -220,7 +222,10 @@ def write_verdicts(preset: Preset, out: Path | None, file: Path | None) -> int:
             _check_preset(folder, name, preset)
     judged = judge(Tables([folder], shared=shared), preset)
     table = judged.verdicts
-    findings = None if file is None else write_judged(judged, file)
+    findings = None
+    if file is not None:
+        command = f"python -m analysis.study verdicts --preset {preset} --file {shown(file)}"
+        findings = write_judged(judged, file, command, {"preset": preset}, time.perf_counter() - start)
     print(f"from the tables of {shown(folder)}, preset {table['preset'].iloc[0]}")
     for line in table.to_dict("records"):
         interval = "" if pd.isna(line["mean"]) else f"  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]"
@@ -246,7 +251,7 @@ def _committed_or_none() -> Path | None:
 def _check_preset(folder: Path, name: str, preset: Preset) -> None:
     """Refuse a table whose sidecar names the grid of another preset."""
     path = find_table(folder, name)
-    found = None if path is None else read_sidecar(path).get("configs_hash")
+    found = None if path is None else read_sidecar(path).get("config", {}).get("hash")
     if found is None or found == configs_hash(experiment(name).configs(preset)):
         return
     for other in PRESETS:
@@ -254,9 +259,22 @@ def _check_preset(folder: Path, name: str, preset: Preset) -> None:
             raise ValueError(f"{path} is of the preset {other}: give --preset {other}, got {preset!r}.")
 
 
-def write_judged(judged: Judged, file: Path) -> Path:
-    """Write the verdicts, and beside them the findings: ``NAMEverdicts.csv`` and ``NAMEfindings.csv``."""
+def write_judged(judged: Judged, file: Path, command: str, config: Mapping[str, Any], seconds: float) -> Path:
+    """Write the verdicts, and beside them the findings: ``NAMEverdicts.csv`` and ``NAMEfindings.csv``.
+
+    Args:
+        judged: Both.
+        file: Of the verdicts.
+        command: What makes them again.
+        config: What was set.
+        seconds: How long it took.
+
+    Returns:
+        The file of the findings.
+    """
+    note = "no seeds of their own: those of the tables"
+    made = made_here(command, config=config, seeds=None, wall_seconds=round(seconds, 3), note=note)
     findings = file.with_name(file.stem.removesuffix("verdicts") + "findings.csv")
-    tables = {file: judged.verdicts, findings: judged.findings}
-    write_together({path: table.to_csv(index=False, lineterminator="\n") for path, table in tables.items()})
+    for path, table in ((file, judged.verdicts), (findings, judged.findings)):
+        write_table(table, path, made)
     return findings

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import chunked, fused
 from ..api import _autocast, _autocast_off
 from ..fused.launch import available
 from ..options import LossOptions
-from .fields import HeadStatistics
 from ..validation import check_target_range, check_tensors
+from . import chunked, fused
+from .fields import HeadStatistics
 
 __all__ = ["HeadStatistics", "head_statistics"]
 

@@ -12,7 +12,7 @@ from analysis.claims.report import STATEMENTS, number
 from analysis.claims.sources import MissingTableError, Tables
 from analysis.claims.statistics import Effect, mean_effect
 from analysis.claims.verdicts import CLAIMS, MODEL_CLAIMS, decide, judge
-from analysis.records import read_table
+from analysis.lab.tables import read_table
 from analysis.study.__main__ import main
 
 DATA = Path(paper_figures.__file__).parent / "data"

@@ -49,8 +49,8 @@ def test_every_run_is_there(tuning):
     expected = {(c.label_smoothing, c.temperature, c.softcap or 0, c.seed) for c in grid}
     assert set(runs.itertuples(index=False, name=None)) == expected
     sidecar = json.loads((DATA / "instruction_full.json").read_text())
-    assert "dequantised" in sidecar["model"]
-    assert sidecar["failed"] == {}
+    assert "dequantised" in sidecar["source"]["model"]
+    assert sidecar["grid"]["failed"] == {}
 
 
 def test_the_verdicts_follow_from_the_table(tuning):

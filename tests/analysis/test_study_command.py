@@ -21,14 +21,15 @@ import study_jobs
 import torch
 
 import paper_figures
-from analysis import records
-from analysis.records import config_key, read_table
-from analysis.study import ceilings, registry, running
+from analysis.lab import records, registry, running
+from analysis.lab.bundles import pack, unpack
+from analysis.lab.cells import coverage
+from analysis.lab.records import config_key
+from analysis.lab.registry import Experiment, tidy
+from analysis.lab.running import Job, compute_job, lanes, order, visible_gpus, where
+from analysis.lab.tables import read_table
+from analysis.study import s1_ceilings as ceilings
 from analysis.study.__main__ import main
-from analysis.study.bundles import pack, unpack
-from analysis.study.cells import coverage, family_of
-from analysis.study.registry import Experiment, tidy
-from analysis.study.running import Job, compute_job, lanes, order, visible_gpus, where
 
 DATA = Path(paper_figures.__file__).parent / "data"
 FEW = [ceilings.CeilingConfig(vocab_size=v, hidden_size=64, shares=(0.5, 1.0), model="any") for v in (1000, 2000, 3000)]
@@ -218,12 +219,17 @@ class TestPlacement:
     def test_a_cut_run_leaves_complete_cells(self, names):
         """Wherever it is cut, fewer rows are of no use than a cell has seeds, with its twins."""
         studies = registry.experiments(names)
+
+        def family(job):
+            study = registry.experiment(job.experiment)
+            return study.twin(study.cell(job.config))
+
         jobs = list(order(studies, "full", "cpu"))
         assert len(jobs) == len(set(jobs)) == sum(len(study.configs("full")) for study in studies)
-        largest = max(Counter((job.experiment, family_of(job.config)) for job in jobs).values())
+        largest = max(Counter((job.experiment, family(job)) for job in jobs).values())
         for part in (2, 5, 9):
             finished = {config_key(job.config) for job in jobs[: part * len(jobs) // 10]}
-            used = frozenset().union(*(coverage(study.configs("full"), finished).keys for study in studies))
+            used = frozenset().union(*(coverage(study, study.configs("full"), finished).keys for study in studies))
             assert used <= finished
             assert len(finished) - len(used) < largest
 

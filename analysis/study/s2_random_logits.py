@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .. import random_energy
-from .registry import Experiment, Prediction, Preset
+from ..lab.registry import Experiment, Prediction, Preset
 
 __all__ = ["EXPERIMENT", "RandomLogitConfig", "configs", "random_logits"]
 

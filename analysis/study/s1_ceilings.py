@@ -10,8 +10,8 @@ import numpy as np
 
 from .. import caps
 from ..head_shapes import HEAD_SHAPES
+from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import optimal_gap
-from .registry import Experiment, Prediction, Preset
 
 __all__ = ["EXPERIMENT", "CeilingConfig", "ceilings", "configs"]
 
