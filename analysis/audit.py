@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,10 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 def _audit(options: argparse.Namespace) -> int:
     import torch
 
-    from .files import check_writable, write_together
     from .heads import audit_model, load_model, packaged_smollm2
     from .heads._audit import check_device, check_options
-    from .records import environment
+    from .lab.files import check_writable
+    from .lab.tables import made_here, write_table
 
     if options.out.suffix != ".csv":  # the sidecar and the figure take its name with .json and .png
         raise ValueError(f"--out must end in .csv, got {options.out}.")
@@ -84,7 +84,7 @@ def _audit(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
     )
     check_device(options.device)
-    made_by = {"command": _command(options), **environment()}
+    start = time.perf_counter()
     documents, text = _documents(options.text)
     path = packaged_smollm2() if options.model == "smollm2" else options.model
     loaded = load_model(path, revision=options.revision, dtype=getattr(torch, options.dtype))
@@ -113,13 +113,14 @@ def _audit(options: argparse.Namespace) -> int:
             source=source,
             progress=bar.show,
         )
-    write_together(
-        {
-            options.out: found.table.to_csv(index=False, lineterminator="\n", float_format="%.7g"),
-            beside: json.dumps(made_by, indent=1) + "\n",
-            picture: _figure(found.table),
-        }
+    names = ("label_smoothing", "max_tokens", "max_length", "skip", "batch_size", "dtype")
+    made = made_here(
+        _command(options),
+        config={name: getattr(options, name) for name in names},
+        seeds=[0],  # of the resamples of documents
+        wall_seconds=round(time.perf_counter() - start, 3),
     )
+    write_table(found.table, options.out, made, digits=7, beside={picture: _figure(found.table)})
     print(found.verdict)
     print(f"wrote {shown(options.out)}, {shown(beside)} and {shown(picture)}")
     return 0

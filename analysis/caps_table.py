@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from . import caps, random_energy, smoothing
-from ._tables import write_table
 from .command import csv_file, finish, output_folder, shown
 from .head_shapes import HEAD_SHAPES, HeadShape
+from .lab.tables import write_computed
 
 __all__ = ["NORM_PRODUCTS", "needed_norm_product", "rows"]
 
@@ -134,8 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(path: Path) -> int:
-    count = write_table(
-        path, rows(), digits=7, command="python -m analysis.caps_table", total=len(HEAD_SHAPES) * len(NORM_PRODUCTS)
+    count = write_computed(
+        path,
+        rows(),
+        command="python -m analysis.caps_table",
+        config={"label_smoothing": LABEL_SMOOTHING, "norm_products": NORM_PRODUCTS, "shapes": len(HEAD_SHAPES)},
+        digits=7,
+        total=len(HEAD_SHAPES) * len(NORM_PRODUCTS),
+        note="no seeds: nothing is random",
     )
     print(f"{count} rows -> {shown(path)}")
     return 0

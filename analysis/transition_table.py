@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import caps, smoothing
-from ._tables import write_table
 from .command import csv_file, finish, output_folder, shown
+from .lab.tables import write_computed
 from .norm_ball import fit_norm_ball
 
 __all__ = ["rows"]
@@ -80,8 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(path: Path) -> int:
-    count = write_table(
-        path, rows(), digits=6, command="python -m analysis.transition_table", total=len(SHAPES) * len(RATIOS)
+    count = write_computed(
+        path,
+        rows(),
+        command="python -m analysis.transition_table",
+        config={"label_smoothing": LABEL_SMOOTHING, "shapes": SHAPES, "ratios": RATIOS},
+        digits=6,
+        total=len(SHAPES) * len(RATIOS),
+        seeds=[0],
     )
     print(f"{count} rows -> {shown(path)}")
     return 0

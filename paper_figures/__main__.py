@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from analysis.command import above_zero, finish, shown, whole
-from analysis.files import check_writable, write_together
+from analysis.lab.files import check_writable, write_together
 
 from . import FIGURES
-from .tables import MissingTableError, Preset, available, is_study, needed_command, read
+from .tables import NoTableError, Preset, available, is_study, needed_command, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def _figures(options: argparse.Namespace) -> int:
             preset = options.preset or _best(name, module, options.out)
             try:
                 written = _draw(name, module, preset, options.out or _folder(preset))
-            except (MissingTableError, KeyError, ValueError) as error:  # the others may be drawn
+            except (NoTableError, KeyError, ValueError) as error:  # the others may be drawn
                 reason = f"a table has no column {error}" if isinstance(error, KeyError) else str(error)
                 bar.write(f"error: {name} was not drawn: {' '.join(reason.split())}", file=sys.stderr)
                 status = 1

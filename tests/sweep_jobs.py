@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from analysis.sweep import run
+from analysis.lab.sweep import run
 
 
 @dataclass(frozen=True)

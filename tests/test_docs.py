@@ -113,7 +113,7 @@ def test_a_mark_without_an_end_is_refused():
 def test_full_verdicts_go_before_quick_ones(tmp_path):
     quick = (readme_tables.DATA / "quick" / "verdicts.csv").read_text()
     (tmp_path / "quick").mkdir()
-    for name in ("instruction_verdicts.csv", "instruction_full.json"):
+    for name in ("instruction_verdicts.csv", "instruction_full.json", "findings.csv", "quick/findings.csv"):
         (tmp_path / name).write_text((readme_tables.DATA / name).read_text())
     (tmp_path / "quick" / "verdicts.csv").write_text(quick)
     assert (

@@ -58,7 +58,7 @@ def read_only(tmp_path, monkeypatch):
     if os.geteuid():
         folder.chmod(0o555)
     else:
-        from analysis import files
+        from analysis.lab import files
 
         def refuse(*_, dir, **__):
             raise OSError(30, "Read-only file system", str(dir))

@@ -6,16 +6,13 @@ Beside it a JSON file of the same name states the command and the versions. Some
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
+import time
 from collections.abc import Sequence
 
-import numpy
-import scipy
-
 from ..command import csv_file, finish, output_folder, shown, whole
-from ..files import check_writable, write_together
+from ..lab.files import check_writable
+from ..lab.tables import made_here, sidecar_of, write_table
 from .coverage import simulate
 
 __all__ = ["main"]
@@ -55,18 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(chosen: argparse.Namespace) -> int:
-    beside = chosen.out.with_suffix(".json")
-    check_writable(chosen.out, beside)
+    check_writable(chosen.out, sidecar_of(chosen.out))
+    start = time.perf_counter()
     table = simulate(sizes=chosen.sizes, n_datasets=chosen.n_datasets, seed=chosen.seed)
     options = f"--sizes {' '.join(map(str, chosen.sizes))} --n-datasets {chosen.n_datasets} --seed {chosen.seed}"
-    made = {
-        "command": f"python -m analysis.calibration {options}",
-        "python": platform.python_version(),
-        "numpy": numpy.__version__,
-        "scipy": scipy.__version__,
-    }
-    content = table.to_csv(index=False, float_format="%.5g", lineterminator="\n")
-    write_together({chosen.out: content, beside: json.dumps(made, indent=2) + "\n"})
+    made = made_here(
+        f"python -m analysis.calibration {options}",
+        config={"sizes": chosen.sizes, "n_datasets": chosen.n_datasets},
+        seeds=[chosen.seed],
+        wall_seconds=round(time.perf_counter() - start, 3),
+    )
+    write_table(table, chosen.out, made, digits=5)
     print(f"wrote {shown(chosen.out)}")
     return 0
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..claims.verdicts import judge_model, write_judged
 from ..command import above_zero, finish, output_folder, shown, whole
-from ..files import check_writable, write_atomically
-from ..records import RowStore, read_table, write_table
-from ..study.registry import tidy
-from ..sweep import available_cores, read_rows, run
-from .claims import judge
+from ..lab.files import check_writable
+from ..lab.records import RowStore
+from ..lab.registry import tidy
+from ..lab.sweep import available_cores, read_rows, run
+from ..lab.tables import made_of_rows, read_table, write_table
+from .predictions import PREDICTIONS
 from .questions import build_questions, read_questions, write_questions
 from .tuning import PRESETS, InstructionConfig, configs, seconds, tune
 
@@ -132,7 +135,9 @@ def _table(options: argparse.Namespace) -> int:
     if not found.empty:
         path = options.out / f"instruction_{options.preset}.csv"
         table = tidy(found).drop(columns=["model", "questions"])  # one of each: in the sidecar
-        write_table(table, path, RowStore(rows), grid, more=_sources(options))
+        command = f"python -m analysis.instruction run {options.model.name} {options.questions.name}"
+        made = made_of_rows(f"{command} --preset {options.preset} --device {options.device}", RowStore(rows), grid)
+        write_table(table, path, {**made, "source": _sources(options)})
         print(f"wrote {shown(path)}")
     return int(len(found) < len(grid))
 
@@ -166,16 +171,19 @@ def _status(options: argparse.Namespace) -> int:
 
 def _verdicts(options: argparse.Namespace) -> int:
     check_writable(options.file)
+    start = time.perf_counter()
     try:
-        table = judge(read_table(options.table))
+        judged = judge_model(read_table(options.table), PREDICTIONS)
     except KeyError as column:
         raise ValueError(f"{options.table} is no table of the preset full: it has no column or row {column}.") from None
-    write_atomically(options.file, table.to_csv(index=False, lineterminator="\n"))
+    command = f"python -m analysis.instruction verdicts {shown(options.table)} {shown(options.file)}"
+    findings = write_judged(judged, options.file, command, {"preset": "full"}, time.perf_counter() - start)
+    table = judged.verdicts
     for line in table.to_dict("records"):
         print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
         print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
         print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
-    print(f"wrote {shown(options.file)}")
+    print(f"wrote {shown(options.file)} and {shown(findings)}")
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..command import above_zero, finish, output_folder, shown, whole
-from .registry import EXPERIMENTS, PRESETS, experiments
+from ..lab.registry import EXPERIMENTS, PRESETS, experiments
 
 __all__ = ["main"]
 
@@ -108,11 +108,11 @@ def _out(options: argparse.Namespace) -> Path:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .running import progress, simulate_all, table_path
+    from ..lab.running import progress, simulate_all, table_path
 
     engine = None
     if options.engine == "ray":
-        from .ray_engine import connect
+        from ..lab.ray_engine import connect
 
         engine = connect(options.address)
     out, studies = _out(options), experiments(options.names)
@@ -144,8 +144,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from ..sweep import available_cores
-    from .running import where
+    from ..lab.running import where
+    from ..lab.sweep import available_cores
 
     workers, total = options.workers or available_cores(), 0.0
     print(f"{'':4}{'configs':>8}{'CPU-core s':>12}{'GPU s':>9}{'longest s':>11}{'wall min':>10}")
@@ -178,7 +178,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from .running import progress
+    from ..lab.running import progress
 
     left = 0
     print(f"{'':4}{'done':>7}{'failed':>8}{'left':>7}")
@@ -190,14 +190,14 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from .bundles import pack
+    from ..lab.bundles import pack
 
     print(f"{pack(_out(options), options.file, digits=options.digits)} rows -> {options.file}")
     return 0
 
 
 def _unpack(options: argparse.Namespace) -> int:
-    from .bundles import unpack
+    from ..lab.bundles import unpack
 
     added, known = unpack(_out(options), options.file)
     print(f"{added} rows added to {shown(_out(options))}, {known} were there")
@@ -205,7 +205,7 @@ def _unpack(options: argparse.Namespace) -> int:
 
 
 def _tables(options: argparse.Namespace) -> int:
-    from .running import publish
+    from ..lab.running import publish
 
     out, missing, studies = _out(options), 0, experiments(options.names)
     for study in studies:
@@ -218,7 +218,7 @@ def _tables(options: argparse.Namespace) -> int:
 
 
 def _verdicts(options: argparse.Namespace) -> int:
-    from .verdicts import write_verdicts
+    from ..claims.verdicts import write_verdicts
 
     return write_verdicts(options.preset, options.out, options.file)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.files import write_atomically, write_together
+from analysis.lab.files import write_atomically, write_together
 
 
 def test_a_second_file_that_fails_leaves_the_first_as_it_was(tmp_path, monkeypatch):

@@ -21,12 +21,12 @@ import study_jobs
 import sweep_jobs
 from sweep_jobs import Square, one_after_another, square
 
-import analysis
 import paper_figures
 from analysis import command
-from analysis.records import RowStore, config_key, read_table
+from analysis.lab.records import RowStore, config_key
+from analysis.lab.sweep import run
+from analysis.lab.tables import read_sidecar, read_table
 from analysis.study.__main__ import main
-from analysis.sweep import run
 
 DATA = Path(paper_figures.__file__).parent / "data"
 ROOT, TESTS = DATA.parent.parent, Path(study_jobs.__file__).parent
@@ -140,7 +140,7 @@ class TestTwoSweepsInOneFolder:
     def hold(self, folder, key):
         """Another process that computes a row, as far as this one can see."""
         code = (
-            "import sys, pathlib; from analysis._row_locks import RowLocks; "
+            "import sys, pathlib; from analysis.lab.row_locks import RowLocks; "
             "print(RowLocks(pathlib.Path(sys.argv[1])).take(sys.argv[2]), flush=True); sys.stdin.read()"
         )
         return subprocess.Popen(
@@ -231,4 +231,4 @@ def test_a_damaged_table_is_refused_wherever_it_is_read(tmp_path):
     path.write_bytes(gzip.compress(b"x\n" + b"1\n" * 10**5)[:100])
     with pytest.raises(ValueError, match=rf"^{path} is no whole table: "):
         read_table(path)
-    assert analysis.records.read_sidecar(path) == {}
+    assert read_sidecar(path) == {}

@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.records import RowStore, read_table
+from analysis.lab.records import RowStore
+from analysis.lab.tables import read_table
 from paper_figures import FIGURES, tables
 from paper_figures.__main__ import main
 from paper_figures.simulation import SIMULATED
@@ -145,7 +146,7 @@ class TestSimulate:
     @pytest.fixture
     def few(self, monkeypatch):
         """Four heads of S4 that train within a second, and S4 among what is simulated."""
-        from analysis.study import samples
+        from analysis.study import s4_samples as samples
         from paper_figures import simulation
 
         few = [c for c in samples.configs("quick") if c.hidden_size == 4 and c.norm == "budget" and c.teacher.seed < 2]

@@ -12,8 +12,8 @@ from .. import caps
 from .._arguments import check_fields
 from .._validation import check_numbers
 from ..head_shapes import HEAD_SHAPES
+from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import optimal_gap
-from .registry import Experiment, Prediction, Preset
 
 __all__ = ["EXPERIMENT", "CeilingConfig", "ceilings", "configs"]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import sem, t
 
-from analysis.study.statistics import (
+from analysis.claims.statistics import (
     bootstrap_half_width,
     explained_effect,
     explained_variance,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pandas as pd
 from ..smoothing import activity_index
 from .statistics import mean_interval
 
-__all__ = ["CELL", "PAIR", "cell_effects", "paired_effects"]
+__all__ = ["CELL", "HEAD", "PAIR", "SEEDS", "cell_effects", "difference", "named", "paired_effects"]
 
 # A cell: everything that was set but seeds and smoothing.
 CELL = [
@@ -17,8 +18,18 @@ CELL = [
     "peak_fraction", "hidden_size", "norm", "norm_coefficient", "temperature", "softcap", "softcap_form",
     "weight_decay", "features", "optimiser",
 ]  # fmt: skip
+SEEDS = ["data_seed", "model_seed"]
 # A pair: the same data, the same first values.
-PAIR = [*CELL, "data_seed", "model_seed"]
+PAIR = [*CELL, *SEEDS]
+# A head, whatever it is trained or read with.
+HEAD = [
+    "teacher", "vocab_size", "hidden_size", "norm", "norm_coefficient", "weight_decay", "features", "optimiser",
+]  # fmt: skip
+# Column -> its name in the cell of a finding.
+_NAMES = {
+    "teacher": "teacher", "vocab_size": "V", "hidden_size": "D", "norm": "norm", "weight_decay": "decay",
+    "features": "features", "optimiser": "optimiser", "temperature": "T",
+}  # fmt: skip
 _EFFECTS = {
     "confidence_fall": ("confidence", 1),
     "accuracy_gain": ("accuracy", -1),
@@ -28,6 +39,16 @@ _EFFECTS = {
     "aurc_gain": ("aurc", 1),
 }
 _PLAIN = ["confidence", "entropy", "cross_entropy", "uniform_cross_entropy", "converged"]
+
+
+def named(rows: pd.DataFrame) -> dict[str, Any]:
+    """What a finding calls the cell that these rows of trained heads are of.
+
+    Example:
+        >>> named(pd.DataFrame({"vocab_size": [256, 256], "temperature": [1.0, 1.0], "data_seed": [0, 1]}))
+        {'V': 256, 'T': 1.0}
+    """
+    return {name: rows[column].tolist()[0] for column, name in _NAMES.items() if column in rows}
 
 
 def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
@@ -89,3 +110,34 @@ def cell_effects(pairs: pd.DataFrame) -> pd.DataFrame:
             line |= dict(zip((name, f"{name}_low", f"{name}_high"), numbers, strict=True))
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def difference(
+    table: pd.DataFrame, value: str, *, column: str, first: object, second: object, on: Sequence[str]
+) -> pd.DataFrame:
+    """Paired differences: ``value`` where ``column`` is ``first`` minus where it is ``second``, all else equal.
+
+    Args:
+        table: Rows.
+        value: Column to subtract.
+        column: What the two rows of a pair differ in.
+        first: Its value in the first row.
+        second: Its value in the second.
+        on: Columns in which they agree; missing agrees with missing.
+
+    Returns:
+        ``on`` and ``difference``, one line for each pair that is complete.
+
+    Raises:
+        ValueError: If a side has two rows for one pair.
+
+    Example:
+        >>> table = pd.DataFrame({"b": [0, 1, 0], "seed": [1, 1, 2], "x": [5.0, 3.0, 4.0]})
+        >>> difference(table, "x", column="b", first=0, second=1, on=["seed"]).to_dict("list")
+        {'seed': [1], 'difference': [2.0]}
+    """
+    sides = [table.loc[table[column] == wanted, [*on, value]] for wanted in (first, second)]
+    if any(side.duplicated(list(on)).any() for side in sides):
+        raise ValueError(f"on must tell the rows of one {column} apart, got {list(on)}.")
+    both = sides[0].merge(sides[1], on=list(on), suffixes=("_first", "_second"))
+    return both[list(on)].assign(difference=both[f"{value}_first"] - both[f"{value}_second"])

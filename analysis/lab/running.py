@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,24 +14,20 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from .. import command
-from ..records import RowStore, find_table, write_table
-from ..sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
 from .bundles import row_folder
-from .cells import Coverage, coverage, family_of
+from .cells import Coverage, coverage
+from .records import RowStore
 from .registry import Experiment, Preset, experiment, tidy
+from .sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
+from .tables import find_table, made_of_rows, shortened, write_table
 
 __all__ = [
-    "Job", "Progress", "committed_folder", "compute_job", "lanes", "order", "progress", "publish", "simulate",
-    "simulate_all", "table", "table_path", "visible_gpus", "where", "write",
+    "Job", "Progress", "committed_folder", "compute_job", "lanes", "order", "progress", "publish", "run_command",
+    "simulate", "simulate_all", "table", "table_path", "visible_gpus", "where", "write",
 ]  # fmt: skip
 
 # A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
 SMALL_FIT_SECONDS, GPU_IS_WORTH = 12.0, 5.0
-# Entries of a teacher from which one process on a GPU computes the fits on it, as its samples take a minute to draw;
-# and of a head from which that GPU has no other process: processes take turns, and L-BFGS may hold half the memory.
-_LARGE = 2**28
-
-
 _DIGITS = 6  # of the numbers in a table
 _PACKED_FROM = 2**18  # bytes of a committed table
 
@@ -45,7 +41,7 @@ class Job:
 
 
 class _Shelves:
-    """The rows of all experiments, each in a folder of its own; see :class:`analysis.sweep.Store`."""
+    """The rows of all experiments, each in a folder of its own; see :class:`analysis.lab.sweep.Store`."""
 
     def __init__(self, out: Path, studies: Sequence[Experiment]) -> None:
         self._stores = {study.name: RowStore(row_folder(out, study.name)) for study in studies}
@@ -122,12 +118,7 @@ def compute_job(job: Job, *, device: str) -> dict[str, Any]:
 
 def _queue(job: Job, *, device: str) -> str:
     study = experiment(job.experiment)
-    if where(study, job.config, device) == "cpu":
-        return "cpu"
-    teacher = getattr(job.config, "teacher", None)
-    if teacher is None or teacher.n_contexts * teacher.vocab_size < _LARGE:
-        return "gpu"
-    return "whole" if teacher.vocab_size * job.config.hidden_size >= _LARGE else "large"
+    return "cpu" if where(study, job.config, device) == "cpu" else study.queue(job.config)
 
 
 def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int, *, alone: bool = False) -> list[Lane]:
@@ -193,7 +184,7 @@ def order(studies: Sequence[Experiment], preset: Preset, device: str) -> dict[Jo
         for config in study.configs(preset):
             job = Job(study.name, config)
             seconds[job] = study.seconds(config, where(study, config, device))
-            families[study.name, family_of(config)].append(job)
+            families[study.name, study.twin(study.cell(config))].append(job)
 
     def place(family: list[Job]) -> tuple[int, float]:
         leftover = by_name[family[0].experiment].leftover
@@ -212,6 +203,7 @@ def simulate_all(
     gpu_workers: int = 6,
     max_seconds: float | None = None,
     longest_fit: float = math.inf,
+    leave_out: Callable[[Any], bool] = lambda config: False,
     engine: Engine | None = None,
 ) -> SweepResult:
     """Compute the missing rows of experiments and write their tables with sidecars, where there is any row.
@@ -228,7 +220,8 @@ def simulate_all(
         gpu_workers: How many of them on each GPU.
         max_seconds: Start nothing after this time.
         longest_fit: Leave out what is estimated to take more seconds than this.
-        engine: See :func:`analysis.sweep.run`; None for processes on this machine.
+        leave_out: Config -> whether to leave it out.
+        engine: See :func:`analysis.lab.sweep.run`; None for processes on this machine.
 
     Returns:
         How many rows are new, and the failures; the rows of an experiment are :func:`table`.
@@ -242,7 +235,7 @@ def simulate_all(
         engine = partial(local_engine, lanes=processes, queue=queue)
     result = run(
         partial(compute_job, device=device),
-        [job for job, seconds in jobs.items() if seconds <= longest_fit],
+        [job for job, seconds in jobs.items() if seconds <= longest_fit and not leave_out(job.config)],
         shelves,
         workers=workers,
         description=" ".join(study.name for study in studies),
@@ -266,16 +259,11 @@ def _complete(study: Experiment, preset: Preset, out: Path) -> tuple[pd.DataFram
     configs = study.configs(preset)
     rows = read_rows(row_folder(out, study.name), configs)
     if rows.empty:
-        return rows, coverage(configs, ())
-    covered = coverage(configs, set(rows["key"]))
+        return rows, coverage(study, configs, ())
+    covered = coverage(study, configs, set(rows["key"]))
     rows = tidy(rows.loc[rows["key"].isin(covered.keys)])
-    first = [name for name in ("key", *_asked(configs)) if name in rows]
+    first = [name for name in ("key", *study.columns) if name in rows]
     return rows.loc[:, [*first, *(name for name in rows if name not in first)]], covered
-
-
-def _asked(configs: Sequence[Any]) -> tuple[str, ...]:
-    """Columns of what was set, not measured."""
-    return tuple(configs[0].columns()) if hasattr(configs[0], "columns") else ("vocab_size", "hidden_size", "data_seed")
 
 
 def write(study: Experiment, preset: Preset, out: Path, path: Path, *, packed_from: float = math.inf) -> bool:
@@ -287,11 +275,21 @@ def write(study: Experiment, preset: Preset, out: Path, path: Path, *, packed_fr
     if rows.empty:
         return False
     configs, store = study.configs(preset), RowStore(row_folder(out, study.name))
-    more = {"cells": covered.cells, "cells_not_run": covered.not_run, "not_run": covered.missing}
-    write_table(
-        rows, path, store, configs, digits=_DIGITS, exact=_asked(configs), more=more, packed_from=packed_from
-    )  # fmt: skip
+    made = made_of_rows(run_command(study.name, preset), store, configs, covered.keys)
+    made["grid"] |= {"cells": covered.cells, "cells_not_run": covered.not_run, "not_run": covered.missing}
+    rows, constants = shortened(rows, _DIGITS, study.columns)
+    write_table(rows, path, made, constants=constants, packed_from=packed_from)
     return True
+
+
+def run_command(name: str, preset: Preset) -> str:
+    """The command that computes an experiment.
+
+    Example:
+        >>> run_command("S4", "full")
+        'python -m analysis.study run S4 --preset full --device cuda'
+    """
+    return f"python -m analysis.study run {name} --preset {preset}" + (" --device cuda" if preset == "full" else "")
 
 
 def committed_folder(preset: Preset) -> Path:

@@ -1,9 +1,9 @@
-"""The experiments of the study by name, and the shape that each of them has."""
+"""The experiments by name, and the shape that each of them has. Nothing here knows what an experiment trains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal
 
@@ -17,13 +17,13 @@ Verdict = Literal["supported", "refuted", "depends on", "not decided"]
 
 # Name -> module, which holds EXPERIMENT; imported when asked for.
 EXPERIMENTS = {
-    "S1": "ceilings",
-    "S2": "random_logits",
-    "S3": "collapse",
-    "S4": "samples",
-    "S5": "capping",
-    "S6": "population",
-    "S7": "tuning",
+    "S1": "analysis.study.s1_ceilings",
+    "S2": "analysis.study.s2_random_logits",
+    "S3": "analysis.study.s3_collapse",
+    "S4": "analysis.study.s4_samples",
+    "S5": "analysis.study.s5_capping",
+    "S6": "analysis.study.s6_population",
+    "S7": "analysis.study.s7_tuning",
 }
 
 
@@ -46,6 +46,23 @@ def _nothing(config: Any) -> int:
     return 0
 
 
+def _gpu(config: Any) -> str:
+    return "gpu"
+
+
+def _without_seed(config: Any) -> Any:
+    return replace(config, seed=0)
+
+
+def _itself(cell: Any) -> Any:
+    return cell
+
+
+def _sizes(cell: Any) -> str:
+    width = f" D={cell.hidden_size}" if hasattr(cell, "hidden_size") else ""
+    return f"V={cell.vocab_size}{width}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One experiment: configs -> rows -> table.
@@ -60,6 +77,12 @@ class Experiment:
         predictions: Written before the first table.
         gpu: Whether a GPU helps its larger configs.
         leftover: Config -> 0, or a number for those cells that come last, lowest first.
+        queue: Config -> which processes may compute it on a GPU: ``"gpu"`` any, ``"large"`` one on each GPU,
+            ``"whole"`` one that has its GPU to itself.
+        cell: Config -> the same without its seeds.
+        twin: Cell -> the cell that it is compared with, itself where there is none.
+        name_of: Cell -> its name for people.
+        columns: Columns of a row that say what was set and not what was measured.
     """
 
     name: str
@@ -70,6 +93,11 @@ class Experiment:
     predictions: tuple[Prediction, ...]
     gpu: bool = True
     leftover: Callable[[Any], int] = _nothing
+    queue: Callable[[Any], str] = _gpu
+    cell: Callable[[Any], Any] = _without_seed
+    twin: Callable[[Any], Any] = _itself
+    name_of: Callable[[Any], str] = _sizes
+    columns: tuple[str, ...] = ("vocab_size", "hidden_size", "data_seed")
 
 
 def experiment(name: str) -> Experiment:
@@ -84,7 +112,7 @@ def experiment(name: str) -> Experiment:
     """
     if name not in EXPERIMENTS:
         raise ValueError(f"name must be one of {tuple(EXPERIMENTS)}, got {name!r}.")
-    return import_module(f".{EXPERIMENTS[name]}", __package__).EXPERIMENT
+    return import_module(EXPERIMENTS[name]).EXPERIMENT
 
 
 def experiments(names: Sequence[str]) -> list[Experiment]:

@@ -5,8 +5,9 @@ import itertools
 import pandas as pd
 import pytest
 
+from analysis.claims.verdicts import MODEL_CLAIMS, judge_model
 from analysis.instruction.__main__ import main
-from analysis.instruction.claims import CLAIMS, PREDICTIONS, judge
+from analysis.instruction.predictions import PREDICTIONS
 
 ARMS = [(1.0, None, 0.0), (1.0, None, 0.1), (1.0, None, 0.2)] + [
     (t, c, b) for t, c in ((0.5, None), (2.0, None), (1.0, 30.0), (1.0, 15.0)) for b in (0.0, 0.1)
@@ -70,6 +71,10 @@ def planted(
     return pd.DataFrame(rows)
 
 
+def judge(table):
+    return judge_model(table, PREDICTIONS).verdicts
+
+
 def verdict(claim, **effects):
     return judge(planted(**effects)).set_index("claim").loc[claim]
 
@@ -91,7 +96,7 @@ def verdict(claim, **effects):
         ("K6", {}, "refuted", -0.01),
         ("K6", {"activity": 0.6}, "depends on", -0.01),  # nothing to restore: nothing refuted either
         ("K8", {}, "supported", 3.0),
-        ("K8", {"sign": 1}, "depends on", 3.0),
+        ("K8", {"sign": 1}, "refuted", 3.0),  # more rank and more error in every kind, as the simulation is judged
         ("K8", {"rank": -3.0}, "refuted", -3.0),
         ("K8", {"rank": -3.0, "rank_apart": 5.0}, "depends on", -3.0),  # lower in one view, higher in the other
         ("K8", {"rank": 3.0, "rank_apart": 5.0}, "depends on", 3.0),
@@ -142,7 +147,7 @@ def test_a_restoration_needs_something_to_restore(activity, words):
 
 
 def test_every_claim_was_predicted():
-    assert [p.claim for p in PREDICTIONS] == list(CLAIMS)
+    assert [p.claim for p in PREDICTIONS] == list(MODEL_CLAIMS)
     table = judge(planted())
     assert table["predicted"].tolist() == [p.verdict for p in PREDICTIONS]
     assert table["statement"].iloc[0] == "instruction tuning degrades calibration"
@@ -157,4 +162,4 @@ def test_the_command(tmp_path, capsys):
     planted().to_csv(tmp_path / "table.csv", index=False)
     assert main(["verdicts", str(tmp_path / "table.csv"), str(tmp_path / "verdicts.csv")]) == 0
     assert "K9  supported" in capsys.readouterr().out
-    assert len(pd.read_csv(tmp_path / "verdicts.csv")) == len(CLAIMS)
+    assert len(pd.read_csv(tmp_path / "verdicts.csv")) == len(MODEL_CLAIMS)

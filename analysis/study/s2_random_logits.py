@@ -12,7 +12,7 @@ import torch
 from .. import random_energy
 from .._arguments import check_fields
 from .._validation import check_numbers
-from .registry import Experiment, Prediction, Preset
+from ..lab.registry import Experiment, Prediction, Preset
 
 __all__ = ["EXPERIMENT", "RandomLogitConfig", "configs", "random_logits"]
 

@@ -65,7 +65,7 @@ class SweepResult(NamedTuple):
 
 
 class Store(Protocol):
-    """Where rows are kept: a :class:`~analysis.records.RowStore`, or several behind one face."""
+    """Where rows are kept: a :class:`~analysis.lab.records.RowStore`, or several behind one face."""
 
     def prepare(self) -> None:
         """Raise OSError where nothing can be written."""
@@ -118,7 +118,7 @@ def run(
         function: Config -> row of JSON values; importable by name (no lambda), as it is sent to fresh processes.
             Scripts that call this need the usual ``if __name__ == "__main__":``.
         configs: Frozen dataclasses; equal ones are computed once.
-        store: Keeps the rows; a folder stands for its :class:`~analysis.records.RowStore`.
+        store: Keeps the rows; a folder stands for its :class:`~analysis.lab.records.RowStore`.
         workers: Processes; None for one on each core.
         description: Label of the progress bar.
         max_seconds: After this time no further config is started; what is under way is finished. None for no limit.

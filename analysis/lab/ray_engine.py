@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..sweep import Engine, attempt
+from .sweep import Engine, attempt
 
 __all__ = ["connect", "ray_engine"]
 
@@ -21,7 +21,7 @@ def connect(address: str | None = None) -> Engine:
         address: As :func:`ray.init` takes it (``"auto"``, ``"host:port"``); None starts a cluster here.
 
     Returns:
-        An engine for :func:`analysis.sweep.run`.
+        An engine for :func:`analysis.lab.sweep.run`.
 
     Raises:
         ValueError: If ray is not installed.

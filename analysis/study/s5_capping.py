@@ -18,9 +18,9 @@ from ..bottleneck import FitConfig, SoftmaxBottleneck, train
 from ..bottleneck._measures import measure
 from ..bottleneck._training import Fitted, course
 from ..calibration import fit_temperature
+from ..lab.registry import Prediction, Preset
 from ..smoothing import unsmooth
-from .grids import fit_seconds, heads
-from .registry import Experiment, Prediction, Preset
+from .grids import head_experiment, heads
 
 __all__ = ["EXPERIMENT", "capping", "configs"]
 
@@ -169,11 +169,10 @@ def configs(preset: Preset) -> list[FitConfig]:
     return listed
 
 
-EXPERIMENT = Experiment(
+EXPERIMENT = head_experiment(
     name="S5",
     title="Temperature and logit capping with every fair chance",
     compute=capping,
     configs=configs,
-    seconds=fit_seconds,
     predictions=PREDICTIONS,
 )

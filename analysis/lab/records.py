@@ -1,4 +1,4 @@
-"""Rows on disk: one JSON file for each finished config, written whole or not at all, and tables made of them.
+"""Rows on disk: one JSON file for each finished config, written whole or not at all.
 
 A row is found by the hash of its config alone, so that rows computed anywhere join by being copied into one folder.
 No pickle: a row is readable by anything, and reading one runs no code.
@@ -7,7 +7,6 @@ No pickle: a row is readable by anything, and reading one runs no code.
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import hashlib
 import json
 import math
@@ -17,22 +16,15 @@ import re
 import subprocess
 import sys
 import tempfile
-import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from .files import write_atomically
+from .row_locks import RowLocks
 
-from ._row_locks import RowLocks
-from .files import write_atomically, write_together
-
-__all__ = [
-    "RowStore", "check_stored", "config_key", "configs_hash", "encode", "environment", "find_table", "read_sidecar",
-    "read_table", "write_table",
-]  # fmt: skip
+__all__ = ["ROWS_VERSION", "RowStore", "check_stored", "config_key", "configs_hash", "decode", "encode", "environment"]
 
 # Part of every key: raise it when a change makes rows of an earlier version wrong.
 ROWS_VERSION = 2
@@ -111,14 +103,14 @@ def _gpu() -> str | None:
 
 def _commit() -> str | None:
     """Commit of this source tree, with ``+`` where the tree has changes since."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]  # analysis
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed into somebody else's repository?
+        git("ls-files", "--error-unmatch", "__init__.py")  # installed into somebody else's repository?
         changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here), str(here.parent / "kernel"))
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
@@ -226,7 +218,7 @@ class RowStore:
             return None
         if not isinstance(stored, dict) or stored.get("key") != key or content not in stored:
             return None
-        return _decode(stored)
+        return decode(stored)
 
 
 def check_stored(stored: Mapping[str, Any]) -> str:
@@ -244,7 +236,7 @@ def check_stored(stored: Mapping[str, Any]) -> str:
 
 
 def encode(value: Any) -> Any:
-    """Values as strict JSON; infinities and nan, which JSON has not, become text."""
+    """A value as strict JSON: infinities and nan become text, as JSON has no numbers for them."""
     if isinstance(value, Mapping):
         return {str(k): encode(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -254,151 +246,15 @@ def encode(value: Any) -> Any:
     return value
 
 
-def _decode(value: Any) -> Any:
+def decode(value: Any) -> Any:
+    """What :func:`encode` made of a value, turned back."""
     if isinstance(value, dict):
-        return {k: _decode(v) for k, v in value.items()}
+        return {k: decode(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_decode(v) for v in value]
+        return [decode(v) for v in value]
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def write_table(
-    table: pd.DataFrame,
-    path: Path,
-    store: RowStore,
-    configs: Sequence[Any],
-    *,
-    digits: int | None = None,
-    exact: Collection[str] = (),
-    more: Mapping[str, Any] | None = None,
-    packed_from: float = math.inf,
-) -> Path:
-    """Write a table as CSV beside a sidecar that says where it comes from.
-
-    The sidecar ``NAME.json`` holds the hash of all configs, the seeds, devices, versions and commits that made the rows
-    of the table, the time they took and how many have not converged. Apart from these it counts the finished rows that
-    are not in the table (``left_out``), and names the configs that failed with their errors.
-
-    Args:
-        table: What to write. Where it has the column ``key``, finished rows of other keys are not in it.
-        path: The CSV.
-        store: Where the rows came from.
-        configs: The configs of the table, finished or failed.
-        digits: None for a CSV with everything. A number for a small one: floats keep that many significant digits, what
-            is the same in every line stands in the sidecar under ``constants``, and how long each row took is left
-            out; :func:`read_table` reads both.
-        exact: Columns that keep all their digits.
-        more: Further JSON values of the sidecar.
-        packed_from: A CSV of more bytes is gzipped, ``PATH.gz``. A table of the other form is removed.
-
-    Returns:
-        The path of the sidecar.
-    """
-    stored = [found for config in configs if (found := store.read(config)) is not None]
-    keys = set(table["key"]) if "key" in table else {found["key"] for found in stored}
-    inside = [found for found in stored if found["key"] in keys]
-    outside = [found for found in stored if found["key"] not in keys]
-    failures = {config_key(config): error for config in configs if (error := store.failure(config)) is not None}
-    constants: dict[str, Any] = {}
-    if digits is not None:
-        table = table.drop(columns=["wall_seconds", "cpu_seconds"], errors="ignore")
-        same = [name for name in table if table[name].nunique(dropna=False) == 1] if len(table) > 1 else []
-        constants = {name: encode(_plain(table[name].iloc[0])) for name in same}
-        table = table.drop(columns=same)
-        floats = table.select_dtypes("float").drop(columns=list(exact), errors="ignore")
-        table = table.assign(**{name: floats[name].map(lambda x: float(f"{x:.{digits}g}")) for name in floats})
-    content, written, other = table.to_csv(index=False).encode(), path, path.with_name(path.name + ".gz")
-    if len(content) > packed_from:
-        content, written, other = gzip.compress(content, mtime=0), other, written
-    made_by = pd.DataFrame([found["environment"] for found in inside])
-    rows = pd.DataFrame([found["row"] for found in inside])
-    sidecar = {
-        "table": written.name,
-        "rows": len(table),
-        "columns": list(table.columns),
-        "constants": constants,
-        "configs_hash": configs_hash(configs),
-        "rows_version": ROWS_VERSION,
-        "data_seeds": _distinct(rows, "data_seed"),
-        "model_seeds": _distinct(rows, "model_seed"),
-        "devices": _distinct(rows, "device"),
-        "environment": {name: _distinct(made_by, name) for name in made_by},
-        **_counts(inside),
-        "left_out": _counts(outside),
-        "failed": failures,
-        **(more or {}),
-        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    beside = path.with_suffix(".json")
-    write_together({written: content, beside: json.dumps(sidecar, indent=1) + "\n"})
-    other.unlink(missing_ok=True)
-    return beside
 
 
 def configs_hash(configs: Sequence[Any]) -> str:
     """One hash of a whole grid, whatever its order, as sidecars hold it."""
     return hashlib.sha256("".join(sorted(map(config_key, configs))).encode()).hexdigest()
-
-
-def _distinct(frame: pd.DataFrame, column: str) -> list[Any]:
-    return sorted(frame[column].dropna().unique().tolist()) if column in frame else []
-
-
-def _counts(stored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of rows as they are stored, one a config: how many, the seconds they took, how many have not converged."""
-    rows = pd.DataFrame([found["row"] for found in stored])
-    return {
-        "configs": len(rows),
-        "wall_seconds": float(rows["wall_seconds"].sum()) if "wall_seconds" in rows else None,
-        "cpu_seconds": float(rows["cpu_seconds"].sum()) if "cpu_seconds" in rows else None,
-        "not_converged": int((~rows["converged"].astype(bool)).sum()) if "converged" in rows else None,
-    }
-
-
-def _plain(value: Any) -> Any:
-    """A cell as JSON has it: no numpy number, no nan for a missing text."""
-    return value.item() if hasattr(value, "item") else value
-
-
-def find_table(folder: Path, name: str) -> Path | None:
-    """``NAME.csv`` or, where a large table is kept packed, ``NAME.csv.gz`` in a folder; None where neither is."""
-    paths = (folder / f"{name}{ending}" for ending in (".csv", ".csv.gz"))
-    return next((path for path in paths if path.exists()), None)
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A table of :func:`write_table` or any other CSV, with the columns that its sidecar holds as constants.
-
-    Args:
-        path: The CSV, gzipped if its name ends in ``.gz``; the sidecar ``NAME.json`` is looked for beside it.
-
-    Returns:
-        The table. Constant columns come last.
-
-    Raises:
-        ValueError: If the file is cut, damaged, empty or no table, or if its sidecar is.
-        OSError: If it cannot be read.
-    """
-    try:
-        table = pd.read_csv(path)
-    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is no whole table: {error}") from error
-    if table.empty:
-        raise ValueError(f"{path} is no whole table: it has no rows")
-    for name, value in read_sidecar(path).get("constants", {}).items():
-        table[name] = float("nan") if value is None or value == "" else value  # as a CSV would say it
-    return table
-
-
-def read_sidecar(path: Path) -> dict[str, Any]:
-    """What stands in the sidecar of a table; empty where there is none."""
-    beside = path.with_name(path.name.split(".csv")[0] + ".json")
-    if not beside.exists():
-        return {}
-    try:
-        content = _decode(json.loads(beside.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"{beside} is no whole sidecar: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{beside} is no sidecar: it must hold a JSON object")
-    return content

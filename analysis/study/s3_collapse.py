@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..bottleneck import FitConfig, fit
+from ..lab.registry import Prediction, Preset
 from ..smoothing import optimal_gap
 from ..teachers import TeacherKind
-from .grids import fit_seconds, heads, smoothing_at_gap
-from .registry import Experiment, Prediction, Preset
+from .grids import head_experiment, heads, smoothing_at_gap
 
 __all__ = ["EXPERIMENT", "configs"]
 
@@ -145,12 +145,11 @@ def _leftover(config: FitConfig) -> int:
     return int(config.teacher.vocab_size == 32768 and config.hidden_size == 1024)
 
 
-EXPERIMENT = Experiment(
+EXPERIMENT = head_experiment(
     name="S3",
     title="Collapse: is the effect of smoothing a function of the activity index alone?",
     compute=fit,
     configs=configs,
-    seconds=fit_seconds,
     leftover=_leftover,
     predictions=PREDICTIONS,
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..bottleneck import FitConfig, fit
-from .grids import fit_seconds, heads
-from .registry import Experiment, Prediction, Preset
+from ..lab.registry import Prediction, Preset
+from .grids import head_experiment, heads
 
 __all__ = ["EXPERIMENT", "configs"]
 
@@ -54,11 +54,10 @@ def configs(preset: Preset) -> list[FitConfig]:
     ]  # fmt: skip
 
 
-EXPERIMENT = Experiment(
+EXPERIMENT = head_experiment(
     name="S4",
     title="Samples per context x hidden size: when does smoothing help?",
     compute=fit,
     configs=configs,
-    seconds=fit_seconds,
     predictions=PREDICTIONS,
 )

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ..files import write_atomically
-from ..records import RowStore, check_stored, encode
+from .files import write_atomically
+from .records import RowStore, check_stored, encode
 from .registry import EXPERIMENTS
 
 __all__ = ["pack", "row_folder", "unpack"]

@@ -10,9 +10,9 @@ import torch
 from ..bottleneck import FitConfig, train
 from ..bottleneck._measures import measure
 from ..bottleneck._training import course
+from ..lab.registry import Prediction, Preset
 from ..smoothing import smoothed_calibration_error, weighted_svd_head
-from .grids import fit_seconds, heads
-from .registry import Experiment, Prediction, Preset
+from .grids import head_experiment, heads
 
 __all__ = ["EXPERIMENT", "configs", "population"]
 
@@ -85,11 +85,10 @@ def configs(preset: Preset) -> list[FitConfig]:
     ]
 
 
-EXPERIMENT = Experiment(
+EXPERIMENT = head_experiment(
     name="S6",
     title="Population training at student rank below teacher rank",
     compute=population,
     configs=configs,
-    seconds=fit_seconds,
     predictions=PREDICTIONS,
 )

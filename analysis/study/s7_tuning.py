@@ -17,10 +17,10 @@ from .._validation import check_number, check_numbers
 from ..bottleneck._measures import aurc_from_risks
 from ..calibration import calibration_error, fit_temperature, true_calibration_error
 from ..calibration._binning import uniform_index
+from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import unsmooth
 from ..teachers import random_streams
-from .registry import Experiment, Prediction, Preset
-from .tuning_world import Batch, Model, World
+from .s7_world import Batch, Model, World
 
 __all__ = ["EXPERIMENT", "TuningConfig", "configs", "tune"]
 
