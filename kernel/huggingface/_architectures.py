@@ -100,7 +100,8 @@ class _View:
     """A text config as a rule sees it: remembers what was read, and a number that the model copied counts first."""
 
     def __init__(self, model: Any) -> None:
-        self._model, self._config, self._read = model, _text_config(model.config), set[str]()
+        self._model, self._config = model, _text_config(model.config)
+        self._read: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         self._read.add(name)

@@ -360,9 +360,14 @@ def test_two_processes_share_one_batch(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # dynamo looks at what warns when looked at
-def test_a_compiled_model():
+@pytest.mark.parametrize("options", [{}, {"implementation": "reference"}])
+def test_a_compiled_model(options):
+    """Once; the reference in one graph, while the others look at their targets."""
     model, (tokens, labels) = make(), batch()
-    fuse_loss(model, label_smoothing=0.1)
+    fuse_loss(model, label_smoothing=0.1, **options)
     expected = model(tokens, labels=labels).loss
-    compiled = torch.compile(model, backend="aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=bool(options))
     torch.testing.assert_close(compiled(input_ids=tokens, labels=labels).loss, expected)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(compiled(input_ids=tokens, labels=labels).loss, expected)
