@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import D, V, count_calls, make
+from tiny_models import V, count_calls, make
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernel.huggingface import HeadScale, fuse_loss, head_scale, register_architecture
@@ -246,10 +246,10 @@ def test_removing_keeps_a_wrapper_put_around_since():
 
 
 def test_unknown_architectures_are_refused_until_registered():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.OPTConfig(vocab_size=V, hidden_size=D, word_embed_proj_dim=D, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2)  # fmt: skip
-    model = transformers.OPTForCausalLM(config)
-    with pytest.raises(ValueError, match=r"logits are known \(cohere, .*got 'opt' \(OPTForCausalLM\).*register_architecture\('opt', rule\)"):  # fmt: skip
+    model = make()
+    model.config.model_type = "unheard"
+    text = r"lists \d+\), got 'unheard' \(LlamaForCausalLM\).*register_architecture\('unheard', rule\)"
+    with pytest.raises(ValueError, match=text):
         fuse_loss(model)
     register_architecture("registered", lambda config: HeadScale(softcap=config.cap))
     made_up = SimpleNamespace(config=SimpleNamespace(model_type="registered", cap=7))
