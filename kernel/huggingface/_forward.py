@@ -15,14 +15,15 @@ from ..softcap import softcap
 from ._architectures import architecture_of, scale_of
 from ._heads import linear_head, output_head
 from ._keywords import OF_THE_HEAD, check_keywords
-from ._outputs import output_class, own_output
+from ._outputs import field_names, output_class, own_output
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["FusedLoss", "Nll", "current", "find", "install", "set_current"]
+__all__ = ["FusedLoss", "Nll", "current", "find", "install", "set_current", "unprepare"]
 
 _HANDLE = "_fused_loss"
+_PREPARED = "_original_forward"  # accelerate keeps there what it has put autocast around
 
 
 class Nll:
@@ -49,6 +50,7 @@ class FusedLoss:
         self.model, self.options, self.eval_logits = model, options, eval_logits
         self.architecture = architecture_of(model)  # a spawned worker has no registered ones
         self.output_class = output_class(model)
+        self.output_fields = field_names(self.output_class)
         self.loss_function = model.__dict__.get("_loss_function")
         self.former = current(model)
         self.nll: Nll | None = None
@@ -99,7 +101,7 @@ class FusedLoss:
         if extras.loss is not None:
             loss = loss + extras.loss.to(loss.device)
         logits = self._logits(hidden) if self.eval_logits and not model.training else None
-        result = own_output(self.output_class, outputs, loss=loss, logits=logits, **extras.fields)
+        result = own_output(self.output_class, self.output_fields, outputs, loss=loss, logits=logits, **extras.fields)
         wants_dict = kwargs.get("return_dict")
         if wants_dict is None:
             wants_dict = getattr(model.config, "return_dict", True)
@@ -218,9 +220,28 @@ def find(model: Any) -> Forward | None:
 
 
 def install(model: Any, *, again: bool = False) -> None:
-    """Put a :class:`Forward` into a model, around what is there unless that leads to one, or ``again``."""
-    if again or find(model) is None:
-        model.forward = Forward(model, model.__dict__.get("forward"))
+    """Put a :class:`Forward` into a model, around what is there unless that leads to one, or ``again``.
+
+    Raises:
+        ValueError: If accelerate has put autocast around the forward, which would not reach the loss.
+    """
+    if not again and find(model) is not None:
+        return
+    if _PREPARED in model.__dict__:
+        raise ValueError(
+            "model must be fused before accelerator.prepare, or a Trainer, puts autocast around its forward. Take it "
+            "out again: accelerator.unwrap_model(model, keep_fp32_wrapper=False)."
+        )
+    model.forward = Forward(model, model.__dict__.get("forward"))
+
+
+def unprepare(model: Any) -> None:
+    """Take out autocast that an earlier trainer's accelerate has put around the forward; the next one puts its own."""
+    if find(model) is None and (original := model.__dict__.pop(_PREPARED, None)) is not None:
+        if getattr(original, "__func__", None) is type(model).forward:
+            model.__dict__.pop("forward", None)
+        else:
+            model.forward = original
 
 
 def _uninstall(model: Any) -> None:
