@@ -41,8 +41,8 @@ _PUBLIC = {
     "bottleneck": """FitConfig Fitted SoftmaxBottleneck fit train""",
 }
 # Machinery of grids, files and drawing, whose names (run, grid, ...) say little without their module:
-# analysis.sweep.run.
-_MACHINERY = ("instruction", "notebook", "plots", "records", "study", "sweep")
+# analysis.lab.sweep.run.
+_MACHINERY = ("claims", "command", "instruction", "lab", "notebook", "plots", "study")
 # Modules that are commands only: python -m analysis.NAME.
 _COMMANDS: tuple[str, ...] = ("audit", "caps_table", "transition_table")
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}

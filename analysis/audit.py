@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .command import finish, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,11 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 2 for what cannot be audited."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    try:
-        return _audit(options)
-    except (OSError, TypeError, ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return finish(lambda: _audit(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,13 +68,23 @@ def _audit(options: argparse.Namespace) -> int:
     import torch
 
     from .heads import audit_model, load_model, packaged_smollm2
-    from .heads._audit import check_device
-    from .records import environment, write_atomically
+    from .heads._audit import check_device, check_options
+    from .lab.files import check_writable
+    from .lab.tables import made_here, write_table
 
     if options.out.suffix != ".csv":  # the sidecar and the figure take its name with .json and .png
         raise ValueError(f"--out must end in .csv, got {options.out}.")
+    beside, picture = options.out.with_suffix(".json"), options.out.with_suffix(".png")
+    check_writable(options.out, beside, picture)
+    check_options(
+        options.label_smoothing,
+        max_tokens=options.max_tokens,
+        max_length=options.max_length,
+        skip=options.skip,
+        batch_size=options.batch_size,
+    )
     check_device(options.device)
-    made_by = {"command": _command(options), **environment()}
+    start = time.perf_counter()
     documents, text = _documents(options.text)
     path = packaged_smollm2() if options.model == "smollm2" else options.model
     loaded = load_model(path, revision=options.revision, dtype=getattr(torch, options.dtype))
@@ -105,11 +113,16 @@ def _audit(options: argparse.Namespace) -> int:
             source=source,
             progress=bar.show,
         )
-    write_atomically(options.out, found.table.to_csv(index=False, lineterminator="\n", float_format="%.7g"))
-    write_atomically(options.out.with_suffix(".json"), json.dumps(made_by, indent=1) + "\n")
-    options.out.with_suffix(".png").write_bytes(_figure(found.table))
+    names = ("label_smoothing", "max_tokens", "max_length", "skip", "batch_size", "dtype")
+    made = made_here(
+        _command(options),
+        config={name: getattr(options, name) for name in names},
+        seeds=[0],  # of the resamples of documents
+        wall_seconds=round(time.perf_counter() - start, 3),
+    )
+    write_table(found.table, options.out, made, digits=7, beside={picture: _figure(found.table)})
     print(found.verdict)
-    print(f"wrote {options.out}, {options.out.with_suffix('.json')} and {options.out.with_suffix('.png')}")
+    print(f"wrote {shown(options.out)}, {shown(beside)} and {shown(picture)}")
     return 0
 
 

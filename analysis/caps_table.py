@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from . import caps, random_energy, smoothing
-from ._tables import write_table
+from .command import csv_file, finish, output_folder, shown
 from .head_shapes import HEAD_SHAPES, HeadShape
+from .lab.tables import write_computed
 
 __all__ = ["NORM_PRODUCTS", "needed_norm_product", "rows"]
 
 NORM_PRODUCTS = (5.0, 10.0, 20.0, 50.0)
 LABEL_SMOOTHING = 0.1
-DEFAULT_PATH = Path("paper_figures") / "data" / "caps.csv"
 _EXAMPLES = """
 examples:
-  python -m analysis.caps_table                  the committed table again, with a sidecar of versions
-  python -m analysis.caps_table /tmp/table.csv   elsewhere, to compare
+  python -m analysis.caps_table /tmp/table.csv                the table, with a sidecar of versions
+  python -m analysis.caps_table paper_figures/data/caps.csv   the committed one, in a clone
 """
 
 
@@ -117,8 +117,9 @@ def rows(shapes: tuple[HeadShape, ...] = HEAD_SHAPES) -> Iterator[dict[str, obje
             }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Write the table, and beside it how it was made."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the table, and beside it how it was made; returns the exit status."""
+    default = output_folder() / "caps.csv"
     parser = argparse.ArgumentParser(
         prog="python -m analysis.caps_table",
         description="Caps of public head shapes.",
@@ -126,14 +127,25 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "file", nargs="?", type=Path, default=DEFAULT_PATH, help=f"CSV to write (default: {DEFAULT_PATH})"
+        "file", nargs="?", type=csv_file, default=default, help=f"CSV to write (default: {shown(default)})"
     )
     path = parser.parse_args(arguments).file
-    count = write_table(
-        path, rows(), digits=7, command="python -m analysis.caps_table", total=len(HEAD_SHAPES) * len(NORM_PRODUCTS)
+    return finish(lambda: _write(path))
+
+
+def _write(path: Path) -> int:
+    count = write_computed(
+        path,
+        rows(),
+        command="python -m analysis.caps_table",
+        config={"label_smoothing": LABEL_SMOOTHING, "norm_products": NORM_PRODUCTS, "shapes": len(HEAD_SHAPES)},
+        digits=7,
+        total=len(HEAD_SHAPES) * len(NORM_PRODUCTS),
+        note="no seeds: nothing is random",
     )
-    sys.stdout.write(f"{count} rows -> {path}\n")
+    print(f"{count} rows -> {shown(path)}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

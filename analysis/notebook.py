@@ -102,7 +102,7 @@ def committed_table(name: str) -> pd.DataFrame:
         >>> committed_table("transition")["label_smoothing"].unique().tolist()
         [0.1]
     """
-    from .records import find_table, read_table
+    from .lab.tables import find_table, read_table
 
     place = _DATA / name
     path = find_table(place.parent, place.name)

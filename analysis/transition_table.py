@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import caps, smoothing
-from ._tables import write_table
+from .command import csv_file, finish, output_folder, shown
+from .lab.tables import write_computed
 from .norm_ball import fit_norm_ball
 
 __all__ = ["rows"]
 
-DEFAULT_PATH = Path("paper_figures") / "data" / "transition.csv"
 _EXAMPLES = """
 examples:
-  python -m analysis.transition_table                  the committed table again, with a sidecar of versions
-  python -m analysis.transition_table /tmp/table.csv   elsewhere, to compare
+  python -m analysis.transition_table /tmp/table.csv                      the table, with a sidecar of versions
+  python -m analysis.transition_table paper_figures/data/transition.csv   the committed one, in a clone
 """
 LABEL_SMOOTHING = 0.1
 SHAPES = tuple((v, d) for v in (16, 32, 64) for d in (2, 3, 4, 6))
@@ -63,8 +63,9 @@ def rows(shapes: Sequence[tuple[int, int]] = SHAPES, ratios: Sequence[float] = R
             }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Write the table, and beside it how it was made."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the table, and beside it how it was made; returns the exit status."""
+    default = output_folder() / "transition.csv"
     parser = argparse.ArgumentParser(
         prog="python -m analysis.transition_table",
         description="Predictors below full rank.",
@@ -72,14 +73,25 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "file", nargs="?", type=Path, default=DEFAULT_PATH, help=f"CSV to write (default: {DEFAULT_PATH})"
+        "file", nargs="?", type=csv_file, default=default, help=f"CSV to write (default: {shown(default)})"
     )
     path = parser.parse_args(arguments).file
-    count = write_table(
-        path, rows(), digits=6, command="python -m analysis.transition_table", total=len(SHAPES) * len(RATIOS)
+    return finish(lambda: _write(path))
+
+
+def _write(path: Path) -> int:
+    count = write_computed(
+        path,
+        rows(),
+        command="python -m analysis.transition_table",
+        config={"label_smoothing": LABEL_SMOOTHING, "shapes": SHAPES, "ratios": RATIOS},
+        digits=6,
+        total=len(SHAPES) * len(RATIOS),
+        seeds=[0],
     )
-    sys.stdout.write(f"{count} rows -> {path}\n")
+    print(f"{count} rows -> {shown(path)}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

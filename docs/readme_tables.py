@@ -42,14 +42,14 @@ def verdicts(data: Path) -> str:
     """The claims, what became of them, and the real model; where the full table leaves one open, the quick line."""
     quick = data / "quick" / "verdicts.csv"
     path = next(p for p in (data / "verdicts.csv", quick) if p.exists())
-    table: Any = pd.read_csv(path)
+    table: Any = _judged(path)
     undecided = set(table.loc[table["verdict"] == "not decided", "claim"]) if path != quick else set()
     if undecided:
-        small: Any = pd.read_csv(quick)
+        small: Any = _judged(quick)
         table = pd.concat([table[~table["claim"].isin(undecided)], small[small["claim"].isin(undecided)]])
         table = table.sort_values("claim", kind="stable")
     real: Any = pd.read_csv(data / "instruction_verdicts.csv").set_index("claim")["verdict"]
-    model = json.loads((data / "instruction_full.json").read_text(encoding="utf-8"))["model"]
+    model = json.loads((data / "instruction_full.json").read_text(encoding="utf-8"))["source"]["model"]
     lines = [
         "| | claim of the paper | verdict | measured | 95 % interval | on a real model |",
         "|---|---|---|---|---|---|",
@@ -58,7 +58,7 @@ def verdicts(data: Path) -> str:
         size = "" if pd.isna(row.mean) else f": {row.mean:.3f}"
         interval = "" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
         interval += " (range over shapes)" if row.seeds == 0 else ""
-        verdict = _verdict(row) + (" (quick)" if row.claim in undecided else "")
+        verdict = f"{row.verdict} {row.depends_on}".strip() + (" (quick)" if row.claim in undecided else "")
         cells = (row.claim, row.statement, verdict, row.effect + size, interval, real.get(row.claim, ""))
         lines.append(f"| {' | '.join(cells)} |")
     unfinished = f"(quick): from `{_shown(quick)}`, as the full grid is unfinished there; " if undecided else ""
@@ -69,11 +69,11 @@ def verdicts(data: Path) -> str:
     return "\n".join([*lines, "", _wrapped(f"{_GAIN} {source}")])
 
 
-def _verdict(row: Any) -> str:
-    """The word, and on what it depends: the beginning of the line's condition."""
-    if row.verdict != "depends on":
-        return row.verdict
-    return f"depends on {re.split('[:.(;]', row.condition)[0].strip()}"
+def _judged(path: Path) -> pd.DataFrame:
+    """Verdicts with the numbers of their findings, which lie beside them."""
+    from analysis.claims.findings import headlines
+
+    return headlines(pd.read_csv(path), pd.read_csv(path.with_name("findings.csv")))
 
 
 def figures(data: Path) -> str:
@@ -226,7 +226,7 @@ def cpu(data: Path) -> str:
     where = (
         f"On a CPU ({about['threads']} threads, torch {about['torch']}), float32, loss and both gradients, smoothing "
         "0.1, against `cross_entropy(input @ weight.T)`; from `paper_figures/data/chunked.csv`, made by "
-        "`python -m kernel.benchmark_cpu`:"
+        "`python -m kernel.benchmark.cpu`:"
     )
     head = "| tokens x vocabulary x hidden | time, chunked / eager | peak memory, chunked | eager |"
     lines = [_wrapped(where), "", head, "|---|---|---|---|"]
@@ -245,7 +245,7 @@ def training_step(data: Path) -> str:
         f"A training step of a Llama of SmolLM2-135M's shape ({first.layers} layers, hidden {first.hidden_size}, "
         f"vocabulary {first.vocab_size}) on {first.tokens} tokens, {about['device']}, bfloat16 autocast, torch "
         f"{about['torch']}, transformers {about['transformers']}; from `paper_figures/data/training_step.csv`, made by "
-        "`python -m kernel.huggingface.benchmark`:"
+        "`python -m kernel.benchmark.training_step`:"
     )
     lines = [_wrapped(where), "", "| loss | smoothing | checkpointing | peak memory | time |", "|---|---|---|---|---|"]
     for row in rows.itertuples():

@@ -28,8 +28,8 @@ import torch
 import analysis
 import kernel
 from analysis.bottleneck import FitConfig, fit, train
+from analysis.claims.effects import paired_effects
 from analysis.notebook import committed_table, explore, look
-from analysis.study.effects import paired_effects
 from analysis.teachers import TeacherConfig
 
 torch.set_num_threads(1)  # the models here are small

@@ -31,7 +31,7 @@ import analysis
 from analysis.calibration import CalibrationState, true_calibration_error
 from analysis.notebook import committed_table, explore, look
 from analysis.plots import reliability_diagram
-from analysis.study.tuning_world import Model, World
+from analysis.study.s7_world import Model, World
 from kernel import head_statistics
 
 torch.set_num_threads(1)  # the models here are small

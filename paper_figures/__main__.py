@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from analysis.command import above_zero, finish, shown, whole
+from analysis.lab.files import check_writable, write_together
+
 from . import FIGURES
-from .tables import MissingTableError, Preset, available, is_study, needed_command, read
+from .tables import NoTableError, Preset, available, is_study, needed_command, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,12 +40,18 @@ command says which. PDF, PNG and the drawn numbers as CSV go to paper_figures/ou
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 1 where a figure could not be drawn or a fit failed."""
+    """Run the command; returns its exit status: 1 where a figure was not drawn or a fit failed, 2 for a wrong call."""
     options = _parser().parse_args(arguments)
+    return finish(lambda: _figures(options))
+
+
+def _figures(options: argparse.Namespace) -> int:
     if options.list:
         for name, module in FIGURES.items():
             print(f"{name:12}{(import_module(module).__doc__ or '').splitlines()[0]}")
         return 0
+    for folder in [options.out] if options.out else [_folder(preset) for preset in ("quick", "full")]:
+        check_writable(folder / "any file")
     status = 0
     modules = {name: import_module(FIGURES[name]) for name in dict.fromkeys(options.only or FIGURES)}
     if options.simulate:
@@ -58,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             preset = options.preset or _best(name, module, options.out)
             try:
                 written = _draw(name, module, preset, options.out or _folder(preset))
-            except MissingTableError as missing:
-                bar.write(f"error: {name} was not drawn: {missing}", file=sys.stderr)
+            except (NoTableError, KeyError, ValueError) as error:  # the others may be drawn
+                reason = f"a table has no column {error}" if isinstance(error, KeyError) else str(error)
+                bar.write(f"error: {name} was not drawn: {' '.join(reason.split())}", file=sys.stderr)
                 status = 1
             else:
                 bar.write(written, file=sys.stdout)
@@ -71,9 +81,9 @@ def _draw(name: str, module: ModuleType, preset: Preset, out: Path) -> str:
     optional = [table for table in module.OPTIONAL if available(table, preset, out) is not None]
     tables = {table: read(table, preset, out) for table in (*module.TABLES, *optional)}
     drawn = module.prepare(tables)
-    sources = ", ".join(_shown(path) for table in tables if (path := available(table, preset, out)) is not None)
+    sources = ", ".join(shown(path) for table in tables if (path := available(table, preset, out)) is not None)
     lines = [f"{name}, preset {preset}, from {sources}"]
-    lines += [f"wrote {_shown(path)}" for path in _save(drawn, module.make(drawn, preset=preset), out, name)]
+    lines += [f"wrote {shown(path)}" for path in _save(drawn, module.make(drawn, preset=preset), out, name)]
     return "\n".join(lines)
 
 
@@ -94,31 +104,15 @@ def _parser() -> argparse.ArgumentParser:
         help="first compute the missing rows of S1, S2, S3 and S5, on all cores; may be stopped and started again",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: paper_figures/out/PRESET)")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="processes of --simulate (default: all cores)")
+    parser.add_argument("--workers", type=whole(1), metavar="N", help="processes of --simulate (default: all cores)")
     parser.add_argument(
         "--max-minutes",
-        type=_minutes,
+        type=above_zero,
         metavar="M",
         help="with --simulate: start no fit after this time, and draw what is not complete from the committed tables",
     )
     parser.add_argument("--list", action="store_true", help="name the figures and stop")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _minutes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return value
 
 
 def _folder(preset: Preset) -> Path:
@@ -159,21 +153,10 @@ def _bytes(figure: Figure, ending: str, metadata: dict[str, None]) -> bytes:
 
 def _save(drawn: pd.DataFrame, figure: Figure, out: Path, name: str) -> list[Path]:
     """The drawn numbers as CSV, the figure as PDF and PNG."""
-    from analysis.records import write_atomically
-
     table, pdf, png = (out / f"{name}.{ending}" for ending in ("csv", "pdf", "png"))
-    write_atomically(table, drawn.to_csv(index=False, lineterminator="\n"))
-    pdf.write_bytes(pdf_bytes(figure))
-    png.write_bytes(png_bytes(figure))
+    content = drawn.to_csv(index=False, lineterminator="\n")
+    write_together({table: content, pdf: pdf_bytes(figure), png: png_bytes(figure)})
     return [table, pdf, png]
-
-
-def _shown(path: Path) -> str:
-    """The path as a reader of this terminal would type it."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.caps import gap_to_confidence
+from analysis.claims.effects import cell_effects, paired_effects
 from analysis.smoothing import optimal_gap, predicted_activity
-from analysis.study.effects import cell_effects, paired_effects
 
 from .drawing import check, points, stamp, summarise
 from .style import RC, TEXT_WIDTH, THEORY_COLOUR, Look, ramp

@@ -28,7 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.study.effects import cell_effects, paired_effects
+from analysis.claims.effects import cell_effects, paired_effects
 
 from .drawing import check, points, stamp
 from .style import RC, TEXT_WIDTH, Look, ramp

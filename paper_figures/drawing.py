@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis.study.statistics import mean_interval
+from analysis.claims.statistics import mean_interval
 
 from .style import RC, Look
 

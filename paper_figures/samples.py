@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis.study.effects import CELL, PAIR, paired_effects
+from analysis.claims.effects import CELL, PAIR, paired_effects
 
 from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp, summarise
 from .style import RC, TEXT_WIDTH, Look, looks

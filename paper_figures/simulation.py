@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,43 +33,47 @@ def simulate(
     Returns:
         1 where a fit failed, else 0.
     """
-    from analysis.records import RowStore
-    from analysis.study.bundles import row_folder
-    from analysis.study.registry import experiment
-    from analysis.study.running import simulate as compute
-    from analysis.study.running import table_path
-    from analysis.sweep import available_cores
+    from analysis.command import shown
+    from analysis.lab.bundles import row_folder
+    from analysis.lab.records import RowStore
+    from analysis.lab.registry import experiment
+    from analysis.lab.running import simulate as compute
+    from analysis.lab.running import table_path
+    from analysis.lab.sweep import available_cores
 
     start, status = time.monotonic(), 0
     not_here = sorted(name for name in wanted if name.startswith("S") and name not in SIMULATED)
     if not_here:
         print(f"{', '.join(not_here)}: not simulated here, drawn from the committed {preset} tables")
     for name in (name for name in SIMULATED if name in wanted):
-        study: Any = experiment(name)
-        store = RowStore(row_folder(out, name))
-        study = replace(study, configs=lambda p, whole=study.configs, store=store: _reduced(whole(p), p, store))
-        configs = len(study.configs(preset))
+        study = experiment(name)
+        leave_out = _costly if preset == "quick" else _nothing
+        configs, store = [c for c in study.configs(preset) if not leave_out(c)], RowStore(row_folder(out, name))
         print(
-            f"{name}, preset {preset}: {configs} configs on {workers or available_cores()} cores; "
-            f"finished rows are kept in {row_folder(out, name)}",
+            f"{name}, preset {preset}: {len(configs)} configs on {workers or available_cores()} cores; "
+            f"finished rows are kept in {shown(row_folder(out, name))}",
             flush=True,
         )
         left = None if max_minutes is None else max(60 * max_minutes - (time.monotonic() - start), 1e-9)
-        result = compute(study, preset, out, workers=workers, max_seconds=left)
-        there = result.rows["key"].nunique() if not result.rows.empty else 0
-        print(f"{name}: {result.computed} computed now, {there} of {configs} there", flush=True)
+        result = compute(study, preset, out, workers=workers, max_seconds=left, leave_out=leave_out)
+        there = sum(store.read(config) is not None for config in configs)
+        print(f"{name}: {result.computed} computed now, {there} of {len(configs)} there", flush=True)
         for key, error in result.failures.items():
             print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
         status = status or int(bool(result.failures))
-        if there < configs:
+        if there < len(configs):
             table_path(out, name).unlink(missing_ok=True)
             why = "some fits failed" if result.failures else "time is up"
+            if result.elsewhere and not result.failures:
+                why = f"another run in {shown(out)} computes {result.elsewhere} rows"
             print(f"{name}: {why}; the committed {preset} table is drawn, run again to go on")
     return status
 
 
-def _reduced(configs: list[Any], preset: Preset, store: Any) -> list[Any]:
-    """Quick configs without those that Adam trains, unless their rows are there already."""
-    if preset != "quick":
-        return configs
-    return [c for c in configs if getattr(c, "optimiser", "") != "adam" or store.read(c) is not None]
+def _costly(config: Any) -> bool:
+    """Whether Adam trains it."""
+    return getattr(config, "optimiser", "") == "adam"
+
+
+def _nothing(config: Any) -> bool:
+    return False

@@ -2,7 +2,7 @@
 
 Committed tables, each with a sidecar of the same name (``S3.json``), the large ones packed (``S3.csv.gz``):
 
-- ``data/S1.csv`` to ``data/S7.csv`` and ``data/verdicts.csv``: the study, preset ``full``
+- ``data/S1.csv`` to ``data/S7.csv``, ``data/verdicts.csv`` and ``data/findings.csv``: the study, preset ``full``
 - ``data/quick/``: the same names, preset ``quick``
 - ``data/NAME.csv``: what no preset changes, such as ``kernel.csv`` and ``caps.csv``
 
@@ -18,26 +18,27 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DATA", "MissingTableError", "Preset", "available", "folders", "is_study", "needed_command", "read"]
+__all__ = ["DATA", "NoTableError", "Preset", "available", "folders", "is_study", "needed_command", "read"]
 
 Preset = Literal["quick", "full"]
 DATA = Path(__file__).resolve().parent / "data"
 
 # Tables that no preset changes -> the command that makes them; those of the study are S1 to S7 and their verdicts.
 _COMMANDS = {
-    "caps": "python -m analysis.caps_table",
-    "transition": "python -m analysis.transition_table",
-    "kernel": "python -m kernel.benchmark (needs a GPU)",
-    "kernel_samples": "python -m kernel.benchmark (needs a GPU)",
+    "caps": "python -m analysis.caps_table paper_figures/data/caps.csv",
+    "transition": "python -m analysis.transition_table paper_figures/data/transition.csv",
+    "kernel": "python -m kernel.benchmark --output paper_figures/data/kernel.csv (needs a GPU)",
+    "kernel_samples": "python -m kernel.benchmark --output paper_figures/data/kernel.csv (needs a GPU)",
     "audit_smollm2": (
         "python -m analysis.audit smollm2 --text python --max-tokens 8192 --out paper_figures/data/audit_smollm2.csv"
     ),
     "instruction_full": "python -m analysis.instruction run MODEL.gguf questions.json --device cuda",
     "instruction_verdicts": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
+    "instruction_findings": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
 }
 
 
-class MissingTableError(LookupError):
+class NoTableError(LookupError):
     """A table is neither in the output folder nor among the committed ones."""
 
 
@@ -55,9 +56,12 @@ def needed_command(name: str, preset: Preset) -> str:
     """
     if not is_study(name):
         return _COMMANDS[name]
-    if name == "verdicts":
-        return f"python -m analysis.study verdicts --preset {preset}"
-    return f"python -m analysis.study run {name} --preset {preset}" + (" --device cuda" if preset == "full" else "")
+    if name in ("verdicts", "findings"):
+        folder = "paper_figures/data" if preset == "full" else f"paper_figures/data/{preset}"
+        return f"python -m analysis.study verdicts --preset {preset} --file {folder}/verdicts.csv"
+    from analysis.lab.running import run_command
+
+    return run_command(name, preset)
 
 
 def folders(name: str, preset: Preset, out: Path) -> list[Path]:
@@ -68,7 +72,7 @@ def folders(name: str, preset: Preset, out: Path) -> list[Path]:
 
 def available(name: str, preset: Preset, out: Path) -> Path | None:
     """The table's file, None where there is none."""
-    from analysis.records import find_table
+    from analysis.lab.tables import find_table
 
     return next((path for folder in folders(name, preset, out) if (path := find_table(folder, name))), None)
 
@@ -77,12 +81,12 @@ def read(name: str, preset: Preset, out: Path) -> pd.DataFrame:
     """The table.
 
     Raises:
-        MissingTableError: Naming where it was looked for and the command that makes it.
+        NoTableError: Naming where it was looked for and the command that makes it.
     """
-    from analysis.records import read_table
+    from analysis.lab.tables import read_table
 
     path = available(name, preset, out)
     if path is None:
         looked = " or ".join(str(folder / f"{name}.csv") for folder in folders(name, preset, out))
-        raise MissingTableError(f"there is no table {looked}; make it with: {needed_command(name, preset)}")
+        raise NoTableError(f"there is no table {looked}; make it with: {needed_command(name, preset)}")
     return read_table(path)

@@ -8,7 +8,7 @@ on one scale (filled, ticks every .1), ranks, nats and the ratio each on its own
 1; "not run" counts cells of a grid that is not finished. *Predicted:* the verdicts expected of the experiments before
 their first run (S3's quick ones: after a smaller table); bold where one was reached and was not among them. Conditions
 and counter-evidence of every verdict: verdicts.csv. *Real model:* the same claims on a tuned language model, where its
-table is there. Tables verdicts.csv and instruction_verdicts.csv.
+table is there. Tables verdicts.csv, findings.csv and instruction_verdicts.csv.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.claims.findings import headlines
+
 from .drawing import check, stamp, wrapped
 from .style import RC, TEXT_WIDTH
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
-TABLES, OPTIONAL = ("verdicts",), ("instruction_verdicts",)
+TABLES, OPTIONAL = ("verdicts", "findings"), ("instruction_verdicts",)
 COLUMNS = [
-    "claim", "statement", "verdict", "depends_on", "predicted", "effect", "mean", "low", "high", "seeds",
+    "claim", "statement", "verdict", "depends_on", "predicted", "effect", "mean", "low", "high", "seeds", "unit",
     "cells_not_run", "real_model",
 ]  # fmt: skip
 _SIZE, _LEADING = 6.5, 8.0  # points, of the type and from line to line
-_RATIOS = ("K7",)  # claims whose effect is a ratio
-_OWN_SCALE = ("K7", "K8", "K9")  # effects that are no differences of ECE or confidence
+_COMMON = ("ECE", "probability")  # units that share a scale
 _ZERO = 0.25  # where no effect lies, in widths of the strip
 _TICK = 0.1  # of the common scale
 _AIR = 5.0  # points, between rows
@@ -55,18 +56,15 @@ _MARKS: dict[str, dict[str, Any]] = {
 
 
 def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The verdicts with what each depends on, in a clause, and the verdict on the real model.
+    """The verdicts with the numbers of their findings, and the verdict on the real model.
 
     Returns:
         ``COLUMNS``, one line a claim; ``real_model`` is empty where there is none.
     """
-    table = tables["verdicts"].copy()
-    clause = [re.split(r"[:;]|\. ", str(text))[0] for text in table["condition"]]
-    table["depends_on"] = [c if v == "depends on" else "" for c, v in zip(clause, table["verdict"], strict=True)]
+    table = headlines(tables["verdicts"], tables["findings"])
     real = tables.get("instruction_verdicts")
     found = {} if real is None else dict(zip(real["claim"], real["verdict"], strict=True))
     table["real_model"] = [found.get(claim, "") for claim in table["claim"]]
-    table[["predicted", "effect"]] = table[["predicted", "effect"]].fillna("")
     return table.reindex(columns=COLUMNS)
 
 
@@ -97,7 +95,8 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         for name, title in {**titles, "predicted": "predicted"}.items():
             ax.text(_PLACES[name][0], 11, title, fontsize=_SIZE, fontweight="bold", va="center")
         scales = _scales(table)
-        _scale(ax, next((scales[claim] for claim in scales if claim not in _OWN_SCALE), None))
+        common = table.loc[table["unit"].isin(_COMMON) & table["mean"].notna(), "claim"]
+        _scale(ax, scales[common.iloc[0]] if len(common) else None)
         top = head
         for row, texts, height in zip(table.to_dict("records"), rows, heights, strict=True):
             ax.axhline(top - _AIR / 2, color="0.8", lw=0.4)
@@ -111,8 +110,8 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
 def _scales(table: pd.DataFrame) -> dict[str, float]:
     """Inches to the unit for the effect of each claim that has one; common to those that are in one unit."""
     known = table.loc[table["mean"].notna()]
-    ends = known[["low", "mean", "high"]].sub(known["claim"].isin(_RATIOS).astype(float), axis=0)
-    groups = known["claim"].where(known["claim"].isin(_OWN_SCALE), "common")
+    ends = known[["low", "mean", "high"]].sub((known["unit"] == "ratio").astype(float), axis=0)
+    groups = known["claim"].mask(known["unit"].isin(_COMMON), "common")
     width = _PLACES["strip"][1]
     scales = {}
     for group, part in ends.groupby(groups):
@@ -175,8 +174,8 @@ def _row(ax: Axes, row: dict[Any, Any], texts: dict[str, str], top: float, scale
         ax.plot(left, below, ms=3.2, mew=0.7, ls="", **_MARKS[str(row["real_model"])])
     if pd.isna(row["mean"]):
         return
-    own = row["claim"] in _OWN_SCALE
-    reference = 1.0 if row["claim"] in _RATIOS else 0.0
+    own = row["unit"] not in _COMMON
+    reference = 1.0 if row["unit"] == "ratio" else 0.0
     left, width = _PLACES["strip"]
     zero, scale = left + _ZERO * width, scales[str(row["claim"])]
     ax.plot([left, left + width], [line, line], color="0.85", lw=0.6, zorder=0)

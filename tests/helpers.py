@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +82,7 @@ def eager(
     temperature: float = 1.0,
     logit_scale: float = 1.0,
     z_loss: float = 0.0,
+    confidence_penalty: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
@@ -94,6 +96,8 @@ def eager(
     loss = F.cross_entropy(z, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none")
     kept = (target != ignore_index).to(loss.dtype)
     loss = loss + z_loss * kept * torch.logsumexp(z, -1) ** 2
+    if confidence_penalty:
+        loss = loss - confidence_penalty * kept * torch.distributions.Categorical(logits=z).entropy()
     weight = kept if token_weight is None else kept * token_weight.to(loss.dtype)
     if reduction == "none":
         return loss * weight
@@ -129,3 +133,16 @@ def assert_within_budget(
         assert error <= budget, f"{name}: error {error:.2e} above the budget {budget:.2e}"
         compared += 1
     assert compared >= 2, "nothing was compared"
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Files of this process grow to so many bytes and no further, as on a disk that is full."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

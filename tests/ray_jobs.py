@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sweep_jobs import jobs, square
 
-from analysis.records import config_key
-from analysis.study.ray_engine import ray_engine
-from analysis.sweep import run
+from analysis.lab.ray_engine import ray_engine
+from analysis.lab.records import config_key
+from analysis.lab.sweep import run
 
 if __name__ == "__main__":
     import ray

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from analysis.study import ceilings
+from analysis.study import s1_ceilings as ceilings
 from analysis.study.__main__ import main as command
 
 GRID = [ceilings.CeilingConfig(vocab_size=600 + n, hidden_size=64, model="any") for n in range(30)]

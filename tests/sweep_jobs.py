@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from analysis.sweep import run
+from analysis.lab.sweep import run
 
 
 @dataclass(frozen=True)
@@ -50,5 +50,13 @@ def jobs(folder: str, seconds: float = 0.1, count: int = 24) -> list[Square]:
     return [Square(number, log=str(Path(folder) / "log"), seconds=seconds) for number in range(count)]
 
 
+def one_after_another(function, configs, size, enough, take):
+    """An engine without processes."""
+    for config in configs:
+        if take(config):
+            yield config, function(config), None
+
+
 if __name__ == "__main__":
-    run(square, jobs(sys.argv[1], float(sys.argv[2])), Path(sys.argv[1]) / "rows", workers=2)
+    engine = one_after_another if "serial" in sys.argv else None
+    run(square, jobs(sys.argv[1], float(sys.argv[2])), Path(sys.argv[1]) / "rows", workers=2, engine=engine)

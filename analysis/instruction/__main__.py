@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from ..records import RowStore, write_atomically, write_table
-from ..study.registry import tidy
-from ..sweep import available_cores, read_rows, run
-from .claims import judge
+from ..claims.verdicts import judge_model, write_judged
+from ..command import above_zero, finish, output_folder, shown, whole
+from ..lab.files import check_writable
+from ..lab.records import RowStore
+from ..lab.registry import tidy
+from ..lab.sweep import available_cores, read_rows, run
+from ..lab.tables import made_of_rows, read_table, write_table
+from .predictions import PREDICTIONS
 from .questions import build_questions, read_questions, write_questions
 from .tuning import PRESETS, InstructionConfig, configs, seconds, tune
 
@@ -45,11 +47,7 @@ the licences of the data.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 1 where a run failed or was left, 2 for a wrong call."""
     options = _parser().parse_args(arguments)
-    try:
-        return _COMMANDS[options.command](options)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return finish(lambda: _COMMANDS[options.command](options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     verdicts = commands.add_parser("verdicts", help="the claims of the study against a table of the preset full")
     verdicts.add_argument("table", type=Path, metavar="TABLE")
     verdicts.add_argument("file", type=Path, metavar="FILE")
+    out = output_folder() / "instruction"
     for name, text in (
         ("run", "compute missing rows, write the table"),
         ("table", "write the table of the rows that are there"),
@@ -76,15 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("questions", type=Path, metavar="FILE")
         command.add_argument("--preset", choices=PRESETS, default="full", help="which runs (default: full)")
         command.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-        command.add_argument("--workers", type=int, metavar="N", help="processes (default: 1; 8 on cuda)")
-        command.add_argument("--out", type=Path, default=Path("paper_figures/out/instruction"), metavar="DIR")
+        command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: 1; 8 on cuda)")
+        command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {shown(out)}")
         if name == "run":
-            command.add_argument("--max-minutes", type=float, metavar="M", help="start no run after this time")
+            command.add_argument("--max-minutes", type=above_zero, metavar="M", help="start no run after this time")
             command.add_argument("--shard", type=_shard, metavar="I/N", help="part I of N (from 1), without the table")
     return parser
 
 
 def _questions(options: argparse.Namespace) -> int:
+    check_writable(options.questions)
     made = build_questions()
     write_questions(made, options.questions)
     for (split, choice), count in sorted(Counter((q.split, bool(q.options)) for q in made.questions).items()):
@@ -113,6 +113,8 @@ def _run(options: argparse.Namespace) -> int:
     limit = None if options.max_minutes is None else 60 * options.max_minutes
     result = run(function, mine, rows, workers=_workers(options), description="tunings", max_seconds=limit)
     print(f"{result.computed} computed now, {len(result.rows)} of {len(mine)} there, {len(result.failures)} failed")
+    if result.elsewhere:
+        print(f"{result.elsewhere} rows are left to another run in {shown(options.out)}")
     for key, error in result.failures.items():
         print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
     if parts == 1:
@@ -133,19 +135,21 @@ def _table(options: argparse.Namespace) -> int:
     if not found.empty:
         path = options.out / f"instruction_{options.preset}.csv"
         table = tidy(found).drop(columns=["model", "questions"])  # one of each: in the sidecar
-        _add_sources(write_table(table, path, RowStore(rows), grid), options)
-        print(f"wrote {path}")
+        command = f"python -m analysis.instruction run {options.model.name} {options.questions.name}"
+        made = made_of_rows(f"{command} --preset {options.preset} --device {options.device}", RowStore(rows), grid)
+        write_table(table, path, {**made, "source": _sources(options)})
+        print(f"wrote {shown(path)}")
     return int(len(found) < len(grid))
 
 
-def _add_sources(sidecar: Path, options: argparse.Namespace) -> None:
-    """Say in the sidecar what was tuned and on what."""
+def _sources(options: argparse.Namespace) -> dict[str, Any]:
+    """What was tuned and on what, for the sidecar."""
     known = read_questions(options.questions)
-    content: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
     quantised = " (dequantised from a quantised GGUF file)" if options.model.suffix == ".gguf" else ""
-    content["model"] = options.model.name + quantised
-    content["questions"] = {"digest": known.digest, "count": len(known.questions), "sources": known.sources}
-    write_atomically(sidecar, json.dumps(content, indent=1) + "\n")
+    return {
+        "model": options.model.name + quantised,
+        "questions": {"digest": known.digest, "count": len(known.questions), "sources": known.sources},
+    }
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -166,13 +170,20 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verdicts(options: argparse.Namespace) -> int:
-    table = judge(pd.read_csv(options.table))
-    write_atomically(options.file, table.to_csv(index=False, lineterminator="\n"))
+    check_writable(options.file)
+    start = time.perf_counter()
+    try:
+        judged = judge_model(read_table(options.table), PREDICTIONS)
+    except KeyError as column:
+        raise ValueError(f"{options.table} is no table of the preset full: it has no column or row {column}.") from None
+    command = f"python -m analysis.instruction verdicts {shown(options.table)} {shown(options.file)}"
+    findings = write_judged(judged, options.file, command, {"preset": "full"}, time.perf_counter() - start)
+    table = judged.verdicts
     for line in table.to_dict("records"):
         print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
         print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
         print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
-    print(f"wrote {options.file}")
+    print(f"wrote {shown(options.file)} and {shown(findings)}")
     return 0
 
 

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .registry import EXPERIMENTS, PRESETS, experiments
+from ..command import above_zero, finish, output_folder, shown, whole
+from ..lab.registry import EXPERIMENTS, PRESETS, experiments
 
 __all__ = ["main"]
 
@@ -20,10 +21,12 @@ examples:
   python -m analysis.study status all --preset full     done, failed, left
   python -m analysis.study pack rows.jsonl.gz           all finished rows as one file ...
   python -m analysis.study unpack rows.jsonl.gz         ... and back into the folder of another machine
-  python -m analysis.study verdicts --preset quick      claims K1 to K9 against the tables
+  python -m analysis.study verdicts                     claims K1 to K9 against the committed tables, as in the README
+  python -m analysis.study verdicts --preset quick --out DIR     ... against the tables that a run left in DIR
 
 Rows are kept one file each under OUT/rows and named by their config: nothing is computed twice, nothing finished is
-lost. Tables are written to OUT beside a sidecar that says where they come from.
+lost; several runs may share OUT, each taking what no other computes. Tables are written to OUT beside a sidecar that
+says where they come from. Committed tables are written by name alone: tables --to DIR, verdicts --file FILE.
 """
 
 
@@ -33,11 +36,7 @@ _OVERLAP = 4  # fits that one GPU serves at once without slowing each other, as 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 1 where a config failed or was left, 2 for a wrong call."""
     options = _parser().parse_args(arguments)
-    try:
-        return _COMMANDS[options.command](options)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return finish(lambda: _COMMANDS[options.command](options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         "status": "done, failed, left",
         "pack": "finished rows into one file",
         "unpack": "rows of such a file into OUT",
-        "tables": "write the tables of the finished rows, by default over the committed ones",
-        "verdicts": "claims against the tables",
+        "tables": "write the tables of the finished rows",
+        "verdicts": "claims against the committed tables, or those of OUT; printed, and written where --file says",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
@@ -65,34 +64,36 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("pack", "unpack"):
             command.add_argument("file", type=Path, metavar="FILE")
         if name != "list":
-            command.add_argument("--preset", choices=PRESETS, default="quick", help="which grid (default: quick)")
+            preset = "full" if name == "verdicts" else "quick"
+            command.add_argument("--preset", choices=PRESETS, default=preset, help=f"which grid (default: {preset})")
         if name not in ("list", "plan"):
-            command.add_argument("--out", type=Path, metavar="DIR", help="default: paper_figures/out/PRESET")
+            where = "the committed tables" if name == "verdicts" else f"{shown(output_folder())}/PRESET"
+            command.add_argument("--out", type=Path, metavar="DIR", help=f"default: {where}")
         if name in ("run", "plan"):
             command.add_argument(
                 "--device", default="cpu", help="cpu, or cuda: larger fits on visible GPUs (default: cpu)"
             )
-            command.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
+            command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: one a core)")
             command.add_argument(
-                "--gpu-workers", type=_positive, metavar="N", default=6, help="of these on each GPU (default: 6)"
+                "--gpu-workers", type=whole(1), metavar="N", default=6, help="of these on each GPU (default: 6)"
             )
         if name == "run":
             command.add_argument("--engine", choices=("local", "ray"), default="local", help="default: local")
             command.add_argument("--address", metavar="A", help="of a Ray cluster (default: start one here)")
-            command.add_argument("--max-minutes", type=float, metavar="M", help="start no fit after this time")
+            command.add_argument("--max-minutes", type=above_zero, metavar="M", help="start no fit after this time")
             command.add_argument(
                 "--longest-fit",
-                type=float,
+                type=above_zero,
                 default=float("inf"),
                 metavar="SECONDS",
                 help="leave out fits that are estimated to take longer (default: none)",
             )
         if name == "pack":
-            command.add_argument("--digits", type=_positive, metavar="N", help="of measured numbers (default: all)")
+            command.add_argument("--digits", type=whole(1), metavar="N", help="of measured numbers (default: all)")
         if name == "tables":
-            command.add_argument("--to", type=Path, metavar="DIR", help="default: the preset's committed tables")
+            command.add_argument("--to", type=Path, metavar="DIR", help="where to (default: OUT)")
         if name == "verdicts":
-            command.add_argument("--file", type=Path, help="default: verdicts.csv beside the preset's committed tables")
+            command.add_argument("--file", type=Path, help="CSV to write the verdicts to (default: none)")
     return parser
 
 
@@ -102,22 +103,16 @@ def _name(text: str) -> str:
     return text
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
 def _out(options: argparse.Namespace) -> Path:
-    return options.out or Path("paper_figures") / "out" / options.preset
+    return options.out or output_folder() / options.preset
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .running import progress, simulate_all, table_path
+    from ..lab.running import progress, simulate_all, table_path
 
     engine = None
     if options.engine == "ray":
-        from .ray_engine import connect
+        from ..lab.ray_engine import connect
 
         engine = connect(options.address)
     out, studies = _out(options), experiments(options.names)
@@ -133,20 +128,24 @@ def _run(options: argparse.Namespace) -> int:
         engine=engine,
     )
     print(f"{result.computed} computed now, {len(result.failures)} failed")
-    for key, error in result.failures.items():
-        print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
+    for name, error in result.failures.items():
+        print(f"failed {name}: {error.strip().splitlines()[-1]}", file=sys.stderr)
+    if result.failures:
+        print(f"whole errors: {shown(out)}/rows/S*/failed/KEY.json", file=sys.stderr)
+    if result.elsewhere:
+        print(f"{result.elsewhere} rows are left to another run in {shown(out)}; it writes the whole tables")
     missing = 0
     for study in studies:
         count = progress(study, options.preset, out)
         missing += count.configs - count.done
-        wrote = f", wrote {table_path(out, study.name)}" if count.done else ""
+        wrote = f", wrote {shown(table_path(out, study.name))}" if count.done else ""
         print(f"{study.name}: {count.done} of {count.configs} there{wrote}", flush=True)
     return int(missing > 0)
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from ..sweep import available_cores
-    from .running import where
+    from ..lab.running import where
+    from ..lab.sweep import available_cores
 
     workers, total = options.workers or available_cores(), 0.0
     print(f"{'':4}{'configs':>8}{'CPU-core s':>12}{'GPU s':>9}{'longest s':>11}{'wall min':>10}")
@@ -179,7 +178,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from .running import progress
+    from ..lab.running import progress
 
     left = 0
     print(f"{'':4}{'done':>7}{'failed':>8}{'left':>7}")
@@ -191,33 +190,37 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from .bundles import pack
+    from ..lab.bundles import pack
 
     print(f"{pack(_out(options), options.file, digits=options.digits)} rows -> {options.file}")
     return 0
 
 
 def _unpack(options: argparse.Namespace) -> int:
-    from .bundles import unpack
+    from ..lab.bundles import unpack
 
     added, known = unpack(_out(options), options.file)
-    print(f"{added} rows added to {_out(options)}, {known} were there")
+    print(f"{added} rows added to {shown(_out(options))}, {known} were there")
     return 0
 
 
 def _tables(options: argparse.Namespace) -> int:
-    from .running import committed_folder, publish
+    from ..lab.running import publish
 
-    for study in experiments(options.names):
-        path = publish(study, options.preset, _out(options), options.to or committed_folder(options.preset))
-        print(f"{study.name}: " + (f"wrote {path}, {path.stat().st_size} bytes" if path else "no complete cell"))
-    return 0
+    out, missing, studies = _out(options), 0, experiments(options.names)
+    for study in studies:
+        path = publish(study, options.preset, out, options.to or out)
+        missing += path is None
+        print(f"{study.name}: " + (f"wrote {shown(path)}, {path.stat().st_size} bytes" if path else "no complete cell"))
+    if missing == len(studies):
+        raise FileNotFoundError(f"there is no complete cell of preset {options.preset} under {shown(out)}/rows.")
+    return int(missing > 0)
 
 
 def _verdicts(options: argparse.Namespace) -> int:
-    from .verdicts import write_verdicts
+    from ..claims.verdicts import write_verdicts
 
-    return write_verdicts(options.preset, _out(options), options.file)
+    return write_verdicts(options.preset, options.out, options.file)
 
 
 _COMMANDS = {

@@ -1,17 +1,19 @@
-"""Products of axes over trained heads, and what a head costs to train."""
+"""Products of axes over trained heads, what a head costs to train, and the experiments that are made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 
 from ..bottleneck import FitConfig
+from ..lab.registry import Experiment
 from ..teachers import TeacherConfig, TeacherKind
 
-__all__ = ["CONTEXTS", "fit_seconds", "heads", "smoothing_at_gap"]
+__all__ = ["CONTEXTS", "fit_seconds", "head_experiment", "heads", "smoothing_at_gap"]
 
 CONTEXTS = 256  # of a noisy teacher; a det teacher has one for each token, which is all it can tell apart
 
@@ -24,6 +26,36 @@ _ENTRY = {"cpu": 4.3e-9, "cuda": 8e-11}  # seconds an iteration for each logit: 
 _RATE = {"cpu": 5e10, "cuda": 1.9e13}  # floating-point operations a second
 _TRAFFIC = {"cpu": 7e9, "cuda": 1e12}  # bytes a second, for the optimiser's memory
 _MEASURE = {"cpu": 7.5e-7, "cuda": 5e-8}  # seconds for each logit: conditionals, samples, measurements in float64
+# Entries of a teacher from which one process on a GPU computes the fits on it, as its samples take a minute to draw;
+# and of a head from which that GPU has no other process: processes take turns, and L-BFGS may hold half the memory.
+_LARGE = 2**28
+
+
+def head_experiment(**fields: Any) -> Experiment:
+    """An experiment on trained heads: a cell is a head without seeds, its twin the same without smoothing."""
+    return Experiment(
+        seconds=fit_seconds, queue=_queue, cell=_cell, twin=_plain, name_of=_name,
+        columns=tuple(FitConfig(hidden_size=1).columns()), **fields,
+    )  # fmt: skip
+
+
+def _queue(config: FitConfig) -> str:
+    teacher = config.teacher
+    if teacher.n_contexts * teacher.vocab_size < _LARGE:
+        return "gpu"
+    return "whole" if teacher.vocab_size * config.hidden_size >= _LARGE else "large"
+
+
+def _cell(config: FitConfig) -> FitConfig:
+    return replace(config, teacher=replace(config.teacher, seed=0), seed=0)
+
+
+def _plain(cell: FitConfig) -> FitConfig:
+    return replace(cell, label_smoothing=0.0)
+
+
+def _name(cell: FitConfig) -> str:
+    return f"{cell.teacher.kind} V={cell.teacher.vocab_size} D={cell.hidden_size}"
 
 
 def heads(

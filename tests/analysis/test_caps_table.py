@@ -2,14 +2,14 @@
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 
 from analysis import caps, caps_table
+from analysis.command import committed_folder
 from analysis.head_shapes import HEAD_SHAPES
 
-COMMITTED = Path(__file__).parents[2] / caps_table.DEFAULT_PATH
+COMMITTED = committed_folder() / "caps.csv"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from analysis.instruction.evaluation import Reading, measure, scores, spectrum
 from analysis.instruction.facts import Fact
 from analysis.instruction.questions import LETTERS, _with_digest, make_questions
 from analysis.instruction.tuning import seconds
-from analysis.records import config_key
+from analysis.lab.records import config_key
 from analysis.smoothing import activity_index
 
 
@@ -332,9 +332,9 @@ def test_the_command(files, tmp_path, capsys):
     table = pd.read_csv(tmp_path / "instruction_rehearsal.csv")
     assert set(table["label_smoothing"]) == {0.0, 0.1}
     sidecar = json.loads((tmp_path / "instruction_rehearsal.json").read_text())
-    assert sidecar["questions"]["sources"] == {"made up": {"version": "1", "licence": "MIT"}}
-    assert sidecar["model"] == "tiny"
-    assert sidecar["data_seeds"] == [0]
+    assert sidecar["source"]["questions"]["sources"] == {"made up": {"version": "1", "licence": "MIT"}}
+    assert sidecar["source"]["model"] == "tiny"
+    assert sidecar["seeds"]["data"] == [0]
     assert main(["run", *place]) == 0
     assert "0 computed now, 2 of 2 there" in capsys.readouterr().out
     assert main(["status", *place]) == 0

@@ -2,16 +2,18 @@
 
 import json
 import re
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import analysis
+from analysis.claims.verdicts import judge_model
 from analysis.heads import verdict
 from analysis.heads._verdict import Lookup
 from analysis.instruction import configs
-from analysis.instruction.claims import judge
+from analysis.instruction.predictions import PREDICTIONS
 
 ROOT = Path(analysis.__file__).parent.parent
 DATA = ROOT / "paper_figures" / "data"
@@ -47,13 +49,15 @@ def test_every_run_is_there(tuning):
     expected = {(c.label_smoothing, c.temperature, c.softcap or 0, c.seed) for c in grid}
     assert set(runs.itertuples(index=False, name=None)) == expected
     sidecar = json.loads((DATA / "instruction_full.json").read_text())
-    assert "dequantised" in sidecar["model"]
-    assert sidecar["failed"] == {}
+    assert "dequantised" in sidecar["source"]["model"]
+    assert sidecar["grid"]["failed"] == {}
 
 
 def test_the_verdicts_follow_from_the_table(tuning):
-    committed = pd.read_csv(DATA / "instruction_verdicts.csv")
-    pd.testing.assert_frame_equal(judge(tuning), committed, check_dtype=False, rtol=1e-9)
+    for table, name in zip(judge_model(tuning, PREDICTIONS), ("verdicts", "findings"), strict=True):
+        committed = pd.read_csv(DATA / f"instruction_{name}.csv", keep_default_na=False, na_values=[])
+        fresh = pd.read_csv(StringIO(table.to_csv(index=False)), keep_default_na=False, na_values=[])
+        pd.testing.assert_frame_equal(fresh, committed, check_dtype=False, rtol=1e-6)
 
 
 def test_the_notes_quote_the_tuning(tuning):

@@ -1,6 +1,5 @@
 """Rows on disk: names that last, files that are whole, tables that say where they come from."""
 
-import gzip
 import json
 import math
 import os
@@ -10,21 +9,16 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from sweep_jobs import Square
 
-from analysis import records
 from analysis.bottleneck import FitConfig
-from analysis.records import (
+from analysis.lab import records
+from analysis.lab.files import write_atomically
+from analysis.lab.records import (
     RowStore,
     config_key,
     environment,
-    find_table,
-    read_sidecar,
-    read_table,
-    write_atomically,
-    write_table,
 )
 from analysis.teachers import TeacherConfig
 
@@ -149,83 +143,6 @@ def test_a_failure_is_kept_until_a_row_replaces_it(tmp_path):
     assert store.failure(Square(3)) is None
 
 
-def test_the_table_and_its_sidecar(tmp_path):
-    store, configs = RowStore(tmp_path / "rows"), [Square(n) for n in range(3)]
-    for n in range(2):
-        row = {"data_seed": n, "model_seed": 7, "device": "cpu", "wall_seconds": 2.0, "converged": n == 0, "x": 0.1 + n}
-        store.write(configs[n], row, {"torch": "2.13.0", "commit": None})
-    store.write_failure(configs[2], "no memory", MADE_BY)
-    table = pd.DataFrame([store.read(config)["row"] for config in configs[:2]])
-    beside = write_table(table, tmp_path / "table.csv", store, configs)
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv"), table)  # every digit
-    sidecar = json.loads(beside.read_text())
-    assert beside == tmp_path / "table.json"
-    assert (sidecar["rows"], sidecar["data_seeds"], sidecar["model_seeds"]) == (2, [0, 1], [7])
-    assert (sidecar["devices"], sidecar["wall_seconds"], sidecar["not_converged"]) == (["cpu"], 4.0, 1)
-    assert sidecar["environment"] == {"torch": ["2.13.0"], "commit": []}
-    assert sidecar["failed"] == {config_key(configs[2]): "no memory"}
-    again = json.loads(write_table(table, tmp_path / "other.csv", store, configs[::-1]).read_text())
-    assert again["configs_hash"] == sidecar["configs_hash"]
-
-
-def test_the_sidecar_counts_rows_of_the_table_and_the_others_apart(tmp_path):
-    store, configs = RowStore(tmp_path / "rows"), [Square(n) for n in range(4)]
-    for n in range(3):
-        row = {"data_seed": n, "device": ("cpu", "cpu", "cuda")[n], "cpu_seconds": 10.0**n, "converged": n == 0}
-        store.write(configs[n], row, {"torch": ("1", "2", "3")[n]})
-    store.write_failure(configs[3], "no memory", MADE_BY)
-    lines = [{"key": config_key(config), "x": x} for config in configs[:2] for x in (1, 2, 3)]  # three of each
-    sidecar = json.loads(write_table(pd.DataFrame(lines), tmp_path / "t.csv", store, configs).read_text())
-    assert (sidecar["rows"], sidecar["configs"], sidecar["not_converged"]) == (6, 2, 1)
-    assert (sidecar["data_seeds"], sidecar["devices"], sidecar["cpu_seconds"]) == ([0, 1], ["cpu"], 11.0)
-    assert sidecar["environment"] == {"torch": ["1", "2"]}
-    assert sidecar["left_out"] == {"configs": 1, "wall_seconds": None, "cpu_seconds": 100.0, "not_converged": 1}
-    assert sidecar["failed"] == {config_key(configs[3]): "no memory"}
-
-
-def test_a_large_table_is_packed_and_its_sidecar_says_so(tmp_path):
-    store, table, path = RowStore(tmp_path / "rows"), pd.DataFrame({"x": [1, 2]}), tmp_path / "t.csv"
-    size = len(table.to_csv(index=False))
-    for packed_from, name in ((size, "t.csv"), (size - 1, "t.csv.gz"), (size, "t.csv")):
-        sidecar = json.loads(write_table(table, path, store, [], packed_from=packed_from).read_text())
-        assert sidecar["table"] == name
-        assert sorted(file.name for file in tmp_path.iterdir()) == [name, "t.json"]  # one of the two forms
-        assert read_table(tmp_path / name).equals(table)
-
-
-def test_a_small_table_is_read_whole(tmp_path):
-    store, configs = RowStore(tmp_path / "rows"), [Square(n) for n in range(2)]
-    table = pd.DataFrame(
-        {
-            "n": [0, 1],
-            "k": [1 / 1024, 0.1],
-            "x": [1 / 3, 2e-7 / 3],
-            "norm": ["free", "free"],
-            "cap": [None, None],
-            "top": [float("inf")] * 2,
-            "wall_seconds": [1.0, 2.0],
-        }
-    )
-    beside = write_table(table, tmp_path / "t.csv", store, configs, digits=6, exact=["k"], more={"cells": 2})
-    assert (tmp_path / "t.csv").read_text() == "n,k,x\n0,0.0009765625,0.333333\n1,0.1,6.66667e-08\n"
-    assert json.loads(beside.read_text())["constants"] == {"norm": "free", "cap": None, "top": "inf"}
-    read = read_table(tmp_path / "t.csv")
-    assert list(read) == ["n", "k", "x", "norm", "cap", "top"]
-    assert read["norm"].tolist() == ["free"] * 2
-    assert read["cap"].isna().all()
-    assert read["top"].tolist() == [float("inf")] * 2
-    assert read_sidecar(tmp_path / "t.csv")["cells"] == 2
-    assert find_table(tmp_path, "t") == tmp_path / "t.csv"
-    assert find_table(tmp_path, "u") is None
-    (tmp_path / "t.csv.gz").write_bytes(gzip.compress((tmp_path / "t.csv").read_bytes()))
-    (tmp_path / "t.csv").unlink()
-    packed = find_table(tmp_path, "t")
-    assert packed is not None
-    assert read_table(packed).equals(read)
-    beside.unlink()
-    assert list(read_table(packed)) == ["n", "k", "x"]  # any other CSV
-
-
 def test_the_environment_names_versions_and_commit(monkeypatch):
     found = environment()
     assert found["torch"]
@@ -239,6 +156,6 @@ def test_the_environment_names_versions_and_commit(monkeypatch):
 
 
 def test_records_need_no_torch():
-    code = "import sys, analysis.records; sys.exit('torch' in sys.modules)"
-    root = Path(records.__file__).parent.parent
+    code = "import sys, analysis.lab.records, analysis.lab.tables; sys.exit('torch' in sys.modules)"
+    root = Path(records.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -13,12 +13,13 @@ from scipy.stats import sem, t
 import paper_figures
 from analysis.bottleneck import FitConfig
 from analysis.caps import gap_to_confidence, max_gap, simplex_cap, single_token_cap
-from analysis.records import config_key, find_table, read_table
+from analysis.claims.effects import CELL, cell_effects, paired_effects
+from analysis.lab.cells import coverage
+from analysis.lab.records import config_key, configs_hash
+from analysis.lab.registry import EXPERIMENTS, PRESETS, experiment, experiments
+from analysis.lab.tables import find_table, read_table
 from analysis.smoothing import optimal_gap
-from analysis.study.cells import coverage
-from analysis.study.effects import CELL, cell_effects, paired_effects
 from analysis.study.grids import smoothing_at_gap
-from analysis.study.registry import EXPERIMENTS, PRESETS, experiment, experiments
 
 DATA = Path(paper_figures.__file__).parent / "data"
 FOLDERS = {"quick": DATA / "quick", "full": DATA}
@@ -155,11 +156,13 @@ class TestTheoryInTheTables:
         assert there == list(EXPERIMENTS) or (preset, set(EXPERIMENTS) - set(there)) == ("full", {"S4"})
         for name in there:
             configs, keys = experiment(name).configs(preset), set(committed(preset, name)["key"])
-            sidecar, found = json.loads((FOLDERS[preset] / f"{name}.json").read_text()), coverage(configs, keys)
+            sidecar = json.loads((FOLDERS[preset] / f"{name}.json").read_text())
+            found, grid = coverage(experiment(name), configs, keys), sidecar["grid"]
             assert found.keys == keys
-            assert (sidecar["cells"], sidecar["cells_not_run"]) == (found.cells, found.not_run)
-            assert (sidecar["not_run"], sidecar["failed"]) == (found.missing, {})
-            assert FOLDERS[preset] / sidecar["table"] == find_table(FOLDERS[preset], name)
+            assert (grid["cells"], grid["cells_not_run"]) == (found.cells, found.not_run)
+            assert (grid["not_run"], grid["failed"]) == (found.missing, {})
+            assert sidecar["config"]["hash"] == configs_hash(configs)
+            assert FOLDERS[preset] / sidecar["table"]["file"] == find_table(FOLDERS[preset], name)
             if preset == "quick":
                 assert found.not_run == 0
 
@@ -167,9 +170,9 @@ class TestTheoryInTheTables:
         rows = committed(preset, "S3")
         sidecar = json.loads((FOLDERS[preset] / "S3.json").read_text())
         if preset == "quick":
-            assert sidecar["devices"] == ["cpu"]
+            assert sidecar["device"] == ["cpu"]
             return
-        assert any("H100" in gpu or "H200" in gpu for gpu in sidecar["environment"]["gpu"])
+        assert any("H100" in device or "H200" in device for device in sidecar["device"])
         assert set(rows.loc[rows["vocab_size"] >= 32768, "device"]) == {"cuda"}
         kept = rows.loc[rows["converged"] & (rows["steps"] < rows["max_steps"])]
         assert (kept["steps"] >= kept["overtime"] * kept["converged_at"]).all()

@@ -1,17 +1,10 @@
-"""Complete cells: all seeds, and the twin without smoothing; and what verdicts say of the rest."""
+"""Complete cells: all seeds, and the twin without smoothing."""
 
-import dataclasses
-
-import pandas as pd
-import pytest
-
-from analysis.records import config_key
-from analysis.study.ceilings import CeilingConfig
-from analysis.study.cells import coverage
+from analysis.lab.cells import coverage
+from analysis.lab.records import config_key
+from analysis.lab.registry import experiment
 from analysis.study.grids import heads
-from analysis.study.judging import Tables, Verdict, number
-from analysis.study.statistics import mean_effect
-from analysis.study.verdicts import CLAIMS, judge
+from analysis.study.s1_ceilings import CeilingConfig
 
 
 def grid():
@@ -27,58 +20,30 @@ def keys(configs):
 
 class TestCoverage:
     def test_a_whole_grid_is_complete(self):
-        found = coverage(grid(), keys(grid()))
+        found = coverage(experiment("S3"), grid(), keys(grid()))
         assert (found.keys, found.cells, found.not_run) == (keys(grid()), 6, 0)
 
     def test_a_seed_less_takes_its_cell_and_no_other(self):
         lost = next(c for c in grid() if c.hidden_size == 4 and c.label_smoothing == 0.2 and c.seed == 1000)
-        found = coverage(grid(), keys(grid()) - keys([lost]))
+        found = coverage(experiment("S3"), grid(), keys(grid()) - keys([lost]))
         gone = keys([c for c in grid() if c.hidden_size == 4 and c.label_smoothing == 0.2])
         assert found.keys == keys(grid()) - gone
         assert found.missing == {"det V=8 D=4": 1}
 
     def test_without_the_plain_twin_nothing_of_a_cell_counts(self):
         lost = next(c for c in grid() if c.hidden_size == 8 and c.label_smoothing == 0)
-        found = coverage(grid(), keys(grid()) - keys([lost]))
+        found = coverage(experiment("S3"), grid(), keys(grid()) - keys([lost]))
         assert found.keys == keys([c for c in grid() if c.hidden_size == 4])
         assert found.missing == {"det V=8 D=8": 3}
 
     def test_a_plain_cell_whose_twins_are_missing_does_not_count(self):
-        found = coverage(grid(), keys([c for c in grid() if c.label_smoothing == 0]))
+        found = coverage(experiment("S3"), grid(), keys([c for c in grid() if c.label_smoothing == 0]))
         assert not found.keys
         assert found.not_run == 6
 
     def test_configs_without_smoothing_are_cells_by_their_seeds(self):
         configs = [CeilingConfig(vocab_size=v, hidden_size=2, seed=seed) for v in (8, 16) for seed in range(2)]
-        found = coverage(configs, keys(configs[:3]))
+        found = coverage(experiment("S1"), configs, keys(configs[:3]))
         assert found.keys == keys(configs[:2])
         assert found.missing == {"V=16 D=2": 1}
-        assert coverage(configs, ()).not_run == 2
-
-
-class TestUnfinished:
-    def test_an_effect_without_rows_is_not_known(self):
-        effect = mean_effect(pd.DataFrame({"x": [], "cell": [], "data_seed": []}), "x", cell=["cell"])
-        assert (effect.cells, str(effect)) == (0, "not known (no rows)")
-        assert number(float("nan"), ".2f") == "not known"
-
-    def test_a_claim_that_no_cell_decides_is_not_decided(self, monkeypatch, tmp_path):
-        nothing = mean_effect(pd.DataFrame({"x": [], "cell": [], "data_seed": []}), "x", cell=["cell"])
-        verdict = Verdict(
-            claim="K1", verdict="supported", effect="e", size=nothing, condition="c", counter_evidence="", tables=("S1",)
-        )  # fmt: skip
-        monkeypatch.setitem(CLAIMS, "K1", lambda tables: verdict)
-        tables = Tables([tmp_path], not_run={"S1": (3, 7)})
-        line = judge(tables, "full").set_index("claim").loc["K1"]
-        assert (line["verdict"], line["cells_not_run"]) == ("not decided", "3 of 7")
-        assert pd.isna(line["mean"])
-
-    def test_a_known_effect_keeps_its_word(self, monkeypatch, tmp_path):
-        rows = pd.DataFrame({"x": [1.0, 2.0], "cell": [0, 0], "data_seed": [0, 1]})
-        known = Verdict(
-            claim="K1", verdict="supported", effect="e", size=mean_effect(rows, "x", cell=["cell"]), condition="c",
-            counter_evidence="", tables=(),
-        )  # fmt: skip
-        monkeypatch.setitem(CLAIMS, "K1", lambda tables: dataclasses.replace(known))
-        line = judge(Tables([tmp_path]), "full").set_index("claim").loc["K1"]
-        assert (line["verdict"], line["mean"]) == ("supported", pytest.approx(1.5))
+        assert coverage(experiment("S1"), configs, ()).not_run == 2

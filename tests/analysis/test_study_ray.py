@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import analysis
-from analysis.study.ray_engine import connect
+from analysis.lab.ray_engine import connect
 
 TESTS = Path(__file__).parent.parent
 ROOT = Path(analysis.__file__).parent.parent

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from analysis.bottleneck import FitConfig, SoftmaxBottleneck, fit, train
 from analysis.bottleneck._head import Batch
 from analysis.bottleneck._measures import aurc_from_risks
-from analysis.study.capping import capping
-from analysis.study.tuning import TuningConfig, tune
-from analysis.study.tuning_world import Model, World
+from analysis.study.s5_capping import capping
+from analysis.study.s7_tuning import TuningConfig, tune
+from analysis.study.s7_world import Model, World
 from analysis.teachers import Observations, TeacherConfig, make_teacher
 
 NOISY = TeacherConfig(kind="lowrank", vocab_size=24, n_contexts=16)

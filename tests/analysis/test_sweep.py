@@ -15,8 +15,8 @@ import pytest
 from sweep_jobs import Square, jobs, square
 
 import analysis
-from analysis.records import config_key
-from analysis.sweep import Lane, available_cores, local_engine, read_rows, run
+from analysis.lab.records import config_key
+from analysis.lab.sweep import Lane, available_cores, local_engine, read_rows, run
 
 JOBS = Path(__file__).parent.parent / "sweep_jobs.py"
 
@@ -124,7 +124,7 @@ def test_kill_9_loses_and_repeats_no_finished_row(tmp_path, moment):
 
 
 def test_a_sweep_that_cannot_store_stops_with_the_reason(tmp_path, monkeypatch):
-    from analysis import records
+    from analysis.lab import records
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")

@@ -2,15 +2,15 @@
 
 import csv
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from analysis import smoothing, transition_table
+from analysis.command import committed_folder
 from analysis.norm_ball import fit_norm_ball
 
-COMMITTED = Path(__file__).parents[2] / transition_table.DEFAULT_PATH
+COMMITTED = committed_folder() / "transition.csv"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from helpers import problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel import fused_statistics, head_statistics
+from kernel import head_statistics
+from kernel.statistics import fused as fused_statistics
 
 pytest.importorskip("triton")
 

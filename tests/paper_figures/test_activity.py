@@ -9,7 +9,7 @@ import pytest
 import scipy.optimize
 from scipy.stats import sem, t
 
-from analysis.records import read_table
+from analysis.lab.tables import read_table
 from analysis.smoothing import activity_index, optimal_gap
 from paper_figures import activity
 from paper_figures.style import THEORY_COLOUR

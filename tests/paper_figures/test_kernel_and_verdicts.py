@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.claims.findings import headlines
 from paper_figures import kernel, tables, verdicts
 from paper_figures.style import THEORY_COLOUR
 
@@ -105,8 +106,12 @@ class TestKernel:
 
 class TestVerdicts:
     @pytest.fixture
-    def table(self):
-        return tables.read("verdicts", "quick", tables.DATA)
+    def both(self):
+        return {name: tables.read(name, "quick", tables.DATA) for name in ("verdicts", "findings")}
+
+    @pytest.fixture
+    def table(self, both):
+        return headlines(**both)
 
     def test_every_claim_stands_with_its_verdict_effect_and_numbers(self, drawn, table):
         figure = drawn("verdicts", "quick")[2]
@@ -153,7 +158,7 @@ class TestVerdicts:
 
     def test_effects_in_probabilities_share_a_scale_with_ticks_and_are_filled(self, drawn, table):
         ax = drawn("verdicts", "full")[2].axes[0]
-        rows = tables.read("verdicts", "full", tables.DATA)
+        rows = headlines(*(tables.read(name, "full", tables.DATA) for name in ("verdicts", "findings")))
         left, width = verdicts._PLACES["strip"]
         zero = left + verdicts._ZERO * width
         common = []
@@ -178,9 +183,9 @@ class TestVerdicts:
         bold = [t.get_text() for t in column if t.get_fontweight() == "bold"]
         assert bold == ["supported", "refuted", "not decided"]  # K1, K6, K8
 
-    def test_the_real_model_has_a_line_where_it_was_judged(self, table, check_layout):
+    def test_the_real_model_has_a_line_where_it_was_judged(self, both, table, check_layout):
         real = pd.DataFrame({"claim": ["K2", "K1"], "verdict": ["refuted", "supported"]})
-        rows = verdicts.prepare({"verdicts": table, "instruction_verdicts": real})
+        rows = verdicts.prepare({**both, "instruction_verdicts": real})
         assert rows["real_model"].tolist() == ["supported", "refuted"] + [""] * (len(table) - 2)
         figure = verdicts.make(rows, preset="full")
         written = [t.get_text() for t in figure.axes[0].texts]
@@ -194,25 +199,19 @@ class TestVerdicts:
         assert [line.get_ydata()[0] for line in small] == pytest.approx(list(heights.values()))
         check_layout(figure)
 
-    def test_an_unfinished_grid_says_so(self, table, check_layout):
+    def test_an_unfinished_grid_says_so(self, both, check_layout):
+        table = both["verdicts"]
         table["cells_not_run"] = ["3 of 40"] + ["0 of 40"] * (len(table) - 1)
-        figure = verdicts.make(verdicts.prepare({"verdicts": table}), preset="full")
+        figure = verdicts.make(verdicts.prepare(both), preset="full")
         words = " ".join(text.get_text() for text in figure.axes[0].texts)
         assert words.count("not run") == 1
         assert "3 of 40 not run" in words
         check_layout(figure)
 
-    def test_a_claim_without_a_table_is_drawn_without_numbers(self, table, check_layout):
-        none = {
-            "verdict": "not decided",
-            "effect": np.nan,
-            "mean": np.nan,
-            "low": np.nan,
-            "high": np.nan,
-            "seeds": np.nan,
-        }
-        table.loc[0, list(none)] = list(none.values())
-        figure = verdicts.make(verdicts.prepare({"verdicts": table}), preset="full")
+    def test_a_claim_without_a_table_is_drawn_without_numbers(self, both, check_layout):
+        table = both["verdicts"]
+        table.loc[0, ["verdict", "effect", "finding", "cell"]] = ["not decided", np.nan, np.nan, np.nan]
+        figure = verdicts.make(verdicts.prepare(both), preset="full")
         assert len(figure.axes[0].containers) == len(table) - 1
         texts = figure.axes[0].texts
         assert "nan" not in " ".join(text.get_text() for text in texts)

@@ -1,0 +1,188 @@
+"""Claims K5 and K6: whether temperature and logit capping restore the effect of smoothing, in S5 and on a real model.
+
+Effects are gains of b = .1 in calibration error, and rises: the gain of an arm minus that of the same arm and seed at
+T = 1 without a cap, read as trained. The simulation asks in which way norms are limited; of the real model it is asked
+whether smoothing acted without, as then there is nothing to restore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from .effects import HEAD, SEEDS, difference, named
+from .findings import Finding, Findings, word
+from .sources import Tables
+from .statistics import Effect, mean_effect
+from .tuning import Runs
+
+__all__ = ["NORMS", "SMALL", "WAYS", "capping", "restored", "temperature"]
+
+SMALL = 0.01  # differences of ECE below this are called none
+NORMS = ("budget", "free norms", "weight decay")
+WAYS = ("kept", "in training only", "in reading only")
+_COLD = 0.25  # the training temperature that K5 is asked at
+_CELL = [*HEAD, "temperature", "softcap", "softcap_form", "evaluation"]
+_CONTROLS = ("sparse", "trunk", "adam")
+
+
+def temperature(tables: Tables, found: Findings) -> str:
+    """K5: whether training at T = .25 raises the gain, under a budget and with free norms."""
+    table = tables("S5")
+    gains = _gains(table)
+    as_trained = (gains["temperature"] == _COLD) & gains["softcap"].isna() & (gains["evaluation"] == "as_trained")
+    norms, lbfgs, trunk = gains["norms"], gains["optimiser"] == "lbfgs", gains["features"] == "trunk"
+    arms = {name: lbfgs & ~trunk & (norms == name) for name in NORMS} | {
+        "Adam under the budget": ~lbfgs,
+        "trunk under the budget": trunk & (norms == "budget"),
+        "trunk with free norms": trunk & (norms == "free norms"),
+    }
+    for name, rows in arms.items():
+        found.add("rise", _rise(gains, as_trained & rows), "ECE", arm=name)
+    found.add("seeds_run", gains["data_seed"].nunique(), "count")
+    later = gains.loc[(gains["evaluation"] == f"T={_COLD:g}") & (norms == "budget")]
+    found.add("gain_read_cold", mean_effect(later, "difference", cell=HEAD), "ECE")
+    _read_at_one(gains, found)
+    _both_against_neither(table, found)
+    budget, free = found("rise", arm="budget"), found("rise", arm="free norms")
+    return word(
+        supported=budget.low > 0 and free.low > SMALL, refuted=budget.high <= SMALL, known=budget.known and free.known
+    )
+
+
+def _gains(table: pd.DataFrame) -> pd.DataFrame:
+    """Gain of b = .1 in true ECE for every training and reading of S5, and its rise; how norms and caps are set."""
+    on = [*_CELL, "eval_softcap", "eval_form", *SEEDS]
+    gains = difference(table, "true_ece", column="label_smoothing", first=0.0, second=0.1, on=on)
+    base = (gains["temperature"] == 1) & gains["softcap"].isna() & (gains["evaluation"] == "as_trained")
+    only_read = gains["softcap"].isna() & gains["eval_softcap"].notna()
+    norms = gains["norm"].map({"budget": "budget", "free": "free norms"})
+    norms = norms.mask(gains["weight_decay"] > 0, "weight decay")
+    way = pd.Series("", index=gains.index).mask(only_read, "in reading only")
+    for evaluation, name in (("as_trained", "kept"), ("plain", "in training only")):
+        way = way.mask(gains["softcap"].notna() & (gains["evaluation"] == evaluation), name)
+    return _with_rise(gains, gains.loc[base], [*HEAD, *SEEDS]).assign(
+        norms=norms, way=way, c=gains["softcap"].fillna(gains["eval_softcap"]),
+        form=gains["softcap_form"].mask(only_read, gains["eval_form"]),
+    )  # fmt: skip
+
+
+def _with_rise(gains: pd.DataFrame, base: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
+    """Gains with their rise above the base that agrees in ``on``; nan where there is none."""
+    both = gains.merge(base[[*on, "difference"]], on=list(on), how="left", suffixes=("", "_base"))
+    return both.assign(rise=both["difference"] - both["difference_base"])
+
+
+def _rise(gains: pd.DataFrame, chosen: pd.Series) -> Effect:
+    return mean_effect(gains.loc[chosen].dropna(subset="rise"), "rise", cell=_CELL)
+
+
+def _read_at_one(gains: pd.DataFrame, found: Findings) -> None:
+    """Gain of heads trained at T < 1 and read at T = 1, by arm."""
+    chosen = gains.loc[(gains["temperature"] < 1) & gains["softcap"].isna() & (gains["evaluation"] == "plain")]
+    for (norms, t), rows in chosen.groupby(["norms", "temperature"]):  # pyright: ignore[reportGeneralTypeIssues]
+        for _, arm in rows.groupby(HEAD):
+            effect = mean_effect(arm, "difference", cell=_CELL)
+            found.add("gain_read_at_one", effect, "ECE", **(named(arm) | {"norm": norms, "T": t}))
+
+
+def _both_against_neither(table: pd.DataFrame, found: Findings) -> None:
+    """What temperature and smoothing together gain over neither, in true ECE, for each arm under the budget."""
+    chosen = (table["evaluation"] == "as_trained") & table["softcap"].isna() & (table["norm"] == "budget")
+    neither = (table["temperature"] == 1) & (table["label_smoothing"] == 0)
+    both = (table["temperature"] == _COLD) & (table["label_smoothing"] == 0.1)
+    rows = table.loc[chosen & (neither | both)].assign(both=both)
+    gains = difference(rows, "true_ece", column="both", first=False, second=True, on=[*HEAD, *SEEDS])
+    for _, arm in gains.groupby(["teacher", "vocab_size", "features", "optimiser"]):
+        found.add("gain_of_both", mean_effect(arm, "difference", cell=HEAD), "ECE", **named(arm))
+
+
+def capping(tables: Tables, found: Findings) -> str:
+    """K6: whether some way to cap raises the gain, asked of every cap by itself: the sign of a rise changes with c."""
+    table = tables("S5")
+    gains = _gains(table)
+    kept = (gains["form"] == "contraction") & (gains["norms"] == "budget") & (gains["way"] == "kept")
+    found.add("mean_rise", _rise(gains, kept), "ECE")
+    for form, norms, ways in (("contraction", NORMS, WAYS), ("gain", ("budget",), ("kept", "in reading only"))):
+        for setting in ({"form": form, "norms": norm, "way": way} for norm in norms for way in ways):
+            rows = gains.loc[(gains[list(setting)] == list(setting.values())).all(axis=1)].dropna(subset="rise")
+            for cell, arm in rows.groupby(["c", "vocab_size", "teacher", "features", "optimiser"]):
+                c, v, *what = cell  # pyright: ignore[reportGeneralTypeIssues]
+                control = " ".join(name for name in what if name in _CONTROLS)
+                at = {"c": c, "V": v} | ({"control": control} if control else {})
+                found.add("rise", mean_effect(arm, "rise", cell=_CELL), "ECE", **setting, **at)
+    _price(table, found)
+    under_budget = [found.at("rise", form="contraction", norms="budget", way=way) for way in WAYS]
+    others = [found.at("rise", form="contraction", norms=n, way=way) for n in NORMS[1:] for way in WAYS]
+    every = [*under_budget, *others, *(found.at("rise", form="gain", way=way) for way in ("kept", "in reading only"))]
+    restored_anywhere = any(restores(rise) for rises in every for rise in rises)
+    return word(
+        supported=any(all(restores(rise) for rise in rises) for rises in under_budget),
+        refuted=all(rise.high <= SMALL for rises in every for rise in rises),
+        known=all(any(rise.known for rise in rises) for rises in (under_budget if restored_anywhere else every)),
+    )
+
+
+def restores(rise: Finding) -> bool:
+    """Whether a cap raises the gain by more than counts as none."""
+    return rise.low > SMALL
+
+
+def _price(table: pd.DataFrame, found: Findings) -> None:
+    """Error of heads of free norms trained with a contraction and read without it, by c, and of those without any cap.
+
+    Of the arm without controls, at the vocabulary that has most caps.
+    """
+    free = table.loc[(table["norm"] == "free") & (table["weight_decay"] == 0) & (table["temperature"] == 1)]
+    free = free.loc[(free["features"] == "free") & (free["optimiser"] == "lbfgs") & (free["teacher"] == "lowrank")]
+    contraction = free["softcap"].notna() & (free["softcap_form"] == "contraction")
+    removed = free.loc[contraction & (free["evaluation"] == "plain")]
+    if removed.empty:
+        return
+    v = removed.groupby("vocab_size")["softcap"].nunique().idxmax()
+    uncapped = free.loc[free["softcap"].isna() & (free["evaluation"] == "as_trained") & (free["vocab_size"] == v)]
+    for b in (0.0, 0.1):
+        found.add("error", uncapped.loc[uncapped["label_smoothing"] == b, "true_ece"].mean(), "ECE", V=v, b=b)
+    for (c, b), rows in removed.loc[removed["vocab_size"] == v].groupby(["softcap", "label_smoothing"]):  # pyright: ignore
+        found.add("error_uncapped_after", rows["true_ece"].mean(), "ECE", V=v, c=c, b=b)
+
+
+def restored(column: str, values: Sequence[float]) -> Callable[[Runs, Findings], str]:
+    """The rule of K5 or K6 for a real model: whether training with another value of ``column`` raises the gain.
+
+    Where smoothing acts without, there is nothing to restore: then a larger gain does not support the claim, nor does
+    a smaller one refute it, and the verdict is that it depends on this.
+
+    Args:
+        column: ``"temperature"`` or ``"softcap"``.
+        values: The values trained with, the one that counts first.
+    """
+
+    def rule(runs: Runs, found: Findings) -> str:
+        asked, on = runs.at_end(runs.asked), [*runs.cell, *runs.seeds]
+        suffix = {"temperature": "T", "softcap": "cap"}[column]
+        arms = {f"{value:g}": f" {suffix}={value:g}" for value in values}
+        base = difference(asked, "error", column="method", first="b=0", second="b=0.1", on=on)
+        for value, name in arms.items():
+            gains = difference(asked, "error", column="method", first=f"b=0{name}", second=f"b=0.1{name}", on=on)
+            found.add("rise", runs.mean(_with_rise(gains, base, on), "rise"), "ECE", **{suffix: value})
+        found.add("gain", runs.mean(base), "ECE")
+        plain = runs.at_end(runs.train)
+        found.add("activity", runs.mean(plain.loc[plain["method"] == "b=0"], "activity"), "index")
+        _mean_errors(asked, {**arms, "none": ""}, suffix, found)
+        rise, activity = found("rise", **{suffix: next(iter(arms))}), found("activity")
+        inert = activity.low > 1
+        return word(supported=rise.low > 0 and inert, refuted=rise.high < 0 and inert)
+
+    return rule
+
+
+def _mean_errors(asked: pd.DataFrame, arms: dict[str, str], suffix: str, found: Findings) -> None:
+    """Mean error over cells and seeds of each arm, at the b that all arms have."""
+    plain = "b=" + asked["label_smoothing"].map("{:g}".format)
+    of = {value: asked.loc[asked["method"] == plain + name] for value, name in arms.items()}
+    common = sorted(set.intersection(*(set(rows["label_smoothing"]) for rows in of.values())))
+    for value, rows in of.items():
+        for b in common:
+            found.add("error", rows.loc[rows["label_smoothing"] == b, "error"].mean(), "ECE", **{suffix: value, "b": b})

@@ -1,0 +1,270 @@
+"""Tables on disk: the one writer and the one reader. Beside each CSV lies a sidecar that says where it comes from."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import time
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from .files import check_writable, write_together
+from .records import ROWS_VERSION, RowStore, config_key, configs_hash, decode, encode, environment
+
+__all__ = [
+    "SCHEMA", "find_table", "made_here", "made_of_rows", "read_sidecar", "read_table", "shortened", "sidecar_of",
+    "write_computed", "write_table",
+]  # fmt: skip
+
+# What every sidecar says; a null is explained in its "note".
+SCHEMA = ("command", "config", "seeds", "versions", "device", "commit", "wall_seconds")
+
+
+def made_here(
+    command: str, *, config: Mapping[str, Any], seeds: Any, wall_seconds: float | None, note: str | None = None
+) -> dict[str, Any]:
+    """The sidecar of a table that this process computed.
+
+    Args:
+        command: What makes the table again.
+        config: What was set.
+        seeds: The seeds, or None where nothing is random.
+        wall_seconds: How long it took.
+        note: Why something is null, or what else there is to know.
+    """
+    versions: dict[str, Any] = environment()
+    commit, gpu = versions.pop("commit"), versions.pop("gpu")
+    found = {
+        "command": command, "config": dict(config), "seeds": seeds, "versions": versions, "device": gpu or "cpu",
+        "commit": commit, "wall_seconds": wall_seconds,
+    }  # fmt: skip
+    return found if note is None else {**found, "note": note}
+
+
+def made_of_rows(
+    command: str, store: RowStore, configs: Sequence[Any], keys: Collection[str] | None = None
+) -> dict[str, Any]:
+    """The sidecar of a table that is made of stored rows.
+
+    Args:
+        command: What computes the rows.
+        store: Where they are.
+        configs: The configs of the table, finished or failed.
+        keys: Keys of the rows that are in the table; None for all.
+
+    Returns:
+        Of the rows in the table: seeds, versions, devices, commits and the time they took; under ``grid`` how many
+        have not converged, what is finished and not in the table (``left_out``), and which configs failed and why.
+    """
+    stored = [found for config in configs if (found := store.read(config)) is not None]
+    keys = {found["key"] for found in stored} if keys is None else keys
+    inside = [found for found in stored if found["key"] in keys]
+    rows, made_by = (pd.DataFrame([found[part] for found in inside]) for part in ("row", "environment"))
+    counts, left_out = _counts(inside), _counts([found for found in stored if found["key"] not in keys])
+    commit = _distinct(made_by, "commit")
+    found = {
+        "command": command,
+        "config": {"hash": configs_hash(configs), "configs": len(configs), "rows_version": ROWS_VERSION},
+        "seeds": {"data": _distinct(rows, "data_seed"), "model": _distinct(rows, "model_seed")},
+        "versions": {name: _distinct(made_by, name) for name in made_by if name not in ("commit", "gpu")},
+        "device": sorted({_device(one) for one in inside}),
+        "commit": commit or None,
+        "wall_seconds": counts.pop("wall_seconds"),
+        "grid": {
+            **counts,
+            "left_out": left_out,
+            "failed": {config_key(c): error for c in configs if (error := store.failure(c)) is not None},
+        },
+    }
+    return found if commit else {**found, "note": "the rows were computed outside a repository: no commit"}
+
+
+def _device(stored: Mapping[str, Any]) -> str:
+    """The GPU's name for a row that a GPU made."""
+    device = str(stored["row"].get("device", "cpu"))
+    return str(stored["environment"].get("gpu") or device) if device.startswith("cuda") else device
+
+
+def _distinct(frame: pd.DataFrame, column: str) -> list[Any]:
+    return sorted(frame[column].dropna().unique().tolist()) if column in frame else []
+
+
+def _counts(stored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of rows as they are stored, one a config: how many, the seconds they took, how many have not converged."""
+    rows = pd.DataFrame([found["row"] for found in stored])
+    return {
+        "configs": len(rows),
+        "wall_seconds": float(rows["wall_seconds"].sum()) if "wall_seconds" in rows else None,
+        "cpu_seconds": float(rows["cpu_seconds"].sum()) if "cpu_seconds" in rows else None,
+        "not_converged": int((~rows["converged"].astype(bool)).sum()) if "converged" in rows else None,
+    }
+
+
+def shortened(table: pd.DataFrame, digits: int, exact: Collection[str] = ()) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A small form of a table: floats keep so many significant digits, and what is the same in every line goes.
+
+    Args:
+        table: Its columns ``wall_seconds`` and ``cpu_seconds``, how long each row took, go too.
+        digits: Significant digits.
+        exact: Columns that keep all their digits.
+
+    Returns:
+        The table, and the columns that are the same in every line with their value; :func:`write_table` takes both.
+    """
+    table = table.drop(columns=["wall_seconds", "cpu_seconds"], errors="ignore")
+    same = [name for name in table if table[name].nunique(dropna=False) == 1] if len(table) > 1 else []
+    constants = {str(name): encode(_plain(table[name].iloc[0])) for name in same}
+    table = table.drop(columns=same)
+    floats = table.select_dtypes("float").drop(columns=list(exact), errors="ignore")
+    return table.assign(**{name: floats[name].map(lambda x: float(f"{x:.{digits}g}")) for name in floats}), constants
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON has it: no numpy number, no nan for a missing text."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def write_table(
+    table: pd.DataFrame,
+    path: Path,
+    made: Mapping[str, Any],
+    *,
+    digits: int | None = None,
+    constants: Mapping[str, Any] | None = None,
+    packed_from: float = math.inf,
+    beside: Mapping[Path, str | bytes] | None = None,
+) -> Path:
+    """Write a table as CSV and its sidecar ``NAME.json``, both or none.
+
+    Args:
+        table: What to write.
+        path: The CSV.
+        made: The sidecar: :func:`made_here` or :func:`made_of_rows`, with further JSON values.
+        digits: Significant digits of floats; None for all.
+        constants: Columns that are the same in every line (:func:`shortened`); the sidecar keeps them.
+        packed_from: A CSV of more bytes is gzipped, ``PATH.gz``. A table of the other form is removed.
+        beside: Further files that belong to the table, written with it.
+
+    Returns:
+        The path of the sidecar.
+
+    Raises:
+        ValueError: If the sidecar lacks a key of ``SCHEMA``, or has a null that no ``note`` explains.
+        OSError: If a file cannot be written; earlier ones are then as they were.
+    """
+    check_schema(made)
+    if digits is not None:
+        table = table.map(lambda x: f"{x:.{digits}g}" if isinstance(x, float) and x == x else x)
+    content, written = table.to_csv(index=False, lineterminator="\n").encode(), path
+    other = path.with_name(path.name + ".gz")
+    if len(content) > packed_from:
+        content, written, other = gzip.compress(content, mtime=0), other, written
+    shape = {"file": written.name, "rows": len(table), "columns": list(table), "constants": dict(constants or {})}
+    sidecar = {**made, "table": shape, "written": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    text = json.dumps(encode(sidecar), indent=1, allow_nan=False) + "\n"
+    write_together({written: content, sidecar_of(path): text, **(beside or {})})
+    other.unlink(missing_ok=True)
+    return sidecar_of(path)
+
+
+def check_schema(made: Mapping[str, Any]) -> None:
+    """Refuse a sidecar that does not say where its table comes from.
+
+    Raises:
+        ValueError: If it lacks a key of ``SCHEMA``, or has a null that no ``note`` explains.
+    """
+    lacking = [name for name in SCHEMA if name not in made]
+    if lacking:
+        raise ValueError(f"a sidecar must have {SCHEMA}, got none of {lacking}.")
+    nulls = [name for name in SCHEMA if made[name] is None]
+    if nulls and not made.get("note"):
+        raise ValueError(f"a sidecar must say in its note why a value is null, got no note for {nulls}.")
+
+
+def write_computed(
+    path: Path,
+    rows: Iterable[Mapping[str, object]],
+    *,
+    command: str,
+    config: Mapping[str, Any],
+    digits: int,
+    total: int | None = None,
+    seeds: Any = None,
+    note: str | None = None,
+) -> int:
+    """Compute rows of the same columns, write them as a table, and return their number.
+
+    Args:
+        path: The CSV. Where it cannot be written, OSError is raised before the first row is computed.
+        rows: Made one by one, under a progress bar where somebody looks.
+        command: What makes the table again.
+        config: What was set.
+        digits: Significant digits of floats.
+        total: The number of rows to come.
+        seeds: The seeds, or None where nothing is random.
+        note: Why something is null.
+    """
+    check_writable(path, sidecar_of(path))
+    start = time.perf_counter()
+    table = pd.DataFrame(list(tqdm(rows, desc=path.name, total=total, unit="row", disable=None)))
+    seconds = round(time.perf_counter() - start, 3)
+    write_table(
+        table, path, made_here(command, config=config, seeds=seeds, wall_seconds=seconds, note=note), digits=digits
+    )  # fmt: skip
+    return len(table)
+
+
+def find_table(folder: Path, name: str) -> Path | None:
+    """``NAME.csv`` or, where a large table is kept packed, ``NAME.csv.gz`` in a folder; None where neither is."""
+    paths = (folder / f"{name}{ending}" for ending in (".csv", ".csv.gz"))
+    return next((path for path in paths if path.exists()), None)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of :func:`write_table` or any other CSV, with the columns that its sidecar holds as constants.
+
+    Args:
+        path: The CSV, gzipped if its name ends in ``.gz``; the sidecar ``NAME.json`` is looked for beside it.
+
+    Returns:
+        The table. Constant columns come last.
+
+    Raises:
+        ValueError: If the file is cut, damaged, empty or no table, or if its sidecar is.
+        OSError: If it cannot be read.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is no whole table: {error}") from error
+    if table.empty:
+        raise ValueError(f"{path} is no whole table: it has no rows")
+    for name, value in read_sidecar(path).get("table", {}).get("constants", {}).items():
+        table[name] = float("nan") if value is None or value == "" else value  # as a CSV would say it
+    return table
+
+
+def sidecar_of(path: Path) -> Path:
+    """The sidecar of a table."""
+    return path.with_name(path.name.split(".csv")[0] + ".json")
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """What stands in the sidecar of a table; empty where there is none."""
+    beside = sidecar_of(path)
+    if not beside.exists():
+        return {}
+    try:
+        content = decode(json.loads(beside.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{beside} is no whole sidecar: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{beside} is no sidecar: it must hold a JSON object")
+    return content

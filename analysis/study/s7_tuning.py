@@ -1,0 +1,299 @@
+"""S7: instruction tuning in small: pretrain on a broad distribution, tune on few repeated examples of a shifted one."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._arguments import check_fields
+from .._validation import check_number, check_numbers
+from ..bottleneck._measures import aurc_from_risks
+from ..calibration import calibration_error, fit_temperature, true_calibration_error
+from ..calibration._binning import uniform_index
+from ..lab.registry import Experiment, Prediction, Preset
+from ..smoothing import unsmooth
+from ..teachers import random_streams
+from .s7_world import Batch, Model, World
+
+__all__ = ["EXPERIMENT", "TuningConfig", "configs", "tune"]
+
+_BATCH = 64  # contexts a step of tuning
+_BINS = 15
+
+PREDICTIONS = (
+    Prediction(
+        claim="K1",
+        verdict="supported",
+        statement="Tuning without smoothing raises the true ECE on both distributions above that of the pretrained "
+        "model on the broad one, and it grows from the first epoch to the last.",
+    ),
+    Prediction(
+        claim="K2",
+        verdict="supported",
+        statement="At the last epoch b = .1 has a lower true ECE on new shifted contexts than b = 0. On ECE alone "
+        "early stopping or a temperature fitted afterwards does as well.",
+    ),
+    Prediction(
+        claim="K8",
+        verdict="not decided",
+        statement="No expectation: measure effective rank and smallest singular values of the features against b, "
+        "and their correlation with the true ECE on shifted contexts at equal epochs.",
+    ),
+    Prediction(
+        claim="K9",
+        verdict="supported",
+        statement="b = .1 changes the accuracy on new shifted contexts by less than .02 and narrows the gap between "
+        "training and held-out NLL, at the last epoch.",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """One pretrained model and all its tunings; equal seeds share world, pretraining and tuning examples.
+
+    Attributes:
+        vocab_size: V.
+        hidden_size: D.
+        seed: Of the data; the model's is 1000 + seed.
+        smoothings: b of the tunings.
+        pretraining_steps: Adam steps on new broad contexts, 512 each.
+        examples: Shifted contexts tuned on, with one token each.
+        epochs: Passes over them.
+        step_size: Of Adam in tuning; pretraining takes .003 with a cosine.
+        weight_decay: Decoupled decay of the run called ``weight_decay``.
+        dropout: Rate of the run called ``dropout``.
+        evaluated: New contexts of each distribution that measurements are made on.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    seed: int = 0
+    smoothings: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
+    pretraining_steps: int = 800
+    examples: int = 512
+    epochs: int = 32
+    step_size: float = 1e-3
+    weight_decay: float = 0.3
+    dropout: float = 0.2
+    evaluated: int = 1500
+
+    def __post_init__(self) -> None:
+        check_fields(self, vocab_size=2, hidden_size=1, seed=0, pretraining_steps=1, examples=1, epochs=1, evaluated=1)
+        check_numbers("smoothings", self.smoothings, 0, 1)
+        check_number("step_size", self.step_size, 0, open_low=True)
+        check_number("weight_decay", self.weight_decay, 0)
+        check_number("dropout", self.dropout, 0, 1)
+
+
+def tune(config: TuningConfig, *, device: str = "cpu") -> dict[str, Any]:
+    """Pretrain once, tune with every method, measure along the way.
+
+    Args:
+        config: Sizes, seeds and methods.
+        device: Where to train.
+
+    Returns:
+        Sizes, seeds and ``measurements``, one for each method, epoch (powers of 2, and 0, the pretrained model),
+        distribution (``"broad"``, ``"shifted"``, and ``"train"``, the examples tuned on) and reading: ``as_trained``;
+        on shifted contexts of smoothed runs also ``inverted``, and of all runs at the last epoch ``post_hoc``, the
+        temperature that fits 256 further shifted examples best. Columns: ``confidence``, ``accuracy`` (true probability
+        of the prediction), ``true_ece`` (15 bins, known accuracies), ``context_error``, ``estimated_ece`` (sampled
+        tokens), ``true_nll``, ``nll`` (sampled tokens), ``aurc``, ``validation_nll`` (the 256 examples; what early
+        stopping looks at), and of the features ``effective_rank`` (exp of the spectrum's entropy), ``smallest_share``
+        (share of the variance in the smaller half of the spectrum), ``head_norm`` and ``feature_norm`` (largest row and
+        feature). ``reliability``, for the pretrained model and at the last epoch: the filled bins of ``true_ece``,
+        lowest first, as ``count:mean confidence:mean true accuracy`` joined by ``;``.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    streams = random_streams(config.seed, 5)
+    world = World(config.vocab_size, config.seed)
+    model = Model(config.vocab_size, config.hidden_size, seed=1000 + config.seed).to(device)
+    falling = _pretrain(model, world, config, streams[0], device)
+    data = {
+        "train": world.draw(config.examples, shifted=True, generator=streams[1]),
+        "broad": world.draw(config.evaluated, shifted=False, generator=streams[2]),
+        "shifted": world.draw(config.evaluated, shifted=True, generator=streams[3]),
+    }
+    validation = world.draw(256, shifted=True, generator=streams[4])
+    lines = []
+    for method, smoothing, decay, dropout in _methods(config):
+        for epoch, tuned in _tuned(model, data["train"], config, smoothing, decay, dropout, device):
+            known = {"method": method, "label_smoothing": smoothing, "epoch": epoch}
+            known["validation_nll"] = _nll(tuned.logits(validation.inputs.to(device)).cpu(), validation)
+            lines += _measured(tuned, data, validation, known, device, last=epoch == config.epochs)
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "data_seed": config.seed,
+        "model_seed": 1000 + config.seed,
+        "pretraining_fall": falling,
+        "converged": falling <= 0.05,
+        "measurements": lines,
+        "device": device,
+        "wall_seconds": time.perf_counter() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+
+
+def _pretrain(model: Model, world: World, config: TuningConfig, stream: torch.Generator, device: str) -> float:
+    """Train on new broad contexts; by how much the mean loss still fell over the last tenth, in nats."""
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.pretraining_steps)
+    losses = []
+    for _ in range(config.pretraining_steps):
+        batch = world.draw(512, shifted=False, generator=stream)
+        optimiser.zero_grad()
+        loss = model.loss(batch.inputs.to(device), batch.tokens.to(device))
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.detach())
+    course = torch.stack(losses).cpu()
+    tenth = max(1, config.pretraining_steps // 10)
+    return float(course[-2 * tenth : -tenth].mean() - course[-tenth:].mean())
+
+
+def _methods(config: TuningConfig) -> Iterator[tuple[str, float, float, float]]:
+    """(name, b, weight decay, dropout) of each tuning."""
+    for smoothing in config.smoothings:
+        yield f"b={smoothing:g}", smoothing, 0.0, 0.0
+    yield "weight_decay", 0.0, config.weight_decay, 0.0
+    yield "dropout", 0.0, 0.0, config.dropout
+
+
+def _tuned(
+    pretrained: Model, train: Batch, config: TuningConfig, smoothing: float, decay: float, dropout: float, device: str
+) -> Iterator[tuple[int, Model]]:
+    """The model after 0, 1, 2, 4, ... epochs; the order of the examples is the same for every method."""
+    model = copy.deepcopy(pretrained)
+    model.dropout.p = dropout
+    model.train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.step_size, weight_decay=decay)
+    order = torch.Generator().manual_seed(config.seed)
+    torch.manual_seed(config.seed)  # of dropout
+    inputs, tokens = train.inputs.to(device), train.tokens.to(device)
+    yield 0, model
+    for epoch in range(1, config.epochs + 1):
+        for part in torch.randperm(len(tokens), generator=order).split(_BATCH):
+            rows = part.to(device)
+            optimiser.zero_grad()
+            model.loss(inputs[rows], tokens[rows], label_smoothing=smoothing).backward()
+            optimiser.step()
+        if epoch & (epoch - 1) == 0 or epoch == config.epochs:
+            yield epoch, model
+
+
+def _measured(
+    model: Model, data: dict[str, Batch], validation: Batch, known: dict[str, Any], device: str, *, last: bool
+) -> Iterator[dict[str, Any]]:
+    """Lines of one model: every distribution as trained, and the recalibrated readings of the shifted one."""
+    first = known["epoch"] == 0 and known["method"] == "b=0"  # the pretrained model, which all methods start from
+    for name, batch in data.items():
+        logits = model.logits(batch.inputs.to(device)).cpu()
+        line = {**known, "distribution": name, "reading": "as_trained", **_scores(logits.softmax(-1), batch)}
+        if name != "train":
+            line |= _spectrum(model, batch.inputs.to(device))
+            if first or last:
+                line["reliability"] = _reliability(logits.softmax(-1), batch)
+        yield line
+        if name == "shifted" and known["label_smoothing"]:
+            p = torch.from_numpy(unsmooth(logits.softmax(-1).numpy(), known["label_smoothing"]))
+            yield {**known, "distribution": name, "reading": "inverted", **_scores(p, batch)}
+        if name == "shifted" and last:
+            fit = fit_temperature(model.logits(validation.inputs.to(device)).cpu(), validation.tokens)
+            p = (logits / fit.temperature).softmax(-1)
+            yield {**known, "distribution": name, "reading": "post_hoc", **_scores(p, batch)}
+
+
+def _scores(p: Tensor, batch: Batch) -> dict[str, float]:
+    confidence, prediction = p.max(-1)
+    accuracy = batch.conditionals.gather(-1, prediction.unsqueeze(-1)).squeeze(-1).numpy()
+    log_p = p.clamp_min(1e-300).log()
+    sure = confidence.clamp_max(1).numpy()
+    return {
+        "confidence": float(sure.mean()),
+        "accuracy": float(accuracy.mean()),
+        "true_ece": true_calibration_error(p, batch.conditionals, n_bins=_BINS),
+        "context_error": float(np.abs(sure - accuracy).mean()),
+        "estimated_ece": calibration_error(confidence, prediction == batch.tokens, n_bins=_BINS),
+        "true_nll": float(-(batch.conditionals * log_p).sum(-1).mean()),
+        "nll": float(-log_p.gather(-1, batch.tokens.unsqueeze(-1)).mean()),
+        "aurc": aurc_from_risks(sure, 1 - accuracy),
+    }
+
+
+def _reliability(p: Tensor, batch: Batch) -> str:
+    """Bins of ``true_ece`` that hold any context, lowest first: ``count:mean confidence:mean true accuracy;...``."""
+    confidence, prediction = p.max(-1)
+    sure = confidence.clamp_max(1).numpy()
+    accuracy = batch.conditionals.gather(-1, prediction.unsqueeze(-1)).squeeze(-1).numpy()
+    bins = uniform_index(sure, _BINS)
+    parts = [bins == index for index in np.unique(bins)]
+    return ";".join(f"{part.sum()}:{sure[part].mean():.5f}:{accuracy[part].mean():.5f}" for part in parts)
+
+
+def _nll(logits: Tensor, batch: Batch) -> float:
+    return float(-logits.log_softmax(-1).gather(-1, batch.tokens.unsqueeze(-1)).mean())
+
+
+@torch.no_grad()
+def _spectrum(model: Model, inputs: Tensor) -> dict[str, float]:
+    """Of the covariance of the features: the diversity that smoothing is said to add."""
+    hidden = model.eval().hidden(inputs).double()
+    model.train()
+    values = torch.linalg.eigvalsh(torch.cov(hidden.T)).clamp_min(0).cpu()  # ascending
+    share = values / values.sum()
+    return {
+        "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())),
+        "smallest_share": float(share[: len(share) // 2].sum()),
+        "head_norm": float(model.head.norm(dim=-1).max()),
+        "feature_norm": float(hidden.norm(dim=-1).max()),
+    }
+
+
+def configs(preset: Preset) -> list[TuningConfig]:
+    """Hidden sizes x vocabularies x seeds."""
+    if preset == "quick":
+        sizes = ((128, 16), (128, 64), (512, 16), (512, 64))
+        return [TuningConfig(vocab_size=v, hidden_size=d, seed=seed) for v, d in sizes for seed in range(3)]
+    sizes = [*((v, d) for v in (256, 1024) for d in (8, 64, 256)), (4096, 64)]
+    return [
+        TuningConfig(
+            vocab_size=v, hidden_size=d, seed=seed, pretraining_steps=2500, examples=1024, epochs=32, evaluated=3000
+        )
+        for v, d in sizes
+        for seed in range(5)
+    ]
+
+
+def _seconds(config: TuningConfig, device: str) -> float:
+    """Pretraining steps x 512 contexts, tunings x epochs x examples, and measurements in float64."""
+    v, d, cuda = config.vocab_size, config.hidden_size, device.startswith("cuda")
+    weights = v * d + 128 * (128 + 24 + d)
+    tunings = len(config.smoothings) + 2
+    contexts = 512 * config.pretraining_steps + tunings * config.epochs * config.examples
+    steps = config.pretraining_steps + tunings * config.epochs * config.examples / _BATCH
+    teacher = 512 * config.pretraining_steps * v * 100 / 5e9  # the conditionals of new contexts, on the CPU
+    measured = tunings * (2 + np.log2(config.epochs)) * (2 * config.evaluated + config.examples) * v * 60 / 1e9
+    return float(
+        contexts * weights * 6 / (1e13 if cuda else 3e10) + steps * (3e-3 if cuda else 1e-3) + teacher + measured
+    )
+
+
+EXPERIMENT = Experiment(
+    name="S7",
+    title="Instruction tuning in small: what it does to calibration, and what smoothing does about it",
+    compute=tune,
+    configs=configs,
+    seconds=_seconds,
+    predictions=PREDICTIONS,
+    gpu=False,
+)

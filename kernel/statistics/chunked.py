@@ -1,0 +1,113 @@
+"""Statistics of the softmax a block of tokens at a time, on any device: two blocks of logits and no more.
+
+With m the largest logit and n the second largest, s = z - m <= 0, and for a temperature T
+
+    r_k  = exp((z_k - n) / T) for k other than the argmax, 0 there     so that nothing overflows or is lost next to 1
+    rest = exp((n - m) / T) sum_k r_k = (1 - p_max) / p_max
+    lse  = m / T + log1p(rest)
+    log(1 - p_max) = (n - m) / T + log sum_k r_k - log1p(rest)
+    entropy        = log1p(rest) - sum_k p_k s_k / T                   a sum of terms of one sign
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..chunked import BLOCK_BYTES, BLOCK_BYTES_ELSEWHERE
+from ..options import LossOptions
+from ..reference import compute_dtype
+from .fields import HeadStatistics, allocate, check_finite, spread
+
+__all__ = ["statistics"]
+
+
+def statistics(
+    input: Tensor,  # (N, D)
+    linear_weight: Tensor,  # (V, D)
+    target: Tensor | None,  # (N,)
+    linear_bias: Tensor | None,  # (V,)
+    options: LossOptions,
+    temperatures: tuple[float, ...],
+    top_k: int,
+) -> HeadStatistics:
+    """The fields of :class:`kernel.HeadStatistics`, flat."""
+    tokens, rows = input.shape[0], None
+    if target is not None:
+        kept = target != options.ignore_index
+        if not kept.all():  # ignored rows cost nothing
+            rows = kept.nonzero().squeeze(-1)
+            input, target = input[rows], target[rows]
+    (n, vocab_size), dtype, device = (input.shape[0], linear_weight.shape[0]), compute_dtype(input.dtype), input.device
+    weight = linear_weight.to(dtype)
+    bias = None if linear_bias is None else linear_bias.to(dtype)
+    out = allocate(n, len(temperatures), top_k, has_target=target is not None, dtype=dtype, device=device)
+    budget = BLOCK_BYTES.get(device.type, BLOCK_BYTES_ELSEWHERE)
+    size = max(1, min(n, budget // (vocab_size * weight.element_size())))
+    buffers = weight.new_empty(2, size, vocab_size)
+    for start in range(0, n, size):
+        part = slice(start, min(start + size, n))
+        z, scratch = buffers[:, : part.stop - start]
+        _capped_logits(input[part].to(dtype), weight, bias, options, z)
+        _block(z, scratch, None if target is None else target[part].unsqueeze(-1), temperatures, part, out)
+    check_finite(out.max_logit, out.mean_logit)
+    return out if rows is None else spread(out, rows, tokens)
+
+
+def _capped_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, options: LossOptions, out: Tensor) -> None:
+    """Logits after scale, bias and softcap, into ``out`` (block, V)."""
+    torch.mm(hidden, weight.T, out=out)
+    if options.logit_scale != 1:
+        out.mul_(options.logit_scale)
+    if bias is not None:
+        out.add_(bias)
+    if options.softcap is not None:
+        out.div_(options.softcap).tanh_().mul_(options.softcap)
+
+
+def _block(
+    z: Tensor,  # (block, V), overwritten
+    scratch: Tensor,  # (block, V)
+    label: Tensor | None,  # (block, 1)
+    temperatures: tuple[float, ...],
+    part: slice,
+    out: HeadStatistics,
+) -> None:
+    if out.top_logits is not None and out.top_indices is not None:
+        top = z.topk(out.top_logits.shape[-1], dim=-1)
+        out.top_logits[part], out.top_indices[part] = top.values, top.indices
+    peak, argmax = z.max(-1, keepdim=True)  # the first of equal ones
+    s = z.sub_(peak)
+    shift = None
+    if label is not None and out.target_logit is not None and out.rank is not None:
+        shift = s.gather(-1, label)
+        out.target_logit[part] = (peak + shift).squeeze(-1)
+        earlier = torch.arange(s.shape[-1], device=s.device) < label
+        out.rank[part] = ((s > shift) | ((s == shift) & earlier)).sum(-1)
+    out.max_logit[part], out.argmax[part] = peak.squeeze(-1), argmax.squeeze(-1)
+    out.mean_logit[part] = (peak + s.mean(-1, keepdim=True)).squeeze(-1)
+    scratch.copy_(s).scatter_(-1, argmax, -torch.inf)
+    second = scratch.amax(-1, keepdim=True)
+    if s.shape[-1] == 1:
+        second.zero_()  # no other class: all r are 0 whatever the reference
+    for i, temperature in enumerate(temperatures):
+        r = torch.sub(s, second, out=scratch).div_(temperature).exp_().scatter_(-1, argmax, 0.0)
+        total = r.sum(-1, keepdim=True)
+        square = torch.linalg.vector_norm(r, dim=-1, keepdim=True).square()
+        weighted = r.mul_(s).sum(-1, keepdim=True) / temperature  # sum_k r_k s_k / T
+        gap = second / temperature
+        log_rest = gap + total.log()
+        factor, rest = gap.exp(), log_rest.exp()
+        log_total = rest.log1p()
+        confidence = 1 / (1 + rest)
+        values = {
+            "lse": peak / temperature + log_total,
+            "entropy": log_total - weighted * factor * confidence,
+            "participation": (1 + square * factor.square()) * confidence.square(),
+            "confidence": confidence,
+            "log1m_confidence": log_rest - log_total,
+        }
+        if shift is not None:
+            values["log_probability"] = shift / temperature - log_total
+        for name, value in values.items():
+            getattr(out, name)[part, i] = value.squeeze(-1)

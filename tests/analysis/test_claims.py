@@ -1,0 +1,217 @@
+"""Verdicts of the study: what the rules find in the committed tables, and in tables that were changed to say otherwise."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import paper_figures
+from analysis.claims.effects import difference
+from analysis.claims.findings import COLUMNS, Findings, headlines
+from analysis.claims.report import STATEMENTS, number
+from analysis.claims.sources import MissingTableError, Tables
+from analysis.claims.statistics import Effect, mean_effect
+from analysis.claims.verdicts import CLAIMS, MODEL_CLAIMS, decide, judge
+from analysis.lab.tables import read_table
+from analysis.study.__main__ import main
+
+DATA = Path(paper_figures.__file__).parent / "data"
+
+
+class Given(dict):
+    """Tables by name; what is not given is not there."""
+
+    __call__ = dict.__getitem__
+    has = dict.__contains__
+
+
+def s5(folder=DATA / "quick", query="converged"):
+    return read_table(folder / ("S5.csv" if folder.name == "quick" else "S5.csv.gz")).query(query)
+
+
+@pytest.fixture(scope="module")
+def judged():
+    return judge(Tables([DATA / "quick"], shared=DATA), "quick")
+
+
+@pytest.fixture(scope="module")
+def table(judged):
+    return judged.verdicts.set_index("claim")
+
+
+class TestVerdicts:
+    def test_every_claim_has_a_line_with_effect_condition_and_counter_evidence(self, table):
+        assert list(table.index) == list(CLAIMS) == list(STATEMENTS) == [f"K{i}" for i in range(1, 10)]
+        decided = table.drop(index="K7")
+        assert set(decided["verdict"]) <= {"supported", "refuted", "depends on"}
+        assert decided[["low", "high", "condition", "counter_evidence", "tables"]].notna().all(axis=None)
+        assert (decided["low"] <= decided["mean"]).all()
+        assert (decided["mean"] <= decided["high"]).all()
+        assert (table["preset"] == "quick (preliminary)").all()
+        assert ((table["depends_on"] != "") == (table["verdict"] == "depends on")).all()
+
+    def test_they_are_the_committed_ones(self, table):
+        committed = pd.read_csv(DATA / "quick" / "verdicts.csv").set_index("claim")
+        words = ["verdict", "statement", "finding"]
+        assert committed[words].to_dict() == table[words].to_dict()
+        numbers = ["mean", "low", "high"]
+        pd.testing.assert_frame_equal(committed[numbers], table[numbers].astype(float), atol=1e-4)
+
+    def test_what_was_not_run_refutes_nothing(self):
+        table = s5()
+        contraction = table["softcap"].isna() | (table["softcap_form"] == "contraction")
+        contraction &= table["evaluation"] != "cap 4 gain"
+        few, one_seed = table[(table["norm"] == "budget") & contraction], table[table["data_seed"] == 0]
+        assert decide("K6", Given(S5=few))[0].verdict == "not decided"
+        assert decide("K5", Given(S5=one_seed))[0].verdict == "not decided"
+
+    def test_quick_verdicts_read_no_full_table_but_that_of_the_kernel(self, tmp_path):
+        (tmp_path / "kernel.csv").write_text("x\n1\n")  # what a figure drew, in the same folder
+        tables = Tables([tmp_path], shared=DATA)
+        assert "mode" in tables("kernel")
+        with pytest.raises(MissingTableError, match=r"there is no S1\.csv"):
+            tables("S1")
+
+    def test_k1_by_hand(self, table):
+        rows = read_table(DATA / "quick" / "S7.csv").query(
+            "converged and method == 'b=0' and distribution == 'broad' and reading == 'as_trained'"
+        )
+        ece = rows.pivot_table(index=["vocab_size", "hidden_size", "data_seed"], columns="epoch", values="true_ece")
+        assert table.loc["K1", "mean"] == pytest.approx((ece[32] - ece[0]).mean(), abs=1e-5)
+
+    def test_flagged_rows_are_left_out_and_counted(self, tmp_path):
+        rows = read_table(DATA / "quick" / "S7.csv")
+        bad = rows["data_seed"] == 0
+        rows.assign(converged=~bad, true_ece=rows["true_ece"].where(~bad, 1e6)).to_csv(tmp_path / "S7.csv", index=False)
+        tables = Tables([tmp_path])
+        size = decide("K1", tables)[0].size
+        assert size.seeds == 2
+        assert size.mean < 1
+        assert tables.left_out == {"S7": (int(bad.sum()), len(rows))}
+
+    def test_reversed_data_reverse_the_verdict(self):
+        """Every verdict can fail: calibration that improves with tuning refutes K1."""
+        rows = read_table(DATA / "quick" / "S7.csv")
+        verdict, _ = decide("K1", Given(S7=rows.assign(true_ece=0.5 - rows["true_ece"])))
+        assert (verdict.verdict, verdict.depends_on) == ("refuted", "")
+
+    def test_the_cap_is_judged_at_every_c_and_never_over_their_mean(self):
+        """A gain at one c and as large a harm at another is no cap that restores, nor one that does nothing."""
+        table = s5()
+        chosen = (
+            (table["softcap_form"] == "contraction") & (table["norm"] == "budget") & (table["label_smoothing"] == 0)
+        )
+        before, _ = decide("K6", Given(S5=table.copy()))
+        table.loc[chosen & (table["softcap"] == 2) & (table["evaluation"] == "plain"), "true_ece"] += 0.2
+        table.loc[chosen & (table["softcap"] == 20) & (table["evaluation"] == "plain"), "true_ece"] -= 0.2
+        after, found = decide("K6", Given(S5=table))
+        assert "budget, in training only" not in before.counter_evidence
+        assert "budget, in training only" in after.counter_evidence
+        rises = {r.cell["c"]: r for r in found.at("rise", form="contraction", norms="budget", way="in training only")}
+        assert rises[2].low > 0.01
+        assert rises[20].high < -0.01
+        assert "(restores at c = 2 at V = 256, lowers it at c = 20 at V = 256)" in after.condition
+        assert (after.verdict, after.depends_on) == ("depends on", "form, norms and c")
+
+    def test_a_trunk_is_judged_under_each_norm_apart(self):
+        """K5 reads the trunk under the budget alone; other norms change nothing there."""
+        table = s5(DATA)
+        shifted = table["true_ece"].where((table["norm"] == "budget") | (table["label_smoothing"] > 0), 0.9)
+        before, after = (decide("K5", Given(S5=rows))[1] for rows in (table, table.assign(true_ece=shifted)))
+        under, free = {"arm": "trunk under the budget"}, {"arm": "trunk with free norms"}
+        assert before("rise", **under) == after("rise", **under)
+        assert (before("rise", **under).seeds, before["seeds_run"]) == (2, 5)
+        assert before("rise", **free) != after("rise", **free)
+
+    def test_harm_without_over_fitting_and_sizes_without_effect_are_conditions(self):
+        """K2 and K8 are supported only where no table and no size speaks against them."""
+        full = Tables([DATA], shared=DATA)
+        rows = Given({name: full(name) for name in ("S4", "S5", "S6", "S7")})
+        assert decide("K2", rows)[0].verdict == decide("K8", rows)[0].verdict == "depends on"
+        harmless = Given(rows)
+        for name in ("S4", "S6"):
+            smoothed = rows[name]["label_smoothing"] > 0
+            harmless[name] = rows[name].assign(true_ece=rows[name]["true_ece"].mask(smoothed, 0.0))
+        assert decide("K2", harmless)[0].verdict == "supported"
+        s7 = rows["S7"]
+        # diverse where the error is low, in every method and size
+        assert decide("K8", Given(S7=s7.assign(effective_rank=10 - 10 * s7["true_ece"])))[0].verdict == "supported"
+        assert decide("K8", Given(S7=s7.assign(effective_rank=10 * s7["true_ece"])))[0].verdict == "refuted"
+
+    def test_without_tables_nothing_is_decided(self, tmp_path):
+        judged = judge(Tables([tmp_path]), "full")
+        assert set(judged.verdicts["verdict"]) == {"not decided"}
+        assert judged.verdicts["condition"].str.contains("there is no").all()
+        assert judged.findings.empty
+        with pytest.raises(MissingTableError, match=r"^there is no S3\.csv in "):
+            Tables([tmp_path])("S3")
+
+    def test_the_command_writes_them_with_their_findings(self, tmp_path, capsys, judged):
+        file = tmp_path / "verdicts.csv"
+        assert main(["verdicts", "--preset", "quick", "--out", str(DATA / "quick"), "--file", str(file)]) == 0
+        assert len(pd.read_csv(file)) == 9
+        assert len(pd.read_csv(tmp_path / "findings.csv")) == len(judged.findings)
+        assert "K1" in capsys.readouterr().out
+
+
+class TestFindings:
+    @pytest.mark.parametrize("name", ["", "quick/", "instruction_"])
+    def test_every_verdict_is_about_one_finding_and_the_table_is_tidy(self, name):
+        verdicts, findings = (pd.read_csv(DATA / f"{name}{kind}.csv") for kind in ("verdicts", "findings"))
+        assert tuple(findings.columns) == COLUMNS
+        assert not findings.duplicated(["claim", "finding", "cell"]).any()
+        assert (
+            set(findings["claim"]) == set(verdicts["claim"]) == set(CLAIMS if name != "instruction_" else MODEL_CLAIMS)
+        )
+        both = headlines(verdicts, findings)
+        assert both["unit"].notna().all()
+        for column in ("mean", "low", "high", "seeds", "cells"):
+            assert both[column].tolist() == pytest.approx(verdicts[column].tolist(), abs=1e-5, rel=1e-5)
+        intervals = findings.dropna(subset="low")
+        assert (intervals["low"] <= intervals["mean"]).all()
+        assert (intervals["mean"] <= intervals["high"]).all()
+
+    def test_a_finding_is_asked_for_by_its_name_and_cell(self):
+        found = Findings("K1")
+        found.add("gain", Effect(0.2, 0.1, 0.3, 5, 2), "ECE")
+        found.add("gain", Effect(0.4, 0.3, 0.5, 5, 1), "ECE", V=256, norm=0.5)
+        found.add("count", 3, "count")
+        assert found("gain").mean == 0.2
+        assert [f.where for f in found.at("gain")] == ["V=256; norm=0.5"]
+        assert found.at("gain", V=64) == []
+        assert found["count"] == 3
+        with pytest.raises(LookupError, match=r"K1 has no finding gain at \{'V': 64\}"):
+            found("gain", V=64)
+
+
+def test_a_pair_must_be_one_row_each():
+    table = pd.DataFrame({"b": [0, 0, 1], "x": [1.0, 2.0, 3.0], "seed": [1, 1, 1]})
+    with pytest.raises(ValueError, match="on must tell the rows of one b apart"):
+        difference(table, "x", column="b", first=0, second=1, on=["seed"])
+
+
+class TestUnfinished:
+    def test_an_effect_without_rows_is_not_known(self):
+        effect = mean_effect(pd.DataFrame({"x": [], "cell": [], "data_seed": []}), "x", cell=["cell"])
+        assert (effect.cells, str(effect)) == (0, "not known (no rows)")
+        assert number(float("nan"), ".2f") == "not known"
+
+    @pytest.mark.parametrize(("rows", "word"), [((), "not decided"), ((1.0, 2.0), "supported")])
+    def test_a_claim_that_no_cell_decides_is_not_decided(self, rows, word, monkeypatch, tmp_path):
+        frame = pd.DataFrame({"x": rows, "cell": [0 for _ in rows], "data_seed": range(len(rows))})
+
+        def rule(tables, found):
+            found.add("gap_fall", mean_effect(frame, "x", cell=["cell"]), "nats")
+            for name in ("accuracy_loss", "held_out_fall"):
+                found.add(name, 0.0, "nats")
+            for method in ("weight_decay", "dropout"):
+                found.add("gap_fall_of", 0.0, "nats", method=method)
+            return "supported"
+
+        monkeypatch.setitem(CLAIMS, "K9", CLAIMS["K9"]._replace(rule=rule))
+        (tmp_path / "S7.csv").touch()
+        tables = Tables([tmp_path], not_run={"S7": (3, 7)})
+        monkeypatch.setattr("analysis.claims.verdicts.CLAIMS", {"K9": CLAIMS["K9"]})
+        line = judge(tables, "full").verdicts.iloc[0]
+        assert (line["verdict"], line["cells_not_run"]) == (word, "3 of 7")
+        assert line["mean"] == pytest.approx(1.5) if rows else pd.isna(line["mean"])
