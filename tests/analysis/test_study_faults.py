@@ -23,6 +23,7 @@ from sweep_jobs import Square, one_after_another, square
 
 import paper_figures
 from analysis import command
+from analysis.claims import verdicts
 from analysis.lab.records import RowStore, config_key
 from analysis.lab.sweep import run
 from analysis.lab.tables import read_sidecar, read_table
@@ -116,10 +117,19 @@ class TestVerdicts:
         assert reason in error
         assert str(quick / name) in error or name == "S7.csv"
 
-    def test_a_file_that_cannot_be_written_is_named(self, quick, tmp_path, capsys):
+    def test_files_that_cannot_be_written_are_found_before_anything_is_judged(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(verdicts, "judge", lambda *_: pytest.fail("something is judged"))
         (tmp_path / "a").write_text("in the way")
-        arguments = ["verdicts", "--preset", "quick", "--out", str(quick), "--file", str(tmp_path / "a" / "v.csv")]
-        assert str(tmp_path / "a") in one_error(arguments, capsys)
+        assert str(tmp_path / "a" / "v.csv") in one_error(["verdicts", "--file", str(tmp_path / "a" / "v.csv")], capsys)
+        for name in ("verdicts.csv", "verdicts.json", "findings.csv"):
+            folder = tmp_path / name.replace(".", "_")
+            (folder / name).mkdir(parents=True)
+            error = one_error(["verdicts", "--file", str(folder / "verdicts.csv")], capsys)
+            assert error == f"[Errno 21] Is a directory: '{folder / name}'"
+        with pytest.raises(SystemExit, match="2"):
+            main(["verdicts", "--file", str(tmp_path / "v.json")])
+        assert "argument --file: must end in .csv, got" in capsys.readouterr().err
+
 
 
 def test_tables_of_no_rows_are_an_error_and_make_no_folder(tmp_path, capsys):
