@@ -131,7 +131,6 @@ class TestVerdicts:
         assert "argument --file: must end in .csv, got" in capsys.readouterr().err
 
 
-
 def test_tables_of_no_rows_are_an_error_and_make_no_folder(tmp_path, capsys):
     error = one_error(["tables", "--out", str(tmp_path / "none")], capsys)
     assert error == f"there is no complete cell of preset quick under {tmp_path / 'none'}/rows."
