@@ -106,9 +106,10 @@ class TestVerdicts:
             ("S5.csv", b"\xff\xfe\x00", "is no whole table: "),
             ("S5.json", b"{", "is no whole sidecar: "),
             ("S5.json", b"[]", "is no sidecar: it must hold a JSON object"),
+            ("S5.json", b'{"table": "S5.csv"}', "is a sidecar of an earlier version: make its table again"),
             ("S7.csv", b"x\n1\n", "the tables that K1 reads have no column "),
         ],
-        ids=["cut", "no gzip", "empty", "no rows", "binary", "cut sidecar", "no sidecar", "another"],
+        ids=["cut", "no gzip", "empty", "no rows", "binary", "cut sidecar", "no sidecar", "earlier sidecar", "another"],
     )
     def test_a_damaged_table_is_named(self, name, content, reason, quick, capsys):
         (quick / name.removesuffix(".gz")).unlink()
