@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet
 
 .PHONY: figures test lint notebooks install clean force
 .DELETE_ON_ERROR:
@@ -50,11 +51,14 @@ $(VENV)/wanted: force
 	@{ "$(PYTHON)" -c 'import sys; print(sys.version)'; cat pyproject.toml $(if $(CONSTRAINTS),"$(CONSTRAINTS)"); } > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
+# constraints.txt lists all that is needed, so that pip need not resolve it; the second call of pip finds that there and
+# adds the package itself and what torch's CUDA build asks for. Python compiles what it imports, a third of all there is.
 $(VENV)/installed: $(VENV)/wanted
 	@case "$(PYTHON)" in $(BIN)/*) ;; *) \
 		echo "Making $(VENV) with $(PYTHON)"; \
 		mv $(VENV)/wanted $(VENV).wanted && "$(PYTHON)" -m venv --clear $(VENV) && mv $(VENV).wanted $(VENV)/wanted ;; \
 	esac
 	@echo "Installing into $(VENV); the first time this downloads the packages that README.md lists"
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") -e '.[dev]'
+	@$(if $(filter constraints.txt,$(CONSTRAINTS)),$(PIP) --no-deps -r constraints.txt)
+	@$(PIP) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") -e '.[dev]'
 	@touch $@

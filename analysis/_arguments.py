@@ -21,6 +21,7 @@ __all__ = [
     "as_numpy",
     "check_choice",
     "check_count",
+    "check_fields",
     "check_flag",
     "check_index",
     "check_int",
@@ -63,7 +64,7 @@ def as_numpy(name: str, value: Any) -> NDArray[Any]:
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """One of a few words."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
 
 
@@ -84,6 +85,12 @@ def check_int(name: str, value: Any, low: int) -> None:
         raise TypeError(f"{name} must be an int, got {shown(value)}.")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}.")
+
+
+def check_fields(config: object, **lowest: int) -> None:
+    """Fields of a config that hold whole numbers, by the least that each may hold."""
+    for name, low in lowest.items():
+        check_int(name, getattr(config, name), low)
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -17,6 +17,9 @@ Array = NDArray[np.float64]
 __all__ = ["Problem", "descend", "gaps", "logits", "start"]
 
 
+_MOST = 2**27  # numbers of one array, 1 GB
+
+
 class Problem(NamedTuple):
     """Norm product, temperature and softcap (infinity: none) of each of the B problems."""
 
@@ -26,7 +29,16 @@ class Problem(NamedTuple):
 
 
 def start(count: int, vocab_size: int, hidden_size: int, generator: np.random.Generator) -> tuple[Array, Array]:
-    """Random unit rows, and features along their own rows."""
+    """Random unit rows, and features along their own rows.
+
+    Raises:
+        ValueError: If the logits or the rows of all problems would not fit into about 10 GB with what is made of them.
+    """
+    if count * vocab_size * max(vocab_size, hidden_size) > _MOST:
+        raise ValueError(
+            f"vocab_size must be smaller: {count} heads (restarts, elements) of V = {vocab_size} and D = {hidden_size} "
+            f"have {count * vocab_size * max(vocab_size, hidden_size):.3g} numbers, at most {_MOST} fit."
+        )
     rows = generator.standard_normal((count, vocab_size, hidden_size))
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
     return rows, rows.copy()

@@ -16,6 +16,7 @@ from ._arguments import check_flag, converted, shown
 __all__ = [
     "check_losses",
     "check_number",
+    "check_numbers",
     "distribution",
     "interval",
     "one_whole",
@@ -93,6 +94,14 @@ def check_number(
         raise ValueError(f"{name} must not be NaN, got {value!r}.")
     interval(name, value, low, high, open_low=open_low)
     return value
+
+
+def check_numbers(name: str, values: Any, low: float = -math.inf, high: float = math.inf) -> None:
+    """A tuple of numbers, each as :func:`check_number` asks: a list could not be hashed with its config."""
+    if not isinstance(values, tuple):
+        raise TypeError(f"{name} must be a tuple of numbers, got {shown(values)}.")
+    for value in values:
+        check_number(name, value, low, high)
 
 
 def softcap_or_inf(softcap: ArrayLike | None) -> NDArray[np.float64]:

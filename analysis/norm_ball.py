@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _projected
+from ._arguments import one_index
 from ._validation import interval, one_whole, require_broadcast, softcap_or_inf
 
 Array = NDArray[np.float64]
@@ -31,6 +32,7 @@ class NormBallHead(NamedTuple):
     uniform_cross_entropy: Array
 
 
+@one_index
 def fit_norm_ball(
     vocab_size: int,
     hidden_size: int,

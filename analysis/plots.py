@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._arguments import check_flag
+from ._validation import interval
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -38,8 +41,10 @@ def _table(source: CalibrationState | pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_confidence(name: str, value: float | None) -> None:
-    if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a confidence in [0, 1], got {value!r}.")
+    if value is not None:
+        array = interval(name, value, 0, 1)
+        if array.ndim:
+            raise ValueError(f"{name} must be one confidence, got the shape {array.shape}.")
 
 
 def _once(ax: Axes, label: str) -> str | None:
@@ -107,6 +112,8 @@ def reliability_diagram(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('confidence', 'accuracy')
     """
+    for name, value in (("density", density), ("intervals", intervals), ("noise_floor", noise_floor)):
+        check_flag(name, value)
     table = _table(source)
     _references(ax, ceiling, smoothing_optimum)
     full = table.loc[table["n"] > 0]
@@ -157,6 +164,7 @@ def confidence_histogram(
         TypeError: If ``source`` is neither a state nor such a table.
         ValueError: If it holds no sample, its bins are not of equal width, or a reference confidence is outside [0, 1].
     """
+    check_flag("log", log)
     table = _table(source)
     share = (table["n"] / table["n"].sum()).to_numpy()
     edges = np.append(table["lower"].to_numpy(), table["upper"].iloc[-1])

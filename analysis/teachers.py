@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._arguments import check_choice, check_count, check_int
+from ._validation import check_number
+
 __all__ = [
     "DeterministicTeacher",
     "LogLinearTeacher",
@@ -51,7 +54,7 @@ class TeacherConfig:
         seed: Seed of the data: conditionals, training and held-out samples. Apart from the model's seed.
 
     Raises:
-        TypeError: If a size, count or seed is not an int.
+        TypeError: If a size, count or seed is not an int, or a number none of Python's.
         ValueError: If a field is outside its range.
 
     Example:
@@ -72,22 +75,14 @@ class TeacherConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in _KINDS:
-            raise ValueError(f"kind must be one of {_KINDS}, got {self.kind!r}.")
+        check_choice("kind", self.kind, _KINDS)
         whole = {"vocab_size": 2, "n_contexts": 1, "samples_per_context": 1, "rank": 1, "seed": 0}
         for name, low in whole.items():
-            value = getattr(self, name)
-            if name == "samples_per_context" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r}.")
-            if value < low:
-                raise ValueError(f"{name} must be at least {low}, got {value}.")
+            if name != "samples_per_context" or self.samples_per_context is not None:
+                check_int(name, getattr(self, name), low)
         for name in ("logit_std", "zipf_exponent", "peak"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)!r}.")
-        if not 0 <= self.peak_fraction <= 1:
-            raise ValueError(f"peak_fraction must be in [0, 1], got {self.peak_fraction!r}.")
+            check_number(name, getattr(self, name), 0)
+        check_number("peak_fraction", self.peak_fraction, 0, 1)
         if self.kind == "det" and self.n_contexts % self.vocab_size:
             raise ValueError(
                 f"n_contexts must be a multiple of vocab_size = {self.vocab_size} for a det teacher, "
@@ -130,6 +125,7 @@ class Teacher(abc.ABC):
 
     def sample(self, samples_per_context: int, generator: torch.Generator) -> Observations:
         """Independent draws in each context, counted: at most ``samples_per_context`` pairs a context."""
+        check_count("samples_per_context", samples_per_context)
         draws = torch.cat(
             [torch.multinomial(p, samples_per_context, replacement=True, generator=generator) for _, p in self.blocks()]
         )  # (N, samples)
@@ -152,9 +148,14 @@ class DeterministicTeacher(Teacher):
     Args:
         tokens: The token of each context, ``(N,)`` int64.
         vocab_size: V.
+
+    Raises:
+        TypeError: If ``tokens`` is no int64 tensor or ``vocab_size`` no int.
+        ValueError: If a token is outside [0, V), or there is none.
     """
 
     def __init__(self, tokens: Tensor, vocab_size: int) -> None:
+        _check_tokens("tokens", tokens, 0, check_count("vocab_size", vocab_size, 2))
         self.tokens, self.n_contexts, self.vocab_size = tokens, tokens.shape[0], vocab_size
 
     def conditionals(self, contexts: slice) -> Tensor:
@@ -169,6 +170,7 @@ class DeterministicTeacher(Teacher):
 
     def sample(self, samples_per_context: int, generator: torch.Generator) -> Observations:
         """The token of each context, counted ``samples_per_context`` times; nothing is random."""
+        check_count("samples_per_context", samples_per_context)
         count = torch.full((self.n_contexts,), float(samples_per_context), dtype=torch.float64)
         return Observations(torch.arange(self.n_contexts), self.tokens, count)
 
@@ -186,6 +188,10 @@ class LogLinearTeacher(Teacher):
         prior: Log frequency of each token up to a constant, ``(V,)`` float64.
         peak_tokens: Token with a peak in each context, -1 for none, ``(N,)`` int64.
         peak: Height of the peaks in nats.
+
+    Raises:
+        TypeError: If a tensor has another dtype.
+        ValueError: If shapes do not fit, a number is not finite, or a token is outside [-1, V).
     """
 
     def __init__(
@@ -196,6 +202,25 @@ class LogLinearTeacher(Teacher):
         peak_tokens: Tensor,
         peak: float,
     ) -> None:
+        for name, x, axes in (
+            ("context_factors", context_factors, 2), ("token_factors", token_factors, 2), ("prior", prior, 1),
+        ):  # fmt: skip
+            if not isinstance(x, Tensor) or x.dtype != torch.float64:
+                raise TypeError(f"{name} must be a float64 tensor, got {getattr(x, 'dtype', type(x).__name__)}.")
+            if x.ndim != axes or not x.numel():
+                raise ValueError(f"{name} must have {axes} axes and not be empty, got the shape {tuple(x.shape)}.")
+            if not x.isfinite().all():
+                raise ValueError(f"{name} must be finite, got nan or infinity.")
+        (n, rank), v = context_factors.shape, len(token_factors)
+        if token_factors.shape[1] != rank or prior.shape != (v,):
+            raise ValueError(
+                f"token_factors must have shape ({v}, {rank}) and prior ({v},), got {tuple(token_factors.shape)} and "
+                f"{tuple(prior.shape)}."
+            )
+        _check_tokens("peak_tokens", peak_tokens, -1, v)
+        if peak_tokens.shape != (n,):
+            raise ValueError(f"peak_tokens must have shape ({n},), got {tuple(peak_tokens.shape)}.")
+        check_number("peak", peak)
         self.context_factors, self.token_factors, self.prior = context_factors, token_factors, prior
         self.peak_tokens, self.peak = peak_tokens, peak
         self.n_contexts, self.vocab_size = context_factors.shape[0], token_factors.shape[0]
@@ -216,6 +241,16 @@ class LogLinearTeacher(Teacher):
             self.peak_tokens.to(device),
             self.peak,
         )
+
+
+def _check_tokens(name: str, tokens: Tensor, low: int, vocab_size: int) -> None:
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
+        raise TypeError(f"{name} must be an int64 tensor, got {getattr(tokens, 'dtype', type(tokens).__name__)}.")
+    if tokens.ndim != 1 or not len(tokens):
+        raise ValueError(f"{name} must have shape (contexts,), at least one, got {tuple(tokens.shape)}.")
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < low or most >= vocab_size:
+        raise ValueError(f"{name} must be in [{low}, {vocab_size}), got {least if least < low else most}.")
 
 
 def make_teacher(config: TeacherConfig, generator: torch.Generator) -> Teacher:
@@ -267,5 +302,7 @@ def random_streams(seed: int, count: int) -> list[torch.Generator]:
         >>> bool(torch.rand(1, generator=first) == torch.rand(1, generator=random_streams(0, 3)[0]))
         True
     """
+    check_count("seed", seed, 0)
+    check_count("count", count, 0)
     children = np.random.SeedSequence(seed).spawn(count)
     return [torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0] >> 1)) for child in children]

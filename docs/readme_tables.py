@@ -226,7 +226,7 @@ def cpu(data: Path) -> str:
     where = (
         f"On a CPU ({about['threads']} threads, torch {about['torch']}), float32, loss and both gradients, smoothing "
         "0.1, against `cross_entropy(input @ weight.T)`; from `paper_figures/data/chunked.csv`, made by "
-        "`python -m kernel.benchmark_cpu`:"
+        "`python -m kernel.benchmark.cpu`:"
     )
     head = "| tokens x vocabulary x hidden | time, chunked / eager | peak memory, chunked | eager |"
     lines = [_wrapped(where), "", head, "|---|---|---|---|"]
@@ -245,7 +245,7 @@ def training_step(data: Path) -> str:
         f"A training step of a Llama of SmolLM2-135M's shape ({first.layers} layers, hidden {first.hidden_size}, "
         f"vocabulary {first.vocab_size}) on {first.tokens} tokens, {about['device']}, bfloat16 autocast, torch "
         f"{about['torch']}, transformers {about['transformers']}; from `paper_figures/data/training_step.csv`, made by "
-        "`python -m kernel.huggingface.benchmark`:"
+        "`python -m kernel.benchmark.training_step`:"
     )
     lines = [_wrapped(where), "", "| loss | smoothing | checkpointing | peak memory | time |", "|---|---|---|---|---|"]
     for row in rows.itertuples():

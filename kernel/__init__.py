@@ -2,10 +2,12 @@
 
 >>> import kernel
 >>> sorted(kernel.__all__)
-['HeadStatistics', 'LinearCrossEntropy', 'head_statistics', 'linear_cross_entropy']
+['HeadStatistics', 'LinearCrossEntropy', 'TokenStatistics', 'head_statistics', 'linear_cross_entropy']
 """
 
-from .api import LinearCrossEntropy, linear_cross_entropy
+from .api import linear_cross_entropy
+from .module import LinearCrossEntropy
 from .statistics import HeadStatistics, head_statistics
+from .token_statistics import TokenStatistics
 
-__all__ = ["HeadStatistics", "LinearCrossEntropy", "head_statistics", "linear_cross_entropy"]
+__all__ = ["HeadStatistics", "LinearCrossEntropy", "TokenStatistics", "head_statistics", "linear_cross_entropy"]

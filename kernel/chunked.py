@@ -4,13 +4,14 @@ Per block of tokens, in one buffer of ``block x V`` that is reused,
 
     z      = logits after scale, bias, softcap and temperature
     s      = z - max_k z_k                     so that the loss has log-softmax's accuracy
-    loss   = log sum_k e^(s_k) - (1 - b) s_y - b mean_k s_k  (+ z_loss lse^2)
-    dL/dz  = p (1 + 2 z_loss lse) - q          then through temperature, softcap and scale
+    loss   = log sum_k e^(s_k) - (1 - b) s_y - b mean_k s_k  (+ z_loss lse^2 - confidence_penalty H)
+    dL/dz  = p (1 + 2 z_loss lse + confidence_penalty (log p + H)) - q     then through temperature, softcap and scale
 
 For a scalar loss the gradients are formed in the forward, while the block is at hand, and multiplied by the upstream
-gradient in the backward. For ``reduction="none"`` the backward recomputes the blocks with each token's own upstream
-gradient. Tokens with weight g enter the weight gradient as ``dz^T (g h)``, so g never touches the block. Half-precision
-inputs are raised to float32 before any product: this path is the exact one, not the fast one.
+gradient in the backward. For ``reduction="none"``, and where statistics have upstream gradients, the backward
+recomputes the blocks with each token's own. Tokens with weight g enter the weight gradient as ``dz^T (g h)``, so g
+never touches the block. Half-precision inputs are raised to float32 before any product: this path is the exact one,
+not the fast one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from .options import LossOptions
 from .reference import compute_dtype
+from .token_statistics import TokenStatistics
 
 __all__ = ["loss"]
 
@@ -38,6 +40,15 @@ class _Gradients(NamedTuple):
     linear_bias: Tensor | None  # (V,)
 
 
+class _Upstream(NamedTuple):
+    """Upstream gradients of each token's loss and statistics, each ``(N,)``."""
+
+    loss: Tensor
+    log_probability: Tensor
+    lse: Tensor
+    entropy: Tensor
+
+
 def loss(
     input: Tensor,  # (N, D)
     linear_weight: Tensor,  # (V, D)
@@ -45,12 +56,17 @@ def loss(
     linear_bias: Tensor | None,  # (V,)
     token_weight: Tensor | None,  # (N,)
     options: LossOptions,
-) -> Tensor:  # () or (N,)
-    """The loss of :mod:`kernel.reference`, in blocks.
+    *,
+    return_statistics: bool = False,
+) -> tuple[Tensor, TokenStatistics | None]:  # () or (N,)
+    """The loss of :mod:`kernel.reference`, in blocks, and statistics if asked for.
 
-    Memory: gradients in float32 or float64, one block of logits, two under a softcap.
+    Memory: gradients in float32 or float64, one block of logits, another under a softcap and another for the entropy.
     """
-    return _ChunkedLoss.apply(input, linear_weight, linear_bias, target, token_weight, options, torch.is_grad_enabled())
+    found = _ChunkedLoss.apply(
+        input, linear_weight, linear_bias, target, token_weight, options, return_statistics, torch.is_grad_enabled()
+    )
+    return (found[0], TokenStatistics._make(found[1:])) if return_statistics else (found, None)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -63,43 +79,54 @@ class _ChunkedLoss(torch.autograd.Function):
         target: Tensor,
         token_weight: Tensor | None,
         options: LossOptions,
+        return_statistics: bool,
         grad_enabled: bool,
-    ) -> Tensor:
-        ctx.options, ctx.has_gradients = options, False
+    ) -> Tensor | tuple[Tensor, ...]:
+        ctx.options = options
+        ctx.set_materialize_grads(False)
         ctx.dtypes = [None if t is None else t.dtype for t in (input, linear_weight, linear_bias)]
         dtype = compute_dtype(input.dtype)
         kept = target != options.ignore_index
         weight = kept.to(dtype) if token_weight is None else torch.where(kept, token_weight.to(dtype), 0)
         total = weight.sum()
-        needs = [grad_enabled and n for n in ctx.needs_input_grad[:3]]
-        if options.reduction == "none":
-            token_loss, _ = _run(input, linear_weight, linear_bias, target, weight, options, [False] * 3)
-            ctx.save_for_backward(input, linear_weight, linear_bias, target, weight)
-            return token_loss
         # Normalise before the products: gradients then come out final. No weight at all gives zero gradients.
         upstream = weight / torch.where(total > 0, total, 1) if options.reduction == "mean" else weight
-        token_loss, gradients = _run(input, linear_weight, linear_bias, target, upstream, options, needs)
-        ctx.has_gradients = True
-        ctx.save_for_backward(*gradients)
+        ahead = options.reduction != "none"
+        needs = [grad_enabled and ahead and n for n in ctx.needs_input_grad[:3]]
+        arguments = (input, linear_weight, linear_bias, target)
+        value, statistics, gradients = _run(*arguments, upstream, options, needs, want_statistics=return_statistics)
+        ctx.gradients = len(gradients) if ahead else 0
+        again = (*arguments, upstream) if return_statistics or not ahead else ()
+        ctx.save_for_backward(*gradients[: ctx.gradients], *again)
         if options.reduction == "sum":
-            return token_loss.sum()
-        return torch.where(total > 0, token_loss.sum(), torch.nan)
+            value = value.sum()
+        elif options.reduction == "mean":
+            value = torch.where(total > 0, value.sum(), torch.nan)
+        if statistics is None:
+            return value
+        ctx.mark_non_differentiable(statistics.confidence, statistics.argmax)
+        return value, *statistics
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():  # create_graph=True; a detached gradient would be silently wrong
             raise RuntimeError("The chunked loss has no second derivative; use implementation='reference'.")
-        (grad,) = grad_outputs
-        if ctx.has_gradients:
-            gradients = [None if g is None else grad * g for g in ctx.saved_tensors]
+        grad, *of_statistics = grad_outputs
+        saved, again = ctx.saved_tensors[: ctx.gradients], ctx.saved_tensors[ctx.gradients :]
+        if saved and all(g is None for g in of_statistics):
+            gradients = [None if g is None or grad is None else grad * g for g in saved]
         else:
-            input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
-            upstream = grad.to(weight.dtype) * weight
+            *arguments, weight = again
+            upstream = torch.zeros_like(weight) if grad is None else grad.to(weight.dtype) * weight
+            mixed = None
+            if any(g is not None for g in of_statistics):
+                others = (torch.zeros_like(weight) if g is None else g.to(weight.dtype) for g in of_statistics[:3])
+                mixed = _Upstream._make([upstream, *others])
             needs = list(ctx.needs_input_grad[:3])
-            _, gradients = _run(input, linear_weight, linear_bias, target, upstream, ctx.options, needs)
+            _, _, gradients = _run(*arguments, upstream, ctx.options, needs, mixed=mixed)
         # Rounded to the arguments' dtype last, after a loss scale has had its chance to lift small float16 gradients.
         rounded = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
-        return (*rounded, None, None, None, None)
+        return (*rounded, None, None, None, None, None)
 
 
 def _run(
@@ -110,34 +137,53 @@ def _run(
     upstream: Tensor,  # (N,) weight of each token's loss in the result, 0 where ignored
     options: LossOptions,
     needs: list[bool],  # gradient wanted of input, linear_weight, linear_bias
-) -> tuple[Tensor, _Gradients]:
-    """Weighted token losses ``(N,)`` and the gradients of their sum, in its dtype; ignored tokens cost nothing."""
+    *,
+    want_statistics: bool = False,
+    mixed: _Upstream | None = None,
+) -> tuple[Tensor, TokenStatistics | None, _Gradients]:
+    """Weighted token losses ``(N,)``, statistics, and the gradients of the losses' sum, in its dtype.
+
+    With ``mixed`` gradients of the sum of everything in it. Ignored tokens cost nothing.
+    """
     with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
         dtype = upstream.dtype
         kept = target != options.ignore_index
         rows = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
         hidden, labels, g = (t if rows is None else t[rows] for t in (input, target, upstream))
+        if mixed is not None:
+            mixed = _Upstream._make(t if rows is None else t[rows] for t in mixed)
+            g = torch.ones_like(g)  # dz holds every weight
         weight = linear_weight.to(dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
         token_loss = torch.empty_like(g)
+        statistics = None
+        if want_statistics:
+            statistics = TokenStatistics._make([*(torch.empty_like(g) for _ in range(4)), torch.empty_like(labels)])
         grad_hidden = torch.empty_like(hidden, dtype=dtype) if needs[0] else None
         grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if needs[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
-        for part, h, dz in _blocks(hidden.to(dtype), weight, bias, labels, token_loss, options, any(needs)):
+        blocks = _blocks(hidden.to(dtype), weight, bias, labels, token_loss, statistics, mixed, options, any(needs))
+        for part, h, dz in blocks:
+            scale = (g[part] * (options.logit_scale / options.temperature)).unsqueeze(-1)
             if grad_hidden is not None:
-                dh = (dz @ weight).mul_((g[part] * (options.logit_scale / options.temperature)).unsqueeze(-1))
-                grad_hidden[part] = dh
+                grad_hidden[part] = (dz @ weight).mul_(scale)
             if grad_weight is not None:
-                scaled = h * (g[part] * (options.logit_scale / options.temperature)).unsqueeze(-1)
-                grad_weight.addmm_(dz.T, scaled)
+                grad_weight.addmm_(dz.T, h * scale)
             if grad_bias is not None:
                 grad_bias.addmv_(dz.T, g[part] / options.temperature)
         token_loss.mul_(g)
         if rows is not None:
             token_loss = torch.zeros_like(upstream).index_copy_(0, rows, token_loss)
+            if statistics is not None:
+                n = target.shape[0]
+                fields = (
+                    x.new_full((n,), -1 if x.dtype == torch.int64 else torch.nan).index_copy_(0, rows, x)
+                    for x in statistics
+                )
+                statistics = TokenStatistics._make(fields)
             if grad_hidden is not None:
                 grad_hidden = torch.zeros_like(input, dtype=dtype).index_copy_(0, rows, grad_hidden)
-        return token_loss, _Gradients(grad_hidden, grad_weight, grad_bias)
+        return token_loss, statistics, _Gradients(grad_hidden, grad_weight, grad_bias)
 
 
 def _blocks(
@@ -146,16 +192,21 @@ def _blocks(
     bias: Tensor | None,  # (V,)
     labels: Tensor,  # (n,)
     token_loss: Tensor,  # (n,), written here
+    statistics: TokenStatistics | None,  # of n, written here
+    mixed: _Upstream | None,
     options: LossOptions,
     want_gradient: bool,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Fill ``token_loss`` block by block; yield (rows, their hidden states, d loss / d (raw logits x scale) x T)."""
     n, vocab_size, smoothing = hidden.shape[0], weight.shape[0], options.label_smoothing
+    penalty = options.confidence_penalty
+    want_entropy = statistics is not None or mixed is not None or penalty > 0
     budget = BLOCK_BYTES.get(hidden.device.type, BLOCK_BYTES_ELSEWHERE)
     size = max(1, min(n, budget // (vocab_size * hidden.element_size())))
     # Allocated once: fresh pages for every block cost more than the arithmetic.
     buffer = hidden.new_empty(size, vocab_size)
     slopes = torch.empty_like(buffer) if want_gradient and options.softcap is not None else None
+    spare = torch.empty_like(buffer) if want_entropy else None
     for start in range(0, n, size):
         part = slice(start, min(start + size, n))
         h, y = hidden[part], labels[part].unsqueeze(-1)
@@ -166,33 +217,58 @@ def _blocks(
             z.add_(bias)
         slope = None
         if options.softcap is not None:
-            z.div_(options.softcap).tanh_()
-            if slopes is not None:  # d cap(z) / dz = 1 - tanh^2
-                slope = torch.mul(z, z, out=slopes[: h.shape[0]]).neg_().add_(1)
-            z.mul_(options.softcap)
+            z.div_(options.softcap)
+            if slopes is not None:  # d cap(z) / dz = 1 / cosh^2: 1 - tanh^2 would cancel
+                slope = torch.cosh(z, out=slopes[: h.shape[0]]).square_().reciprocal_()
+            z.tanh_().mul_(options.softcap)
         if options.temperature != 1:
             z.div_(options.temperature)
-        peak = z.amax(-1, keepdim=True)
+        peak, argmax = z.max(-1, keepdim=True) if statistics is not None else (z.amax(-1, keepdim=True), None)
         z.sub_(peak)
-        out = (smoothing - 1) * z.gather(-1, y)
+        shift = z.gather(-1, y)
+        out = (smoothing - 1) * shift
         if smoothing:
             out -= smoothing * z.mean(-1, keepdim=True)
-        total = z.exp_().sum(-1, keepdim=True)
-        log_total = total.log()
+        p, entropy = z, None
+        if spare is None:
+            total = z.exp_().sum(-1, keepdim=True)
+            log_total = total.log()
+        else:  # z stays what it is: the logarithm of p but for a constant
+            p = torch.exp(z, out=spare[: h.shape[0]])
+            total = p.sum(-1, keepdim=True)
+            log_total = total.log()
+            z.clamp_(min=-1e4)  # there p is 0, whose logarithm nothing asks for
+            entropy = log_total - torch.bmm(p.unsqueeze(1), z.unsqueeze(2)).squeeze(2) / total
+            out -= penalty * entropy
         out += log_total
         lse = peak + log_total
         if options.z_loss:
             out += options.z_loss * lse.square()
         token_loss[part] = out.squeeze(-1)
+        if statistics is not None and entropy is not None and argmax is not None:
+            fields = (shift - log_total, lse, entropy, 1 / total, argmax)
+            for field, values in zip(statistics, fields, strict=True):
+                field[part] = values.squeeze(-1)
         if not want_gradient:
             continue
         lift = 2 * options.z_loss * lse  # d z_loss lse^2 / dz_k = lift p_k
-        p_target = z.gather(-1, y) / total
-        z.mul_((1 + lift) / total)
+        p_target = p.gather(-1, y) / total
+        g, at_target = 1.0, 0.0
+        if entropy is None:
+            z.mul_((1 + lift) / total)
+        else:  # dH / dz_k = -p_k (log p_k + H)
+            bend = penalty
+            if mixed is not None:
+                g, at_target, of_lse, of_entropy = (t[part].unsqueeze(-1) for t in mixed)
+                lift, bend = g * lift + of_lse - at_target, g * penalty - of_entropy
+            z.add_(entropy - log_total).mul_(bend).add_(lift)
+            lift = z.gather(-1, y)
+            z.add_(g).mul_(p.div_(total))
         if smoothing:
-            z.sub_(smoothing / vocab_size)
+            z.sub_(g * smoothing / vocab_size)
         # p_y - q_y first: beside p_y near 1 the share of z_loss would be rounded away.
-        z.scatter_(-1, y, p_target - (1 - smoothing + smoothing / vocab_size) + lift * p_target)
+        own = g * (p_target - (1 - smoothing + smoothing / vocab_size)) + lift * p_target + at_target
+        z.scatter_(-1, y, own)
         if slope is not None:
             z.mul_(slope)
         yield part, h, z

@@ -38,11 +38,12 @@ class LossOptions:
     temperature: float = 1.0
     logit_scale: float = 1.0
     z_loss: float = 0.0
+    confidence_penalty: float = 0.0
     ignore_index: int = -100
     reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
-        for name in ("label_smoothing", "temperature", "logit_scale", "z_loss"):
+        for name in ("label_smoothing", "temperature", "logit_scale", "z_loss", "confidence_penalty"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}.")
@@ -54,8 +55,9 @@ class LossOptions:
             raise ValueError(f"temperature must be in [{_TINIEST}, {_LARGEST}], got {self.temperature}.")
         if not abs(self.logit_scale) <= _LARGEST:
             raise ValueError(f"logit_scale must be in [{-_LARGEST}, {_LARGEST}], got {self.logit_scale}.")
-        if not 0 <= self.z_loss <= _LARGEST:
-            raise ValueError(f"z_loss must be in [0, {_LARGEST}], got {self.z_loss}.")
+        for name in ("z_loss", "confidence_penalty"):
+            if not 0 <= getattr(self, name) <= _LARGEST:
+                raise ValueError(f"{name} must be in [0, {_LARGEST}], got {getattr(self, name)}.")
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
             raise TypeError(f"ignore_index must be an int, got {type(self.ignore_index).__name__}.")
         if self.reduction not in get_args(Reduction):

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from .options import LossOptions
+from .softcap import softcap
+from .token_statistics import TokenStatistics
 
 __all__ = ["compute_dtype", "logits", "loss"]
 
@@ -26,9 +28,7 @@ def logits(
     z = options.logit_scale * (input.to(dtype) @ linear_weight.to(dtype).T)
     if linear_bias is not None:
         z = z + linear_bias.to(dtype)
-    if options.softcap is not None:
-        z = options.softcap * torch.tanh(z / options.softcap)
-    return z / options.temperature
+    return softcap(z, options.softcap) / options.temperature
 
 
 def loss(
@@ -38,8 +38,10 @@ def loss(
     linear_bias: Tensor | None,  # (V,)
     token_weight: Tensor | None,  # (N,)
     options: LossOptions,
-) -> Tensor:  # () or (N,)
-    """The loss from the full N x V logits; autograd gives the gradients."""
+    *,
+    return_statistics: bool = False,
+) -> tuple[Tensor, TokenStatistics | None]:  # () or (N,)
+    """The loss from the full N x V logits, and statistics if asked for; autograd gives the gradients."""
     vocab_size, smoothing = linear_weight.shape[0], options.label_smoothing
     kept = target != options.ignore_index
     # An ignored row may hold anything: a nan there would reach the weight's gradient as 0 x nan.
@@ -50,14 +52,30 @@ def loss(
     token_loss = -(1 - smoothing) * log_p_target
     if smoothing:  # a logit of -inf, such as a masked token's, costs nothing where nothing asks for it
         token_loss = token_loss - (smoothing / vocab_size) * log_p.sum(-1)
+    statistics = None
+    if options.confidence_penalty or return_statistics:
+        entropy = _entropy(log_p)
+        if options.confidence_penalty:
+            token_loss = token_loss - options.confidence_penalty * entropy
+        if return_statistics:
+            confidence, argmax = (x.squeeze(-1) for x in log_p.detach().max(-1, keepdim=True))
+            scores = log_p_target, torch.logsumexp(z, dim=-1), entropy, confidence.exp()
+            scores = (torch.where(kept, score, torch.nan) for score in scores)
+            statistics = TokenStatistics._make([*scores, torch.where(kept, argmax, -1)])
     if options.z_loss:
         token_loss = token_loss + options.z_loss * torch.logsumexp(z, dim=-1).square()
     weight = kept.to(z.dtype) if token_weight is None else torch.where(kept, token_weight.to(z.dtype), 0)
     token_loss = torch.where(kept, token_loss, 0) * weight
     if options.reduction == "none":
-        return token_loss
+        return token_loss, statistics
     if options.reduction == "sum":
-        return token_loss.sum()
+        return token_loss.sum(), statistics
     total = weight.sum()
     # No weight at all: the value is torch's nan, the gradient zero rather than 0 / 0.
-    return torch.where(total > 0, token_loss.sum() / torch.where(total > 0, total, 1), torch.nan)
+    return torch.where(total > 0, token_loss.sum() / torch.where(total > 0, total, 1), torch.nan), statistics
+
+
+def _entropy(log_p: Tensor) -> Tensor:
+    """-sum_k p_k log p_k, to which classes of probability 0 add nothing, nor to its gradient."""
+    p = log_p.exp()
+    return -(p * torch.where(p > 0, log_p, 0)).sum(-1)

@@ -52,7 +52,7 @@ from analysis.calibration import fit_head_temperature, from_statistics
 from analysis.notebook import committed_table, explore, look
 from analysis.plots import reliability_diagram
 from kernel import LinearCrossEntropy, head_statistics, linear_cross_entropy
-from kernel.benchmark_cpu import measure_peak_bytes
+from kernel.benchmark.cpu import measure_peak_bytes
 
 torch.set_num_threads(1)  # the models here are small
 look()
@@ -150,7 +150,7 @@ measured = ["logits_mib", "eager_peak_mib", "chunked_peak_mib", "time_ratio"]
 committed_table("chunked").query("label_smoothing == 0.1 and softcap.isna()").set_index(sizes)[measured]
 
 # %% [markdown]
-# (The table was made by `python -m kernel.benchmark_cpu` on one machine; `time_ratio` is chunked over eager. For GPUs
+# (The table was made by `python -m kernel.benchmark.cpu` on one machine; `time_ratio` is chunked over eager. For GPUs
 # see the table of the README.)
 #
 # ## 3 · A real training, twice

@@ -82,6 +82,7 @@ def eager(
     temperature: float = 1.0,
     logit_scale: float = 1.0,
     z_loss: float = 0.0,
+    confidence_penalty: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
@@ -95,6 +96,8 @@ def eager(
     loss = F.cross_entropy(z, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none")
     kept = (target != ignore_index).to(loss.dtype)
     loss = loss + z_loss * kept * torch.logsumexp(z, -1) ** 2
+    if confidence_penalty:
+        loss = loss - confidence_penalty * kept * torch.distributions.Categorical(logits=z).entropy()
     weight = kept if token_weight is None else kept * token_weight.to(loss.dtype)
     if reduction == "none":
         return loss * weight

@@ -81,7 +81,9 @@ def test_functions_that_are_named_exist():
     assert len(named) > 50
     known = {name for package in ("analysis", "kernel") for name, _ in modules(package)}
     unknown = [
-        name for name in named - known if not hasattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
+        name
+        for name in sorted(named - known)
+        if not hasattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
     ]
     assert unknown == []
 

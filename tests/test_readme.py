@@ -89,7 +89,7 @@ OTHER = {"jupyter lab notebooks/"}
 
 def test_every_command_of_the_readme_is_tested_below():
     assert len(TYPED) >= 12
-    left = TYPED - {*CHEAP, *MAKE, *PATTERNS, *OTHER}
+    left = sorted(TYPED - {*CHEAP, *MAKE, *PATTERNS, *OTHER})
     assert [command for command in left if not command.startswith(EXPENSIVE)] == []
     assert {"make figures", "make test"} <= TYPED
 
@@ -225,9 +225,9 @@ def test_files_that_are_named_exist():
 
 
 def test_the_picture_is_the_redrawn_figure(tmp_path):
-    """Pixel by pixel; other versions of matplotlib draw other pixels."""
+    """Pixel by pixel, but for a handful: the last bits of a curve depend on the CPU, and matplotlib's version on more."""
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    if f"matplotlib=={matplotlib.__version__};" not in pins:
+    if f'matplotlib=={matplotlib.__version__}; python_version >= "3.11"' not in pins:
         pytest.skip(f"matplotlib {matplotlib.__version__} is not the pinned one")
     shown = re.findall(r"!\[[^\]]+\]\((paper_figures/data/[\w/]+\.png)\)", README)
     assert shown
@@ -238,7 +238,7 @@ def test_the_picture_is_the_redrawn_figure(tmp_path):
         drawn, committed = (matplotlib.image.imread(file) for file in (tmp_path / path.name, ROOT / path))
         redo = f"python -m paper_figures --only {path.stem} --preset {preset}, then copy the PNG to {path}"
         assert drawn.shape == committed.shape, redo
-        assert (drawn == committed).all(), redo
+        assert (abs(drawn - committed).max(-1) > 2 / 255).sum() <= 20, redo
 
 
 def test_the_table_of_figures():
@@ -254,4 +254,4 @@ def test_contributing_says_where_every_module_lives():
         lines = "".join(line for line in rooms.splitlines() if line.startswith(f"| `{package}/`"))
         named = {name.rstrip("/") for name in re.findall(r"`([\w*]+/?)`", lines.replace(f"`{package}/`", ""))}
         direct = {name.split(".")[1] for name, _ in modules(package) if "." in name}
-        assert [name for name in direct if not any(fnmatch(name, pattern) for pattern in named)] == []
+        assert [name for name in sorted(direct) if not any(fnmatch(name, pattern) for pattern in named)] == []

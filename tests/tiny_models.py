@@ -45,6 +45,19 @@ def make(model_type="llama", seed=0, **changes):
     return model.eval()
 
 
+def count_calls(monkeypatch, model):
+    """A list that grows by one with every call of the head, which a hook on it would have refused."""
+    calls, linear = [], torch.nn.functional.linear
+
+    def watched(input, weight, bias=None):
+        if weight is model.get_output_embeddings().weight:
+            calls.append(input.shape)
+        return linear(input, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    return calls
+
+
 def save_folder(folder):
     """A Llama of random weights as safetensors, and its tokenizer."""
     transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .._arguments import check_choice, check_fields
+from .._validation import check_number
 from ..teachers import TeacherConfig
 
 __all__ = ["DType", "Features", "FitConfig", "Norm", "Optimiser", "SoftcapForm"]
@@ -54,7 +56,8 @@ class FitConfig:
         dtype: Precision of the training; measurements are always float64.
 
     Raises:
-        TypeError: If a size or seed is not an int, or ``teacher`` not a :class:`~analysis.teachers.TeacherConfig`.
+        TypeError: If a size or seed is not an int, a number none of Python's (NumPy's scalars are not), or ``teacher``
+            not a :class:`~analysis.teachers.TeacherConfig`.
         ValueError: If a field is outside its range.
 
     Example:
@@ -85,24 +88,15 @@ class FitConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.teacher, TeacherConfig):
             raise TypeError(f"teacher must be a TeacherConfig, got {self.teacher!r}.")
-        for name, low in (("hidden_size", 1), ("seed", 0), ("max_steps", 1), ("overtime", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r}.")
-            if value < low:
-                raise ValueError(f"{name} must be at least {low}, got {value}.")
+        check_fields(self, hidden_size=1, seed=0, max_steps=1, overtime=1)
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+            check_choice(name, getattr(self, name), choices)
         for name in ("norm_coefficient", "temperature", "softcap"):
-            value = getattr(self, name)
-            if not (name == "softcap" and value is None) and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be finite and greater than 0, got {value!r}.")
-        if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing!r}.")
+            if name != "softcap" or self.softcap is not None:
+                check_number(name, getattr(self, name), 0, open_low=True)
+        check_number("label_smoothing", self.label_smoothing, 0, 1)
         for name in ("tolerance", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)!r}.")
+            check_number(name, getattr(self, name), 0)
         if self.weight_decay and self.norm == "budget":
             raise ValueError(f"weight_decay must be 0 under a norm budget, got {self.weight_decay!r}.")
 

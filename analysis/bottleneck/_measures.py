@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..calibration import calibration_error
-from ..calibration._binning import uniform_index
+from ..calibration._truth import binned_true_error, tied_accuracy
 from ..smoothing import activity_index, effectiveness_ratio
 from ..teachers import Observations, Teacher
 from ._head import SoftmaxBottleneck
 
-__all__ = ["REFERENCE_SMOOTHING", "aurc_from_risks", "measure"]
+__all__ = ["REFERENCE_SMOOTHING", "TIES", "aurc_from_risks", "measure"]
 
 REFERENCE_SMOOTHING = 0.1  # the b for which rho and A of a head trained without smoothing are stated
 _N_BINS = 15
+# Share of the largest probability within which tokens tie for the prediction. Heads that repeat the counts of their
+# sample leave .002 of it between equal counts and .2 and more between unequal ones.
+TIES = 0.01
 _ENTRIES = {"cpu": 2**22, "cuda": 2**25}  # float64 logits of one block of contexts
 
 
@@ -27,7 +30,7 @@ class _PerContext(NamedTuple):
 
     prediction: Tensor  # int64, argmax p
     confidence: Tensor  # max p
-    accuracy: Tensor  # q at argmax p
+    accuracy: Tensor  # q at argmax p, its mean over tokens that tie for it
     entropy: Tensor  # H(p)
     true_nll: Tensor  # -sum q log p
     true_entropy: Tensor  # H(q)
@@ -47,7 +50,7 @@ def _statistics(z: Tensor, q: Tensor) -> _PerContext:
     return _PerContext(
         prediction=prediction,
         confidence=confidence,
-        accuracy=q.gather(-1, prediction.unsqueeze(-1)).squeeze(-1),
+        accuracy=tied_accuracy(p, q, TIES),
         entropy=-(p * log_p).sum(-1),
         true_nll=-(q * log_p).sum(-1),
         true_entropy=-torch.xlogy(q, q).sum(-1),
@@ -93,7 +96,6 @@ def measure(
     blocks = [_measured(head, part, q) for part, q in teacher.to(device).blocks(_ENTRIES[device.type])]
     per = _PerContext(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
     confidence, accuracy = per.confidence.clamp_max(1).numpy(), per.accuracy.numpy()
-    bins = np.bincount(uniform_index(confidence, _N_BINS), confidence - accuracy, minlength=_N_BINS)
     counts = held_out.weight.long()
     correct = per.prediction[held_out.context] == held_out.token
     seen = torch.zeros(teacher.n_contexts, dtype=torch.float64).index_add_(0, training.context, training.weight)
@@ -115,7 +117,7 @@ def measure(
         "best_accuracy": per.best.mean().item(),
         "min_target_probability": float(per.target_gap.sub(np.log(config.teacher.vocab_size - 1)).sigmoid().min()),
         "logit_gap": per.target_gap.mean().item(),
-        "true_ece": float(np.abs(bins).sum() / confidence.size),
+        "true_ece": binned_true_error(confidence, accuracy, _N_BINS),
         "estimated_ece": calibration_error(
             per.confidence[held_out.context].repeat_interleave(counts),
             correct.repeat_interleave(counts),

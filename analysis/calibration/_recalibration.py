@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit
 
+from .._arguments import one_index
 from .._validation import interval, whole
 from ._inputs import as_numpy, confidences, logits_and_labels, pairs, refuse_probabilities
 
@@ -182,6 +183,7 @@ def fit_vector(
     return VectorMap(scale, bias - bias.mean())
 
 
+@one_index
 def unsmooth_confidence(confidence: Any, label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     """Inverse of what smoothing does to a confidence, (c - b / V) / (1 - b), cut to [0, 1].
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from scipy.special import rel_entr, xlogy
 
 from .._arguments import check_index
-from .._validation import distribution
+from .._validation import distribution, interval
 from ._binning import BinSums, Norm, binned_error, sum_by, uniform_index
 from ._inputs import as_numpy, check_bins, check_choice, weights
 
-__all__ = ["TrueDecomposition", "true_calibration_error", "true_decomposition"]
+__all__ = ["TrueDecomposition", "binned_true_error", "tied_accuracy", "true_calibration_error", "true_decomposition"]
 
 Kind = Literal["top_label", "canonical"]
 Given = Literal["prediction", "context"]
@@ -60,6 +60,38 @@ def _conditional(
     return prediction, merged / total[:, None], total
 
 
+def tied_accuracy(p_model: Any, p_true: Any, tolerance: float) -> Any:
+    """True probability of the prediction, its mean over tokens that tie for it; arrays or tensors, ``(..., V)``.
+
+    A head that repeats the counts of its sample gives tokens of equal counts one probability, up to what the training
+    left: which of them comes first says nothing of the head.
+
+    Args:
+        p_model: Predictions.
+        p_true: Conditionals.
+        tolerance: Tokens tie for the prediction whose probability is at least 1 - tolerance times the largest.
+
+    Returns:
+        ``(...)``.
+    """
+    top = p_model.max(-1, keepdims=True)
+    tied = p_model >= (1 - tolerance) * getattr(top, "values", top)
+    return (p_true * tied).sum(-1) / tied.sum(-1)
+
+
+def binned_true_error(confidence: NDArray[np.float64], accuracy: NDArray[np.float64], n_bins: int = 15) -> float:
+    """Mean |confidence - accuracy| over equal-width bins of confidence: ``true_calibration_error`` with ``n_bins``.
+
+    Args:
+        confidence: ``(N,)``, of contexts that count equally.
+        accuracy: True probability of each prediction, ``(N,)``.
+        n_bins: Number of bins.
+    """
+    confidence = np.minimum(confidence, 1.0)
+    gaps = sum_by(uniform_index(confidence, n_bins), confidence - accuracy, n_bins)
+    return float(np.abs(gaps).sum() / confidence.size)
+
+
 def true_calibration_error(
     p_model: Any,  # (..., V)
     p_true: Any,  # (..., V)
@@ -69,10 +101,11 @@ def true_calibration_error(
     given: Given = "prediction",
     norm: Norm = "l1",
     n_bins: int | None = None,
+    tie_tolerance: float = 0.0,
 ) -> float:
     r"""Calibration error under known conditionals, as a fraction: exact over the contexts, without sampled labels.
 
-    With c = max_k p_model,k at class k* (the first, on ties) and a = p_true,k*,
+    With c = max_k p_model,k at class k* and a = p_true,k*, its mean over the classes that tie for k*,
 
     .. math::
         \text{top\_label:}\quad \bigl(\mathbb E\,|c - \mathbb E[a \mid c]|^p\bigr)^{1/p}, \qquad
@@ -93,6 +126,9 @@ def true_calibration_error(
         norm: ``"l1"``, ``"l2"`` or ``"max"``.
         n_bins: None for the exact error. A number merges confidences within equal-width bins instead, the quantity that
             :func:`calibration_error` estimates and a lower bound of the exact one; top_label only.
+        tie_tolerance: Classes tie for k* whose probability is at least 1 - tie_tolerance times the largest; 0 for
+            exact ties. A trained head meets ties of its sample's counts up to what its training left, .002 of itself in
+            the study's heads, where unequal counts differ by .2 and more: .01 tells them apart. top_label only.
 
     Returns:
         The error.
@@ -116,6 +152,7 @@ def true_calibration_error(
         n_bins = check_bins(n_bins)
         if kind == "canonical" or given == "context":
             raise ValueError(f"n_bins must be None with kind={kind!r} and given={given!r}, got {n_bins}.")
+    tie_tolerance = float(interval("tie_tolerance", tie_tolerance, 0, 1, open_high=True))
     model, true, weight = _distributions(p_model, p_true, weight)
     if kind == "canonical":
         if given == "prediction":
@@ -124,9 +161,8 @@ def true_calibration_error(
         if norm == "max":
             return float(gap.max())
         return float(weight @ gap.sum(-1)) if norm == "l1" else float(np.sqrt(weight @ (gap**2).sum(-1)))
-    top = model.argmax(-1)[:, None]
-    confidence = np.minimum(np.take_along_axis(model, top, -1)[:, 0], 1.0)
-    accuracy = np.take_along_axis(true, top, -1)[:, 0]
+    confidence = np.minimum(model.max(-1), 1.0)
+    accuracy = tied_accuracy(model, true, tie_tolerance)
     if n_bins is not None:
         index = uniform_index(confidence, n_bins)
     elif given == "prediction":

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arguments import one_index
 from .._validation import interval, require_broadcast, softcap_or_inf, whole
 from ._gaps import gap_to_confidence
 from ._sphere import log_kernel_mean
@@ -17,6 +18,7 @@ _DEGREE = 12  # of the polynomial in the programme
 _SOLVE_POINTS, _CHECK_POINTS = 400, 20_000
 
 
+@one_index
 def aligned_cap(
     norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike, *, method: str = "kernel"
 ) -> NDArray[np.float64]:
@@ -54,7 +56,7 @@ def aligned_cap(
         >>> aligned_cap([2.0, 4.0], 256, 8, method="linear_program").round(4).tolist()
         [0.0226, 0.0851]
     """
-    if method not in ("kernel", "linear_program"):
+    if not isinstance(method, str) or method not in ("kernel", "linear_program"):
         raise ValueError(f'method must be "kernel" or "linear_program", got {method!r}.')
     m, v = interval("norm_product", norm_product, 0), whole("vocab_size", vocab_size, 2)
     d = whole("hidden_size", hidden_size, 1)
@@ -118,6 +120,7 @@ def _excess(f: NDArray[np.float64], m: float, d: float) -> float:
     return float(max((np.maximum(above[1:], above[:-1]) + slack + rounding).max(), 0.0))
 
 
+@one_index
 def random_code_confidence(
     norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike, *, softcap: ArrayLike | None = None
 ) -> NDArray[np.float64]:

@@ -6,11 +6,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
+from .._arguments import one_index
 from .._validation import interval, real, require_broadcast, softcap_or_inf, whole
 
 __all__ = ["confidence_to_gap", "gap_to_confidence", "max_gap"]
 
 
+@one_index
 def gap_to_confidence(gap: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     r"""Probability of a token whose logit exceeds the V - 1 others, all equal, by ``gap`` nats.
 
@@ -36,6 +38,7 @@ def gap_to_confidence(gap: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float
     return expit(g - np.log(v - 1))
 
 
+@one_index
 def confidence_to_gap(confidence: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     r"""Effective logit gap of a confidence, in nats: the inverse of :func:`gap_to_confidence`.
 
@@ -63,6 +66,7 @@ def confidence_to_gap(confidence: ArrayLike, vocab_size: ArrayLike) -> NDArray[n
     return logit(p) + np.log(v - 1)
 
 
+@one_index
 def max_gap(
     norm_product: ArrayLike,
     vocab_size: ArrayLike,

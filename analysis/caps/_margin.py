@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainccinv
 
+from .._arguments import one_index
 from .._validation import interval, require_broadcast, whole
 from ._gaps import gap_to_confidence
 from ._minimise import unimodal_minimum
@@ -23,6 +24,7 @@ class MarginBounds(NamedTuple):
     upper: NDArray[np.float64]
 
 
+@one_index
 def margin_bounds(vocab_size: ArrayLike, hidden_size: ArrayLike) -> MarginBounds:
     r"""Largest possible min over tokens y and rivals k of h_y . (w_y - w_k), per unit of the norm product.
 
@@ -76,6 +78,7 @@ def margin_bounds(vocab_size: ArrayLike, hidden_size: ArrayLike) -> MarginBounds
     return MarginBounds(lower[()], upper[()])  # equation A6
 
 
+@one_index
 def packing_cap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> NDArray[np.float64]:
     r"""Largest confidence in every token when many rows must share a ball of low dimension.
 
@@ -105,6 +108,7 @@ def packing_cap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: Arr
     return gap_to_confidence(packing_gap(norm_product, vocab_size, hidden_size), vocab_size)
 
 
+@one_index
 def packing_gap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> NDArray[np.float64]:
     """The bound of :func:`packing_cap` as a gap in nats, which is finite where the confidence rounds to 1."""
     m, v = interval("norm_product", norm_product, 0), whole("vocab_size", vocab_size, 2)

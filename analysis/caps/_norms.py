@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
+from .._arguments import one_index
 from .._validation import interval, require_broadcast, whole
 from ._gaps import gap_to_confidence, max_gap
 
@@ -19,6 +20,7 @@ def _context_gap(logit_norm: ArrayLike, vocab_size: ArrayLike) -> tuple[NDArray[
     return norm * np.sqrt(v / (v - 1)), v
 
 
+@one_index
 def entropy_floor(logit_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     r"""Smallest entropy, in nats, of softmax(z) when ``||z||_2 <= logit_norm``.
 
@@ -49,6 +51,7 @@ def entropy_floor(logit_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.fl
     return np.logaddexp(0.0, -excess) + gap * expit(-excess)  # equation A0
 
 
+@one_index
 def logit_norm_cap(logit_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     r"""Largest probability of any token when ``||z||_2 <= logit_norm``: :math:`G = L\sqrt{V/(V-1)}`.
 
@@ -72,6 +75,7 @@ def logit_norm_cap(logit_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.f
     return gap_to_confidence(gap, v)
 
 
+@one_index
 def single_token_cap(norm_product: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     r"""Largest confidence in **one** token, whatever happens to the others: gap 2m.
 
@@ -99,6 +103,7 @@ def single_token_cap(norm_product: ArrayLike, vocab_size: ArrayLike) -> NDArray[
     return gap_to_confidence(2 * m, v)  # equation A1
 
 
+@one_index
 def simplex_cap(norm_product: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     r"""Largest confidence that a head can give to **every** token in its own context: gap mV/(V-1).
 

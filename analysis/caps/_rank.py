@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arguments import one_index
 from .._validation import interval, require_broadcast, whole
 from ._gaps import gap_to_confidence
 from ._minimise import unimodal_minimum
@@ -22,6 +23,7 @@ def welch_moments(
     return first, np.maximum(second, first**2)  # equal at rank V - 1, up to rounding
 
 
+@one_index
 def rank_gap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> NDArray[np.float64]:
     r"""Largest gap, in nats, that a head of rank D can give to every token at once: the scale behind :func:`rank_cap`.
 
@@ -68,6 +70,7 @@ def rank_gap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayL
     return -unimodal_minimum(log_mean_exp, shape)[()]
 
 
+@one_index
 def rank_cap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> NDArray[np.float64]:
     """Largest confidence that a head of rank D can give to **every** token in its own context.
 
@@ -92,6 +95,7 @@ def rank_cap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayL
     return gap_to_confidence(rank_gap(norm_product, vocab_size, hidden_size), vocab_size)
 
 
+@one_index
 def spectral_cap(
     spectral_norm: ArrayLike, feature_norm: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike
 ) -> NDArray[np.float64]:
@@ -134,6 +138,7 @@ def spectral_gap(
     return r * s * np.sqrt(np.minimum(d, v - 1) / v) * (v / (v - 1))  # equation A5
 
 
+@one_index
 def frobenius_cap(frobenius_norm: ArrayLike, feature_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     r"""Cap on the confidence in every token from the root-mean-square row norm: a = R F / sqrt(V), G <= aV/(V-1).
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _projected
+from .._arguments import one_index
 from .._validation import interval, one_whole, require_broadcast, softcap_or_inf
 from ._gaps import gap_to_confidence
 from ._softcap import symmetric_gap
@@ -13,6 +14,7 @@ from ._softcap import symmetric_gap
 __all__ = ["attained_gap", "best_confidence"]
 
 
+@one_index
 def attained_gap(
     norm_product: ArrayLike,
     vocab_size: int,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arguments import one_index
 from .._validation import interval, require_broadcast, softcap_or_inf, whole
 from ._minimise import unimodal_minimum
 
@@ -62,6 +63,7 @@ def _tangent_point(s: Array) -> Array:
     return high
 
 
+@one_index
 def softcap_gap(
     norm_product: ArrayLike, vocab_size: ArrayLike, softcap: ArrayLike | None, *, temperature: ArrayLike = 1.0
 ) -> NDArray[np.float64]:

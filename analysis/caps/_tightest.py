@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arguments import check_flag, one_index
 from .._validation import interval, require_broadcast, softcap_or_inf, whole
 from ._aligned import aligned_gap
 from ._gaps import gap_to_confidence
@@ -25,6 +26,7 @@ class ConfidenceCap(NamedTuple):
     name: NDArray[np.str_]
 
 
+@one_index
 def confidence_cap(
     norm_product: ArrayLike,
     vocab_size: ArrayLike,
@@ -76,7 +78,7 @@ def confidence_cap(
     d, t = whole("hidden_size", hidden_size, 1), interval("temperature", temperature, 0, open_low=True)
     c = softcap_or_inf(softcap)
     shape = require_broadcast(norm_product=m, vocab_size=v, hidden_size=d, temperature=t, softcap=c)
-    if aligned and np.any(np.isfinite(c)):
+    if check_flag("aligned", aligned) and np.any(np.isfinite(c)):
         raise ValueError("aligned=True must come without a softcap: the aligned caps hold for linear logits only.")
 
     linear = {"simplex": rank_gap(m / t, v, d), "packing": packing_gap(m / t, v, d)}

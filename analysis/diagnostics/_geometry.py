@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import caps
+from .._arguments import check_count
 from .._validation import interval
 from ..caps._margin import packing_gap
 from ..caps._rank import frobenius_gap, spectral_gap
@@ -89,6 +90,7 @@ class HeadGeometry:
             >>> geometry.norm_product, geometry.target_cosine
             (3.0, 1.0)
         """
+        chunk_size = check_count("chunk_size", chunk_size)
         shape = streaming.shape_of("weight", weight)
         if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
             raise ValueError(f"weight must have shape (vocab_size >= 2, hidden_size >= 1), got the shape {shape}.")

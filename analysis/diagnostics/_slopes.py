@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import interval, require_broadcast
+from .._arguments import one_index
+from .._validation import check_losses, interval, require_broadcast
 
 Array = NDArray[np.float64]
 
 __all__ = ["scale_gap", "smoothing_slope"]
 
 
+@one_index
 def scale_gap(entropy: ArrayLike, cross_entropy: ArrayLike) -> Array:
     """Entropy minus cross-entropy, in nats: d CE / d log T at T = 1.
 
@@ -28,7 +30,7 @@ def scale_gap(entropy: ArrayLike, cross_entropy: ArrayLike) -> Array:
         H - CE with the broadcast shape.
 
     Raises:
-        ValueError: If an argument is NaN or infinite or the shapes do not broadcast.
+        ValueError: If an argument is NaN, infinite or negative, or the shapes do not broadcast.
 
     Example:
         >>> float(scale_gap(1.5, 2.0))
@@ -36,9 +38,11 @@ def scale_gap(entropy: ArrayLike, cross_entropy: ArrayLike) -> Array:
     """
     h, ce = interval("entropy", entropy), interval("cross_entropy", cross_entropy)
     require_broadcast(entropy=h, cross_entropy=ce)
+    check_losses(h, ce)
     return h - ce  # equation C3
 
 
+@one_index
 def smoothing_slope(
     entropy: ArrayLike, cross_entropy: ArrayLike, uniform_cross_entropy: ArrayLike, label_smoothing: ArrayLike
 ) -> Array:
@@ -57,7 +61,7 @@ def smoothing_slope(
         The slope with the broadcast shape.
 
     Raises:
-        ValueError: If an argument is NaN, infinite or out of range, or the shapes do not broadcast.
+        ValueError: If an argument is NaN, infinite or out of range, H is above CE_u, or the shapes do not broadcast.
 
     Example:
         >>> smoothing_slope(2.0, 1.9, 11.0, [0.0, 0.1]).round(2).tolist()
@@ -67,4 +71,5 @@ def smoothing_slope(
     uniform = interval("uniform_cross_entropy", uniform_cross_entropy)
     b = interval("label_smoothing", label_smoothing, 0, 1)
     require_broadcast(entropy=np.asarray(gap), cross_entropy=ce, uniform_cross_entropy=uniform, label_smoothing=b)
+    check_losses(interval("entropy", entropy), ce, uniform)
     return gap - b * (uniform - ce)  # equation C4

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arguments import as_numpy
 from .._validation import interval
 
 Array = NDArray[np.float64]
@@ -24,10 +25,7 @@ def shape_of(name: str, array: Any) -> tuple[int, ...]:
 
 
 def _float64(name: str, array: Any) -> Array:
-    """Torch tensors are recognised by their methods, so that torch is never imported here."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu().double().numpy()
-    return interval(name, array)
+    return interval(name, as_numpy(name, array))
 
 
 def chunks(name: str, array: Any, chunk_size: int) -> Iterator[Array]:
@@ -81,9 +79,7 @@ def measure_features(weight: Any, features: Any, targets: Any, covariance: Array
 
 
 def _tokens(labels: Any, shape: tuple[int, ...], vocab_size: int) -> NDArray[np.int64]:
-    if hasattr(labels, "detach"):
-        labels = labels.detach().cpu().numpy()
-    array = np.asarray(labels)
+    array = as_numpy("targets", labels)
     if array.dtype.kind not in "iu":
         raise TypeError(f"targets must be integers, got the dtype {array.dtype}.")
     if array.shape != shape:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernel import head_statistics
-from kernel.huggingface import linear_head
+from kernel.huggingface import check_loss, linear_head
 
 from .._validation import interval
 from ..calibration import fit_head_temperature
@@ -101,14 +101,16 @@ def audit_model(
 
     Raises:
         TypeError: If there are texts but no tokenizer, a document is neither text nor tokens (a tokenizer's whole
-            output is a dict: give its ``input_ids``, unpadded), the head is no plain linear layer, or the model is a
-            PEFT model of prompt learning.
+            output is a dict: give its ``input_ids``, unpadded), the head cannot be read as one matrix (quantised,
+            offloaded, sharded, with hooks or an adapter), or the model is a PEFT model of prompt learning.
         ValueError: If a number is out of range, the device is not there, a token id is none of the model's vocabulary,
-            no token is left, or the architecture is not known.
+            no token is left, the architecture is not known, or the model's own loss is another than its head, scale and
+            cap give (:func:`kernel.huggingface.check_loss`).
     """
     b = check_options(label_smoothing, max_tokens=max_tokens, max_length=max_length, skip=skip, batch_size=batch_size)
     model = _unwrapped(model)
     head = head_of(model)  # before anything is read: it may be one that cannot be
+    check_loss(model)
     longest = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
     texts = encode_documents(documents, tokenizer, head.weight.shape[0])
     encoded = list(limited(texts, longest, skip, max_tokens))

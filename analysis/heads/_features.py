@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernel.huggingface import head_scale, linear_head
+from kernel.huggingface import architecture_of, head_scale, linear_head
 
 from ._documents import IGNORED, Encoded, batches
 
@@ -26,7 +26,7 @@ class Features(NamedTuple):
 
 
 class Head(NamedTuple):
-    """How a model makes logits: z = logit_scale h W^T + bias, then its cap."""
+    """How a model makes logits: z = logit_scale h W^T + bias, then its cap; the bias is scaled already."""
 
     weight: Tensor  # (V, D)
     bias: Tensor | None  # (V,)
@@ -38,12 +38,13 @@ def head_of(model: Any) -> Head:
     """The head in float32 at least, detached.
 
     Raises:
-        TypeError: If the head is no plain ``nn.Linear``: quantised, or with an adapter around it.
+        TypeError: If the head cannot be read as one matrix (:func:`kernel.huggingface.linear_head`): quantised,
+            offloaded, with hooks or an adapter around it.
         ValueError: If the architecture's scales are not known to :mod:`kernel.huggingface`.
     """
     scale, (weight, bias) = head_scale(model), linear_head(model)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    bias = None if bias is None else bias.detach().to(dtype)
+    bias = None if bias is None else scale.logit_scale * bias.detach().to(dtype)  # the model scales what its head gave
     return Head(weight.detach().to(dtype), bias, scale.logit_scale, scale.softcap)
 
 
@@ -67,7 +68,7 @@ def features(
         autocast: Dtype of the matrix products; None for that of the weights.
         progress: Called with the number of documents after each batch.
     """
-    device, training = model.device, model.training
+    device, training, body = model.device, model.training, architecture_of(model).body
     model.eval()
     found = []
     order = sorted(range(len(documents)), key=lambda i: len(documents[i].tokens))  # little padding
@@ -75,7 +76,8 @@ def features(
     for start, batch in enumerate(batches([documents[i] for i in order], batch_size, pad)):
         b = batch.to(device)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            hidden = model.base_model(input_ids=b.tokens, attention_mask=b.mask, use_cache=False).last_hidden_state
+            given = {"input_ids": b.tokens, "attention_mask": b.mask, "use_cache": False, "return_dict": True}
+            hidden = body(model, given).last_hidden_state
         labels = b.labels[:, 1:]
         row, column = (labels != IGNORED).nonzero(as_tuple=True)
         document = position[start * batch_size + row.cpu()]

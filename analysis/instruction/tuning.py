@@ -14,6 +14,8 @@ import torch
 
 from kernel.huggingface import fuse_loss, head_scale
 
+from .._arguments import check_fields
+from .._validation import check_number
 from ..heads._documents import Encoded, batches, encode_text
 from .encoding import encode_question, letter_tokens, load
 from .evaluation import Reading, head_norms, measure
@@ -56,6 +58,13 @@ class InstructionConfig:
     step_size: float = 1e-4
     evaluated: int = 800
     texts: int = 78
+
+    def __post_init__(self) -> None:
+        check_fields(self, seed=0, examples=1, epochs=1, batch_size=1, evaluated=1, texts=0)
+        check_number("label_smoothing", self.label_smoothing, 0, 1)
+        for name in ("temperature", "softcap", "step_size"):
+            if name != "softcap" or self.softcap is not None:
+                check_number(name, getattr(self, name), 0, open_low=True)
 
 
 def configs(model: str, questions: str, preset: Preset) -> list[InstructionConfig]:

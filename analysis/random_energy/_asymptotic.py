@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import digamma, gamma, gammainc
 
+from .._arguments import one_index
 from .._validation import interval, require_broadcast, whole
 from ._exact import std_and_vocab
 
@@ -20,6 +21,9 @@ __all__ = [
     "critical_logit_std",
     "freezing_temperature",
 ]
+
+
+_BLOCK = 4096  # elements integrated at a time, 10 KB each
 
 
 def critical_logit_std(vocab_size: ArrayLike) -> Array:
@@ -42,6 +46,7 @@ def critical_logit_std(vocab_size: ArrayLike) -> Array:
     return np.sqrt(2 * np.log(whole("vocab_size", vocab_size, 2)))  # equation B2
 
 
+@one_index
 def freezing_temperature(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     """Temperature s / sqrt(2 log V) below which random logits of standard deviation s are frozen.
 
@@ -63,6 +68,7 @@ def freezing_temperature(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     return s / critical_logit_std(v)  # equation B3
 
 
+@one_index
 def critical_hidden_size(vocab_size: ArrayLike, gain: ArrayLike, row_std: ArrayLike) -> Array:
     """Hidden size 2 log V / (g sigma_w)^2 at which random logits of an RMS-normed head freeze.
 
@@ -95,6 +101,7 @@ def _frozen_share(s: Array, v: Array) -> Array:
         return np.minimum(critical_logit_std(v) / s, 1.0)
 
 
+@one_index
 def asymptotic_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     """Leading order of E log Z at large V: log V + s^2 / 2 below freezing, s sqrt(2 log V) above.
 
@@ -117,6 +124,7 @@ def asymptotic_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Arr
     return np.where(s <= critical, np.log(v) + s**2 / 2, s * critical)[()]  # equation B2
 
 
+@one_index
 def asymptotic_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     """Limit of the mean entropy in nats: log V - s^2 / 2 below freezing, psi(1) - psi(1 - s_c / s) above.
 
@@ -141,6 +149,7 @@ def asymptotic_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     return np.where(frozen, above, np.log(v) - s**2 / 2)[()]  # equation B2
 
 
+@one_index
 def asymptotic_participation(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     """Limit of E sum p^2: 0 below freezing, 1 - s_c / s above.
 
@@ -162,6 +171,15 @@ def asymptotic_participation(logit_std: ArrayLike, vocab_size: ArrayLike) -> Arr
     return (1 - _frozen_share(s, v))[()]  # equation B2
 
 
+def _largest_part(a: Array) -> Array:
+    """The integral of :func:`asymptotic_confidence` for indices ``(n, 1)``."""
+    u = np.arange(-60.0, 4.0, 0.05)  # t = exp(u): analytic, decaying at both ends, so the trapezoid rule is exact
+    t = np.exp(u)
+    others = t**a * gamma(1 - a) * gammainc(1 - a, t)
+    return 0.05 * (np.exp(u - t) / (np.exp(-t) + others)).sum(axis=-1)
+
+
+@one_index
 def asymptotic_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     r"""Limit of E max p: 0 below freezing, the largest part of the Poisson-Dirichlet law PD(a, 0), a = s_c / s, above.
 
@@ -188,8 +206,7 @@ def asymptotic_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     s, v = std_and_vocab(logit_std, vocab_size)
     share = _frozen_share(s, v)
     a = np.where(share < 1, share, 0.5)[..., None]
-    u = np.arange(-60.0, 4.0, 0.05)  # t = exp(u): analytic, decaying at both ends, so the trapezoid rule is exact
-    t = np.exp(u)
-    others = t**a * gamma(1 - a) * gammainc(1 - a, t)
-    value = 0.05 * (np.exp(u - t) / (np.exp(-t) + others)).sum(axis=-1)
+    flat = np.reshape(a, (-1, 1))
+    parts = [_largest_part(flat[start : start + _BLOCK]) for start in range(0, len(flat), _BLOCK)]
+    value = np.concatenate(parts or [np.zeros(0)]).reshape(share.shape)
     return np.where(share < 1, value, 0.0)[()]  # equation B2

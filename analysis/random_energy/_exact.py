@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arguments import one_index
 from .._validation import interval, require_broadcast, whole
 from . import _quadrature as quadrature
 
@@ -15,9 +17,12 @@ Array = NDArray[np.float64]
 __all__ = ["expected_confidence", "expected_entropy", "expected_log_partition", "participation", "std_and_vocab"]
 
 
-def std_and_vocab(logit_std: ArrayLike, vocab_size: ArrayLike) -> tuple[Array, Array]:
+MOST_STD = 1e5  # of logits: the quadrature holds some 100 s numbers, and a softmax froze at sqrt(2 log V)
+
+
+def std_and_vocab(logit_std: ArrayLike, vocab_size: ArrayLike, most: float = math.inf) -> tuple[Array, Array]:
     """The two checked arguments of every function of independent Gaussian logits."""
-    s, v = interval("logit_std", logit_std, 0), whole("vocab_size", vocab_size, 2)
+    s, v = interval("logit_std", logit_std, 0, most), whole("vocab_size", vocab_size, 2)
     require_broadcast(logit_std=s, vocab_size=v)
     return s, v
 
@@ -26,6 +31,7 @@ def _each(function: Callable[[float, float], float], s: Array, v: Array) -> Arra
     return np.vectorize(function, otypes=[np.float64])(s, v)[()]
 
 
+@one_index
 def expected_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     r"""E log sum_k exp(z_k) in nats for V independent logits z_k ~ N(0, s^2), exact at finite V.
 
@@ -34,7 +40,7 @@ def expected_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array
     Evaluated as -Euler's constant minus the mean of X = log(Exp(1)) - log Z, whose survival function is M(e^x)^V.
 
     Args:
-        logit_std: Standard deviation s >= 0 of the logits (divide by the temperature first).
+        logit_std: Standard deviation s in [0, 1e5] of the logits (divide by the temperature first).
         vocab_size: Number of classes V >= 2.
 
     Returns:
@@ -50,17 +56,18 @@ def expected_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array
         >>> expected_log_partition(4.079, 4096).round(3).item()
         15.967
     """
-    s, v = std_and_vocab(logit_std, vocab_size)
+    s, v = std_and_vocab(logit_std, vocab_size, MOST_STD)
     return _each(quadrature.log_partition, s, v)
 
 
+@one_index
 def participation(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     r"""E sum_k p_k^2 for V independent logits N(0, s^2): the chance that two draws from the softmax agree.
 
     .. math:: Y_2 = V \int_0^\infty t\,E\bigl[e^{2sg - te^{sg}}\bigr]\,M(t)^{V-1}\,dt
 
     Args:
-        logit_std: Standard deviation s >= 0 of the logits.
+        logit_std: Standard deviation s in [0, 1e5] of the logits.
         vocab_size: Number of classes V >= 2.
 
     Returns:
@@ -73,17 +80,18 @@ def participation(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
         >>> participation([0.0, 4.079], 4096).round(4).tolist()
         [0.0002, 0.2139]
     """
-    s, v = std_and_vocab(logit_std, vocab_size)
+    s, v = std_and_vocab(logit_std, vocab_size, MOST_STD)
     return _each(quadrature.participation, s, v)
 
 
+@one_index
 def expected_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     r"""Mean entropy in nats of the softmax of V independent logits N(0, s^2): E log Z - s^2 (1 - Y_2).
 
     Reason: E sum p_k z_k = s^2 E sum p_k (1 - p_k), Gaussian integration by parts.
 
     Args:
-        logit_std: Standard deviation s >= 0 of the logits.
+        logit_std: Standard deviation s in [0, 1e5] of the logits.
         vocab_size: Number of classes V >= 2.
 
     Returns:
@@ -96,10 +104,11 @@ def expected_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
         >>> expected_entropy(4.079, 4096).round(3).item()
         2.889
     """
-    s, v = std_and_vocab(logit_std, vocab_size)
+    s, v = std_and_vocab(logit_std, vocab_size, MOST_STD)
     return _each(quadrature.entropy, s, v)
 
 
+@one_index
 def expected_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     r"""E max_k p_k for V independent logits N(0, s^2).
 
@@ -110,7 +119,7 @@ def expected_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
     exp(-t (a + Z')).
 
     Args:
-        logit_std: Standard deviation s >= 0 of the logits.
+        logit_std: Standard deviation s in [0, 1e5] of the logits.
         vocab_size: Number of classes V >= 2.
 
     Returns:
@@ -124,5 +133,5 @@ def expected_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
         >>> expected_confidence([0.0, 4.079], 4096).round(3).tolist()
         [0.0, 0.365]
     """
-    s, v = std_and_vocab(logit_std, vocab_size)
+    s, v = std_and_vocab(logit_std, vocab_size, MOST_STD)
     return _each(quadrature.confidence, s, v)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
+from .._arguments import one_index
 from .._validation import interval, require_broadcast, whole
 
 Array = NDArray[np.float64]
@@ -13,6 +14,7 @@ Array = NDArray[np.float64]
 __all__ = ["planted_confidence", "planted_norm_product", "spherical_log_partition"]
 
 
+@one_index
 def spherical_log_partition(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> Array:
     r"""Leading order of log sum_k exp(z_k), in nats, for V random rows of equal norm and any fixed feature.
 
@@ -43,6 +45,7 @@ def spherical_log_partition(norm_product: ArrayLike, vocab_size: ArrayLike, hidd
     return np.log(v) + d / 2 * np.log1p(-t * t) + m * t  # equation B4
 
 
+@one_index
 def planted_confidence(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> Array:
     r"""Confidence in a token whose row lies along the feature, among V random rows of equal norm.
 
@@ -67,6 +70,7 @@ def planted_confidence(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_si
     return expit(np.asarray(norm_product, np.float64) - f)  # equation B5
 
 
+@one_index
 def planted_norm_product(vocab_size: ArrayLike, hidden_size: ArrayLike, confidence: ArrayLike = 0.5) -> Array:
     r"""Norm product at which a planted token reaches a confidence: the inverse of :func:`planted_confidence`.
 

@@ -56,7 +56,8 @@ def _transforms(s: float, v: float) -> tuple[Array, Array, Array]:
         def smear(values: Array) -> Array:
             if stride == 1:
                 return np.asarray(np.convolve(values, weight, mode="valid"), np.float64)
-            return np.asarray(sliding_window_view(values, len(weight))[::stride] @ weight, np.float64)
+            windows = sliding_window_view(values, len(weight))[::stride]
+            return np.array([window @ weight for window in windows])  # at once they would be copied: gigabytes
     else:
         x = u[:, None] + s * g
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import interval, require_broadcast, whole
+from .._arguments import one_index
+from .._validation import check_losses, interval, require_broadcast, whole
 from ..caps import gap_to_confidence, rank_gap
 from ..caps._aligned import programme_gap
 
 __all__ = ["activity_index", "predicted_activity"]
 
 
+@one_index
 def activity_index(
     entropy: ArrayLike,
     cross_entropy: ArrayLike,
@@ -40,7 +42,8 @@ def activity_index(
         ones) the ratio would lose its sign, and the value is inf, 1 or -inf after the sign of the derivative.
 
     Raises:
-        ValueError: If an argument is NaN or infinite, b is outside [0, 1], or the shapes do not broadcast.
+        ValueError: If an argument is NaN or infinite, H or CE is negative or H above CE_u (no softmax has these), b is
+            outside [0, 1], or the shapes do not broadcast.
 
     Example:
         >>> activity_index(2.0, [1.0, 1.9], 11.0, 0.1).round(3).tolist()
@@ -50,6 +53,7 @@ def activity_index(
     uniform = interval("uniform_cross_entropy", uniform_cross_entropy)
     b = interval("label_smoothing", label_smoothing, 0, 1)
     require_broadcast(entropy=h, cross_entropy=ce, uniform_cross_entropy=uniform, label_smoothing=b)
+    check_losses(h, ce, uniform)
     upward, downward = h - ce, b * (uniform - ce)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = upward / downward  # equation C4
@@ -58,6 +62,7 @@ def activity_index(
     return np.where(downward > 0, ratio, limit)[()]
 
 
+@one_index
 def predicted_activity(
     norm_product: ArrayLike,
     vocab_size: ArrayLike,

@@ -15,6 +15,9 @@ Array = NDArray[np.float64]
 __all__ = ["LowRankHead", "MatchedFeatures", "match_moments", "weighted_svd_head"]
 
 
+_BLOCK = 2**24  # numbers of the curvatures of one block of targets, 128 MB
+
+
 class MatchedFeatures(NamedTuple):
     """Features (..., D), log-probabilities (..., V) and the divergence KL(target || model) (...) in nats."""
 
@@ -57,17 +60,27 @@ def match_moments(
     offset = np.broadcast_to(interval("bias", bias), (w.shape[0],))
     targets = q.reshape(-1, q.shape[-1])
     targets = targets / targets.sum(axis=1, keepdims=True)
+    tol = float(interval("tol", tol, 0, open_low=True)) * max(float(np.linalg.norm(w, axis=1).max()), 1e-300)
+    step = max(1, _BLOCK // (w.shape[1] * max(w.shape)))
+    blocks = [_match(w, targets[i : i + step], offset, tol) for i in range(0, len(targets), step)]
+    h, log_p = (np.concatenate(x) for x in (zip(*blocks, strict=True) if blocks else ([targets @ w], [targets])))
+    divergence = np.maximum((xlogy(targets, targets) - targets * log_p).sum(axis=1), 0.0)
+    shape = q.shape[:-1]
+    return MatchedFeatures(h.reshape(*shape, -1), log_p.reshape(q.shape), divergence.reshape(shape)[()])  # equation D3
+
+
+def _match(w: Array, targets: Array, offset: Array, tol: float) -> tuple[Array, Array]:
+    """Features and log-probabilities whose moments are within ``tol`` of those of the targets ``(n, V)``."""
     moments = targets @ w
-    scale = max(float(np.linalg.norm(w, axis=1).max()), 1e-300)
-    ridge = 1e-13 * scale**2 * np.eye(w.shape[1])
+    ridge = 1e-13 * float((w**2).sum(axis=1).max()) * np.eye(w.shape[1])
     h = np.zeros_like(moments)
     for _ in range(200):
         log_p = log_softmax(h @ w.T + offset, axis=1)
         p = np.exp(log_p)
-        gradient = p @ w - moments
-        if np.abs(gradient).max(initial=0.0) <= tol * scale:
-            break
         mean = p @ w
+        gradient = mean - moments
+        if np.abs(gradient).max(initial=0.0) <= tol:
+            break
         curvature = np.einsum("nv,vi,vj->nij", p, w, w, optimize=True) - mean[:, :, None] * mean[:, None, :] + ridge
         step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
         # along the step the third derivative is at most d times the second, d the range of the logits' change: with
@@ -76,11 +89,9 @@ def match_moments(
         h = h - step * np.where(d > 1e-8, np.log1p(d) / np.maximum(d, 1e-300), 1.0)
     else:
         log_p = log_softmax(h @ w.T + offset, axis=1)
-    if np.abs(np.exp(log_p) @ w - moments).max(initial=0.0) > tol * scale:
+    if np.abs(np.exp(log_p) @ w - moments).max(initial=0.0) > tol:
         raise ValueError("probabilities must have moments inside the hull of the rows of weight: no finite minimiser.")
-    divergence = np.maximum((xlogy(targets, targets) - targets * log_p).sum(axis=1), 0.0)
-    shape = q.shape[:-1]
-    return MatchedFeatures(h.reshape(*shape, -1), log_p.reshape(q.shape), divergence.reshape(shape)[()])  # equation D3
+    return h, log_p
 
 
 class LowRankHead(NamedTuple):

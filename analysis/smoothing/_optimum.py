@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
+from .._arguments import one_index
 from .._validation import interval, require_broadcast, whole
 from ..caps import max_gap, softcap_gap
 
@@ -28,6 +29,7 @@ def _smoothing_and_vocab(
     return b, v
 
 
+@one_index
 def optimal_gap(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     r"""Logit gap G_LS between the target and the others at the smoothed optimum, in nats.
 
@@ -58,6 +60,7 @@ def optimal_gap(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np
     return np.log1p((1 - b) * v / b)  # equation C0
 
 
+@one_index
 def optimal_confidence(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     """Confidence in the target at the smoothed optimum: 1 - b + b/V.
 
@@ -79,6 +82,7 @@ def optimal_confidence(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDA
     return (1 - b) + b / v  # equation C0
 
 
+@one_index
 def loss_floor(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     r"""Smallest value of the smoothed loss on deterministic targets, in nats: the entropy of the smoothed target.
 
@@ -107,6 +111,7 @@ def loss_floor(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.
     return -kept * log_kept - xlogy(rest, b / v)  # equation C0
 
 
+@one_index
 def optimal_gap_under_cap(
     norm_product: ArrayLike, vocab_size: ArrayLike, label_smoothing: ArrayLike, *, temperature: ArrayLike = 1.0
 ) -> NDArray[np.float64]:
@@ -143,6 +148,7 @@ def optimal_gap_under_cap(
     return np.minimum(allowed, asked)  # equation C1
 
 
+@one_index
 def effectiveness_ratio(
     norm_product: ArrayLike,
     vocab_size: ArrayLike,
@@ -186,6 +192,7 @@ def effectiveness_ratio(
     return np.where(allowed == 0, 0.0, ratio)[()]
 
 
+@one_index
 def restoring_temperature(
     norm_product: ArrayLike,
     vocab_size: ArrayLike,

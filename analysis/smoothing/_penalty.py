@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
-from .._validation import interval
+from .._validation import interval, refuse_probabilities
 
 __all__ = ["SmoothingPenalty", "smoothing_penalty"]
 
@@ -20,7 +20,7 @@ class SmoothingPenalty(NamedTuple):
     distance: NDArray[np.float64]
 
 
-def smoothing_penalty(logits: ArrayLike) -> SmoothingPenalty:
+def smoothing_penalty(logits: ArrayLike, *, allow_probabilities: bool = False) -> SmoothingPenalty:
     r"""What smoothing adds to the loss, and the logit distances that bound it.
 
     .. math:: CE_b = (1-b)\,CE + b\,\bigl(\log V + KL(u \| p)\bigr), \qquad
@@ -30,13 +30,14 @@ def smoothing_penalty(logits: ArrayLike) -> SmoothingPenalty:
     distance of the logits from their maximum, to within log V, whatever the target is.
 
     Args:
-        logits: Logits after cap and temperature, shape (..., V), V >= 1.
+        logits: Logits after cap and temperature, shape (..., V), V >= 1. Log-probabilities are logits too.
+        allow_probabilities: Take logits whose rows all lie in [0, 1] and sum to 1, which otherwise are refused.
 
     Returns:
         Divergence and distance, each of shape (...).
 
     Raises:
-        ValueError: If ``logits`` are not finite or have no last axis.
+        ValueError: If ``logits`` are not finite, have no last axis, or are probabilities.
 
     Example:
         >>> divergence, distance = smoothing_penalty([3.0, 0.0, 0.0, -3.0])
@@ -46,6 +47,7 @@ def smoothing_penalty(logits: ArrayLike) -> SmoothingPenalty:
     z = interval("logits", logits)
     if z.ndim == 0 or z.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., vocab_size), got the shape {z.shape}.")
+    refuse_probabilities("logits", z, allow_probabilities)
     mean = z.mean(axis=-1)
     divergence = np.asarray(logsumexp(z, axis=-1)) - mean - np.log(z.shape[-1])
     return SmoothingPenalty(np.maximum(divergence, 0.0), z.max(axis=-1) - mean)  # equation D1

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arguments import one_index
 from .._validation import distribution, interval, require_broadcast, whole
 
 __all__ = ["dirichlet_concentration", "smooth", "smoothed_calibration_error", "unsmooth"]
 
 
+@one_index
 def smooth(probabilities: ArrayLike, label_smoothing: ArrayLike) -> NDArray[np.float64]:
     """Smoothed distributions (1 - b) p + b / V.
 
@@ -34,6 +36,7 @@ def smooth(probabilities: ArrayLike, label_smoothing: ArrayLike) -> NDArray[np.f
     return (1 - b) * p + b / p.shape[-1]  # equation D2
 
 
+@one_index
 def unsmooth(probabilities: ArrayLike, label_smoothing: ArrayLike) -> NDArray[np.float64]:
     """Inverse of :func:`smooth`, (p - b / V) / (1 - b), clipped at 0 and renormalised.
 
@@ -62,6 +65,7 @@ def unsmooth(probabilities: ArrayLike, label_smoothing: ArrayLike) -> NDArray[np
     return raw / raw.sum(axis=-1, keepdims=True)
 
 
+@one_index
 def smoothed_calibration_error(
     probabilities: ArrayLike, label_smoothing: ArrayLike, *, weights: ArrayLike | None = None
 ) -> NDArray[np.float64]:
@@ -98,6 +102,7 @@ def smoothed_calibration_error(
     return b * (mean - 1 / p.shape[-1])  # equation D2
 
 
+@one_index
 def dirichlet_concentration(label_smoothing: ArrayLike, vocab_size: ArrayLike, count: ArrayLike) -> NDArray[np.float64]:
     r"""Concentration of the symmetric Dirichlet prior whose posterior mode is what smoothing learns.
 

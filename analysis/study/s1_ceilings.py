@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import caps
+from .._arguments import check_fields
+from .._validation import check_numbers
 from ..head_shapes import HEAD_SHAPES
 from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import optimal_gap
@@ -48,6 +50,10 @@ class CeilingConfig:
     shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     seed: int = 0
     model: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, vocab_size=2, hidden_size=1, seed=0)
+        check_numbers("shares", self.shares, 0)
 
 
 def ceilings(config: CeilingConfig, *, device: str = "cpu") -> dict[str, Any]:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from .. import random_energy
+from .._arguments import check_fields
+from .._validation import check_numbers
 from ..lab.registry import Experiment, Prediction, Preset
 
 __all__ = ["EXPERIMENT", "RandomLogitConfig", "configs", "random_logits"]
@@ -42,6 +44,10 @@ class RandomLogitConfig:
     vocab_size: int
     shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, vocab_size=2, seed=0)
+        check_numbers("shares", self.shares, 0)
 
 
 def random_logits(config: RandomLogitConfig, *, device: str = "cpu") -> dict[str, Any]:

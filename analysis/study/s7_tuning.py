@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._arguments import check_fields
+from .._validation import check_number, check_numbers
 from ..bottleneck._measures import aurc_from_risks
 from ..calibration import calibration_error, fit_temperature, true_calibration_error
 from ..calibration._binning import uniform_index
@@ -82,6 +84,13 @@ class TuningConfig:
     weight_decay: float = 0.3
     dropout: float = 0.2
     evaluated: int = 1500
+
+    def __post_init__(self) -> None:
+        check_fields(self, vocab_size=2, hidden_size=1, seed=0, pretraining_steps=1, examples=1, epochs=1, evaluated=1)
+        check_numbers("smoothings", self.smoothings, 0, 1)
+        check_number("step_size", self.step_size, 0, open_low=True)
+        check_number("weight_decay", self.weight_decay, 0)
+        check_number("dropout", self.dropout, 0, 1)
 
 
 def tune(config: TuningConfig, *, device: str = "cpu") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Runs the comparison and writes its table, the raw samples beside it and a description of the machine.
 
-    python -m kernel.benchmark                        # every shape, into paper_figures/data/kernel.csv
+    python -m kernel.benchmark --output table.csv     # every shape, on a GPU
     python -m kernel.benchmark --shapes GPT-2 --rounds 5 --output table.csv
 
 Columns: ms is the device's time behind 20 ms of other work, the median over the rounds, ms_low and ms_high their
@@ -16,19 +16,19 @@ and of the same numbers. What is compared takes turns in the same rounds, in ano
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .compare import compare
 from .measure import AHEAD_MS
 from .problems import SHAPES
-from .tables import machine, write
+from .rivals import rivals
+from .tables import Report
 
 COLUMNS = (
     *("shape", "tokens", "vocab_size", "hidden_size", "dtype", "label_smoothing", "softcap", "ignored", "mode"),
@@ -37,53 +37,66 @@ COLUMNS = (
 )
 _EXAMPLES = """
 examples:
-  python -m kernel.benchmark                        every shape, into paper_figures/data/kernel.csv, on a GPU
+  python -m kernel.benchmark --output paper_figures/data/kernel.csv         the committed table again, on a GPU
   python -m kernel.benchmark --shapes GPT-2 --rounds 5 --output /tmp/table.csv
   python -m kernel.benchmark --device cpu --scale 64 --rounds 2 --output /tmp/table.csv   a trial without a GPU
 """
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kernel.benchmark",
         description=(__doc__ or "").splitlines()[0],
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], default=[s.name for s in SHAPES])
-    parser.add_argument("--scale", type=int, default=1, help="divide N and V by this, for a trial (default 1)")
-    parser.add_argument("--rounds", type=int, default=10, help="timed rounds (default 10)")
+    names = [s.name for s in SHAPES]
+    parser.add_argument("--shapes", nargs="+", choices=names, default=names)
+    parser.add_argument("--scale", type=whole(1), default=1, help="divide N and V by this, for a trial (default 1)")
+    parser.add_argument("--rounds", type=whole(1), default=10, help="timed rounds (default 10)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="implementations whose name starts with one of these")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default=None)
-    parser.add_argument("--output", type=Path, default=Path("paper_figures/data/kernel.csv"))
-    return parser.parse_args(arguments)
+    add_places(parser, "kernel")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write; returns the exit status."""
-    given = parse(arguments)
-    device = torch.device(given.device)
-    dtype = getattr(torch, given.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    about = {**machine(device, given.rounds), "ahead_ms": AHEAD_MS if device.type == "cuda" else 0}
-    sidecar = json.dumps(about, indent=2) + "\n"
-    given.output.with_suffix(".json").write_text(sidecar, encoding="utf-8")
-    rows: list[dict[str, Any]] = []
-    samples: list[dict[str, Any]] = []
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    return finish(lambda: _measure(given, typed(parser, given)))
+
+
+def _measure(given: argparse.Namespace, command: str) -> int:
+    device = resolve_device(given)
+    _check_only(given.only)
+    dtype = given.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    ahead_ms = AHEAD_MS if device.type == "cuda" else 0
+    config = {"shapes": given.shapes, "scale": given.scale, "rounds": given.rounds, "only": given.only}
+    config |= {"dtype": dtype, "ahead_ms": ahead_ms}
     shapes = {s.name: s for s in SHAPES}
-    for shape in (shapes[name] for name in given.shapes):
-        small = replace(shape, n=max(shape.n // given.scale, 1), vocab_size=max(shape.vocab_size // given.scale, 2))
-        for row, times in compare(small, dtype, device, given.rounds, given.only):
-            rows.append(row)
-            key = {k: row[k] for k in ("shape", "label_smoothing", "softcap", "ignored", "mode", "implementation")}
-            for i, turn in enumerate(times):
-                samples.append({**key, "round": i, "ms": f"{turn.ms:.4f}", "host_ms": f"{turn.host_ms:.4f}"})
-            print(describe(row), flush=True)
-            write(given.output, rows, COLUMNS)  # as it grows: a run that is cut short leaves what it measured
-            write(given.output.with_name(given.output.stem + "_samples.csv"), samples)
+    output = output_of(given, "kernel")
+    with Report(output, command=command, config=config, device=device, columns=COLUMNS) as report:
+        for shape in (shapes[name] for name in dict.fromkeys(given.shapes)):
+            small = replace(shape, n=max(shape.n // given.scale, 1), vocab_size=max(shape.vocab_size // given.scale, 2))
+            for row, times in compare(small, getattr(torch, dtype), device, given.rounds, given.only):
+                key = {k: row[k] for k in ("shape", "label_smoothing", "softcap", "ignored", "mode", "implementation")}
+                samples = [
+                    {**key, "round": i, "ms": f"{turn.ms:.4f}", "host_ms": f"{turn.host_ms:.4f}"}
+                    for i, turn in enumerate(times)
+                ]
+                report.add(row, samples)
+                print(describe(row), flush=True)
+    print(f"wrote {output}")
     return 0
+
+
+def _check_only(only: Sequence[str] | None) -> None:
+    """Refuse a beginning of no implementation's name, which would measure nothing."""
+    names = [rival.name for rival in rivals(0)]
+    for beginning in only or ():
+        if not any(name.startswith(beginning) for name in names):
+            raise ValueError(f"only must begin the name of one of {'; '.join(names)}, got {beginning!r}.")
 
 
 def describe(row: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Time and memory of the first call in a fresh process without compiled kernels, beside those of the second.
 
-    python -m kernel.benchmark.first_call              # three processes, into paper_figures/data/first_call.csv
+    python -m kernel.benchmark.first_call --output table.csv      # three processes, on a GPU
 
 Seconds of loss and gradients on inputs that are ready, CUDA initialised and the packages imported: what remains is the
 compilation and the call itself. Every process starts with an empty cache folder. Memory is the peak beyond the inputs.
@@ -18,22 +18,22 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .measure import peak_bytes, step
 from .problems import SHAPES, make_data
 from .rivals import Case, rivals
-from .tables import machine, write
+from .tables import Report
 
 __all__ = ["COLUMNS", "main", "measure_here"]
 
 COLUMNS = ("shape", "process", "first_seconds", "second_seconds", "first_peak_mib", "second_peak_mib")
 _EXAMPLES = """
 examples:
-  python -m kernel.benchmark.first_call
+  python -m kernel.benchmark.first_call --output paper_figures/data/first_call.csv     the committed table, on a GPU
   python -m kernel.benchmark.first_call --shape GPT-2 --processes 1 --output /tmp/first_call.csv
 """
 
@@ -71,29 +71,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--shape", choices=[s.name for s in SHAPES], default=SHAPES[0].name)
-    parser.add_argument("--scale", type=int, default=1, help="divide N and V by this, for a trial (default 1)")
-    parser.add_argument("--processes", type=int, default=3, help="fresh processes (default 3)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("paper_figures/data/first_call.csv"))
+    parser.add_argument("--scale", type=whole(1), default=1, help="divide N and V by this, for a trial (default 1)")
+    parser.add_argument("--processes", type=whole(1), default=3, help="fresh processes (default 3)")
     parser.add_argument("--here", action="store_true", help="measure in this process and print, what the others do")
+    add_places(parser, "first_call")
     given = parser.parse_args(arguments)
-    device = torch.device(given.device)
+    return finish(lambda: _measure(given, typed(parser, given)))
+
+
+def _measure(given: argparse.Namespace, command: str) -> int:
+    device = resolve_device(given, writes=not given.here)
     if given.here:
         print(json.dumps(measure_here(given.shape, given.scale, device)))
         return 0
-    command = [sys.executable, "-m", "kernel.benchmark.first_call", "--here", "--device", given.device]
-    command += ["--shape", given.shape, "--scale", str(given.scale)]
-    rows: list[dict[str, Any]] = []
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    for process in range(given.processes):
-        with tempfile.TemporaryDirectory() as cache:
-            environment = {**os.environ, "TRITON_CACHE_DIR": cache}
-            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append({"shape": given.shape, "process": process, **json.loads(done.stdout.splitlines()[-1])})
-        print(*(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
-        write(given.output, rows, COLUMNS)
-    sidecar = json.dumps(machine(device, given.processes), indent=2) + "\n"
-    given.output.with_suffix(".json").write_text(sidecar, encoding="utf-8")
+    here = [sys.executable, "-m", "kernel.benchmark.first_call", "--here", "--device", device.type]
+    here += ["--shape", given.shape, "--scale", str(given.scale)]
+    config = {"shape": given.shape, "scale": given.scale, "processes": given.processes}
+    output = output_of(given, "first_call")
+    with Report(output, command=command, config=config, device=device, columns=COLUMNS) as report:
+        for process in range(given.processes):
+            with tempfile.TemporaryDirectory() as cache:
+                environment = {**os.environ, "TRITON_CACHE_DIR": cache}
+                done = subprocess.run(here, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                raise OSError(f"a fresh process ended with status {done.returncode}: {' '.join(here[1:])}")
+            report.add({"shape": given.shape, "process": process, **json.loads(done.stdout.splitlines()[-1])})
+            print(*(f"{k} {v}" for k, v in report.rows[-1].items()), flush=True)
+    print(f"wrote {output}")
     return 0
 
 

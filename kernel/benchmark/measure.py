@@ -110,7 +110,7 @@ def exact_gradients(data: Data, case: Case, tokens: int = 512) -> tuple[Tensor, 
     value = torch.zeros((), dtype=torch.float64, device=hidden.device)
     count = len(data.target)
     for part, target in zip(hidden.split(tokens), data.target.split(tokens), strict=True):
-        share = reference_loss(part, weight, target, None, None, options) / count
+        share = reference_loss(part, weight, target, None, None, options)[0] / count
         share.backward()
         value += share.detach()
     assert hidden.grad is not None

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .command import committed, finish
 from .problems import SHAPES
 
 __all__ = ["Table", "Target", "main", "read", "targets"]
 
-DATA = Path("paper_figures/data")
 DEFAULT, SMALL, KEPT = "triton, default", "triton, 32 MiB", "triton, all kept"
 _COMPILED, _PRODUCTS = "torch.compile", "three products"
 _LARGE = ("Gemma-2-2B", "Llama-3-8B")
@@ -99,11 +99,16 @@ class Table:
 
 def targets(table: Table, first_calls: Sequence[dict[str, str]] = ()) -> Iterator[Target]:
     """Every figure that the table can decide, in the order of the requirement; then those of first_call.csv."""
-    for target in (*_absolute(table), *_against_rivals(table), *_parts(table), *_errors(table)):
+    for target in _asked(table):
         if target.measured == target.measured:  # what was not measured is nan and cannot be judged
             yield target
     for row in first_calls:
         yield Target("first call, nothing compiled", row["shape"], float(row["first_seconds"]), 5.0, "s")
+
+
+def _asked(table: Table) -> tuple[Target, ...]:
+    """Every figure that was asked of the table, measured or not."""
+    return (*_absolute(table), *_against_rivals(table), *_parts(table), *_errors(table))
 
 
 def _value(number: float | None) -> float:
@@ -169,23 +174,46 @@ def _ratio(a: float | None, b: float | None) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print every line; returns the exit status, 1 where nothing could be judged."""
+    """Print every line; returns the exit status, 2 where the table holds nothing that was asked."""
     parser = argparse.ArgumentParser(
         prog="python -m kernel.benchmark.targets",
         description=(__doc__ or "").partition(": ``")[0] + ".",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--table", type=Path, default=DATA / "kernel.csv")
-    parser.add_argument("--first-call", type=Path, default=DATA / "first_call.csv")
+    parser.add_argument("--table", type=Path, default=committed("kernel"), help="default: the committed kernel.csv")
+    parser.add_argument("--first-call", type=Path, help="default: first_call.csv beside the table, where there is one")
     parser.add_argument("--missed", action="store_true", help="only the lines that are not met")
     given = parser.parse_args(arguments)
-    found = list(targets(Table(read(given.table)), read(given.first_call) if given.first_call.exists() else ()))
+    return finish(lambda: _judge(given))
+
+
+def _judge(given: argparse.Namespace) -> int:
+    beside = given.table.with_name("first_call.csv")
+    first_call = given.first_call or (beside if beside.exists() else None)
+    if not given.table.exists():
+        raise FileNotFoundError(
+            f"there is no table {given.table}: name one with --table, or make it on a GPU with "
+            "python -m kernel.benchmark --output FILE.csv."
+        )
+    try:
+        table = Table(read(given.table))
+        asked, found = _asked(table), list(targets(table))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{given.table} must be a table of python -m kernel.benchmark, got {error!r}.") from error
+    if not found:
+        raise ValueError(f"{given.table} must hold figures that were asked for, got none in {len(table.rows)} rows.")
+    try:
+        first = [] if first_call is None else list(targets(Table(()), read(first_call)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{first_call} must be a table of kernel.benchmark.first_call, got {error!r}.") from error
+    left = len(asked) - len(found)
+    found += first
     for target in found:
         if not (given.missed and target.met):
             print(target)
-    print(f"{sum(t.met for t in found)} of {len(found)} met")
-    return 0 if found else 1
+    print(f"{sum(t.met for t in found)} of {len(found)} met" + (f"; {left} not in the table" if left else ""))
+    return 0
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..options import LossOptions
+from ..token_statistics import TokenStatistics
 from .launch import available
 
 __all__ = ["DEFAULT_WORKSPACE_BYTES", "available", "loss"]
@@ -31,11 +32,12 @@ def loss(
     options: LossOptions,
     *,
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-) -> Tensor:  # () or (N,), float32
-    """The loss of :mod:`kernel.reference`.
+    return_statistics: bool = False,
+) -> tuple[Tensor, TokenStatistics | None]:  # () or (N,), float32
+    """The loss of :mod:`kernel.reference`, and statistics if asked for.
 
     Memory beyond the gradients: ``workspace_bytes``, float32 ``(N, D)`` and, where tokens are few, partial sums of the
-    input's gradient.
+    input's gradient; a copy of an input whose rows are not contiguous.
 
     Raises:
         ValueError: If :func:`available` names a reason why the kernels cannot run on these tensors.
@@ -44,48 +46,27 @@ def loss(
         raise ValueError(f"implementation='triton' cannot run here: {reason}.")
     kept = target != options.ignore_index
     if input.shape[0]:
-        token_loss = _token_loss(input, linear_weight, target, linear_bias, options, workspace_bytes)
+        from .operators import token_losses  # needs Triton
+
+        token_loss, statistics = token_losses(
+            input, linear_weight, target, linear_bias, options, workspace_bytes, return_statistics
+        )
     else:  # no kernel runs on nothing; the sums keep the arguments in the graph, with gradients of zero
         token_loss = (input.sum(-1) + 0 * linear_weight.sum()).float()
         token_loss = token_loss if linear_bias is None else token_loss + 0 * linear_bias.float().sum()
+        statistics = (
+            TokenStatistics._make([*[token_loss] * 3, token_loss.detach(), target]) if return_statistics else None
+        )
     weight = kept  # which is where the losses are not zero
     if token_weight is not None:
         weight = torch.where(kept, token_weight.float(), 0)
         token_loss = token_loss * weight
     if options.reduction == "none":
-        return token_loss
+        return token_loss, statistics
     if options.reduction == "sum":
-        return token_loss.sum()
+        return token_loss.sum(), statistics
     total = weight.sum()
     if token_weight is None:  # nan and no gradient where no token is kept: none has a row that the kernels read
-        return token_loss.sum() / total
+        return token_loss.sum() / total, statistics
     # No weight at all: the value is torch's nan, the gradient zero rather than 0 / 0.
-    return torch.where(total > 0, token_loss.sum() / torch.where(total > 0, total, 1), torch.nan)
-
-
-def _token_loss(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    options: LossOptions,
-    workspace_bytes: int,
-) -> Tensor:
-    from .arguments import Scalars
-    from .operators import FusedLoss, fused_forward  # needs Triton, as the next line
-
-    scalars = (
-        options.label_smoothing,
-        options.softcap or 0.0,
-        options.temperature,
-        options.logit_scale,
-        options.z_loss,
-        options.ignore_index,
-    )
-    # the kernels read both by their index alone
-    target, linear_bias = target.contiguous(), None if linear_bias is None else linear_bias.contiguous()
-    tensors = (input, linear_weight, linear_bias, target)
-    needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:3])
-    if torch.compiler.is_compiling():
-        return fused_forward(*tensors, *scalars, workspace_bytes, needs, linear_weight.requires_grad)[0]
-    return FusedLoss.apply(*tensors, Scalars(*scalars), workspace_bytes, torch.is_grad_enabled())
+    return torch.where(total > 0, token_loss.sum() / torch.where(total > 0, total, 1), torch.nan), statistics

@@ -1,19 +1,23 @@
-"""What the launches share: the tensors and numbers of a loss, the kept softmax, tensor descriptors."""
+"""What the launches share: the tensors and numbers of a loss, what the forward keeps, tensor descriptors."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .codes import LARGEST_CAP, Code
 from .launch import Launch
 from .schedule import Schedule
 
-__all__ = ["Head", "Kept", "Scalars", "describe", "keeps_directly", "kept_views", "may_keep", "tiling"]
+__all__ = ["Head", "Kept", "Scalars", "Storage", "describe", "kept_views", "reference_rows", "storage", "tiling"]
+
+Storage = Literal["", "softmax", "code", "raw"]
 
 
 class Head(NamedTuple):
@@ -26,10 +30,10 @@ class Head(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Last columns of the softmax, kept by the forward: exp(z - reference)."""
+    """What the forward keeps of the last columns, by packed row."""
 
-    softmax: Tensor  # (N, kept)
-    reference: Tensor  # (1, N) if kept directly, else (kept tiles, N): a tile's peak; float32, bits
+    columns: Tensor  # (N, kept): exp(z - reference), codes of z, or raw logits
+    reference: Tensor  # (1 + kept tiles, N): of the target (its logit, or what the cap is taken of), then tiles' peaks
 
 
 @dataclass(frozen=True)
@@ -41,41 +45,70 @@ class Scalars:
     temperature: float
     logit_scale: float
     z_loss: float
+    confidence_penalty: float
     ignore_index: int
 
-    def gains(self) -> tuple[float, float, float]:
-        """Factors of product, bias and cap; see ``tiles.capped_logits``."""
+    def pack(self) -> tuple[list[float], int]:
+        """As the registered operators take them."""
+        *numbers, ignore_index = astuple(self)
+        return numbers, ignore_index
+
+    @classmethod
+    def unpack(cls, numbers: Sequence[float], ignore_index: int) -> Scalars:
+        """From :meth:`pack`."""
+        label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty = map(float, numbers)
+        return cls(label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, int(ignore_index))
+
+    def gains(self) -> dict[str, float]:
+        """Arguments of a kernel that makes logits of products: see :func:`.tiles.logit_argument`."""
         log2_e = math.log2(math.e)
         if self.softcap:
-            inner = 2 * log2_e / self.softcap
-            return self.logit_scale * inner, inner, self.softcap * log2_e / self.temperature
-        return self.logit_scale * log2_e / self.temperature, log2_e / self.temperature, 1.0
+            inner, cap = 2 * log2_e / self.softcap, self.softcap * log2_e / self.temperature
+        else:
+            inner, cap = log2_e / self.temperature, 1.0
+        return {"product_gain": self.logit_scale * inner, "bias_gain": inner, "cap": cap}
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the gradient of a logit has other parts than the cross entropy's."""
+        return self.z_loss > 0 or self.confidence_penalty > 0
+
+    @property
+    def code(self) -> Code:
+        """Constants of the code of kept logits."""
+        return Code.of(self.softcap, self.temperature)
 
 
-def keeps_directly(dtype: torch.dtype, scalars: Scalars) -> bool:
-    """Whether the kept softmax enters the backward's products as it is (:mod:`kernel.fused.keep`).
+def storage(dtype: torch.dtype, scalars: Scalars) -> Storage:
+    """What the forward keeps for the backward; "" where that would cost accuracy.
 
-    float16 has too few exponents for one reference per token; with z_loss a token's factor may vanish; and under a
-    softcap the uniform part of smoothing has a slope of its own in every column.
+    The softmax enters the backward's products as it is (:mod:`.keep`). It cannot in float16, which has too few
+    exponents for one reference per token; with z_loss or a confidence penalty, where a token's factor may vanish or
+    depends on the logit; nor under a softcap, whose slope it hides. Then logits are kept, from which the backward makes
+    dz: raw ones in float32, codes in half precision. No code is as exact as float16 under a softcap, or as bfloat16
+    where a cap allows for more than 80 nats between two logits.
     """
-    return dtype != torch.float16 and not scalars.z_loss and not (scalars.softcap and scalars.label_smoothing)
+    if dtype != torch.float16 and not scalars.softcap and not scalars.mixed:
+        return "softmax"
+    if dtype == torch.float32:
+        return "raw"
+    if scalars.softcap and (dtype == torch.float16 or scalars.softcap > LARGEST_CAP * scalars.temperature):
+        return ""
+    return "code"
 
 
-def may_keep(dtype: torch.dtype, scalars: Scalars) -> bool:
-    """Whether a kept softmax determines its logits as far as the backward needs them.
-
-    Where a softcap's slope must be found from the logarithm of the kept value, that value must not underflow: float16
-    is out, and so is a cap that allows more than 80 nats between two logits.
-    """
-    if keeps_directly(dtype, scalars) or not scalars.softcap:
-        return True
-    return dtype != torch.float16 and 2 * scalars.softcap / scalars.temperature < 80
+def reference_rows(kind: Storage, scalars: Scalars, plan: Schedule, columns: int) -> int:
+    """Rows of :class:`Kept`'s reference for tiles of ``columns``."""
+    if not plan.kept or kind == "raw":
+        return 0
+    return 1 + (plan.kept // columns if kind == "code" and not scalars.softcap else 0)
 
 
-def kept_views(memory: Tensor, plan: Schedule, n: int, references: int) -> Kept:
-    """The arrays of :class:`Kept`: the softmax at the beginning of ``memory``, flat; the references elsewhere."""
+def kept_views(memory: Tensor, kind: Storage, plan: Schedule, n: int, references: int) -> Kept:
+    """The arrays of :class:`Kept`: columns at the beginning of ``memory``, flat; the references elsewhere."""
     reference = torch.empty(references, n, dtype=torch.float32, device=memory.device)
-    return Kept(memory[: n * plan.kept].view(n, plan.kept), reference)
+    columns = memory[: n * plan.kept]
+    return Kept((columns.view(torch.int16) if kind == "code" else columns).view(n, plan.kept), reference)
 
 
 def describe(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:

@@ -1,6 +1,9 @@
 """Launches kernels, and compiles all kernels of a loss side by side before the first of them runs.
 
-The launches of forward and backward are gone through once without running a kernel, which tells what is needed. The
+The launches of forward and backward are gone through without running a kernel, once for each kind of schedule, which
+tells what is needed. Triton compiles a kernel anew for an integer that becomes 1 or a multiple of 16, and for an
+address that is a multiple of 16 bytes. Kernels therefore say ``do_not_specialize`` of every number that changes with
+the tokens, their ignored share or the workspace, and addresses are aligned: only the first call compiles. The
 kernels with the most parameters are the largest and take longest: they start first. Of a tensor only what decides the
 compilation is noted down, so that memory is free again as early as in a call that runs.
 """
@@ -28,8 +31,7 @@ _known: set[Hashable] = set()
 class _Launch(NamedTuple):
     kernel: Any
     grid: tuple[Any, ...]
-    arguments: tuple[Any, ...]
-    constants: dict[str, Any]
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,13 @@ class _Executor:
         return self.pool.submit(work)
 
 
-def run_kernel(kernel: Any, grid: tuple[Any, ...], *arguments: Any, **constants: Any) -> None:
-    """Launch a Triton kernel; within :func:`compile_ahead` only note it down."""
+def run_kernel(kernel: Any, grid: tuple[Any, ...], **arguments: Any) -> None:
+    """Launch a Triton kernel, every argument by its name; within :func:`compile_ahead` only note it down."""
     recorded = _recorded.get()
     if recorded is None:
-        kernel[grid](*arguments, **constants)
+        kernel[grid](**arguments)
     else:
-        recorded.append(_Launch(kernel, grid, tuple(map(_without_memory, arguments)), constants))
+        recorded.append(_Launch(kernel, grid, {name: _without_memory(x) for name, x in arguments.items()}))
 
 
 def _without_memory(argument: Any) -> Any:
@@ -93,7 +95,7 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
     """Compile what ``launches`` would run, in parallel, unless ``key`` was seen before.
 
     Args:
-        key: What the kernels depend on.
+        key: What the kernels depend on: nothing that varies from batch to batch.
         device: Device of the launches; nothing is done for the interpreter.
         launches: Goes through the launches; the results of its kernels are undefined.
     """
@@ -103,12 +105,12 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         driver = pool.submit(lambda: triton.runtime.driver.active)  # a C program as well: built in the meantime
         recorded = _record(launches)
-        recorded.sort(key=lambda launch: len(launch.arguments) + len(launch.constants), reverse=True)
+        recorded.sort(key=lambda launch: len(launch.arguments), reverse=True)
         driver.result()
         # A kernel that does not compile says so at its launch; raised in here, it would leave the mode switched on.
         with triton.AsyncCompileMode(_Executor(pool), ignore_errors=True):  # pyright: ignore[reportArgumentType]
-            for kernel, grid, arguments, constants in recorded:
-                kernel.warmup(*arguments, grid=grid, **constants)
+            for kernel, grid, arguments in recorded:
+                kernel.warmup(grid=grid, **arguments)
 
 
 def _record(launches: Callable[[], object]) -> list[_Launch]:

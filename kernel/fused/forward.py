@@ -4,7 +4,9 @@ A unit of work is a block of tokens and a contiguous group of vocabulary tiles. 
 
     peak       = max_k z_k
     total      = sum_k exp(z_k - peak)
-    logit_sum  = sum_k z_k              only for label smoothing
+    logit_sum  = sum_k z_k                              only for label smoothing
+    weighted   = sum_k exp(z_k - peak) (z_k - peak)     only for the entropy
+    highest, best = the largest logit and its class     only for statistics
 
 over the group and writes them once; :mod:`.merge` joins the groups of a token in a fixed order, so no atomics are
 needed and the result is the same bit for bit in every run. Token blocks vary fastest among the units that run at the
@@ -12,11 +14,13 @@ same time: they share a few vocabulary tiles, ``hidden`` stays in the L2 cache a
 The number of groups follows from the number of kept tokens, known on the device alone, so that few tokens still fill
 every multiprocessor.
 
-With KEEP, a tile's softmax is stored as well, in the dtype of the inputs: a relative error of 2^-9 on each probability
-in bfloat16, where a rounded logit of 20 nats would be off by 6 %. Its reference is the tile's own peak, in float32;
-with DIRECT it is one number per token, the target's logit, so that a column of the store is proportional to
-probabilities and enters the backward's products as it is. (Should a logit exceed its target's by more than 2^100,
-:mod:`.keep` notices and repairs it.)
+What KEEP stores of a tile (:mod:`.arguments` says when which):
+
+    "softmax"   exp(z - r) in the dtype of the inputs, r being one number per token, the target's logit, so that a
+                column of the store is proportional to probabilities and enters the backward's products as it is.
+                (Should a logit exceed its target's by more than 2^100, :mod:`.keep` notices and repairs it.)
+    "code"      the logit in 16 bits (:mod:`.codes`), without softcap relative to the tile's peak, which is stored too
+    "raw"       the raw logit in float32
 """
 
 from __future__ import annotations
@@ -24,9 +28,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import capped_logits, column_part, product, store_tile
+from .codes import below_peak, encode
+from .tiles import capped, column_part, largest, logit_argument, product, store_tile
 
-__all__ = ["MAX_UNITS", "forward_kernel", "group_count"]
+__all__ = ["FLOOR", "MAX_UNITS", "forward_kernel", "group_count"]
+
+FLOOR = -1e38  # below every logit in bits, and finite: a tile of logits of -inf has no mass and no peak
+_FLOOR = tl.constexpr(FLOOR)
+_LOWEST = tl.constexpr(-1e4)  # bits below which 2^x is 0: of a class without mass 2^x x is 0 too
 
 MAX_UNITS = (
     2112  # 16 for each of the 132 multiprocessors of an H100: the imbalance is one tile in 500, partials are 3 MiB
@@ -42,18 +51,17 @@ def group_count(row_blocks, tile_count, units):
     return tl.minimum(tl.maximum(units // tl.maximum(row_blocks, 1), 1), tile_count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "vocab_size", "kept_columns", "first_tile", "tile_count"])
 def forward_kernel(
     hidden,  # (N, D) packed, or as given if GATHER
     weight,  # (V, D)
     bias,  # (V,)
     count,  # (1,) kept tokens
     source,  # (N,) read if GATHER
-    partial,  # (3, units, BLOCK_ROWS): peak, total, logit_sum, in bits
+    partial,  # (up to 6, units, BLOCK_ROWS): peak, total, logit_sum, weighted, highest, best; in bits
     partial_stride,  # units x BLOCK_ROWS
     kept,  # (N, kept columns) if KEEP
-    kept_peak,  # (kept tiles, N) if KEEP and not DIRECT
-    reference,  # (N,) packed, bits, if DIRECT
+    reference,  # (1 + kept tiles, N) packed, bits: read of the target (softmax), written of the tiles' peaks (code)
     n,
     vocab_size,
     hidden_size,
@@ -62,28 +70,33 @@ def forward_kernel(
     first_tile,
     tile_count,
     hidden_row_stride,
-    hidden_column_stride,
     weight_row_stride,
     weight_column_stride,
     product_gain,
     bias_gain,
     cap,
+    knee,
+    offset,
+    gain,
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     LOGIT_SUM: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
-    KEEP: tl.constexpr,
-    DIRECT: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    ARGMAX: tl.constexpr,
+    KEEP: tl.constexpr,  # "", "softmax", "code", "raw"
     RUN_IF: tl.constexpr,  # "always", "all kept", "some ignored"
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
     PARTS: tl.constexpr,
+    PIECES: tl.constexpr,  # 1, or PARTS for codes under a softcap: column blocks of a tile gone through one by one
     DESCRIPTOR: tl.constexpr,
     GATHER: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
     PRECISE: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """Statistics of vocabulary tiles ``first_tile ... first_tile + tile_count - 1`` for every kept token."""
     row_count = tl.load(count)
@@ -97,16 +110,19 @@ def forward_kernel(
     programs = tl.num_programs(0)
     first = tl.program_id(0)
     steps = 0
-    for u in range(first, row_blocks * groups, programs):
-        g = u // row_blocks
+    for own in range(first, row_blocks * groups, programs):
+        g = own // row_blocks
         steps += (g + 1) * tile_count // groups - g * tile_count // groups
 
     unit = first - programs
     tile = -1
     tile_end = 0
-    peak = tl.full((BLOCK_ROWS,), float("-inf"), dtype=tl.float32)
+    peak = tl.full((BLOCK_ROWS,), _FLOOR, dtype=tl.float32)
     total = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
     logit_sum = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    weighted = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    highest = tl.full((BLOCK_ROWS,), _FLOOR, dtype=tl.float32)
+    best = tl.zeros((BLOCK_ROWS,), dtype=tl.int32)
     for _ in tl.range(0, steps, flatten=FLATTEN):
         # Where the next tile lies follows from counters alone: its loads start before this tile's end.
         tile += 1
@@ -130,7 +146,6 @@ def forward_kernel(
             vocab_size,
             hidden_size,
             hidden_row_stride,
-            hidden_column_stride,
             weight_row_stride,
             weight_column_stride,
             BLOCK_ROWS,
@@ -140,26 +155,66 @@ def forward_kernel(
             GATHER,
             PRECISION,
         )
-        column = column_start + tl.arange(0, BLOCK_VOCAB)
-        z, slope = capped_logits(
-            acc, bias, column, vocab_size, product_gain, bias_gain, cap, HAS_BIAS, SOFTCAP, PRECISE
-        )
-        if LOGIT_SUM:
-            logit_sum = tl.where(fresh, 0.0, logit_sum) + tl.sum(z, 1)  # padded columns hold exact zeros so far
-        if MASK_VOCAB:  # after the cap: tanh would turn -inf into -c and give the padding mass
-            z = tl.where((column < vocab_size)[None, :], z, float("-inf"))
-        if DIRECT:
-            peak = tl.load(reference + row, mask=row < row_count, other=float("inf"))  # nothing is kept of the padding
-            e = tl.exp2(z - peak[:, None])
-            total = tl.where(fresh, 0.0, total) + tl.sum(e, 1)
-            if SOFTCAP:
-                e *= slope
-        else:
-            tile_peak = tl.max(z, 1)
-            e = tl.exp2(z - tile_peak[:, None])
-            old_peak = tl.where(fresh, float("-inf"), peak)
-            peak = tl.maximum(old_peak, tile_peak)
-            total = tl.where(fresh, 0.0, total) * tl.exp2(old_peak - peak) + tl.sum(e, 1) * tl.exp2(tile_peak - peak)
+        for piece in tl.static_range(PIECES):
+            begins = fresh & (piece == 0)
+            first_column = column_start + piece * (BLOCK_VOCAB // PIECES)
+            column = first_column + tl.arange(0, BLOCK_VOCAB // PIECES)
+            part_acc = column_part(acc, piece, PIECES, BLOCK_ROWS, BLOCK_VOCAB)
+            u = logit_argument(part_acc, bias, column, vocab_size, product_gain, bias_gain, HAS_BIAS)
+            z, _slope = capped(u, cap, SOFTCAP, PRECISE)
+            if KEEP == "raw":
+                stored = u
+            elif KEEP == "code" and SOFTCAP:  # written at once: u and z of a whole tile would not fit the registers
+                store_tile(
+                    kept,
+                    encode(u, z, knee, offset, gain),
+                    row_start,
+                    tile * BLOCK_VOCAB + piece * (BLOCK_VOCAB // PIECES),
+                    n,
+                    kept_columns,
+                    kept_stride,
+                    BLOCK_ROWS,
+                    BLOCK_VOCAB // PIECES,
+                    DESCRIPTOR,
+                )
+            if LOGIT_SUM:
+                logit_sum = tl.where(begins, 0.0, logit_sum) + tl.sum(z, 1)  # padded columns hold exact zeros so far
+            if MASK_VOCAB:  # after the cap: tanh would turn -inf into -c and give the padding mass
+                z = tl.where((column < vocab_size)[None, :], z, float("-inf"))
+            if ARGMAX:
+                tile_highest, tile_best = largest(z, first_column, WIDTH, BLOCK_ROWS, BLOCK_VOCAB // PIECES)
+                old_highest = tl.where(begins, float("-inf"), highest)
+                best = tl.where(begins | (tile_highest > old_highest), tile_best, best)
+                highest = tl.maximum(old_highest, tile_highest)
+            if KEEP == "softmax":
+                peak = tl.load(reference + row, mask=row < row_count, other=float("inf"))  # of the padding nothing
+                tile_peak = peak
+            else:
+                tile_peak = tl.maximum(tl.max(z, 1), _FLOOR)
+            below = z - tile_peak[:, None]
+            e = tl.exp2(below)
+            if KEEP == "softmax":
+                stored = e
+            elif KEEP == "code" and not SOFTCAP:
+                stored = below_peak(-below)
+            old_total = tl.where(begins, 0.0, total)
+            total = tl.sum(e, 1)
+            if ENTROPY:
+                old_weighted = tl.where(begins, 0.0, weighted)
+                weighted = tl.sum(e * tl.maximum(below, _LOWEST), 1)
+            if KEEP == "softmax":
+                total += old_total
+                if ENTROPY:
+                    weighted += old_weighted
+            else:
+                old_peak = tl.where(begins, _FLOOR, peak)
+                peak = tl.maximum(old_peak, tile_peak)
+                old = tl.exp2(old_peak - peak)
+                new = tl.exp2(tile_peak - peak)
+                if ENTROPY:
+                    old_weighted += old_total * (old_peak - peak)
+                    weighted = old_weighted * old + (weighted + total * (tile_peak - peak)) * new
+                total = old_total * old + total * new
 
         # The unit's slot is written after every tile of its group; the last one stays.
         slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -167,13 +222,18 @@ def forward_kernel(
         tl.store(slot + partial_stride, total)
         if LOGIT_SUM:
             tl.store(slot + 2 * partial_stride, logit_sum)
-        if KEEP:
-            if not DIRECT:
-                tl.store(kept_peak + tile.to(tl.int64) * n + row, tile_peak, mask=row < row_count)
+        if ENTROPY:
+            tl.store(slot + 3 * partial_stride, weighted)
+        if ARGMAX:
+            tl.store(slot + 4 * partial_stride, highest)
+            tl.store(slot + 5 * partial_stride, best.to(tl.float32, bitcast=True))
+        if KEEP != "" and not (KEEP == "code" and SOFTCAP):
+            if KEEP == "code":
+                tl.store(reference + (tile + 1).to(tl.int64) * n + row, tile_peak, mask=row < row_count)
             for part in tl.static_range(PARTS):
                 store_tile(
                     kept,
-                    column_part(e, part, PARTS, BLOCK_ROWS, BLOCK_VOCAB).to(
+                    column_part(stored, part, PARTS, BLOCK_ROWS, BLOCK_VOCAB).to(
                         kept.dtype if DESCRIPTOR else kept.dtype.element_ty
                     ),
                     row_start,

@@ -76,12 +76,6 @@ def _add_tile(
     weight_row_stride,
     weight_column_stride,
     row_factor,
-    row_scale,
-    uniform,
-    whole_row,  # of this piece comes the uniform part
-    FIRST: tl.constexpr,
-    SCALED: tl.constexpr,
-    UNIFORM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
@@ -122,29 +116,19 @@ def _add_tile(
     for part in tl.static_range(PARTS):
         values = column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS)
         part_start = column_start + part * (BLOCK_COLUMNS // PARTS)
-        if SCALED:
-            r = row_start + tl.arange(0, BLOCK_ROWS)
-            values *= tl.load(row_factor + r, mask=r < row_count, other=0.0)[:, None]
-            if UNIFORM:
-                d = part_start + tl.arange(0, BLOCK_COLUMNS // PARTS)
-                share = tl.load(row_scale + r, mask=(r < row_count) & whole_row, other=0.0)
-                values -= share[:, None] * tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
+        r = row_start + tl.arange(0, BLOCK_ROWS)
+        values *= tl.load(row_factor + r, mask=r < row_count, other=0.0)[:, None]
         if REDUCE:
-            if FIRST:
-                accumulator.store([target_row, part_start], values)
-            else:
-                accumulator.atomic_add([target_row, part_start], values)
+            accumulator.atomic_add([target_row, part_start], values)
         else:
             row = target_row + tl.arange(0, BLOCK_ROWS)
             column = part_start + tl.arange(0, BLOCK_COLUMNS // PARTS)
             address = accumulator + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
             mask = (column < hidden_size)[None, :]
-            if not FIRST:
-                values += tl.load(address, mask=mask, other=0.0)
-            tl.store(address, values, mask=mask)
+            tl.store(address, tl.load(address, mask=mask, other=0.0) + values, mask=mask)
 
 
-@triton.jit(do_not_specialize=["memory_blocks"])
+@triton.jit(do_not_specialize=["n", "vocab_size", "memory_blocks", "run_start", "run_columns", "run_offset"])
 def input_gradient_kernel(
     dz,  # (N, strip); see tiles.merged_strip
     weight,  # (V, D)
@@ -161,12 +145,7 @@ def input_gradient_kernel(
     dz_stride,
     weight_row_stride,
     weight_column_stride,
-    row_factor,  # (N,) packed, if SCALED: multiplies the rows of the product
-    row_scale,  # (N,) packed, if UNIFORM
-    uniform,  # (D,) if UNIFORM: row_scale times this is subtracted
-    FIRST: tl.constexpr,
-    SCALED: tl.constexpr,
-    UNIFORM: tl.constexpr,
+    row_factor,  # (N,) packed: multiplies the rows of the product
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
@@ -180,7 +159,7 @@ def input_gradient_kernel(
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Persistent over tokens x hidden size; the first strip writes, the others add.
+    """Add the products of a strip, or of several, to an accumulator that was 0 at first; persistent over its tiles.
 
     With REDUCE the copy engine adds in the L2 cache; without it the program loads, adds and stores.
     """
@@ -212,12 +191,6 @@ def input_gradient_kernel(
             weight_row_stride,
             weight_column_stride,
             row_factor,
-            row_scale,
-            uniform,
-            tile >= 0,
-            FIRST,
-            SCALED,
-            UNIFORM,
             BLOCK_ROWS,
             BLOCK_COLUMNS,
             BLOCK_VOCAB,
@@ -251,12 +224,6 @@ def input_gradient_kernel(
             weight_row_stride,
             weight_column_stride,
             row_factor,
-            row_scale,
-            uniform,
-            cut == 0,
-            FIRST,
-            SCALED,
-            UNIFORM,
             BLOCK_ROWS,
             BLOCK_COLUMNS,
             BLOCK_VOCAB,
@@ -267,12 +234,14 @@ def input_gradient_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["memory_blocks"])
+@triton.jit(do_not_specialize=["n", "memory_blocks"])
 def unpack_kernel(
     accumulator,  # (padded N + extra, D) float32, packed
     gradient,  # (N, D) input order
     count,  # (1,)
     position,  # (N,)
+    row_scale,  # (N,) packed
+    uniform,  # (D,): row_scale times this is subtracted
     scale,  # ()
     n,
     hidden_size,
@@ -296,6 +265,7 @@ def unpack_kernel(
     origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = tl.load(position + origin, mask=origin < n, other=-1)
     kept = row >= 0
+    share = tl.load(row_scale + row, mask=kept, other=0.0)[:, None]
     for start in range(0, hidden_size, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         inside = (column < hidden_size)[None, :]
@@ -305,5 +275,6 @@ def unpack_kernel(
         for cut in range(1, cuts):
             offset = (cut * extra * BLOCK_ROWS).to(tl.int64) * hidden_size
             values += tl.load(address + offset, mask=kept[:, None] & inside & is_cut, other=0.0)
+        values -= share * tl.load(uniform + column, mask=column < hidden_size, other=0.0)[None, :]
         target = gradient + origin.to(tl.int64)[:, None] * hidden_size + column[None, :]
         tl.store(target, (values * factor).to(gradient.dtype.element_ty), mask=(origin < n)[:, None] & inside)

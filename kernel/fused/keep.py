@@ -6,10 +6,9 @@ gradient,
     dz = a K' - g b / V,    a = g exp(r - lse),    K' = K but for the target's column: (p_y - (1 - b)) exp(lse - r)
 
 so that the products of the backward need no dz: the factors a scale the rows of ``hidden`` on one side and of the
-result on the other, and the uniform part is a sum of rows of ``hidden`` and of ``weight``. Under a softcap without
-smoothing K holds the slope as well. K may not overflow: a token whose lse exceeds its reference by 100 bits makes the
-forward recompute all of K with the lse as reference (:func:`overflow`); no probability that matters underflows, the
-target's own logit being the reference.
+result on the other, and the uniform part is a sum of rows of ``hidden`` and of ``weight``. K may not overflow: a token
+whose lse exceeds its reference by 100 bits makes the forward recompute all of K with the lse as reference
+(:func:`overflow`); no probability that matters underflows, the target's own logit being the reference.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _LIMIT = 100.0  # bits; float32 and bfloat16 hold 127
 _SPLITS = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "boundary"])
 def target_column_kernel(
     kept,  # (N, columns), the last of the vocabulary
     target,  # (N,)
@@ -40,9 +39,7 @@ def target_column_kernel(
     n,
     boundary,
     kept_stride,
-    inverse_cap,
     label_smoothing,
-    SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Overwrite each token's target entry: K' above, from the target's float32 logit."""
@@ -53,14 +50,12 @@ def target_column_kernel(
     z = tl.load(target_logit + row, mask=here, other=0.0)
     bits = tl.load(lse + row, mask=here, other=0.0)
     value = tl.exp2(z - bits) - (1.0 - label_smoothing)
-    if SOFTCAP:
-        value *= 1.0 - (z * inverse_cap) * (z * inverse_cap)
     value *= tl.exp2(bits - tl.load(reference + row, mask=here, other=0.0))
     address = kept + row.to(tl.int64) * kept_stride + (label - boundary)
     tl.store(address, value.to(kept.dtype.element_ty), mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "rows"])
 def _column_sum_kernel(
     matrix,  # (rows, columns)
     weight,  # (rows,) if WEIGHTED
@@ -97,15 +92,15 @@ def column_sum(matrix: Tensor, first: int, weight: Tensor | None = None, count: 
     run_kernel(
         _column_sum_kernel,
         (_SPLITS, blocks(columns, 256)),
-        matrix,
-        weight,
-        count,
-        partial,
-        first,
-        rows,
-        columns,
-        matrix.stride(0),
-        matrix.stride(1),
+        matrix=matrix,
+        weight=weight,
+        count=count,
+        partial=partial,
+        first=first,
+        rows=rows,
+        columns=columns,
+        row_stride=matrix.stride(0),
+        column_stride=matrix.stride(1),
         WEIGHTED=weight is not None,
         BLOCK_ROWS=16,
         BLOCK_COLUMNS=256,

@@ -1,10 +1,13 @@
-"""Kernels that write dz, the gradient of one vocabulary strip of logits: recomputed, or from the softmax that was kept.
+"""Kernels that write dz, the gradient of one vocabulary strip of logits: recomputed, or from what the forward kept.
 
-    dz = row_scale (p (1 + 2 z_loss lse) - (1 - b) [k = target] - b / V) (1 - tanh(z / c)^2)
+    dz = (row_scale (p - (1 - b) [k = target] - b / V) + p (A + B log p) + C [k = target]) sech(z / c)^2
+
+The first part is the cross entropy's. The others are there if MIXED: of z_loss, of the confidence penalty and of
+upstream gradients of log-probability, log-partition and entropy (:func:`gradient_rows_kernel`).
 
 p is formed in float32 from a float32 logit and the row's lse; dz is rounded once, to the dtype of the inputs. It is of
-order one, row_scale being the token's upstream gradient over the largest one: in float16 the 1 / N of a mean would
-push most of it under the smallest number. The common factor joins in float32, after the products
+order one, the token's upstream gradients being divided by the largest one: in float16 the 1 / N of a mean would push
+most of it under the smallest number. The common factor joins in float32, after the products
 (:mod:`.weight_gradient`, :mod:`.input_gradient`). Rows beyond the kept tokens and columns beyond the vocabulary are
 written as zeros.
 """
@@ -14,17 +17,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import capped_logits, column_part, merged_strip, product, store_tile
+from .codes import bits_below, decode
+from .tiles import capped, column_part, logit_argument, merged_strip, product, store_tile
 
 __all__ = ["gradient_rows_kernel", "kept_strip_kernel", "largest_kernel", "recomputed_strip_kernel"]
 
+_LN2 = tl.constexpr(0.6931471805599453)
+_LOWEST = tl.constexpr(-1e4)  # bits; there p is 0, and so is p log p
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["n"])
 def largest_kernel(
     upstream,  # (N,) input order
+    of_statistics,  # (4, N) input order, if STATISTICS; the last is of what has no gradient
     position,  # (N,)
-    largest,  # (1,) written: max |upstream| of the kept tokens, 1 if that is 0
+    largest,  # (1,) written: the largest magnitude of the kept tokens, 1 if that is 0
     n,
+    STATISTICS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """What the upstream gradients are divided by; one program."""
@@ -33,67 +42,104 @@ def largest_kernel(
         row = start + tl.arange(0, BLOCK)
         kept = tl.load(position + row, mask=row < n, other=-1) >= 0
         most = tl.maximum(most, tl.abs(tl.load(upstream + row, mask=kept, other=0.0)))
+        if STATISTICS:
+            for j in tl.static_range(3):
+                most = tl.maximum(most, tl.abs(tl.load(of_statistics + j * n + row, mask=kept, other=0.0)))
     magnitude = tl.max(most, 0)
     tl.store(largest, tl.where(magnitude > 0, magnitude, 1.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def gradient_rows_kernel(
     upstream,  # (N,) input order
+    of_statistics,  # (4, N) input order, if STATISTICS
     largest,  # (1,) of the kernel above
     target,  # (N,)
     position,  # (N,)
     lse,  # (N,) packed, bits
+    entropy,  # (N,) packed, nats, if ENTROPY
     reference,  # (N,) packed, bits, if DIRECT
     row_scale,  # (N,) packed, written
-    kept_scale,  # (N,) packed, written if DIRECT: factor of the kept softmax
+    row_factor,  # (N,) packed, written if DIRECT: factor of the kept softmax
+    mix,  # (3, N) packed, written if MIXED: A, B per bit of log p, and C
     label,  # (N,) packed int32, written
     n,
+    z_loss,
+    confidence_penalty,
     DIRECT: tl.constexpr,
+    MIXED: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    STATISTICS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Move what the backward needs of each kept token to packed order."""
+    """Move what the backward needs of each kept token to packed order.
+
+    With g, l, s and h the upstream gradients of loss, log-probability, log-partition and entropy H,
+
+        A = 2 z_loss lse g - l + s + B H,    B = confidence_penalty g - h,    C = l
+    """
     origin = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(position + origin, mask=origin < n, other=-1)
     valid = row >= 0
-    g = tl.load(upstream + origin, mask=valid, other=0.0)
-    scale = g / tl.load(largest)
-    tl.store(row_scale + row, scale, mask=valid)
+    divisor = tl.load(largest)
+    g = tl.load(upstream + origin, mask=valid, other=0.0) / divisor
+    tl.store(row_scale + row, g, mask=valid)
+    bits = tl.load(lse + row, mask=valid, other=0.0)
     if DIRECT:
-        difference = tl.load(reference + row, mask=valid, other=0.0) - tl.load(lse + row, mask=valid, other=0.0)
-        tl.store(kept_scale + row, scale * tl.exp2(difference), mask=valid)
+        tl.store(row_factor + row, g * tl.exp2(tl.load(reference + row, mask=valid, other=0.0) - bits), mask=valid)
+    if MIXED:
+        plain = g * (2.0 * z_loss * _LN2 * bits)
+        bend = g * confidence_penalty
+        own = g * 0.0
+        if STATISTICS:
+            own = tl.load(of_statistics + origin, mask=valid, other=0.0) / divisor
+            plain += tl.load(of_statistics + n + origin, mask=valid, other=0.0) / divisor - own
+            bend -= tl.load(of_statistics + 2 * n + origin, mask=valid, other=0.0) / divisor
+        if ENTROPY:
+            plain += bend * tl.load(entropy + row, mask=valid, other=0.0)
+        tl.store(mix + row, plain, mask=valid)
+        tl.store(mix + n + row, bend * _LN2, mask=valid)
+        tl.store(mix + 2 * n + row, own, mask=valid)
     tl.store(label + row, tl.load(target + origin, mask=valid, other=0).to(tl.int32), mask=valid)
 
 
 @triton.jit
 def _gradient(
-    p,  # (BLOCK_ROWS, columns)
+    z,  # (BLOCK_ROWS, columns) bits
     slope,
+    lse,  # (BLOCK_ROWS,)
     column,  # (columns,)
     vocab_size,
     scale,  # (BLOCK_ROWS,)
     label,
-    lse,
+    mix,  # (3, N)
+    row,
+    inside,  # (BLOCK_ROWS,) whether the row exists
+    n,
     label_smoothing,
-    z_loss,
-    Z_LOSS: tl.constexpr,
+    MIXED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
 ):
+    log_p = z - lse[:, None]
+    p = tl.exp2(log_p)
     uniform = label_smoothing / vocab_size
     hit = column[None, :] == label[:, None]
     dz = p - tl.where(hit, 1.0 - label_smoothing + uniform, uniform)
-    if Z_LOSS:  # after the difference: beside p_y near 1 the share of z_loss would be rounded away
-        dz += p * (2.0 * z_loss * 0.6931471805599453 * lse)[:, None]
+    dz *= scale[:, None]
+    if MIXED:  # after the difference: beside p_y near 1 the share of z_loss would be rounded away
+        plain = tl.load(mix + row, mask=inside, other=0.0)[:, None]
+        bend = tl.load(mix + n + row, mask=inside, other=0.0)[:, None]
+        own = tl.load(mix + 2 * n + row, mask=inside, other=0.0)[:, None]
+        dz += p * (plain + bend * tl.maximum(log_p, _LOWEST)) + tl.where(hit, own, 0.0)
     if SOFTCAP:
         dz *= slope
-    dz *= scale[:, None]
     if MASK_VOCAB:
         dz = tl.where((column < vocab_size)[None, :], dz, 0.0)
     return dz
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "vocab_size", "run_start", "run_columns", "run_offset"])
 def recomputed_strip_kernel(
     hidden,  # (N, D) packed
     weight,  # (V, D)
@@ -101,6 +147,7 @@ def recomputed_strip_kernel(
     count,  # (1,)
     lse,  # (N,) packed, bits
     row_scale,  # (N,) packed
+    mix,  # (3, N) packed, if MIXED
     label,  # (N,) packed
     dz,  # (N, strip); see tiles.merged_strip
     n,
@@ -118,12 +165,10 @@ def recomputed_strip_kernel(
     bias_gain,
     cap,
     label_smoothing,
-    z_loss,
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    Z_LOSS: tl.constexpr,
+    MIXED: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
-    SOFTMAX: tl.constexpr,  # write p times the slope instead of dz
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -154,7 +199,6 @@ def recomputed_strip_kernel(
             vocab_size,
             hidden_size,
             hidden_row_stride,
-            1,
             weight_row_stride,
             weight_column_stride,
             BLOCK_ROWS,
@@ -166,42 +210,38 @@ def recomputed_strip_kernel(
         )
         inside = row < row_count
         row_lse = tl.load(lse + row, mask=inside, other=float("inf"))  # p = 0 in the padding
-        if not SOFTMAX:
-            scale = tl.load(row_scale + row, mask=inside, other=0.0)
-            row_label = tl.load(label + row, mask=inside, other=-1)
+        scale = tl.load(row_scale + row, mask=inside, other=0.0)
+        row_label = tl.load(label + row, mask=inside, other=-1)
         for part in tl.static_range(PARTS):
             offset = part * (BLOCK_VOCAB // PARTS)
             column = strip_start + strip_column + offset + tl.arange(0, BLOCK_VOCAB // PARTS)
-            z, slope = capped_logits(
+            u = logit_argument(
                 column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_VOCAB),
                 bias,
                 column,
                 vocab_size,
                 product_gain,
                 bias_gain,
-                cap,
                 HAS_BIAS,
-                SOFTCAP,
-                PRECISE,
             )
-            p = tl.exp2(z - row_lse[:, None])
-            if SOFTMAX:
-                gradient = p * slope if SOFTCAP else p
-            else:
-                gradient = _gradient(
-                    p,
-                    slope,
-                    column,
-                    vocab_size,
-                    scale,
-                    row_label,
-                    tl.where(inside, row_lse, 0.0),
-                    label_smoothing,
-                    z_loss,
-                    Z_LOSS,
-                    SOFTCAP,
-                    MASK_VOCAB,
-                )
+            z, slope = capped(u, cap, SOFTCAP, PRECISE)
+            gradient = _gradient(
+                z,
+                slope,
+                row_lse,
+                column,
+                vocab_size,
+                scale,
+                row_label,
+                mix,
+                row,
+                inside,
+                n,
+                label_smoothing,
+                MIXED,
+                SOFTCAP,
+                MASK_VOCAB,
+            )
             store_tile(
                 dz,
                 gradient.to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
@@ -216,29 +256,14 @@ def recomputed_strip_kernel(
             )
 
 
-@triton.jit
-def _log2(e, PRECISE: tl.constexpr):
-    """Logarithm of e >= 0 to base 2; of 0 some finite number.
-
-    Without PRECISE a polynomial, to 2.5e-5 bits: e is then a value kept in bfloat16, off by 2^-9 itself, and the exact
-    logarithm would take this kernel from the memory's speed to half of that.
-    """
-    if PRECISE:
-        return tl.log2(tl.where(e > 0, e, 1.0))
-    bits = e.to(tl.int32, bitcast=True)
-    exponent = (bits >> 23).to(tl.float32) - 127.0
-    x = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - 1.0
-    series = 0.41684318783628466 + x * (-0.19380465549533982 + x * 0.04487537003870426)
-    return exponent + x * (1.4420858708715578 + x * (-0.7099997677755997 + x * series))
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["n", "vocab_size", "strip_start", "strip_columns", "boundary"])
 def kept_strip_kernel(
-    kept,  # (N, kept columns): exp(z - peak of the tile)
-    kept_peak,  # (kept tiles, N), bits
+    kept,  # (N, kept columns): codes, or raw logits
+    reference,  # (1 + kept tiles, N): the targets' raw logits and, without softcap, the peaks of the tiles; if CODE
     count,
     lse,
     row_scale,
+    mix,
     label,
     dz,  # (N, strip)
     n,
@@ -248,47 +273,63 @@ def kept_strip_kernel(
     boundary,  # first kept column
     kept_stride,
     dz_stride,
+    cap,
     inverse_cap,
+    knee_logit,  # of the code, as the next two
+    offset,
+    inverse_gain,
     label_smoothing,
-    z_loss,
+    CODE: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    Z_LOSS: tl.constexpr,
+    MIXED: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
     PRECISE: tl.constexpr,
     ROWS: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,
 ):
-    """Write dz of columns ``strip_start ...`` from the kept softmax: p = kept exp(peak - lse), z from its logarithm."""
+    """Write dz of columns ``strip_start ...`` from the kept logits."""
     row_count = tl.load(count)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     if tl.program_id(0) * ROWS < tl.cdiv(row_count, ALIGNED_ROWS) * ALIGNED_ROWS:
         inside = row < row_count
         strip_column = tl.program_id(1) * BLOCK_VOCAB + tl.arange(0, BLOCK_VOCAB)
         column = strip_start + strip_column
-        tile = ((strip_start - boundary) // BLOCK_VOCAB + tl.program_id(1)).to(tl.int64)
-        row_lse = tl.load(lse + row, mask=inside, other=0.0)
-        peak = tl.load(kept_peak + tile * n + row, mask=inside, other=0.0)
+        row_lse = tl.load(lse + row, mask=inside, other=float("inf"))
         scale = tl.load(row_scale + row, mask=inside, other=0.0)
         row_label = tl.load(label + row, mask=inside, other=-1)
         wide = row.to(tl.int64)[:, None]
         mask = inside[:, None] & (strip_column < strip_columns)[None, :]
-        e = tl.load(kept + wide * kept_stride + (column - boundary)[None, :], mask=mask, other=0.0).to(tl.float32)
-        slope = e
-        if SOFTCAP:
-            t = (_log2(e, PRECISE) + peak[:, None]) * inverse_cap
-            slope = 1.0 - t * t
+        stored = tl.load(kept + wide * kept_stride + (column - boundary)[None, :], mask=mask, other=0)
+        if CODE:
+            own = tl.load(reference + row, mask=inside, other=0.0)
+            own_z, own_slope = capped(own, cap, SOFTCAP, True)
+            hit = column[None, :] == row_label[:, None]
+            if SOFTCAP:
+                z, slope = decode(stored, knee_logit, offset, inverse_gain, cap, inverse_cap)
+                slope = tl.where(hit, own_slope[:, None], slope)
+            else:
+                tile = (strip_start - boundary) // BLOCK_VOCAB + tl.program_id(1)
+                peak = tl.load(reference + (tile + 1).to(tl.int64) * n + row, mask=inside, other=0.0)
+                z = peak[:, None] - bits_below(stored)
+                slope = z
+            z = tl.where(hit, own_z[:, None], z)
+        else:
+            z, slope = capped(stored, cap, SOFTCAP, PRECISE)
         gradient = _gradient(
-            e * tl.exp2(peak - row_lse)[:, None],
+            z,
             slope,
+            row_lse,
             column,
             vocab_size,
             scale,
             row_label,
-            row_lse,
+            mix,
+            row,
+            inside,
+            n,
             label_smoothing,
-            z_loss,
-            Z_LOSS,
+            MIXED,
             SOFTCAP,
             MASK_VOCAB,
         )

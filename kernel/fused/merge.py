@@ -5,24 +5,27 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import group_count
-from .tiles import softcap_tanh
+from .forward import FLOOR, group_count
+from .tiles import capped, row_largest
 
 __all__ = ["merge_kernel", "target_logit_kernel"]
 
+_FLOOR = tl.constexpr(FLOOR)
+_LN2 = tl.constexpr(0.6931471805599453)
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["n"])
 def target_logit_kernel(
-    hidden,  # (N, D) as given
+    hidden,  # (N, D), input order, contiguous rows
     weight,  # (V, D)
     bias,  # (V,)
     target,  # (N,)
     position,  # (N,)
     target_logit,  # (N,) packed order, in bits, written
+    argument,  # (N,) packed order, written: what the cap is taken of (tiles.logit_argument)
     n,
     hidden_size,
     hidden_row_stride,
-    hidden_column_stride,
     weight_row_stride,
     weight_column_stride,
     product_gain,
@@ -49,79 +52,119 @@ def target_logit_kernel(
     for k in range(0, hidden_size, BLOCK_HIDDEN):
         column = (k + tl.arange(0, BLOCK_HIDDEN)).to(tl.int64)[None, :]
         mask = valid[:, None] & (column < hidden_size)
-        a = tl.load(h + column * hidden_column_stride, mask=mask, other=0.0).to(tl.float32)
+        a = tl.load(h + column, mask=mask, other=0.0).to(tl.float32)
         b = tl.load(w + column * weight_column_stride, mask=mask, other=0.0).to(tl.float32)
         dot += tl.sum(a * b, 1)
     z = dot * product_gain
     if HAS_BIAS:
         z += tl.load(bias + label, mask=valid, other=0.0).to(tl.float32) * bias_gain
-    if SOFTCAP:
-        z = softcap_tanh(z, PRECISE) * cap
+    tl.store(argument + row, z, mask=valid)
+    z, _slope = capped(z, cap, SOFTCAP, PRECISE)
     tl.store(target_logit + row, z, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "vocab_size", "parts", "first_tiles", "second_tiles", "rerun"])
 def merge_kernel(
     target_logit,  # (N,) packed order, in bits
     count,  # (1,) kept tokens
-    again,  # (1,) if AGAIN: 0 skips the kernel
+    again,  # (1,) read if rerun: 0 skips the kernel
     position,  # (N,)
-    partial,  # (parts, 2 or 3, units, BLOCK_ROWS)
+    partial,  # (parts, planes of the forward, units, BLOCK_ROWS)
     partial_stride,  # units x BLOCK_ROWS
     part_stride,
     token_loss,  # (N,) input order
     lse,  # (N,) packed order, in bits
+    entropy,  # (N,) packed order, in nats, written if ENTROPY
+    statistics,  # (4, N) input order, written if ARGMAX: log-probability, lse and entropy in nats, confidence
+    argmax,  # (N,) input order, int64, written if ARGMAX
     n,
     vocab_size,
+    parts,  # 1 or 2
     first_tiles,  # vocabulary tiles of the first part
     second_tiles,
+    rerun,
     label_smoothing,
     z_loss,
+    confidence_penalty,
     LOGIT_SUM: tl.constexpr,
-    AGAIN: tl.constexpr,
-    PARTS: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    ARGMAX: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """Token losses, lse - (1 - b) z_target - (b / V) sum_k z_k + z_loss lse^2 for ROWS tokens; 0 for ignored ones."""
-    if AGAIN:  # noqa: SIM102 - the first is settled at compile time
-        if tl.load(again) == 0:
-            return
+    """Losses and statistics of ROWS tokens; ignored ones get a loss of 0, statistics of nan and a class of -1.
+
+    The loss is lse - (1 - b) z_target - (b / V) sum_k z_k + z_loss lse^2 - confidence_penalty H.
+    """
+    if (rerun != 0) & (tl.load(again) == 0):
+        return
     row_count = tl.load(count)
     row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
     origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = tl.load(position + origin, mask=origin < n, other=-1)
     valid = row >= 0
 
-    peak = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+    peak = tl.full((ROWS,), _FLOOR, dtype=tl.float32)
     total = tl.zeros((ROWS,), dtype=tl.float32)
     logit_sum = tl.zeros((ROWS,), dtype=tl.float32)
-    for part in tl.static_range(PARTS):
-        tile_count = first_tiles if part == 0 else second_tiles
+    weighted = tl.zeros((ROWS,), dtype=tl.float32)
+    highest = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+    best = tl.zeros((ROWS,), dtype=tl.int32)
+    for part in range(parts):
+        tile_count = tl.where(part == 0, first_tiles, second_tiles)
         groups = group_count(row_blocks, tile_count, partial_stride // BLOCK_ROWS)
         for start in range(0, groups, GROUPS):  # several at a time: of few tokens there are hundreds of groups
             group = start + tl.arange(0, GROUPS)
             unit = group[None, :] * row_blocks + (row // BLOCK_ROWS)[:, None]
             slot = partial + part * part_stride + unit.to(tl.int64) * BLOCK_ROWS + (row % BLOCK_ROWS)[:, None]
             inside = valid[:, None] & (group < groups)[None, :]
-            part_peak = tl.load(slot, mask=inside, other=float("-inf"))
+            part_peak = tl.load(slot, mask=inside, other=_FLOOR)
             part_total = tl.load(slot + partial_stride, mask=inside, other=0.0)
             new = tl.where(valid, tl.maximum(peak, tl.max(part_peak, 1)), 0.0)
-            total = total * tl.exp2(peak - new) + tl.sum(part_total * tl.exp2(part_peak - new[:, None]), 1)
+            old_factor = tl.exp2(peak - new)
+            rise = part_peak - new[:, None]
+            factor = tl.exp2(rise)
+            if ENTROPY:
+                part_weighted = tl.load(slot + 3 * partial_stride, mask=inside, other=0.0)
+                weighted = (weighted + total * (peak - new)) * old_factor + tl.sum(
+                    (part_weighted + part_total * rise) * factor, 1
+                )
+            total = total * old_factor + tl.sum(part_total * factor, 1)
             peak = new
             if LOGIT_SUM:
                 logit_sum += tl.sum(tl.load(slot + 2 * partial_stride, mask=inside, other=0.0), 1)
-    log_total = tl.log2(tl.where(valid, total, 1.0))
+            if ARGMAX:
+                values = tl.load(slot + 4 * partial_stride, mask=inside, other=float("-inf"))
+                classes = tl.load(slot + 5 * partial_stride, mask=inside, other=0.0).to(tl.int32, bitcast=True)
+                part_highest, part_best = row_largest(values, classes)
+                best = tl.where(part_highest > highest, part_best, best)
+                highest = tl.maximum(highest, part_highest)
+    total = tl.where(valid, total, 1.0)
+    log_total = tl.log2(total)
 
     z = tl.load(target_logit + row, mask=valid, other=0.0)
     # lse - z = log2(total) + (peak - z): the difference of the two large numbers is taken first.
-    loss = (1.0 - label_smoothing) * (log_total + (peak - z))
+    surprise = log_total + (peak - z)
+    loss = (1.0 - label_smoothing) * surprise
     if LOGIT_SUM:
         loss += label_smoothing * (log_total + (peak - logit_sum / vocab_size))
     bits = peak + log_total
-    loss *= 0.6931471805599453  # to nats
-    log_partition = bits * 0.6931471805599453
+    loss *= _LN2  # to nats
+    log_partition = bits * _LN2
     loss += z_loss * log_partition * log_partition
-    tl.store(token_loss + origin, tl.where(valid, loss, 0.0), mask=origin < n)
     tl.store(lse + row, bits, mask=valid)
+    inside = origin < n
+    if ENTROPY:
+        nats = (log_total - weighted / total) * _LN2
+        loss -= confidence_penalty * nats
+        tl.store(entropy + row, nats, mask=valid)
+        if ARGMAX:
+            nothing = float("nan")
+            tl.store(statistics + origin, tl.where(valid, -surprise * _LN2, nothing), mask=inside)
+            tl.store(statistics + n + origin, tl.where(valid, log_partition, nothing), mask=inside)
+            tl.store(statistics + 2 * n + origin, tl.where(valid, nats, nothing), mask=inside)
+            confidence = tl.exp2(highest - peak) / total
+            tl.store(statistics + 3 * n + origin, tl.where(valid, confidence, nothing), mask=inside)
+            tl.store(argmax + origin, tl.where(valid, best, -1).to(tl.int64), mask=inside)
+    tl.store(token_loss + origin, tl.where(valid, loss, 0.0), mask=inside)

@@ -16,11 +16,12 @@ from torch import Tensor
 from .compile_ahead import recording, run_kernel
 from .launch import blocks
 
-__all__ = ["KeptRows", "index_rows", "pack_hidden"]
+__all__ = ["KeptRows", "aligned", "index_memory", "index_rows", "index_size", "pack_hidden", "with_plain_rows"]
 
 _INDEX_BLOCK = 4096
 _PACK_ROWS, _PACK_COLUMNS = 16, 128
 _LARGEST_TILE = 256  # rows of any tile of a product
+_ALIGN = 4  # integers in 16 bytes
 
 
 class KeptRows(NamedTuple):
@@ -30,8 +31,24 @@ class KeptRows(NamedTuple):
     source: Tensor  # (N,) int32: row of the input that packed row i came from; beyond number undefined
     position: Tensor  # (N,) int32: packed row of each input row, -1 where ignored
 
+    @classmethod
+    def within(cls, memory: Tensor, n: int) -> KeptRows:
+        """Views of the memory that :func:`index_memory` made, each of them aligned whatever the number of tokens."""
+        start = _ALIGN + blocks(n, _ALIGN) * _ALIGN
+        return cls(memory[:1], memory[_ALIGN : _ALIGN + n], memory[start : start + n])
 
-@triton.jit
+
+def index_size(n: int) -> int:
+    """Integers that :class:`KeptRows` takes for ``n`` tokens."""
+    return _ALIGN + 2 * blocks(n, _ALIGN) * _ALIGN
+
+
+def index_memory(n: int, device: torch.device) -> Tensor:
+    """Memory of :class:`KeptRows` for ``n`` tokens."""
+    return torch.empty(index_size(n), dtype=torch.int32, device=device)
+
+
+@triton.jit(do_not_specialize=["n", "ignore_index", "vocab_size"])
 def _index_kernel(
     target,
     count,
@@ -61,9 +78,9 @@ def _index_kernel(
         tl.store(in_range, tl.where(wrong > 0, 0, 1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _pack_kernel(
-    hidden,
+    hidden,  # (N, D), contiguous rows
     packed,
     count,
     source,
@@ -71,7 +88,6 @@ def _pack_kernel(
     n,
     hidden_size,
     row_stride,
-    column_stride,
     SCALED: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -85,7 +101,7 @@ def _pack_kernel(
     for start in range(0, hidden_size, BLOCK_COLUMNS):
         column = (start + tl.arange(0, BLOCK_COLUMNS)).to(tl.int64)
         inside = (column < hidden_size)[None, :]
-        offsets = origin[:, None] * row_stride + column[None, :] * column_stride
+        offsets = origin[:, None] * row_stride + column[None, :]
         values = tl.load(hidden + offsets, mask=(row < kept)[:, None] & inside, other=0.0)
         if SCALED:
             factor = tl.load(scale + row, mask=row < kept, other=0.0)
@@ -95,28 +111,41 @@ def _pack_kernel(
         )
 
 
-def index_rows(target: Tensor, ignore_index: int, vocab_size: int | None = None) -> KeptRows:
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if its address is no multiple of 16 bytes, for which kernels would be compiled anew."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def with_plain_rows(hidden: Tensor) -> Tensor:
+    """The matrix, or a copy if its rows are not contiguous or not placed as those of a matrix of its own."""
+    plain = hidden.stride(1) == 1 and (hidden.stride(0) - hidden.shape[1]) % 16 == 0 and hidden.data_ptr() % 16 == 0
+    return hidden if plain else torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device).copy_(hidden)
+
+
+def index_rows(
+    target: Tensor, ignore_index: int, vocab_size: int | None = None, memory: Tensor | None = None
+) -> KeptRows:
     """Ranks of the tokens whose target is not ``ignore_index``; one program, a few microseconds a 4096 tokens.
 
     With ``vocab_size`` targets outside of it fail a device-side assertion, before any kernel reads what they point to.
+    ``memory`` is what :func:`index_memory` returns, for a caller who wants to keep it whole.
     """
     n = target.shape[0]
-    memory = torch.empty(2 * n + 1, dtype=torch.int32, device=target.device)
-    rows = KeptRows(memory[:1], memory[1 : n + 1], memory[n + 1 :])
+    rows = KeptRows.within(index_memory(n, target.device) if memory is None else memory, n)
     in_range = None if vocab_size is None else torch.empty(1, dtype=torch.int32, device=target.device)
     run_kernel(
         _index_kernel,
         (1,),
-        target,
-        rows.number,
-        in_range,
-        rows.source,
-        rows.position,
-        n,
-        ignore_index,
-        vocab_size,
+        target=target,
+        count=rows.number,
+        in_range=in_range,
+        source=rows.source,
+        position=rows.position,
+        n=n,
+        ignore_index=ignore_index,
+        vocab_size=0 if vocab_size is None else vocab_size,
         CHECK=in_range is not None,
-        BLOCK=min(_INDEX_BLOCK, triton.next_power_of_2(n)),
+        BLOCK=_INDEX_BLOCK,
         num_warps=8,
     )
     if in_range is not None and not recording():
@@ -131,15 +160,14 @@ def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor, scale: Tensor | 
     run_kernel(
         _pack_kernel,
         (blocks(n, _PACK_ROWS),),
-        hidden,
-        packed,
-        rows.number,
-        rows.source,
-        scale,
-        n,
-        hidden_size,
-        hidden.stride(0),
-        hidden.stride(1),
+        hidden=hidden,
+        packed=packed,
+        count=rows.number,
+        source=rows.source,
+        scale=scale,
+        n=n,
+        hidden_size=hidden_size,
+        row_stride=hidden.stride(0),
         SCALED=scale is not None,
         ALIGNED_ROWS=_LARGEST_TILE,
         BLOCK_ROWS=_PACK_ROWS,

@@ -1,127 +1,164 @@
-"""Launches of the forward: token losses, and what the backward needs of them."""
+"""Launches of the forward: token losses and statistics, and what the backward needs of them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .arguments import Head, Kept, Scalars, describe, keeps_directly, tiling
+from .arguments import Head, Kept, Scalars, Storage, describe, storage, tiling
 from .compile_ahead import run_kernel
 from .forward import MAX_UNITS, forward_kernel
 from .keep import overflow, target_column_kernel
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .logit_gradient import recomputed_strip_kernel
 from .merge import merge_kernel, target_logit_kernel
-from .rows import KeptRows, index_rows, pack_hidden
+from .rows import KeptRows, index_memory, index_rows, pack_hidden
 
-__all__ = ["forward"]
+__all__ = ["Forward", "forward"]
 
 _ROWS, _TARGETS = 16, 4  # tokens of a program that joins groups, and of one that gathers targets' rows
+_WIDTH = 32  # columns of the arrays in which the largest logit of a tile is looked for
 
 
-def forward(head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool) -> tuple[Tensor, Tensor, KeptRows]:
-    """Token losses ``(N,)``, lse in bits ``(N,)`` by packed row, and the kept rows.
+class Forward(NamedTuple):
+    """What the forward knows of each token; packed means by rank among the kept ones."""
+
+    token_loss: Tensor  # (N,)
+    lse: Tensor  # (N,) packed, bits
+    entropy: Tensor | None  # (N,) packed, nats
+    statistics: Tensor | None  # (4, N): log-probability, lse, entropy, confidence
+    argmax: Tensor | None  # (N,) int64
+    row_index: Tensor  # memory of the kept rows
+
+    @property
+    def rows(self) -> KeptRows:
+        """The kept rows."""
+        return KeptRows.within(self.row_index, self.token_loss.shape[0])
+
+
+def forward(
+    head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool, return_statistics: bool = False
+) -> Forward:
+    """Losses of all tokens.
 
     Args:
-        head: Inputs.
+        head: Inputs, the rows of ``hidden`` contiguous.
         scalars: Options.
-        kept: Where to keep the softmax of the last columns; None keeps nothing.
+        kept: Where to keep the last columns; None keeps nothing.
         packed: Move the kept tokens together first, an N x D copy; without it they are gathered as they are loaded.
+        return_statistics: Whether to return statistics as well.
     """
     hidden, weight, _, target = head
     n, vocab_size, device = hidden.shape[0], weight.shape[0], hidden.device
     launch = launch_table(device, hidden.dtype).forward
-    rows = index_rows(target, scalars.ignore_index, vocab_size)
-    target_logit = _target_logit(head, scalars, rows)
-    direct = kept is not None and keeps_directly(hidden.dtype, scalars)
-    if kept is not None and direct:
-        kept.reference.copy_(target_logit)
+    index = index_memory(n, device)
+    rows = index_rows(target, scalars.ignore_index, vocab_size, index)
+    target_logit, argument = _target_logit(head, scalars, rows)
+    kind = storage(hidden.dtype, scalars)
+    if kept is not None and kept.reference.shape[0]:
+        kept.reference[0].copy_(argument)
     source = hidden
     if packed:
         source = hidden.new_empty(hidden.shape)
         pack_hidden(hidden, rows, source)
 
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(*shape, dtype=dtype, device=device)
+
     tiles = blocks(vocab_size, launch.columns)
-    kept_tiles = 0 if kept is None else kept.softmax.shape[1] // launch.columns
+    kept_tiles = 0 if kept is None else kept.columns.shape[1] // launch.columns
     parts = [p for p in [(0, tiles - kept_tiles, False), (tiles - kept_tiles, kept_tiles, True)] if p[1]]
     units = max(MAX_UNITS if device.type == "cuda" else 12, blocks(n, launch.rows))
-    stats = 3 if scalars.label_smoothing else 2
-    partial = torch.empty(len(parts), stats, units * launch.rows, dtype=torch.float32, device=device)
-    sweep = _Sweep(head, scalars, rows, source, packed, partial)
+    want_entropy = return_statistics or scalars.confidence_penalty > 0
+    planes = 6 if return_statistics else 4 if want_entropy else 3 if scalars.label_smoothing else 2
+    partial = new(len(parts), planes, units * launch.rows)
+    sweep = _Sweep(head, scalars, rows, source, packed, partial, want_entropy, return_statistics)
     for part, (first, count, keep) in enumerate(parts):
-        sweep.run(part, first, count, rows.number, kept if keep else None, direct=direct)
-    token_loss = torch.empty(n, dtype=torch.float32, device=device)
-    lse = torch.empty(n, dtype=torch.float32, device=device)
+        sweep.run(part, first, count, rows.number, kept if keep else None, kind if keep else "")
+    found = Forward(
+        new(n),
+        new(n),
+        new(n) if want_entropy else None,
+        new(4, n) if return_statistics else None,
+        new(n, dtype=torch.int64) if return_statistics else None,
+        index,
+    )
 
-    def merge(again: Tensor | None) -> None:
+    def merge(again: Tensor, *, rerun: bool) -> None:
         run_kernel(
             merge_kernel,
             (blocks(n, _ROWS),),
-            target_logit,
-            rows.number,
-            again,
-            rows.position,
-            partial,
-            partial.stride(1),
-            partial.stride(0),
-            token_loss,
-            lse,
-            n,
-            vocab_size,
-            parts[0][1],
-            parts[-1][1],
-            scalars.label_smoothing,
-            scalars.z_loss,
+            target_logit=target_logit,
+            count=rows.number,
+            again=again,
+            position=rows.position,
+            partial=partial,
+            partial_stride=partial.stride(1),
+            part_stride=partial.stride(0),
+            token_loss=found.token_loss,
+            lse=found.lse,
+            entropy=found.entropy,
+            statistics=found.statistics,
+            argmax=found.argmax,
+            n=n,
+            vocab_size=vocab_size,
+            parts=len(parts),
+            first_tiles=parts[0][1],
+            second_tiles=parts[-1][1],
+            rerun=int(rerun),
+            label_smoothing=scalars.label_smoothing,
+            z_loss=scalars.z_loss,
+            confidence_penalty=scalars.confidence_penalty,
             LOGIT_SUM=scalars.label_smoothing > 0,
-            AGAIN=again is not None,
-            PARTS=len(parts),
+            ENTROPY=want_entropy,
+            ARGMAX=return_statistics,
             BLOCK_ROWS=launch.rows,
             ROWS=_ROWS,
             GROUPS=32,
         )
 
-    merge(None)
-    if kept is not None and direct:
+    merge(rows.number, rerun=False)
+    if kept is not None and kind == "softmax":
         first = tiles - kept_tiles
-        again = overflow(lse, kept.reference[0], rows)
-        sweep.run(len(parts) - 1, first, kept_tiles, again, None, direct=False)
-        merge(again)
-        kept.reference.copy_(torch.where(again > 0, lse, kept.reference))
-        _store_softmax(head, scalars, source, lse, again, kept, first * launch.columns)
-        _store_targets(head, scalars, rows, target_logit, lse, kept, first * launch.columns)
-    return token_loss, lse, rows
+        again = overflow(found.lse, kept.reference[0], rows)
+        sweep.run(len(parts) - 1, first, kept_tiles, again, None, "")
+        merge(again, rerun=True)
+        kept.reference.copy_(torch.where(again > 0, found.lse, kept.reference))
+        _store_softmax(head, scalars, source, found.lse, again, kept, first * launch.columns)
+        _store_targets(head, scalars, rows, target_logit, found.lse, kept, first * launch.columns)
+    return found
 
 
-def _target_logit(head: Head, scalars: Scalars, rows: KeptRows) -> Tensor:
-    """Logits of the targets ``(N,)``, packed, in bits."""
+def _target_logit(head: Head, scalars: Scalars, rows: KeptRows) -> tuple[Tensor, Tensor]:
+    """Logits of the targets ``(N,)``, packed, in bits, and what the cap is taken of."""
     hidden, weight, bias, target = head
     n, hidden_size = hidden.shape
-    logit = torch.empty(n, dtype=torch.float32, device=hidden.device)
+    logit, argument = (torch.empty(n, dtype=torch.float32, device=hidden.device) for _ in range(2))
     run_kernel(
         target_logit_kernel,
         (blocks(n, _TARGETS),),
-        hidden,
-        weight,
-        bias,
-        target,
-        rows.position,
-        logit,
-        n,
-        hidden_size,
-        hidden.stride(0),
-        hidden.stride(1),
-        weight.stride(0),
-        weight.stride(1),
-        *scalars.gains(),
+        hidden=hidden,
+        weight=weight,
+        bias=bias,
+        target=target,
+        position=rows.position,
+        target_logit=logit,
+        argument=argument,
+        n=n,
+        hidden_size=hidden_size,
+        hidden_row_stride=hidden.stride(0),
+        weight_row_stride=weight.stride(0),
+        weight_column_stride=weight.stride(1),
+        **scalars.gains(),
         HAS_BIAS=bias is not None,
         SOFTCAP=scalars.softcap > 0,
         PRECISE=hidden.dtype == torch.float32,
         ROWS=_TARGETS,
         BLOCK_HIDDEN=256,
     )
-    return logit
+    return logit, argument
 
 
 class _Sweep:
@@ -135,60 +172,65 @@ class _Sweep:
         source: Tensor,
         packed: bool,
         partial: Tensor,
+        want_entropy: bool,
+        want_argmax: bool,
     ) -> None:
         self.head, self.scalars, self.rows, self.source = head, scalars, rows, source
         self.partial = partial
+        self.wanted = {"ENTROPY": want_entropy, "ARGMAX": want_argmax}
         by_descriptor = uses_descriptors(source, head.weight)
         if packed:
             self.runs = [("always", by_descriptor, False)]
-        elif (
-            by_descriptor
-        ):  # whether rows must be gathered is known on the device alone: of two launches one does nothing
+        elif by_descriptor:
+            # whether rows must be gathered is known on the device alone: of two launches one does nothing
             self.runs = [("all kept", True, False), ("some ignored", False, True)]
         else:
             self.runs = [("always", False, True)]
 
-    def run(self, part: int, first: int, count: int, number: Tensor, kept: Kept | None, *, direct: bool) -> None:
+    def run(self, part: int, first: int, count: int, number: Tensor, kept: Kept | None, keep: Storage) -> None:
         """Statistics of ``count`` tiles from ``first`` on, of ``number`` tokens, into ``partial[part]``."""
         weight, bias = self.head.weight, self.head.bias
         (n, hidden_size), vocab_size = self.source.shape, weight.shape[0]
         launch = launch_table(weight.device, weight.dtype).forward
+        code = self.scalars.code
         for run_if, descriptor, gather in self.runs:
-            softmax: Any = None if kept is None else kept.softmax
-            stride = 0 if kept is None else kept.softmax.stride(0)
+            columns: Any = None if kept is None else kept.columns
+            stride = 0 if kept is None else kept.columns.stride(0)
             if kept is not None and descriptor:
-                softmax = describe(softmax, launch.rows, launch.columns // launch.parts)
+                columns = describe(columns, launch.rows, launch.columns // launch.parts)
             run_kernel(
                 forward_kernel,
                 (processors(weight.device),),
-                describe(self.source, launch.rows, launch.depth) if descriptor else self.source,
-                describe(weight, launch.columns, launch.depth) if descriptor else weight,
-                bias,
-                number,
-                self.rows.source,
-                self.partial[part],
-                self.partial.stride(1),
-                softmax,
-                None if kept is None or direct else kept.reference,
-                None if kept is None or not direct else kept.reference,
-                n,
-                vocab_size,
-                hidden_size,
-                count * launch.columns,
-                stride,
-                first,
-                count,
-                self.source.stride(0),
-                self.source.stride(1),
-                weight.stride(0),
-                weight.stride(1),
-                *self.scalars.gains(),
+                hidden=describe(self.source, launch.rows, launch.depth) if descriptor else self.source,
+                weight=describe(weight, launch.columns, launch.depth) if descriptor else weight,
+                bias=bias,
+                count=number,
+                source=self.rows.source,
+                partial=self.partial[part],
+                partial_stride=self.partial.stride(1),
+                kept=columns,
+                reference=None if kept is None else kept.reference,
+                n=n,
+                vocab_size=vocab_size,
+                hidden_size=hidden_size,
+                kept_columns=count * launch.columns,
+                kept_stride=stride,
+                first_tile=first,
+                tile_count=count,
+                hidden_row_stride=self.source.stride(0),
+                weight_row_stride=weight.stride(0),
+                weight_column_stride=weight.stride(1),
+                **self.scalars.gains(),
+                knee=code.knee,
+                offset=code.offset,
+                gain=code.gain,
                 HAS_BIAS=bias is not None,
                 SOFTCAP=self.scalars.softcap > 0,
                 LOGIT_SUM=self.scalars.label_smoothing > 0,
                 MASK_VOCAB=(first + count) * launch.columns > vocab_size,
-                KEEP=kept is not None,
-                DIRECT=direct and kept is not None,
+                **self.wanted,
+                KEEP=keep,
+                PIECES=launch.parts if keep == "code" and self.scalars.softcap else 1,
                 RUN_IF=run_if,
                 BLOCK_ROWS=launch.rows,
                 BLOCK_VOCAB=launch.columns,
@@ -196,6 +238,7 @@ class _Sweep:
                 DESCRIPTOR=descriptor,
                 GATHER=gather,
                 PRECISE=weight.dtype == torch.float32,
+                WIDTH=min(_WIDTH, launch.columns // 4),
                 **tiling(launch),
             )
 
@@ -203,42 +246,44 @@ class _Sweep:
 def _store_softmax(
     head: Head, scalars: Scalars, source: Tensor, lse: Tensor, number: Tensor, kept: Kept, boundary: int
 ) -> None:
-    """Store exp(z - lse) for the columns from ``boundary`` on and ``number`` tokens: what repairs an overflow."""
+    """Store exp(z - lse) for the columns from ``boundary`` on and ``number`` tokens: what repairs an overflow.
+
+    That is the gradient of a loss without target and smoothing.
+    """
     _, weight, bias, _ = head
     (n, hidden_size), vocab_size, device = source.shape, weight.shape[0], source.device
     launch = launch_table(device, source.dtype).logit_gradient
     descriptor = uses_descriptors(source, weight)
-    columns = kept.softmax.shape[1]
+    columns = kept.columns.shape[1]
     run_kernel(
         recomputed_strip_kernel,
         (processors(device),),
-        describe(source, launch.rows, launch.depth) if descriptor else source,
-        describe(weight, launch.columns, launch.depth) if descriptor else weight,
-        bias,
-        number,
-        lse,
-        None,
-        None,
-        describe(kept.softmax, launch.rows, launch.columns // launch.parts) if descriptor else kept.softmax,
-        n,
-        vocab_size,
-        hidden_size,
-        boundary,
-        columns,
-        0,
-        columns,
-        kept.softmax.stride(0),
-        source.stride(0),
-        weight.stride(0),
-        weight.stride(1),
-        *scalars.gains(),
-        0.0,
-        0.0,
+        hidden=describe(source, launch.rows, launch.depth) if descriptor else source,
+        weight=describe(weight, launch.columns, launch.depth) if descriptor else weight,
+        bias=bias,
+        count=number,
+        lse=lse,
+        row_scale=torch.ones_like(lse),
+        mix=None,
+        label=torch.full_like(lse, -1, dtype=torch.int32),
+        dz=describe(kept.columns, launch.rows, launch.columns // launch.parts) if descriptor else kept.columns,
+        n=n,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        run_start=boundary,
+        run_columns=columns,
+        run_offset=0,
+        strip_columns=columns,
+        dz_stride=kept.columns.stride(0),
+        hidden_row_stride=source.stride(0),
+        weight_row_stride=weight.stride(0),
+        weight_column_stride=weight.stride(1),
+        **scalars.gains(),
+        label_smoothing=0.0,
         HAS_BIAS=bias is not None,
         SOFTCAP=scalars.softcap > 0,
-        Z_LOSS=False,
+        MIXED=False,
         MASK_VOCAB=boundary + columns > vocab_size,
-        SOFTMAX=True,
         BLOCK_ROWS=launch.rows,
         BLOCK_VOCAB=launch.columns,
         BLOCK_HIDDEN=launch.depth,
@@ -255,17 +300,15 @@ def _store_targets(
     run_kernel(
         target_column_kernel,
         (blocks(n, 256),),
-        kept.softmax,
-        head.target,
-        rows.position,
-        target_logit,
-        lse,
-        kept.reference,
-        n,
-        boundary,
-        kept.softmax.stride(0),
-        1 / scalars.gains()[2],
-        scalars.label_smoothing,
-        SOFTCAP=scalars.softcap > 0,
+        kept=kept.columns,
+        target=head.target,
+        position=rows.position,
+        target_logit=target_logit,
+        lse=lse,
+        reference=kept.reference,
+        n=n,
+        boundary=boundary,
+        kept_stride=kept.columns.stride(0),
+        label_smoothing=scalars.label_smoothing,
         BLOCK=256,
     )

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from .launch import Launch, LaunchTable
 
-__all__ = ["Schedule", "Strip", "schedule"]
+__all__ = ["Schedule", "Strip", "every_kind", "schedule"]
 
 # Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, and of a strip apart from its tiles
 # (launches, the accumulator's traffic), and bytes moved in one: fitted to an H100; only their ratios matter.
@@ -111,6 +111,20 @@ def schedule(
     # Among the plans that are as fast to half a percent, the one that needs the least memory.
     near = [plan for plan in plans if plan.time <= 1.005 * fastest]
     return model.schedule(min(near, key=lambda plan: (plan.memory, plan.time)))
+
+
+def every_kind(
+    n: int, vocab_size: int, hidden_size: int, *, keep: bool, direct: bool, processors: int, table: LaunchTable
+) -> list[Schedule]:
+    """Schedules that together launch every kernel that any schedule launches, whatever its tokens and its budget.
+
+    Nothing kept, some columns, and all of them; in at least two strips, of which the last may be clipped.
+    """
+    tile = table.logit_gradient.columns
+    model = _Model(n, vocab_size, hidden_size, 0, tile, direct, processors, table)
+    width = max(model.vocab // 2 // tile, 1) * tile
+    kept = sorted({0, tile, model.vocab}) if keep else [0]
+    return [model.schedule(model.plan(width, columns)) for columns in kept]
 
 
 class _Series(NamedTuple):

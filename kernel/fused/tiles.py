@@ -5,7 +5,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["capped_logits", "column_part", "load_tile", "merged_strip", "product", "softcap_tanh", "store_tile"]
+__all__ = [
+    "capped",
+    "column_part",
+    "largest",
+    "load_tile",
+    "logit_argument",
+    "merged_strip",
+    "product",
+    "row_largest",
+    "store_tile",
+]
 
 
 @triton.jit
@@ -91,7 +101,7 @@ def column_part(tile, part: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexp
 
 @triton.jit
 def product(
-    hidden,  # (N, D)
+    hidden,  # (N, D), contiguous rows
     weight,  # (V, D)
     hidden_row,  # first row of the tile
     hidden_rows,  # (BLOCK_ROWS,) the rows, in any order; read only if GATHER
@@ -100,7 +110,6 @@ def product(
     vocab_size,
     hidden_size,
     hidden_row_stride,
-    hidden_column_stride,
     weight_row_stride,
     weight_column_stride,
     BLOCK_ROWS: tl.constexpr,
@@ -128,9 +137,7 @@ def product(
         for k in range(0, hidden_size, BLOCK_HIDDEN):
             c = (k + d).to(tl.int64)
             in_hidden = c < hidden_size
-            a = tl.load(
-                a_tile + c[None, :] * hidden_column_stride, mask=in_rows[:, None] & in_hidden[None, :], other=0.0
-            )
+            a = tl.load(a_tile + c[None, :], mask=in_rows[:, None] & in_hidden[None, :], other=0.0)
             b = tl.load(
                 b_tile + c[:, None] * weight_column_stride,
                 mask=in_hidden[:, None] & (v < vocab_size)[None, :],
@@ -141,46 +148,72 @@ def product(
 
 
 @triton.jit
-def softcap_tanh(u, PRECISE: tl.constexpr):
-    """tanh(x) = 1 - 2 / (1 + exp2(u)) for u = 2 x log2(e).
-
-    Saturates correctly at both ends (the hardware's approximate tanh is wrong by 0.015 at a cap of 30) and is exact to
-    1e-7 in absolute terms; PRECISE adds the Taylor series below 1/4, where float32 inputs would see the lost relative
-    accuracy.
-    """
-    t = 1.0 - 2.0 / (1.0 + tl.exp2(u))
-    if PRECISE:
-        x = u * 0.34657359027997264  # ln(2) / 2
-        s = x * x
-        series = 1.0 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835 - s * (1382 / 155925)))))
-        t = tl.where(tl.abs(x) < 0.25, x * series, t)
-    return t
-
-
-@triton.jit
-def capped_logits(
+def logit_argument(
     acc,  # (BLOCK_ROWS, BLOCK_VOCAB)
     bias,  # (V,)
     column,  # (BLOCK_VOCAB,)
     vocab_size,
     product_gain,
     bias_gain,
-    cap,
     HAS_BIAS: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    PRECISE: tl.constexpr,
 ):
-    """Logits in bits, z log2(e), and the slope of the softcap, 1 - tanh(z / c)^2.
+    """The raw logit in the unit that :func:`capped` takes: without softcap the logit in bits, z log2(e) / T.
 
-    Without softcap the gains carry log2(e) / T. With it they carry 2 log2(e) / c, the argument of
-    :func:`softcap_tanh`, and ``cap`` carries c log2(e) / T.
+    With it 2 x log2(e) for x = raw logit / c, the argument of the tanh. The gains carry the unit.
     """
-    z = acc * product_gain
+    u = acc * product_gain
     if HAS_BIAS:
-        z += (tl.load(bias + column, mask=column < vocab_size, other=0.0).to(tl.float32) * bias_gain)[None, :]
-    slope = z
+        u += (tl.load(bias + column, mask=column < vocab_size, other=0.0).to(tl.float32) * bias_gain)[None, :]
+    return u
+
+
+@triton.jit
+def capped(u, cap, SOFTCAP: tl.constexpr, PRECISE: tl.constexpr):
+    """Logits in bits and the slope of the softcap, sech(x)^2; ``cap`` is c log2(e) / T.
+
+    tanh(x) = 1 - 2 r and sech(x)^2 = 4 e r r, for e = exp2(u) and r = 1 / (1 + e): saturated at both ends (the
+    hardware's approximate tanh is wrong by 0.015 at a cap of 30), the tanh exact to 1e-7 in absolute terms and the
+    slope in relative ones, where 1 - tanh^2 would cancel. PRECISE adds the Taylor series below 1/4, where float32
+    inputs would see the tanh's lost relative accuracy.
+    """
+    z = u
+    slope = u
     if SOFTCAP:
-        t = softcap_tanh(z, PRECISE)
-        slope = 1.0 - t * t
+        e = tl.exp2(tl.minimum(u, 126.0, propagate_nan=tl.PropagateNan.ALL))
+        r = 1.0 / (1.0 + e)
+        t = 1.0 - 2.0 * r
+        slope = 4.0 * (e * r) * r
+        if PRECISE:
+            x = u * 0.34657359027997264  # ln(2) / 2
+            s = x * x
+            series = 1.0 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835 - s * (1382 / 155925)))))
+            t = tl.where(tl.abs(x) < 0.25, x * series, t)
         z = t * cap
     return z, slope
+
+
+@triton.jit
+def _larger(first, best, first2, best2):
+    wins = (first2 > first) | ((first2 == first) & (best2 < best))
+    return tl.where(wins, first2, first), tl.where(wins, best2, best)
+
+
+@triton.jit
+def largest(z, start, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Largest logit of each row and its class, the first on ties; ``start`` is the class of the first column.
+
+    Folded in blocks of WIDTH columns: a second array of the tile's size does not fit the registers.
+    """
+    first = column_part(z, 0, COLUMNS // WIDTH, ROWS, COLUMNS)
+    best = tl.zeros((ROWS, WIDTH), dtype=tl.int32)
+    for part in tl.static_range(1, COLUMNS // WIDTH):
+        x = column_part(z, part, COLUMNS // WIDTH, ROWS, COLUMNS)
+        best = tl.where(x > first, part * WIDTH, best)
+        first = tl.maximum(first, x)
+    return row_largest(first, best + start + tl.arange(0, WIDTH)[None, :])
+
+
+@triton.jit
+def row_largest(values, classes):
+    """Largest of each row and its class, the smallest on ties."""
+    return tl.reduce((values, classes), 1, _larger)

@@ -14,14 +14,14 @@ from .tiles import column_part, load_tile, merged_strip, store_tile
 __all__ = ["bias_gradient_kernel", "weight_gradient_kernel"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "vocab_size", "run_start", "run_columns", "run_offset"])
 def weight_gradient_kernel(
     dz,  # (N, strip); see tiles.merged_strip
     hidden,  # (N, D) packed
     gradient,  # (V, D), the strip's rows written
     count,  # (1,)
     scale,  # () factor common to all tokens
-    uniform,  # (D,) if UNIFORM: subtracted from every row of the product
+    uniform,  # (D,): subtracted from every row of the product
     n,
     vocab_size,
     hidden_size,
@@ -37,7 +37,6 @@ def weight_gradient_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,  # of a tile of dz
-    UNIFORM: tl.constexpr,
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     FLATTEN: tl.constexpr,
@@ -76,9 +75,8 @@ def weight_gradient_kernel(
             acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
         for part in tl.static_range(PARTS):
             values = column_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS)
-            if UNIFORM:
-                d = column + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
-                values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
+            d = column + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
+            values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
             values *= factor
             store_tile(
                 gradient,
@@ -94,14 +92,14 @@ def weight_gradient_kernel(
             )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "vocab_size", "run_start", "run_columns", "run_offset"])
 def bias_gradient_kernel(
     dz,  # (N, strip)
     gradient,  # (V,)
     count,
     scale,
-    row_weight,  # (N,) packed, if WEIGHTED
-    uniform,  # (1,) if WEIGHTED: subtracted from every sum
+    row_weight,  # (N,) packed: multiplies the rows
+    uniform,  # (1,): subtracted from every sum
     n,
     vocab_size,
     run_start,
@@ -110,7 +108,6 @@ def bias_gradient_kernel(
     strip_columns,
     dz_stride,
     constant,
-    WEIGHTED: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -127,12 +124,8 @@ def bias_gradient_kernel(
             mask = (row < row_count)[:, None] & (column < columns)[None, :]
             address = dz + (strip * rows + row).to(tl.int64)[:, None] * dz_stride
             values = tl.load(address + (column - strip * strip_columns)[None, :], mask=mask, other=0.0).to(tl.float32)
-            if WEIGHTED:
-                values *= tl.load(row_weight + row, mask=row < row_count, other=0.0)[:, None]
-            acc += values
-        total = tl.sum(acc, 0)
-        if WEIGHTED:
-            total -= tl.load(uniform)
+            acc += values * tl.load(row_weight + row, mask=row < row_count, other=0.0)[:, None]
+        total = tl.sum(acc, 0) - tl.load(uniform)
         total *= tl.load(scale) * constant
         row = run_start + first + column
         tl.store(gradient + row, total.to(gradient.dtype.element_ty), mask=(column < columns) & (row < vocab_size))

@@ -23,16 +23,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._architectures import HeadScale, head_scale, known_architectures, register_architecture
-from ._forward import FusedLoss, fuse_loss, linear_head
+from ._architectures import (
+    Architecture,
+    Extras,
+    HeadScale,
+    architecture_of,
+    head_scale,
+    known_architectures,
+    register_architecture,
+)
+from ._compare import check_loss
+from ._forward import FusedLoss
+from ._fuse import fuse_loss, fused
+from ._heads import linear_head
 from ._trainer import SmoothedLossMixin, make_trainer
 
 __all__ = [
+    "Architecture",
+    "Extras",
     "FusedLoss",
     "HeadScale",
     "SmoothedLossMixin",
     "SmoothedTrainer",  # pyright: ignore[reportUnsupportedDunderAll]
+    "architecture_of",
+    "check_loss",
     "fuse_loss",
+    "fused",
     "head_scale",
     "known_architectures",
     "linear_head",

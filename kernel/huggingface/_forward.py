@@ -2,254 +2,246 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..api import _check_choices, linear_cross_entropy
-from ..fused import DEFAULT_WORKSPACE_BYTES
-from ..options import LossOptions
-from ._architectures import head_scale
+from ..api import autocast, linear_cross_entropy
+from ..softcap import softcap
+from ._architectures import architecture_of, scale_of
+from ._heads import linear_head, output_head
+from ._keywords import OF_THE_HEAD, check_keywords
+from ._outputs import output_class, own_output
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["FusedLoss", "active_loss", "fuse_loss", "linear_head"]
+__all__ = ["FusedLoss", "Nll", "current", "find", "install", "set_current"]
 
-_ATTRIBUTE = "_fused_loss"
-# Arguments of a causal model's forward that concern the head and the loss, not the base model.
-_OF_THE_HEAD = ("labels", "shift_labels", "num_items_in_batch", "logits_to_keep", "return_dict")
+_HANDLE = "_fused_loss"
+
+
+class Nll:
+    """Sums of the negative log-likelihood (nats) and counts of labels of each row, without smoothing."""
+
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []  # (B,) each
+        self.counts: list[Tensor] = []
 
 
 class FusedLoss:
-    """A model's fused loss, as made by :func:`fuse_loss`; leaving it as a context manager removes it.
+    """A model's fused loss, as made by :func:`fuse_loss`; leaving it as a context manager undoes that.
+
+    It is pickled, saved and copied with its model.
 
     Attributes:
         model: The causal language model whose forward computes the loss.
-        options: Keyword arguments of :func:`kernel.linear_cross_entropy`.
+        options: Keyword arguments of :func:`kernel.linear_cross_entropy`; ``softcap`` is None for the config's.
         eval_logits: Whether calls with labels in evaluation mode also return logits, which costs their memory.
+        ran: Set to True by every call that computes the loss. Set it to False to learn whether the next one does.
     """
 
-    def __init__(self, model: nn.Module, options: dict[str, Any], eval_logits: bool) -> None:
+    def __init__(self, model: nn.Module, options: dict[str, Any], eval_logits: bool = False) -> None:
         self.model, self.options, self.eval_logits = model, options, eval_logits
-        self.before: Callable[..., Any] | None = model.__dict__.get("forward")
-        self.active = True
+        self.architecture = architecture_of(model)  # a spawned worker has no registered ones
+        self.output_class = output_class(model)
+        self.loss_function = model.__dict__.get("_loss_function")
+        self.former = current(model)
+        self.nll: Nll | None = None
+        self.ran = self.removed = False
 
     def remove(self) -> None:
         """Give the model its own loss back; wrappers put around its forward since (autocast) stay."""
-        self.active = False
-        if getattr(self.model.__dict__.get("forward"), "__func__", None) is self.function:
-            if self.before is None:
-                del self.model.forward
-            else:
-                self.model.forward = self.before
-        self.model.__dict__.pop(_ATTRIBUTE, None)
+        self.removed = True
+        if current(self.model) is self:
+            set_current(self.model, None)
+        if current(self.model) is None:
+            _uninstall(self.model)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[Self]:
+        """Inside, the model computes this loss; afterwards what it computed before."""
+        before = current(self.model)
+        set_current(self.model, self)
+        try:
+            yield self
+        finally:
+            set_current(self.model, before)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.remove()
-
-    def install(self) -> None:
-        """Put the loss into the model's forward."""
-        own = type(self.model).forward
-
-        def forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            fused: FusedLoss | None = model.__dict__.get(_ATTRIBUTE)
-            if args:
-                kwargs = _by_name(own, model, args, kwargs)
-            no_labels = kwargs.get("labels") is None and kwargs.get("shift_labels") is None
-            if fused is None or no_labels:
-                before = own.__get__(model) if fused is None or fused.before is None else fused.before
-                return before(**kwargs)
-            return fused.forward(**kwargs)
-
-        # Trainers read the argument names of forward. No __wrapped__: accelerate would unwrap to the class's forward.
-        forward.__signature__ = inspect.signature(own)  # pyright: ignore[reportFunctionMemberAccess]
-        forward.__doc__ = own.__doc__
-        self.function = forward
-        self.model.__dict__[_ATTRIBUTE] = self
-        self.model.forward = types.MethodType(forward, self.model)
+        if current(self.model) is self and self.former is not None and not self.former.removed:
+            set_current(self.model, self.former)
+        else:
+            self.remove()
 
     def forward(self, **kwargs: Any) -> Any:
         """The model's outputs for a call with labels: ``loss``, without ``logits`` unless ``eval_logits`` asks."""
-        from transformers.modeling_outputs import CausalLMOutputWithPast  # pyright: ignore[reportMissingImports]
-
         model: Any = self.model
-        keep = kwargs.get("logits_to_keep")
-        if keep is not None and (isinstance(keep, Tensor) or keep):
-            raise ValueError("logits_to_keep must be 0 when labels are given: every label has a loss.")
+        architecture = self.architecture
+        check_keywords(model, architecture, kwargs)
+        if model.__dict__.get("_loss_function") is not self.loss_function:
+            raise ValueError("model.loss_function must be what it was when the model was fused: fuse it again.")
+        self.ran = True
         if model.training:
             kwargs.setdefault("use_cache", False)
-        outputs = model.base_model(**{k: v for k, v in kwargs.items() if k not in _OF_THE_HEAD})
+        arguments = {name: value for name, value in kwargs.items() if name not in OF_THE_HEAD}
+        outputs = architecture.body(model, {**arguments, "return_dict": True})
         hidden = outputs.last_hidden_state
-        loss = self.loss(hidden, kwargs.get("labels"), kwargs.get("shift_labels"), kwargs.get("num_items_in_batch"))
-        result = CausalLMOutputWithPast(
-            loss=loss,  # pyright: ignore[reportArgumentType]
-            logits=self._logits(hidden) if self.eval_logits and not model.training else None,
-            past_key_values=outputs.get("past_key_values"),
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-        )
+        loss = self.loss(hidden, **{name: kwargs[name] for name in _OF_THE_LOSS if kwargs.get(name) is not None})
+        extras = architecture.extras(model, outputs, kwargs)
+        if extras.loss is not None:
+            loss = loss + extras.loss.to(loss.device)
+        logits = self._logits(hidden) if self.eval_logits and not model.training else None
+        result = own_output(self.output_class, outputs, loss=loss, logits=logits, **extras.fields)
         wants_dict = kwargs.get("return_dict")
         if wants_dict is None:
             wants_dict = getattr(model.config, "return_dict", True)
-        return result if wants_dict else result.to_tuple()
+        if wants_dict:
+            return result
+        # None keeps the place of the logits
+        return (loss, logits, *(value for name, value in result.items() if name not in ("loss", "logits")))
 
     def loss(
         self,
         hidden: Tensor,  # (B, L, D)
-        labels: Tensor | None,  # (B, L)
-        shifted: Tensor | None,  # (B, L), labels moved by one already
-        num_items_in_batch: Tensor | float | None,
+        labels: Tensor | None = None,  # (B, L)
+        shift_labels: Tensor | None = None,  # (B, L), labels moved by one already
+        num_items_in_batch: Tensor | float | None = None,
+        ignore_index: int = -100,
     ) -> Tensor:
         """Mean over the labels kept, or their sum over ``num_items_in_batch``."""
-        if shifted is None:
+        if shift_labels is None:
             assert labels is not None
-            shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)  # position t predicts t + 1
+            shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)  # position t predicts t + 1
+        scale = scale_of(self.model, self.architecture)
+        options = dict(self.options)
+        if options["softcap"] is None:
+            options["softcap"] = scale.softcap
+        elif scale.softcap is not None:
+            raise ValueError(
+                f"softcap must be None for a model whose config caps at {scale.softcap}, got {options['softcap']}."
+            )
         weight, bias = linear_head(self.model)
-        reduction = "mean" if num_items_in_batch is None else "sum"
-        loss = linear_cross_entropy(
-            hidden,
-            weight,
-            shifted.to(hidden.device),
-            linear_bias=bias,
-            reduction=reduction,
-            **self.options,
-        )
+        hidden, weight, bias = autocast(hidden.to(weight.device), weight, bias)
+        common = {
+            "input": hidden.to(weight.dtype),  # as a model with a head of another dtype casts
+            "linear_weight": weight,
+            "target": shift_labels.to(weight.device),
+            "linear_bias": None if bias is None else scale.logit_scale * bias,  # the model scales what the head gave
+            "logit_scale": scale.logit_scale,
+            "ignore_index": ignore_index,
+        }
+        if self.nll is not None:
+            self._read(self.nll, {**common, "softcap": scale.softcap})
         if num_items_in_batch is None:
-            return loss
-        return loss / (
-            num_items_in_batch.to(loss.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
-        )
+            return linear_cross_entropy(**common, **options, reduction="mean")
+        if isinstance(num_items_in_batch, Tensor):
+            num_items_in_batch = num_items_in_batch.to(weight.device)
+        return linear_cross_entropy(**common, **options, reduction="sum") / num_items_in_batch
+
+    def _read(self, nll: Nll, common: dict[str, Any]) -> None:
+        chosen = {name: self.options[name] for name in ("implementation", "workspace_bytes")}
+        with torch.no_grad():
+            nll.sums.append(linear_cross_entropy(**common, **chosen, reduction="none").sum(-1))
+        nll.counts.append((common["target"] != common["ignore_index"]).sum(-1))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits as the model gives them: with its own scale and cap, whatever the loss was told."""
-        scale = head_scale(self.model)
-        logits = scale.logit_scale * _output_head(self.model)(hidden)
-        return logits if scale.softcap is None else scale.softcap * torch.tanh(logits / scale.softcap)
+        scale, head = scale_of(self.model, self.architecture), output_head(self.model)
+        if not torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(linear_head(self.model)[0].dtype)
+        logits = scale.logit_scale * head(hidden)
+        return softcap(logits, scale.softcap)
 
 
-def fuse_loss(
-    model: Any,
-    *,
-    label_smoothing: float = 0.0,
-    temperature: float = 1.0,
-    softcap: float | None = None,
-    z_loss: float = 0.0,
-    implementation: str = "auto",
-    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-    eval_logits: bool = False,
-) -> FusedLoss:
-    """Let a causal language model compute its loss by :func:`kernel.linear_cross_entropy`, without logits.
+_OF_THE_LOSS = tuple(inspect.signature(FusedLoss.loss).parameters)[2:]
 
-    From then on ``model(input_ids, labels=labels)`` returns the loss and no logits; calls without labels, generation
-    among them, are the model's own. With ``label_smoothing=0`` the loss is the model's own to rounding; its shift by
-    one, labels of -100, ``num_items_in_batch`` and ``shift_labels`` keep their meaning. Scale and cap of the logits
-    come from the config.
 
-    Args:
-        model: A transformers model with a language-model head, or a PEFT model around one. The head may be tied, have
-            a bias, be frozen (then it gets no gradient) or be trained through ``modules_to_save``.
-        label_smoothing: As in :func:`kernel.linear_cross_entropy`: the convention of torch and of
-            ``TrainingArguments.label_smoothing_factor``.
-        temperature: Divides the logits in this loss alone; the model's own logits stay as they are.
-        softcap: Cap in this loss, for a model that has none; None takes the config's.
-        z_loss: Coefficient of the squared log-partition.
-        implementation: As in :func:`kernel.linear_cross_entropy`.
-        workspace_bytes: As there.
-        eval_logits: Also return logits when labels are given in evaluation mode.
+class Forward:
+    """What a fused model has in place of its forward; without a fused loss, or without labels, the model's own.
 
-    Returns:
-        A handle, to remove the loss again.
-
-    Raises:
-        TypeError: If the model is none of transformers', or its head is no plain linear layer: quantised, or with an
-            adapter around it.
-        ValueError: If the architecture is not known, the model is fused already, an option is out of range, or
-            ``softcap`` is given for a model that has one.
-
-    Example:
-        >>> transformers = __import__("pytest").importorskip("transformers")
-        >>> config = transformers.LlamaConfig(
-        ...     vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
-        >>> model, tokens = transformers.LlamaForCausalLM(config), torch.tensor([[1, 2, 3]])
-        >>> own = model(tokens, labels=tokens).loss
-        >>> with fuse_loss(model):
-        ...     fused = model(tokens, labels=tokens)
-        >>> torch.allclose(fused.loss, own), fused.logits
-        (True, None)
+    An object and no function, so that it is pickled with its model, and without ``__dict__`` and ``__wrapped__``,
+    which wrappers of accelerate would copy or look through.
     """
-    model = _inner(model)
-    scale = head_scale(model)
-    if not isinstance(getattr(model, "base_model", None), nn.Module) or model.base_model is model:
-        raise TypeError(f"model must have a language-model head around a base model, got {type(model).__name__}.")
-    if _ATTRIBUTE in model.__dict__:
-        raise ValueError("model must not be fused already: call remove() on its FusedLoss first.")
-    if softcap is not None and scale.softcap is not None:
-        raise ValueError(f"softcap must be None for a model whose config caps at {scale.softcap}, got {softcap}.")
-    _check_choices(implementation, workspace_bytes)
-    cap = scale.softcap if softcap is None else softcap  # 0 is out of range, not none
-    options = LossOptions(label_smoothing, cap, temperature, scale.logit_scale, z_loss)
-    linear_head(model)
-    chosen = {name: getattr(options, name) for name in ("label_smoothing", "softcap", "temperature", "logit_scale")}
-    chosen |= {"z_loss": options.z_loss, "implementation": implementation, "workspace_bytes": workspace_bytes}
-    fused = FusedLoss(model, chosen, eval_logits)
-    fused.install()
-    return fused
+
+    __slots__ = ("before", "model")
+
+    def __init__(self, model: nn.Module, before: Callable[..., Any] | None = None) -> None:
+        self.model, self.before = model, before
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Trainers read the argument names of forward."""
+        return inspect.signature(type(self.model).forward.__get__(self.model))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        model, before = self.model, self.before
+        if args and isinstance(args[0], nn.Module):  # accelerate's unwrap_model has bound it as a method
+            model, before, args = args[0], before if args[0] is model else None, args[1:]
+            if getattr(model.__dict__.get("forward"), "__func__", None) is self:  # which would not be pickled
+                model.forward = self if model is self.model else Forward(model)
+        if args:
+            kwargs = _by_name(model, args, kwargs)
+        fused = current(model)
+        if fused is not None and (kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None):
+            return fused.forward(**kwargs)
+        own = type(model).forward.__get__(model) if before is None else before
+        return own(**kwargs)
 
 
-def active_loss(model: Any) -> FusedLoss | None:
-    """The fused loss that a model computes, seen through torch.compile and PEFT; None if it computes its own."""
-    return _inner(getattr(model, "_orig_mod", model)).__dict__.get(_ATTRIBUTE)
+def current(model: Any) -> FusedLoss | None:
+    """The fused loss that a model computes now, out of all its wrappers."""
+    return model.__dict__.get(_HANDLE)
 
 
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if callable(getattr(model, "get_base_model", None)) else model  # PEFT
+def set_current(model: Any, fused: FusedLoss | None) -> None:
+    """Let a model on which :func:`install` was called compute a fused loss, or its own."""
+    if fused is None:
+        model.__dict__.pop(_HANDLE, None)
+    else:
+        model.__dict__[_HANDLE] = fused
 
 
-def _by_name(
-    own: Callable[..., Any], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    signature = inspect.signature(own)
-    bound = signature.bind(model, *args, **kwargs).arguments
-    rest = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
-    return {
-        name: value
-        for key, given in list(bound.items())[1:]
-        for name, value in (given.items() if key in rest else ((key, given),))
-    }
+def find(model: Any) -> Forward | None:
+    """The :class:`Forward` that a model's forward leads to, through the wrappers of accelerate."""
+    forward = model.__dict__.get("forward")
+    while forward is not None and not isinstance(forward, Forward):
+        forward = getattr(forward, "__wrapped__", None) or getattr(forward, "__func__", None)
+    return forward
 
 
-def _output_head(model: Any) -> nn.Module:
-    """The linear head, out of the wrapper of PEFT's ``modules_to_save`` if there is one."""
-    head = model.get_output_embeddings()
-    saved = getattr(head, "modules_to_save", None)
-    if isinstance(saved, nn.ModuleDict):
-        active = head.active_adapters[0]
-        head = head.original_module if head.disable_adapters or active not in saved else saved[active]
-    return head
+def install(model: Any, *, again: bool = False) -> None:
+    """Put a :class:`Forward` into a model, around what is there unless that leads to one, or ``again``."""
+    if again or find(model) is None:
+        model.forward = Forward(model, model.__dict__.get("forward"))
 
 
-def linear_head(model: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight (V, D) and bias (V,) of a language model's head, as they are now: PEFT and tied weights replace them.
+def _uninstall(model: Any) -> None:
+    forward = model.__dict__.get("forward")
+    forward = getattr(forward, "__func__", forward)
+    if isinstance(forward, Forward):
+        if forward.before is None:
+            del model.forward
+        else:
+            model.forward = forward.before
 
-    Args:
-        model: A transformers model with a language-model head, out of its PEFT wrapper.
 
-    Raises:
-        TypeError: If the head is no plain ``nn.Linear`` of floating-point numbers.
-    """
-    head = _output_head(model)
-    # A subclass, or an adapter, may compute something else than x W^T + b.
-    if type(head) is not nn.Linear or not head.weight.is_floating_point():
-        raise TypeError(
-            f"model must have a torch.nn.Linear head of floating-point numbers, got {type(head).__name__}. For PEFT, "
-            "train the head through modules_to_save instead of an adapter (target_modules)."
-        )
-    return head.weight, head.bias
+def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name; a subclass's ``forward(self, *args, **kwargs)`` leaves the names to the class it calls."""
+    for cls in type(model).__mro__:
+        signature = inspect.signature(cls.forward) if "forward" in vars(cls) else None
+        kinds = {} if signature is None else {p.kind: p.name for p in signature.parameters.values()}
+        if signature is not None and inspect.Parameter.VAR_POSITIONAL not in kinds:
+            break
+    else:
+        raise TypeError(f"arguments of {type(model).__name__} must be given by name.")
+    given = dict(signature.bind(model, *args, **kwargs).arguments)
+    rest = given.pop(kinds.get(inspect.Parameter.VAR_KEYWORD, ""), {})
+    return {**dict(list(given.items())[1:]), **rest}

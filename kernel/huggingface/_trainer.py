@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..options import LossOptions
-from ._forward import FusedLoss, active_loss, fuse_loss
+from ._compare import computes, unwrapped
+from ._forward import FusedLoss, Nll, set_current
+from ._fuse import fuse_loss
+from ._other_losses import check_classes, check_options
 
 __all__ = ["SmoothedLossMixin", "make_trainer"]
 
@@ -13,22 +18,28 @@ __all__ = ["SmoothedLossMixin", "make_trainer"]
 class SmoothedLossMixin:
     """Put before a Trainer class: its loss is the model's fused loss, and logits are built only where asked for.
 
-    Label smoothing comes from ``label_smoothing`` or, where that is None, from ``args.label_smoothing_factor``.
-    Evaluation reports the same loss; logits exist there only when ``compute_metrics`` or ``predict`` needs them, batch
-    by batch. Models that ``model_init`` makes are fused too, and a hyperparameter search may vary
-    ``label_smoothing_factor``. The model stays fused afterwards: ``trainer.fused_loss.remove()`` undoes it. TRL's own
+    Label smoothing comes from ``label_smoothing`` or, where that is None, from ``args.label_smoothing_factor``. The
+    model computes the smoothed loss inside the trainer's ``compute_loss`` alone: anywhere else, and after ``train()``,
+    ``model(input_ids, labels=labels).loss`` is its own. Evaluation reports the smoothed loss as ``eval_loss`` and the
+    mean negative log-likelihood of all labels in nats, without smoothing, as ``eval_nll``: its exponential is the
+    perplexity. Logits exist only when ``compute_metrics`` or ``predict`` needs them, batch by batch. Models that
+    ``model_init`` makes are fused too, and a hyperparameter search may vary ``label_smoothing_factor``. TRL's own
     metrics (token accuracy, entropy) are not computed. One process or DDP; a head sharded by itself (ZeRO stage 3, FSDP
-    units around the head) is not supported.
+    units around the head) is refused.
 
     Args:
         *args: As the Trainer's.
         label_smoothing: Overrides ``args.label_smoothing_factor``; for TRL, which deprecates that field.
         loss_options: Further keyword arguments of :func:`kernel.huggingface.fuse_loss`.
+        stay_fused: Let the model compute the smoothed loss outside the trainer as well; ``trainer.fused_loss.remove()``
+            undoes it.
         **kwargs: As the Trainer's.
 
     Raises:
-        ValueError: If ``compute_loss_func`` is given, several GPUs are used through ``DataParallel``, or as
+        TypeError: If a class between this one and the Trainer computes a loss of its own, or as
             :func:`kernel.huggingface.fuse_loss`.
+        ValueError: If another loss is asked for (``compute_loss_func``, Liger's, TRL's ``loss_type``), several GPUs are
+            used through ``DataParallel``, or as :func:`kernel.huggingface.fuse_loss`.
 
     Example:
         >>> trl = __import__("pytest").importorskip("trl")
@@ -42,19 +53,21 @@ class SmoothedLossMixin:
         *args: Any,
         label_smoothing: float | None = None,
         loss_options: dict[str, Any] | None = None,
+        stay_fused: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._label_smoothing, self._loss_options = label_smoothing, loss_options or {}
+        check_classes(type(self), SmoothedLossMixin)
+        self._label_smoothing, self._loss_options, self._stay_fused = label_smoothing, loss_options or {}, stay_fused
+        self._read: Nll | None = None
         super().__init__(*args, **kwargs)
         trainer: Any = self
-        if trainer.compute_loss_func is not None:
-            raise ValueError("compute_loss_func must be None: it would need the logits that this trainer never builds.")
+        trainer.label_smoother = None  # transformers' own, on logits
+        check_options(trainer)
         if trainer.args.n_gpu > 1:
             raise ValueError(
                 f"args.n_gpu must be at most 1, got {trainer.args.n_gpu}: DataParallel copies models without their "
                 "fused loss. Start one process a GPU with torchrun or accelerate launch."
             )
-        trainer.label_smoother = None  # transformers' own, on logits
         self._fuse(trainer.model)
 
     def _smoothing(self) -> float:
@@ -64,8 +77,13 @@ class SmoothedLossMixin:
     def _fuse(self, model: Any) -> None:
         """Fuse a model, unless it is the one that has this trainer's loss already."""
         mine = getattr(self, "fused_loss", None)
-        if mine is None or active_loss(model) is not mine:
+        if mine is not None and not mine.removed and mine.model is unwrapped(model):
+            return
+        trainer: Any = self
+        with trainer.compute_loss_context_manager():  # autocast, under which some models compute their loss only
             self.fused_loss = fuse_loss(model, label_smoothing=self._smoothing(), **self._loss_options)
+        if not self._stay_fused:
+            set_current(self.fused_loss.model, self.fused_loss.former)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """As the Trainer's, which makes a new model for every call of ``train``; fused."""
@@ -74,45 +92,115 @@ class SmoothedLossMixin:
         self._fuse(model)
         return model
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's.
+
+        Raises:
+            ValueError: Before the first step, if the loss of a step would not be this trainer's.
+        """
+        check_options(self)
+        parent: Any = super()
+        trainer: Any = self
+        if trainer.model_init is None and unwrapped(trainer.model) is self.fused_loss.model:
+            with trainer.compute_loss_context_manager():
+                self._check(computes(trainer.model, self.fused_loss))
+        return parent.train(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's.
+
+        Raises:
+            ValueError: If the fused loss did not run.
+        """
+        parent: Any = super()
+        self.fused_loss.ran = False
+        loss = parent.training_step(*args, **kwargs)
+        self._check(self.fused_loss.ran)
+        return loss
+
+    def _check(self, ran: bool) -> None:
+        if not ran:
+            raise ValueError(
+                "model must compute this trainer's fused loss, and did not: its forward was replaced after it was "
+                "fused, or compute_loss was overridden without a call of super().compute_loss. Its loss would not be "
+                "smoothed."
+            )
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The fused loss of a batch, normalised by ``num_items_in_batch`` as in the Trainer itself.
 
         Raises:
-            ValueError: If there are no labels, or the model does not have this trainer's loss (``trainer.model`` was
-                set, ``trainer.fused_loss`` removed): its own loss would not be smoothed.
+            ValueError: If there are no labels, or the model does not compute this trainer's loss (``trainer.model`` was
+                set, ``trainer.fused_loss`` removed, ``model.forward`` replaced): its own loss would not be smoothed.
         """
         from transformers import Trainer  # pyright: ignore[reportMissingImports]
 
         if inputs.get("labels") is None and inputs.get("shift_labels") is None:
             raise ValueError(f"inputs must hold labels, got {sorted(inputs)}.")
+        check_options(self)
+        fused = self.fused_loss
         trainer: Any = self
-        if active_loss(trainer.accelerator.unwrap_model(model)) is not self.fused_loss:
+        if fused.removed or unwrapped(trainer.accelerator.unwrap_model(model)) is not fused.model:
             raise ValueError(
                 "model must be the one that this trainer fused, got another or one whose fused loss was removed: its "
                 "own loss has no smoothing. Make a new trainer for it."
             )
-        if (wanted := self._smoothing()) != self.fused_loss.options["label_smoothing"]:  # a trial of a search
-            self.fused_loss.options["label_smoothing"] = LossOptions(wanted).label_smoothing
-        return Trainer.compute_loss(
-            self,  # pyright: ignore[reportArgumentType]
-            model,
-            inputs,
-            return_outputs=return_outputs,
-            num_items_in_batch=num_items_in_batch,
-        )
+        if (wanted := self._smoothing()) != fused.options["label_smoothing"]:  # a trial of a search
+            fused.options["label_smoothing"] = LossOptions(wanted).label_smoothing
+        fused.ran = False
+        with fused.computing():
+            result = Trainer.compute_loss(
+                self,  # pyright: ignore[reportArgumentType]
+                model,
+                inputs,
+                return_outputs=return_outputs,
+                num_items_in_batch=num_items_in_batch,
+            )
+        self._check(fused.ran)
+        return result
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
         """As the Trainer's; builds the logits of this batch if they are wanted."""
-        before, self.fused_loss.eval_logits = self.fused_loss.eval_logits, not prediction_loss_only
+        fused, parent = self.fused_loss, super()
+        before, fused.eval_logits = fused.eval_logits, not prediction_loss_only
+        fused.nll = None if self._read is None else Nll()
         try:
-            parent: Any = super()
-            return parent.prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            result = parent.prediction_step(model, inputs, prediction_loss_only, ignore_keys)  # pyright: ignore[reportAttributeAccessIssue]
+            if self._read is not None and fused.nll is not None and fused.nll.sums:
+                trainer: Any = self
+                rows = torch.cat(fused.nll.sums), torch.cat(fused.nll.counts)
+                sums, counts = trainer.accelerator.gather_for_metrics(rows)
+                self._read.sums.append(sums.double().sum())
+                self._read.counts.append(counts.sum())
         finally:
-            self.fused_loss.eval_logits = before
+            fused.eval_logits, fused.nll = before, None
+        return result
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As the Trainer's, with the mean negative log-likelihood of all labels in nats as ``eval_nll``."""
+        parent: Any = super()
+        self._read = Nll()
+        try:
+            output = parent.evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            if self._read.sums:
+                mean = torch.stack(self._read.sums).sum() / torch.stack(self._read.counts).sum()
+                output.metrics[f"{metric_key_prefix}_nll"] = mean.item()
+        finally:
+            self._read = None
+        return output
 
 
 def make_trainer() -> type:

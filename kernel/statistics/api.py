@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..api import _autocast, _autocast_off
+from ..api import autocast, autocast_off
 from ..fused.launch import available
 from ..options import LossOptions
 from ..validation import check_target_range, check_tensors
@@ -77,7 +77,7 @@ def head_statistics(
         raise ValueError(f"implementation must be one of {('auto', *_IMPLEMENTATIONS)}, got {implementation!r}.")
     options = LossOptions(softcap=softcap, logit_scale=logit_scale, ignore_index=ignore_index)
     values = _check_temperatures(temperatures)
-    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     check_tensors(input, linear_weight, target, linear_bias)
     if target is not None:
         check_target_range(target, linear_weight.shape[0], ignore_index)
@@ -89,7 +89,7 @@ def head_statistics(
         runs_triton = input.is_cuda and not top_k and available(input.device, input.dtype) is None
         implementation = "triton" if runs_triton else "chunked"
     function = _IMPLEMENTATIONS[implementation]
-    with torch.no_grad(), _autocast_off(input):
+    with torch.no_grad(), autocast_off(input):
         flat = None if target is None else target.reshape(-1)
         hidden = input.reshape(-1, input.shape[-1])
         fields = function(hidden, linear_weight, flat, linear_bias, options, values, top_k)

@@ -54,8 +54,10 @@ def statistics(
     logits = torch.empty(3, n, device=device)
     indices = torch.empty(2, n, dtype=torch.int64, device=device)
     if n:
-        from ..fused.compile_ahead import compile_ahead  # needs Triton
+        from ..fused.compile_ahead import compile_ahead  # needs Triton, as the next line
+        from ..fused.rows import aligned, with_plain_rows
 
+        input, target = with_plain_rows(input), None if target is None else aligned(target)
         launch = launch_table(device, input.dtype).forward if launch is None else launch
         for start in range(0, len(temperatures), MAX_TEMPERATURES):
             part = slice(start, start + MAX_TEMPERATURES)
@@ -65,9 +67,9 @@ def statistics(
                 _pass, input, linear_weight, target, linear_bias, options, temperatures[part], launch, into, logits,
                 indices,
             )  # fmt: skip
-            tensors = (input.dtype, linear_weight.shape, linear_weight.stride(), n % 16, input.stride(1))
-            given = (target is not None, linear_bias is not None, options, len(temperatures[part]), launch)
-            compile_ahead((device, tensors, given), device, run)
+            layouts = (input.dtype, input.stride(0) % 16, linear_weight.shape, linear_weight.stride())
+            kinds = (target is None, linear_bias is None, options.softcap is None, len(temperatures[part]), launch)
+            compile_ahead((device, layouts, kinds), device, run)
             run()
             if several:
                 scores[:, :, part] = into
@@ -117,16 +119,30 @@ def _pass(
     # No target: every token is kept.
     labels = torch.zeros(n, dtype=torch.int64, device=device) if target is None else target
     rows = index_rows(labels, options.ignore_index if target is not None else -1)
-    scalars = Scalars(0.0, options.softcap or 0.0, 1.0, options.logit_scale, 0.0, options.ignore_index)
-    product_gain, bias_gain, cap = scalars.gains()
+    scalars = Scalars(0.0, options.softcap or 0.0, 1.0, options.logit_scale, 0.0, 0.0, options.ignore_index)
     head = {"HAS_BIAS": bias is not None, "SOFTCAP": scalars.softcap > 0, "PRECISE": hidden.dtype == torch.float32}
     own = torch.empty(n, dtype=torch.float32, device=device)
     if target is not None:
         run_kernel(
-            target_logit_kernel, (triton.cdiv(n, 16),),
-            hidden, weight, bias, target, rows.position, own, n, hidden_size, *hidden.stride(), *weight.stride(),
-            product_gain, bias_gain, cap, **head, ROWS=16, BLOCK_HIDDEN=128,
-        )  # fmt: skip
+            target_logit_kernel,
+            (triton.cdiv(n, 16),),
+            hidden=hidden,
+            weight=weight,
+            bias=bias,
+            target=target,
+            position=rows.position,
+            target_logit=own,
+            argument=torch.empty_like(own),
+            n=n,
+            hidden_size=hidden_size,
+            hidden_row_stride=hidden.stride(0),
+            weight_row_stride=weight.stride(0),
+            weight_column_stride=weight.stride(1),
+            **scalars.gains(),
+            **head,
+            ROWS=16,
+            BLOCK_HIDDEN=128,
+        )
     tiles = triton.cdiv(vocab_size, launch.columns)
     units = max(MAX_UNITS if device.type == "cuda" else 12, triton.cdiv(n, launch.rows))
     several = triton.next_power_of_2(len(temperatures))
@@ -140,17 +156,58 @@ def _pass(
     runs = [("all kept", True), ("some ignored", False)] if uses_descriptors(hidden, weight) else [("always", False)]
     for run_if, descriptor in runs:
         run_kernel(
-            sweep_kernel, (processors(device),),
-            describe(hidden, launch.rows, launch.depth) if descriptor else hidden,
-            describe(weight, launch.columns, launch.depth) if descriptor else weight,
-            bias, rows.number, rows.source, labels, own, inverse, partials, classes, stride,
-            n, vocab_size, hidden_size, tiles, *hidden.stride(), *weight.stride(), product_gain, bias_gain, cap,
-            **head, **common, MASK_VOCAB=vocab_size % launch.columns != 0, RUN_IF=run_if, BLOCK_VOCAB=launch.columns,
-            BLOCK_HIDDEN=launch.depth, DESCRIPTOR=descriptor, WIDTH=min(WIDTH, launch.columns // 4), PRECISION="ieee",
-            num_warps=launch.warps, num_stages=launch.stages,
-        )  # fmt: skip
+            sweep_kernel,
+            (processors(device),),
+            hidden=describe(hidden, launch.rows, launch.depth) if descriptor else hidden,
+            weight=describe(weight, launch.columns, launch.depth) if descriptor else weight,
+            bias=bias,
+            count=rows.number,
+            source=rows.source,
+            target=labels,
+            target_logit=own,
+            inverse_temperature=inverse,
+            partial=partials,
+            classes=classes,
+            stride=stride,
+            n=n,
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            tile_count=tiles,
+            hidden_row_stride=hidden.stride(0),
+            weight_row_stride=weight.stride(0),
+            weight_column_stride=weight.stride(1),
+            **scalars.gains(),
+            **head,
+            **common,
+            MASK_VOCAB=vocab_size % launch.columns != 0,
+            RUN_IF=run_if,
+            BLOCK_VOCAB=launch.columns,
+            BLOCK_HIDDEN=launch.depth,
+            DESCRIPTOR=descriptor,
+            WIDTH=min(WIDTH, launch.columns // 4),
+            PRECISION="ieee",
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
     run_kernel(
-        join_kernel, (triton.cdiv(n, 16),),
-        rows.number, rows.position, labels, own, inverse, partials, classes, stride, scores, logits, indices,
-        scores.stride(0), n, vocab_size, tiles, len(temperatures), **common, ROWS=16,
-    )  # fmt: skip
+        join_kernel,
+        (triton.cdiv(n, 16),),
+        count=rows.number,
+        position=rows.position,
+        target=labels,
+        target_logit=own,
+        inverse_temperature=inverse,
+        partial=partials,
+        classes=classes,
+        stride=stride,
+        scores=scores,
+        logits=logits,
+        indices=indices,
+        plane=scores.stride(0),
+        n=n,
+        vocab_size=vocab_size,
+        tile_count=tiles,
+        temperatures=len(temperatures),
+        **common,
+        ROWS=16,
+    )

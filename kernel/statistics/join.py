@@ -38,7 +38,7 @@ def _join(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["plane", "n", "vocab_size", "tile_count", "temperatures"])
 def join_kernel(
     count,
     position,  # (N,) packed row, -1 where ignored

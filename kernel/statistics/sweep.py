@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from ..fused.forward import group_count
-from ..fused.tiles import capped_logits, product
+from ..fused.tiles import capped, logit_argument, product
 from .tile import EXCLUDED, FLOOR, exponential_sums, row_sum, tile_rank, two_largest
 
 __all__ = ["sweep_kernel"]
@@ -32,9 +32,9 @@ _FLOOR = tl.constexpr(FLOOR)
 _EXCLUDED = tl.constexpr(EXCLUDED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "vocab_size", "tile_count"])
 def sweep_kernel(
-    hidden,  # (N, D)
+    hidden,  # (N, D), contiguous rows
     weight,  # (V, D)
     bias,  # (V,)
     count,  # (1,) kept tokens
@@ -50,7 +50,6 @@ def sweep_kernel(
     hidden_size,
     tile_count,
     hidden_row_stride,
-    hidden_column_stride,
     weight_row_stride,
     weight_column_stride,
     product_gain,
@@ -109,7 +108,6 @@ def sweep_kernel(
                 vocab_size,
                 hidden_size,
                 hidden_row_stride,
-                hidden_column_stride,
                 weight_row_stride,
                 weight_column_stride,
                 BLOCK_ROWS,
@@ -121,9 +119,8 @@ def sweep_kernel(
             )
             start = tile * BLOCK_VOCAB
             column = start + tl.arange(0, BLOCK_VOCAB)
-            z, _slope = capped_logits(
-                acc, bias, column, vocab_size, product_gain, bias_gain, cap, HAS_BIAS, SOFTCAP, PRECISE
-            )
+            u = logit_argument(acc, bias, column, vocab_size, product_gain, bias_gain, HAS_BIAS)
+            z, _slope = capped(u, cap, SOFTCAP, PRECISE)
             logit_sum += row_sum(z, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)  # padded columns hold exact zeros so far
             if MASK_VOCAB:  # after the cap: tanh would turn this into -c
                 z = tl.where(column[None, :] < vocab_size, z, _EXCLUDED)

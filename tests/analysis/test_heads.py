@@ -604,10 +604,65 @@ def test_adapters_that_the_audit_would_not_see_are_refused():
     tokens = torch.tensor([[3, 4, 5]])
     around_the_head = adapted(r=4, target_modules=["lm_head"])
     for model in (around_the_head, around_the_head.get_base_model()):
-        with pytest.raises(TypeError, match=r"torch\.nn\.Linear head of floating-point numbers, got Linear. For PEFT"):
+        with pytest.raises(TypeError, match=r"is a peft\..*Linear, no torch.nn.Linear. Train the head through"):
             audit_model(model, tokens)
     with pytest.raises(TypeError, match="model must not be a PEFT model of prompt learning"):
         audit_model(adapted("PromptTuningConfig", num_virtual_tokens=2), tokens)
+
+
+def cooler():
+    """A Llama that divides its logits, which no rule of Llama's says."""
+
+    class Cooler(pytest.importorskip("transformers").LlamaForCausalLM):
+        def forward(self, *args, labels=None, **kwargs):
+            out = super().forward(*args, **kwargs)
+            out.logits = out.logits / 4
+            out.loss = None if labels is None else self.loss_function(out.logits, labels, V)
+            return out
+
+    made = Cooler(make().config)
+    made.load_state_dict(make().state_dict())
+    return made
+
+
+def hooked():
+    model = make()
+    model.lm_head.register_forward_hook(lambda module, x, y: y / 4)
+    return model
+
+
+def offloaded():
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.cpu_offload(make(tie_word_embeddings=False), execution_device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "text"),
+    [
+        (hooked, TypeError, "got one that has hooks, which would not run"),
+        (offloaded, TypeError, "got one that is offloaded by accelerate"),
+        (
+            cooler,
+            ValueError,
+            "model's own loss must be the one of a head, scale and cap of 'llama', got .* from Cooler",
+        ),
+    ],
+    ids=["hooked", "offloaded", "cooler"],
+)
+def test_a_model_whose_logits_are_not_those_of_its_head_is_refused(made, error, text):
+    with pytest.raises(error, match=text):
+        audit_model(made(), torch.tensor([[3, 4, 5]]))
+
+
+def test_a_scale_meets_a_bias_as_in_the_model():
+    model = make("cohere")
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, V, bias=True)
+    torch.nn.init.normal_(model.lm_head.bias, std=3.0)
+    tokens = tokens_of(model)
+    get = Lookup(audit_model(model, tokens).table)
+    want = plain(model, tokens)
+    close(get("prediction", "cross_entropy"), want["nll"].mean())
+    close(get("prediction", "confidence"), want["confidence"].mean())
 
 
 def test_the_command_writes_table_figure_and_verdict(folder, tmp_path, capsys):

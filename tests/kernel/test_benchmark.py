@@ -44,12 +44,18 @@ def test_table(tmp_path):
     assert len(samples) == 2 * len(measured)
     assert all(float(r["host_ms"]) > 0 for r in (*measured, *samples))
     sidecar = json.loads((tmp_path / "kernel.json").read_text())
+    assert list(sidecar) == ["command", "config", "seeds", "versions", "device", "commit", "wall_seconds"]
+    assert sidecar["command"] == (
+        "python -m kernel.benchmark --shapes GPT-2 --scale 512 --rounds 2 --only eager chunked Liger cut --device cpu"
+    )
     assert sidecar["versions"]["torch"] == torch.__version__
-    assert sidecar["rounds"] == 2
-    assert sidecar["ahead_ms"] == 0, "nothing is queued on a CPU"
+    assert sidecar["config"]["rounds"] == 2
+    assert sidecar["config"]["ahead_ms"] == 0, "nothing is queued on a CPU"
+    assert sidecar["wall_seconds"] > 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kernel.csv", "kernel.json", "kernel_samples.csv"]
 
 
-def test_a_run_that_is_cut_keeps_whole_tables(tmp_path, monkeypatch):
+def test_a_run_that_is_cut_keeps_its_rows_and_the_earlier_table(tmp_path, monkeypatch, capsys):
     def two_rows(*_):
         for name in ("matmul", "eager"):
             row = dict.fromkeys(COLUMNS, "1") | {"implementation": name, "skipped": ""}
@@ -57,10 +63,14 @@ def test_a_run_that_is_cut_keeps_whole_tables(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("kernel.benchmark.__main__.compare", two_rows)
-    with pytest.raises(KeyboardInterrupt):
-        main(["--device", "cpu", "--output", str(tmp_path / "kernel.csv")])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["kernel.csv", "kernel.json", "kernel_samples.csv"]
-    for name in ("kernel.csv", "kernel_samples.csv"):
+    (tmp_path / "kernel.csv").write_text("earlier")
+    assert main(["--device", "cpu", "--output", str(tmp_path / "kernel.csv")]) == 130
+    assert capsys.readouterr().err == f"interrupted: 2 rows are kept in {tmp_path / 'kernel.partial.csv'}\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("kernel.csv", "kernel.partial.csv", "kernel.partial.json", "kernel.partial_samples.csv")
+    ]
+    assert (tmp_path / "kernel.csv").read_text() == "earlier"
+    for name in ("kernel.partial.csv", "kernel.partial_samples.csv"):
         rows = list(csv.DictReader((tmp_path / name).read_text().splitlines()))
         assert [r["implementation"] for r in rows] == ["matmul", "eager"]
 
@@ -125,41 +135,44 @@ def test_targets_of_a_table_that_meets_all():
 @pytest.mark.parametrize(
     ("change", "lines"),
     [
-        ({"row2__ms": "46"}, {"triton, default: time", "triton, default: time / torch.compile's"}),
-        ({"row2__peak_mib": "1401"}, {"triton, default: memory"}),
-        ({"row3__peak_mib": "1301"}, {"triton, 32 MiB: memory"}),
-        ({"row4__ms": "37"}, {"triton, all kept: time", "torch.compile's time / triton, all kept's"}),
-        ({"row4__peak_mib": "3500"}, {"triton, all kept: memory beyond the gradients / torch.compile's"}),
-        ({"row6__ms": "81"}, {"Liger-Kernel's time / that of triton, default"}),
-        ({"row7__ms": "81"}, {"cut-cross-entropy, exact's time / that of triton, default, no smoothing"}),
-        ({"row10__ms": "10.7"}, {"loss only: time"}),
-        ({"row10__peak_mib": "4.1"}, {"loss only: memory"}),
-        ({"row11__ms": "10.3"}, {"80 % of rows ignored: time / that of all rows"}),
-        ({"row2__weight_gradient_error": "0.0026"}, {"triton, default: error of the weight gradient"}),
-        ({"row4__input_gradient_error": "0.0036"}, {"triton, all kept: error of the input gradient"}),
-        ({"row2__skipped": "not there"}, set()),
+        ({"row2__ms": "46"}, ["triton, default: time", "triton, default: time / torch.compile's"]),
+        ({"row2__peak_mib": "1401"}, ["triton, default: memory"]),
+        ({"row3__peak_mib": "1301"}, ["triton, 32 MiB: memory"]),
+        ({"row4__ms": "37"}, ["triton, all kept: time", "torch.compile's time / triton, all kept's"]),
+        ({"row4__peak_mib": "3500"}, ["triton, all kept: memory beyond the gradients / torch.compile's"]),
+        ({"row6__ms": "81"}, ["Liger-Kernel's time / that of triton, default"]),
+        ({"row7__ms": "81"}, ["cut-cross-entropy, exact's time / that of triton, default, no smoothing"]),
+        ({"row10__ms": "10.7"}, ["loss only: time"]),
+        ({"row10__peak_mib": "4.1"}, ["loss only: memory"]),
+        ({"row11__ms": "10.3"}, ["80 % of rows ignored: time / that of all rows"]),
+        ({"row2__weight_gradient_error": "0.0026"}, ["triton, default: error of the weight gradient"]),
+        ({"row4__input_gradient_error": "0.0036"}, ["triton, all kept: error of the input gradient"]),
+        ({"row2__skipped": "not there"}, []),
     ],
-    ids=str,
+    ids=lambda names: ", ".join(names) or "none",
 )
 def test_targets_notice_what_misses(change, lines):
     found = targets.targets(targets.Table(_table(**change)))
-    assert {t.line for t in found if not t.met} == lines
+    assert [t.line for t in found if not t.met] == lines
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def test_targets_command(tmp_path, capsys):
     table, first = tmp_path / "kernel.csv", tmp_path / "first_call.csv"
-    with table.open("w", newline="") as file:
-        rows = _table()
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(table, _table())
     first.write_text("shape,process,first_seconds\nGemma-2-2B,0,5.25\n")
     assert targets.main(["--table", str(table), "--first-call", str(first), "--missed"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert "first call" in lines[0]
     assert lines[0].endswith("NOT MET")
-    assert lines[1] == "22 of 23 met"
+    assert lines[1] == "22 of 23 met; 3 not in the table"
 
 
 @pytest.mark.parametrize("softcap", [None, 30.0])

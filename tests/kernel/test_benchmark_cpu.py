@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kernel import benchmark_cpu
+from kernel.benchmark import cpu as benchmark_cpu
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 
@@ -30,8 +30,11 @@ def test_the_measurement_sees_the_logits_of_eager_code():
 @linux
 def test_command_writes_a_table_with_its_sidecar(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_cpu, "SHAPES", ((64, 128, 8),))
-    benchmark_cpu.main(["--out", str(tmp_path / "chunked.csv")])
+    assert benchmark_cpu.main(["--out", str(tmp_path / "chunked.csv")]) == 0
     rows = list(csv.DictReader((tmp_path / "chunked.csv").read_text().splitlines()))
     assert [(r["label_smoothing"], r["softcap"]) for r in rows] == [("0.0", ""), ("0.1", ""), ("0.1", "30.0")]
     assert all(float(r["time_ratio"]) > 0 for r in rows)
-    assert json.loads((tmp_path / "chunked.json").read_text())["dtype"] == "float32"
+    sidecar = json.loads((tmp_path / "chunked.json").read_text())
+    assert list(sidecar) == ["command", "config", "seeds", "versions", "device", "commit", "wall_seconds"]
+    assert sidecar["command"] == "python -m kernel.benchmark.cpu"
+    assert sidecar["config"]["dtype"] == "float32"

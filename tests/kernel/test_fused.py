@@ -5,10 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-import weakref
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +27,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cu
 TILE = (16, 32, 16)  # tokens, vocabulary, hidden size of the interpreter's tiles
 SHAPES = [(1, 1, 1), (1, 2, 3), TILE, (17, 33, 17), (40, 130, 20), (33, 200, 32)]  # one, a tile, one past, several
 ALL_OPTIONS = {"softcap": 2.0, "temperature": 0.5, "logit_scale": 1.5, "z_loss": 1e-3, "label_smoothing": 0.2}
+ALL_OPTIONS |= {"confidence_penalty": 0.3}
 OPTIONS = [
     {},
     {"label_smoothing": 0.1},
@@ -39,6 +36,7 @@ OPTIONS = [
     {"temperature": 0.25},
     {"logit_scale": -0.5},
     {"z_loss": 1e-2},
+    {"confidence_penalty": 0.2},
     ALL_OPTIONS,
 ]
 BUDGETS = [0, 9_000, 2**27]  # one tile a strip; several tiles and some columns kept; everything kept
@@ -255,17 +253,25 @@ def test_registered_operators(need, workspace_bytes):
         t.detach().requires_grad_(n)
         for t, n in zip((args.input, args.linear_weight, args.linear_bias), need, strict=True)
     ]
-    arguments = (*tensors, args.target, 0.1, 0.0, 1.0, 1.0, 1e-3, -100, workspace_bytes, True, need[1])
+    numbers = [0.1, 0.0, 1.0, 1.0, 1e-3, 0.2]
+    arguments = (*tensors, args.target, numbers, [-100, workspace_bytes], [True, need[1], True])
     torch.library.opcheck(
         fused_forward, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
     )
-    loss = fused_forward(*arguments)[0]
+    loss, statistics, classes, *_ = fused_forward(*arguments)
     upstream = torch.linspace(1, 2, 20)
-    got = torch.autograd.grad(loss, [t for t in tensors if t.requires_grad], upstream)
-    options = LossOptions(label_smoothing=0.1, z_loss=1e-3, reduction="none")
-    expected = chunked.loss(tensors[0], tensors[1], args.target, tensors[2], None, options)
-    want = torch.autograd.grad(expected, [t for t in tensors if t.requires_grad], upstream)
+    leaves, kept = [t for t in tensors if t.requires_grad], args.target != -100
+    options = LossOptions(label_smoothing=0.1, z_loss=1e-3, confidence_penalty=0.2, reduction="none")
+    expected, of = chunked.loss(tensors[0], tensors[1], args.target, tensors[2], None, options, return_statistics=True)
     assert relative_error(loss, expected) < 1e-6
+    assert torch.equal(classes, of.argmax)
+    torch.testing.assert_close(statistics, torch.stack(of[:4]), equal_nan=True)
+    got = torch.autograd.grad(loss, leaves, upstream, retain_graph=True)
+    want = torch.autograd.grad(expected, leaves, upstream, retain_graph=True)
+    for a, b in zip(got, want, strict=True):
+        assert relative_error(a, b) < 2e-6
+    got = torch.autograd.grad((statistics[2] * upstream)[kept].sum(), leaves)
+    want = torch.autograd.grad((of.entropy * upstream)[kept].sum(), leaves)
     for a, b in zip(got, want, strict=True):
         assert relative_error(a, b) < 2e-6
 
@@ -290,58 +296,6 @@ def test_one_graph_without_breaks(workspace_bytes, monkeypatch):
             assert relative_error(a, b) < 1e-6
 
 
-class RecordingKernel:
-    def __init__(self, calls):
-        self.calls = calls
-
-    def warmup(self, *arguments, grid, **constants):
-        self.calls.append(("compiled", arguments, grid, constants))
-
-    def __getitem__(self, grid):
-        return lambda *arguments, **constants: self.calls.append(("ran", arguments, grid, constants))
-
-
-def use_driver(monkeypatch, driver):
-    triton = pytest.importorskip("triton")
-    active = SimpleNamespace(driver=SimpleNamespace(active=driver))
-    double = SimpleNamespace(runtime=active, AsyncCompileMode=triton.AsyncCompileMode)
-    monkeypatch.setattr("kernel.fused.compile_ahead.triton", double)
-
-
-def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none(monkeypatch):
-    from kernel.fused.compile_ahead import compile_ahead, run_kernel  # needs Triton
-
-    use_driver(monkeypatch, None)
-
-    calls = []
-    kernel = RecordingKernel(calls)
-
-    def launches():
-        run_kernel(kernel, (3,), 1, A=2)
-        run_kernel(kernel, (4,), 1, 2, A=2, B=3)
-
-    some, other = object(), object()
-    for key in (some, some, other):  # what was seen is not compiled again
-        compile_ahead(key, torch.device("cuda"), launches)
-    small, large = ("compiled", (1,), (3,), {"A": 2}), ("compiled", (1, 2), (4,), {"A": 2, "B": 3})
-    assert calls == [large, small, large, small]
-    compile_ahead(object(), torch.device("cpu"), launches)
-    assert len(calls) == 4
-    launches()
-    assert calls[4:] == [("ran", *small[1:]), ("ran", *large[1:])]
-
-
-def test_the_host_part_of_a_launch_is_compiled_with_its_kernel(monkeypatch):
-    from kernel.fused.compile_ahead import _Executor
-
-    built = []
-    use_driver(monkeypatch, SimpleNamespace(launcher_cls=lambda src, metadata: built.append((src, metadata))))
-    compiled = SimpleNamespace(src="source", metadata="metadata")
-    with ThreadPoolExecutor(1) as pool:
-        assert _Executor(pool).submit(lambda: compiled).result() is compiled
-    assert built == [("source", "metadata")]
-
-
 @pytest.mark.parametrize("wrong", [5, -1])
 def test_targets_out_of_range_are_noticed_on_the_way(wrong):
     from kernel.fused.rows import index_rows
@@ -351,26 +305,6 @@ def test_targets_out_of_range_are_noticed_on_the_way(wrong):
     with pytest.raises(RuntimeError, match=r"target must be in \[0, 5\) or equal ignore_index"):
         index_rows(torch.tensor([0, 4, -100, wrong]), -100, 5)
     assert index_rows(torch.tensor([0, wrong]), wrong, 5).position.tolist() == [0, -1]
-
-
-def test_a_recorded_launch_holds_no_memory_and_compiles_the_same():
-    from triton.backends.nvidia.compiler import CUDABackend
-    from triton.runtime.jit import native_specialize_impl
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    from kernel.fused import compile_ahead
-
-    matrix = torch.zeros(64, 64, dtype=torch.float16)
-    described = TensorDescriptor(matrix, [64, 64], [64, 1], [16, 32])
-    arguments = [matrix, matrix.view(-1)[1:], torch.zeros(3, dtype=torch.int64), described, None, 3, 2.5]
-    (launch,) = compile_ahead._record(partial(compile_ahead.run_kernel, object(), (1,), *arguments))
-    for argument, noted in zip(arguments, launch.arguments, strict=True):
-        assert not isinstance(noted, torch.Tensor)
-        keys = [native_specialize_impl(CUDABackend, a, False, True, True) for a in (argument, noted)]
-        assert keys[0] == keys[1]
-    alive = weakref.ref(matrix)
-    del matrix, described, arguments, argument
-    assert alive() is None
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "softcap": 3.0}], ids=str)

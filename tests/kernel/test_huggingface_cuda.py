@@ -48,9 +48,11 @@ def test_bfloat16_autocast_on_a_gpu(label_smoothing):
 
 
 def test_the_command_writes_its_table(tmp_path):
-    from kernel.huggingface.benchmark import main
+    from kernel.benchmark.training_step import main
 
-    main(["--tokens", "64", "--rounds", "1", "--scale", "64", "--out", str(tmp_path / "table.csv")])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    small = ["--tokens", "64", "--rounds", "1", "--scale", "64", "--device", device]
+    assert main([*small, "--out", str(tmp_path / "table.csv")]) == 0
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert len(rows) == 8
     values = {(r["loss"], r["label_smoothing"], r["checkpointing"]): float(r["value"]) for r in rows}
@@ -60,4 +62,4 @@ def test_the_command_writes_its_table(tmp_path):
             assert mine == pytest.approx(values[other, smoothing, checkpointing], abs=1e-2)
     assert all(float(r["ms"]) > 0 for r in rows)
     made = json.loads((tmp_path / "table.json").read_text())
-    assert made["command"] == "python -m kernel.huggingface.benchmark --tokens 64 --rounds 1 --scale 64"
+    assert made["command"] == f"python -m kernel.benchmark.training_step {' '.join(small)}"

@@ -8,63 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import count_calls
+from tiny_training import LENGTH, Examples, V, arguments, model, smoothed_trainer
 
 from kernel.huggingface import SmoothedLossMixin, fuse_loss
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
-
-V, LENGTH = 61, 16
-
-
-class Examples(torch.utils.data.Dataset):
-    """Counting modulo V from random starts: learnable in a few steps; prompts of uneven length are masked."""
-
-    def __init__(self, count, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        starts = torch.randint(V, (count, 1), generator=generator)
-        self.tokens = (starts + torch.arange(LENGTH)) % V
-        self.labels = self.tokens.clone()
-        for row in range(count):
-            self.labels[row, : 1 + row % 7] = -100
-
-    def __len__(self):
-        return len(self.tokens)
-
-    def __getitem__(self, i):
-        return {"input_ids": self.tokens[i], "labels": self.labels[i]}
-
-
-def model(seed=0, **changes):
-    torch.manual_seed(seed)
-    sizes = {
-        "vocab_size": V,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**sizes, **changes}))
-
-
-def arguments(folder, **changes):
-    return transformers.TrainingArguments(
-        **{
-            "output_dir": str(folder),
-            "use_cpu": True,
-            "report_to": [],
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 4,
-            "learning_rate": 3e-2,
-            "lr_scheduler_type": "constant",
-            "max_steps": 20,
-            "dataloader_pin_memory": False,
-            **changes,
-        }
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -74,24 +24,15 @@ def _quiet():
         yield
 
 
-def smoothed_trainer():
-    from kernel.huggingface import SmoothedTrainer
-
-    return SmoothedTrainer
-
-
-def no_head(*_):
-    pytest.fail("the head was called: logits were built")
-
-
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"gradient_checkpointing": True}])
-def test_training_lowers_the_loss_without_logits(tmp_path, precision):
+def test_training_lowers_the_loss_without_logits(tmp_path, precision, monkeypatch):
     trained = model(tie_word_embeddings=True)
-    trained.lm_head.register_forward_hook(no_head)
     trainer = smoothed_trainer()(
         trained, arguments(tmp_path, label_smoothing_factor=0.1, **precision), train_dataset=Examples(64)
     )
+    calls = count_calls(monkeypatch, trained)
     trainer.train()
+    assert calls == []
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert len(losses) == 20
     assert losses[-1] < losses[0] - 1
@@ -138,11 +79,10 @@ def test_gradient_accumulation_is_one_big_batch(tmp_path, mixin):
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
 
 
-def test_evaluation_builds_logits_only_where_they_are_wanted(tmp_path):
+def test_evaluation_builds_logits_only_where_they_are_wanted(tmp_path, monkeypatch):
     data, evaluated = Examples(8), model()
-    calls = []
-    evaluated.lm_head.register_forward_hook(lambda *_: calls.append(1))
     trainer = smoothed_trainer()(evaluated, arguments(tmp_path), eval_dataset=data, label_smoothing=0.1)
+    calls = count_calls(monkeypatch, evaluated)
     result = trainer.evaluate()
     assert calls == []
     logits = trainer.predict(data)
@@ -188,14 +128,9 @@ def own_smoothed_losses(tmp_path, smoothing, **changes):
 def test_models_of_model_init_are_smoothed(tmp_path, monkeypatch):
     """train() makes a new model each time; so does every trial of a search."""
 
-    def unwatched():
-        made = model()
-        made.lm_head.register_forward_hook(no_head)
-        return made
-
     trainer = smoothed_trainer()(
         args=arguments(tmp_path, label_smoothing_factor=0.3, max_steps=3),
-        model_init=unwatched,
+        model_init=lambda: model(),
         train_dataset=Examples(64),
     )
     for _ in range(2):
@@ -263,7 +198,8 @@ def test_what_the_trainer_refuses(tmp_path):
 
 class TestPeft:
     def adapted(self, **changes):
-        peft = pytest.importorskip("peft")
+        import peft
+
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], **changes)
         wrapped = peft.get_peft_model(model(), config)
         for name, parameter in wrapped.named_parameters():
@@ -308,10 +244,11 @@ class TestPeft:
             torch.testing.assert_close(loss, self.eager(wrapped, data))
 
     def test_an_adapter_around_the_head_is_refused(self):
-        peft = pytest.importorskip("peft")
+        import peft
+
         wrapped = peft.get_peft_model(model(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
         with pytest.raises(
-            TypeError, match=r"torch\.nn\.Linear head of floating-point numbers, got Linear. For PEFT, train the head"
+            TypeError, match=r"is a peft\..*Linear, no torch.nn.Linear. Train the head through modules_to_save"
         ):
             fuse_loss(wrapped)
 
@@ -325,10 +262,10 @@ class TestPeft:
         assert losses[-1] < losses[0] - 0.1
 
 
-def test_trl(tmp_path):
-    trl = pytest.importorskip("trl")
-    datasets = pytest.importorskip("datasets")
-    tokenizers = pytest.importorskip("tokenizers")
+def test_trl(tmp_path, monkeypatch):
+    import datasets
+    import tokenizers
+    import trl
 
     steps = []
 
@@ -368,13 +305,14 @@ def test_trl(tmp_path):
         **{k: fields[k] for k in kept}, per_device_train_batch_size=4, dataloader_pin_memory=False, bf16=False
     )
     trained = model()
-    trained.lm_head.register_forward_hook(no_head)
     data = datasets.Dataset.from_list(rows)
     trainer = SmoothedSFTTrainer(
         trained, args, train_dataset=data, eval_dataset=data, processing_class=tokenizer, label_smoothing=0.1
     )
+    calls = count_calls(monkeypatch, trained)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
+    assert calls == []
     after = trainer.evaluate()["eval_loss"]
     assert after < before - 0.5
     ours, expected = zip(*steps, strict=True)

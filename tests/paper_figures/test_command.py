@@ -107,7 +107,7 @@ def test_the_command_that_makes_a_table(table, preset, command):
 def test_every_command_that_is_named_exists():
     named = {tables.needed_command(table, "quick") for module in FIGURES.values() for table in modules(module)}
     assert len(named) > 8
-    for command in named:
+    for command in sorted(named):
         module = command.split()[2].replace(".", "/")
         assert (ROOT / f"{module}.py").exists() or (ROOT / module / "__main__.py").exists(), command
 

@@ -1,0 +1,300 @@
+"""Minimise many small losses at once: a truncated-Newton trust region on a sphere, in a ball or in the whole space.
+
+Every context has a trust region of its own and leaves the batch when its first-order condition holds. The inner solver
+is Steihaug's: conjugate gradients in the tangent space until the residual is small, the region's edge is met or the
+curvature is not positive (Absil, Baker and Gallivan 2007, "Trust-region methods on Riemannian manifolds", FoCM 7,
+303-330). It needs products with the Hessian only, so that D may be in the thousands. In the principal axes of the rows
+the many tokens of small p add to the Hessian about their geometric mean times a diagonal, and the multiplier of the norm
+another: this is the preconditioner, and the few tokens of large p take a step of the solver each.
+
+In a ball the minimum of a convex loss lies on the sphere, where the multiplier of the norm is at least 0 there, or is
+that of the whole space: each context is tried on the sphere and, where that fails, without limits. (A slack
+coordinate would do without the two cases, but converges slowly where the multiplier is near 0, as in saturated heads.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ._loss import ContextLoss, Point
+
+__all__ = ["Domain", "Minimum", "give_way", "minimise"]
+
+_ITERATIONS = 200
+_INNER = 400
+# Fall of a loss, relative to it, that is rounding, and that no confidence feels: for a convex loss a fall of x that is
+# left moves max p by at most sqrt(x / 2), by Cauchy and Schwarz in the metric of the Hessian.
+_NOISE = 1e-13
+_LEAST = 1e-14  # curvature that the preconditioner assumes everywhere, in units of the largest row's square
+_ENOUGH = 1e-6  # of the gradient, beside such a fall
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where hidden states may be: the sphere or the ball of a radius for each context, or everywhere."""
+
+    kind: Literal["sphere", "ball", "free"]
+    radius: Tensor | None  # (n,), None where free
+
+    def part(self, which: slice | Tensor) -> Domain:
+        """That of some contexts."""
+        return Domain(self.kind, None if self.radius is None else self.radius[which])
+
+
+@dataclass
+class Minimum:
+    """Hidden states ``(n, D)`` and the largest component of the gradient that is left in each, in units of ``scale``."""
+
+    hidden: Tensor
+    residual: Tensor  # (n,)
+
+
+def minimise(
+    loss: ContextLoss, start: Tensor, domain: Domain, *, squares: Tensor, scale: float, tolerance: float
+) -> Minimum:
+    """Local minimum that a descent from ``start`` reaches; for a convex loss in a ball or in the whole space, the global.
+
+    Args:
+        loss: Of the contexts.
+        start: ``(n, D)``; for a sphere or a ball brought into it.
+        domain: Where to look.
+        squares: Diagonal of W^T W, ``(D,)``; W has orthogonal columns.
+        scale: Unit of gradients: the largest norm of a centred row.
+        tolerance: Stop where the gradient along the domain is at most this, in that unit.
+
+    Returns:
+        The minimum; contexts that did not get there have a residual above the tolerance.
+    """
+    if domain.kind != "ball" or domain.radius is None:
+        return _Solver(loss, start, domain, squares, scale, tolerance).run()
+    sphere, free = Domain("sphere", domain.radius), Domain("free", None)
+    found = Minimum(start.clone(), torch.full_like(domain.radius, math.inf))
+    on_edge = todo = torch.ones_like(domain.radius, dtype=torch.bool)
+    for turn in range(4):  # the first two give up a context early; where each guess was wrong, two more do not
+        there, place = (on_edge, sphere) if turn % 2 == 0 else (~on_edge, free)
+        which = (todo & there).nonzero().squeeze(-1)
+        leave = None if turn > 1 else domain.radius[which]
+        solver = _Solver(loss.part(which), found.hidden[which], place.part(which), squares, scale, tolerance, leave)
+        solved = solver.run()
+        found.hidden[which], found.residual[which] = solved.hidden, solved.residual
+        inside = found.hidden.norm(dim=-1) <= domain.radius
+        wrong = torch.where(on_edge, ~_outward(loss, found.hidden), ~inside)
+        todo = wrong | (found.residual > _ENOUGH)
+        if not bool(todo.any()):
+            return found
+        on_edge = torch.where(wrong, ~on_edge, on_edge)
+    found.residual[wrong] = math.inf
+    return found
+
+
+def give_way(
+    loss: ContextLoss, hidden: Tensor, domain: Domain, push: Tensor, *, squares: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """How a minimum moves when its gradient is pushed: [Pi (Hessian + mu) Pi]^+ Pi push.
+
+    Args:
+        loss: Of the contexts.
+        hidden: Their minima, ``(n, D)``, on the sphere of ``domain`` or free.
+        domain: Where they may move. The multiplier mu counts as 0 where it is negative, as it is in a ball.
+        push: ``(n, D)``.
+        squares: Diagonal of W^T W.
+        scale: Unit of gradients.
+
+    Returns:
+        The moves, and what is left of each equation as a share of the push, ``(n,)``.
+    """
+    solver = _Solver(loss, hidden, domain, squares, scale, 0.0)
+    solver.region = torch.full_like(solver.region, math.inf)
+    x, pull = solver.x, torch.zeros_like(hidden[:, :1])
+    if solver.squared is not None:
+        pull = (-(solver.point.gradient * x).sum(-1, keepdim=True) / solver.squared).clamp_min(0)
+        push = push - x * ((push * x).sum(-1, keepdim=True) / solver.squared)
+    move, _ = solver.conjugate_gradients(-push, pull, torch.zeros_like(push[:, 0]), solver.diagonal(pull))
+    left = (solver.curvature(move, pull) - push).norm(dim=-1)
+    return move, left / push.norm(dim=-1).clamp_min(1e-300)
+
+
+def _outward(loss: ContextLoss, hidden: Tensor) -> Tensor:
+    """Whether the loss would fall along the hidden state: a multiplier of at least 0, up to rounding."""
+    gradient = loss.at(hidden).gradient
+    noise = 1e-12 * gradient.norm(dim=-1) * hidden.norm(dim=-1)
+    return (gradient * hidden).sum(-1) <= noise
+
+
+class _Solver:
+    """State of the contexts that still move; ``found`` and ``left`` hold all."""
+
+    def __init__(
+        self,
+        loss: ContextLoss,
+        start: Tensor,
+        domain: Domain,
+        squares: Tensor,
+        scale: float,
+        tolerance: float,
+        leave: Tensor | None = None,  # (n,) radius of the ball in which this is one of two guesses
+    ) -> None:
+        self.loss, self.scale, self.tolerance = loss, scale, tolerance
+        self.x, self.leave = _placed(start, domain), leave
+        self.axes = squares
+        self.squared = None if domain.radius is None else domain.radius.square().unsqueeze(-1)  # (n, 1)
+        self.region = torch.full_like(self.x[:, 0], 8.0 / scale)  # logits may change by about 8 in the first step
+        self.largest = 8 * self.region if domain.radius is None else torch.maximum(domain.radius, self.region)
+        if domain.radius is not None:
+            self.region = torch.minimum(self.region, domain.radius)
+        self.point = loss.at(self.x)
+        self.found, self.left = self.x.clone(), torch.full_like(self.region, math.inf)
+        self.active = torch.arange(len(start), device=start.device)
+
+    def run(self) -> Minimum:
+        """Move until nothing moves."""
+        stuck = torch.zeros_like(self.active, dtype=torch.bool)
+        for _ in range(_ITERATIONS):
+            gradient = self.gradient(self.x, self.point)
+            left = gradient.norm(dim=-1) / self.scale
+            self.found[self.active], self.left[self.active] = self.x, left
+            moving = ~((left <= self.tolerance) | stuck | self.misplaced())
+            if not bool(moving.all()):
+                self.keep(moving)
+                gradient, left = gradient[moving], left[moving]
+            if not len(self.active):
+                break
+            stuck = self.step(gradient, left)
+        return Minimum(self.found, self.left)
+
+    def misplaced(self) -> Tensor:
+        """Contexts whose guess looks wrong: on the sphere the loss falls inwards, without limits it fell far outside."""
+        if self.leave is None:
+            return torch.zeros_like(self.active, dtype=torch.bool)
+        if self.squared is None:
+            return self.x.norm(dim=-1) > 2 * self.leave
+        return (self.point.gradient * self.x).sum(-1) > 1e-12 * self.scale * self.leave
+
+    def keep(self, which: Tensor) -> None:
+        self.loss = self.loss.part(which)
+        self.x, self.region, self.largest = self.x[which], self.region[which], self.largest[which]
+        self.active, self.point = self.active[which], _chosen(self.point, which)
+        self.squared = None if self.squared is None else self.squared[which]
+        self.leave = None if self.leave is None else self.leave[which]
+
+    def gradient(self, x: Tensor, point: Point) -> Tensor:
+        """Along the domain."""
+        if self.squared is None:
+            return point.gradient
+        return point.gradient - x * ((point.gradient * x).sum(-1, keepdim=True) / self.squared)
+
+    def curvature(self, v: Tensor, pull: Tensor) -> Tensor:
+        """Hessian along the domain times tangent vectors; ``pull`` is the multiplier of the norm, ``(n, 1)``."""
+        product = self.loss.curvature(self.point, v)
+        if self.squared is None:
+            return product
+        return product - self.x * ((product * self.x).sum(-1, keepdim=True) / self.squared) + pull * v
+
+    def step(self, gradient: Tensor, left: Tensor) -> Tensor:
+        """One step of every context; True where what is left is rounding."""
+        pull = torch.zeros_like(gradient[:, :1])
+        if self.squared is not None:
+            pull = -(self.point.gradient * self.x).sum(-1, keepdim=True) / self.squared
+        move, predicted = self.conjugate_gradients(gradient, pull, left, self.diagonal(pull))
+        trial = self.x + move
+        if self.squared is not None:
+            trial = trial * (self.squared.sqrt() / trial.norm(dim=-1, keepdim=True))
+        point = self.loss.at(trial)
+        fall = self.point.value - point.value
+        # below rounding the loss cannot judge a step, the gradient can
+        blind = predicted <= _NOISE * (1 + self.point.value.abs())
+        then = self.gradient(trial, point).norm(dim=-1) / self.scale
+        ratio = torch.where(blind, (then < left).double(), fall / predicted.clamp_min(1e-300))
+        accepted = ratio > 0.05  # False for nan
+        size = move.norm(dim=-1)
+        self.region = torch.where(
+            (ratio < 0.25) | ratio.isnan(),
+            0.25 * size,
+            torch.where(ratio > 0.75, torch.minimum(torch.maximum(self.region, 2 * size), self.largest), self.region),
+        )
+        self.x = torch.where(accepted.unsqueeze(-1), trial, self.x)
+        self.point = _either(accepted, point, self.point)
+        return blind & (~accepted | (then <= _ENOUGH))
+
+    def conjugate_gradients(
+        self, gradient: Tensor, pull: Tensor, left: Tensor, diagonal: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Steihaug's step ``(n, D')`` and the fall that the quadratic model promises, ``(n,)``."""
+        precondition = self.preconditioner(diagonal)
+        move, residual = torch.zeros_like(gradient), gradient
+        conditioned = precondition(residual)
+        direction, square = -conditioned, (residual * conditioned).sum(-1)
+        goal = gradient.square().sum(-1) * left.clamp(1e-4, 0.1).square()  # of the squared residual: superlinear
+        going = square > 0
+        curved = torch.zeros_like(move)  # Hessian times the move
+        for _ in range(min(2 * gradient.shape[1] + 10, _INNER)):
+            product = self.curvature(direction, pull)
+            along = (direction * product).sum(-1)
+            length = square / along
+            edge = _to_edge(move, direction, self.region)
+            out = going & ((along <= 0) | (length >= edge) | ~length.isfinite())
+            taken = torch.where(going, torch.where(out, edge, length), 0.0).unsqueeze(-1)
+            move, curved = move + taken * direction, curved + taken * product
+            residual = residual + taken * product
+            going = going & ~out & (residual.square().sum(-1) > goal)
+            if not bool(going.any()):
+                break
+            conditioned = precondition(residual)
+            new = (residual * conditioned).sum(-1)
+            share = torch.where(going, new / square, 0.0).unsqueeze(-1)
+            direction, square = -conditioned + share * direction, torch.where(going, new, square)
+        return move, -(move * (gradient + 0.5 * curved)).sum(-1)
+
+    def diagonal(self, pull: Tensor) -> Tensor:
+        """What the Hessian is about, in the axes of the rows, ``(n, D)``."""
+        return self.point.bulk.unsqueeze(-1) * self.axes + pull.abs() + self.loss.decay + _LEAST * self.scale**2
+
+    def preconditioner(self, diagonal: Tensor) -> Callable[[Tensor], Tensor]:
+        """Inverse of the diagonal, on a sphere of its restriction to the tangent space."""
+        if self.squared is None:
+            return lambda v: v / diagonal
+        normal = self.x / diagonal
+        size = (normal * self.x).sum(-1, keepdim=True)
+
+        def tangent(v: Tensor) -> Tensor:
+            moved = v / diagonal
+            return moved - normal * ((moved * self.x).sum(-1, keepdim=True) / size)
+
+        return tangent
+
+
+def _placed(start: Tensor, domain: Domain) -> Tensor:
+    """The start in the domain."""
+    if domain.radius is None:
+        return start.clone()
+    norm = start.norm(dim=-1, keepdim=True)
+    fallback = torch.zeros_like(start)
+    fallback[:, 0] = 1.0
+    return domain.radius.unsqueeze(-1) * torch.where(norm > 0, start / norm.clamp_min(1e-300), fallback)
+
+
+def _to_edge(move: Tensor, direction: Tensor, region: Tensor) -> Tensor:
+    """Positive length along ``direction`` at which the move meets the edge of its region."""
+    a, b = direction.square().sum(-1).clamp_min(1e-300), (move * direction).sum(-1)
+    c = (region.square() - move.square().sum(-1)).clamp_min(0)
+    root = (b.square() + a * c).sqrt()
+    return torch.where(b > 0, c / (b + root), (root - b) / a)
+
+
+def _chosen(point: Point, which: Tensor) -> Point:
+    return Point(*(None if part is None else part[which] for part in vars(point).values()))  # pyright: ignore
+
+
+def _either(first: Tensor, a: Point, b: Point) -> Point:
+    """Of each context the one or the other."""
+    if bool(first.all()):
+        return a
+    wide = first.unsqueeze(-1)
+    parts = zip(vars(a).values(), vars(b).values(), strict=True)
+    return Point(*(None if x is None else torch.where(first if x.ndim == 1 else wide, x, y) for x, y in parts))

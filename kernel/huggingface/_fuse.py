@@ -1,0 +1,105 @@
+"""Fusing a model: options checked, head read, own and fused loss compared, then the loss put into the forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..api import check_choices
+from ..fused import DEFAULT_WORKSPACE_BYTES
+from ..options import LossOptions
+from ._architectures import check_scales
+from ._compare import compare, unwrapped
+from ._forward import FusedLoss, current, install, set_current
+from ._heads import linear_head
+
+__all__ = ["fuse_loss", "fused"]
+
+
+def fuse_loss(
+    model: Any,
+    *,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    implementation: str = "auto",
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+    eval_logits: bool = False,
+    verify: bool = True,
+) -> FusedLoss:
+    """Let a causal language model compute its loss by :func:`kernel.linear_cross_entropy`, without logits.
+
+    From then on ``model(input_ids, labels=labels)`` returns the loss and no logits; calls without labels, generation
+    among them, are the model's own. With ``label_smoothing=0`` the loss is the model's own to rounding, which is
+    checked on a few tokens; its shift by one, labels of -100, ``ignore_index``, ``num_items_in_batch`` and
+    ``shift_labels`` keep their meaning. A smoothed loss is no log-likelihood, and its exponential no perplexity. Scale
+    and cap of the logits are read from the config at each call. Fusing again replaces the options.
+
+    Args:
+        model: A transformers model with a language-model head, or a PEFT, DDP or FSDP model around one. The head may be
+            tied, have a bias, be frozen (then it gets no gradient) or be trained through ``modules_to_save``.
+        label_smoothing: As in :func:`kernel.linear_cross_entropy`: the convention of torch and of
+            ``TrainingArguments.label_smoothing_factor``.
+        temperature: Divides the logits in this loss alone; the model's own logits stay as they are.
+        softcap: Cap in this loss, for a model that has none; None takes the config's.
+        z_loss: Coefficient of the squared log-partition.
+        implementation: As in :func:`kernel.linear_cross_entropy`.
+        workspace_bytes: As there.
+        eval_logits: Also return logits when labels are given in evaluation mode.
+        verify: Compare the fused loss without smoothing with the model's own first (:func:`check_loss`).
+
+    Returns:
+        A handle, to remove the loss again; :func:`fused` finds it as well.
+
+    Raises:
+        TypeError: If the model is none of transformers', or its head cannot be read as one matrix: hooks, an adapter, a
+            forward of its own, quantised, sharded, offloaded or without numbers.
+        ValueError: If the architecture is not known, the fused loss is not the model's own, an option is out of range,
+            or ``softcap`` is given for a model that has one.
+
+    Example:
+        >>> transformers = __import__("pytest").importorskip("transformers")
+        >>> config = transformers.LlamaConfig(
+        ...     vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> import torch
+        >>> model, tokens = transformers.LlamaForCausalLM(config), torch.tensor([[1, 2, 3]])
+        >>> own = model(tokens, labels=tokens).loss
+        >>> with fuse_loss(model):
+        ...     output = model(tokens, labels=tokens)
+        >>> torch.allclose(output.loss, own), output.logits
+        (True, None)
+    """
+    outer, model = model, unwrapped(model)
+    scale = check_scales(model)
+    if model.get_output_embeddings() is None:
+        raise TypeError(f"model must have a language-model head around a base model, got {type(model).__name__}.")
+    if softcap is not None and scale.softcap is not None:
+        raise ValueError(f"softcap must be None for a model whose config caps at {scale.softcap}, got {softcap}.")
+    check_choices(implementation, workspace_bytes)
+    options = LossOptions(label_smoothing, softcap, temperature, z_loss=z_loss)
+    linear_head(model, gathered=False)
+    chosen = {name: getattr(options, name) for name in ("label_smoothing", "softcap", "temperature", "z_loss")}
+    chosen |= {"implementation": implementation, "workspace_bytes": workspace_bytes}
+    hidden = compare(outer) if verify else False
+    handle = FusedLoss(model, chosen, eval_logits)
+    install(model, again=hidden)
+    set_current(model, handle)
+    return handle
+
+
+def fused(model: Any) -> FusedLoss | None:
+    """The fused loss that a model computes now, seen through torch.compile, DDP, FSDP and PEFT.
+
+    Returns:
+        The handle that :func:`fuse_loss` gave; None if the model computes its own loss.
+
+    Example:
+        >>> transformers = __import__("pytest").importorskip("transformers")
+        >>> config = transformers.LlamaConfig(
+        ...     vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> model = transformers.LlamaForCausalLM(config)
+        >>> _ = fuse_loss(model, label_smoothing=0.1)
+        >>> fused(model).options["label_smoothing"]
+        0.1
+    """
+    return current(unwrapped(model))

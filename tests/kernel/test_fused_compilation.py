@@ -1,0 +1,235 @@
+"""What the fused kernels compile, and when: all of it in the first call, side by side."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import random
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():  # before the kernels are first imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from kernel import head_statistics, linear_cross_entropy
+from kernel.fused.launch import interpreted
+
+triton = pytest.importorskip("triton")
+compile_ahead = importlib.import_module("kernel.fused.compile_ahead")
+operators = importlib.import_module("kernel.fused.operators")
+arguments_of = importlib.import_module("kernel.fused.arguments")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
+
+
+class RecordingKernel:
+    def __init__(self, calls):
+        self.calls = calls
+
+    def warmup(self, grid, **arguments):
+        self.calls.append(("compiled", grid, arguments))
+
+    def __getitem__(self, grid):
+        return lambda **arguments: self.calls.append(("ran", grid, arguments))
+
+
+def use_driver(monkeypatch, driver):
+    triton = pytest.importorskip("triton")
+    active = SimpleNamespace(driver=SimpleNamespace(active=driver))
+    double = SimpleNamespace(runtime=active, AsyncCompileMode=triton.AsyncCompileMode)
+    monkeypatch.setattr("kernel.fused.compile_ahead.triton", double)
+
+
+def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none(monkeypatch):
+    run_kernel = compile_ahead.run_kernel
+    use_driver(monkeypatch, None)
+
+    calls = []
+    kernel = RecordingKernel(calls)
+
+    def launches():
+        run_kernel(kernel, (3,), n=1, A=2)
+        run_kernel(kernel, (4,), n=1, A=2, B=3)
+
+    some, other = object(), object()
+    for key in (some, some, other):  # what was seen is not compiled again
+        compile_ahead.compile_ahead(key, torch.device("cuda"), launches)
+    small, large = ("compiled", (3,), {"n": 1, "A": 2}), ("compiled", (4,), {"n": 1, "A": 2, "B": 3})
+    assert calls == [large, small, large, small]
+    compile_ahead.compile_ahead(object(), torch.device("cpu"), launches)
+    assert len(calls) == 4
+    launches()
+    assert calls[4:] == [("ran", *small[1:]), ("ran", *large[1:])]
+
+
+def test_the_host_part_of_a_launch_is_compiled_with_its_kernel(monkeypatch):
+    built = []
+    use_driver(monkeypatch, SimpleNamespace(launcher_cls=lambda src, metadata: built.append((src, metadata))))
+    compiled = SimpleNamespace(src="source", metadata="metadata")
+    with ThreadPoolExecutor(1) as pool:
+        assert compile_ahead._Executor(pool).submit(lambda: compiled).result() is compiled
+    assert built == [("source", "metadata")]
+
+
+def test_a_recorded_launch_holds_no_memory_and_compiles_the_same():
+    from triton.backends.nvidia.compiler import CUDABackend
+    from triton.runtime.jit import native_specialize_impl
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    matrix = torch.zeros(64, 64, dtype=torch.float16)
+    described = TensorDescriptor(matrix, [64, 64], [64, 1], [16, 32])
+    arguments = [matrix, matrix.view(-1)[1:], torch.zeros(3, dtype=torch.int64), described, None, 3, 2.5]
+    named = {f"argument_{i}": argument for i, argument in enumerate(arguments)}
+    (launch,) = compile_ahead._record(partial(compile_ahead.run_kernel, object(), (1,), **named))
+    for argument, noted in zip(arguments, launch.arguments.values(), strict=True):
+        assert not isinstance(noted, torch.Tensor)
+        keys = [native_specialize_impl(CUDABackend, a, False, True, True) for a in (argument, noted)]
+        assert keys[0] == keys[1]
+    alive = weakref.ref(matrix)
+    del matrix, described, arguments, argument, named
+    assert alive() is None
+
+
+def specialisations(launches):
+    """What decides whether Triton compiles a kernel for a launch, or has it already."""
+    from triton.backends.nvidia.compiler import CUDABackend
+    from triton.runtime.jit import native_specialize_impl
+
+    assert interpreted()
+    keys = set()
+    for kernel, _, given in compile_ahead._record(launches):
+        unspecific = kernel.kwargs.get("do_not_specialize") or ()
+        constants = {n for n, p in inspect.signature(kernel.fn).parameters.items() if "constexpr" in str(p.annotation)}
+        assert set(unspecific) <= set(given) - constants, f"{kernel.__name__}: no such parameter"
+        key = []
+        for name, value in given.items():
+            fixed = name in constants or name.startswith("num_")
+            key.append(
+                (
+                    name,
+                    value if fixed else native_specialize_impl(CUDABackend, value, False, name not in unspecific, True),
+                )
+            )
+        keys.add((kernel.__name__, tuple(sorted(key, key=lambda item: item[0]))))
+    return keys
+
+
+def tensors(n, v, d, dtype, bias, generator):
+    big = torch.randn(n + 3, d, generator=generator).to(dtype)
+    start = 0 if d % 8 else int(torch.randint(4, (1,), generator=generator))  # a part of a batch
+    hidden = big[start : start + n].requires_grad_()
+    weight = torch.zeros(v, d, dtype=dtype, requires_grad=True)
+    target = torch.zeros(n + 3, dtype=torch.int64)[start : start + n]
+    return hidden, weight, torch.zeros(v, dtype=dtype, requires_grad=True) if bias else None, target
+
+
+KINDS = {
+    "plain": ({}, torch.float32),
+    "smoothed, float16": ({"label_smoothing": 0.1}, torch.float16),
+    "smoothed": ({"label_smoothing": 0.1}, torch.float32),
+    "capped": ({"softcap": 3.0, "label_smoothing": 0.1}, torch.float32),
+    "capped, bfloat16": ({"softcap": 3.0}, torch.bfloat16),
+    "everything, bfloat16": (
+        {"softcap": 3.0, "label_smoothing": 0.1, "z_loss": 1e-3, "confidence_penalty": 0.1, "temperature": 0.5},
+        torch.bfloat16,
+    ),
+    "smoothed, bfloat16": ({"label_smoothing": 0.1}, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("return_statistics", [False, True])
+@pytest.mark.parametrize(("v", "d"), [(130, 16), (128, 12), (20, 17)])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_no_number_of_tokens_and_no_workspace_compiles_anything_new(kind, v, d, return_statistics, monkeypatch):
+    options, dtype = KINDS[kind]
+    monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
+    numbers = [options.get(name, default) for name, default in DEFAULTS.items()]
+    scalars = arguments_of.Scalars(*numbers, ignore_index=-100)
+    generator, choose = torch.Generator().manual_seed(0), random.Random(0)
+    bias = v != 128
+
+    def call(n, workspace_bytes, *, no_grad=False, of_statistics=False):
+        hidden, weight, linear_bias, target = tensors(n, v, d, dtype, bias, generator)
+        with torch.set_grad_enabled(not no_grad):
+            found = linear_cross_entropy(
+                hidden,
+                weight,
+                target,
+                linear_bias=linear_bias,
+                implementation="triton",
+                workspace_bytes=workspace_bytes,
+                return_statistics=return_statistics,
+                **options,
+            )
+        loss = found[0] if return_statistics else found
+        if not no_grad:
+            (loss + found[1].entropy.sum() if of_statistics else loss).backward()
+
+    def ahead(needs):
+        hidden, weight, linear_bias, target = tensors(1, v, d, dtype, bias, generator)
+        head = arguments_of.Head(hidden.detach(), weight, linear_bias, target)
+        return specialisations(lambda: operators._every_launch(head, scalars, needs, return_statistics))
+
+    with torch.no_grad():
+        known = ahead((True, True, bias)), ahead((False, False, False))
+    for trial in range(15):
+        n = 1 if trial == 0 else choose.randint(1, 300)
+        workspace_bytes = choose.choice([0, 2**30, choose.randint(0, 8 * n * v)])
+        for of_statistics in {False, return_statistics}:
+            new = specialisations(partial(call, n, workspace_bytes, of_statistics=of_statistics)) - known[0]
+            assert not new, (n, workspace_bytes, of_statistics)
+        assert not specialisations(partial(call, n, workspace_bytes, no_grad=True)) - known[1], n
+
+
+DEFAULTS = {
+    "label_smoothing": 0.0,
+    "softcap": 0.0,
+    "temperature": 1.0,
+    "logit_scale": 1.0,
+    "z_loss": 0.0,
+    "confidence_penalty": 0.0,
+}
+
+
+@pytest.mark.parametrize("has_target", [False, True])
+def test_head_statistics_compile_nothing_for_another_number_of_tokens(has_target):
+    generator = torch.Generator().manual_seed(0)
+
+    def call(n):
+        hidden, weight, bias, target = tensors(n, 70, 16, torch.float32, True, generator)
+        head_statistics(
+            hidden,
+            weight,
+            target if has_target else None,
+            linear_bias=bias,
+            temperatures=(0.5, 1.0, 2.0),
+            implementation="triton",
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kernel.statistics.fused.check_finite", lambda *args: None)  # of what no kernel has written
+        first = specialisations(partial(call, 40))
+        assert all(specialisations(partial(call, n)) == first for n in (1, 2, 16, 33, 300))
+
+
+@pytest.mark.parametrize("layout", ["offset", "transposed", "wide", "one of a wide one"])
+def test_an_input_that_lies_otherwise_compiles_nothing_new(layout):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, _, target = tensors(20, 70, 17, torch.float32, False, generator)
+    matrix = torch.randn(20, 40)
+    other, labels = {
+        "offset": (torch.zeros(20 * 17 + 1)[1:].view(20, 17), torch.zeros(21, dtype=torch.int64)[1:]),
+        "transposed": (torch.zeros(17, 20).T, target),
+        "wide": (matrix[:, :17], target),
+        "one of a wide one": (matrix[:1, :17], target[:1]),
+    }[layout]
+
+    def call(hidden, target):
+        linear_cross_entropy(hidden.requires_grad_(), weight, target, implementation="triton").backward()
+
+    assert specialisations(partial(call, other, labels)) <= specialisations(partial(call, hidden, target))
