@@ -246,7 +246,8 @@ def training_step(data: Path) -> str:
     where = (
         f"A training step of a Llama of SmolLM2-135M's shape ({first.layers} layers, hidden {first.hidden_size}, "
         f"vocabulary {first.vocab_size}) on {first.tokens} tokens, {about['device']}, bfloat16 autocast, torch "
-        f"{versions['torch']}, transformers {versions['transformers']}; from `paper_figures/data/training_step.csv`, made by "
+        f"{versions['torch']}, transformers {versions['transformers']}; from `paper_figures/data/training_step.csv`, "
+        "made by "
         "`python -m kernel.benchmark.training_step`:"
     )
     lines = [_wrapped(where), "", "| loss | smoothing | checkpointing | peak memory | time |", "|---|---|---|---|---|"]
