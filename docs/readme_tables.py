@@ -149,7 +149,7 @@ def kernel_targets(data: Path) -> str:
         lines.append(f"| {name} | {sign} {asked} | {' | '.join(cells)} |")
     about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
     where = (
-        f"One {about['device']}, {about['rounds']} rounds, commit `{about['commit'][:12]}`; bold: not met. "
+        f"One {about['device']}, {about['config']['rounds']} rounds, commit `{about['commit'][:12]}`; bold: not met. "
         f"{sum(t.met for t in found)} of {len(found)} figures met: `python -m kernel.benchmark.targets` prints each."
     )
     return "\n".join([*lines, "", _wrapped(where)])
@@ -223,8 +223,9 @@ def cpu(data: Path) -> str:
     """The chunked loss against eager PyTorch on a CPU."""
     rows: Any = pd.read_csv(data / "chunked.csv")
     about = json.loads((data / "chunked.json").read_text(encoding="utf-8"))
+    threads, version = about["config"]["threads"], about["versions"]["torch"]
     where = (
-        f"On a CPU ({about['threads']} threads, torch {about['torch']}), float32, loss and both gradients, smoothing "
+        f"On a CPU ({threads} threads, torch {version}), float32, loss and both gradients, smoothing "
         "0.1, against `cross_entropy(input @ weight.T)`; from `paper_figures/data/chunked.csv`, made by "
         "`python -m kernel.benchmark.cpu`:"
     )
@@ -240,11 +241,13 @@ def training_step(data: Path) -> str:
     """A whole model's training step with its own loss and with the fused one."""
     rows: Any = pd.read_csv(data / "training_step.csv")
     about = json.loads((data / "training_step.json").read_text(encoding="utf-8"))
+    versions = about["versions"]
     first = rows.iloc[0]
     where = (
         f"A training step of a Llama of SmolLM2-135M's shape ({first.layers} layers, hidden {first.hidden_size}, "
         f"vocabulary {first.vocab_size}) on {first.tokens} tokens, {about['device']}, bfloat16 autocast, torch "
-        f"{about['torch']}, transformers {about['transformers']}; from `paper_figures/data/training_step.csv`, made by "
+        f"{versions['torch']}, transformers {versions['transformers']}; from `paper_figures/data/training_step.csv`, "
+        "made by "
         "`python -m kernel.benchmark.training_step`:"
     )
     lines = [_wrapped(where), "", "| loss | smoothing | checkpointing | peak memory | time |", "|---|---|---|---|---|"]
