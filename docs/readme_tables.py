@@ -149,7 +149,7 @@ def kernel_targets(data: Path) -> str:
         lines.append(f"| {name} | {sign} {asked} | {' | '.join(cells)} |")
     about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
     where = (
-        f"One {about['device']}, {about['rounds']} rounds, commit `{about['commit'][:12]}`; bold: not met. "
+        f"One {about['device']}, {about['config']['rounds']} rounds, commit `{about['commit'][:12]}`; bold: not met. "
         f"{sum(t.met for t in found)} of {len(found)} figures met: `python -m kernel.benchmark.targets` prints each."
     )
     return "\n".join([*lines, "", _wrapped(where)])
@@ -223,8 +223,9 @@ def cpu(data: Path) -> str:
     """The chunked loss against eager PyTorch on a CPU."""
     rows: Any = pd.read_csv(data / "chunked.csv")
     about = json.loads((data / "chunked.json").read_text(encoding="utf-8"))
+    threads, version = about["config"]["threads"], about["versions"]["torch"]
     where = (
-        f"On a CPU ({about['threads']} threads, torch {about['torch']}), float32, loss and both gradients, smoothing "
+        f"On a CPU ({threads} threads, torch {version}), float32, loss and both gradients, smoothing "
         "0.1, against `cross_entropy(input @ weight.T)`; from `paper_figures/data/chunked.csv`, made by "
         "`python -m kernel.benchmark.cpu`:"
     )
@@ -240,11 +241,13 @@ def training_step(data: Path) -> str:
     """A whole model's training step with its own loss and with the fused one."""
     rows: Any = pd.read_csv(data / "training_step.csv")
     about = json.loads((data / "training_step.json").read_text(encoding="utf-8"))
+    versions = about["versions"]
     first = rows.iloc[0]
     where = (
         f"A training step of a Llama of SmolLM2-135M's shape ({first.layers} layers, hidden {first.hidden_size}, "
         f"vocabulary {first.vocab_size}) on {first.tokens} tokens, {about['device']}, bfloat16 autocast, torch "
-        f"{about['torch']}, transformers {about['transformers']}; from `paper_figures/data/training_step.csv`, made by "
+        f"{versions['torch']}, transformers {versions['transformers']}; from `paper_figures/data/training_step.csv`, "
+        "made by "
         "`python -m kernel.benchmark.training_step`:"
     )
     lines = [_wrapped(where), "", "| loss | smoothing | checkpointing | peak memory | time |", "|---|---|---|---|---|"]
@@ -253,6 +256,22 @@ def training_step(data: Path) -> str:
         cells = (row.loss, f"{row.label_smoothing:g}", checkpointing, f"{row.peak_mib:.0f} MiB", f"{row.ms:.1f} ms")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def models(data: Path) -> str:
+    """Which models can be fused, by their ``config.model_type``, and which cannot."""
+    table: Any = import_module("kernel.huggingface._known")
+    known, images = {*table.KNOWN}, {*table.MULTIMODAL}
+    experts = {name for name in known if table.KNOWN[name].body.__name__ == "balanced_body"}
+    kinds = {
+        "language models": known - images - experts,
+        "mixtures of experts with an auxiliary loss": experts - images,
+        "with images": images,
+    }
+    for reason in sorted({*table.REFUSED.values()}):
+        kinds[f"refused: {reason}"] = {name for name, why in table.REFUSED.items() if why == reason}
+    lines = [f"| {len(known)} known, and some that are refused | `config.model_type` |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {kind} | {', '.join(sorted(names))} |" for kind, names in kinds.items())])
 
 
 PARTS: dict[str, Callable[[Path], str]] = {
@@ -264,6 +283,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "kernel host": kernel_host,
     "statistics": statistics,
     "cpu": cpu,
+    "models": models,
     "training step": training_step,
 }
 

@@ -189,7 +189,7 @@ def susceptibility(
 
 
 def _chi(small: Reduced, hidden: Tensor, q: Tensor, decay: float, domain: Domain) -> Tensor:
-    """chi of a block of contexts, ``(n,)``."""
+    """Chi of a block of contexts, ``(n,)``."""
     head, loss = small.head, ContextLoss(small.head, q, 0.0, decay)
     point = loss.at(hidden)
     slope = torch.ones_like(point.p) if point.slope is None else point.slope

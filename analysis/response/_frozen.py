@@ -139,11 +139,21 @@ def frozen_head_response(
     read = np.empty((4, values.size, n))
     for part in blocks(n, v, h.device, block_entries):
         read[:, :, part] = _block(
-            small, h[part], q.block(part), values, domain.part(part), decay, None if truth is None else truth.block(part)
+            small,
+            h[part],
+            q.block(part),
+            values,
+            domain.part(part),
+            decay,
+            None if truth is None else truth.block(part),
         )
     confidence, entropy, accuracy, residual = read
     worst = np.maximum(residual[0], residual[1:])
-    ece = None if truth is None else np.array([binned_true_error(*pair) for pair in zip(confidence, accuracy, strict=True)])
+    ece = (
+        None
+        if truth is None
+        else np.array([binned_true_error(*pair) for pair in zip(confidence, accuracy, strict=True)])
+    )
     shape = (*b.shape, n)
     fall = (confidence[0] - confidence[1:]).reshape(shape)
     smoothed = confidence[1:].reshape(shape)
@@ -200,9 +210,7 @@ def _block(
     return read
 
 
-def _best_start(
-    small: Reduced, loss: ContextLoss, start: Tensor, q: Tensor, b: float, domain: Domain
-) -> Tensor:
+def _best_start(small: Reduced, loss: ContextLoss, start: Tensor, q: Tensor, b: float, domain: Domain) -> Tensor:
     """The last minimum, or the least-squares fit to what smoothing asks of it or of the target: the lowest of each.
 
     Where the last one is saturated the rivals' logits have far to go.

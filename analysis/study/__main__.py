@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command import above_zero, finish, output_folder, shown, whole
+from ..command import above_zero, csv_file, finish, output_folder, shown, whole
 from ..lab.registry import EXPERIMENTS, PRESETS, experiments
 
 __all__ = ["main"]
@@ -21,6 +21,7 @@ examples:
   python -m analysis.study status all --preset full     done, failed, left
   python -m analysis.study pack rows.jsonl.gz           all finished rows as one file ...
   python -m analysis.study unpack rows.jsonl.gz         ... and back into the folder of another machine
+  python -m analysis.study sources                      where every committed table comes from, and what reads it
   python -m analysis.study verdicts                     claims K1 to K9 against the committed tables, as in the README
   python -m analysis.study verdicts --preset quick --out DIR     ... against the tables that a run left in DIR
 
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "pack": "finished rows into one file",
         "unpack": "rows of such a file into OUT",
         "tables": "write the tables of the finished rows",
+        "sources": "every committed table: the command and the commit that made it, and what reads it",
         "verdicts": "claims against the committed tables, or those of OUT; printed, and written where --file says",
     }
     for name, text in helps.items():
@@ -63,10 +65,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("names", nargs="*", default=["all"], metavar="S1..S7|all", type=_name)
         if name in ("pack", "unpack"):
             command.add_argument("file", type=Path, metavar="FILE")
-        if name != "list":
+        if name not in ("list", "sources"):
             preset = "full" if name == "verdicts" else "quick"
             command.add_argument("--preset", choices=PRESETS, default=preset, help=f"which grid (default: {preset})")
-        if name not in ("list", "plan"):
+        if name not in ("list", "plan", "sources"):
             where = "the committed tables" if name == "verdicts" else f"{shown(output_folder())}/PRESET"
             command.add_argument("--out", type=Path, metavar="DIR", help=f"default: {where}")
         if name in ("run", "plan"):
@@ -93,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "tables":
             command.add_argument("--to", type=Path, metavar="DIR", help="where to (default: OUT)")
         if name == "verdicts":
-            command.add_argument("--file", type=Path, help="CSV to write the verdicts to (default: none)")
+            command.add_argument("--file", type=csv_file, help="CSV to write the verdicts to (default: none)")
     return parser
 
 
@@ -217,6 +219,15 @@ def _tables(options: argparse.Namespace) -> int:
     return int(missing > 0)
 
 
+def _sources(options: argparse.Namespace) -> int:
+    from .sources import sources
+
+    for source in sources():
+        print(f"{source.file:26} {' '.join(c[:12] for c in source.commit) or '-':12} {source.command}")
+        print(f"{'':26} read by {', '.join(source.readers) or 'nothing'}")
+    return 0
+
+
 def _verdicts(options: argparse.Namespace) -> int:
     from ..claims.verdicts import write_verdicts
 
@@ -231,6 +242,7 @@ _COMMANDS = {
     "pack": _pack,
     "unpack": _unpack,
     "tables": _tables,
+    "sources": _sources,
     "verdicts": _verdicts,
 }
 
