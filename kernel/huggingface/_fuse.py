@@ -9,8 +9,9 @@ from ..fused import DEFAULT_WORKSPACE_BYTES
 from ..options import LossOptions
 from ._architectures import head_scale
 from ._compare import compare, unwrapped
-from ._forward import FusedLoss, current, install, set_current
+from ._forward import FusedLoss
 from ._heads import linear_head
+from ._installed import current, install, set_current
 
 __all__ = ["fuse_loss", "fused"]
 

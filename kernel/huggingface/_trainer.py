@@ -8,8 +8,9 @@ import torch
 
 from ..options import LossOptions
 from ._compare import computes, unwrapped
-from ._forward import FusedLoss, Nll, set_current, unprepare
+from ._forward import FusedLoss, Nll
 from ._fuse import fuse_loss
+from ._installed import set_current, unprepare
 from ._other_losses import check_classes, check_options
 
 __all__ = ["SmoothedLossMixin", "make_trainer"]
