@@ -13,8 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernel.huggingface import HeadScale, fuse_loss, head_scale, register_architecture
 
-BUILT_IN = ["cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2"]  # fmt: skip
-
 
 def batch(rows=3, length=12, seed=1):
     generator = torch.Generator().manual_seed(seed)
@@ -34,25 +32,7 @@ def smoothed_eager(model, tokens, labels, label_smoothing):
     return F.cross_entropy(logits.reshape(-1, V), labels[:, 1:].reshape(-1), label_smoothing=label_smoothing)
 
 
-@pytest.mark.parametrize("model_type", BUILT_IN)
-def test_without_smoothing_it_is_the_models_own_loss(model_type):
-    model, (tokens, labels) = make(model_type), batch()
-    own = model(tokens, labels=labels)
-    own.loss.backward()
-    expected = gradients(model)
-    model.zero_grad()
-    with fuse_loss(model):
-        fused = model(tokens, labels=labels)
-    assert fused.logits is None
-    torch.testing.assert_close(fused.loss, own.loss, rtol=1e-5, atol=1e-5)
-    fused.loss.backward()
-    got = gradients(model)
-    assert set(got) == set(expected)
-    for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5, msg=name)
-
-
-@pytest.mark.parametrize("model_type", BUILT_IN)
+@pytest.mark.parametrize("model_type", ["cohere", "gemma2", "gpt2", "llama", "phi"])
 def test_one_optimiser_step_with_smoothing_is_that_of_the_eager_loss(model_type):
     models, (tokens, labels) = [make(model_type), make(model_type)], batch()
     fuse_loss(models[0], label_smoothing=0.2)
@@ -354,7 +334,7 @@ def test_two_processes_share_one_batch(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"implementation": "reference"}])
 def test_a_compiled_model(options):
     """Once; the reference in one graph, while the others look at their targets."""
-    model, (tokens, labels) = make(), batch()
+    model, (tokens, labels) = make("cohere", num_hidden_layers=1), batch()  # whose scale is read while it is traced
     fuse_loss(model, label_smoothing=0.1, **options)
     expected = model(tokens, labels=labels).loss
     torch._dynamo.reset()
