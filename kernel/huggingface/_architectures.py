@@ -42,8 +42,9 @@ def register_architecture(model_type: str, rule: Rule | Architecture = head_alon
     """Tell how an architecture makes its logits, so that its models can be fused.
 
     A rule alone is for causal models that call ``base_model``, then a linear head, then at most a scale and a softcap,
-    and add nothing to the cross entropy. An :class:`Architecture` says what else there is. On fusing, the loss is
-    compared with the model's own.
+    and add nothing to the cross entropy. An :class:`Architecture` says what else there is: for the auxiliary loss of
+    Mixtral and its kin ``Architecture(body=balanced_body, extras=load_balance)``. On fusing, the loss is compared with
+    the model's own.
 
     Args:
         model_type: ``config.model_type``; a known one is replaced.
