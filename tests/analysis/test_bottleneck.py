@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.bottleneck import FitConfig, SoftmaxBottleneck, fit, train
-from analysis.bottleneck._training import _converged, _converged_at
+from analysis.bottleneck._dense import DenseLoss
+from analysis.bottleneck._training import _converged, _converged_at, _data
 from analysis.calibration import true_calibration_error
 from analysis.caps import gap_to_confidence, max_gap, simplex_cap
 from analysis.smoothing import effectiveness_ratio, optimal_gap
@@ -227,6 +228,40 @@ class TestOptimum:
         row = fit(config)
         longer = fit(dataclasses.replace(config, max_steps=2 * row["steps"], tolerance=0.0))
         assert row["loss"] - longer["loss"] < 1e-4 * row["loss"]
+
+
+class TestDenseLoss:
+    """What trains small heads on a CPU, against autograd through the reference loss."""
+
+    @pytest.mark.parametrize("samples", [None, 3])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"norm_coefficient": 0.7},
+            {"norm_coefficient": 0.7, "temperature": 0.3, "label_smoothing": 0.2},
+            {"norm": "free", "weight_decay": 0.3, "label_smoothing": 0.1},
+            {"norm_coefficient": 0.7, "softcap": 2.0, "temperature": 0.5},
+            {"norm": "free", "softcap": 2.0, "softcap_form": "gain", "label_smoothing": 0.1},
+            {"norm_coefficient": 0.7, "features": "trunk", "label_smoothing": 0.1},
+        ],
+        ids=lambda options: ", ".join(options),
+    )
+    def test_loss_and_gradients_are_the_reference_s(self, options, samples):
+        config = FitConfig(teacher=lowrank(12, 20, samples=samples), hidden_size=5, dtype="float64", seed=3, **options)
+        _, observations, _ = _data(config.teacher)
+        head = SoftmaxBottleneck(config)
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        found, expected = DenseLoss(head, observations)(), head(observations, implementation="reference")
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        wanted = torch.autograd.grad(expected, trained)
+        for ours, want in zip(torch.autograd.grad(found, trained), wanted, strict=True):
+            torch.testing.assert_close(ours, want, rtol=1e-9, atol=1e-13)
+
+    def test_it_trains_what_is_small_unless_another_way_is_asked_for(self):
+        small, large = (SoftmaxBottleneck(FitConfig(teacher=lowrank(v, v), hidden_size=2)) for v in (8, 1025))
+        assert DenseLoss.serves(small, "auto")
+        assert not DenseLoss.serves(small, "chunked")
+        assert not DenseLoss.serves(large, "auto")
 
 
 class TestConvergence:
