@@ -371,7 +371,7 @@ class TestRecord:
         ({"norm": "l2"}, ValueError, r"norm must be one of \('budget', 'free'\), got 'l2'\."),
         ({"softcap_form": "tanh"}, ValueError, r"softcap_form must be one of \('contraction', 'gain'\), got 'tanh'\."),
         ({"norm_coefficient": 0.0}, ValueError, r"norm_coefficient must be finite and greater than 0, got 0\.0\."),
-        ({"temperature": float("nan")}, ValueError, r"temperature must be finite and greater than 0, got nan\."),
+        ({"temperature": float("nan")}, ValueError, r"temperature must not be NaN, got nan\."),
         ({"softcap": -1.0}, ValueError, r"softcap must be finite and greater than 0, got -1\.0\."),
         ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got 1\.5\."),
         ({"max_steps": 0}, ValueError, r"max_steps must be at least 1, got 0\."),
