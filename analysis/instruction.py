@@ -1,10 +1,200 @@
-"""Tune a real language model on real questions: ``python -m analysis.instruction --help``."""
+"""Command line of the tuning study: ``python -m analysis.instruction --help``."""
 
+from __future__ import annotations
+
+import argparse
+import re
 import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from .study.real_tuning.__main__ import main
+from .claims.verdicts import judge_model, write_judged
+from .command import above_zero, finish, output_folder, shown, whole
+from .lab.files import check_writable
+from .lab.records import RowStore
+from .lab.registry import tidy
+from .lab.sweep import available_cores, read_rows, run
+from .lab.tables import made_of_rows, read_table, write_table
+from .study.real_tuning.predictions import PREDICTIONS
+from .study.real_tuning.questions import build_questions, read_questions, write_questions
+from .study.real_tuning.tuning import PRESETS, InstructionConfig, configs, seconds, tune
 
 __all__ = ["main"]
+
+_OVERLAP = (
+    8  # runs that one GPU serves at once: each needs a core of the CPU and 8 GiB of the GPU, and little of its time
+)
+_EXAMPLES = """
+examples:
+  python -m analysis.instruction questions questions.json        build the questions from installed data packages
+  python -m analysis.instruction plan MODEL.gguf questions.json  what `run` will cost
+  python -m analysis.instruction run MODEL.gguf questions.json --device cuda --workers 5 --max-minutes 7
+  CUDA_VISIBLE_DEVICES=1 python -m analysis.instruction run MODEL.gguf questions.json --device cuda --shard 2/2
+  python -m analysis.instruction table MODEL.gguf questions.json   after all shards
+  python -m analysis.instruction status MODEL.gguf questions.json
+  python -m analysis.instruction verdicts TABLE.csv verdicts.csv   the claims of the study against the table
+
+MODEL is a local folder of safetensors or a GGUF file; nothing is downloaded. Every run is a row on disk that is never
+computed twice; `run` may be stopped and started at will, and writes its table beside a sidecar with seeds, versions and
+the licences of the data.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 1 where a run failed or was left, 2 for a wrong call."""
+    options = _parser().parse_args(arguments)
+    return finish(lambda: _COMMANDS[options.command](options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.instruction",
+        description="Tune a real language model on real questions with label smoothing, and measure its calibration.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    build = commands.add_parser("questions", help="build the questions and the text")
+    build.add_argument("questions", type=Path, metavar="FILE")
+    verdicts = commands.add_parser("verdicts", help="the claims of the study against a table of the preset full")
+    verdicts.add_argument("table", type=Path, metavar="TABLE")
+    verdicts.add_argument("file", type=Path, metavar="FILE")
+    out = output_folder() / "instruction"
+    for name, text in (
+        ("run", "compute missing rows, write the table"),
+        ("table", "write the table of the rows that are there"),
+        ("plan", "runs and cost"),
+        ("status", "left"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("model", type=Path, metavar="MODEL")
+        command.add_argument("questions", type=Path, metavar="FILE")
+        command.add_argument("--preset", choices=PRESETS, default="full", help="which runs (default: full)")
+        command.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+        command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: 1; 8 on cuda)")
+        command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {shown(out)}")
+        if name == "run":
+            command.add_argument("--max-minutes", type=above_zero, metavar="M", help="start no run after this time")
+            command.add_argument("--shard", type=_shard, metavar="I/N", help="part I of N (from 1), without the table")
+    return parser
+
+
+def _questions(options: argparse.Namespace) -> int:
+    check_writable(options.questions)
+    made = build_questions()
+    write_questions(made, options.questions)
+    for (split, choice), count in sorted(Counter((q.split, bool(q.options)) for q in made.questions).items()):
+        print(f"{split:11}{'multiple choice' if choice else 'short answer':16}{count:>6}")
+    for name, source in made.sources.items():
+        print(f"{name} {source['version']} ({source['licence']})")
+    print(f"wrote {options.questions}: {len(made.questions)} questions, {len(made.texts)} documents, {made.digest}")
+    return 0
+
+
+def _grid(options: argparse.Namespace) -> list[InstructionConfig]:
+    return configs(options.model.name, read_questions(options.questions).digest, options.preset)
+
+
+def _workers(options: argparse.Namespace) -> int:
+    return options.workers or (min(_OVERLAP, available_cores()) if options.device.startswith("cuda") else 1)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.model.exists():
+        raise FileNotFoundError(f"MODEL must be a folder or a GGUF file, got {options.model}, which does not exist.")
+    grid, rows = _grid(options), options.out / "rows"
+    part, parts = options.shard or (1, 1)
+    mine = grid[part - 1 :: parts]
+    function = partial(tune, model=options.model, questions=options.questions, device=options.device)
+    limit = None if options.max_minutes is None else 60 * options.max_minutes
+    result = run(function, mine, rows, workers=_workers(options), description="tunings", max_seconds=limit)
+    print(f"{result.computed} computed now, {len(result.rows)} of {len(mine)} there, {len(result.failures)} failed")
+    if result.elsewhere:
+        print(f"{result.elsewhere} rows are left to another run in {shown(options.out)}")
+    for key, error in result.failures.items():
+        print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
+    if parts == 1:
+        _table(options)
+    return int(len(result.rows) < len(mine))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"must be I/N with 1 <= I <= N, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _table(options: argparse.Namespace) -> int:
+    grid, rows = _grid(options), options.out / "rows"
+    found = read_rows(rows, grid)
+    if not found.empty:
+        path = options.out / f"instruction_{options.preset}.csv"
+        table = tidy(found).drop(columns=["model", "questions"])  # one of each: in the sidecar
+        command = f"python -m analysis.instruction run {options.model.name} {options.questions.name}"
+        made = made_of_rows(f"{command} --preset {options.preset} --device {options.device}", RowStore(rows), grid)
+        write_table(table, path, {**made, "source": _sources(options)})
+        print(f"wrote {shown(path)}")
+    return int(len(found) < len(grid))
+
+
+def _sources(options: argparse.Namespace) -> dict[str, Any]:
+    """What was tuned and on what, for the sidecar."""
+    known = read_questions(options.questions)
+    quantised = " (dequantised from a quantised GGUF file)" if options.model.suffix == ".gguf" else ""
+    return {
+        "model": options.model.name + quantised,
+        "questions": {"digest": known.digest, "count": len(known.questions), "sources": known.sources},
+    }
+
+
+def _plan(options: argparse.Namespace) -> int:
+    grid, workers = _grid(options), _workers(options)
+    each = [seconds(config, options.device) for config in grid]
+    at_once = min(workers, _OVERLAP) if options.device.startswith("cuda") else workers
+    print(f"{len(grid)} runs, {sum(each):.0f} s of {options.device} one by one, the longest {max(each):.0f} s")
+    print(f"about {max(sum(each) / at_once, max(each)) / 60:.1f} minutes with {workers} processes, to a factor of 2")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    grid, store = _grid(options), RowStore(options.out / "rows")
+    done = sum(store.read(config) is not None for config in grid)
+    failed = sum(store.failure(config) is not None for config in grid)
+    print(f"{done} done, {failed} failed, {len(grid) - done - failed} left")
+    return int(done < len(grid))
+
+
+def _verdicts(options: argparse.Namespace) -> int:
+    check_writable(options.file)
+    start = time.perf_counter()
+    try:
+        judged = judge_model(read_table(options.table), PREDICTIONS)
+    except KeyError as column:
+        raise ValueError(f"{options.table} is no table of the preset full: it has no column or row {column}.") from None
+    command = f"python -m analysis.instruction verdicts {shown(options.table)} {shown(options.file)}"
+    findings = write_judged(judged, options.file, command, {"preset": "full"}, time.perf_counter() - start)
+    table = judged.verdicts
+    for line in table.to_dict("records"):
+        print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
+        print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
+        print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
+    print(f"wrote {shown(options.file)} and {shown(findings)}")
+    return 0
+
+
+_COMMANDS = {
+    "questions": _questions,
+    "run": _run,
+    "table": _table,
+    "plan": _plan,
+    "status": _status,
+    "verdicts": _verdicts,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from analysis.claims.verdicts import MODEL_CLAIMS, judge_model
-from analysis.study.real_tuning.__main__ import main
+from analysis.instruction import main
 from analysis.study.real_tuning.predictions import PREDICTIONS
 
 ARMS = [(1.0, None, 0.0), (1.0, None, 0.1), (1.0, None, 0.2)] + [

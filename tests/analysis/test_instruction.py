@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from tiny_models import save_folder
 
 from analysis.calibration import calibration_error, score_predictions
+from analysis.instruction import main
 from analysis.lab.records import config_key
 from analysis.language_models.documents import batches, encode_text
 from analysis.language_models.features import features
 from analysis.smoothing import activity_index
 from analysis.study.real_tuning import InstructionConfig, configs, read_questions, tune, write_questions
-from analysis.study.real_tuning.__main__ import main
 from analysis.study.real_tuning.encoding import encode_question, letter_tokens, load
 from analysis.study.real_tuning.evaluation import Reading, measure, spectrum
 from analysis.study.real_tuning.facts import Fact

@@ -109,7 +109,7 @@ def test_a_missing_data_package_is_named():
     program = """
 import sys
 sys.modules["countryinfo"] = None
-from analysis.study.real_tuning.__main__ import main
+from analysis.instruction import main
 sys.exit(main(["questions", "nowhere.json"]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
