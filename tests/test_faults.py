@@ -17,7 +17,7 @@ import pytest
 from helpers import file_size_limit
 
 import analysis.calibration.__main__ as coverage
-import analysis.instruction.__main__ as instruction
+import analysis.instruction as instruction
 import paper_figures.__main__ as figures
 from analysis import audit, caps_table, command, heads, transition_table
 from paper_figures import tables

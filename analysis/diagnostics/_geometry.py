@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from .. import caps
 from .._arguments import check_count
 from .._validation import interval
-from ..caps._margin import packing_gap
-from ..caps._rank import frobenius_gap, spectral_gap
+from ..caps import frobenius_gap, packing_gap, spectral_gap
 from ..smoothing import effectiveness_ratio, optimal_gap
 from . import _streaming as streaming
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._validation import interval
-from ..calibration._truth import binned_true_error, tied_accuracy
+from ..calibration import binned_true_error, tied_accuracy
 from ._inputs import Distributions, Reduced, blocks, head_of, matrix, reduced, smoothings
 from ._loss import ContextLoss, forward
 from ._newton import Domain, minimise
@@ -115,9 +115,10 @@ def frozen_head_response(
     Example:
         Three lines from a trained head to the fall that smoothing will bring:
 
+        >>> from analysis.bottleneck import FitConfig, train
         >>> from analysis.teachers import TeacherConfig
-        >>> plain = analysis.train(analysis.FitConfig(hidden_size=64, teacher=TeacherConfig(kind="lowrank")))
-        >>> response = analysis.frozen_head_response(
+        >>> plain = train(FitConfig(hidden_size=64, teacher=TeacherConfig(kind="lowrank")))
+        >>> response = analysis.response.frozen_head_response(
         ...     plain.head.weight(), plain.head.hidden(), plain.training, [0.05, 0.1])
         >>> response.fall.round(3).tolist(), response.converged.tolist()
         ([0.004, 0.01], [True, True])

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from .._arguments import check_fields
 from .._validation import check_number, check_numbers
-from ..bottleneck._measures import aurc_from_risks
-from ..calibration import calibration_error, fit_temperature, true_calibration_error
-from ..calibration._binning import uniform_index
+from ..calibration import calibration_error, fit_temperature, score_against_truth, uniform_index
 from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import unsmooth
 from ..teachers import random_streams
@@ -217,16 +215,11 @@ def _scores(p: Tensor, batch: Batch) -> dict[str, float]:
     confidence, prediction = p.max(-1)
     accuracy = batch.conditionals.gather(-1, prediction.unsqueeze(-1)).squeeze(-1).numpy()
     log_p = p.clamp_min(1e-300).log()
-    sure = confidence.clamp_max(1).numpy()
     return {
-        "confidence": float(sure.mean()),
-        "accuracy": float(accuracy.mean()),
-        "true_ece": true_calibration_error(p, batch.conditionals, n_bins=_BINS),
-        "context_error": float(np.abs(sure - accuracy).mean()),
+        **score_against_truth(confidence.clamp_max(1).double().numpy(), accuracy),
         "estimated_ece": calibration_error(confidence, prediction == batch.tokens, n_bins=_BINS),
         "true_nll": float(-(batch.conditionals * log_p).sum(-1).mean()),
         "nll": float(-log_p.gather(-1, batch.tokens.unsqueeze(-1)).mean()),
-        "aurc": aurc_from_risks(sure, 1 - accuracy),
     }
 
 

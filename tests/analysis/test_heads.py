@@ -21,14 +21,14 @@ import torch
 from matplotlib.figure import Figure
 from tiny_models import V, make, save_folder
 
-from analysis.audit import _parser, main
+from analysis.audit import _parser, audit_model, draw_audit, main, verdict
+from analysis.audit._intervals import Documents
+from analysis.audit._measure import Tokens, groups
+from analysis.audit._panels import reliability_of
+from analysis.audit._verdict import Lookup
 from analysis.calibration import calibration_error, frequency_groups, reliability_table
-from analysis.heads import audit_model, draw_audit, load_model, packaged_smollm2, read_text, verdict
-from analysis.heads._documents import cut, python_text
-from analysis.heads._intervals import Documents
-from analysis.heads._measure import Tokens, groups
-from analysis.heads._panels import reliability_of
-from analysis.heads._verdict import Lookup
+from analysis.language_models import load_model, packaged_smollm2, read_text
+from analysis.language_models.documents import cut, python_text
 
 CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # read by transformers/modeling_utils.py
 ARCHITECTURES = ("cohere", "gemma2", "gemma3_text", "gpt2", "granite", "llama", "mistral", "phi", "qwen2", "qwen3")
@@ -757,7 +757,7 @@ def test_a_hub_model_kept_from_the_last_time_is_read_at_its_commit(folder, tmp_p
     (kept / "refs" / "main").write_text(commit)
     shutil.copytree(folder, kept / "snapshots" / commit)
     script = """
-from analysis.heads import load_model
+from analysis.language_models import load_model
 loaded = load_model("someone/tiny")
 print(loaded.revision, loaded.licence, sum(p.numel() for p in loaded.model.parameters()))
 """
@@ -776,7 +776,7 @@ def test_import_help_and_first_use_without_transformers(tmp_path):
     script = """
 import sys
 sys.modules["transformers"] = None
-import analysis.heads, kernel.huggingface
+import analysis.audit, kernel.huggingface
 from analysis.audit import main
 try:
     main(["--help"])

@@ -14,9 +14,9 @@ import torch
 
 from kernel.huggingface import fuse_loss, head_scale
 
-from .._arguments import check_fields
-from .._validation import check_number
-from ..heads._documents import Encoded, batches, encode_text
+from ..._arguments import check_fields
+from ..._validation import check_number
+from ...language_models.documents import Encoded, batches, encode_text
 from .encoding import encode_question, letter_tokens, load
 from .evaluation import Reading, head_norms, measure
 from .questions import QuestionSet, read_questions
@@ -113,8 +113,9 @@ def tune(config: InstructionConfig, *, model: Path, questions: Path, device: str
 
     Returns:
         The config's numbers and ``measurements``, one for each epoch and line of
-        :func:`analysis.instruction.evaluation.measure`. Readings: ``as_trained``, with the loss's temperature and cap;
-        ``plain``, without them, where they differ; ``post_hoc``, at the fitted temperature, before and after tuning.
+        :func:`analysis.study.real_tuning.evaluation.measure`. Readings: ``as_trained``, with the loss's temperature
+        and cap; ``plain``, without them, where they differ; ``post_hoc``, at the fitted temperature, before and after
+        tuning.
 
     Raises:
         ValueError: If a file is another one than the config names, or there are too few training questions.

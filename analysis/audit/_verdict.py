@@ -35,7 +35,7 @@ class Lookup:
 
 
 def verdict(table: pd.DataFrame) -> str:
-    """Sentences from the table of :func:`analysis.heads.audit_model`.
+    """Sentences from the table of :func:`analysis.audit.audit_model`.
 
     Raises:
         ValueError: If the table is no such table.

@@ -31,7 +31,7 @@ def draw_audit(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
     """All four panels.
 
     Args:
-        table: Of :func:`analysis.heads.audit_model`.
+        table: Of :func:`analysis.audit.audit_model`.
         axes: Four.
 
     Raises:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kernel.huggingface import architecture_of, head_scale, linear_head
 
-from ._documents import IGNORED, Encoded, batches
+from .documents import IGNORED, Encoded, batches
 
-__all__ = ["Features", "Head", "features", "head_of"]
+__all__ = ["Features", "ModelHead", "features", "head_of"]
 
 
 class Features(NamedTuple):
@@ -25,7 +25,7 @@ class Features(NamedTuple):
     last: Tensor  # (n,) bool
 
 
-class Head(NamedTuple):
+class ModelHead(NamedTuple):
     """How a model makes logits: z = logit_scale h W^T + bias, then its cap; the bias is scaled already."""
 
     weight: Tensor  # (V, D)
@@ -34,7 +34,7 @@ class Head(NamedTuple):
     softcap: float | None
 
 
-def head_of(model: Any) -> Head:
+def head_of(model: Any) -> ModelHead:
     """The head in float32 at least, detached.
 
     Raises:
@@ -45,7 +45,7 @@ def head_of(model: Any) -> Head:
     scale, (weight, bias) = head_scale(model), linear_head(model)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     bias = None if bias is None else scale.logit_scale * bias.detach().to(dtype)  # the model scales what its head gave
-    return Head(weight.detach().to(dtype), bias, scale.logit_scale, scale.softcap)
+    return ModelHead(weight.detach().to(dtype), bias, scale.logit_scale, scale.softcap)
 
 
 @torch.no_grad()
