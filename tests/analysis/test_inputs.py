@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,14 @@ import pytest
 import torch
 
 import analysis
+from analysis import plots
 from analysis.calibration import CalibrationState
+
+MODULES = [import_module(f"analysis.{name}") for name in analysis._PUBLIC]
+# All public names of all modules, whether importable from the package or from their module alone.
+every = SimpleNamespace(
+    **{name: getattr(module, name) for module in MODULES for name in getattr(module, "__all__", ())}
+)
 
 C, Y = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, True])
 Z, T = np.array([[2.0, 0.0], [0.5, 1.5], [1.0, -1.0], [0.0, 3.0]]), np.array([0, 1, 1, 1])
@@ -90,24 +99,35 @@ CALLS: dict[str, dict[str, Any]] = {
     "true_calibration_error": {"p_model": P, "p_true": Q, "weight": S},
     "true_decomposition": {"p_model": P, "p_true": Q, "weight": S},
     "unsmooth_confidence": {"confidence": C[:2], "label_smoothing": B, "vocab_size": V},
+    "clipped_fall": {"confidence": C[:2], "activity_index": M, "vocab_size": V, "label_smoothing": B},
+    "exceeds_smoothed_target": {"confidence": C[:2], "vocab_size": V, "label_smoothing": B},
+    "rational_fall": {"confidence": C[:2], "activity_index": M, "vocab_size": V, "label_smoothing": B},
+    "frobenius_gap": {"frobenius_norm": M, "feature_norm": S, "vocab_size": V},
+    "packing_gap": {"norm_product": M, "vocab_size": V, "hidden_size": D},
+    "spectral_gap": {"spectral_norm": M, "feature_norm": S, "vocab_size": V, "hidden_size": D},
+    "score_predictions": {"confidence": C, "correct": Y},
     "wilson_interval": {"correct": np.array([3.5, 4.0]), "samples": np.array([5, 8])},
 }
 # What takes no bare numbers: models, files, tables, statistics of a head; tested with its module.
 ELSEWHERE = {
     "audit_model", "draw_audit", "fit", "fit_head_temperature", "from_statistics", "load_model", "losses_of",
     "make_teacher", "packaged_smollm2", "python_text", "random_streams", "read_text", "train", "verdict",
+    "frozen_head_response", "stationarity", "susceptibility",
+    # parts of the above, shared between rooms: their arguments have been checked
+    "binned_true_error", "course", "features", "head_of", "measure", "programme_gap", "score_against_truth",
+    "score_tokens", "tied_accuracy", "uniform_index",
 }  # fmt: skip
 
 
 def test_every_public_function_is_here():
-    functions = {name for name in analysis._HOME if inspect.isfunction(getattr(analysis, name))}
+    functions = {name for name, value in vars(every).items() if inspect.isfunction(value)}
     assert functions == set(CALLS) | ELSEWHERE
 
 
 # Arguments that may be as large or as small as they like.
 UNBOUNDED = {
     ("gap_to_confidence", "gap"), ("match_moments", "weight"), ("smoothing_penalty", "logits"),
-    ("fit_vector", "logits"), ("answer_confidence", "token_log_probability"), ("option_confidence", "log_probability"),
+    ("clipped_fall", "activity_index"), ("rational_fall", "activity_index"), ("fit_vector", "logits"), ("answer_confidence", "token_log_probability"), ("option_confidence", "log_probability"),
 }  # fmt: skip
 FRACTIONAL = {"count", "counts", "samples"}  # occurrences may be weighted
 
@@ -131,7 +151,7 @@ def _spoiled(value: Any, unbounded: bool) -> list[Any]:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_what_is_no_number_of_the_kind_is_refused_by_name(name):
-    function, arguments = getattr(analysis, name), CALLS[name]
+    function, arguments = getattr(every, name), CALLS[name]
     names = "|".join(inspect.signature(function).parameters)
     for argument, value in arguments.items():
         for bad in _spoiled(value, (name, argument) in UNBOUNDED):
@@ -151,7 +171,7 @@ def _labelled(value: Any, index: list[int]) -> Any:
 def test_pandas_objects_are_paired_by_label_or_not_at_all(name):
     if name in ("match_moments", "risk_at_coverage", "smooth_calibration_error"):  # not paired; relplot is optional
         return
-    function, arguments = getattr(analysis, name), CALLS[name]
+    function, arguments = getattr(every, name), CALLS[name]
     labels = list(range(max(len(x) for x in arguments.values() if np.ndim(x))))
     series = {argument: _labelled(x, labels[: len(np.atleast_1d(x))]) for argument, x in arguments.items()}
     assert repr(function(**series)) == repr(function(**arguments))
@@ -172,9 +192,9 @@ class TestProbabilitiesAreNoLogits:
     def test_temperature(self):
         z, y = drawn()
         p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
-        fit = analysis.fit_temperature(z, y)
+        fit = every.fit_temperature(z, y)
         assert abs(fit.temperature - 1) < 3 * fit.standard_error
-        assert analysis.fit_temperature(np.log(p), y).temperature == pytest.approx(fit.temperature, rel=1e-6)
+        assert every.fit_temperature(np.log(p), y).temperature == pytest.approx(fit.temperature, rel=1e-6)
         kinds = [
             p,
             p.astype(np.float32),
@@ -185,22 +205,22 @@ class TestProbabilitiesAreNoLogits:
         ]
         for form in kinds:
             with pytest.raises(ValueError, match=r"logits must be logits, got rows in .* that sum to 1: .* allow_prob"):
-                analysis.fit_temperature(form, y)
-        assert analysis.fit_temperature(p, y, allow_probabilities=True).temperature < 0.5
+                every.fit_temperature(form, y)
+        assert every.fit_temperature(p, y, allow_probabilities=True).temperature < 0.5
         with pytest.raises(TypeError, match="allow_probabilities must be True or False, got 'no'"):
-            analysis.fit_temperature(p, y, allow_probabilities="no")
+            every.fit_temperature(p, y, allow_probabilities="no")
 
     def test_a_few_rows_that_look_alike_are_no_reason(self):
         z, y = drawn(100)
         z[:50] = np.eye(10)[y[:50]]
-        assert analysis.fit_temperature(z, y).n == 100
+        assert every.fit_temperature(z, y).n == 100
 
     def test_other_functions_of_logits(self):
-        fitted = analysis.fit_vector(Z, T)
+        fitted = every.fit_vector(Z, T)
         for call in (
-            lambda **more: analysis.fit_vector(P, [0, 1], **more),
+            lambda **more: every.fit_vector(P, [0, 1], **more),
             lambda **more: fitted(P, **more),
-            lambda **more: analysis.smoothing_penalty(P, **more),
+            lambda **more: every.smoothing_penalty(P, **more),
         ):
             with pytest.raises(ValueError, match="logits must be logits, got rows in"):
                 call()
@@ -208,9 +228,9 @@ class TestProbabilitiesAreNoLogits:
 
     def test_logits_are_no_log_probabilities(self):
         with pytest.raises(ValueError, match=r"options of a probability of 1.11 together: logits need"):
-            analysis.option_confidence([-1.0, -2.0, -0.5])
+            every.option_confidence([-1.0, -2.0, -0.5])
         with pytest.raises(ValueError, match="must hold log-probabilities, at most 0"):
-            analysis.option_confidence(P)
+            every.option_confidence(P)
 
 
 class TestLabels:
@@ -227,26 +247,26 @@ class TestLabels:
         ],
     )
     def test_of_logits(self, target, error, text):
-        for fit in (analysis.fit_temperature, analysis.fit_vector):
+        for fit in (every.fit_temperature, every.fit_vector):
             with pytest.raises(error, match=text):
                 fit(Z, target)
 
     def test_ignored_ones_are_named(self):
         padded = np.where(T == 0, -100, T)
-        assert analysis.fit_temperature(Z, padded).n == analysis.fit_temperature(Z, padded + 0).n == 3
-        assert analysis.fit_temperature(Z, np.where(T == 0, -1, T), ignore_index=-1).n == 3
-        assert analysis.fit_temperature(Z, T, ignore_index=0).n == 3
+        assert every.fit_temperature(Z, padded).n == every.fit_temperature(Z, padded + 0).n == 3
+        assert every.fit_temperature(Z, np.where(T == 0, -1, T), ignore_index=-1).n == 3
+        assert every.fit_temperature(Z, T, ignore_index=0).n == 3
 
     def test_one_hot_labels_beside_distributions_are_no_outcomes(self):
         z, y = drawn(500)
         p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
         for correct in (np.eye(10)[y], np.eye(10, dtype=int)[y], np.eye(10, dtype=bool)[y]):
-            for function in (analysis.calibration_error, analysis.reliability_table, CalibrationState().update):
+            for function in (every.calibration_error, every.reliability_table, CalibrationState().update):
                 with pytest.raises(
                     ValueError, match="confidence must be that of the predicted class, got distributions"
                 ):
                     function(p, correct)
-        assert analysis.calibration_error(p.reshape(-1), np.eye(10)[y].reshape(-1)) < 0.03
+        assert every.calibration_error(p.reshape(-1), np.eye(10)[y].reshape(-1)) < 0.03
         state = CalibrationState(groups=[str(k) for k in range(10)]).update_classes(p, y, np.arange(10))
         assert state.n == 5000
 
@@ -270,7 +290,7 @@ class TestLabels:
         ],
     )
     def test_of_confidences(self, confidence, correct, error, text):
-        for function in (analysis.calibration_error, analysis.selective_scores, analysis.fit_platt):
+        for function in (every.calibration_error, every.selective_scores, every.fit_platt):
             with pytest.raises(error, match=text):
                 function(confidence, correct)
 
@@ -288,11 +308,11 @@ class TestPandas:
         confidence = pd.Series(rng.uniform(0.3, 1, 1000))
         correct = pd.Series(rng.random(1000) < confidence)
         shuffled = correct.sample(frac=1, random_state=0)
-        right = analysis.calibration_error(confidence, correct)
+        right = every.calibration_error(confidence, correct)
         with pytest.raises(ValueError, match=r"correct must have confidence's index, got another: .*correct.reindex"):
-            analysis.calibration_error(confidence, shuffled)
-        assert analysis.calibration_error(confidence, shuffled.reindex(confidence.index)) == right
-        assert analysis.calibration_error(confidence, shuffled.to_numpy()) > 1.5 * right  # by position, as it says
+            every.calibration_error(confidence, shuffled)
+        assert every.calibration_error(confidence, shuffled.reindex(confidence.index)) == right
+        assert every.calibration_error(confidence, shuffled.to_numpy()) > 1.5 * right  # by position, as it says
 
     def test_every_argument_of_a_state(self):
         c, y = pd.Series(C), pd.Series(Y)
@@ -303,23 +323,23 @@ class TestPandas:
 
     def test_missing_values_are_no_numbers(self):
         with pytest.raises(ValueError, match="confidence must not be NaN"):
-            analysis.calibration_error(pd.Series([0.5, None], dtype="Float64"), [1, 0])
+            every.calibration_error(pd.Series([0.5, None], dtype="Float64"), [1, 0])
 
 
 class TestTensors:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
     def test_any_dtype_with_or_without_gradients(self, dtype):
         c = torch.tensor(C).to(dtype).requires_grad_()
-        exact = analysis.calibration_error(c.detach().double().numpy(), Y)
-        assert analysis.calibration_error(c, torch.tensor(Y)) == pytest.approx(exact, abs=1e-12)
+        exact = every.calibration_error(c.detach().double().numpy(), Y)
+        assert every.calibration_error(c, torch.tensor(Y)) == pytest.approx(exact, abs=1e-12)
         m = torch.tensor(M).to(dtype).requires_grad_()
-        np.testing.assert_allclose(analysis.simplex_cap(m, torch.tensor(V)), analysis.simplex_cap(M, V))
+        np.testing.assert_allclose(every.simplex_cap(m, torch.tensor(V)), every.simplex_cap(M, V))
         z = torch.tensor(Z).to(dtype).requires_grad_()
-        assert analysis.fit_temperature(z, torch.tensor(T)).n == 4
+        assert every.fit_temperature(z, torch.tensor(T)).n == 4
 
     def test_one_number(self):
-        assert analysis.calibration_error(np.float64(0.75), True) == pytest.approx(0.25)
-        assert analysis.simplex_cap(torch.tensor(3.0), torch.tensor(16)) == analysis.simplex_cap(3.0, 16)
+        assert every.calibration_error(np.float64(0.75), True) == pytest.approx(0.25)
+        assert every.simplex_cap(torch.tensor(3.0), torch.tensor(16)) == every.simplex_cap(3.0, 16)
 
 
 class TestOptions:
@@ -327,11 +347,11 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("name", "call"),
         [
-            ("debiased", lambda x: analysis.calibration_error(C, Y, debiased=x)),
+            ("debiased", lambda x: every.calibration_error(C, Y, debiased=x)),
             ("debiased", lambda x: CalibrationState().update(C, Y).calibration_error(debiased=x)),
             ("debiased", lambda x: CalibrationState().update(C, Y).classwise_error(debiased=x)),
-            ("aligned", lambda x: analysis.confidence_cap(3.0, 16, 8, aligned=x)),
-            ("allow_probabilities", lambda x: analysis.smoothing_penalty(Z, allow_probabilities=x)),
+            ("aligned", lambda x: every.confidence_cap(3.0, 16, 8, aligned=x)),
+            ("allow_probabilities", lambda x: every.smoothing_penalty(Z, allow_probabilities=x)),
         ],
     )
     def test_a_text_is_no_truth(self, name, call, value):
@@ -344,19 +364,19 @@ class TestOptions:
         ax, state = Figure().subplots(), CalibrationState().update(C, Y)
         for name in ("density", "intervals", "noise_floor"):
             with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
-                analysis.plots.reliability_diagram(state, ax, **{name: "no"})
+                plots.reliability_diagram(state, ax, **{name: "no"})
         with pytest.raises(TypeError, match="log must be True or False, got 'no'"):
-            analysis.plots.confidence_histogram(state, ax, log="no")
+            plots.confidence_histogram(state, ax, log="no")
         with pytest.raises(ValueError, match=r"ceiling must be in \[0, 1\], got 97"):
-            analysis.plots.reliability_diagram(state, ax, ceiling=97)
+            plots.reliability_diagram(state, ax, ceiling=97)
 
     @pytest.mark.parametrize("bins", [5, 15])
     def test_more_equal_mass_bins_than_samples(self, bins):
         text = f"n_bins must be at most the number of samples, 4, with binning='quantile', got {bins}"
         state = CalibrationState().update(C, Y)
         for call in (
-            lambda: analysis.calibration_error(C, Y, n_bins=bins, binning="quantile"),
-            lambda: analysis.reliability_table(C, Y, n_bins=bins, binning="quantile"),
+            lambda: every.calibration_error(C, Y, n_bins=bins, binning="quantile"),
+            lambda: every.reliability_table(C, Y, n_bins=bins, binning="quantile"),
             lambda: state.calibration_error(binning="quantile", n_bins=bins),
             lambda: state.reliability_table(binning="quantile", n_bins=bins),
             lambda: state.equal_mass_bound(bins),
@@ -366,21 +386,21 @@ class TestOptions:
         with pytest.raises(ValueError, match="n_bins must be at most the number of samples, 4"):
             state.interval(binning="quantile")
         for n_bins in (1, 4):
-            assert analysis.calibration_error(C, Y, n_bins=n_bins, binning="quantile") > 0
+            assert every.calibration_error(C, Y, n_bins=n_bins, binning="quantile") > 0
 
     def test_weights_have_the_contexts_shape(self):
         p = np.broadcast_to(P, (3, 2, 2))
         with pytest.raises(ValueError, match=r"weight must have one entry a context, the shape \(3, 2\), got \(2, 3\)"):
-            analysis.true_calibration_error(p, p, weight=np.ones((2, 3)))
+            every.true_calibration_error(p, p, weight=np.ones((2, 3)))
 
     def test_a_mask_is_a_mask(self):
         with pytest.raises(ValueError, match="mask must hold booleans or 0 and 1, got 5"):
-            analysis.answer_confidence([[[-1.0, -2.0]]], [[[5, -100]]])
+            every.answer_confidence([[[-1.0, -2.0]]], [[[5, -100]]])
 
     def test_chunks_of_a_negative_size(self):
         for size in (-1, 0):
             with pytest.raises(ValueError, match=f"chunk_size must be at least 1, got {size}"):
-                analysis.HeadGeometry.measure(np.eye(4), chunk_size=size)
+                every.HeadGeometry.measure(np.eye(4), chunk_size=size)
 
 
 class TestImpossibleLosses:
@@ -397,31 +417,31 @@ class TestImpossibleLosses:
         ],
     )
     def test_no_softmax_has_them(self, losses, text):
-        for function in (analysis.activity_index, analysis.smoothing_slope):
+        for function in (every.activity_index, every.smoothing_slope):
             with pytest.raises(ValueError, match=text):
                 function(*losses, 0.1)
 
     def test_rounding_is_forgiven(self):
         flat = np.log(50_000)  # of a uniform softmax all three are log V
-        assert analysis.activity_index(flat + 1e-4, flat, flat - 1e-4, 0.1) == np.inf
-        assert analysis.scale_gap(-1e-7, -1e-7) == 0
+        assert every.activity_index(flat + 1e-4, flat, flat - 1e-4, 0.1) == np.inf
+        assert every.scale_gap(-1e-7, -1e-7) == 0
         with pytest.raises(ValueError, match="cross_entropy must be at least 0, got -2"):
-            analysis.scale_gap(1.0, -2.0)
+            every.scale_gap(1.0, -2.0)
 
 
 class TestTeachers:
     def test_tokens_of_the_vocabulary(self):
         with pytest.raises(ValueError, match=r"tokens must be in \[0, 5\), got 7"):
-            analysis.DeterministicTeacher(torch.tensor([0, 7]), 5)
+            every.DeterministicTeacher(torch.tensor([0, 7]), 5)
         with pytest.raises(ValueError, match=r"tokens must be in \[0, 5\), got -1"):
-            analysis.DeterministicTeacher(torch.tensor([0, -1]), 5)
+            every.DeterministicTeacher(torch.tensor([0, -1]), 5)
         for tokens in ([0, 1], torch.tensor([0.0, 1.0]), torch.tensor([True, False])):
             with pytest.raises(TypeError, match="tokens must be an int64 tensor"):
-                analysis.DeterministicTeacher(tokens, 5)
+                every.DeterministicTeacher(tokens, 5)
         with pytest.raises(ValueError, match=r"tokens must have shape \(contexts,\), at least one"):
-            analysis.DeterministicTeacher(torch.tensor([[0]]), 5)
+            every.DeterministicTeacher(torch.tensor([[0]]), 5)
         with pytest.raises(ValueError, match="samples_per_context must be at least 1, got -3"):
-            analysis.DeterministicTeacher(torch.tensor([0]), 5).sample(-3, torch.Generator())
+            every.DeterministicTeacher(torch.tensor([0]), 5).sample(-3, torch.Generator())
 
     @pytest.mark.parametrize(
         ("change", "error", "text"),
@@ -440,14 +460,14 @@ class TestTeachers:
             "context_factors": torch.zeros(3, 2).double(), "token_factors": torch.zeros(5, 2).double(),
             "prior": torch.zeros(5).double(), "peak_tokens": torch.tensor([-1, 0, 4]), "peak": 1.0,
         }  # fmt: skip
-        analysis.LogLinearTeacher(**right)
+        every.LogLinearTeacher(**right)
         with pytest.raises(error, match=text):
-            analysis.LogLinearTeacher(**{**right, **change})
+            every.LogLinearTeacher(**{**right, **change})
 
 
 def _configs() -> dict[str, Any]:
     from analysis.bottleneck import FitConfig
-    from analysis.instruction.tuning import InstructionConfig
+    from analysis.study.real_tuning.tuning import InstructionConfig
     from analysis.study.s1_ceilings import CeilingConfig
     from analysis.study.s2_random_logits import RandomLogitConfig
     from analysis.study.s7_tuning import TuningConfig
@@ -488,9 +508,9 @@ def test_fields_of_configs_are_python_numbers(name):
 class TestMemory:
     def test_bins(self):
         for call in (
-            lambda: analysis.calibration_error(C, Y, n_bins=10**9),
-            lambda: analysis.reliability_table(C, Y, n_bins=10**9),
-            lambda: analysis.true_calibration_error(P, Q, n_bins=10**9),
+            lambda: every.calibration_error(C, Y, n_bins=10**9),
+            lambda: every.reliability_table(C, Y, n_bins=10**9),
+            lambda: every.true_calibration_error(P, Q, n_bins=10**9),
             lambda: CalibrationState(10**9),
         ):
             with pytest.raises(ValueError, match="n_bins must be at most 1048576, got 1000000000"):
@@ -506,27 +526,27 @@ class TestMemory:
 
     def test_wide_spreads_of_logits(self):
         for function in (
-            analysis.expected_entropy, analysis.expected_confidence, analysis.expected_log_partition,
-            analysis.participation,
+            every.expected_entropy, every.expected_confidence, every.expected_log_partition,
+            every.participation,
         ):  # fmt: skip
             with pytest.raises(ValueError, match=r"logit_std must be at most 100000 .*, got 1e\+06"):
                 function(1e6, 1000)
         # frozen: E log Z is s times the mean of the largest of V Gaussians, of variance below 1
-        assert analysis.expected_log_partition(5e3, 1000) == pytest.approx(5e3 * 3.2414, rel=1e-3)
-        assert analysis.expected_entropy(5e3, 1000) < 2e-3
+        assert every.expected_log_partition(5e3, 1000) == pytest.approx(5e3 * 3.2414, rel=1e-3)
+        assert every.expected_entropy(5e3, 1000) < 2e-3
 
     def test_many_frozen_confidences_come_in_blocks(self):
         s = np.linspace(0.1, 20, 10_000)
-        found = analysis.asymptotic_confidence(s, 1000)
-        assert found[[5000, 9999]].tolist() == analysis.asymptotic_confidence(s[[5000, 9999]], 1000).tolist()
-        assert analysis.asymptotic_confidence(np.zeros((0, 2)), 1000).shape == (0, 2)
+        found = every.asymptotic_confidence(s, 1000)
+        assert found[[5000, 9999]].tolist() == every.asymptotic_confidence(s[[5000, 9999]], 1000).tolist()
+        assert every.asymptotic_confidence(np.zeros((0, 2)), 1000).shape == (0, 2)
 
     def test_heads_that_do_not_fit(self):
         for call in (
-            lambda: analysis.attained_gap(3.0, 100_000, 64),
-            lambda: analysis.best_confidence(100_000, 64, 3.0),
-            lambda: analysis.fit_norm_ball(100_000, 64, 3.0),
-            lambda: analysis.fit_norm_ball(4, 4, 3.0, restarts=10**9),
+            lambda: every.attained_gap(3.0, 100_000, 64),
+            lambda: every.best_confidence(100_000, 64, 3.0),
+            lambda: every.fit_norm_ball(100_000, 64, 3.0),
+            lambda: every.fit_norm_ball(4, 4, 3.0, restarts=10**9),
         ):
             with pytest.raises(ValueError, match=r"vocab_size must be smaller: .* heads"):
                 call()
@@ -534,7 +554,7 @@ class TestMemory:
     def test_moments_are_matched_in_blocks(self, monkeypatch):
         rng = np.random.default_rng(0)
         weight, q = rng.standard_normal((6, 3)), rng.dirichlet(np.ones(6), (2, 5))
-        whole = analysis.match_moments(weight, q)
+        whole = every.match_moments(weight, q)
         monkeypatch.setattr("analysis.smoothing._low_rank._BLOCK", 40)
-        for a, b in zip(analysis.match_moments(weight, q), whole, strict=True):
+        for a, b in zip(every.match_moments(weight, q), whole, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-8)
