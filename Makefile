@@ -1,6 +1,7 @@
 # `make figures` and `make test` work from nothing: they make .venv and install what they need, once.
 #   PYTHON=python3.12        the interpreter for a new .venv (3.10 to 3.13)
 #   CONSTRAINTS=my-pins.txt  other pins; CONSTRAINTS= for none
+#   TESTS=tests/kernel       a part of the tests, for make test
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ figures: install
 	$(BIN)/python -m paper_figures --preset quick --simulate
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 lint: install
 	$(BIN)/python -m ruff check .

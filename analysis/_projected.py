@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-__all__ = ["Problem", "descend", "gaps", "logits", "start"]
+__all__ = ["Problem", "check_size", "descend", "gaps", "logits", "start"]
 
 
 _MOST = 2**27  # numbers of one array, 1 GB
@@ -29,19 +29,19 @@ class Problem(NamedTuple):
 
 
 def start(count: int, vocab_size: int, hidden_size: int, generator: np.random.Generator) -> tuple[Array, Array]:
-    """Random unit rows, and features along their own rows.
+    """Random unit rows, and features along their own rows."""
+    rows = generator.standard_normal((count, vocab_size, hidden_size))
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows, rows.copy()
 
-    Raises:
-        ValueError: If the logits or the rows of all problems would not fit into about 10 GB with what is made of them.
-    """
+
+def check_size(count: int, vocab_size: int, hidden_size: int) -> None:
+    """Refuse problems whose rows and logits, with what is made of them, would not fit into about 10 GB."""
     if count * vocab_size * max(vocab_size, hidden_size) > _MOST:
         raise ValueError(
             f"vocab_size must be smaller: {count} heads (restarts, elements) of V = {vocab_size} and D = {hidden_size} "
             f"have {count * vocab_size * max(vocab_size, hidden_size):.3g} numbers, at most {_MOST} fit."
         )
-    rows = generator.standard_normal((count, vocab_size, hidden_size))
-    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-    return rows, rows.copy()
 
 
 def logits(rows: Array, features: Array, problem: Problem) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .claims.verdicts import judge_model, write_judged
-from .command import above_zero, finish, output_folder, shown, whole
+from .command import above_zero, csv_file, finish, output_folder, shown, whole
 from .lab.files import check_writable
 from .lab.records import RowStore
 from .lab.registry import tidy
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("questions", type=Path, metavar="FILE")
     verdicts = commands.add_parser("verdicts", help="the claims of the study against a table of the preset full")
     verdicts.add_argument("table", type=Path, metavar="TABLE")
-    verdicts.add_argument("file", type=Path, metavar="FILE")
+    verdicts.add_argument("file", type=csv_file, metavar="FILE")
     out = output_folder() / "instruction"
     for name, text in (
         ("run", "compute missing rows, write the table"),

@@ -6,6 +6,7 @@ One context for every token, features free inside a ball, rows inside a ball. Th
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +76,7 @@ def fit_norm_ball(
     v, d = one_whole("vocab_size", vocab_size, 2), one_whole("hidden_size", hidden_size, 1)
     tries, steps = one_whole("restarts", restarts, 1), one_whole("steps", steps, 1)
     shape = require_broadcast(norm_product=m, label_smoothing=b, temperature=t, softcap=c)
+    _projected.check_size(math.prod(shape) * tries, v, d)
     m, b, t, c = (np.broadcast_to(x, shape).ravel() for x in (m, b, t, c))
     problem = _projected.Problem(*(np.repeat(x, tries) for x in (m, t, c)))
     smoothing = np.repeat(b, tries)[:, None, None]

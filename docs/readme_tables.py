@@ -258,6 +258,22 @@ def training_step(data: Path) -> str:
     return "\n".join(lines)
 
 
+def models(data: Path) -> str:
+    """Which models can be fused, by their ``config.model_type``, and which cannot."""
+    table: Any = import_module("kernel.huggingface._known")
+    known, images = {*table.KNOWN}, {*table.MULTIMODAL}
+    experts = {name for name in known if table.KNOWN[name].body.__name__ == "balanced_body"}
+    kinds = {
+        "language models": known - images - experts,
+        "mixtures of experts with an auxiliary loss": experts - images,
+        "with images": images,
+    }
+    for reason in sorted({*table.REFUSED.values()}):
+        kinds[f"refused: {reason}"] = {name for name, why in table.REFUSED.items() if why == reason}
+    lines = [f"| {len(known)} known, and some that are refused | `config.model_type` |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {kind} | {', '.join(sorted(names))} |" for kind, names in kinds.items())])
+
+
 PARTS: dict[str, Callable[[Path], str]] = {
     "verdicts": verdicts,
     "figures": figures,
@@ -267,6 +283,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "kernel host": kernel_host,
     "statistics": statistics,
     "cpu": cpu,
+    "models": models,
     "training step": training_step,
 }
 

@@ -50,10 +50,10 @@ def _figures(options: argparse.Namespace) -> int:
         for name, module in FIGURES.items():
             print(f"{name:12}{(import_module(module).__doc__ or '').splitlines()[0]}")
         return 0
-    for folder in [options.out] if options.out else [_folder(preset) for preset in ("quick", "full")]:
-        check_writable(folder / "any file")
     status = 0
     modules = {name: import_module(FIGURES[name]) for name in dict.fromkeys(options.only or FIGURES)}
+    for folder in [options.out] if options.out else [_folder(preset) for preset in ("quick", "full")]:
+        check_writable(folder / f"{next(iter(modules))}.csv")
     if options.simulate:
         from .simulation import simulate
 

@@ -155,7 +155,10 @@ def weights(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float64
     if value is None:
         size = int(np.prod(shape))
         return np.full(size, 1.0 / size)
-    array = as_numpy(name, value).astype(np.float64)
+    array = as_numpy(name, value)
+    if array.dtype.kind == "b":
+        raise TypeError(f"{name} must be numbers, got booleans: select the contexts to use.")
+    array = array.astype(np.float64)
     if array.shape != shape:
         raise ValueError(f"{name} must have one entry a context, the shape {shape}, got {array.shape}.")
     array = array.reshape(-1)

@@ -164,8 +164,8 @@ def fit_vector(
         >>> np.exp(log_p[0]).round(4).tolist()
         [0.8, 0.2]
     """
-    if np.ndim(logits) != 2:
-        raise ValueError(f"logits must have shape (N, K), got {np.shape(logits)}.")
+    if len(shape := as_numpy("logits", logits).shape) != 2:
+        raise ValueError(f"logits must have shape (N, K), got {shape}.")
     z, y = logits_and_labels(logits, target, ignore_index=None, allow_probabilities=allow_probabilities)
     z = z.astype(np.float64)
     n, k = z.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -60,6 +62,7 @@ def attained_gap(
     v, d = one_whole("vocab_size", vocab_size, 2), one_whole("hidden_size", hidden_size, 1)
     tries, steps = one_whole("restarts", restarts, 1), one_whole("steps", steps, 1)
     shape = require_broadcast(norm_product=m, temperature=t, softcap=c)
+    _projected.check_size(math.prod(shape) * tries, v, d)
     m, t, c = (np.broadcast_to(x, shape).ravel() for x in (m, t, c))
     problem = _projected.Problem(*(np.repeat(x, tries) for x in (m, t, c)))
     generator = np.random.default_rng(0) if generator is None else generator

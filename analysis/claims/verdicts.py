@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ..command import shown
+from ..lab.files import check_writable
 from ..lab.records import configs_hash
 from ..lab.registry import EXPERIMENTS, PRESETS, Prediction, Preset, experiment
 from ..lab.running import committed_folder
-from ..lab.tables import find_table, made_here, read_sidecar, write_table
+from ..lab.tables import find_table, made_here, read_sidecar, sidecar_of, write_table
 from . import report
 from .capping import capping, restored, temperature
 from .cost import free_of_cost
@@ -209,6 +210,8 @@ def write_verdicts(preset: Preset, out: Path | None, file: Path | None) -> int:
         OSError: If there are no tables, or the file cannot be written.
     """
     start = time.perf_counter()
+    if file is not None:
+        check_writable(*(path for table in (file, _findings_of(file)) for path in (table, sidecar_of(table))))
     if out is None:
         folder, shared = committed_folder(preset), committed_folder("full")
     else:
@@ -259,6 +262,10 @@ def _check_preset(folder: Path, name: str, preset: Preset) -> None:
             raise ValueError(f"{path} is of the preset {other}: give --preset {other}, got {preset!r}.")
 
 
+def _findings_of(file: Path) -> Path:
+    return file.with_name(file.stem.removesuffix("verdicts") + "findings.csv")
+
+
 def write_judged(judged: Judged, file: Path, command: str, config: Mapping[str, Any], seconds: float) -> Path:
     """Write the verdicts, and beside them the findings: ``NAMEverdicts.csv`` and ``NAMEfindings.csv``.
 
@@ -274,7 +281,7 @@ def write_judged(judged: Judged, file: Path, command: str, config: Mapping[str, 
     """
     note = "no seeds of their own: those of the tables"
     made = made_here(command, config=config, seeds=None, wall_seconds=round(seconds, 3), note=note)
-    findings = file.with_name(file.stem.removesuffix("verdicts") + "findings.csv")
+    findings = _findings_of(file)
     for path, table in ((file, judged.verdicts), (findings, judged.findings)):
         write_table(table, path, made)
     return findings

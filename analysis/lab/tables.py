@@ -267,4 +267,6 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         raise ValueError(f"{beside} is no whole sidecar: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{beside} is no sidecar: it must hold a JSON object")
+    if not all(isinstance(content.get(part, {}), dict) for part in ("table", "config")):
+        raise ValueError(f"{beside} is a sidecar of an earlier version: make its table again")
     return content

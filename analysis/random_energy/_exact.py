@@ -22,7 +22,9 @@ MOST_STD = 1e5  # of logits: the quadrature holds some 100 s numbers, and a soft
 
 def std_and_vocab(logit_std: ArrayLike, vocab_size: ArrayLike, most: float = math.inf) -> tuple[Array, Array]:
     """The two checked arguments of every function of independent Gaussian logits."""
-    s, v = interval("logit_std", logit_std, 0, most), whole("vocab_size", vocab_size, 2)
+    s, v = interval("logit_std", logit_std, 0), whole("vocab_size", vocab_size, 2)
+    if np.any(s > most):
+        raise ValueError(f"logit_std must be at most {most:g} (the asymptotic_ functions take any), got {s.max():g}.")
     require_broadcast(logit_std=s, vocab_size=v)
     return s, v
 

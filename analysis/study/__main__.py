@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command import above_zero, finish, output_folder, shown, whole
+from ..command import above_zero, csv_file, finish, output_folder, shown, whole
 from ..lab.registry import EXPERIMENTS, PRESETS, experiments
 
 __all__ = ["main"]
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "tables":
             command.add_argument("--to", type=Path, metavar="DIR", help="where to (default: OUT)")
         if name == "verdicts":
-            command.add_argument("--file", type=Path, help="CSV to write the verdicts to (default: none)")
+            command.add_argument("--file", type=csv_file, help="CSV to write the verdicts to (default: none)")
     return parser
 
 

@@ -104,8 +104,9 @@ def resolve_device(given: argparse.Namespace, *, writes: bool = True) -> torch.d
             cannot use the device.
     """
     if given.device is None and not torch.cuda.is_available():
+        output = " and --output FILE.csv" if writes else ""
         raise ValueError(
-            "this measures a GPU, and torch finds none: for a trial on the CPU give --device cpu and --output FILE.csv."
+            f"this measures a GPU, and torch finds none: for a trial on the CPU give --device cpu{output}."
         )
     try:
         device = torch.empty(0, device=given.device or "cuda").device

@@ -200,13 +200,13 @@ def _judge(given: argparse.Namespace) -> int:
         table = Table(read(given.table))
         asked, found = _asked(table), list(targets(table))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{given.table} must be a table of python -m kernel.benchmark, got {error!r}.") from error
+        raise _no_table(given.table, "kernel.benchmark", error) from error
     if not found:
         raise ValueError(f"{given.table} must hold figures that were asked for, got none in {len(table.rows)} rows.")
     try:
         first = [] if first_call is None else list(targets(Table(()), read(first_call)))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{first_call} must be a table of kernel.benchmark.first_call, got {error!r}.") from error
+        raise _no_table(first_call, "kernel.benchmark.first_call", error) from error
     left = len(asked) - len(found)
     found += first
     for target in found:
@@ -214,6 +214,11 @@ def _judge(given: argparse.Namespace) -> int:
             print(target)
     print(f"{sum(t.met for t in found)} of {len(found)} met" + (f"; {left} not in the table" if left else ""))
     return 0
+
+
+def _no_table(path: Path | None, maker: str, error: Exception) -> ValueError:
+    reason = f"it has no column {error}" if isinstance(error, KeyError) else str(error)
+    return ValueError(f"{path} must be a table of python -m {maker}: {reason}.")
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -7,12 +7,14 @@ Without softcap it counts the bits below the peak of the tile, of which 44 matte
 is a monotone function of the logit. Where the cap is nearly linear its unit is a bit of the logit z; where the logit
 hardly moves any more, a bit of the slope's logarithm, that is of u = 2 x log2(e) for z = c tanh(x) / T:
 
-    code = z                      up to the knee, where dz / du = 1, in other words sech(x)^2 = 2 T / c
-    code = u + (z - u)(knee)      beyond, up to u = 126, where the slope is 2^-124
+    code = r z                    up to the knee, where r dz / du = 1
+    code = u + (r z - u)(knee)    beyond, up to u = 126, where the slope is 2^-124
 
-so that a step of code is at most a step of both logarithms everywhere: of the probability and of the slope. At
-c / T = 30 the steps are 0.0034 nats, an error half of that of a bfloat16; at 40 they are 0.0037, and beyond nothing is
-kept. The target's own logit, whose probability is next to 1 in a trained model, comes in float32 from elsewhere.
+so that a step of code is at most a step of the slope's logarithm, and r times less of the logit. Steps of the slope are
+0.0035 nats for caps of up to 31 T, an error half of that of a bfloat16. What is left of the 65,536 goes into r = 31 T /
+c: where p is close to the smoothed target, errors of p are larger than their difference, while those of the
+slope only scale it. Caps of more than 40 T are not kept. The target's own logit, whose probability is next to 1 in a
+trained model, comes in float32 from elsewhere.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ __all__ = ["LARGEST_CAP", "Code", "below_peak", "bits_below", "decode", "encode"
 
 LARGEST_CAP = 40.0  # c / T
 _SATURATED = 126.0  # u from where on nothing changes in float32
+_STEPS = 32760  # to each side of 0
+_ROOMY_CAP = 31.3  # c / T at which r = 1 leaves 200 steps to a bit of u
 _RANGE = tl.constexpr(44.0)  # bits below a tile's peak
 # Added to a number in [0, 65535] this gives a float32 whose low 16 bits are the number, rounded.
 _SHIFT = tl.constexpr(8388608.0)
@@ -35,16 +39,16 @@ _SHIFT_BITS = tl.constexpr(0x4B000000)
 
 
 class Code(NamedTuple):
-    """Constants of the code under a softcap; all 0 without one."""
+    """Constants of the code under a softcap."""
 
     knee: float  # u from where on steps are those of the slope
-    knee_logit: float  # z there, in bits
-    offset: float  # z - u there
-    gain: float  # steps in a bit
+    ratio: float  # r
+    offset: float  # r z - u at the knee
+    gain: float  # steps in a bit of u
 
     @classmethod
     def of(cls, softcap: float, temperature: float) -> Code:
-        """The code for a cap and a temperature.
+        """The code for a cap and a temperature; all 0 without cap.
 
         Args:
             softcap: The cap c; 0 for none.
@@ -52,12 +56,12 @@ class Code(NamedTuple):
         """
         if not softcap:
             return cls(0.0, 0.0, 0.0, 0.0)
-        flattest = min(1.0, 2 * temperature / softcap)  # slope at the knee
-        t = math.sqrt(1 - flattest)
+        cap = softcap / temperature
+        ratio = max(1.0, _ROOMY_CAP / cap)
+        t = math.sqrt(1 - 2 / (cap * ratio))  # at the knee; dz / du = cap sech(x)^2 / 2
         knee = 2 * math.atanh(t) * math.log2(math.e)
-        knee_logit = t * softcap / temperature * math.log2(math.e)
-        offset = knee_logit - knee
-        return cls(knee, knee_logit, offset, 32760 / (_SATURATED + offset))
+        offset = ratio * cap * t * math.log2(math.e) - knee
+        return cls(knee, ratio, offset, _STEPS / (_SATURATED + offset))
 
 
 @triton.jit
@@ -83,24 +87,24 @@ def bits_below(code):
 
 
 @triton.jit
-def encode(u, z, knee, offset, gain):
+def encode(u, z, knee, ratio, offset, gain):
     """Code of the logit z = c tanh(x) / T in bits, with u = 2 x log2(e)."""
     far = tl.minimum(tl.maximum(u, -126.0), 126.0) + tl.where(u > 0, offset, -offset)
-    return _pack(tl.where(tl.abs(u) < knee, z, far) * gain, _ZERO)
+    return _pack(tl.where(tl.abs(u) < knee, z * ratio, far) * gain, _ZERO)
 
 
 @triton.jit
-def decode(code, knee_logit, offset, inverse_gain, cap, inverse_cap):
+def decode(code, knee, inverse_ratio, offset, inverse_gain, cap, inverse_cap):
     """Logit in bits and slope of the softcap from a code ``(rows, columns)``."""
     s = _unpack(code, _ZERO) * inverse_gain
-    distance = tl.abs(s)
-    t = s * inverse_cap
-    z = s
+    u = tl.abs(s) - offset  # beyond the knee
+    z = s * inverse_ratio
+    t = z * inverse_cap
     slope = 1.0 - t * t
-    if tl.max(tl.max(distance, 1), 0) > knee_logit:  # rare at the caps of language models
-        e = tl.exp2(offset - distance)
+    if tl.max(tl.max(u, 1), 0) > knee:  # rare at the caps of language models
+        e = tl.exp2(-u)
         r = 1.0 / (1.0 + e)
-        far = distance > knee_logit
+        far = u > knee
         z = tl.where(far, tl.where(s > 0, cap, -cap) * ((1.0 - e) * r), z)
         slope = tl.where(far, 4.0 * (e * r) * r, slope)
     return z, slope

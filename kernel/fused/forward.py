@@ -76,6 +76,7 @@ def forward_kernel(
     bias_gain,
     cap,
     knee,
+    ratio,
     offset,
     gain,
     HAS_BIAS: tl.constexpr,
@@ -167,7 +168,7 @@ def forward_kernel(
             elif KEEP == "code" and SOFTCAP:  # written at once: u and z of a whole tile would not fit the registers
                 store_tile(
                     kept,
-                    encode(u, z, knee, offset, gain),
+                    encode(u, z, knee, ratio, offset, gain),
                     row_start,
                     tile * BLOCK_VOCAB + piece * (BLOCK_VOCAB // PIECES),
                     n,

@@ -275,7 +275,8 @@ def kept_strip_kernel(
     dz_stride,
     cap,
     inverse_cap,
-    knee_logit,  # of the code, as the next two
+    knee,  # of the code, as the next three
+    inverse_ratio,
     offset,
     inverse_gain,
     label_smoothing,
@@ -306,7 +307,7 @@ def kept_strip_kernel(
             own_z, own_slope = capped(own, cap, SOFTCAP, True)
             hit = column[None, :] == row_label[:, None]
             if SOFTCAP:
-                z, slope = decode(stored, knee_logit, offset, inverse_gain, cap, inverse_cap)
+                z, slope = decode(stored, knee, inverse_ratio, offset, inverse_gain, cap, inverse_cap)
                 slope = tl.where(hit, own_slope[:, None], slope)
             else:
                 tile = (strip_start - boundary) // BLOCK_VOCAB + tl.program_id(1)

@@ -27,6 +27,7 @@ __all__ = ["Schedule", "Strip", "every_kind", "schedule"]
 _STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _BYTES = 0.70, 0.67, 0.70, 25.0, 2.5e6
 _EPILOGUE = 4  # of a tile of dz, in steps
 _MAX_WIDTH = 16384
+_WORTHWHILE = 4  # tiles of logits: to keep fewer saves no time, and their rounding errors may all point one way
 _ALIGN = 64  # elements: 128 bytes or more, what the copy engine and the caches like
 
 
@@ -92,10 +93,11 @@ def schedule(
     memory = vocab_size * hidden_size if weight_gradient else 0
     most = max(workspace_bytes // column // tile * tile, tile)
     model = _Model(n, vocab_size, hidden_size, memory, tile, direct, processors, table)
+    worthwhile = keep and n * vocab_size >= _WORTHWHILE * tile * table.logit_gradient.rows
     plans: list[_Plan] = []
     for width in sorted({max(most // share // tile * tile, tile) for share in (1, 2, 4, 8, 16, 32, 64)}):
         plans.append(model.plan(width, 0))
-        if not keep:
+        if not worthwhile:
             continue
         spare = workspace_bytes if direct else workspace_bytes - column * width
         kept = min(model.vocab, spare // (column + 4 * n // tile) // tile * tile)

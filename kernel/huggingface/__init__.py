@@ -32,6 +32,7 @@ from ._architectures import (
     known_architectures,
     register_architecture,
 )
+from ._auxiliary import balanced_body, load_balance
 from ._compare import check_loss
 from ._forward import FusedLoss
 from ._fuse import fuse_loss, fused
@@ -46,12 +47,14 @@ __all__ = [
     "SmoothedLossMixin",
     "SmoothedTrainer",  # pyright: ignore[reportUnsupportedDunderAll]
     "architecture_of",
+    "balanced_body",
     "check_loss",
     "fuse_loss",
     "fused",
     "head_scale",
     "known_architectures",
     "linear_head",
+    "load_balance",
     "register_architecture",
 ]
 

@@ -14,7 +14,6 @@ __all__ = [
     "Extras",
     "HeadScale",
     "architecture_of",
-    "check_scales",
     "head_scale",
     "known_architectures",
     "register_architecture",
@@ -43,8 +42,9 @@ def register_architecture(model_type: str, rule: Rule | Architecture = head_alon
     """Tell how an architecture makes its logits, so that its models can be fused.
 
     A rule alone is for causal models that call ``base_model``, then a linear head, then at most a scale and a softcap,
-    and add nothing to the cross entropy. An :class:`Architecture` says what else there is. On fusing, the loss is
-    compared with the model's own.
+    and add nothing to the cross entropy. An :class:`Architecture` says what else there is: for the auxiliary loss of
+    Mixtral and its kin ``Architecture(body=balanced_body, extras=load_balance)``. On fusing, the loss is compared with
+    the model's own.
 
     Args:
         model_type: ``config.model_type``; a known one is replaced.
@@ -100,10 +100,11 @@ class _View:
     """A text config as a rule sees it: remembers what was read, and a number that the model copied counts first."""
 
     def __init__(self, model: Any) -> None:
-        self._model, self._config, self._read = model, _text_config(model.config), set[str]()
+        self._model, self._config = model, _text_config(model.config)
+        self._read: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        self._read.add(name)
+        self._read.append(name)
         value, copy = getattr(self._config, name), getattr(self._model, "__dict__", {}).get(name)
         return copy if isinstance(copy, (int, float)) else value
 
@@ -123,30 +124,16 @@ def head_scale(model: Any) -> HeadScale:
 
     Raises:
         TypeError: If the model has no config.
-        ValueError: If the architecture is not known, or its config holds a scale that is out of range.
+        ValueError: If the architecture is not known, its config holds a scale that is out of range, or has another
+            field that scales or caps logits: one that the rule does not read, and neither None, nor 0, nor 1.
 
     Example:
         >>> from types import SimpleNamespace
         >>> head_scale(SimpleNamespace(config=SimpleNamespace(model_type="granite", logits_scaling=8.0)))
         HeadScale(logit_scale=0.125, softcap=None)
     """
-    return scale_of(model, architecture_of(model))
-
-
-def scale_of(model: Any, architecture: Architecture) -> HeadScale:
-    """As :func:`head_scale`, by an architecture that is known already."""
-    return _checked(architecture.scale(_View(model)))
-
-
-def check_scales(model: Any) -> HeadScale:
-    """As :func:`head_scale`; refuses what scales or caps logits and the architecture's rule does not read.
-
-    Raises:
-        ValueError: If the text config has such a field with an effect: neither None, nor 0, nor 1.
-    """
-    rule = architecture_of(model).scale
-    view = _View(model)
-    scale = _checked(rule(view))
+    architecture, view = architecture_of(model), _View(model)
+    scale = _checked(architecture.scale(view))
     for name, value in sorted(vars(view._config).items()):
         if name not in view._read and value not in (None, 0, 1) and _SCALES.match(name):
             raise ValueError(
@@ -155,6 +142,11 @@ def check_scales(model: Any) -> HeadScale:
                 "(kernel.huggingface.register_architecture)."
             )
     return scale
+
+
+def scale_of(model: Any, architecture: Architecture) -> HeadScale:
+    """As :func:`head_scale`, by an architecture that is known already and whose fields have been looked through."""
+    return _checked(architecture.scale(_View(model)))
 
 
 def _checked(scale: HeadScale) -> HeadScale:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..fused import DEFAULT_WORKSPACE_BYTES
-from ._forward import FusedLoss, current, find, install, set_current
+from ._forward import FusedLoss
 from ._heads import linear_head
+from ._installed import current, find, install, set_current
 
 __all__ = ["PLAIN", "check_loss", "compare", "computes", "undisturbed", "unwrapped"]
 

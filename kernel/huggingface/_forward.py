@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,15 +14,14 @@ from ..api import autocast, linear_cross_entropy
 from ..softcap import softcap
 from ._architectures import architecture_of, scale_of
 from ._heads import linear_head, output_head
+from ._installed import current, set_current, uninstall
 from ._keywords import OF_THE_HEAD, check_keywords
-from ._outputs import output_class, own_output
+from ._outputs import field_names, output_class, own_output
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["FusedLoss", "Nll", "current", "find", "install", "set_current"]
-
-_HANDLE = "_fused_loss"
+__all__ = ["FusedLoss", "Nll"]
 
 
 class Nll:
@@ -49,6 +48,7 @@ class FusedLoss:
         self.model, self.options, self.eval_logits = model, options, eval_logits
         self.architecture = architecture_of(model)  # a spawned worker has no registered ones
         self.output_class = output_class(model)
+        self.output_fields = field_names(self.output_class)
         self.loss_function = model.__dict__.get("_loss_function")
         self.former = current(model)
         self.nll: Nll | None = None
@@ -60,7 +60,7 @@ class FusedLoss:
         if current(self.model) is self:
             set_current(self.model, None)
         if current(self.model) is None:
-            _uninstall(self.model)
+            uninstall(self.model)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[Self]:
@@ -99,7 +99,7 @@ class FusedLoss:
         if extras.loss is not None:
             loss = loss + extras.loss.to(loss.device)
         logits = self._logits(hidden) if self.eval_logits and not model.training else None
-        result = own_output(self.output_class, outputs, loss=loss, logits=logits, **extras.fields)
+        result = own_output(self.output_class, self.output_fields, outputs, loss=loss, logits=logits, **extras.fields)
         wants_dict = kwargs.get("return_dict")
         if wants_dict is None:
             wants_dict = getattr(model.config, "return_dict", True)
@@ -162,86 +162,3 @@ class FusedLoss:
 
 
 _OF_THE_LOSS = tuple(inspect.signature(FusedLoss.loss).parameters)[2:]
-
-
-class Forward:
-    """What a fused model has in place of its forward; without a fused loss, or without labels, the model's own.
-
-    An object and no function, so that it is pickled with its model, and without ``__dict__`` and ``__wrapped__``,
-    which wrappers of accelerate would copy or look through.
-    """
-
-    __slots__ = ("before", "model")
-
-    def __init__(self, model: nn.Module, before: Callable[..., Any] | None = None) -> None:
-        self.model, self.before = model, before
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """Trainers read the argument names of forward."""
-        return inspect.signature(type(self.model).forward.__get__(self.model))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        model, before = self.model, self.before
-        if args and isinstance(args[0], nn.Module):  # accelerate's unwrap_model has bound it as a method
-            model, before, args = args[0], before if args[0] is model else None, args[1:]
-            if getattr(model.__dict__.get("forward"), "__func__", None) is self:  # which would not be pickled
-                model.forward = self if model is self.model else Forward(model)
-        if args:
-            kwargs = _by_name(model, args, kwargs)
-        fused = current(model)
-        if fused is not None and (kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None):
-            return fused.forward(**kwargs)
-        own = type(model).forward.__get__(model) if before is None else before
-        return own(**kwargs)
-
-
-def current(model: Any) -> FusedLoss | None:
-    """The fused loss that a model computes now, out of all its wrappers."""
-    return model.__dict__.get(_HANDLE)
-
-
-def set_current(model: Any, fused: FusedLoss | None) -> None:
-    """Let a model on which :func:`install` was called compute a fused loss, or its own."""
-    if fused is None:
-        model.__dict__.pop(_HANDLE, None)
-    else:
-        model.__dict__[_HANDLE] = fused
-
-
-def find(model: Any) -> Forward | None:
-    """The :class:`Forward` that a model's forward leads to, through the wrappers of accelerate."""
-    forward = model.__dict__.get("forward")
-    while forward is not None and not isinstance(forward, Forward):
-        forward = getattr(forward, "__wrapped__", None) or getattr(forward, "__func__", None)
-    return forward
-
-
-def install(model: Any, *, again: bool = False) -> None:
-    """Put a :class:`Forward` into a model, around what is there unless that leads to one, or ``again``."""
-    if again or find(model) is None:
-        model.forward = Forward(model, model.__dict__.get("forward"))
-
-
-def _uninstall(model: Any) -> None:
-    forward = model.__dict__.get("forward")
-    forward = getattr(forward, "__func__", forward)
-    if isinstance(forward, Forward):
-        if forward.before is None:
-            del model.forward
-        else:
-            model.forward = forward.before
-
-
-def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name; a subclass's ``forward(self, *args, **kwargs)`` leaves the names to the class it calls."""
-    for cls in type(model).__mro__:
-        signature = inspect.signature(cls.forward) if "forward" in vars(cls) else None
-        kinds = {} if signature is None else {p.kind: p.name for p in signature.parameters.values()}
-        if signature is not None and inspect.Parameter.VAR_POSITIONAL not in kinds:
-            break
-    else:
-        raise TypeError(f"arguments of {type(model).__name__} must be given by name.")
-    given = dict(signature.bind(model, *args, **kwargs).arguments)
-    rest = given.pop(kinds.get(inspect.Parameter.VAR_KEYWORD, ""), {})
-    return {**dict(list(given.items())[1:]), **rest}

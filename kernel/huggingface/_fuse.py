@@ -7,10 +7,11 @@ from typing import Any
 from ..api import check_choices
 from ..fused import DEFAULT_WORKSPACE_BYTES
 from ..options import LossOptions
-from ._architectures import check_scales
+from ._architectures import head_scale
 from ._compare import compare, unwrapped
-from ._forward import FusedLoss, current, install, set_current
+from ._forward import FusedLoss
 from ._heads import linear_head
+from ._installed import current, install, set_current
 
 __all__ = ["fuse_loss", "fused"]
 
@@ -70,7 +71,7 @@ def fuse_loss(
         (True, None)
     """
     outer, model = model, unwrapped(model)
-    scale = check_scales(model)
+    scale = head_scale(model)
     if model.get_output_embeddings() is None:
         raise TypeError(f"model must have a language-model head around a base model, got {type(model).__name__}.")
     if softcap is not None and scale.softcap is not None:

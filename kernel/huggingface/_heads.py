@@ -45,7 +45,7 @@ def linear_head(model: Any, *, gathered: bool = True) -> tuple[Tensor, Tensor | 
         _refuse("has a parametrization", "Remove it (torch.nn.utils.parametrize.remove_parametrizations)")
     if type(head).forward is not nn.Linear.forward or type(head).__call__ is not nn.Linear.__call__:
         _refuse(f"is a {type(head).__name__}, whose forward may compute something else", _way_out(head))
-    if any(getattr(head, name) for name in _HOOKS):
+    if any(getattr(module, name) for module in (head, model.get_output_embeddings()) for name in _HOOKS):
         _refuse("has hooks, which would not run", "Remove them, or hook the body")
     if "forward" in head.__dict__ and not _only_moves(head):
         if getattr(head, "_hf_hook", None) is not None:
@@ -94,8 +94,8 @@ def _only_moves(head: Any) -> bool:
 
 
 def _way_out(head: nn.Module) -> str:
-    if hasattr(head, "base_layer"):  # PEFT's tuner layers
-        return "Train the head through modules_to_save instead of an adapter (target_modules)"
+    if type(head).__module__.startswith("peft."):
+        return "Train the head through modules_to_save instead of an adapter"
     return "Put a torch.nn.Linear in its place, or leave the head out of quantisation"
 
 

@@ -44,5 +44,6 @@ def check_keywords(model: Any, architecture: Architecture, kwargs: dict[str, Any
     if architecture.extras is nothing_known and asked_for(model, kwargs):
         raise ValueError(
             f"output_router_logits must be False: the rule of {model.config.model_type!r} has no auxiliary loss of "
-            "experts, which the model would add. Register an Architecture with extras."
+            "experts, which the model may add. If it is that of Mixtral, register "
+            "Architecture(body=balanced_body, extras=load_balance) of kernel.huggingface."
         )

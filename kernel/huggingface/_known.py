@@ -9,7 +9,7 @@ from . import _rules as rules
 from ._auxiliary import balanced_body, load_balance, load_balance_of_product_keys
 from ._rules import Architecture
 
-__all__ = ["KNOWN", "REFUSED"]
+__all__ = ["KNOWN", "MULTIMODAL", "REFUSED"]
 
 
 def _all(names: str, architecture: Architecture) -> dict[str, Architecture]:
@@ -81,16 +81,19 @@ KNOWN: dict[str, Architecture] = {
     "vaultgemma": _scaled(rules.final_softcap),
     "xlstm": _scaled(rules.output_logit_soft_cap),
 }
+# Those that take images.
+MULTIMODAL = tuple(sorted([*_WRAPPERS.split(), *_BALANCED_WRAPPERS.split(), "gemma4", "paligemma"]))
 
 _UNSHIFTED = "its own loss does not shift the labels by one"
 _DEEP_HEAD = "its head is more than one linear layer"
 _BY_REASON = {
     _UNSHIFTED: "bart bigbird_pegasus blenderbot blenderbot-small cpmant marian mbart mvp pegasus plbart trocr whisper "
     "xlm xlnet",
-    _DEEP_HEAD: "bert big_bird camembert data2vec-text electra ernie megatron-bert reformer rembert roberta "
+    _DEEP_HEAD: "bert big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta "
     "roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod",
     "it has a head for each codebook": "musicgen musicgen_melody",
     "it predicts several tokens at once": "prophetnet",
+    "its loss is another one at each call, so that none can be compared": "reformer",
     "its own loss leaves out the image tokens at the front": "git",
     "it takes image tokens out of the logits": "chameleon",
     "it leaves out rows of its head": "inkling2_text inkling2",

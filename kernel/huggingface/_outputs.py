@@ -5,21 +5,26 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["output_class", "own_output"]
+__all__ = ["field_names", "output_class", "own_output"]
 
 
-def own_output(cls: Any, outputs: Any, **fields: Any) -> Any:
+def field_names(cls: Any) -> tuple[str, ...]:
+    """Those of a class of outputs; apart from :func:`own_output`, as torch.compile cannot trace it."""
+    return tuple(field.name for field in dataclasses.fields(cls))
+
+
+def own_output(cls: Any, names: Sequence[str], outputs: Any, **fields: Any) -> Any:
     """Loss and what else there is, as the model would return it.
 
     Args:
         cls: The class of :func:`output_class`.
+        names: Its :func:`field_names`.
         outputs: What its body returned, a mapping; fields of the same name are handed through.
         **fields: Further ones; those that the class does not have, and None, are left out.
     """
-    names = [field.name for field in dataclasses.fields(cls)]
     found: Mapping[str, Any] = {**{name: outputs.get(name) for name in names}, **fields}
     return cls(**{name: found[name] for name in names if found.get(name) is not None})
 

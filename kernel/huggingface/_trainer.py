@@ -8,8 +8,9 @@ import torch
 
 from ..options import LossOptions
 from ._compare import computes, unwrapped
-from ._forward import FusedLoss, Nll, set_current
+from ._forward import FusedLoss, Nll
 from ._fuse import fuse_loss
+from ._installed import set_current, unprepare
 from ._other_losses import check_classes, check_options
 
 __all__ = ["SmoothedLossMixin", "make_trainer"]
@@ -80,6 +81,7 @@ class SmoothedLossMixin:
         if mine is not None and not mine.removed and mine.model is unwrapped(model):
             return
         trainer: Any = self
+        unprepare(unwrapped(model))
         with trainer.compute_loss_context_manager():  # autocast, under which some models compute their loss only
             self.fused_loss = fuse_loss(model, label_smoothing=self._smoothing(), **self._loss_options)
         if not self._stay_fused:

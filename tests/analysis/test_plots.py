@@ -107,9 +107,9 @@ def test_refusals(data, ax):
         TypeError, match="source must be a CalibrationState or a reliability table, it lacks the columns"
     ):
         plots.reliability_diagram(data[0], ax)
-    with pytest.raises(ValueError, match=r"ceiling must be a confidence in \[0, 1\], got 97"):
+    with pytest.raises(ValueError, match=r"ceiling must be in \[0, 1\], got 97"):
         plots.reliability_diagram(reliability_table(*data), ax, ceiling=97)
-    with pytest.raises(ValueError, match="smoothing_optimum must be a confidence"):
+    with pytest.raises(ValueError, match="smoothing_optimum must not be NaN"):
         plots.confidence_histogram(reliability_table(*data), ax, smoothing_optimum=np.nan)
     with pytest.raises(ValueError, match="the state must hold at least one sample"):
         plots.confidence_histogram(CalibrationState(), ax)

@@ -23,6 +23,7 @@ from sweep_jobs import Square, one_after_another, square
 
 import paper_figures
 from analysis import command
+from analysis.claims import verdicts
 from analysis.lab.records import RowStore, config_key
 from analysis.lab.sweep import run
 from analysis.lab.tables import read_sidecar, read_table
@@ -105,9 +106,10 @@ class TestVerdicts:
             ("S5.csv", b"\xff\xfe\x00", "is no whole table: "),
             ("S5.json", b"{", "is no whole sidecar: "),
             ("S5.json", b"[]", "is no sidecar: it must hold a JSON object"),
+            ("S5.json", b'{"table": "S5.csv"}', "is a sidecar of an earlier version: make its table again"),
             ("S7.csv", b"x\n1\n", "the tables that K1 reads have no column "),
         ],
-        ids=["cut", "no gzip", "empty", "no rows", "binary", "cut sidecar", "no sidecar", "another"],
+        ids=["cut", "no gzip", "empty", "no rows", "binary", "cut sidecar", "no sidecar", "earlier sidecar", "another"],
     )
     def test_a_damaged_table_is_named(self, name, content, reason, quick, capsys):
         (quick / name.removesuffix(".gz")).unlink()
@@ -116,10 +118,18 @@ class TestVerdicts:
         assert reason in error
         assert str(quick / name) in error or name == "S7.csv"
 
-    def test_a_file_that_cannot_be_written_is_named(self, quick, tmp_path, capsys):
+    def test_files_that_cannot_be_written_are_found_before_anything_is_judged(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(verdicts, "judge", lambda *_: pytest.fail("something is judged"))
         (tmp_path / "a").write_text("in the way")
-        arguments = ["verdicts", "--preset", "quick", "--out", str(quick), "--file", str(tmp_path / "a" / "v.csv")]
-        assert str(tmp_path / "a") in one_error(arguments, capsys)
+        assert str(tmp_path / "a" / "v.csv") in one_error(["verdicts", "--file", str(tmp_path / "a" / "v.csv")], capsys)
+        for name in ("verdicts.csv", "verdicts.json", "findings.csv"):
+            folder = tmp_path / name.replace(".", "_")
+            (folder / name).mkdir(parents=True)
+            error = one_error(["verdicts", "--file", str(folder / "verdicts.csv")], capsys)
+            assert error == f"[Errno 21] Is a directory: '{folder / name}'"
+        with pytest.raises(SystemExit, match="2"):
+            main(["verdicts", "--file", str(tmp_path / "v.json")])
+        assert "argument --file: must end in .csv, got" in capsys.readouterr().err
 
 
 def test_tables_of_no_rows_are_an_error_and_make_no_folder(tmp_path, capsys):

@@ -114,7 +114,7 @@ def test_one_seed_fixes_all_and_each_stream_is_its_own():
         ({"n_contexts": True}, TypeError, r"n_contexts must be an int, got True\."),
         ({"samples_per_context": 0}, ValueError, r"samples_per_context must be at least 1, got 0\."),
         ({"seed": -1}, ValueError, r"seed must be at least 0, got -1\."),
-        ({"logit_std": float("nan")}, ValueError, r"logit_std must be finite and at least 0, got nan\."),
+        ({"logit_std": float("nan")}, ValueError, r"logit_std must not be NaN, got nan\."),
         ({"peak": float("inf")}, ValueError, r"peak must be finite and at least 0, got inf\."),
         ({"peak_fraction": 1.5}, ValueError, r"peak_fraction must be in \[0, 1\], got 1\.5\."),
         (

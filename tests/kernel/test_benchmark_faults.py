@@ -218,7 +218,7 @@ class TestTargets:
 
     @pytest.mark.parametrize(
         ("content", "reason"),
-        [("x\n1\n", "must be a table of python -m kernel.benchmark, got KeyError"), ("\x00", "must ")],
+        [("x\n1\n", "must be a table of python -m kernel.benchmark: it has no column"), ("\x00", "must ")],
         ids=["another", "binary"],
     )
     def test_another_file_is_named(self, content, reason, tmp_path, capsys):

@@ -184,6 +184,19 @@ class TestCopies:
         handle.remove()
         assert plain(tokens, labels=tokens).logits is not None
 
+    def test_what_accelerate_has_prepared_already(self, tokens):
+        import accelerate
+
+        accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+        model = accelerator.prepare(make())
+        with pytest.raises(ValueError, match=r"must be fused before accelerator\.prepare.*unwrap_model\(model, keep"):
+            fuse_loss(model, label_smoothing=0.3)
+        plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        fuse_loss(plain, label_smoothing=0.3)
+        expected = make()
+        fuse_loss(expected, label_smoothing=0.3)
+        assert loss_of(plain, tokens) == loss_of(expected, tokens)
+
     def test_what_is_saved_is_the_plain_model(self, tokens, tmp_path):
         model = make()
         own = loss_of(model, tokens)

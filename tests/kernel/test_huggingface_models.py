@@ -1,5 +1,7 @@
 """Every known architecture against its own loss, from a tiny random model: values and all gradients."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,16 @@ from tiny_architectures import TINY, V, make_tiny, tiny_config
 from tiny_multimodal import TINY as MULTIMODAL
 from tiny_multimodal import make_multimodal
 
-from kernel.huggingface import _architectures, fuse_loss, register_architecture
+from analysis.audit import audit_model
+from analysis.audit._verdict import Lookup
+from kernel.huggingface import (
+    Architecture,
+    _architectures,
+    balanced_body,
+    fuse_loss,
+    load_balance,
+    register_architecture,
+)
 from kernel.huggingface import fused as fused_loss_of
 from kernel.huggingface._known import KNOWN, REFUSED
 from kernel.huggingface._rules import nothing_added
@@ -45,6 +56,8 @@ def assert_same_gradients(got, expected):
 
 def test_every_known_architecture_is_tested():
     assert sorted({**TINY, **MULTIMODAL}) == sorted(KNOWN)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"({len(KNOWN)} architectures, each compared with its own loss" in readme
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
@@ -269,3 +282,37 @@ def test_encoder_decoders_masked_models_and_others_are_refused_with_the_reason(a
 
 def test_no_refused_architecture_is_known():
     assert not {*REFUSED} & {*KNOWN}
+
+
+def test_an_architecture_with_load_balancing_can_be_registered(monkeypatch):
+    monkeypatch.setattr(_architectures, "_RULES", dict(_architectures._RULES))
+    model, (tokens, labels) = make_tiny("qwen3_moe"), batch()
+    model.config.model_type = "mine"
+    register_architecture("mine", Architecture(body=balanced_body, extras=load_balance))
+    inputs = {"input_ids": tokens, "labels": labels, "output_router_logits": True}
+    own, expected = step(model, **inputs)
+    fuse_loss(model)
+    fused, got = step(model, **inputs)
+    torch.testing.assert_close(fused.loss, own.loss, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(got, expected)
+
+
+def test_load_balancing_that_the_model_does_not_have_is_refused(monkeypatch):
+    monkeypatch.setattr(_architectures, "_RULES", dict(_architectures._RULES))
+    model, (tokens, labels) = make_tiny("afmoe"), batch()
+    register_architecture("afmoe", Architecture(body=balanced_body, extras=load_balance))
+    fuse_loss(model)
+    with pytest.raises(ValueError, match="output_router_logits must be False: AfmoeForCausalLM has no load_balancing"):
+        model(input_ids=tokens, labels=labels, output_router_logits=True)
+
+
+@pytest.mark.parametrize("model_type", ["minicpm3", "modernbert-decoder", "cohere"])
+def test_the_audit_reads_what_the_head_reads(model_type):
+    model = make_tiny(model_type)
+    if model_type == "cohere":
+        model.lm_head.bias = torch.nn.Parameter(torch.randn(V))
+    tokens = batch()[0]
+    with torch.no_grad():
+        probabilities = model(input_ids=tokens).logits[:, :-1].double().softmax(-1)
+    found = Lookup(audit_model(model, tokens).table)("prediction", "confidence")
+    assert found.value == pytest.approx(float(probabilities.amax(-1).mean()), rel=1e-5)

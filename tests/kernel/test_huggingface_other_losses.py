@@ -212,6 +212,15 @@ class TestAfterwards:
         again.fused_loss.remove()
         assert "forward" not in trained.__dict__
 
+    def test_after_a_trainer_of_transformers(self, tmp_path):
+        """Whose accelerate leaves autocast around the forward."""
+        trained = model()
+        args = arguments(tmp_path, max_steps=1, bf16=True, learning_rate=0.0)
+        transformers.Trainer(trained, args, train_dataset=Examples(16)).train()
+        trainer = smoothed(tmp_path, trained)
+        trainer.train()
+        assert losses(trainer) == pytest.approx(losses_of_smoothed_logits(), rel=1e-4)
+
     def test_unless_asked_otherwise(self, tmp_path):
         trained, data = model(), Examples(4)
         trainer = smoothed_trainer()(

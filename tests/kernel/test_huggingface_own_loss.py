@@ -288,7 +288,30 @@ def of_float8(model):
     return model
 
 
+def hooked_wrapper(model):
+    import peft
+
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    wrapped = peft.get_peft_model(model, config).get_base_model()
+    wrapped.lm_head.register_forward_hook(lambda module, x, y: y / 4)
+    return wrapped
+
+
+def of_trainable_tokens(model):
+    import peft
+
+    model.lm_head.weight = model.get_input_embeddings().weight
+    model.config.tie_word_embeddings = True
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=[1, 2])
+    return peft.get_peft_model(model, config).get_base_model()
+
+
 UNREADABLE = [
+    (hooked_wrapper, "has hooks, which would not run. Remove them"),
+    (
+        of_trainable_tokens,
+        r"is a peft\..*TrainableTokensWrapper, no torch.nn.Linear. Train the head through modules_to",
+    ),
     (hooked, "has hooks, which would not run. Remove them"),
     (pre_hooked, "has hooks, which would not run. Remove them"),
     (parametrised, "has a parametrization. Remove it"),
@@ -375,6 +398,56 @@ class TestHead:
             own = plain(tokens, labels=labels).loss
             fuse_loss(plain)
             torch.testing.assert_close(plain(tokens, labels=labels).loss, own, rtol=2e-2, atol=2e-2)
+
+
+class TestAfterFusing:
+    def test_a_head_that_grows(self):
+        model, (tokens, labels) = make(), batch()
+        fuse_loss(model)
+        model.resize_token_embeddings(V + 5)
+        loss = model(tokens, labels=labels).loss
+        fused(model).remove()
+        torch.testing.assert_close(loss, model(tokens, labels=labels).loss)
+
+    def test_weights_given_for_one_call(self):
+        model, (tokens, labels) = make(), batch()
+        fuse_loss(model, label_smoothing=0.1)
+        other = {name: 1.5 * value for name, value in model.state_dict().items()}
+        loss = torch.func.functional_call(model, other, (tokens,), {"labels": labels}).loss
+        model.load_state_dict(other)
+        torch.testing.assert_close(loss, model(tokens, labels=labels).loss)
+
+    def test_embeddings_for_tokens(self):
+        model, (tokens, labels) = make(), batch()
+        embedded = model.get_input_embeddings()(tokens)
+        own = model(inputs_embeds=embedded, labels=labels).loss
+        fuse_loss(model)
+        torch.testing.assert_close(model(inputs_embeds=embedded, labels=labels).loss, own)
+
+    def test_fused_in_training_with_checkpointing_and_again(self):
+        model, (tokens, labels) = make().train(), batch()
+        (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)({"use_reentrant": False})  # fmt: skip
+        for _ in range(2):  # what transformers' hooks collect is not collected twice
+            fuse_loss(model)
+            out = model(tokens, labels=labels, output_hidden_states=True)
+            assert len(out.hidden_states) == 1 + model.config.num_hidden_layers
+        out.loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+    @pytest.mark.parametrize(
+        ("labels", "error", "text"),
+        [
+            (lambda x: x.int(), TypeError, "target must be int64, got torch.int32"),
+            (lambda x: x + V, ValueError, r"target must be in \[0, 67\) or equal ignore_index=-100"),
+            (lambda x: x[:, :5], ValueError, r"target must have shape \(4, 12\), .* got \(4, 5\)"),
+        ],
+        ids=["integers", "range", "length"],
+    )
+    def test_labels_that_are_none(self, labels, error, text):
+        model, (tokens, _) = make(), batch()
+        fuse_loss(model)
+        with pytest.raises(error, match=text):
+            model(tokens, labels=labels(tokens))
 
 
 class TestKeywords:

@@ -155,7 +155,7 @@ def read_questions(path: Path) -> QuestionSet:
         questions = [Question(**{**q, "options": tuple(q["options"])}) for q in content["questions"]]
         read = _with_digest(questions, content["texts"], content["sources"])
         expected = content["digest"]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must be a file of questions, got something else ({error}).") from error
     if read.digest != expected:
         raise ValueError(f"{path} must be as it was written (digest {expected}), got {read.digest}: build it again.")
