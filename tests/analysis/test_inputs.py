@@ -446,12 +446,11 @@ class TestTeachers:
 
 
 def _configs() -> dict[str, Any]:
-    from analysis.instruction.tuning import InstructionConfig
-    from analysis.study.ceilings import CeilingConfig
-    from analysis.study.random_logits import RandomLogitConfig
-    from analysis.study.tuning import TuningConfig
-
     from analysis.bottleneck import FitConfig
+    from analysis.study.real_tuning.tuning import InstructionConfig
+    from analysis.study.s1_ceilings import CeilingConfig
+    from analysis.study.s2_random_logits import RandomLogitConfig
+    from analysis.study.s7_tuning import TuningConfig
     from analysis.teachers import TeacherConfig
 
     return {
