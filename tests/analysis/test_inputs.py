@@ -196,11 +196,11 @@ class TestProbabilitiesAreNoLogits:
         assert analysis.fit_temperature(z, y).n == 100
 
     def test_other_functions_of_logits(self):
-        fitted = analysis.fit_vector(Z, T)
+        fitted = analysis.calibration.fit_vector(Z, T)
         for call in (
-            lambda **more: analysis.fit_vector(P, [0, 1], **more),
+            lambda **more: analysis.calibration.fit_vector(P, [0, 1], **more),
             lambda **more: fitted(P, **more),
-            lambda **more: analysis.smoothing_penalty(P, **more),
+            lambda **more: analysis.smoothing.smoothing_penalty(P, **more),
         ):
             with pytest.raises(ValueError, match="logits must be logits, got rows in"):
                 call()
@@ -208,9 +208,9 @@ class TestProbabilitiesAreNoLogits:
 
     def test_logits_are_no_log_probabilities(self):
         with pytest.raises(ValueError, match=r"options of a probability of 1.11 together: logits need"):
-            analysis.option_confidence([-1.0, -2.0, -0.5])
+            analysis.calibration.option_confidence([-1.0, -2.0, -0.5])
         with pytest.raises(ValueError, match="must hold log-probabilities, at most 0"):
-            analysis.option_confidence(P)
+            analysis.calibration.option_confidence(P)
 
 
 class TestLabels:
@@ -227,7 +227,7 @@ class TestLabels:
         ],
     )
     def test_of_logits(self, target, error, text):
-        for fit in (analysis.fit_temperature, analysis.fit_vector):
+        for fit in (analysis.fit_temperature, analysis.calibration.fit_vector):
             with pytest.raises(error, match=text):
                 fit(Z, target)
 
@@ -270,7 +270,7 @@ class TestLabels:
         ],
     )
     def test_of_confidences(self, confidence, correct, error, text):
-        for function in (analysis.calibration_error, analysis.selective_scores, analysis.fit_platt):
+        for function in (analysis.calibration_error, analysis.selective_scores, analysis.calibration.fit_platt):
             with pytest.raises(error, match=text):
                 function(confidence, correct)
 
@@ -331,7 +331,7 @@ class TestOptions:
             ("debiased", lambda x: CalibrationState().update(C, Y).calibration_error(debiased=x)),
             ("debiased", lambda x: CalibrationState().update(C, Y).classwise_error(debiased=x)),
             ("aligned", lambda x: analysis.confidence_cap(3.0, 16, 8, aligned=x)),
-            ("allow_probabilities", lambda x: analysis.smoothing_penalty(Z, allow_probabilities=x)),
+            ("allow_probabilities", lambda x: analysis.smoothing.smoothing_penalty(Z, allow_probabilities=x)),
         ],
     )
     def test_a_text_is_no_truth(self, name, call, value):
@@ -375,7 +375,7 @@ class TestOptions:
 
     def test_a_mask_is_a_mask(self):
         with pytest.raises(ValueError, match="mask must hold booleans or 0 and 1, got 5"):
-            analysis.answer_confidence([[[-1.0, -2.0]]], [[[5, -100]]])
+            analysis.calibration.answer_confidence([[[-1.0, -2.0]]], [[[5, -100]]])
 
     def test_chunks_of_a_negative_size(self):
         for size in (-1, 0):
@@ -412,16 +412,16 @@ class TestImpossibleLosses:
 class TestTeachers:
     def test_tokens_of_the_vocabulary(self):
         with pytest.raises(ValueError, match=r"tokens must be in \[0, 5\), got 7"):
-            analysis.DeterministicTeacher(torch.tensor([0, 7]), 5)
+            analysis.teachers.DeterministicTeacher(torch.tensor([0, 7]), 5)
         with pytest.raises(ValueError, match=r"tokens must be in \[0, 5\), got -1"):
-            analysis.DeterministicTeacher(torch.tensor([0, -1]), 5)
+            analysis.teachers.DeterministicTeacher(torch.tensor([0, -1]), 5)
         for tokens in ([0, 1], torch.tensor([0.0, 1.0]), torch.tensor([True, False])):
             with pytest.raises(TypeError, match="tokens must be an int64 tensor"):
-                analysis.DeterministicTeacher(tokens, 5)
+                analysis.teachers.DeterministicTeacher(tokens, 5)
         with pytest.raises(ValueError, match=r"tokens must have shape \(contexts,\), at least one"):
-            analysis.DeterministicTeacher(torch.tensor([[0]]), 5)
+            analysis.teachers.DeterministicTeacher(torch.tensor([[0]]), 5)
         with pytest.raises(ValueError, match="samples_per_context must be at least 1, got -3"):
-            analysis.DeterministicTeacher(torch.tensor([0]), 5).sample(-3, torch.Generator())
+            analysis.teachers.DeterministicTeacher(torch.tensor([0]), 5).sample(-3, torch.Generator())
 
     @pytest.mark.parametrize(
         ("change", "error", "text"),
@@ -440,14 +440,14 @@ class TestTeachers:
             "context_factors": torch.zeros(3, 2).double(), "token_factors": torch.zeros(5, 2).double(),
             "prior": torch.zeros(5).double(), "peak_tokens": torch.tensor([-1, 0, 4]), "peak": 1.0,
         }  # fmt: skip
-        analysis.LogLinearTeacher(**right)
+        analysis.teachers.LogLinearTeacher(**right)
         with pytest.raises(error, match=text):
-            analysis.LogLinearTeacher(**{**right, **change})
+            analysis.teachers.LogLinearTeacher(**{**right, **change})
 
 
 def _configs() -> dict[str, Any]:
     from analysis.bottleneck import FitConfig
-    from analysis.instruction.tuning import InstructionConfig
+    from analysis.study.real_tuning.tuning import InstructionConfig
     from analysis.study.s1_ceilings import CeilingConfig
     from analysis.study.s2_random_logits import RandomLogitConfig
     from analysis.study.s7_tuning import TuningConfig
@@ -506,20 +506,22 @@ class TestMemory:
 
     def test_wide_spreads_of_logits(self):
         for function in (
-            analysis.expected_entropy, analysis.expected_confidence, analysis.expected_log_partition,
-            analysis.participation,
+            analysis.random_energy.expected_entropy, analysis.random_energy.expected_confidence, analysis.random_energy.expected_log_partition,
+            analysis.random_energy.participation,
         ):  # fmt: skip
             with pytest.raises(ValueError, match=r"logit_std must be at most 100000 .*, got 1e\+06"):
                 function(1e6, 1000)
         # frozen: E log Z is s times the mean of the largest of V Gaussians, of variance below 1
-        assert analysis.expected_log_partition(5e3, 1000) == pytest.approx(5e3 * 3.2414, rel=1e-3)
-        assert analysis.expected_entropy(5e3, 1000) < 2e-3
+        assert analysis.random_energy.expected_log_partition(5e3, 1000) == pytest.approx(5e3 * 3.2414, rel=1e-3)
+        assert analysis.random_energy.expected_entropy(5e3, 1000) < 2e-3
 
     def test_many_frozen_confidences_come_in_blocks(self):
         s = np.linspace(0.1, 20, 10_000)
-        found = analysis.asymptotic_confidence(s, 1000)
-        assert found[[5000, 9999]].tolist() == analysis.asymptotic_confidence(s[[5000, 9999]], 1000).tolist()
-        assert analysis.asymptotic_confidence(np.zeros((0, 2)), 1000).shape == (0, 2)
+        found = analysis.random_energy.asymptotic_confidence(s, 1000)
+        assert (
+            found[[5000, 9999]].tolist() == analysis.random_energy.asymptotic_confidence(s[[5000, 9999]], 1000).tolist()
+        )
+        assert analysis.random_energy.asymptotic_confidence(np.zeros((0, 2)), 1000).shape == (0, 2)
 
     def test_heads_that_do_not_fit(self):
         for call in (
@@ -534,7 +536,7 @@ class TestMemory:
     def test_moments_are_matched_in_blocks(self, monkeypatch):
         rng = np.random.default_rng(0)
         weight, q = rng.standard_normal((6, 3)), rng.dirichlet(np.ones(6), (2, 5))
-        whole = analysis.match_moments(weight, q)
+        whole = analysis.smoothing.match_moments(weight, q)
         monkeypatch.setattr("analysis.smoothing._low_rank._BLOCK", 40)
-        for a, b in zip(analysis.match_moments(weight, q), whole, strict=True):
+        for a, b in zip(analysis.smoothing.match_moments(weight, q), whole, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-8)
