@@ -12,10 +12,10 @@ from kernel.huggingface import architecture_of, head_scale, linear_head
 
 from .documents import IGNORED, Encoded, batches
 
-__all__ = ["Features", "ModelHead", "features", "head_of"]
+__all__ = ["HiddenStates", "ModelHead", "features", "head_of"]
 
 
-class Features(NamedTuple):
+class HiddenStates(NamedTuple):
     """Hidden states that predict something, with what they predict."""
 
     hidden: Tensor  # (n, D) float32
@@ -57,7 +57,7 @@ def features(
     batch_size: int = 128,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], object] | None = None,
-) -> Features:
+) -> HiddenStates:
     """Hidden states of all predicted tokens, in the order of the documents.
 
     Args:
@@ -85,7 +85,7 @@ def features(
         edge = torch.ones(1, dtype=torch.bool)
         kept = hidden[row, column]
         found.append(
-            Features(
+            HiddenStates(
                 kept.to(torch.promote_types(kept.dtype, torch.float32)),
                 labels[row, column],
                 document,
@@ -96,6 +96,6 @@ def features(
         if progress is not None:
             progress(len(b.tokens))
     model.train(training)
-    joined = Features(*(torch.cat(column) for column in zip(*found, strict=True)))
+    joined = HiddenStates(*(torch.cat(column) for column in zip(*found, strict=True)))
     back = torch.argsort(joined.document, stable=True)
-    return Features(*(x[back.to(x.device)] for x in joined))
+    return HiddenStates(*(x[back.to(x.device)] for x in joined))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kernel import head_statistics
 
-from .features import Features, ModelHead
+from .features import HiddenStates, ModelHead
 
 __all__ = ["TokenScores", "score_tokens"]
 
@@ -31,7 +31,7 @@ class TokenScores(NamedTuple):
 
 
 def score_tokens(
-    known: Features,
+    known: HiddenStates,
     head: ModelHead,
     *,
     temperature: float = 1.0,
