@@ -107,8 +107,8 @@ def tune(config: TuningConfig, *, device: str = "cpu") -> dict[str, Any]:
         tokens), ``true_nll``, ``nll`` (sampled tokens), ``aurc``, ``validation_nll`` (the 256 examples; what early
         stopping looks at), and of the features ``effective_rank`` (exp of the spectrum's entropy), ``smallest_share``
         (share of the variance in the smaller half of the spectrum), ``head_norm`` (largest row) and
-        ``feature_norm_max``. ``reliability``, for the pretrained model and at the last epoch: the filled bins of ``true_ece``,
-        lowest first, as ``count:mean confidence:mean true accuracy`` joined by ``;``.
+        ``feature_norm_max``. ``reliability``, for the pretrained model and at the last epoch: the filled bins of
+        ``true_ece``, lowest first, as ``count:mean confidence:mean true accuracy`` joined by ``;``.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     streams = random_streams(config.seed, 5)
