@@ -16,7 +16,7 @@ __all__ = ["HiddenStates", "ModelHead", "features", "head_of"]
 
 
 class HiddenStates(NamedTuple):
-    """Hidden states that predict something, with what they predict."""
+    """The last hidden states of a model where it predicts a token, with the token that came and its document."""
 
     hidden: Tensor  # (n, D) float32
     target: Tensor  # (n,) int64
@@ -35,7 +35,7 @@ class ModelHead(NamedTuple):
 
 
 def head_of(model: Any) -> ModelHead:
-    """The head in float32 at least, detached.
+    """Return the head of a model: weight, bias, scale and cap, in float32 at least and detached from autograd.
 
     Raises:
         TypeError: If the head cannot be read as one matrix (:func:`kernel.huggingface.linear_head`): quantised,
@@ -58,7 +58,7 @@ def features(
     autocast: torch.dtype | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> HiddenStates:
-    """Hidden states of all predicted tokens, in the order of the documents.
+    """Run a model over documents and return the hidden states in front of its head, one for each predicted token.
 
     Args:
         model: The causal language model; its base model alone runs.

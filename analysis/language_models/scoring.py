@@ -37,7 +37,7 @@ def score_tokens(
     temperature: float = 1.0,
     progress: Callable[[int, int], object] | None = None,
 ) -> TokenScores:
-    """Score what a head predicts from hidden states.
+    """Compute confidence, entropy and losses of every token that a head predicts from hidden states.
 
     Args:
         known: Hidden states and targets, N of them.
