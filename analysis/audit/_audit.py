@@ -17,7 +17,7 @@ from .._validation import interval
 from ..calibration import fit_head_temperature
 from ..diagnostics import HeadGeometry
 from ..language_models.documents import IGNORED, encode_documents, limited
-from ..language_models.features import Features, ModelHead, features, head_of
+from ..language_models.features import HiddenStates, ModelHead, features, head_of
 from ..language_models.scoring import TokenScores, score_tokens
 from . import _measure as measured
 from ._intervals import Documents
@@ -203,11 +203,11 @@ def _unwrapped(model: Any) -> Any:
     return model.get_base_model()
 
 
-def _tokens(known: Features, context: NDArray[np.int64], scores: TokenScores) -> Tokens:
+def _tokens(known: HiddenStates, context: NDArray[np.int64], scores: TokenScores) -> Tokens:
     return Tokens(known.document.numpy(), context, known.target.cpu().numpy(), *scores)
 
 
-def _geometry(known: Features, head: ModelHead) -> HeadGeometry:
+def _geometry(known: HiddenStates, head: ModelHead) -> HeadGeometry:
     hidden, weight = head.logit_scale * known.hidden, head.weight
     if head.bias is not None:  # a bias is a column of the weight that meets features of 1
         weight = torch.cat([weight, head.bias.unsqueeze(-1)], dim=-1)

@@ -28,7 +28,7 @@ _CAPS = {
 
 
 def draw_audit(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """All four panels.
+    """Draw an audit in four panels: calibration, confidence gaps, the spectrum of the head, and what smoothing does.
 
     Args:
         table: Of :func:`analysis.audit.audit_model`.

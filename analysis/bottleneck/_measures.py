@@ -68,7 +68,7 @@ def _measured(head: SoftmaxBottleneck, contexts: slice, q: Tensor) -> _PerContex
 def measure(
     head: SoftmaxBottleneck, teacher: Teacher, training: Observations, held_out: Observations
 ) -> dict[str, float]:
-    """Confidence, errors and the quantities of the theory, as flat columns.
+    """Measure a trained head against its teacher: confidence, errors and the quantities of the theory.
 
     Contexts count equally; where the theory asks for means over the training distribution (what the loss saw), this is
     said. Entropies and losses in nats, errors as fractions.

@@ -150,7 +150,7 @@ def _converged_at(losses: list[float]) -> int:
 
 
 def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation: Any = "auto") -> dict[str, Any]:
-    """Train one head and measure it: a tidy row.
+    """Train one head, measure it against its teacher, and return everything as one flat row.
 
     Args:
         config: What to train.
@@ -191,7 +191,7 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
 
 
 def course(fitted: Fitted) -> dict[str, Any]:
-    """How the training went: the columns from ``loss`` to ``converged`` of :func:`fit`."""
+    """Describe how a training went: the columns from ``loss`` to ``converged`` of :func:`fit`."""
     losses = fitted.losses
     fall = max(_fall(losses), 0.0)  # nan stays nan
     gradients = [p.grad.double().norm() for p in fitted.head.parameters() if p.grad is not None]

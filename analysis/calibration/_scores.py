@@ -18,7 +18,7 @@ _BINS = 15
 
 
 def score_predictions(confidence: Any, correct: Any, *, log1m_confidence: Any = None) -> dict[str, float]:
-    """Accuracy and every score of calibration of predictions that were right or wrong.
+    """Score predictions that were right or wrong: accuracy, calibration errors and selective prediction.
 
     Args:
         confidence: Probability of each prediction, ``(n,)``.
@@ -51,7 +51,7 @@ def score_predictions(confidence: Any, correct: Any, *, log1m_confidence: Any = 
 
 
 def score_against_truth(confidence: NDArray[np.float64], accuracy: NDArray[np.float64]) -> dict[str, float]:
-    """The scores of predictions whose probability of being right is known.
+    """Score predictions whose true probability of being right is known.
 
     Args:
         confidence: Probability that the model gives each prediction, ``(n,)``, at most 1.

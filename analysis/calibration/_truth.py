@@ -61,7 +61,7 @@ def _conditional(
 
 
 def tied_accuracy(p_model: Any, p_true: Any, tolerance: float) -> Any:
-    """True probability of the prediction, its mean over tokens that tie for it; arrays or tensors, ``(..., V)``.
+    """True probability of the predicted token; where tokens tie for the prediction, the mean of theirs.
 
     A head that repeats the counts of its sample gives tokens of equal counts one probability, up to what the training
     left: which of them comes first says nothing of the head.

@@ -65,7 +65,7 @@ class SweepResult(NamedTuple):
 
 
 class Store(Protocol):
-    """Where rows are kept: a :class:`~analysis.lab.records.RowStore`, or several behind one face."""
+    """Where rows are kept: a :class:`~analysis.lab.records.RowStore`, or several that act as one."""
 
     def prepare(self) -> None:
         """Raise OSError where nothing can be written."""

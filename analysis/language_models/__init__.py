@@ -5,12 +5,12 @@ without transformers; loading a model needs the extra ``real``.
 """
 
 from .documents import python_text, read_text
-from .features import Features, ModelHead, features, head_of
+from .features import HiddenStates, ModelHead, features, head_of
 from .loading import LoadedModel, load_model, packaged_smollm2
 from .scoring import TokenScores, score_tokens
 
 __all__ = [
-    "Features",
+    "HiddenStates",
     "LoadedModel",
     "ModelHead",
     "TokenScores",

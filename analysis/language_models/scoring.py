@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kernel import head_statistics
 
-from .features import Features, ModelHead
+from .features import HiddenStates, ModelHead
 
 __all__ = ["TokenScores", "score_tokens"]
 
@@ -31,13 +31,13 @@ class TokenScores(NamedTuple):
 
 
 def score_tokens(
-    known: Features,
+    known: HiddenStates,
     head: ModelHead,
     *,
     temperature: float = 1.0,
     progress: Callable[[int, int], object] | None = None,
 ) -> TokenScores:
-    """Score what a head predicts from hidden states.
+    """Compute confidence, entropy and losses of every token that a head predicts from hidden states.
 
     Args:
         known: Hidden states and targets, N of them.

@@ -18,7 +18,7 @@ from ..calibration import calibration_error, fit_temperature, score_against_trut
 from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import unsmooth
 from ..teachers import random_streams
-from .s7_world import Batch, Model, World
+from .s7_world import Contexts, Model, World
 
 __all__ = ["EXPERIMENT", "TuningConfig", "configs", "tune"]
 
@@ -106,9 +106,9 @@ def tune(config: TuningConfig, *, device: str = "cpu") -> dict[str, Any]:
         of the prediction), ``true_ece`` (15 bins, known accuracies), ``context_error``, ``estimated_ece`` (sampled
         tokens), ``true_nll``, ``nll`` (sampled tokens), ``aurc``, ``validation_nll`` (the 256 examples; what early
         stopping looks at), and of the features ``effective_rank`` (exp of the spectrum's entropy), ``smallest_share``
-        (share of the variance in the smaller half of the spectrum), ``head_norm`` and ``feature_norm`` (largest row and
-        feature). ``reliability``, for the pretrained model and at the last epoch: the filled bins of ``true_ece``,
-        lowest first, as ``count:mean confidence:mean true accuracy`` joined by ``;``.
+        (share of the variance in the smaller half of the spectrum), ``head_norm`` (largest row) and
+        ``feature_norm_max``. ``reliability``, for the pretrained model and at the last epoch: the filled bins of
+        ``true_ece``, lowest first, as ``count:mean confidence:mean true accuracy`` joined by ``;``.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     streams = random_streams(config.seed, 5)
@@ -168,7 +168,13 @@ def _methods(config: TuningConfig) -> Iterator[tuple[str, float, float, float]]:
 
 
 def _tuned(
-    pretrained: Model, train: Batch, config: TuningConfig, smoothing: float, decay: float, dropout: float, device: str
+    pretrained: Model,
+    train: Contexts,
+    config: TuningConfig,
+    smoothing: float,
+    decay: float,
+    dropout: float,
+    device: str,
 ) -> Iterator[tuple[int, Model]]:
     """The model after 0, 1, 2, 4, ... epochs; the order of the examples is the same for every method."""
     model = copy.deepcopy(pretrained)
@@ -190,7 +196,7 @@ def _tuned(
 
 
 def _measured(
-    model: Model, data: dict[str, Batch], validation: Batch, known: dict[str, Any], device: str, *, last: bool
+    model: Model, data: dict[str, Contexts], validation: Contexts, known: dict[str, Any], device: str, *, last: bool
 ) -> Iterator[dict[str, Any]]:
     """Lines of one model: every distribution as trained, and the recalibrated readings of the shifted one."""
     first = known["epoch"] == 0 and known["method"] == "b=0"  # the pretrained model, which all methods start from
@@ -211,7 +217,7 @@ def _measured(
             yield {**known, "distribution": name, "reading": "post_hoc", **_scores(p, batch)}
 
 
-def _scores(p: Tensor, batch: Batch) -> dict[str, float]:
+def _scores(p: Tensor, batch: Contexts) -> dict[str, float]:
     confidence, prediction = p.max(-1)
     accuracy = batch.conditionals.gather(-1, prediction.unsqueeze(-1)).squeeze(-1).numpy()
     log_p = p.clamp_min(1e-300).log()
@@ -223,7 +229,7 @@ def _scores(p: Tensor, batch: Batch) -> dict[str, float]:
     }
 
 
-def _reliability(p: Tensor, batch: Batch) -> str:
+def _reliability(p: Tensor, batch: Contexts) -> str:
     """Bins of ``true_ece`` that hold any context, lowest first: ``count:mean confidence:mean true accuracy;...``."""
     confidence, prediction = p.max(-1)
     sure = confidence.clamp_max(1).numpy()
@@ -233,7 +239,7 @@ def _reliability(p: Tensor, batch: Batch) -> str:
     return ";".join(f"{part.sum()}:{sure[part].mean():.5f}:{accuracy[part].mean():.5f}" for part in parts)
 
 
-def _nll(logits: Tensor, batch: Batch) -> float:
+def _nll(logits: Tensor, batch: Contexts) -> float:
     return float(-logits.log_softmax(-1).gather(-1, batch.tokens.unsqueeze(-1)).mean())
 
 
@@ -248,7 +254,7 @@ def _spectrum(model: Model, inputs: Tensor) -> dict[str, float]:
         "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())),
         "smallest_share": float(share[: len(share) // 2].sum()),
         "head_norm": float(model.head.norm(dim=-1).max()),
-        "feature_norm": float(hidden.norm(dim=-1).max()),
+        "feature_norm_max": float(hidden.norm(dim=-1).max()),
     }
 
 

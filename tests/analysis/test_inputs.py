@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,14 +11,7 @@ import pytest
 import torch
 
 import analysis
-from analysis import plots
 from analysis.calibration import CalibrationState
-
-MODULES = [import_module(f"analysis.{name}") for name in analysis._PUBLIC]
-# All public names of all modules, whether importable from the package or from their module alone.
-every = SimpleNamespace(
-    **{name: getattr(module, name) for module in MODULES for name in getattr(module, "__all__", ())}
-)
 
 C, Y = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, True])
 Z, T = np.array([[2.0, 0.0], [0.5, 1.5], [1.0, -1.0], [0.0, 3.0]]), np.array([0, 1, 1, 1])
@@ -37,7 +28,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "confidence_cap": {"norm_product": M, "vocab_size": V, "hidden_size": D, "temperature": S, "softcap": M},
     "confidence_to_gap": {"confidence": C[:2], "vocab_size": V},
     "entropy_floor": {"logit_norm": M, "vocab_size": V},
-    "frobenius_cap": {"frobenius_norm": M, "feature_norm": S, "vocab_size": V},
+    "frobenius_cap": {"frobenius_norm": M, "feature_norm_max": S, "vocab_size": V},
     "gap_to_confidence": {"gap": M, "vocab_size": V},
     "logit_norm_cap": {"logit_norm": M, "vocab_size": V},
     "margin_bounds": {"vocab_size": V, "hidden_size": D},
@@ -49,7 +40,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "simplex_cap": {"norm_product": M, "vocab_size": V},
     "single_token_cap": {"norm_product": M, "vocab_size": V},
     "softcap_gap": {"norm_product": M, "vocab_size": V, "softcap": M, "temperature": S},
-    "spectral_cap": {"spectral_norm": M, "feature_norm": S, "vocab_size": V, "hidden_size": D},
+    "spectral_cap": {"spectral_norm": M, "feature_norm_max": S, "vocab_size": V, "hidden_size": D},
     "activity_index": {"entropy": S, "cross_entropy": S, "uniform_cross_entropy": M + 4, "label_smoothing": B},
     "dirichlet_concentration": {"label_smoothing": B, "vocab_size": V, "count": D},
     "effectiveness_ratio": {"norm_product": M, "vocab_size": V, "label_smoothing": B, "temperature": S, "softcap": M},
@@ -99,35 +90,43 @@ CALLS: dict[str, dict[str, Any]] = {
     "true_calibration_error": {"p_model": P, "p_true": Q, "weight": S},
     "true_decomposition": {"p_model": P, "p_true": Q, "weight": S},
     "unsmooth_confidence": {"confidence": C[:2], "label_smoothing": B, "vocab_size": V},
-    "clipped_fall": {"confidence": C[:2], "activity_index": M, "vocab_size": V, "label_smoothing": B},
-    "exceeds_smoothed_target": {"confidence": C[:2], "vocab_size": V, "label_smoothing": B},
-    "rational_fall": {"confidence": C[:2], "activity_index": M, "vocab_size": V, "label_smoothing": B},
-    "frobenius_gap": {"frobenius_norm": M, "feature_norm": S, "vocab_size": V},
+    "frobenius_gap": {"frobenius_norm": M, "feature_norm_max": S, "vocab_size": V},
     "packing_gap": {"norm_product": M, "vocab_size": V, "hidden_size": D},
-    "spectral_gap": {"spectral_norm": M, "feature_norm": S, "vocab_size": V, "hidden_size": D},
     "score_predictions": {"confidence": C, "correct": Y},
+    "spectral_gap": {"spectral_norm": M, "feature_norm_max": S, "vocab_size": V, "hidden_size": D},
+    "clipped_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
+    "exceeds_smoothed_target": {"confidence": C[:2], "vocab_size": V, "label_smoothing": B},
+    "rational_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
     "wilson_interval": {"correct": np.array([3.5, 4.0]), "samples": np.array([5, 8])},
 }
-# What takes no bare numbers: models, files, tables, statistics of a head; tested with its module.
+# What takes no bare numbers, or only those of another function: models, files, tables, statistics of a head, blocks;
+# tested with its module.
 ELSEWHERE = {
-    "audit_model", "draw_audit", "fit", "fit_head_temperature", "from_statistics", "load_model", "losses_of",
-    "make_teacher", "packaged_smollm2", "python_text", "random_streams", "read_text", "train", "verdict",
-    "frozen_head_response", "stationarity", "susceptibility",
-    # parts of the above, shared between rooms: their arguments have been checked
-    "binned_true_error", "course", "features", "head_of", "measure", "programme_gap", "score_against_truth",
-    "score_tokens", "tied_accuracy", "uniform_index",
+    "audit_model", "binned_true_error", "course", "draw_audit", "features", "fit", "fit_head_temperature",
+    "from_statistics", "frozen_head_response", "head_of", "load_model", "losses_of", "make_teacher", "measure",
+    "packaged_smollm2", "programme_gap", "python_text", "random_streams", "read_text", "score_against_truth",
+    "score_tokens", "stationarity", "susceptibility", "tied_accuracy", "train", "uniform_index",
+    "verdict",
 }  # fmt: skip
 
 
+FUNCTIONS = {
+    name: value
+    for module in map(analysis.__getattr__, analysis._PUBLIC)
+    for name in module.__all__
+    if inspect.isfunction(value := getattr(module, name))
+}
+
+
 def test_every_public_function_is_here():
-    functions = {name for name, value in vars(every).items() if inspect.isfunction(value)}
-    assert functions == set(CALLS) | ELSEWHERE
+    assert set(FUNCTIONS) == set(CALLS) | ELSEWHERE
 
 
 # Arguments that may be as large or as small as they like.
 UNBOUNDED = {
     ("gap_to_confidence", "gap"), ("match_moments", "weight"), ("smoothing_penalty", "logits"),
-    ("clipped_fall", "activity_index"), ("rational_fall", "activity_index"), ("fit_vector", "logits"), ("answer_confidence", "token_log_probability"), ("option_confidence", "log_probability"),
+    ("fit_vector", "logits"), ("answer_confidence", "token_log_probability"), ("option_confidence", "log_probability"),
+    ("clipped_fall", "activity_index"), ("rational_fall", "activity_index"),
 }  # fmt: skip
 FRACTIONAL = {"count", "counts", "samples"}  # occurrences may be weighted
 
@@ -151,7 +150,7 @@ def _spoiled(value: Any, unbounded: bool) -> list[Any]:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_what_is_no_number_of_the_kind_is_refused_by_name(name):
-    function, arguments = getattr(every, name), CALLS[name]
+    function, arguments = FUNCTIONS[name], CALLS[name]
     names = "|".join(inspect.signature(function).parameters)
     for argument, value in arguments.items():
         for bad in _spoiled(value, (name, argument) in UNBOUNDED):
@@ -171,7 +170,7 @@ def _labelled(value: Any, index: list[int]) -> Any:
 def test_pandas_objects_are_paired_by_label_or_not_at_all(name):
     if name in ("match_moments", "risk_at_coverage", "smooth_calibration_error"):  # not paired; relplot is optional
         return
-    function, arguments = getattr(every, name), CALLS[name]
+    function, arguments = FUNCTIONS[name], CALLS[name]
     labels = list(range(max(len(x) for x in arguments.values() if np.ndim(x))))
     series = {argument: _labelled(x, labels[: len(np.atleast_1d(x))]) for argument, x in arguments.items()}
     assert repr(function(**series)) == repr(function(**arguments))
@@ -192,9 +191,9 @@ class TestProbabilitiesAreNoLogits:
     def test_temperature(self):
         z, y = drawn()
         p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
-        fit = every.fit_temperature(z, y)
+        fit = analysis.fit_temperature(z, y)
         assert abs(fit.temperature - 1) < 3 * fit.standard_error
-        assert every.fit_temperature(np.log(p), y).temperature == pytest.approx(fit.temperature, rel=1e-6)
+        assert analysis.fit_temperature(np.log(p), y).temperature == pytest.approx(fit.temperature, rel=1e-6)
         kinds = [
             p,
             p.astype(np.float32),
@@ -205,22 +204,22 @@ class TestProbabilitiesAreNoLogits:
         ]
         for form in kinds:
             with pytest.raises(ValueError, match=r"logits must be logits, got rows in .* that sum to 1: .* allow_prob"):
-                every.fit_temperature(form, y)
-        assert every.fit_temperature(p, y, allow_probabilities=True).temperature < 0.5
+                analysis.fit_temperature(form, y)
+        assert analysis.fit_temperature(p, y, allow_probabilities=True).temperature < 0.5
         with pytest.raises(TypeError, match="allow_probabilities must be True or False, got 'no'"):
-            every.fit_temperature(p, y, allow_probabilities="no")
+            analysis.fit_temperature(p, y, allow_probabilities="no")
 
     def test_a_few_rows_that_look_alike_are_no_reason(self):
         z, y = drawn(100)
         z[:50] = np.eye(10)[y[:50]]
-        assert every.fit_temperature(z, y).n == 100
+        assert analysis.fit_temperature(z, y).n == 100
 
     def test_other_functions_of_logits(self):
-        fitted = every.fit_vector(Z, T)
+        fitted = analysis.calibration.fit_vector(Z, T)
         for call in (
-            lambda **more: every.fit_vector(P, [0, 1], **more),
+            lambda **more: analysis.calibration.fit_vector(P, [0, 1], **more),
             lambda **more: fitted(P, **more),
-            lambda **more: every.smoothing_penalty(P, **more),
+            lambda **more: analysis.smoothing.smoothing_penalty(P, **more),
         ):
             with pytest.raises(ValueError, match="logits must be logits, got rows in"):
                 call()
@@ -228,9 +227,9 @@ class TestProbabilitiesAreNoLogits:
 
     def test_logits_are_no_log_probabilities(self):
         with pytest.raises(ValueError, match=r"options of a probability of 1.11 together: logits need"):
-            every.option_confidence([-1.0, -2.0, -0.5])
+            analysis.calibration.option_confidence([-1.0, -2.0, -0.5])
         with pytest.raises(ValueError, match="must hold log-probabilities, at most 0"):
-            every.option_confidence(P)
+            analysis.calibration.option_confidence(P)
 
 
 class TestLabels:
@@ -247,26 +246,26 @@ class TestLabels:
         ],
     )
     def test_of_logits(self, target, error, text):
-        for fit in (every.fit_temperature, every.fit_vector):
+        for fit in (analysis.fit_temperature, analysis.calibration.fit_vector):
             with pytest.raises(error, match=text):
                 fit(Z, target)
 
     def test_ignored_ones_are_named(self):
         padded = np.where(T == 0, -100, T)
-        assert every.fit_temperature(Z, padded).n == every.fit_temperature(Z, padded + 0).n == 3
-        assert every.fit_temperature(Z, np.where(T == 0, -1, T), ignore_index=-1).n == 3
-        assert every.fit_temperature(Z, T, ignore_index=0).n == 3
+        assert analysis.fit_temperature(Z, padded).n == analysis.fit_temperature(Z, padded + 0).n == 3
+        assert analysis.fit_temperature(Z, np.where(T == 0, -1, T), ignore_index=-1).n == 3
+        assert analysis.fit_temperature(Z, T, ignore_index=0).n == 3
 
     def test_one_hot_labels_beside_distributions_are_no_outcomes(self):
         z, y = drawn(500)
         p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
         for correct in (np.eye(10)[y], np.eye(10, dtype=int)[y], np.eye(10, dtype=bool)[y]):
-            for function in (every.calibration_error, every.reliability_table, CalibrationState().update):
+            for function in (analysis.calibration_error, analysis.reliability_table, CalibrationState().update):
                 with pytest.raises(
                     ValueError, match="confidence must be that of the predicted class, got distributions"
                 ):
                     function(p, correct)
-        assert every.calibration_error(p.reshape(-1), np.eye(10)[y].reshape(-1)) < 0.03
+        assert analysis.calibration_error(p.reshape(-1), np.eye(10)[y].reshape(-1)) < 0.03
         state = CalibrationState(groups=[str(k) for k in range(10)]).update_classes(p, y, np.arange(10))
         assert state.n == 5000
 
@@ -290,7 +289,7 @@ class TestLabels:
         ],
     )
     def test_of_confidences(self, confidence, correct, error, text):
-        for function in (every.calibration_error, every.selective_scores, every.fit_platt):
+        for function in (analysis.calibration_error, analysis.selective_scores, analysis.calibration.fit_platt):
             with pytest.raises(error, match=text):
                 function(confidence, correct)
 
@@ -308,11 +307,11 @@ class TestPandas:
         confidence = pd.Series(rng.uniform(0.3, 1, 1000))
         correct = pd.Series(rng.random(1000) < confidence)
         shuffled = correct.sample(frac=1, random_state=0)
-        right = every.calibration_error(confidence, correct)
+        right = analysis.calibration_error(confidence, correct)
         with pytest.raises(ValueError, match=r"correct must have confidence's index, got another: .*correct.reindex"):
-            every.calibration_error(confidence, shuffled)
-        assert every.calibration_error(confidence, shuffled.reindex(confidence.index)) == right
-        assert every.calibration_error(confidence, shuffled.to_numpy()) > 1.5 * right  # by position, as it says
+            analysis.calibration_error(confidence, shuffled)
+        assert analysis.calibration_error(confidence, shuffled.reindex(confidence.index)) == right
+        assert analysis.calibration_error(confidence, shuffled.to_numpy()) > 1.5 * right  # by position, as it says
 
     def test_every_argument_of_a_state(self):
         c, y = pd.Series(C), pd.Series(Y)
@@ -323,23 +322,23 @@ class TestPandas:
 
     def test_missing_values_are_no_numbers(self):
         with pytest.raises(ValueError, match="confidence must not be NaN"):
-            every.calibration_error(pd.Series([0.5, None], dtype="Float64"), [1, 0])
+            analysis.calibration_error(pd.Series([0.5, None], dtype="Float64"), [1, 0])
 
 
 class TestTensors:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
     def test_any_dtype_with_or_without_gradients(self, dtype):
         c = torch.tensor(C).to(dtype).requires_grad_()
-        exact = every.calibration_error(c.detach().double().numpy(), Y)
-        assert every.calibration_error(c, torch.tensor(Y)) == pytest.approx(exact, abs=1e-12)
+        exact = analysis.calibration_error(c.detach().double().numpy(), Y)
+        assert analysis.calibration_error(c, torch.tensor(Y)) == pytest.approx(exact, abs=1e-12)
         m = torch.tensor(M).to(dtype).requires_grad_()
-        np.testing.assert_allclose(every.simplex_cap(m, torch.tensor(V)), every.simplex_cap(M, V))
+        np.testing.assert_allclose(analysis.simplex_cap(m, torch.tensor(V)), analysis.simplex_cap(M, V))
         z = torch.tensor(Z).to(dtype).requires_grad_()
-        assert every.fit_temperature(z, torch.tensor(T)).n == 4
+        assert analysis.fit_temperature(z, torch.tensor(T)).n == 4
 
     def test_one_number(self):
-        assert every.calibration_error(np.float64(0.75), True) == pytest.approx(0.25)
-        assert every.simplex_cap(torch.tensor(3.0), torch.tensor(16)) == every.simplex_cap(3.0, 16)
+        assert analysis.calibration_error(np.float64(0.75), True) == pytest.approx(0.25)
+        assert analysis.simplex_cap(torch.tensor(3.0), torch.tensor(16)) == analysis.simplex_cap(3.0, 16)
 
 
 class TestOptions:
@@ -347,11 +346,11 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("name", "call"),
         [
-            ("debiased", lambda x: every.calibration_error(C, Y, debiased=x)),
+            ("debiased", lambda x: analysis.calibration_error(C, Y, debiased=x)),
             ("debiased", lambda x: CalibrationState().update(C, Y).calibration_error(debiased=x)),
             ("debiased", lambda x: CalibrationState().update(C, Y).classwise_error(debiased=x)),
-            ("aligned", lambda x: every.confidence_cap(3.0, 16, 8, aligned=x)),
-            ("allow_probabilities", lambda x: every.smoothing_penalty(Z, allow_probabilities=x)),
+            ("aligned", lambda x: analysis.confidence_cap(3.0, 16, 8, aligned=x)),
+            ("allow_probabilities", lambda x: analysis.smoothing.smoothing_penalty(Z, allow_probabilities=x)),
         ],
     )
     def test_a_text_is_no_truth(self, name, call, value):
@@ -364,19 +363,19 @@ class TestOptions:
         ax, state = Figure().subplots(), CalibrationState().update(C, Y)
         for name in ("density", "intervals", "noise_floor"):
             with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
-                plots.reliability_diagram(state, ax, **{name: "no"})
+                analysis.plots.reliability_diagram(state, ax, **{name: "no"})
         with pytest.raises(TypeError, match="log must be True or False, got 'no'"):
-            plots.confidence_histogram(state, ax, log="no")
+            analysis.plots.confidence_histogram(state, ax, log="no")
         with pytest.raises(ValueError, match=r"ceiling must be in \[0, 1\], got 97"):
-            plots.reliability_diagram(state, ax, ceiling=97)
+            analysis.plots.reliability_diagram(state, ax, ceiling=97)
 
     @pytest.mark.parametrize("bins", [5, 15])
     def test_more_equal_mass_bins_than_samples(self, bins):
         text = f"n_bins must be at most the number of samples, 4, with binning='quantile', got {bins}"
         state = CalibrationState().update(C, Y)
         for call in (
-            lambda: every.calibration_error(C, Y, n_bins=bins, binning="quantile"),
-            lambda: every.reliability_table(C, Y, n_bins=bins, binning="quantile"),
+            lambda: analysis.calibration_error(C, Y, n_bins=bins, binning="quantile"),
+            lambda: analysis.reliability_table(C, Y, n_bins=bins, binning="quantile"),
             lambda: state.calibration_error(binning="quantile", n_bins=bins),
             lambda: state.reliability_table(binning="quantile", n_bins=bins),
             lambda: state.equal_mass_bound(bins),
@@ -386,21 +385,21 @@ class TestOptions:
         with pytest.raises(ValueError, match="n_bins must be at most the number of samples, 4"):
             state.interval(binning="quantile")
         for n_bins in (1, 4):
-            assert every.calibration_error(C, Y, n_bins=n_bins, binning="quantile") > 0
+            assert analysis.calibration_error(C, Y, n_bins=n_bins, binning="quantile") > 0
 
     def test_weights_have_the_contexts_shape(self):
         p = np.broadcast_to(P, (3, 2, 2))
         with pytest.raises(ValueError, match=r"weight must have one entry a context, the shape \(3, 2\), got \(2, 3\)"):
-            every.true_calibration_error(p, p, weight=np.ones((2, 3)))
+            analysis.true_calibration_error(p, p, weight=np.ones((2, 3)))
 
     def test_a_mask_is_a_mask(self):
         with pytest.raises(ValueError, match="mask must hold booleans or 0 and 1, got 5"):
-            every.answer_confidence([[[-1.0, -2.0]]], [[[5, -100]]])
+            analysis.calibration.answer_confidence([[[-1.0, -2.0]]], [[[5, -100]]])
 
     def test_chunks_of_a_negative_size(self):
         for size in (-1, 0):
             with pytest.raises(ValueError, match=f"chunk_size must be at least 1, got {size}"):
-                every.HeadGeometry.measure(np.eye(4), chunk_size=size)
+                analysis.HeadGeometry.measure(np.eye(4), chunk_size=size)
 
 
 class TestImpossibleLosses:
@@ -417,31 +416,31 @@ class TestImpossibleLosses:
         ],
     )
     def test_no_softmax_has_them(self, losses, text):
-        for function in (every.activity_index, every.smoothing_slope):
+        for function in (analysis.activity_index, analysis.smoothing_slope):
             with pytest.raises(ValueError, match=text):
                 function(*losses, 0.1)
 
     def test_rounding_is_forgiven(self):
         flat = np.log(50_000)  # of a uniform softmax all three are log V
-        assert every.activity_index(flat + 1e-4, flat, flat - 1e-4, 0.1) == np.inf
-        assert every.scale_gap(-1e-7, -1e-7) == 0
+        assert analysis.activity_index(flat + 1e-4, flat, flat - 1e-4, 0.1) == np.inf
+        assert analysis.scale_gap(-1e-7, -1e-7) == 0
         with pytest.raises(ValueError, match="cross_entropy must be at least 0, got -2"):
-            every.scale_gap(1.0, -2.0)
+            analysis.scale_gap(1.0, -2.0)
 
 
 class TestTeachers:
     def test_tokens_of_the_vocabulary(self):
         with pytest.raises(ValueError, match=r"tokens must be in \[0, 5\), got 7"):
-            every.DeterministicTeacher(torch.tensor([0, 7]), 5)
+            analysis.teachers.DeterministicTeacher(torch.tensor([0, 7]), 5)
         with pytest.raises(ValueError, match=r"tokens must be in \[0, 5\), got -1"):
-            every.DeterministicTeacher(torch.tensor([0, -1]), 5)
+            analysis.teachers.DeterministicTeacher(torch.tensor([0, -1]), 5)
         for tokens in ([0, 1], torch.tensor([0.0, 1.0]), torch.tensor([True, False])):
             with pytest.raises(TypeError, match="tokens must be an int64 tensor"):
-                every.DeterministicTeacher(tokens, 5)
+                analysis.teachers.DeterministicTeacher(tokens, 5)
         with pytest.raises(ValueError, match=r"tokens must have shape \(contexts,\), at least one"):
-            every.DeterministicTeacher(torch.tensor([[0]]), 5)
+            analysis.teachers.DeterministicTeacher(torch.tensor([[0]]), 5)
         with pytest.raises(ValueError, match="samples_per_context must be at least 1, got -3"):
-            every.DeterministicTeacher(torch.tensor([0]), 5).sample(-3, torch.Generator())
+            analysis.teachers.DeterministicTeacher(torch.tensor([0]), 5).sample(-3, torch.Generator())
 
     @pytest.mark.parametrize(
         ("change", "error", "text"),
@@ -460,9 +459,9 @@ class TestTeachers:
             "context_factors": torch.zeros(3, 2).double(), "token_factors": torch.zeros(5, 2).double(),
             "prior": torch.zeros(5).double(), "peak_tokens": torch.tensor([-1, 0, 4]), "peak": 1.0,
         }  # fmt: skip
-        every.LogLinearTeacher(**right)
+        analysis.teachers.LogLinearTeacher(**right)
         with pytest.raises(error, match=text):
-            every.LogLinearTeacher(**{**right, **change})
+            analysis.teachers.LogLinearTeacher(**{**right, **change})
 
 
 def _configs() -> dict[str, Any]:
@@ -508,9 +507,9 @@ def test_fields_of_configs_are_python_numbers(name):
 class TestMemory:
     def test_bins(self):
         for call in (
-            lambda: every.calibration_error(C, Y, n_bins=10**9),
-            lambda: every.reliability_table(C, Y, n_bins=10**9),
-            lambda: every.true_calibration_error(P, Q, n_bins=10**9),
+            lambda: analysis.calibration_error(C, Y, n_bins=10**9),
+            lambda: analysis.reliability_table(C, Y, n_bins=10**9),
+            lambda: analysis.true_calibration_error(P, Q, n_bins=10**9),
             lambda: CalibrationState(10**9),
         ):
             with pytest.raises(ValueError, match="n_bins must be at most 1048576, got 1000000000"):
@@ -526,27 +525,29 @@ class TestMemory:
 
     def test_wide_spreads_of_logits(self):
         for function in (
-            every.expected_entropy, every.expected_confidence, every.expected_log_partition,
-            every.participation,
+            analysis.random_energy.expected_entropy, analysis.random_energy.expected_confidence, analysis.random_energy.expected_log_partition,
+            analysis.random_energy.participation,
         ):  # fmt: skip
             with pytest.raises(ValueError, match=r"logit_std must be at most 100000 .*, got 1e\+06"):
                 function(1e6, 1000)
         # frozen: E log Z is s times the mean of the largest of V Gaussians, of variance below 1
-        assert every.expected_log_partition(5e3, 1000) == pytest.approx(5e3 * 3.2414, rel=1e-3)
-        assert every.expected_entropy(5e3, 1000) < 2e-3
+        assert analysis.random_energy.expected_log_partition(5e3, 1000) == pytest.approx(5e3 * 3.2414, rel=1e-3)
+        assert analysis.random_energy.expected_entropy(5e3, 1000) < 2e-3
 
     def test_many_frozen_confidences_come_in_blocks(self):
         s = np.linspace(0.1, 20, 10_000)
-        found = every.asymptotic_confidence(s, 1000)
-        assert found[[5000, 9999]].tolist() == every.asymptotic_confidence(s[[5000, 9999]], 1000).tolist()
-        assert every.asymptotic_confidence(np.zeros((0, 2)), 1000).shape == (0, 2)
+        found = analysis.random_energy.asymptotic_confidence(s, 1000)
+        assert (
+            found[[5000, 9999]].tolist() == analysis.random_energy.asymptotic_confidence(s[[5000, 9999]], 1000).tolist()
+        )
+        assert analysis.random_energy.asymptotic_confidence(np.zeros((0, 2)), 1000).shape == (0, 2)
 
     def test_heads_that_do_not_fit(self):
         for call in (
-            lambda: every.attained_gap(3.0, 100_000, 64),
-            lambda: every.best_confidence(100_000, 64, 3.0),
-            lambda: every.fit_norm_ball(100_000, 64, 3.0),
-            lambda: every.fit_norm_ball(4, 4, 3.0, restarts=10**9),
+            lambda: analysis.attained_gap(3.0, 100_000, 64),
+            lambda: analysis.best_confidence(100_000, 64, 3.0),
+            lambda: analysis.fit_norm_ball(100_000, 64, 3.0),
+            lambda: analysis.fit_norm_ball(4, 4, 3.0, restarts=10**9),
         ):
             with pytest.raises(ValueError, match=r"vocab_size must be smaller: .* heads"):
                 call()
@@ -554,7 +555,7 @@ class TestMemory:
     def test_moments_are_matched_in_blocks(self, monkeypatch):
         rng = np.random.default_rng(0)
         weight, q = rng.standard_normal((6, 3)), rng.dirichlet(np.ones(6), (2, 5))
-        whole = every.match_moments(weight, q)
+        whole = analysis.smoothing.match_moments(weight, q)
         monkeypatch.setattr("analysis.smoothing._low_rank._BLOCK", 40)
-        for a, b in zip(every.match_moments(weight, q), whole, strict=True):
+        for a, b in zip(analysis.smoothing.match_moments(weight, q), whole, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-8)

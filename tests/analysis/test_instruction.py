@@ -206,7 +206,7 @@ def test_spectrum_of_known_features():
     rows = torch.cat([torch.eye(6), -torch.eye(6)])
     assert spectrum(rows)["effective_rank"] == pytest.approx(6)
     assert spectrum(rows)["smallest_share"] == pytest.approx(0.5)
-    assert spectrum(rows)["feature_norm"] == pytest.approx(1)
+    assert spectrum(rows)["feature_norm_rms"] == pytest.approx(1)
     flat = torch.cat([rows[:, :1], torch.zeros(12, 5)], dim=1)
     assert spectrum(flat)["effective_rank"] == pytest.approx(1)
 

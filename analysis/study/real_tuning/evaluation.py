@@ -16,7 +16,7 @@ from kernel.softcap import softcap as capped
 
 from ...calibration import fit_head_temperature, fit_temperature, option_confidence, score_predictions
 from ...language_models.documents import Encoded
-from ...language_models.features import Features, ModelHead, features, head_of
+from ...language_models.features import HiddenStates, ModelHead, features, head_of
 from ...language_models.scoring import score_tokens
 from ...smoothing import activity_index
 
@@ -31,11 +31,11 @@ class Reading(NamedTuple):
     softcap: float | None = None
 
 
-def _take(known: Features, rows: Tensor) -> Features:
-    return Features(*(x[rows.to(x.device)] for x in known))
+def _take(known: HiddenStates, rows: Tensor) -> HiddenStates:
+    return HiddenStates(*(x[rows.to(x.device)] for x in known))
 
 
-def _vocabulary(known: Features, head: ModelHead, reading: Reading) -> dict[str, float]:
+def _vocabulary(known: HiddenStates, head: ModelHead, reading: Reading) -> dict[str, float]:
     """Scores of the most probable token of the whole vocabulary, and what the activity index needs."""
     found = score_tokens(known, head._replace(softcap=reading.softcap), temperature=reading.temperature)
     entropy, nll, uniform = (float(x.mean()) for x in (found.entropy, found.nll, found.uniform))
@@ -48,7 +48,9 @@ def _vocabulary(known: Features, head: ModelHead, reading: Reading) -> dict[str,
     }
 
 
-def _letter_logits(known: Features, head: ModelHead, letters: Sequence[int], softcap: float | None) -> Tensor:  # (n, 4)
+def _letter_logits(
+    known: HiddenStates, head: ModelHead, letters: Sequence[int], softcap: float | None
+) -> Tensor:  # (n, 4)
     rows = torch.tensor(letters, device=known.hidden.device)
     z = head.logit_scale * (known.hidden @ head.weight[rows].T)
     if head.bias is not None:
@@ -56,7 +58,7 @@ def _letter_logits(known: Features, head: ModelHead, letters: Sequence[int], sof
     return capped(z, softcap)
 
 
-def _options(known: Features, head: ModelHead, letters: Sequence[int], reading: Reading) -> dict[str, float]:
+def _options(known: HiddenStates, head: ModelHead, letters: Sequence[int], reading: Reading) -> dict[str, float]:
     """Scores of the most probable of the four letters, renormalised over them."""
     log_p = (_letter_logits(known, head, letters, reading.softcap).double() / reading.temperature).log_softmax(-1).cpu()
     result = option_confidence(log_p.numpy())
@@ -72,7 +74,7 @@ def spectrum(hidden: Tensor) -> dict[str, float]:
     return {
         "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())),
         "smallest_share": float(share[: len(share) // 2].sum()),
-        "feature_norm": float(hidden.double().norm(dim=-1).square().mean().sqrt()),
+        "feature_norm_rms": float(hidden.double().norm(dim=-1).square().mean().sqrt()),
     }
 
 
@@ -125,7 +127,7 @@ def measure(
     return lines
 
 
-def _views(split: str, name: str, known: Features) -> list[tuple[tuple[str, str], Features]]:
+def _views(split: str, name: str, known: HiddenStates) -> list[tuple[tuple[str, str], HiddenStates]]:
     if name == "choice":
         letter = _take(known, known.first)
         return [((split, "options"), letter), ((split, "letter"), letter)]
@@ -134,7 +136,7 @@ def _views(split: str, name: str, known: Features) -> list[tuple[tuple[str, str]
     return [((split, "text"), known)]
 
 
-def _fitted(view: str, known: Features, head: ModelHead, letters: Sequence[int], base: Reading) -> Reading:
+def _fitted(view: str, known: HiddenStates, head: ModelHead, letters: Sequence[int], base: Reading) -> Reading:
     """The reading ``base`` at the temperature that fits the validation questions best."""
     if view == "options":
         z = _letter_logits(known, head, letters, base.softcap).cpu() / base.temperature
