@@ -128,6 +128,7 @@ def spectral_cap(
     return gap_to_confidence(spectral_gap(spectral_norm, feature_norm_max, vocab_size, hidden_size), vocab_size)
 
 
+@one_index
 def spectral_gap(
     spectral_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike
 ) -> NDArray[np.float64]:
@@ -160,6 +161,7 @@ def frobenius_cap(frobenius_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_
     return gap_to_confidence(frobenius_gap(frobenius_norm, feature_norm_max, vocab_size), vocab_size)
 
 
+@one_index
 def frobenius_gap(frobenius_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     """The bound of :func:`frobenius_cap` as a gap in nats."""
     f, r = interval("frobenius_norm", frobenius_norm, 0), interval("feature_norm_max", feature_norm_max, 0)

@@ -21,7 +21,8 @@ import torch
 from matplotlib.figure import Figure
 from tiny_models import V, make, save_folder
 
-from analysis.audit import _parser, audit_model, draw_audit, main, verdict
+from analysis.audit import audit_model, draw_audit, verdict
+from analysis.audit.__main__ import _parser, main
 from analysis.audit._intervals import Documents
 from analysis.audit._measure import Tokens, groups
 from analysis.audit._panels import reliability_of
@@ -448,7 +449,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path, encoding):
         ("a.txt.gz", b"first", "a.txt.gz must be packed by gzip, got something else"),
         (
             "a.txt.gz",
-            gzip.compress(b"first" * 100)[:-9],
+            gzip.compress(b"first" * 100, mtime=0)[:-9],
             "a.txt.gz must be packed by gzip, got something else or a part",
         ),
         ("a.csv", b"text\nfirst\n", "a.csv must be text or JSON, got a table"),
@@ -777,7 +778,7 @@ def test_import_help_and_first_use_without_transformers(tmp_path):
 import sys
 sys.modules["transformers"] = None
 import analysis.audit, kernel.huggingface
-from analysis.audit import main
+from analysis.audit.__main__ import main
 try:
     main(["--help"])
 except SystemExit as stop:
