@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "S5": "analysis.study.s5_capping",
     "S6": "analysis.study.s6_population",
     "S7": "analysis.study.s7_tuning",
+    "S9": "analysis.study.s9_response",
 }
 
 
