@@ -23,6 +23,8 @@ _PUBLIC = {
         effectiveness_ratio loss_floor match_moments optimal_confidence optimal_gap optimal_gap_under_cap
         predicted_activity restoring_temperature smooth smoothed_calibration_error smoothing_penalty unsmooth
         weighted_svd_head""",
+    "response": """FrozenHeadResponse Stationarity Susceptibility clipped_fall exceeds_smoothed_target
+        frozen_head_response rational_fall stationarity susceptibility""",
     "heads": """Audit LoadedModel audit_model draw_audit load_model packaged_smollm2 python_text read_text verdict""",
     "diagnostics": """CapVerdict HeadGeometry Losses losses_of scale_gap smoothing_slope""",
     "norm_ball": """NormBallHead fit_norm_ball""",

@@ -12,6 +12,7 @@ from . import norm_ball as norm_ball
 from . import notebook as notebook
 from . import plots as plots
 from . import random_energy as random_energy
+from . import response as response
 from . import smoothing as smoothing
 from . import study as study
 from . import teachers as teachers
@@ -23,5 +24,6 @@ from .head_shapes import *
 from .heads import *
 from .norm_ball import *
 from .random_energy import *
+from .response import *
 from .smoothing import *
 from .teachers import *

@@ -40,7 +40,7 @@ _LARGEST = 4096  # vocabulary of those that are trained again
 # Coefficients k of det heads of width 64 whose index at b = .1 is predicted to be 1.5 and .6 (predicted_activity).
 _DET = {1024: (0.1405, 0.1579), 4096: (0.1656, 0.1836), 32768: (0.2049, 0.2241)}
 # Products with a Hessian that a response takes for each b, and what one costs for each logit beside its arithmetic.
-_PRODUCTS = 200
+_PRODUCTS = 100
 _ENTRY = {"cpu": 1.2e-8, "cuda": 3e-11}  # seconds
 _RATE = {"cpu": 2e10, "cuda": 2e13}  # float64 operations a second
 _LAUNCH = {"cpu": 2e-4, "cuda": 1e-3}  # seconds a product
@@ -186,7 +186,7 @@ def _predictions(
         weight, hidden, fitted.training, smoothings, features="ball", true_conditionals=truth, **shape, **norms
     )
     sphere = ball
-    if not free:
+    if not free and config.hidden_size < config.teacher.vocab_size:  # a wider sphere is a ball
         sphere = frozen_head_response(weight, hidden, fitted.training, smoothings, features="sphere", **shape, **norms)
     chi = susceptibility(weight, hidden, fitted.training, weight_decay=config.weight_decay if free else None, **shape)
     angle = stationarity(weight, hidden, **shape).sin_squared.mean()
