@@ -26,7 +26,7 @@ class Stationarity(NamedTuple):
     """First-order conditions in the hidden states; N contexts, S the shape () or (B,) of ``label_smoothing``.
 
     Attributes:
-        sin_squared: Of the angle between smoothing's pull g_n and h_n, (N,): 0 where the pull is along the hidden state.
+        sin_squared: Of the angle between smoothing's pull g_n and h_n, (N,): 0 where the pull is along h_n.
         activity_index: A_n, S + (N,); None without targets.
         multiplier: mu_n of the norm, (N,), from the radial part of the plain gradient; None without targets.
         residual: Norm of the rest of the plain gradient, in units of the largest centred row, (N,): 0 at a plain
@@ -147,9 +147,9 @@ def susceptibility(
               \bigl[\Pi (\nabla^2 L + \mu I) \Pi\bigr]^{+} \Pi\, J^\top (q - u),
 
     with the Hessian of the plain loss L (without a softcap J^T (diag p - p p^T) J), mu the multiplier of the norm and
-    Pi the projector across h, which makes J^T (q - u) smoothing's pull J^T (p - u). It is the slope at b = 0 of the fall of :func:`frozen_head_response`, on the sphere as in
-    the ball, where mu > 0; with ``weight_decay`` norms are free, Pi = I and mu is the decay. Second-order terms matter
-    from b of about .1 on.
+    Pi the projector across h, which makes J^T (q - u) smoothing's pull J^T (p - u). It is the slope at b = 0 of the
+    fall of :func:`frozen_head_response`, on the sphere as in the ball, where mu > 0; with ``weight_decay`` norms are
+    free, Pi = I and mu is the decay. Second-order terms matter from b of about .1 on.
 
     Args:
         weight: Rows of the plain head.
@@ -189,7 +189,7 @@ def susceptibility(
 
 
 def _chi(small: Reduced, hidden: Tensor, q: Tensor, decay: float, domain: Domain) -> Tensor:
-    """Chi of a block of contexts, ``(n,)``."""
+    """Susceptibilities of a block of contexts, ``(n,)``."""
     head, loss = small.head, ContextLoss(small.head, q, 0.0, decay)
     point = loss.at(hidden)
     slope = torch.ones_like(point.p) if point.slope is None else point.slope

@@ -4,8 +4,8 @@ Every context has a trust region of its own and leaves the batch when its first-
 is Steihaug's: conjugate gradients in the tangent space until the residual is small, the region's edge is met or the
 curvature is not positive (Absil, Baker and Gallivan 2007, "Trust-region methods on Riemannian manifolds", FoCM 7,
 303-330). It needs products with the Hessian only, so that D may be in the thousands. In the principal axes of the rows
-the many tokens of small p add to the Hessian about their geometric mean times a diagonal, and the multiplier of the norm
-another: this is the preconditioner, and the few tokens of large p take a step of the solver each.
+the many tokens of small p add to the Hessian about their geometric mean times a diagonal, and the multiplier of the
+norm another: this is the preconditioner, and the few tokens of large p take a step of the solver each.
 
 In a ball the minimum of a convex loss lies on the sphere, where the multiplier of the norm is at least 0 there, or is
 that of the whole space: each context is tried on the sphere and, where that fails, without limits. (A slack
@@ -49,7 +49,7 @@ class Domain:
 
 @dataclass
 class Minimum:
-    """Hidden states ``(n, D)`` and the largest component of the gradient that is left in each, in units of ``scale``."""
+    """Hidden states ``(n, D)`` and the norm of the gradient that is left in each, in units of ``scale``."""
 
     hidden: Tensor
     residual: Tensor  # (n,)
@@ -58,7 +58,7 @@ class Minimum:
 def minimise(
     loss: ContextLoss, start: Tensor, domain: Domain, *, squares: Tensor, scale: float, tolerance: float
 ) -> Minimum:
-    """Local minimum that a descent from ``start`` reaches; for a convex loss in a ball or in the whole space, the global.
+    """The minimum that a descent from ``start`` reaches; for a convex loss, but on a sphere, there is only one.
 
     Args:
         loss: Of the contexts.
@@ -169,7 +169,7 @@ class _Solver:
         return Minimum(self.found, self.left)
 
     def misplaced(self) -> Tensor:
-        """Contexts whose guess looks wrong: on the sphere the loss falls inwards, without limits it fell far outside."""
+        """Contexts whose guess looks wrong: on the sphere the loss falls inwards, or the free minimum is far outside."""
         if self.leave is None:
             return torch.zeros_like(self.active, dtype=torch.bool)
         if self.squared is None:

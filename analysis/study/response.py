@@ -250,6 +250,7 @@ def configs(preset: Preset) -> list[ResponseConfig]:
             and config.head.temperature == 1.0
         ]  # fmt: skip
         tiny: dict[str, Any] = {"teachers": ("lowrank",), "vocab_sizes": (64,), "hidden_sizes": (16,), "seeds": 3}
+        tiny["temperatures"] = (0.25,)
         return [
             *small,
             *_arm("trunk", (0.1,), samples=(1, 8), n_contexts=128, features="trunk", **tiny),

@@ -126,21 +126,21 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
         values = np.full((3, numbers.max() + 1, names.size), np.nan)
         values[:, numbers, seeds] = pairs[["fall", rival, "predicted_fall"]].to_numpy(np.float64).T
         values[:, ~np.isfinite(values).all(0)] = np.nan
-        values = values[:, np.isfinite(values[0]).any(1)]
-        if values.shape[1] < 2:
+        kept = np.flatnonzero(np.isfinite(values[0]).any(axis=1))
+        values = values[:, kept]
+        if kept.size < 2:
             continue
-        share, ahead = _over_seeds(values, lambda y, x, best: unfitted_share(x, y)), _over_seeds(
-            values, lambda y, x, best: unfitted_share(best, y) - unfitted_share(x, y)
-        )  # fmt: skip
+        share = _over_seeds(values, lambda y, x, best: unfitted_share(x, y))
+        ahead = _over_seeds(values, lambda y, x, best: unfitted_share(best, y) - unfitted_share(x, y))
         y, x, _ = np.nanmean(values, axis=2)
         worst = int(np.abs(y - x).argmax())
-        where = pairs.loc[numbers == np.flatnonzero(np.isin(np.arange(numbers.max() + 1), numbers))[worst], cell]
+        named = pairs.loc[numbers == kept[worst], cell].iloc[0]
         lines.append({
             "group": group, "predictor": rival, "cells": len(y), "seeds": names.size,
             "r2": share.mean, "r2_low": share.low, "r2_high": share.high,
             "ahead": ahead.mean, "ahead_low": ahead.low, "ahead_high": ahead.high,
             "slope": _slope(x, y), "largest_error": float(np.abs(y - x).max()),
-            "largest_error_cell": " ".join(f"{k}={v}" for k, v in where.iloc[0].items()) if len(where) else "",
+            "largest_error_cell": " ".join(f"{name}={value}" for name, value in named.items()),
         })  # fmt: skip
     return lines
 
@@ -187,9 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_atomically(target, table.round(6).to_csv(index=False, lineterminator="\n"))
     for line in table.to_dict("records"):
         print(
-            f"{line['group']:28}{line['predictor']:18}{line['cells']:5}  R2 {line['r2']:.4f} [{line['r2_low']:.4f}, "
-            f"{line['r2_high']:.4f}]  P ahead {line['ahead']:+.4f} [{line['ahead_low']:+.4f}, {line['ahead_high']:+.4f}]"
-            f"  slope {line['slope']:.3f}  largest {line['largest_error']:.4f}"
+            f"{line['group']:28}{line['predictor']:18}{line['cells']:5}"
+            f"  R2 {line['r2']:.4f} [{line['r2_low']:.4f}, {line['r2_high']:.4f}]"
+            f"  P ahead {line['ahead']:+.4f} [{line['ahead_low']:+.4f}, {line['ahead_high']:+.4f}]"
+            f"  slope {line['slope']:.3f}  largest error {line['largest_error']:.4f}"
         )
     print(f"{len(pairs)} pairs, {int((~pairs['confirmed']).sum())} not confirmed and left out; wrote {target}")
     return 0

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .._arguments import check_fields
 from .._validation import check_number, check_numbers
-from ..bottleneck._measures import aurc_from_risks
+from ..bottleneck._measures import TIES, aurc_from_risks
 from ..calibration import calibration_error, fit_temperature, true_calibration_error
 from ..calibration._binning import uniform_index
+from ..calibration._truth import tied_accuracy
 from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import unsmooth
 from ..teachers import random_streams
@@ -215,13 +216,13 @@ def _measured(
 
 def _scores(p: Tensor, batch: Batch) -> dict[str, float]:
     confidence, prediction = p.max(-1)
-    accuracy = batch.conditionals.gather(-1, prediction.unsqueeze(-1)).squeeze(-1).numpy()
+    accuracy = tied_accuracy(p, batch.conditionals, TIES).numpy()
     log_p = p.clamp_min(1e-300).log()
     sure = confidence.clamp_max(1).numpy()
     return {
         "confidence": float(sure.mean()),
         "accuracy": float(accuracy.mean()),
-        "true_ece": true_calibration_error(p, batch.conditionals, n_bins=_BINS),
+        "true_ece": true_calibration_error(p, batch.conditionals, n_bins=_BINS, tie_tolerance=TIES),
         "context_error": float(np.abs(sure - accuracy).mean()),
         "estimated_ece": calibration_error(confidence, prediction == batch.tokens, n_bins=_BINS),
         "true_nll": float(-(batch.conditionals * log_p).sum(-1).mean()),
@@ -232,9 +233,8 @@ def _scores(p: Tensor, batch: Batch) -> dict[str, float]:
 
 def _reliability(p: Tensor, batch: Batch) -> str:
     """Bins of ``true_ece`` that hold any context, lowest first: ``count:mean confidence:mean true accuracy;...``."""
-    confidence, prediction = p.max(-1)
-    sure = confidence.clamp_max(1).numpy()
-    accuracy = batch.conditionals.gather(-1, prediction.unsqueeze(-1)).squeeze(-1).numpy()
+    sure = p.amax(-1).clamp_max(1).numpy()
+    accuracy = tied_accuracy(p, batch.conditionals, TIES).numpy()
     bins = uniform_index(sure, _BINS)
     parts = [bins == index for index in np.unique(bins)]
     return ";".join(f"{part.sum()}:{sure[part].mean():.5f}:{accuracy[part].mean():.5f}" for part in parts)
