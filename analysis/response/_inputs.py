@@ -114,7 +114,7 @@ class Distributions:
 
     def __init__(self, name: str, value: Any, n_contexts: int, vocab_size: int, device: torch.device) -> None:
         self._name, self._shape, self._device = name, (n_contexts, vocab_size), device
-        self._make: Callable[[slice], Tensor]
+        self._make: Callable[[slice], Any]
         if all(hasattr(value, field) for field in ("context", "token", "weight")):
             self._make = self._from_pairs(value)
         elif callable(value):

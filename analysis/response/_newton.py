@@ -75,7 +75,7 @@ def minimise(
         return _Solver(loss, start, domain, squares, scale, tolerance).run()
     sphere, free = Domain("sphere", domain.radius), Domain("free", None)
     found = Minimum(start.clone(), torch.full_like(domain.radius, math.inf))
-    on_edge = todo = torch.ones_like(domain.radius, dtype=torch.bool)
+    on_edge = todo = wrong = torch.ones_like(domain.radius, dtype=torch.bool)
     for turn in range(4):  # the first two give up a context early; where each guess was wrong, two more do not
         there, place = (on_edge, sphere) if turn % 2 == 0 else (~on_edge, free)
         which = (todo & there).nonzero().squeeze(-1)
@@ -169,7 +169,7 @@ class _Solver:
         return Minimum(self.found, self.left)
 
     def misplaced(self) -> Tensor:
-        """Contexts whose guess looks wrong: on the sphere the loss falls inwards, or the free minimum is far outside."""
+        """Contexts whose guess looks wrong: on the sphere the loss falls inwards, or a free minimum is far outside."""
         if self.leave is None:
             return torch.zeros_like(self.active, dtype=torch.bool)
         if self.squared is None:
@@ -179,7 +179,7 @@ class _Solver:
     def keep(self, which: Tensor) -> None:
         self.loss = self.loss.part(which)
         self.x, self.region, self.largest = self.x[which], self.region[which], self.largest[which]
-        self.active, self.point = self.active[which], _chosen(self.point, which)
+        self.active, self.point = self.active[which], self.point.part(which)
         self.squared = None if self.squared is None else self.squared[which]
         self.leave = None if self.leave is None else self.leave[which]
 
@@ -219,7 +219,7 @@ class _Solver:
             torch.where(ratio > 0.75, torch.minimum(torch.maximum(self.region, 2 * size), self.largest), self.region),
         )
         self.x = torch.where(accepted.unsqueeze(-1), trial, self.x)
-        self.point = _either(accepted, point, self.point)
+        self.point = point.where(accepted, self.point)
         return blind & (~accepted | (then <= _ENOUGH))
 
     def conjugate_gradients(
@@ -285,16 +285,3 @@ def _to_edge(move: Tensor, direction: Tensor, region: Tensor) -> Tensor:
     c = (region.square() - move.square().sum(-1)).clamp_min(0)
     root = (b.square() + a * c).sqrt()
     return torch.where(b > 0, c / (b + root), (root - b) / a)
-
-
-def _chosen(point: Point, which: Tensor) -> Point:
-    return Point(*(None if part is None else part[which] for part in vars(point).values()))  # pyright: ignore
-
-
-def _either(first: Tensor, a: Point, b: Point) -> Point:
-    """Of each context the one or the other."""
-    if bool(first.all()):
-        return a
-    wide = first.unsqueeze(-1)
-    parts = zip(vars(a).values(), vars(b).values(), strict=True)
-    return Point(*(None if x is None else torch.where(first if x.ndim == 1 else wide, x, y) for x, y in parts))

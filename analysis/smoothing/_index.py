@@ -29,9 +29,9 @@ def activity_index(
     smoothed loss still wants larger logits (smoothing inert), A < 1 that it wants smaller ones (smoothing acts). This
     is a first-order statement, averaged over the data, about the overall scale; that A > 1 leaves the confidence
     unchanged is exact only in the setting of :func:`effectiveness_ratio`, where A < 1 says no more than that the plain
-    confidence exceeds 1 - b + b/V (:func:`analysis.response.exceeds_smoothed_target`). With noisy targets smoothing acts
-    at any A; :func:`analysis.response.frozen_head_response` predicts by how much. Needs forward passes only, for any D,
-    V, temperature, softcap and bias.
+    confidence exceeds 1 - b + b/V (:func:`analysis.response.exceeds_smoothed_target`). With noisy targets smoothing
+    acts at any A; :func:`analysis.response.frozen_head_response` predicts by how much. Needs forward passes only, for
+    any D, V, temperature, softcap and bias.
 
     Args:
         entropy: Mean entropy H of the predictions over the training distribution, in nats.

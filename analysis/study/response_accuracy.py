@@ -49,7 +49,7 @@ def joined(predictions: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.Dat
         table.loc[table["evaluation"] == "as_trained"] if "evaluation" in table else table for table in tables.values()
     ]
     rows = pd.concat([table[["key", "confidence", "true_ece", "converged"]] for table in readings])
-    known = rows.drop_duplicates("key").set_index("key")
+    known = rows.loc[~rows["key"].duplicated()].set_index("key")
     found = predictions.copy()
     for column in ("fall", "true_ece_gain", "smoothed_converged"):
         if column not in found:
