@@ -52,7 +52,7 @@ class FrozenHeadResponse(NamedTuple):
     plain_entropy: float
     true_ece: Array | None
     true_ece_gain: Array | None
-    converged: NDArray[np.bool_]
+    converged: NDArray[Any]  # of bool
     residual: Array
 
 
@@ -115,6 +115,7 @@ def frozen_head_response(
     Example:
         Three lines from a trained head to the fall that smoothing will bring:
 
+        >>> import analysis
         >>> from analysis.teachers import TeacherConfig
         >>> plain = analysis.train(analysis.FitConfig(hidden_size=64, teacher=TeacherConfig(kind="lowrank")))
         >>> response = analysis.frozen_head_response(

@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.study.response_accuracy",
         description="Accuracy of the predicted falls of S9, with intervals over seeds.",
-        epilog="example:\n  python -m analysis.study.response_accuracy --preset quick",
+        epilog="examples:\n  python -m analysis.study.response_accuracy --preset quick",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--preset", choices=PRESETS, default="quick", help="whose tables (default: quick)")
