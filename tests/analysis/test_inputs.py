@@ -446,11 +446,12 @@ class TestTeachers:
 
 
 def _configs() -> dict[str, Any]:
-    from analysis.bottleneck import FitConfig
-    from analysis.instruction.tuning import InstructionConfig
     from analysis.study.ceilings import CeilingConfig
     from analysis.study.random_logits import RandomLogitConfig
     from analysis.study.tuning import TuningConfig
+
+    from analysis.bottleneck import FitConfig
+    from analysis.instruction.tuning import InstructionConfig
     from analysis.teachers import TeacherConfig
 
     return {

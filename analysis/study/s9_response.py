@@ -19,7 +19,8 @@ import torch
 from ..bottleneck import FitConfig, Fitted, train
 from ..bottleneck._measures import measure
 from ..bottleneck._training import course
-from ..records import config_key
+from ..lab.records import config_key
+from ..lab.registry import Experiment, Prediction, Preset, experiment
 from ..response import (
     clipped_fall,
     exceeds_smoothed_target,
@@ -30,8 +31,7 @@ from ..response import (
 )
 from ..smoothing import activity_index
 from ..teachers import TeacherConfig
-from .grids import fit_seconds, heads
-from .registry import Experiment, Prediction, Preset, experiment
+from .grids import fit_queue, fit_seconds, heads
 
 __all__ = ["EXPERIMENT", "ResponseConfig", "configs", "respond"]
 
@@ -285,6 +285,10 @@ def _leftover(config: ResponseConfig) -> int:
     return int(config.vocab_size > 256) + int(config.vocab_size > _LARGEST)
 
 
+def _queue(config: ResponseConfig) -> str:
+    return fit_queue(config.plain)
+
+
 EXPERIMENT = Experiment(
     name="S9",
     title="Does the plain head alone predict how much confidence smoothing takes?",
@@ -292,5 +296,7 @@ EXPERIMENT = Experiment(
     configs=configs,
     seconds=response_seconds,
     leftover=_leftover,
+    queue=_queue,
+    columns=(*FitConfig(hidden_size=1).columns(), "source", "arm"),
     predictions=PREDICTIONS,
 )

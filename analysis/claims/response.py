@@ -1,13 +1,13 @@
 """S9 judged: predicted falls beside the measured ones, without any fit, and beside the rivals of two numbers.
 
-Example:
-    python -m analysis.study.response_accuracy --preset quick
+The command is ``python -m analysis.claims.response``.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,14 +15,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..records import find_table, read_table, write_atomically
-from .registry import PRESETS, Preset
-from .running import committed_folder
+from ..command import csv_file, finish, output_folder, shown
+from ..lab.registry import PRESETS, Preset
+from ..lab.running import committed_folder
+from ..lab.tables import find_table, made_here, read_table, write_table
 from .statistics import Effect, bootstrap_half_width, resamples
 
 __all__ = ["accuracy", "joined", "main", "unfitted_share"]
 
 Array = NDArray[np.float64]
+_EXAMPLES = """
+examples:
+  python -m analysis.claims.response                          the committed table of the full grid
+  python -m analysis.claims.response --preset quick           of the quick one
+  python -m analysis.claims.response --out paper_figures/out/full   of a run
+"""
 _TOLERANCE = 1e-3  # of the confidence of a plain head that was trained again
 _TRANSITION = (0.05, 6.0)
 _RIVALS = ("predicted_fall", "sphere_fall", "clipped_fall", "rational_fall", "first_order_fall")
@@ -49,7 +56,7 @@ def joined(predictions: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.Dat
         table.loc[table["evaluation"] == "as_trained"] if "evaluation" in table else table for table in tables.values()
     ]
     rows = pd.concat([table[["key", "confidence", "true_ece", "converged"]] for table in readings])
-    known = rows.loc[~rows["key"].duplicated()].set_index("key")
+    known = rows.groupby("key").first()
     found = predictions.copy()
     for column in ("fall", "true_ece_gain", "smoothed_converged"):
         if column not in found:
@@ -163,28 +170,29 @@ def _over_seeds(values: Array, statistic: Callable[[Array, Array, Array], float]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Join, judge, print and write; 2 where a table is missing."""
+    """Join, judge, print and write; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.study.response_accuracy",
+        prog="python -m analysis.claims.response",
         description="Accuracy of the predicted falls of S9, with intervals over seeds.",
-        epilog="examples:\n  python -m analysis.study.response_accuracy --preset quick",
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", choices=PRESETS, default="quick", help="whose tables (default: quick)")
-    parser.add_argument("--tables", type=Path, metavar="DIR", help="where S9 is (default: the committed tables)")
-    parser.add_argument("--file", type=Path, help="default: S9_accuracy.csv beside S9")
+    parser.add_argument("--preset", choices=PRESETS, default="full", help="whose tables (default: full)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where S9 is (default: the committed tables)")
+    default = output_folder() / "S9_accuracy.csv"
+    parser.add_argument("--file", type=csv_file, default=default, help=f"CSV to write (default: {shown(default)})")
     options = parser.parse_args(arguments)
-    preset: Preset = options.preset
-    folder = options.tables or committed_folder(preset)
+    return finish(lambda: _judge(options.preset, options.out, options.file))
+
+
+def _judge(preset: Preset, out: Path | None, file: Path) -> int:
+    start, folder = time.perf_counter(), out or committed_folder(preset)
     path = find_table(folder, "S9")
     if path is None:
-        print(f"error: there is no S9.csv in {folder}", file=sys.stderr)
-        return 2
+        raise FileNotFoundError(f"there is no S9.csv in {shown(folder)}: python -m analysis.study run S9 makes it.")
     measured = {name: find_table(committed_folder(preset), name) for name in ("S3", "S4", "S5")}
-    pairs = joined(read_table(path), {name: read_table(file) for name, file in measured.items() if file is not None})
+    pairs = joined(read_table(path), {name: read_table(found) for name, found in measured.items() if found is not None})
     table = accuracy(pairs)
-    target = options.file or folder / "S9_accuracy.csv"
-    write_atomically(target, table.round(6).to_csv(index=False, lineterminator="\n"))
     for line in table.to_dict("records"):
         print(
             f"{line['group']:28}{line['predictor']:18}{line['cells']:5}"
@@ -192,7 +200,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"  P ahead {line['ahead']:+.4f} [{line['ahead_low']:+.4f}, {line['ahead_high']:+.4f}]"
             f"  slope {line['slope']:.3f}  largest error {line['largest_error']:.4f}"
         )
-    print(f"{len(pairs)} pairs, {int((~pairs['confirmed']).sum())} not confirmed and left out; wrote {target}")
+    not_confirmed = int((~pairs["confirmed"]).sum())
+    made = made_here(
+        "python -m analysis.claims.response",
+        config={"preset": preset, "pairs": len(pairs), "not_confirmed": not_confirmed},
+        seeds=sorted(pairs["data_seed"].unique().tolist()),
+        wall_seconds=round(time.perf_counter() - start, 3),
+    )
+    write_table(table, file, made, digits=6)
+    print(f"{len(pairs)} pairs, {not_confirmed} not confirmed and left out -> {shown(file)}")
     return 0
 
 

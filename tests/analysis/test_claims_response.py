@@ -9,10 +9,11 @@ import pytest
 
 import paper_figures
 from analysis.bottleneck import FitConfig, fit
-from analysis.records import config_key, find_table, read_table
-from analysis.study.registry import experiment, tidy
-from analysis.study.response import ResponseConfig, respond
-from analysis.study.response_accuracy import accuracy, joined, main, unfitted_share
+from analysis.claims.response import accuracy, joined, main, unfitted_share
+from analysis.lab.records import config_key
+from analysis.lab.registry import experiment, tidy
+from analysis.lab.tables import find_table, read_table
+from analysis.study.s9_response import ResponseConfig, respond
 from analysis.teachers import TeacherConfig
 
 QUICK = Path(paper_figures.__file__).parent / "data" / "quick"
