@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +68,14 @@ def joined(predictions: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.Dat
         found[column] = np.where(own, found[column].to_numpy(np.float64), there)
     off = found["plain_confidence"].to_numpy(np.float64) - plain["confidence"].to_numpy(np.float64)
     found["confidence_off"] = np.where(own, 0.0, off)
-    solved = found["solved"].astype(bool) if "solved" in found else True  # a table leaves out what never varies
-    found["confirmed"] = (found["confidence_off"].abs() <= _TOLERANCE) & solved
-    converged = found["converged"].astype(bool) if "converged" in found else pd.Series(True, index=found.index)
-    twin = np.where(own, found["smoothed_converged"].fillna(True).astype(bool), smoothed["converged"].fillna(False))
-    return found.loc[converged & twin.astype(bool) & found["fall"].notna()].reset_index(drop=True)
+    found["confirmed"] = (found["confidence_off"].abs() <= _TOLERANCE) & _flags(found["solved"])
+    twin = np.where(own, _flags(found["smoothed_converged"]), _flags(smoothed["converged"]))
+    return found.loc[_flags(found["converged"]) & twin & found["fall"].notna()].reset_index(drop=True)
+
+
+def _flags(column: Iterable[object]) -> NDArray[np.bool_]:
+    """Truth of a column; what is missing is not true."""
+    return np.array([not pd.isna(value) and bool(value) for value in column], np.bool_)
 
 
 def unfitted_share(predicted: Array, measured: Array) -> float:
