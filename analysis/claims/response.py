@@ -64,9 +64,9 @@ def joined(predictions: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.Dat
     plain, smoothed = (known.reindex(found[name]).reset_index(drop=True) for name in ("plain_key", "smoothed_key"))
     own = found["fall"].notna().to_numpy()
     for column, name in (("fall", "confidence"), ("true_ece_gain", "true_ece")):
-        there = (plain[name] - smoothed[name]).to_numpy(np.float64)
-        found[column] = np.where(own, found[column].to_numpy(np.float64), there)
-    off = found["plain_confidence"].to_numpy(np.float64) - plain["confidence"].to_numpy(np.float64)
+        there = np.asarray(plain[name], np.float64) - np.asarray(smoothed[name], np.float64)
+        found[column] = np.where(own, np.asarray(found[column], np.float64), there)
+    off = np.asarray(found["plain_confidence"], np.float64) - np.asarray(plain["confidence"], np.float64)
     found["confidence_off"] = np.where(own, 0.0, off)
     found["confirmed"] = (found["confidence_off"].abs() <= _TOLERANCE) & _flags(found["solved"])
     twin = np.where(own, _flags(found["smoothed_converged"]), _flags(smoothed["converged"]))
@@ -75,7 +75,7 @@ def joined(predictions: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.Dat
 
 def _flags(column: Iterable[object]) -> NDArray[np.bool_]:
     """Truth of a column; what is missing is not true."""
-    return np.array([not pd.isna(value) and bool(value) for value in column], np.bool_)
+    return np.array([str(value) == "True" for value in column], np.bool_)
 
 
 def unfitted_share(predicted: Array, measured: Array) -> float:
