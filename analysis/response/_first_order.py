@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._validation import interval
-from ..smoothing import activity_index
 from ._inputs import Distributions, Head, Reduced, blocks, head_of, matrix, reduced, smoothings
 from ._loss import ContextLoss, forward
-from ._newton import Domain, give_way
+from ._minimise import give_way
+from ._newton import Domain
 
 __all__ = ["Stationarity", "Susceptibility", "stationarity", "susceptibility"]
 
@@ -107,9 +107,14 @@ def stationarity(
     if not known:
         return Stationarity(read[0], None, None, None)
     _, upward, against, square, residual = read
-    # C4 with the products in the place of H - CE and CE_u - CE, and its limits
-    index = activity_index(upward, 0.0, against, b.reshape(*b.shape, 1))
-    return Stationarity(read[0], np.asarray(index).reshape(*b.shape, n), upward / np.maximum(square, 1e-300), residual)
+    return Stationarity(read[0], _index(upward, b[..., None] * against), upward / np.maximum(square, 1e-300), residual)
+
+
+def _index(upward: Array, downward: Array) -> Array:
+    """C4 with products in the place of losses, and its limits (:func:`analysis.smoothing.activity_index`)."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        sign = np.sign(upward - downward)
+        return np.where(downward > 0, upward / downward, np.where(sign == 0, 1.0, sign * np.inf))
 
 
 def _conditions(head: Head, hidden: Tensor, q: Tensor | None) -> Tensor:

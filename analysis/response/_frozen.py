@@ -14,7 +14,8 @@ from .._validation import interval
 from ..calibration._truth import binned_true_error, tied_accuracy
 from ._inputs import Distributions, Reduced, blocks, head_of, matrix, reduced, smoothings
 from ._loss import ContextLoss, forward
-from ._newton import Domain, minimise
+from ._minimise import minimise
+from ._newton import Domain
 
 __all__ = ["FrozenHeadResponse", "domain_of", "frozen_head_response"]
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arguments import one_index
 from .._validation import interval, real, require_broadcast, whole
 
 Array = NDArray[np.float64]
@@ -24,6 +25,7 @@ def _checked(
     return b * (p - 1 / v), a
 
 
+@one_index
 def rational_fall(
     confidence: ArrayLike, activity_index: ArrayLike, vocab_size: ArrayLike, label_smoothing: ArrayLike
 ) -> Array:
@@ -54,6 +56,7 @@ def rational_fall(
         return np.where(a > -1, amplitude / np.where(a > -1, 1 + a, 1.0), np.nan)[()]
 
 
+@one_index
 def clipped_fall(
     confidence: ArrayLike, activity_index: ArrayLike, vocab_size: ArrayLike, label_smoothing: ArrayLike
 ) -> Array:
@@ -85,6 +88,7 @@ def clipped_fall(
     return (amplitude * np.maximum(0.0, 1 - np.minimum(a, 1.0)))[()]
 
 
+@one_index
 def exceeds_smoothed_target(confidence: ArrayLike, vocab_size: ArrayLike, label_smoothing: ArrayLike) -> NDArray[Any]:
     """Whether the plain confidence is above 1 - b + b/V: the rule that the activity index has to beat.
 

@@ -13,7 +13,8 @@ from analysis.claims.response import accuracy, joined, main, unfitted_share
 from analysis.lab.records import config_key
 from analysis.lab.registry import experiment, tidy
 from analysis.lab.tables import find_table, read_table
-from analysis.study.s9_response import ResponseConfig, respond
+from analysis.study.s9_grid import ResponseConfig
+from analysis.study.s9_response import respond
 from analysis.teachers import TeacherConfig
 
 QUICK = Path(paper_figures.__file__).parent / "data" / "quick"

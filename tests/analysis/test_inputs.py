@@ -56,6 +56,9 @@ CALLS: dict[str, dict[str, Any]] = {
     "smoothing_penalty": {"logits": Z},
     "unsmooth": {"probabilities": P, "label_smoothing": B},
     "weighted_svd_head": {"probabilities": P, "hidden_size": 1},
+    "clipped_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
+    "exceeds_smoothed_target": {"confidence": C[:2], "vocab_size": V, "label_smoothing": B},
+    "rational_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
     "scale_gap": {"entropy": S, "cross_entropy": S},
     "smoothing_slope": {"entropy": S, "cross_entropy": S, "uniform_cross_entropy": M + 4, "label_smoothing": B},
     "fit_norm_ball": {"vocab_size": 4, "hidden_size": 4, "norm_product": M, "label_smoothing": B, "steps": 1},
@@ -94,8 +97,9 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 # What takes no bare numbers: models, files, tables, statistics of a head; tested with its module.
 ELSEWHERE = {
-    "audit_model", "draw_audit", "fit", "fit_head_temperature", "from_statistics", "load_model", "losses_of",
-    "make_teacher", "packaged_smollm2", "python_text", "random_streams", "read_text", "train", "verdict",
+    "audit_model", "draw_audit", "fit", "fit_head_temperature", "from_statistics", "frozen_head_response",
+    "load_model", "losses_of", "make_teacher", "packaged_smollm2", "python_text", "random_streams", "read_text",
+    "stationarity", "susceptibility", "train", "verdict",
 }  # fmt: skip
 
 
@@ -107,7 +111,7 @@ def test_every_public_function_is_here():
 # Arguments that may be as large or as small as they like.
 UNBOUNDED = {
     ("gap_to_confidence", "gap"), ("match_moments", "weight"), ("smoothing_penalty", "logits"),
-    ("fit_vector", "logits"), ("answer_confidence", "token_log_probability"), ("option_confidence", "log_probability"),
+    ("clipped_fall", "activity_index"), ("rational_fall", "activity_index"), ("fit_vector", "logits"), ("answer_confidence", "token_log_probability"), ("option_confidence", "log_probability"),
 }  # fmt: skip
 FRACTIONAL = {"count", "counts", "samples"}  # occurrences may be weighted
 
