@@ -22,7 +22,7 @@ __all__ = ["NormBallHead", "fit_norm_ball"]
 
 
 class NormBallHead(NamedTuple):
-    """What a minimiser predicts, averaged over its contexts unless smallest; fields have the broadcast shape."""
+    """What a head of :func:`fit_norm_ball` predicts: means over its contexts, or the smallest where a field says so."""
 
     loss: Array
     confidence: Array

@@ -21,7 +21,7 @@ _AUTOMODULE = """```{{eval-rst}}
 _INSIDE = "kernel.inside"
 _INDEX = """# Reference
 
-Every public function of `analysis` is importable from the package: `analysis.simplex_cap` is
+The functions that one meets first are importable from the package: `analysis.simplex_cap` is
 `analysis.caps.simplex_cap`. `python -m analysis` prints this map on a terminal.
 
 """

@@ -114,7 +114,7 @@ rows = pd.DataFrame([trained(V, m, smoothing) for m in products for smoothing in
 fig, ax = plt.subplots()
 line = np.linspace(1.5, 9.5, 200)
 for smoothing, color, marker, size in ((0, "C0", "o", 5), (b, "C1", "s", 8)):
-    ax.plot(line, analysis.optimal_gap_under_cap(line, V, smoothing), color=color, lw=1)
+    ax.plot(line, analysis.smoothing.optimal_gap_under_cap(line, V, smoothing), color=color, lw=1)
     chosen = rows[rows["label_smoothing"] == smoothing]
     ax.plot(products, chosen["logit_gap"], marker, color=color, ms=size, mfc="none", label=f"trained, b = {smoothing}")
 turn = float(analysis.optimal_gap(b, V)) * (V - 1) / V
@@ -123,7 +123,7 @@ ax.text(turn + 0.1, 2, r"$\rho = 1$", color="0.4")
 ax.set(xlabel="norm product $m$ (nats)", ylabel="gap of the target (nats)", title=f"V = D = {V}; lines: theory")
 ax.legend()
 plt.show()
-expected = analysis.optimal_gap_under_cap(rows["norm_product"], V, rows["label_smoothing"])
+expected = analysis.smoothing.optimal_gap_under_cap(rows["norm_product"], V, rows["label_smoothing"])
 assert np.allclose(rows["logit_gap"], expected, rtol=0.01)
 
 # %% [markdown]

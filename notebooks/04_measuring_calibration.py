@@ -267,7 +267,8 @@ print(f"{len(mean)} of 15 bins come back; unweighted mean {unweighted:.3f}, ECE 
 
 # %%
 floors = {
-    n: analysis.sorted_rms_error(*sample(models["the truth"], n, np.random.default_rng(5))) for n in (1_000, 100_000)
+    n: analysis.calibration.sorted_rms_error(*sample(models["the truth"], n, np.random.default_rng(5)))
+    for n in (1_000, 100_000)
 }
 pd.DataFrame(floors, index=["measured on the truth", "its noise floor"]).rename_axis(columns="samples").round(4)
 
@@ -287,4 +288,4 @@ pd.DataFrame(floors, index=["measured on the truth", "its noise floor"]).rename_
 #
 # **Next:** [05](05_the_kernel_in_a_training_loop.ipynb) trains with the smoothed loss;
 # [06](06_simulated_instruction_tuning.ipynb) uses these measurements on a tuning whose truth is known. From hidden
-# states and a head, without logits: `kernel.head_statistics` and `analysis.from_statistics`.
+# states and a head, without logits: `kernel.head_statistics` and `analysis.calibration.from_statistics`.

@@ -49,7 +49,7 @@ look()
 # %%
 V, D = 128, 64
 world = World(V, seed=0)
-streams = analysis.random_streams(0, 5)  # every part its own randomness: changing one changes no other
+streams = analysis.teachers.random_streams(0, 5)  # every part its own randomness: changing one changes no other
 new = {
     name: world.draw(1_500, shifted=name == "shifted", generator=stream)
     for name, stream in zip(("broad", "shifted"), streams, strict=False)

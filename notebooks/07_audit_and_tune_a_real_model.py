@@ -31,7 +31,8 @@ import torch
 import transformers
 from IPython.utils.capture import capture_output
 
-from analysis.heads import audit_model, draw_audit, load_model, packaged_smollm2, python_text, verdict
+from analysis.audit import audit_model, draw_audit, verdict
+from analysis.language_models import load_model, packaged_smollm2, python_text
 from analysis.notebook import committed_table, look
 from kernel.huggingface import fuse_loss
 

@@ -17,11 +17,13 @@ from analysis.command import above_zero, finish, shown, whole
 from analysis.lab.files import check_writable, write_together
 
 from . import FIGURES
-from .tables import NoTableError, Preset, available, is_study, needed_command, read
+from .tables import NoTableError, available, is_study, needed_command, read
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from analysis.lab.registry import Preset
 
 __all__ = ["main", "pdf_bytes", "png_bytes"]
 

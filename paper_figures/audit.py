@@ -20,7 +20,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.heads import draw_audit
+from analysis.audit import draw_audit
 
 from .drawing import LABEL_SIZE, check, panel
 from .style import RC, TEXT_WIDTH

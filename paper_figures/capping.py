@@ -12,7 +12,7 @@ logits too large there, and what smoothing then does depends on c: far more at 5
 less than without a cap, the interval does not tell; a temperature in training alone makes it harmful, at any T and
 under a budget too. Controls: peaks in the targets, Adam at a tuned step size, and features from a trained trunk, which
 agree under a budget as far as the trunk's two converged seeds tell; with free norms gain forms and caps in reading do
-more, for good or ill, to a trunk. Means over seeds with 95 % bootstrap intervals; runs that break the convergence rule
+more, for good or ill, to a trunk. Means over seeds with 95 % t intervals; runs that break the convergence rule
 are left out. Table S5.
 """
 

@@ -8,7 +8,7 @@ and smoothing helps, by up to .1 (.3 in four dimensions); at 64 there is little 
 at T = .25 less so. Last panel: the same gains, of every cell in the table, against the scale gap of the plain head on
 new data, CE - H in nats, which is positive where it is over-confident; the prediction was that both have the same sign
 (the unshaded quarters; in the title, how many of the cells do). It fails most where many samples leave CE above H and
-smoothing hurts all the same. Free norms have a weight decay of 1e-4. Means over seeds with 95 % bootstrap intervals;
+smoothing hurts all the same. Free norms have a weight decay of 1e-4. Means over seeds with 95 % t intervals;
 runs that break the convergence rule are left out. Table S4.
 """
 

@@ -6,9 +6,11 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .tables import Preset
+if TYPE_CHECKING:
+    from analysis.lab.registry import Preset
+
 
 __all__ = ["SIMULATED", "simulate"]
 

@@ -13,14 +13,15 @@ one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DATA", "NoTableError", "Preset", "available", "folders", "is_study", "needed_command", "read"]
+    from analysis.lab.registry import Preset
 
-Preset = Literal["quick", "full"]
+__all__ = ["DATA", "NoTableError", "available", "folders", "is_study", "needed_command", "read"]
+
 DATA = Path(__file__).resolve().parent / "data"
 
 # Tables that no preset changes -> the command that makes them; those of the study are S1 to S7 and their verdicts.

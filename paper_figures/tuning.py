@@ -87,8 +87,8 @@ def _stages(course: pd.DataFrame) -> list[pd.DataFrame]:
     for stage, method, epoch in (("before", "b=0", 0), ("after", "b=0", last), ("smoothed", f"b={_SMOOTHING:g}", last)):
         rows = course.loc[(course["name"] == method) & (course["epoch"] == epoch)].assign(name=stage)
         means = summarise(rows, ["name", "distribution"], ["confidence", "accuracy"]).assign(kind="stage")
-        if "feature_norm" in rows:
-            norms = (rows["head_norm"] * rows["feature_norm"]).groupby(rows["distribution"]).mean()
+        if "feature_norm_max" in rows:
+            norms = (rows["head_norm"] * rows["feature_norm_max"]).groupby(rows["distribution"]).mean()
             means["norm_product"] = means["distribution"].map(norms)
         parts.append(means)
         bins = _bins(rows)

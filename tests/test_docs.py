@@ -105,6 +105,30 @@ def test_tables_are_those_of_the_committed_data():
     assert sorted(marked) == sorted(readme_tables.PARTS)
 
 
+def test_the_glossary_has_every_column_of_the_tables():
+    from analysis.lab.tables import find_table, read_table
+
+    text = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"`(\w+)`", text))
+    for name in (*(f"S{i}" for i in range(1, 8)), "caps", "transition", "instruction_full", "verdicts", "findings"):
+        path = find_table(readme_tables.DATA, name)
+        assert path is not None
+        columns = {re.sub(r"_(error|exact|limit)$", "", c) if name == "S2" else c for c in read_table(path)}
+        assert columns <= words, f"{name}: {sorted(columns - words)}"
+
+
+def test_the_glossary_names_each_symbol_once():
+    text = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    symbols = re.findall(r"^\| (\$[^|]+\$) \|", text, re.MULTILINE)
+    assert len(symbols) == len(set(symbols)) >= 15
+    assert all(f"\n{word}" in text for word in ("Gain", "Fall", "Budget", "True ECE", "Effective rank"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/study.md", "docs/theory.md", "docs/will_smoothing_help.md"])
+def test_pages_lead_to_the_glossary(page):
+    assert "glossary.md" in (ROOT / page).read_text(encoding="utf-8")
+
+
 def test_a_mark_without_an_end_is_refused():
     with pytest.raises(ValueError, match=r"<!-- cpu --> must be followed by <!-- end of cpu -->"):
         readme_tables.render("<!-- cpu -->\n")

@@ -16,10 +16,12 @@ import pandas as pd
 import pytest
 from helpers import file_size_limit
 
+import analysis.audit
 import analysis.calibration.__main__ as coverage
-import analysis.instruction.__main__ as instruction
+import analysis.instruction as instruction
 import paper_figures.__main__ as figures
-from analysis import audit, caps_table, command, heads, transition_table
+from analysis import caps_table, command, language_models, transition_table
+from analysis.audit import __main__ as audit
 from paper_figures import tables
 
 ROW = {"vocab_size": 4, "activity_index": 1.25}
@@ -157,7 +159,7 @@ def test_numbers_of_the_coverage_table(arguments, reason, capsys):
 class TestAudit:
     @pytest.fixture(autouse=True)
     def no_model_is_loaded(self, monkeypatch):
-        monkeypatch.setattr(heads, "load_model", lambda *_, **__: pytest.fail("a model is loaded"))
+        monkeypatch.setattr(language_models, "load_model", lambda *_, **__: pytest.fail("a model is loaded"))
 
     @pytest.mark.parametrize(
         ("arguments", "reason"),
@@ -187,8 +189,8 @@ class TestAudit:
     def test_a_full_disk_leaves_no_part_of_it(self, limit, tmp_path, monkeypatch, capsys):
         model = SimpleNamespace(model=None, tokenizer=None, name="m", revision="", quantisation="", licence="")
         found = SimpleNamespace(table=pd.DataFrame({"x": [1.0]}), verdict="")
-        monkeypatch.setattr(heads, "load_model", lambda *_, **__: model)
-        monkeypatch.setattr(heads, "audit_model", lambda *_, **__: found)
+        monkeypatch.setattr(language_models, "load_model", lambda *_, **__: model)
+        monkeypatch.setattr(analysis.audit._audit, "audit_model", lambda *_, **__: found)
         monkeypatch.setattr(audit, "_figure", lambda _: bytes(10**5))
         text, out = tmp_path / "text.txt", tmp_path / "out"
         text.write_text("Words.")
@@ -285,9 +287,11 @@ class TestFigures:
         assert "tuning.pdf" in out
 
 
-@pytest.mark.parametrize("name", ["analysis", "analysis.study", "paper_figures", "analysis.instruction"])
+@pytest.mark.parametrize(
+    "name", ["analysis.__main__", "analysis.study.__main__", "paper_figures.__main__", "analysis.instruction"]
+)
 def test_what_no_option_is_is_refused(name, capsys):
-    assert "unrecognized arguments" in refused(import_module(f"{name}.__main__"), ["--nothing"], capsys) or name in (
-        "analysis.study",
+    assert "unrecognized arguments" in refused(import_module(name), ["--nothing"], capsys) or name in (
+        "analysis.study.__main__",
         "analysis.instruction",  # which ask for their own command first
     )

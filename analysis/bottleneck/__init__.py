@@ -6,6 +6,7 @@ the features but the width D and the norms, so that what a trained head cannot d
 
 from ._config import FitConfig
 from ._head import SoftmaxBottleneck
-from ._training import Fitted, fit, train
+from ._measures import measure
+from ._training import Fitted, course, fit, train
 
-__all__ = ["FitConfig", "Fitted", "SoftmaxBottleneck", "fit", "train"]
+__all__ = ["FitConfig", "Fitted", "SoftmaxBottleneck", "course", "fit", "measure", "train"]

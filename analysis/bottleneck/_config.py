@@ -9,11 +9,11 @@ from .._arguments import check_choice, check_fields
 from .._validation import check_number
 from ..teachers import TeacherConfig
 
-__all__ = ["DType", "Features", "FitConfig", "Norm", "Optimiser", "SoftcapForm"]
+__all__ = ["DType", "FeatureKind", "FitConfig", "NormKind", "Optimiser", "SoftcapForm"]
 
-Norm = Literal["budget", "free"]
+NormKind = Literal["budget", "free"]
 SoftcapForm = Literal["contraction", "gain"]
-Features = Literal["free", "trunk"]
+FeatureKind = Literal["free", "trunk"]
 Optimiser = Literal["lbfgs", "adam"]
 DType = Literal["float32", "float64"]
 _CHOICES = {
@@ -70,14 +70,14 @@ class FitConfig:
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     hidden_size: int
-    norm: Norm = "budget"
+    norm: NormKind = "budget"
     norm_coefficient: float = 0.1
     temperature: float = 1.0
     softcap: float | None = None
     softcap_form: SoftcapForm = "contraction"
     label_smoothing: float = 0.0
     weight_decay: float = 0.0
-    features: Features = "free"
+    features: FeatureKind = "free"
     optimiser: Optimiser = "lbfgs"
     seed: int = 0
     max_steps: int = 3000

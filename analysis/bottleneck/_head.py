@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from kernel import linear_cross_entropy
+from kernel.softcap import softcap
 
 from ..teachers import Observations
 from ._config import FitConfig
@@ -175,9 +176,7 @@ class SoftmaxBottleneck(nn.Module):
     def _logit(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Logits of single (feature, row) pairs, ``(P, D)`` each, after softcap and temperature."""
         z = (hidden * rows).sum(-1) * self.config.logit_scale
-        if self.config.softcap is not None:
-            z = self.config.softcap * torch.tanh(z / self.config.softcap)
-        return z / self.config.temperature
+        return softcap(z, self.config.softcap) / self.config.temperature
 
     def evaluated(self, **changes: Any) -> SoftmaxBottleneck:
         """The same trained weights read with another softcap, its form or temperature: a view that shares them.
@@ -200,9 +199,7 @@ class SoftmaxBottleneck(nn.Module):
         """Logits of a block of contexts in float64, after softcap and temperature."""
         config = self.config
         z = (self.hidden()[contexts].double() @ self.weight().double().T) * config.logit_scale
-        if config.softcap is not None:
-            z = config.softcap * torch.tanh(z / config.softcap)
-        return z / config.temperature
+        return softcap(z, config.softcap) / config.temperature
 
     @torch.no_grad()
     def norm_product(self) -> float:

@@ -6,22 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..calibration import calibration_error
-from ..calibration._truth import binned_true_error, tied_accuracy
+from ..calibration import calibration_error, score_against_truth, tied_accuracy
 from ..smoothing import activity_index, effectiveness_ratio
 from ..teachers import Observations, Teacher
 from ._head import SoftmaxBottleneck
 
-__all__ = ["REFERENCE_SMOOTHING", "TIES", "aurc_from_risks", "measure"]
+__all__ = ["REFERENCE_SMOOTHING", "measure"]
 
 REFERENCE_SMOOTHING = 0.1  # the b for which rho and A of a head trained without smoothing are stated
 _N_BINS = 15
-# Share of the largest probability within which tokens tie for the prediction. Heads that repeat the counts of their
-# sample leave .002 of it between equal counts and .2 and more between unequal ones.
-TIES = 0.01
 _ENTRIES = {"cpu": 2**22, "cuda": 2**25}  # float64 logits of one block of contexts
 
 
@@ -50,7 +45,7 @@ def _statistics(z: Tensor, q: Tensor) -> _PerContext:
     return _PerContext(
         prediction=prediction,
         confidence=confidence,
-        accuracy=tied_accuracy(p, q, TIES),
+        accuracy=tied_accuracy(p, q),
         entropy=-(p * log_p).sum(-1),
         true_nll=-(q * log_p).sum(-1),
         true_entropy=-torch.xlogy(q, q).sum(-1),
@@ -70,7 +65,7 @@ def _measured(head: SoftmaxBottleneck, contexts: slice, q: Tensor) -> _PerContex
 def measure(
     head: SoftmaxBottleneck, teacher: Teacher, training: Observations, held_out: Observations
 ) -> dict[str, float]:
-    """Confidence, errors and the quantities of the theory, as flat columns.
+    """Measure a trained head against its teacher: confidence, errors and the quantities of the theory.
 
     Contexts count equally; where the theory asks for means over the training distribution (what the loss saw), this is
     said. Entropies and losses in nats, errors as fractions.
@@ -112,22 +107,18 @@ def measure(
         softcap=config.softcap,
     )
     return {
-        "confidence": float(confidence.mean()),
-        "accuracy": float(accuracy.mean()),
+        **score_against_truth(confidence, accuracy),
         "best_accuracy": per.best.mean().item(),
         "min_target_probability": float(per.target_gap.sub(np.log(config.teacher.vocab_size - 1)).sigmoid().min()),
         "logit_gap": per.target_gap.mean().item(),
-        "true_ece": binned_true_error(confidence, accuracy, _N_BINS),
         "estimated_ece": calibration_error(
             per.confidence[held_out.context].repeat_interleave(counts),
             correct.repeat_interleave(counts),
             n_bins=_N_BINS,
         ),
-        "context_error": float(np.abs(confidence - accuracy).mean()),
         "true_nll": per.true_nll.mean().item(),
         "true_entropy": per.true_entropy.mean().item(),
         "held_out_nll": _mean_nll(head, held_out),
-        "aurc": aurc_from_risks(confidence, 1 - accuracy),
         "entropy": entropy,
         "cross_entropy": cross_entropy,
         "uniform_cross_entropy": uniform,
@@ -135,14 +126,6 @@ def measure(
         "norm_product": head.norm_product(),
         "effectiveness_ratio": float(rho),
     }
-
-
-def aurc_from_risks(confidence: NDArray[np.float64], risk: NDArray[np.float64]) -> float:
-    """Mean over coverages of the mean risk of the most confident contexts; ties count with their mean risk."""
-    _, group, counts = np.unique(-confidence, return_inverse=True, return_counts=True)
-    tied = np.bincount(group, risk) / counts
-    cumulative = np.cumsum(np.repeat(tied, counts))
-    return float((cumulative / np.arange(1, risk.size + 1)).mean())
 
 
 @torch.no_grad()

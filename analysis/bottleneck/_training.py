@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..teachers import Observations, Teacher, TeacherConfig, make_teacher, random_streams
 from ._config import FitConfig
+from ._dense import DenseLoss
 from ._head import Batch, SoftmaxBottleneck
 from ._lbfgs import DeviceLBFGS, HostLBFGS
 from ._measures import measure
@@ -43,7 +46,8 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
     Args:
         config: What to train, on what, and when to stop.
         device: Where to train.
-        implementation: Of :func:`kernel.linear_cross_entropy`.
+        implementation: Of :func:`kernel.linear_cross_entropy`; ``"auto"`` takes, for small heads on a CPU, the same
+            loss with its gradient in closed form.
 
     Returns:
         The head, its teacher, both samples and the course of the loss.
@@ -56,14 +60,14 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
         True
     """
     teacher, training, held_out = _data(config.teacher)
-    head = SoftmaxBottleneck(config, device=device)
-    batch = Batch.of(training, device=device, dtype=head.raw_weight.dtype)
     if config.optimiser == "lbfgs":
-        return Fitted(head, teacher, training, held_out, _minimise(head, batch, config, implementation))
+        head = SoftmaxBottleneck(config, device=device)
+        losses = _minimise(head, _loss(head, training, implementation), config)
+        return Fitted(head, teacher, training, held_out, losses)
     runs = []
     for step_size in _STEP_SIZES:
         head = SoftmaxBottleneck(config, device=device)
-        losses = _adam(head, batch, config, implementation, step_size)
+        losses = _adam(head, _loss(head, training, implementation), config, step_size)
         runs.append(Fitted(head, teacher, training, held_out, losses, step_size))
     return min(runs, key=lambda run: run.losses[-1] if math.isfinite(run.losses[-1]) else math.inf)
 
@@ -77,15 +81,23 @@ def _data(config: TeacherConfig) -> tuple[Teacher, Observations, Observations]:
     return teacher, training, teacher.sample(samples or 8, held_out_stream)
 
 
+def _loss(head: SoftmaxBottleneck, training: Observations, implementation: Any) -> Callable[[], Tensor]:
+    """The loss of the head at its parameters as they are; small problems on a CPU in closed form."""
+    if DenseLoss.serves(head, implementation):
+        return DenseLoss(head, training)
+    batch = Batch.of(training, device=head.raw_weight.device, dtype=head.raw_weight.dtype)
+    return lambda: head(batch, implementation=implementation)
+
+
 def _adam(
-    head: SoftmaxBottleneck, batch: Batch, config: FitConfig, implementation: Any, step_size: float
+    head: SoftmaxBottleneck, training_loss: Callable[[], Tensor], config: FitConfig, step_size: float
 ) -> list[float]:
     """Adam on the full batch; the loss every ``_STRIDE`` steps and at the end."""
     optimiser = torch.optim.Adam(_trained(head), lr=step_size)
     losses: list[float] = []
     for step in range(config.max_steps + 1):
         optimiser.zero_grad()
-        loss = head(batch, implementation=implementation)
+        loss = training_loss()
         loss.backward()
         if step % _STRIDE == 0 or step == config.max_steps:
             losses.append(loss.item())
@@ -98,7 +110,7 @@ def _trained(head: SoftmaxBottleneck) -> list[torch.nn.Parameter]:
     return [parameter for parameter in head.parameters() if parameter.requires_grad]
 
 
-def _minimise(head: SoftmaxBottleneck, batch: Batch, config: FitConfig, implementation: Any) -> list[float]:
+def _minimise(head: SoftmaxBottleneck, training_loss: Callable[[], Tensor], config: FitConfig) -> list[float]:
     """Run L-BFGS until the loss has stopped falling; the loss every ``_STRIDE`` iterations.
 
     A line search that fails in the noise of float32 looks like an optimum, so the end has to be found twice: the second
@@ -106,7 +118,7 @@ def _minimise(head: SoftmaxBottleneck, batch: Batch, config: FitConfig, implemen
     that a head trains ``overtime`` times as long as it took to converge.
     """
     kind = DeviceLBFGS if head.raw_weight.is_cuda else HostLBFGS
-    minimiser = kind(_trained(head), lambda: head(batch, implementation=implementation))
+    minimiser = kind(_trained(head), training_loss)
     losses, found = [minimiser.value], 0
     for _ in range(-(-config.max_steps // _STRIDE)):
         losses.append(minimiser.advance(_STRIDE))
@@ -138,7 +150,7 @@ def _converged_at(losses: list[float]) -> int:
 
 
 def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation: Any = "auto") -> dict[str, Any]:
-    """Train one head and measure it: a tidy row.
+    """Train one head, measure it against its teacher, and return everything as one flat row.
 
     Args:
         config: What to train.
@@ -179,7 +191,7 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
 
 
 def course(fitted: Fitted) -> dict[str, Any]:
-    """How the training went: the columns from ``loss`` to ``converged`` of :func:`fit`."""
+    """Describe how a training went: the columns from ``loss`` to ``converged`` of :func:`fit`."""
     losses = fitted.losses
     fall = max(_fall(losses), 0.0)  # nan stays nan
     gradients = [p.grad.double().norm() for p in fitted.head.parameters() if p.grad is not None]

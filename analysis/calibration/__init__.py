@@ -1,5 +1,6 @@
 """Measuring calibration: binned errors, streaming states, known truths, selective prediction and recalibration."""
 
+from ._binning import uniform_index
 from ._errors import SortedError, calibration_error, sorted_rms_error
 from ._from_statistics import frequency_groups, from_statistics
 from ._intervals import ErrorInterval, NoiseFloor, wilson_interval
@@ -13,12 +14,13 @@ from ._recalibration import (
     fit_vector,
     unsmooth_confidence,
 )
+from ._scores import score_against_truth, score_predictions
 from ._selective import RiskCoverage, SelectiveScores, risk_at_coverage, risk_coverage_curve, selective_scores
 from ._smooth import smooth_calibration_error
 from ._state import CalibrationState, SignedError
 from ._tables import reliability_table
 from ._temperature import TemperatureFit, fit_head_temperature, fit_temperature
-from ._truth import TrueDecomposition, true_calibration_error, true_decomposition
+from ._truth import TrueDecomposition, binned_true_error, tied_accuracy, true_calibration_error, true_decomposition
 
 __all__ = [
     "CalibrationState",
@@ -35,6 +37,7 @@ __all__ = [
     "TrueDecomposition",
     "VectorMap",
     "answer_confidence",
+    "binned_true_error",
     "calibration_error",
     "fit_head_temperature",
     "fit_isotonic",
@@ -47,11 +50,15 @@ __all__ = [
     "reliability_table",
     "risk_at_coverage",
     "risk_coverage_curve",
+    "score_against_truth",
+    "score_predictions",
     "selective_scores",
     "smooth_calibration_error",
     "sorted_rms_error",
+    "tied_accuracy",
     "true_calibration_error",
     "true_decomposition",
+    "uniform_index",
     "unsmooth_confidence",
     "wilson_interval",
 ]

@@ -58,7 +58,7 @@ def _errors_answered(
 
 
 def risk_coverage_curve(confidence: Any, correct: Any, *, log1m_confidence: Any = None) -> RiskCoverage:
-    """The risk-coverage curve.
+    """Error rate among the most confident samples, for every share of the samples that is answered.
 
     Args:
         confidence: Any shape, in [0, 1].

@@ -167,7 +167,7 @@ def fit_head_temperature(
     ignore_index: int = -100,
     bounds: tuple[float, float] = (0.01, 100.0),
 ) -> TemperatureFit:
-    """As :func:`fit_temperature`, from streamed hidden states and a head: N x V logits are never held.
+    """Fit the maximum-likelihood temperature to streamed hidden states and a head; N x V logits are never held.
 
     Each pass over the batches evaluates eight temperatures at once through :func:`kernel.head_statistics`; five or six
     passes suffice.

@@ -6,11 +6,11 @@ that takes no temperature holds at another temperature with ``m / T`` in the pla
 two scales for one thing (:func:`gap_to_confidence`). Nothing here imports torch.
 """
 
-from ._aligned import aligned_cap, random_code_confidence
+from ._aligned import aligned_cap, programme_gap, random_code_confidence
 from ._gaps import confidence_to_gap, gap_to_confidence, max_gap
-from ._margin import MarginBounds, margin_bounds, packing_cap
+from ._margin import MarginBounds, margin_bounds, packing_cap, packing_gap
 from ._norms import entropy_floor, logit_norm_cap, simplex_cap, single_token_cap
-from ._rank import frobenius_cap, rank_cap, rank_gap, spectral_cap
+from ._rank import frobenius_cap, frobenius_gap, rank_cap, rank_gap, spectral_cap, spectral_gap
 from ._search import attained_gap, best_confidence
 from ._softcap import softcap_gap
 from ._tightest import ConfidenceCap, confidence_cap
@@ -25,11 +25,14 @@ __all__ = [
     "confidence_to_gap",
     "entropy_floor",
     "frobenius_cap",
+    "frobenius_gap",
     "gap_to_confidence",
     "logit_norm_cap",
     "margin_bounds",
     "max_gap",
     "packing_cap",
+    "packing_gap",
+    "programme_gap",
     "random_code_confidence",
     "rank_cap",
     "rank_gap",
@@ -37,4 +40,5 @@ __all__ = [
     "single_token_cap",
     "softcap_gap",
     "spectral_cap",
+    "spectral_gap",
 ]

@@ -22,7 +22,7 @@ def _context_gap(logit_norm: ArrayLike, vocab_size: ArrayLike) -> tuple[NDArray[
 
 @one_index
 def entropy_floor(logit_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Smallest entropy, in nats, of softmax(z) when ``||z||_2 <= logit_norm``.
+    r"""Smallest entropy, in nats, that the softmax of logits z with ``||z||_2 <= logit_norm`` can have.
 
     With :math:`G = L\sqrt{V/(V-1)}` and :math:`q = 1/(1 + e^G/(V-1))`, the mass off the top token,
 

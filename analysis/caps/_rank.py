@@ -97,7 +97,7 @@ def rank_cap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayL
 
 @one_index
 def spectral_cap(
-    spectral_norm: ArrayLike, feature_norm: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike
+    spectral_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike
 ) -> NDArray[np.float64]:
     r"""Cap on the confidence in every token from the largest singular value of the head.
 
@@ -109,7 +109,7 @@ def spectral_cap(
 
     Args:
         spectral_norm: s = ||W||_2 >= 0. The centred head (rows minus their mean) may be used: it is never larger.
-        feature_norm: R = max ||h|| >= 0; with a temperature T pass R / T.
+        feature_norm_max: R = max ||h|| >= 0; with a temperature T pass R / T.
         vocab_size: Number of classes V >= 2.
         hidden_size: Width D >= 1 of the head.
 
@@ -125,26 +125,27 @@ def spectral_cap(
         >>> spectral_cap(4.0, [8.0, 16.0], 32768, 1024).round(4).tolist()
         [0.0087, 0.7144]
     """
-    return gap_to_confidence(spectral_gap(spectral_norm, feature_norm, vocab_size, hidden_size), vocab_size)
+    return gap_to_confidence(spectral_gap(spectral_norm, feature_norm_max, vocab_size, hidden_size), vocab_size)
 
 
+@one_index
 def spectral_gap(
-    spectral_norm: ArrayLike, feature_norm: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike
+    spectral_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike
 ) -> NDArray[np.float64]:
     """The bound of :func:`spectral_cap` as a gap in nats."""
-    s, r = interval("spectral_norm", spectral_norm, 0), interval("feature_norm", feature_norm, 0)
+    s, r = interval("spectral_norm", spectral_norm, 0), interval("feature_norm_max", feature_norm_max, 0)
     v, d = whole("vocab_size", vocab_size, 2), whole("hidden_size", hidden_size, 1)
-    require_broadcast(spectral_norm=s, feature_norm=r, vocab_size=v, hidden_size=d)
+    require_broadcast(spectral_norm=s, feature_norm_max=r, vocab_size=v, hidden_size=d)
     return r * s * np.sqrt(np.minimum(d, v - 1) / v) * (v / (v - 1))  # equation A5
 
 
 @one_index
-def frobenius_cap(frobenius_norm: ArrayLike, feature_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
+def frobenius_cap(frobenius_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     r"""Cap on the confidence in every token from the root-mean-square row norm: a = R F / sqrt(V), G <= aV/(V-1).
 
     Args:
         frobenius_norm: F = ||W||_F >= 0. The centred head (rows minus their mean) may be used: it is never larger.
-        feature_norm: R = max ||h|| >= 0; with a temperature T pass R / T.
+        feature_norm_max: R = max ||h|| >= 0; with a temperature T pass R / T.
         vocab_size: Number of classes V >= 2.
 
     Returns:
@@ -157,12 +158,13 @@ def frobenius_cap(frobenius_norm: ArrayLike, feature_norm: ArrayLike, vocab_size
         >>> frobenius_cap(128.0, [8.0, 16.0], 16384).round(4).tolist()
         [0.154, 0.9982]
     """
-    return gap_to_confidence(frobenius_gap(frobenius_norm, feature_norm, vocab_size), vocab_size)
+    return gap_to_confidence(frobenius_gap(frobenius_norm, feature_norm_max, vocab_size), vocab_size)
 
 
-def frobenius_gap(frobenius_norm: ArrayLike, feature_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
+@one_index
+def frobenius_gap(frobenius_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
     """The bound of :func:`frobenius_cap` as a gap in nats."""
-    f, r = interval("frobenius_norm", frobenius_norm, 0), interval("feature_norm", feature_norm, 0)
+    f, r = interval("frobenius_norm", frobenius_norm, 0), interval("feature_norm_max", feature_norm_max, 0)
     v = whole("vocab_size", vocab_size, 2)
-    require_broadcast(frobenius_norm=f, feature_norm=r, vocab_size=v)
+    require_broadcast(frobenius_norm=f, feature_norm_max=r, vocab_size=v)
     return r * f / np.sqrt(v) * (v / (v - 1))  # equation A5

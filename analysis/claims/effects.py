@@ -88,7 +88,7 @@ def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def cell_effects(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One line for each cell and smoothing: means over seeds with 95 % bootstrap intervals.
+    """One line for each cell and smoothing: means over seeds with 95 % t intervals.
 
     Args:
         pairs: From :func:`paired_effects`; pairs that have not converged are left out.

@@ -115,13 +115,11 @@ def mean_interval(values: ArrayLike) -> tuple[Array, Array]:
 
 
 def mean_effect(frame: pd.DataFrame, value: str, *, cell: Sequence[str], seed: str = "data_seed") -> Effect:
-    """Mean over cells of a column, with a 95 % bootstrap interval over seeds (:func:`half_width`).
+    """Mean over cells of a column, with a 95 % t interval over whole seeds, of Satterthwaite's degrees of freedom.
 
-    Seeds count as a whole, over all cells at once: cells of one seed share teacher and data and are not independent.
-    What differs between cells is taken out first, so that a missing row shifts nothing. Where cells have different
-    seeds, each one's deviations are corrected by its own number of them, and Student's quantile has Satterthwaite's
-    degrees of freedom, at most those of the largest cell. A cell of one seed tells nothing of its error: it is left out
-    where another one has more.
+    The section "Statistics" of ``docs/study.md`` says how and why. In short: cells of one seed are not independent, so
+    that seeds count as a whole, over all cells at once; each cell's mean is taken out first, so that a missing row
+    shifts nothing; a cell of one seed is left out where another one has more.
 
     Args:
         frame: One line per cell and seed.
@@ -210,7 +208,9 @@ def explained_effect(
     same: str | None = None,
     seed: str = "data_seed",
 ) -> Effect:
-    """:func:`explained_variance` over means of cells, with a 95 % bootstrap interval over seeds that ends at 1.
+    """:func:`explained_variance` over means of cells, with a 95 % interval over seeds that ends at 1.
+
+    Its error is that of all resamples of the seeds (:func:`bootstrap_half_width`).
 
     Args:
         frame: One line per cell and seed.

@@ -26,17 +26,17 @@ from .tuning import Runs, degrades, diversity, keeps, keeps_in_simulation, regul
 
 __all__ = ["CLAIMS", "MODEL_CLAIMS", "Judged", "decide", "judge", "judge_model", "write_judged", "write_verdicts"]
 
-Rule = Callable[[Tables, Findings], str]
+ClaimRule = Callable[[Tables, Findings], str]
 
 
 class Claim(NamedTuple):
     """A rule, which fills in findings and returns the word, and the tables that it reads, the main one first."""
 
-    rule: Rule
+    rule: ClaimRule
     tables: tuple[str, ...]
 
 
-def _of_tuning(rule: Callable[[Runs, Findings], str]) -> Rule:
+def _of_tuning(rule: Callable[[Runs, Findings], str]) -> ClaimRule:
     return lambda tables, found: rule(tuned_simulation(tables), found)
 
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from .. import caps
 from .._arguments import check_count
 from .._validation import interval
-from ..caps._margin import packing_gap
-from ..caps._rank import frobenius_gap, spectral_gap
+from ..caps import frobenius_gap, packing_gap, spectral_gap
 from ..smoothing import effectiveness_ratio, optimal_gap
 from . import _streaming as streaming
 
@@ -46,7 +45,7 @@ class HeadGeometry:
         centred_row_norm_rms: The same after subtracting the mean row, which no softmax sees.
         singular_values: Of the weight, descending, shape (D,).
         centred_singular_values: Of the weight minus its mean row, descending, shape (D,).
-        feature_norm: Largest ||h||; None without features.
+        feature_norm_max: Largest ||h||; None without features.
         feature_norm_rms: Root mean square of ||h||; None without features.
         target_cosine: Mean cosine between a feature and the row of its target; None without targets.
         logit_std: Root mean square over contexts of the standard deviation of the raw logits over the vocabulary (the
@@ -60,7 +59,7 @@ class HeadGeometry:
     centred_row_norm_rms: float
     singular_values: Array
     centred_singular_values: Array
-    feature_norm: float | None = None
+    feature_norm_max: float | None = None
     feature_norm_rms: float | None = None
     target_cosine: float | None = None
     logit_std: float | None = None
@@ -120,16 +119,16 @@ class HeadGeometry:
     @property
     def norm_product(self) -> float:
         """Largest ||h|| times largest ||w_k||, in logit units; the m of every cap."""
-        return self._feature_norm() * self.row_norm
+        return self._largest_feature_norm() * self.row_norm
 
     @property
     def typical_norm_product(self) -> float:
         """RMS of ||h|| times RMS of the centred ||w_k||, an estimate of what most tokens have, not a bound."""
-        self._feature_norm()
+        self._largest_feature_norm()
         return float(self.feature_norm_rms or 0.0) * self.centred_row_norm_rms
 
     @property
-    def effective_rank(self) -> float:
+    def participation_ratio(self) -> float:
         """Participation ratio (sum s^2)^2 / sum s^4 of the centred singular values."""
         power = self.centred_singular_values**2
         return float(power.sum() ** 2 / (power**2).sum()) if power.sum() > 0 else 0.0
@@ -165,7 +164,7 @@ class HeadGeometry:
         """
         asked = float(optimal_gap(label_smoothing, self.vocab_size))
         v, d, t = self.vocab_size, self.hidden_size, float(interval("temperature", temperature, 0, open_low=True))
-        m, r = self.norm_product / t, self._feature_norm() / t
+        m, r = self.norm_product / t, self._largest_feature_norm() / t
         every_token = {
             "simplex": caps.max_gap(m, v),
             "rank": caps.rank_gap(m, v, d),
@@ -188,10 +187,10 @@ class HeadGeometry:
         ]
         return sorted(table, key=lambda verdict: verdict.gap)
 
-    def _feature_norm(self) -> float:
-        if self.feature_norm is None:
+    def _largest_feature_norm(self) -> float:
+        if self.feature_norm_max is None:
             raise ValueError("features must be given to HeadGeometry.measure for this quantity, got None.")
-        return self.feature_norm
+        return self.feature_norm_max
 
 
 def _roots(gram: Array) -> Array:

@@ -71,7 +71,7 @@ def measure_features(weight: Any, features: Any, targets: Any, covariance: Array
     if count == 0:
         raise ValueError("features must hold at least one vector, got none.")
     measured = {
-        "feature_norm": float(np.sqrt(largest)),
+        "feature_norm_max": float(np.sqrt(largest)),
         "feature_norm_rms": float(np.sqrt(squares / count)),
         "logit_std": float(np.sqrt(max(variance, 0.0) / count)),
     }

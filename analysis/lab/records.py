@@ -44,7 +44,7 @@ def config_key(config: Any) -> str:
         20 hexadecimal digits.
 
     Raises:
-        TypeError: If ``config`` is no dataclass instance or holds a value that JSON has not.
+        TypeError: If ``config`` is no dataclass instance or holds a value that JSON cannot hold.
 
     Example:
         >>> from analysis.bottleneck import FitConfig

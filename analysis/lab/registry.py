@@ -13,7 +13,7 @@ __all__ = ["EXPERIMENTS", "PRESETS", "Experiment", "Prediction", "Preset", "expe
 
 Preset = Literal["quick", "full"]
 PRESETS: tuple[Preset, ...] = ("quick", "full")
-Verdict = Literal["supported", "refuted", "depends on", "not decided"]
+VerdictWord = Literal["supported", "refuted", "depends on", "not decided"]
 
 # Name -> module, which holds EXPERIMENT; imported when asked for.
 EXPERIMENTS = {
@@ -39,7 +39,7 @@ class Prediction:
     """
 
     claim: str
-    verdict: Verdict
+    verdict: VerdictWord
     statement: str
 
 

@@ -65,7 +65,7 @@ class SweepResult(NamedTuple):
 
 
 class Store(Protocol):
-    """Where rows are kept: a :class:`~analysis.lab.records.RowStore`, or several behind one face."""
+    """Where rows are kept: a :class:`~analysis.lab.records.RowStore`, or several that act as one."""
 
     def prepare(self) -> None:
         """Raise OSError where nothing can be written."""
@@ -206,12 +206,13 @@ def read_rows(store: Store | str | os.PathLike[str], configs: Sequence[Any]) -> 
 
 def _damaged(stored: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, Any]]:
     """Keys of rows with a text where most rows hold a number, or the other way round, and one such column each."""
-    kinds = defaultdict[str, dict[bool, dict[str, Any]]](lambda: {True: {}, False: {}})
+    kinds = defaultdict[Any, dict[bool, dict[str, Any]]](lambda: {True: {}, False: {}})
     for found in stored:
+        experiment = tuple(sorted(found["config"]))  # its fields: another experiment's columns may be of another kind
         for column, value in _leaves("", found["row"]):
-            kinds[column][isinstance(value, str)][found["key"]] = value
+            kinds[experiment, column][isinstance(value, str)][found["key"]] = value
     damaged: dict[str, tuple[str, Any]] = {}
-    for column, by_kind in kinds.items():
+    for (_, column), by_kind in kinds.items():
         numbers, texts = by_kind[False], by_kind[True]
         if numbers and texts:
             damaged |= {key: (column, value) for key, value in min(texts, numbers, key=len).items()}

@@ -120,13 +120,13 @@ def shortened(table: pd.DataFrame, digits: int, exact: Collection[str] = ()) -> 
     """
     table = table.drop(columns=["wall_seconds", "cpu_seconds"], errors="ignore")
     same = [name for name in table if table[name].nunique(dropna=False) == 1] if len(table) > 1 else []
-    constants = {str(name): encode(_plain(table[name].iloc[0])) for name in same}
+    constants = {str(name): encode(_json_value(table[name].iloc[0])) for name in same}
     table = table.drop(columns=same)
     floats = table.select_dtypes("float").drop(columns=list(exact), errors="ignore")
     return table.assign(**{name: floats[name].map(lambda x: float(f"{x:.{digits}g}")) for name in floats}), constants
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """A cell as JSON has it: no numpy number, no nan for a missing text."""
     return value.item() if hasattr(value, "item") else value
 

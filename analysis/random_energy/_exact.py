@@ -35,7 +35,7 @@ def _each(function: Callable[[float, float], float], s: Array, v: Array) -> Arra
 
 @one_index
 def expected_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    r"""E log sum_k exp(z_k) in nats for V independent logits z_k ~ N(0, s^2), exact at finite V.
+    r"""Expected log-partition E log sum_k exp(z_k), in nats, of V independent logits N(0, s^2), exact at finite V.
 
     .. math:: E\log Z = \int_0^\infty \frac{e^{-t} - M(t)^V}{t}\,dt, \qquad M(t) = E\,e^{-t e^{s g}}
 
@@ -64,7 +64,7 @@ def expected_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array
 
 @one_index
 def participation(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    r"""E sum_k p_k^2 for V independent logits N(0, s^2): the chance that two draws from the softmax agree.
+    r"""Expected sum of squared probabilities of V independent logits N(0, s^2): the chance that two draws agree.
 
     .. math:: Y_2 = V \int_0^\infty t\,E\bigl[e^{2sg - te^{sg}}\bigr]\,M(t)^{V-1}\,dt
 
@@ -112,7 +112,7 @@ def expected_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
 
 @one_index
 def expected_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    r"""E max_k p_k for V independent logits N(0, s^2).
+    r"""Expected confidence E max_k p_k of the softmax of V independent logits N(0, s^2).
 
     .. math:: V\,E_g \int_0^\infty e^{sg - te^{sg}}
               \Bigl(\int_{-\infty}^{g} \varphi(g')\,e^{-te^{sg'}}dg'\Bigr)^{V-1} dt

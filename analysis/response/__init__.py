@@ -5,8 +5,8 @@ states with the head frozen; :func:`stationarity` says whether there is any fall
 how large it is per unit of smoothing. :func:`clipped_fall`, :func:`rational_fall` and :func:`exceeds_smoothed_target`
 are the rivals that need two numbers. Sections C5 and C6 of the theory.
 
-    plain = analysis.train(config)  # without smoothing
-    response = analysis.frozen_head_response(plain.head.weight(), plain.head.hidden(), plain.training, [0.05, 0.1])
+    plain = bottleneck.train(config)  # without smoothing
+    response = frozen_head_response(plain.head.weight(), plain.head.hidden(), plain.training, [0.05, 0.1])
     response.fall, response.converged
 """
 

@@ -7,8 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments import one_index
 from .._validation import check_losses, interval, require_broadcast, whole
-from ..caps import gap_to_confidence, rank_gap
-from ..caps._aligned import programme_gap
+from ..caps import gap_to_confidence, programme_gap, rank_gap
 
 __all__ = ["activity_index", "predicted_activity"]
 

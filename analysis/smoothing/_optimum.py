@@ -115,7 +115,9 @@ def loss_floor(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.
 def optimal_gap_under_cap(
     norm_product: ArrayLike, vocab_size: ArrayLike, label_smoothing: ArrayLike, *, temperature: ArrayLike = 1.0
 ) -> NDArray[np.float64]:
-    r"""Gap, in nats, of every minimiser of the smoothed loss over norm-bounded heads: the smaller of two wishes.
+    r"""Gap, in nats, of every minimiser of the smoothed loss over norm-bounded heads.
+
+    It is the gap that the norms allow or the one that smoothing asks for, whichever is smaller.
 
     .. math:: G^* = \min\Bigl(\frac{mV}{(V-1)\,T},\ G_{LS}(b, V)\Bigr)
 

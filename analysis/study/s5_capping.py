@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bottleneck import FitConfig, SoftmaxBottleneck, train
-from ..bottleneck._measures import measure
-from ..bottleneck._training import Fitted, course
+from ..bottleneck import FitConfig, Fitted, SoftmaxBottleneck, course, measure, train
 from ..calibration import fit_temperature
 from ..lab.registry import Prediction, Preset
 from ..smoothing import unsmooth

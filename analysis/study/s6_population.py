@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from ..bottleneck import FitConfig, train
-from ..bottleneck._measures import measure
-from ..bottleneck._training import course
+from ..bottleneck import FitConfig, course, measure, train
 from ..lab.registry import Prediction, Preset
 from ..smoothing import smoothed_calibration_error, weighted_svd_head
 from .grids import head_experiment, heads

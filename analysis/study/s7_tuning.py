@@ -14,14 +14,11 @@ from torch import Tensor
 
 from .._arguments import check_fields
 from .._validation import check_number, check_numbers
-from ..bottleneck._measures import TIES, aurc_from_risks
-from ..calibration import calibration_error, fit_temperature, true_calibration_error
-from ..calibration._binning import uniform_index
-from ..calibration._truth import tied_accuracy
+from ..calibration import calibration_error, fit_temperature, score_against_truth, tied_accuracy, uniform_index
 from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import unsmooth
 from ..teachers import random_streams
-from .s7_world import Batch, Model, World
+from .s7_world import Contexts, Model, World
 
 __all__ = ["EXPERIMENT", "TuningConfig", "configs", "tune"]
 
@@ -109,9 +106,9 @@ def tune(config: TuningConfig, *, device: str = "cpu") -> dict[str, Any]:
         of the prediction), ``true_ece`` (15 bins, known accuracies), ``context_error``, ``estimated_ece`` (sampled
         tokens), ``true_nll``, ``nll`` (sampled tokens), ``aurc``, ``validation_nll`` (the 256 examples; what early
         stopping looks at), and of the features ``effective_rank`` (exp of the spectrum's entropy), ``smallest_share``
-        (share of the variance in the smaller half of the spectrum), ``head_norm`` and ``feature_norm`` (largest row and
-        feature). ``reliability``, for the pretrained model and at the last epoch: the filled bins of ``true_ece``,
-        lowest first, as ``count:mean confidence:mean true accuracy`` joined by ``;``.
+        (share of the variance in the smaller half of the spectrum), ``head_norm`` (largest row) and
+        ``feature_norm_max``. ``reliability``, for the pretrained model and at the last epoch: the filled bins of
+        ``true_ece``, lowest first, as ``count:mean confidence:mean true accuracy`` joined by ``;``.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     streams = random_streams(config.seed, 5)
@@ -171,7 +168,13 @@ def _methods(config: TuningConfig) -> Iterator[tuple[str, float, float, float]]:
 
 
 def _tuned(
-    pretrained: Model, train: Batch, config: TuningConfig, smoothing: float, decay: float, dropout: float, device: str
+    pretrained: Model,
+    train: Contexts,
+    config: TuningConfig,
+    smoothing: float,
+    decay: float,
+    dropout: float,
+    device: str,
 ) -> Iterator[tuple[int, Model]]:
     """The model after 0, 1, 2, 4, ... epochs; the order of the examples is the same for every method."""
     model = copy.deepcopy(pretrained)
@@ -193,7 +196,7 @@ def _tuned(
 
 
 def _measured(
-    model: Model, data: dict[str, Batch], validation: Batch, known: dict[str, Any], device: str, *, last: bool
+    model: Model, data: dict[str, Contexts], validation: Contexts, known: dict[str, Any], device: str, *, last: bool
 ) -> Iterator[dict[str, Any]]:
     """Lines of one model: every distribution as trained, and the recalibrated readings of the shifted one."""
     first = known["epoch"] == 0 and known["method"] == "b=0"  # the pretrained model, which all methods start from
@@ -214,33 +217,28 @@ def _measured(
             yield {**known, "distribution": name, "reading": "post_hoc", **_scores(p, batch)}
 
 
-def _scores(p: Tensor, batch: Batch) -> dict[str, float]:
+def _scores(p: Tensor, batch: Contexts) -> dict[str, float]:
     confidence, prediction = p.max(-1)
-    accuracy = tied_accuracy(p, batch.conditionals, TIES).numpy()
+    accuracy = tied_accuracy(p, batch.conditionals).numpy()
     log_p = p.clamp_min(1e-300).log()
-    sure = confidence.clamp_max(1).numpy()
     return {
-        "confidence": float(sure.mean()),
-        "accuracy": float(accuracy.mean()),
-        "true_ece": true_calibration_error(p, batch.conditionals, n_bins=_BINS, tie_tolerance=TIES),
-        "context_error": float(np.abs(sure - accuracy).mean()),
+        **score_against_truth(confidence.clamp_max(1).double().numpy(), accuracy),
         "estimated_ece": calibration_error(confidence, prediction == batch.tokens, n_bins=_BINS),
         "true_nll": float(-(batch.conditionals * log_p).sum(-1).mean()),
         "nll": float(-log_p.gather(-1, batch.tokens.unsqueeze(-1)).mean()),
-        "aurc": aurc_from_risks(sure, 1 - accuracy),
     }
 
 
-def _reliability(p: Tensor, batch: Batch) -> str:
+def _reliability(p: Tensor, batch: Contexts) -> str:
     """Bins of ``true_ece`` that hold any context, lowest first: ``count:mean confidence:mean true accuracy;...``."""
     sure = p.amax(-1).clamp_max(1).numpy()
-    accuracy = tied_accuracy(p, batch.conditionals, TIES).numpy()
+    accuracy = tied_accuracy(p, batch.conditionals).numpy()
     bins = uniform_index(sure, _BINS)
     parts = [bins == index for index in np.unique(bins)]
     return ";".join(f"{part.sum()}:{sure[part].mean():.5f}:{accuracy[part].mean():.5f}" for part in parts)
 
 
-def _nll(logits: Tensor, batch: Batch) -> float:
+def _nll(logits: Tensor, batch: Contexts) -> float:
     return float(-logits.log_softmax(-1).gather(-1, batch.tokens.unsqueeze(-1)).mean())
 
 
@@ -255,7 +253,7 @@ def _spectrum(model: Model, inputs: Tensor) -> dict[str, float]:
         "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())),
         "smallest_share": float(share[: len(share) // 2].sum()),
         "head_norm": float(model.head.norm(dim=-1).max()),
-        "feature_norm": float(hidden.norm(dim=-1).max()),
+        "feature_norm_max": float(hidden.norm(dim=-1).max()),
     }
 
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from kernel import linear_cross_entropy
 
-__all__ = ["FEATURES_IN", "Batch", "Model", "World"]
+__all__ = ["FEATURES_IN", "Contexts", "Model", "World"]
 
 FEATURES_IN = 24  # width of what the model sees of a context
 _TEACHER_RANK = 32
 
 
-class Batch(NamedTuple):
+class Contexts(NamedTuple):
     """Contexts with one token each and the known conditionals of that token."""
 
     inputs: Tensor  # (n, FEATURES_IN) float32
@@ -55,7 +55,7 @@ class World:
         self.outer = [normal(_TEACHER_RANK, vocab_size) / (0.45 * _TEACHER_RANK) ** 0.5 for _ in range(2)]
         self.prior = -torch.arange(1, vocab_size + 1, dtype=torch.float64).log()
 
-    def draw(self, count: int, *, shifted: bool, generator: torch.Generator) -> Batch:
+    def draw(self, count: int, *, shifted: bool, generator: torch.Generator) -> Contexts:
         """New contexts with a sampled token each."""
         x = torch.randn(count, FEATURES_IN, generator=generator, dtype=torch.float64)
         broad, new = (torch.tanh(x @ inner) @ outer for inner, outer in zip(self.inner, self.outer, strict=True))
@@ -66,7 +66,7 @@ class World:
             logits = self.spread[0] * broad + self.prior
         conditionals = logits.softmax(-1)
         tokens = torch.multinomial(conditionals, 1, generator=generator).squeeze(-1)
-        return Batch(x.float(), tokens, conditionals)
+        return Contexts(x.float(), tokens, conditionals)
 
 
 class Model(nn.Module):

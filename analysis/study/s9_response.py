@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 
-from ..bottleneck import FitConfig, Fitted, train
-from ..bottleneck._measures import measure
-from ..bottleneck._training import course
+from ..bottleneck import FitConfig, Fitted, course, measure, train
 from ..lab.records import config_key
 from ..lab.registry import Experiment, Prediction
 from ..response import (

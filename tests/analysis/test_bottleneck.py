@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.bottleneck import FitConfig, SoftmaxBottleneck, fit, train
-from analysis.bottleneck._training import _converged, _converged_at
+from analysis.bottleneck._dense import DenseLoss
+from analysis.bottleneck._training import _converged, _converged_at, _data
 from analysis.calibration import true_calibration_error
 from analysis.caps import gap_to_confidence, max_gap, simplex_cap
 from analysis.smoothing import effectiveness_ratio, optimal_gap
@@ -229,6 +230,40 @@ class TestOptimum:
         assert row["loss"] - longer["loss"] < 1e-4 * row["loss"]
 
 
+class TestDenseLoss:
+    """What trains small heads on a CPU, against autograd through the reference loss."""
+
+    @pytest.mark.parametrize("samples", [None, 3])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"norm_coefficient": 0.7},
+            {"norm_coefficient": 0.7, "temperature": 0.3, "label_smoothing": 0.2},
+            {"norm": "free", "weight_decay": 0.3, "label_smoothing": 0.1},
+            {"norm_coefficient": 0.7, "softcap": 2.0, "temperature": 0.5},
+            {"norm": "free", "softcap": 2.0, "softcap_form": "gain", "label_smoothing": 0.1},
+            {"norm_coefficient": 0.7, "features": "trunk", "label_smoothing": 0.1},
+        ],
+        ids=lambda options: ", ".join(options),
+    )
+    def test_loss_and_gradients_are_the_reference_s(self, options, samples):
+        config = FitConfig(teacher=lowrank(12, 20, samples=samples), hidden_size=5, dtype="float64", seed=3, **options)
+        _, observations, _ = _data(config.teacher)
+        head = SoftmaxBottleneck(config)
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        found, expected = DenseLoss(head, observations)(), head(observations, implementation="reference")
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        wanted = torch.autograd.grad(expected, trained)
+        for ours, want in zip(torch.autograd.grad(found, trained), wanted, strict=True):
+            torch.testing.assert_close(ours, want, rtol=1e-9, atol=1e-13)
+
+    def test_it_trains_what_is_small_unless_another_way_is_asked_for(self):
+        small, large = (SoftmaxBottleneck(FitConfig(teacher=lowrank(v, v), hidden_size=2)) for v in (8, 1025))
+        assert DenseLoss.serves(small, "auto")
+        assert not DenseLoss.serves(small, "chunked")
+        assert not DenseLoss.serves(large, "auto")
+
+
 class TestConvergence:
     def test_converged_at_is_where_the_rule_begins_to_hold_for_good(self):
         falling = [5.0, 3.0, 2.0, 2.0, 1.5, 1.4]  # a rest on the way does not count
@@ -336,7 +371,7 @@ class TestRecord:
         ({"norm": "l2"}, ValueError, r"norm must be one of \('budget', 'free'\), got 'l2'\."),
         ({"softcap_form": "tanh"}, ValueError, r"softcap_form must be one of \('contraction', 'gain'\), got 'tanh'\."),
         ({"norm_coefficient": 0.0}, ValueError, r"norm_coefficient must be finite and greater than 0, got 0\.0\."),
-        ({"temperature": float("nan")}, ValueError, r"temperature must be finite and greater than 0, got nan\."),
+        ({"temperature": float("nan")}, ValueError, r"temperature must not be NaN, got nan\."),
         ({"softcap": -1.0}, ValueError, r"softcap must be finite and greater than 0, got -1\.0\."),
         ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got 1\.5\."),
         ({"max_steps": 0}, ValueError, r"max_steps must be at least 1, got 0\."),

@@ -6,8 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.calibration import calibration_error, true_calibration_error, true_decomposition
-from analysis.calibration._truth import binned_true_error, tied_accuracy
+from analysis.calibration import (
+    binned_true_error,
+    calibration_error,
+    tied_accuracy,
+    true_calibration_error,
+    true_decomposition,
+)
 
 
 def distributions(rng, contexts, vocab_size, sharpness=2.0):

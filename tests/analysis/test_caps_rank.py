@@ -175,7 +175,7 @@ def test_rank_cap_of_a_line():
         (lambda: caps.rank_cap(1, 4, 0), "hidden_size must be finite and at least 1, got 0."),
         (lambda: caps.rank_gap(-1, 4, 2), "norm_product must be finite and at least 0, got -1."),
         (lambda: caps.spectral_cap(-1, 1, 4, 2), "spectral_norm must be finite and at least 0, got -1."),
-        (lambda: caps.frobenius_cap(1, -1, 4), "feature_norm must be finite and at least 0, got -1."),
+        (lambda: caps.frobenius_cap(1, -1, 4), "feature_norm_max must be finite and at least 0, got -1."),
         (lambda: caps.margin_bounds(1, 2), "vocab_size must be finite and at least 2, got 1."),
         (lambda: caps.packing_cap(1, 4, 1.5), "hidden_size must be a whole number, got 1.5."),
     ],

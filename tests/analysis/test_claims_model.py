@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from analysis.claims.verdicts import MODEL_CLAIMS, judge_model
-from analysis.instruction.__main__ import main
-from analysis.instruction.predictions import PREDICTIONS
+from analysis.instruction import main
+from analysis.study.real_tuning.predictions import PREDICTIONS
 
 ARMS = [(1.0, None, 0.0), (1.0, None, 0.1), (1.0, None, 0.2)] + [
     (t, c, b) for t, c in ((0.5, None), (2.0, None), (1.0, 30.0), (1.0, 15.0)) for b in (0.0, 0.1)

@@ -86,14 +86,14 @@ def test_geometry_against_dense_linear_algebra(head, chunk_size):
     assert geometry.centred_row_norm_rms == pytest.approx(np.linalg.norm(centred) / np.sqrt(300))
     assert geometry.singular_values == pytest.approx(np.linalg.svd(weight, compute_uv=False))
     assert geometry.centred_singular_values == pytest.approx(np.linalg.svd(centred, compute_uv=False))
-    assert geometry.feature_norm == pytest.approx(norms.max())
+    assert geometry.feature_norm_max == pytest.approx(norms.max())
     assert geometry.feature_norm_rms == pytest.approx(np.sqrt((norms**2).mean()))
     cosine = (flat * weight[labels]).sum(1) / norms / row_norms[labels]
     assert geometry.target_cosine == pytest.approx(cosine.mean())
     assert geometry.logit_std == pytest.approx(np.sqrt((flat @ weight.T).var(axis=1).mean()))
     assert geometry.norm_product == pytest.approx(norms.max() * row_norms.max())
     power = np.linalg.svd(centred, compute_uv=False) ** 2
-    assert geometry.effective_rank == pytest.approx(power.sum() ** 2 / (power**2).sum())
+    assert geometry.participation_ratio == pytest.approx(power.sum() ** 2 / (power**2).sum())
 
 
 def test_torch_and_batches_give_the_same_geometry(head):

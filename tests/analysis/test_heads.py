@@ -21,14 +21,15 @@ import torch
 from matplotlib.figure import Figure
 from tiny_models import V, make, save_folder
 
-from analysis.audit import _parser, main
+from analysis.audit import audit_model, draw_audit, verdict
+from analysis.audit.__main__ import _parser, main
+from analysis.audit._intervals import Documents
+from analysis.audit._measure import Tokens, groups
+from analysis.audit._panels import reliability_of
+from analysis.audit._verdict import Lookup
 from analysis.calibration import calibration_error, frequency_groups, reliability_table
-from analysis.heads import audit_model, draw_audit, load_model, packaged_smollm2, read_text, verdict
-from analysis.heads._documents import cut, python_text
-from analysis.heads._intervals import Documents
-from analysis.heads._measure import Tokens, groups
-from analysis.heads._panels import reliability_of
-from analysis.heads._verdict import Lookup
+from analysis.language_models import load_model, packaged_smollm2, read_text
+from analysis.language_models.documents import cut, python_text
 
 CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # read by transformers/modeling_utils.py
 ARCHITECTURES = ("cohere", "gemma2", "gemma3_text", "gpt2", "granite", "llama", "mistral", "phi", "qwen2", "qwen3")
@@ -448,7 +449,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path, encoding):
         ("a.txt.gz", b"first", "a.txt.gz must be packed by gzip, got something else"),
         (
             "a.txt.gz",
-            gzip.compress(b"first" * 100)[:-9],
+            gzip.compress(b"first" * 100, mtime=0)[:-9],
             "a.txt.gz must be packed by gzip, got something else or a part",
         ),
         ("a.csv", b"text\nfirst\n", "a.csv must be text or JSON, got a table"),
@@ -757,7 +758,7 @@ def test_a_hub_model_kept_from_the_last_time_is_read_at_its_commit(folder, tmp_p
     (kept / "refs" / "main").write_text(commit)
     shutil.copytree(folder, kept / "snapshots" / commit)
     script = """
-from analysis.heads import load_model
+from analysis.language_models import load_model
 loaded = load_model("someone/tiny")
 print(loaded.revision, loaded.licence, sum(p.numel() for p in loaded.model.parameters()))
 """
@@ -776,8 +777,8 @@ def test_import_help_and_first_use_without_transformers(tmp_path):
     script = """
 import sys
 sys.modules["transformers"] = None
-import analysis.heads, kernel.huggingface
-from analysis.audit import main
+import analysis.audit, kernel.huggingface
+from analysis.audit.__main__ import main
 try:
     main(["--help"])
 except SystemExit as stop:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import make
 
-from analysis.heads import audit_model
+from analysis.audit import audit_model
 
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]

@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from tiny_models import save_folder
 
-from analysis.calibration import calibration_error
-from analysis.heads._documents import batches, encode_text
-from analysis.heads._features import features
-from analysis.instruction import InstructionConfig, configs, read_questions, tune, write_questions
-from analysis.instruction.__main__ import main
-from analysis.instruction.encoding import encode_question, letter_tokens, load
-from analysis.instruction.evaluation import Reading, measure, scores, spectrum
-from analysis.instruction.facts import Fact
-from analysis.instruction.questions import LETTERS, _with_digest, make_questions
-from analysis.instruction.tuning import seconds
+from analysis.calibration import calibration_error, score_predictions
+from analysis.instruction import main
 from analysis.lab.records import config_key
+from analysis.language_models.documents import batches, encode_text
+from analysis.language_models.features import features
 from analysis.smoothing import activity_index
+from analysis.study.real_tuning import InstructionConfig, configs, read_questions, tune, write_questions
+from analysis.study.real_tuning.encoding import encode_question, letter_tokens, load
+from analysis.study.real_tuning.evaluation import Reading, measure, spectrum
+from analysis.study.real_tuning.facts import Fact
+from analysis.study.real_tuning.questions import LETTERS, _with_digest, make_questions
+from analysis.study.real_tuning.tuning import seconds
 
 
 @pytest.fixture(scope="module")
@@ -206,13 +206,13 @@ def test_spectrum_of_known_features():
     rows = torch.cat([torch.eye(6), -torch.eye(6)])
     assert spectrum(rows)["effective_rank"] == pytest.approx(6)
     assert spectrum(rows)["smallest_share"] == pytest.approx(0.5)
-    assert spectrum(rows)["feature_norm"] == pytest.approx(1)
+    assert spectrum(rows)["feature_norm_rms"] == pytest.approx(1)
     flat = torch.cat([rows[:, :1], torch.zeros(12, 5)], dim=1)
     assert spectrum(flat)["effective_rank"] == pytest.approx(1)
 
 
 def test_scores_of_a_sure_and_wrong_model():
-    made = scores(np.full(200, 0.75), np.arange(200) % 4 == 0)
+    made = score_predictions(np.full(200, 0.75), np.arange(200) % 4 == 0)
     assert made["accuracy"] == 0.25
     assert made["ece"] == made["rms"] == pytest.approx(0.5)
     assert made["rms_sorted"] == pytest.approx(0.5)

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from analysis.instruction.facts import Fact
-from analysis.instruction.questions import LETTERS, QuestionSet, make_questions, read_questions, write_questions
+from analysis.study.real_tuning.facts import Fact
+from analysis.study.real_tuning.questions import LETTERS, QuestionSet, make_questions, read_questions, write_questions
 
 
 def known(count=400):
@@ -68,7 +68,7 @@ def test_kinds_with_too_few_answers_become_short_answers():
 
 
 def test_files_come_back_and_changes_are_noticed(tmp_path, made):
-    from analysis.instruction.questions import _with_digest
+    from analysis.study.real_tuning.questions import _with_digest
 
     whole, path = _with_digest(made, ["a text"], {"made up": {"version": "1", "licence": "MIT"}}), tmp_path / "q.json"
     write_questions(whole, path)
@@ -89,7 +89,7 @@ def test_files_come_back_and_changes_are_noticed(tmp_path, made):
 def test_real_questions():
     for package in ("pycountry", "countryinfo", "periodictable", "pint"):
         pytest.importorskip(package, exc_type=ImportError)
-    from analysis.instruction.facts import SOURCES, facts, ordinary_text, source_table
+    from analysis.study.real_tuning.facts import SOURCES, facts, ordinary_text, source_table
 
     found = {f.question: f.answer for f in facts()}
     assert len(found) > 3000
@@ -109,7 +109,7 @@ def test_a_missing_data_package_is_named():
     program = """
 import sys
 sys.modules["countryinfo"] = None
-from analysis.instruction.__main__ import main
+from analysis.instruction import main
 sys.exit(main(["questions", "nowhere.json"]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 import analysis
+from analysis.audit import verdict
+from analysis.audit._verdict import Lookup
 from analysis.claims.verdicts import judge_model
-from analysis.heads import verdict
-from analysis.heads._verdict import Lookup
-from analysis.instruction import configs
-from analysis.instruction.predictions import PREDICTIONS
+from analysis.study.real_tuning import configs
+from analysis.study.real_tuning.predictions import PREDICTIONS
 
 ROOT = Path(analysis.__file__).parent.parent
 DATA = ROOT / "paper_figures" / "data"

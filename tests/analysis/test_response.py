@@ -311,7 +311,7 @@ def test_wrong_arguments_are_named(change, error, text):
 
 
 def test_a_context_without_pairs_is_refused():
-    pairs = analysis.Observations(torch.tensor([0]), torch.tensor([1]), torch.tensor([1.0]))
+    pairs = analysis.teachers.Observations(torch.tensor([0]), torch.tensor([1]), torch.tensor([1.0]))
     with pytest.raises(ValueError, match="target_distribution must have a pair in every context, got none in 1"):
         frozen_head_response(np.ones((4, 3)), np.ones((2, 3)), pairs, 0.1)
 

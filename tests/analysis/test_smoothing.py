@@ -128,7 +128,7 @@ def test_the_index_is_the_derivative_of_torchs_smoothed_loss_in_log_temperature(
         ((2.0, 1.0, 3.0, 0.0), np.inf),  # b = 0 and the scale still rising
         ((1.0, 2.0, 3.0, 0.0), -np.inf),  # b = 0 and over-confident
         ((1.0, 1.0, 3.0, 0.0), 1.0),  # b = 0 and stationary
-        ((3.0, 2.0, 1.0, 0.5), np.inf),  # worse on its targets than on uniform ones
+        ((3.0, 4.0, 3.5, 0.5), -np.inf),  # worse on its targets than on uniform ones
         ((1.0, 2.0, 1.5, 0.5), -np.inf),
         ((2.0, 2.0, 2.0, 0.1), 1.0),  # a head of zeros
     ],

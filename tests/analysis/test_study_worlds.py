@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from analysis.bottleneck import FitConfig, SoftmaxBottleneck, fit, train
 from analysis.bottleneck._head import Batch
-from analysis.bottleneck._measures import aurc_from_risks
+from analysis.calibration._scores import aurc_from_risks
 from analysis.study.s5_capping import capping
 from analysis.study.s7_tuning import TuningConfig, tune
 from analysis.study.s7_world import Model, World

@@ -9,8 +9,8 @@ from tiny_architectures import TINY, V, make_tiny, tiny_config
 from tiny_multimodal import TINY as MULTIMODAL
 from tiny_multimodal import make_multimodal
 
-from analysis.heads import audit_model
-from analysis.heads._verdict import Lookup
+from analysis.audit import audit_model
+from analysis.audit._verdict import Lookup
 from kernel.huggingface import (
     Architecture,
     _architectures,

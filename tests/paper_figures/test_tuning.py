@@ -30,7 +30,7 @@ def binned():
                     line = {"method": method, "label_smoothing": b, "epoch": epoch, "distribution": distribution}
                     line |= {"vocab_size": 8, "hidden_size": 4, "data_seed": seed, "converged": True}
                     line |= {"reading": "as_trained", "confidence": 0.5 + 0.1 * seed, "accuracy": 0.4, "true_ece": 0.1}
-                    line |= {"head_norm": 2.0 + seed, "feature_norm": 3.0, "validation_nll": float(epoch)}
+                    line |= {"head_norm": 2.0 + seed, "feature_norm_max": 3.0, "validation_nll": float(epoch)}
                     line["true_ece"] += 0.01 * epoch + 0.001 * seed - b / 10
                     lines.append(line | {"reliability": BINS[seed] if epoch in (0, 4) else np.nan})
     return tuning.prepare({"S7": pd.DataFrame(lines)})

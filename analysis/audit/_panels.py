@@ -28,10 +28,10 @@ _CAPS = {
 
 
 def draw_audit(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """All four panels.
+    """Draw an audit in four panels: reliability, gaps and caps, activity index, over-confidence.
 
     Args:
-        table: Of :func:`analysis.heads.audit_model`.
+        table: Of :func:`analysis.audit.audit_model`.
         axes: Four.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import finish, shown
+from ..command import finish, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,10 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 def _audit(options: argparse.Namespace) -> int:
     import torch
 
-    from .heads import audit_model, load_model, packaged_smollm2
-    from .heads._audit import check_device, check_options
-    from .lab.files import check_writable
-    from .lab.tables import made_here, write_table
+    from ..lab.files import check_writable
+    from ..lab.tables import made_here, write_table
+    from ..language_models import load_model, packaged_smollm2
+    from ._audit import audit_model, check_device, check_options
 
     if options.out.suffix != ".csv":  # the sidecar and the figure take its name with .json and .png
         raise ValueError(f"--out must end in .csv, got {options.out}.")
@@ -128,7 +128,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _documents(names: Sequence[str]) -> tuple[list[str], str]:
     """The documents, and their origin in words."""
-    from .heads import python_text, read_text
+    from ..language_models import python_text, read_text
 
     documents, origins = [], []
     for name in dict.fromkeys(names):
@@ -154,7 +154,7 @@ def _figure(table: pd.DataFrame) -> bytes:
 
     from matplotlib.figure import Figure
 
-    from .heads import draw_audit
+    from ._panels import draw_audit
 
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     draw_audit(table, figure.subplots(2, 2).ravel().tolist())

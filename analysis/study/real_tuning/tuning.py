@@ -14,17 +14,17 @@ import torch
 
 from kernel.huggingface import fuse_loss, head_scale
 
-from .._arguments import check_fields
-from .._validation import check_number
-from ..heads._documents import Encoded, batches, encode_text
+from ..._arguments import check_fields
+from ..._validation import check_number
+from ...language_models.documents import Encoded, batches, encode_text
 from .encoding import encode_question, letter_tokens, load
 from .evaluation import Reading, head_norms, measure
 from .questions import QuestionSet, read_questions
 
-__all__ = ["PRESETS", "InstructionConfig", "Preset", "configs", "seconds", "tune"]
+__all__ = ["PRESETS", "InstructionConfig", "TuningPreset", "configs", "seconds", "tune"]
 
-Preset = Literal["rehearsal", "full"]
-PRESETS: tuple[Preset, ...] = ("rehearsal", "full")
+TuningPreset = Literal["rehearsal", "full"]
+PRESETS: tuple[TuningPreset, ...] = ("rehearsal", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class InstructionConfig:
                 check_number(name, getattr(self, name), 0, open_low=True)
 
 
-def configs(model: str, questions: str, preset: Preset) -> list[InstructionConfig]:
+def configs(model: str, questions: str, preset: TuningPreset) -> list[InstructionConfig]:
     """The runs of a preset: b at T = 1 and no cap for all seeds; then training T and caps, each with b of 0 and .1.
 
     In the order in which they matter, so that a run that ends early lacks the least. ``full``: 33 runs. ``rehearsal``:
@@ -113,8 +113,9 @@ def tune(config: InstructionConfig, *, model: Path, questions: Path, device: str
 
     Returns:
         The config's numbers and ``measurements``, one for each epoch and line of
-        :func:`analysis.instruction.evaluation.measure`. Readings: ``as_trained``, with the loss's temperature and cap;
-        ``plain``, without them, where they differ; ``post_hoc``, at the fitted temperature, before and after tuning.
+        :func:`analysis.study.real_tuning.evaluation.measure`. Readings: ``as_trained``, with the loss's temperature
+        and cap; ``plain``, without them, where they differ; ``post_hoc``, at the fitted temperature, before and after
+        tuning.
 
     Raises:
         ValueError: If a file is another one than the config names, or there are too few training questions.

@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..claims.verdicts import judge_model, write_judged
-from ..command import above_zero, csv_file, finish, output_folder, shown, whole
-from ..lab.files import check_writable
-from ..lab.records import RowStore
-from ..lab.registry import tidy
-from ..lab.sweep import available_cores, read_rows, run
-from ..lab.tables import made_of_rows, read_table, write_table
-from .predictions import PREDICTIONS
-from .questions import build_questions, read_questions, write_questions
-from .tuning import PRESETS, InstructionConfig, configs, seconds, tune
+from .claims.verdicts import judge_model, write_judged
+from .command import above_zero, csv_file, finish, output_folder, shown, whole
+from .lab.files import check_writable
+from .lab.records import RowStore
+from .lab.registry import tidy
+from .lab.sweep import available_cores, read_rows, run
+from .lab.tables import made_of_rows, read_table, write_table
+from .study.real_tuning.predictions import PREDICTIONS
+from .study.real_tuning.questions import build_questions, read_questions, write_questions
+from .study.real_tuning.tuning import PRESETS, InstructionConfig, configs, seconds, tune
 
 __all__ = ["main"]
 

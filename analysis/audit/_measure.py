@@ -64,8 +64,8 @@ def row(part: str, name: str, value: float | Estimate = float("nan"), group: obj
 def geometry(head: HeadGeometry) -> Iterator[Row]:
     """Norms and spectra."""
     for name in (
-        *("row_norm", "row_norm_rms", "centred_row_norm_rms", "feature_norm", "feature_norm_rms", "norm_product"),
-        *("typical_norm_product", "logit_std", "target_cosine", "effective_rank"),
+        *("row_norm", "row_norm_rms", "centred_row_norm_rms", "feature_norm_max", "feature_norm_rms", "norm_product"),
+        *("typical_norm_product", "logit_std", "target_cosine", "participation_ratio"),
     ):
         yield row("head", name, float(getattr(head, name)))
     ranks = np.unique(np.geomspace(1, head.hidden_size, 25).round().astype(int))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..lab.registry import Prediction
+from ...lab.registry import Prediction
 
 __all__ = ["PREDICTIONS"]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..lab.files import write_atomically
+from ...lab.files import write_atomically
 from .facts import Fact, facts, ordinary_text, source_table
 
 __all__ = [

@@ -10,26 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from kernel import head_statistics
+from kernel.softcap import softcap as capped
 
-from ..calibration import (
-    calibration_error,
-    fit_head_temperature,
-    fit_temperature,
-    option_confidence,
-    selective_scores,
-    sorted_rms_error,
-)
-from ..heads._documents import Encoded
-from ..heads._features import Features, Head, features, head_of
-from ..smoothing import activity_index
+from ...calibration import fit_head_temperature, fit_temperature, option_confidence, score_predictions
+from ...language_models.documents import Encoded
+from ...language_models.features import HiddenStates, ModelHead, features, head_of
+from ...language_models.scoring import score_tokens
+from ...smoothing import activity_index
 
-__all__ = ["Reading", "head_norms", "measure", "scores", "spectrum"]
-
-_BINS = 15
+__all__ = ["Reading", "head_norms", "measure", "spectrum"]
 
 
 class Reading(NamedTuple):
@@ -40,43 +31,16 @@ class Reading(NamedTuple):
     softcap: float | None = None
 
 
-def _take(known: Features, rows: Tensor) -> Features:
-    return Features(*(x[rows.to(x.device)] for x in known))
+def _take(known: HiddenStates, rows: Tensor) -> HiddenStates:
+    return HiddenStates(*(x[rows.to(x.device)] for x in known))
 
 
-def scores(confidence: NDArray[Any], correct: NDArray[Any], log1m: NDArray[Any] | None = None) -> dict[str, float]:
-    """Accuracy, mean confidence, ECE, RMS calibration error in both conventions, and area under risk over coverage."""
-    return {
-        "n": len(correct),
-        "accuracy": float(correct.mean()),
-        "confidence": float(confidence.mean()),
-        "ece": calibration_error(confidence, correct, n_bins=_BINS),
-        "rms": calibration_error(confidence, correct, n_bins=_BINS, norm="l2"),
-        "rms_sorted": float(sorted_rms_error(confidence, correct)[0]),
-        "aurc": float(selective_scores(confidence, correct, log1m_confidence=log1m).aurc),
-    }
-
-
-def _vocabulary(known: Features, head: Head, reading: Reading) -> dict[str, float]:
+def _vocabulary(known: HiddenStates, head: ModelHead, reading: Reading) -> dict[str, float]:
     """Scores of the most probable token of the whole vocabulary, and what the activity index needs."""
-    stats = head_statistics(
-        known.hidden,
-        head.weight,
-        known.target,
-        linear_bias=head.bias,
-        softcap=reading.softcap,
-        logit_scale=head.logit_scale,
-        temperatures=(reading.temperature,),
-    )
-    assert stats.rank is not None
-    assert stats.log_probability is not None
-    entropy, lse = (x.double().mean().item() for x in (stats.entropy, stats.lse))
-    nll = -stats.log_probability.double().mean().item()
-    uniform = lse - stats.mean_logit.double().mean().item() / reading.temperature
-    correct = (stats.rank == 0).cpu().numpy()
-    confidence, log1m = (x[:, 0].double().cpu().numpy() for x in (stats.confidence, stats.log1m_confidence))
+    found = score_tokens(known, head._replace(softcap=reading.softcap), temperature=reading.temperature)
+    entropy, nll, uniform = (float(x.mean()) for x in (found.entropy, found.nll, found.uniform))
     return {
-        **scores(confidence, correct, log1m),
+        **score_predictions(found.confidence, found.correct, log1m_confidence=found.log1m_confidence),
         "nll": nll,
         "entropy": entropy,
         "uniform_cross_entropy": uniform,
@@ -84,21 +48,23 @@ def _vocabulary(known: Features, head: Head, reading: Reading) -> dict[str, floa
     }
 
 
-def _letter_logits(known: Features, head: Head, letters: Sequence[int], softcap: float | None) -> Tensor:  # (n, 4)
+def _letter_logits(
+    known: HiddenStates, head: ModelHead, letters: Sequence[int], softcap: float | None
+) -> Tensor:  # (n, 4)
     rows = torch.tensor(letters, device=known.hidden.device)
     z = head.logit_scale * (known.hidden @ head.weight[rows].T)
     if head.bias is not None:
         z = z + head.bias[rows]
-    return z if softcap is None else softcap * torch.tanh(z / softcap)
+    return capped(z, softcap)
 
 
-def _options(known: Features, head: Head, letters: Sequence[int], reading: Reading) -> dict[str, float]:
+def _options(known: HiddenStates, head: ModelHead, letters: Sequence[int], reading: Reading) -> dict[str, float]:
     """Scores of the most probable of the four letters, renormalised over them."""
     log_p = (_letter_logits(known, head, letters, reading.softcap).double() / reading.temperature).log_softmax(-1).cpu()
     result = option_confidence(log_p.numpy())
     target = (known.target.cpu().unsqueeze(-1) == torch.tensor(letters)).int().argmax(-1)
     nll = -log_p.gather(-1, target.unsqueeze(-1)).mean().item()
-    return {**scores(result.confidence, result.choice == target.numpy()), "nll": nll}
+    return {**score_predictions(result.confidence, result.choice == target.numpy()), "nll": nll}
 
 
 def spectrum(hidden: Tensor) -> dict[str, float]:
@@ -108,7 +74,7 @@ def spectrum(hidden: Tensor) -> dict[str, float]:
     return {
         "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())),
         "smallest_share": float(share[: len(share) // 2].sum()),
-        "feature_norm": float(hidden.double().norm(dim=-1).square().mean().sqrt()),
+        "feature_norm_rms": float(hidden.double().norm(dim=-1).square().mean().sqrt()),
     }
 
 
@@ -161,7 +127,7 @@ def measure(
     return lines
 
 
-def _views(split: str, name: str, known: Features) -> list[tuple[tuple[str, str], Features]]:
+def _views(split: str, name: str, known: HiddenStates) -> list[tuple[tuple[str, str], HiddenStates]]:
     if name == "choice":
         letter = _take(known, known.first)
         return [((split, "options"), letter), ((split, "letter"), letter)]
@@ -170,7 +136,7 @@ def _views(split: str, name: str, known: Features) -> list[tuple[tuple[str, str]
     return [((split, "text"), known)]
 
 
-def _fitted(view: str, known: Features, head: Head, letters: Sequence[int], base: Reading) -> Reading:
+def _fitted(view: str, known: HiddenStates, head: ModelHead, letters: Sequence[int], base: Reading) -> Reading:
     """The reading ``base`` at the temperature that fits the validation questions best."""
     if view == "options":
         z = _letter_logits(known, head, letters, base.softcap).cpu() / base.temperature

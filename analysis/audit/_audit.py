@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,15 +11,15 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from kernel import head_statistics
 from kernel.huggingface import check_loss, linear_head
 
 from .._validation import interval
 from ..calibration import fit_head_temperature
 from ..diagnostics import HeadGeometry
+from ..language_models.documents import IGNORED, encode_documents, limited
+from ..language_models.features import HiddenStates, ModelHead, features, head_of
+from ..language_models.scoring import TokenScores, score_tokens
 from . import _measure as measured
-from ._documents import IGNORED, encode_documents, limited
-from ._features import Features, Head, features, head_of
 from ._intervals import Documents
 from ._measure import Tokens, row
 from ._verdict import verdict
@@ -27,7 +28,6 @@ __all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model"
 
 LABEL_SMOOTHING = (0.05, 0.1, 0.2)
 MAX_TOKENS, MAX_LENGTH = 4096, 256
-_BLOCK = 1024  # tokens of one call of head_statistics, so that progress shows
 _BOUNDS = (0.05, 20.0)  # of the temperature
 
 
@@ -132,7 +132,7 @@ def audit_model(
     known = known._replace(hidden=known.hidden.to(head.weight.dtype))
     # labels lie where their tokens do: as many tokens come before each
     context = np.concatenate([np.flatnonzero(np.array(d.labels) != IGNORED) for d in encoded])
-    tokens = _tokens(known, context, head, 1.0, say, "head")
+    tokens = _tokens(known, context, score_tokens(known, head, progress=partial(say, "head")))
     say("geometry", 0, 1)
     shape = _geometry(known, head)
     say("temperature", 0, 1)
@@ -140,7 +140,8 @@ def audit_model(
         [(known.hidden, known.target)], head.weight, linear_bias=head.bias, softcap=head.softcap,
         logit_scale=head.logit_scale, bounds=_BOUNDS,
     )  # fmt: skip
-    after = _tokens(known, context, head, fit.temperature, say, "temperature")
+    fitted = score_tokens(known, head, temperature=fit.temperature, progress=partial(say, "temperature"))
+    after = _tokens(known, context, fitted)
     over = Documents(tokens.document)
     rows = [row("source", name, text=str(text)) for name, text in (source or {}).items()]
     rows += _about(model, head, tokens, over, sum(len(d.tokens) - 1 for d in encoded) - len(tokens.nll))
@@ -202,35 +203,11 @@ def _unwrapped(model: Any) -> Any:
     return model.get_base_model()
 
 
-def _tokens(
-    known: Features,
-    context: NDArray[np.int64],
-    head: Head,
-    temperature: float,
-    say: Callable[..., object],
-    stage: str,
-) -> Tokens:
-    parts = []
-    for start in range(0, len(known.target), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        stats = head_statistics(
-            known.hidden[part], head.weight, known.target[part], linear_bias=head.bias, softcap=head.softcap,
-            logit_scale=head.logit_scale, temperatures=(temperature,),
-        )  # fmt: skip
-        assert stats.log_probability is not None
-        assert stats.rank is not None
-        columns = (
-            stats.entropy[:, 0], -stats.log_probability[:, 0], stats.lse[:, 0] - stats.mean_logit / temperature,
-            stats.confidence[:, 0], stats.log1m_confidence[:, 0],
-        )  # fmt: skip
-        numbers = (x.double().cpu().numpy() for x in columns)
-        parts.append((stats.argmax.cpu().numpy(), *numbers, (stats.rank == 0).cpu().numpy()))
-        say(stage, min(start + _BLOCK, len(known.target)), len(known.target))
-    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Tokens(known.document.numpy(), context, known.target.cpu().numpy(), *joined)
+def _tokens(known: HiddenStates, context: NDArray[np.int64], scores: TokenScores) -> Tokens:
+    return Tokens(known.document.numpy(), context, known.target.cpu().numpy(), *scores)
 
 
-def _geometry(known: Features, head: Head) -> HeadGeometry:
+def _geometry(known: HiddenStates, head: ModelHead) -> HeadGeometry:
     hidden, weight = head.logit_scale * known.hidden, head.weight
     if head.bias is not None:  # a bias is a column of the weight that meets features of 1
         weight = torch.cat([weight, head.bias.unsqueeze(-1)], dim=-1)
@@ -238,7 +215,9 @@ def _geometry(known: Features, head: Head) -> HeadGeometry:
     return HeadGeometry.measure(weight, hidden, known.target)
 
 
-def _about(model: Any, head: Head, tokens: Tokens, documents: Documents, left_out: int) -> Iterator[dict[str, Any]]:
+def _about(
+    model: Any, head: ModelHead, tokens: Tokens, documents: Documents, left_out: int
+) -> Iterator[dict[str, Any]]:
     yield row("source", "architecture", text=f"{model.config.model_type} ({type(model).__name__})")
     yield row("source", "dtype", text=str(model.dtype).removeprefix("torch."))
     inputs = model.get_input_embeddings().weight

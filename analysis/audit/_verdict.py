@@ -35,7 +35,7 @@ class Lookup:
 
 
 def verdict(table: pd.DataFrame) -> str:
-    """Sentences from the table of :func:`analysis.heads.audit_model`.
+    """Put the table of an audit into sentences: calibration, what smoothing would do, and the ceilings.
 
     Raises:
         ValueError: If the table is no such table.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..heads import load_model
-from ..heads._documents import IGNORED, Encoded
+from ...language_models import load_model
+from ...language_models.documents import IGNORED, Encoded
 from .questions import LETTERS, Question
 
 __all__ = ["encode_question", "letter_tokens", "load"]

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from kernel.huggingface import architecture_of, head_scale, linear_head
 
-from ._documents import IGNORED, Encoded, batches
+from .documents import IGNORED, Encoded, batches
 
-__all__ = ["Features", "Head", "features", "head_of"]
+__all__ = ["HiddenStates", "ModelHead", "features", "head_of"]
 
 
-class Features(NamedTuple):
-    """Hidden states that predict something, with what they predict."""
+class HiddenStates(NamedTuple):
+    """The last hidden states of a model where it predicts a token, with the token that came and its document."""
 
     hidden: Tensor  # (n, D) float32
     target: Tensor  # (n,) int64
@@ -25,7 +25,7 @@ class Features(NamedTuple):
     last: Tensor  # (n,) bool
 
 
-class Head(NamedTuple):
+class ModelHead(NamedTuple):
     """How a model makes logits: z = logit_scale h W^T + bias, then its cap; the bias is scaled already."""
 
     weight: Tensor  # (V, D)
@@ -34,8 +34,8 @@ class Head(NamedTuple):
     softcap: float | None
 
 
-def head_of(model: Any) -> Head:
-    """The head in float32 at least, detached.
+def head_of(model: Any) -> ModelHead:
+    """Return the head of a model: weight, bias, scale and cap, in float32 at least and detached from autograd.
 
     Raises:
         TypeError: If the head cannot be read as one matrix (:func:`kernel.huggingface.linear_head`): quantised,
@@ -45,7 +45,7 @@ def head_of(model: Any) -> Head:
     scale, (weight, bias) = head_scale(model), linear_head(model)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     bias = None if bias is None else scale.logit_scale * bias.detach().to(dtype)  # the model scales what its head gave
-    return Head(weight.detach().to(dtype), bias, scale.logit_scale, scale.softcap)
+    return ModelHead(weight.detach().to(dtype), bias, scale.logit_scale, scale.softcap)
 
 
 @torch.no_grad()
@@ -57,8 +57,8 @@ def features(
     batch_size: int = 128,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], object] | None = None,
-) -> Features:
-    """Hidden states of all predicted tokens, in the order of the documents.
+) -> HiddenStates:
+    """Run a model over documents and return the hidden states in front of its head, one for each predicted token.
 
     Args:
         model: The causal language model; its base model alone runs.
@@ -85,7 +85,7 @@ def features(
         edge = torch.ones(1, dtype=torch.bool)
         kept = hidden[row, column]
         found.append(
-            Features(
+            HiddenStates(
                 kept.to(torch.promote_types(kept.dtype, torch.float32)),
                 labels[row, column],
                 document,
@@ -96,6 +96,6 @@ def features(
         if progress is not None:
             progress(len(b.tokens))
     model.train(training)
-    joined = Features(*(torch.cat(column) for column in zip(*found, strict=True)))
+    joined = HiddenStates(*(torch.cat(column) for column in zip(*found, strict=True)))
     back = torch.argsort(joined.document, stable=True)
-    return Features(*(x[back.to(x.device)] for x in joined))
+    return HiddenStates(*(x[back.to(x.device)] for x in joined))

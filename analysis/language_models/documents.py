@@ -21,8 +21,8 @@ from torch import Tensor
 
 __all__ = [
     "IGNORED",
-    "Batch",
     "Encoded",
+    "PaddedDocuments",
     "batches",
     "encode_documents",
     "encode_text",
@@ -52,16 +52,16 @@ class Encoded(NamedTuple):
     labels: list[int]  # -100 where nothing is to be predicted
 
 
-class Batch(NamedTuple):
+class PaddedDocuments(NamedTuple):
     """Padded documents."""
 
     tokens: Tensor  # (n, length) int64
     labels: Tensor  # (n, length) int64
     mask: Tensor  # (n, length) int64, 0 at padding
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> PaddedDocuments:
         """The same elsewhere."""
-        return Batch(*(x.to(device) for x in self))
+        return PaddedDocuments(*(x.to(device) for x in self))
 
 
 def encode_text(tokenizer: Any, text: str) -> Encoded:
@@ -121,7 +121,7 @@ def limited(
             return
 
 
-def batches(documents: Sequence[Encoded], size: int, pad: int) -> Iterator[Batch]:
+def batches(documents: Sequence[Encoded], size: int, pad: int) -> Iterator[PaddedDocuments]:
     """Documents in their order, ``size`` at a time, padded on the right to the longest."""
     for start in range(0, len(documents), size):
         part = documents[start : start + size]
@@ -130,7 +130,7 @@ def batches(documents: Sequence[Encoded], size: int, pad: int) -> Iterator[Batch
         def padded(rows: list[list[int]], fill: int, length: int = length) -> Tensor:
             return torch.tensor([row + [fill] * (length - len(row)) for row in rows])
 
-        yield Batch(
+        yield PaddedDocuments(
             padded([d.tokens for d in part], pad),
             padded([d.labels for d in part], IGNORED),
             padded([[1] * len(d.tokens) for d in part], 0),

@@ -1,0 +1,61 @@
+"""Random calls of the fused kernels: few and small ones in the interpreter, 2,000 on a device, which must not compile."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():  # before the kernels are first imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import fuzz
+
+triton = pytest.importorskip("triton")
+
+CALLS = 160  # in each of the 13 families
+
+
+def compiled_kernels() -> int:
+    """Kernels that have been compiled, or loaded, in this process."""
+    names = ("forward", "input_gradient", "keep", "logit_gradient", "merge", "rows", "weight_gradient")
+    modules = [importlib.import_module(f"kernel.fused.{name}") for name in names]
+    kernels = {id(x): x for module in modules for x in vars(module).values() if hasattr(x, "device_caches")}
+    assert len(kernels) > 8
+    return sum(len(cache[0]) for kernel in kernels.values() for cache in kernel.device_caches.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device has its own test")
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # of what keep.py repairs
+@pytest.mark.parametrize("index", range(len(fuzz.FAMILIES)))
+def test_small_calls_in_the_interpreter(index):
+    family = fuzz.FAMILIES[index]
+    if family.dtype == torch.bfloat16:  # which the interpreter multiplies wrongly
+        family = fuzz.replace(family, dtype=torch.float16)
+    draw = fuzz.Draw(family, seed=index, device="cpu", most=(24, 100, 32), tile=32)
+    for trial in range(3):
+        call = draw.call()
+        found = fuzz.errors(call, family)
+        assert max(found.values()) <= 1, (trial, found, call.said, call.options)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("index", range(len(fuzz.FAMILIES)))
+def test_many_calls_share_compiled_kernels(index):
+    family = fuzz.FAMILIES[index]
+    draw = fuzz.Draw(family, seed=index, device="cuda", most=(700, 3001, 208), tile=256)
+    wrong, most, kernels = [], 0.0, 0
+    for trial in range(CALLS):
+        call = draw.call(first=trial == 0)
+        found = fuzz.errors(call, family)
+        most = max(most, *found.values())
+        if max(found.values()) > 1:
+            wrong.append((trial, found, call.said, call.options))
+        if trial == 0:
+            kernels = compiled_kernels()
+    print(f"{family}: {CALLS} calls, {kernels} kernels, {len(wrong)} wrong, largest error {most:.2f}")
+    assert not wrong, wrong[:3]
+    assert compiled_kernels() == kernels
