@@ -11,7 +11,7 @@ from .arguments import Head, Kept, Scalars, describe, storage, tiling
 from .compile_ahead import run_kernel
 from .input_gradient import CUTS, extra_row_blocks, input_gradient_kernel, unpack_kernel
 from .keep import column_sum
-from .launch import blocks, launch_table, processors, uses_descriptors
+from .launch import blocks, launch_table, precise, processors, uses_descriptors
 from .logit_gradient import gradient_rows_kernel, kept_strip_kernel, largest_kernel, recomputed_strip_kernel
 from .rows import KeptRows, pack_hidden
 from .schedule import Schedule
@@ -209,7 +209,7 @@ class _Backward:
             BLOCK_ROWS=launch.rows,
             BLOCK_HIDDEN=launch.depth,
             DESCRIPTOR=self.descriptor,
-            PRECISE=self.packed.dtype == torch.float32,
+            PRECISE=precise(self.packed),
             **tiling(launch),
         )
 
@@ -231,21 +231,18 @@ class _Backward:
             n=self.n,
             vocab_size=self.vocab_size,
             strip_start=start,
-            strip_columns=dz.shape[1],
             boundary=boundary,
             kept_stride=kept.columns.stride(0),
             dz_stride=dz.stride(0),
             cap=cap,
-            inverse_cap=1 / cap,
             knee=code.knee,
-            inverse_ratio=1 / code.ratio if code.ratio else 0.0,
             offset=code.offset,
-            inverse_gain=1 / code.gain if code.gain else 0.0,
+            **code.steps(cap),
             label_smoothing=self.scalars.label_smoothing,
             **self.constants,
             CODE=kept.columns.dtype == torch.int16,
             MASK_VOCAB=start + dz.shape[1] > self.vocab_size,
-            PRECISE=dz.dtype == torch.float32,
+            PRECISE=precise(dz),
             ROWS=per_program,
             ALIGNED_ROWS=128,
         )

@@ -56,6 +56,9 @@ CALLS: dict[str, dict[str, Any]] = {
     "smoothing_penalty": {"logits": Z},
     "unsmooth": {"probabilities": P, "label_smoothing": B},
     "weighted_svd_head": {"probabilities": P, "hidden_size": 1},
+    "clipped_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
+    "exceeds_smoothed_target": {"confidence": C[:2], "vocab_size": V, "label_smoothing": B},
+    "rational_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
     "scale_gap": {"entropy": S, "cross_entropy": S},
     "smoothing_slope": {"entropy": S, "cross_entropy": S, "uniform_cross_entropy": M + 4, "label_smoothing": B},
     "fit_norm_ball": {"vocab_size": 4, "hidden_size": 4, "norm_product": M, "label_smoothing": B, "steps": 1},
@@ -92,10 +95,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "unsmooth_confidence": {"confidence": C[:2], "label_smoothing": B, "vocab_size": V},
     "frobenius_gap": {"frobenius_norm": M, "feature_norm_max": S, "vocab_size": V},
     "packing_gap": {"norm_product": M, "vocab_size": V, "hidden_size": D},
+    "score_predictions": {"confidence": C, "correct": Y},
     "spectral_gap": {"spectral_norm": M, "feature_norm_max": S, "vocab_size": V, "hidden_size": D},
-    "clipped_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
-    "exceeds_smoothed_target": {"confidence": C[:2], "vocab_size": V, "label_smoothing": B},
-    "rational_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
     "wilson_interval": {"correct": np.array([3.5, 4.0]), "samples": np.array([5, 8])},
 }
 # What takes no bare numbers, or only those of another function: models, files, tables, statistics of a head, blocks;
@@ -104,7 +105,7 @@ ELSEWHERE = {
     "audit_model", "binned_true_error", "course", "draw_audit", "features", "fit", "fit_head_temperature",
     "from_statistics", "frozen_head_response", "head_of", "load_model", "losses_of", "make_teacher", "measure",
     "packaged_smollm2", "programme_gap", "python_text", "random_streams", "read_text", "score_against_truth",
-    "score_predictions", "score_tokens", "stationarity", "susceptibility", "tied_accuracy", "train", "uniform_index",
+    "score_tokens", "stationarity", "susceptibility", "tied_accuracy", "train", "uniform_index",
     "verdict",
 }  # fmt: skip
 
