@@ -136,7 +136,8 @@ def judge(tables: Tables, preset: Preset) -> Judged:
 def _predicted(claim: str) -> str:
     """What each experiment expected: ``"S5: refuted; S7: supported"``."""
     made = [(study, prediction) for study in EXPERIMENTS for prediction in experiment(study).predictions]
-    return "; ".join(f"{study}: {prediction.verdict}" for study, prediction in made if prediction.claim == claim)
+    words = [f"{study}: {prediction.verdict}" for study, prediction in made if prediction.claim == claim]
+    return "; ".join(dict.fromkeys(words))  # of several predictions of one word, one
 
 
 def judge_model(table: pd.DataFrame, predictions: Sequence[Prediction]) -> Judged:

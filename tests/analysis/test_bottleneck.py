@@ -243,6 +243,8 @@ class TestDenseLoss:
             {"norm_coefficient": 0.7, "softcap": 2.0, "temperature": 0.5},
             {"norm": "free", "softcap": 2.0, "softcap_form": "gain", "label_smoothing": 0.1},
             {"norm_coefficient": 0.7, "features": "trunk", "label_smoothing": 0.1},
+            {"norm_coefficient": 0.7, "confidence_penalty": 0.3, "temperature": 0.3},
+            {"norm": "free", "confidence_penalty": 0.3, "softcap": 2.0, "label_smoothing": 0.1},
         ],
         ids=lambda options: ", ".join(options),
     )
@@ -374,6 +376,7 @@ class TestRecord:
         ({"temperature": float("nan")}, ValueError, r"temperature must not be NaN, got nan\."),
         ({"softcap": -1.0}, ValueError, r"softcap must be finite and greater than 0, got -1\.0\."),
         ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got 1\.5\."),
+        ({"confidence_penalty": -0.1}, ValueError, r"confidence_penalty must be finite and at least 0, got -0\.1\."),
         ({"max_steps": 0}, ValueError, r"max_steps must be at least 1, got 0\."),
         ({"tolerance": -1e-3}, ValueError, r"tolerance must be finite and at least 0, got -0\.001\."),
         ({"dtype": "float16"}, ValueError, r"dtype must be one of \('float32', 'float64'\), got 'float16'\."),
