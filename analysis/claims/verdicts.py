@@ -21,8 +21,9 @@ from .capping import capping, restored, temperature
 from .cost import free_of_cost
 from .findings import Findings, Verdict
 from .heads import capacity, small_hidden_size
+from .keeping import keeps_in_simulation
 from .sources import MissingTableError, Tables
-from .tuning import Runs, degrades, diversity, keeps, keeps_in_simulation, regularises, tuned_model, tuned_simulation
+from .tuning import Runs, degrades, diversity, keeps, regularises, tuned_model, tuned_simulation
 
 __all__ = ["CLAIMS", "MODEL_CLAIMS", "Judged", "decide", "judge", "judge_model", "write_judged", "write_verdicts"]
 
