@@ -287,9 +287,11 @@ class TestFigures:
         assert "tuning.pdf" in out
 
 
-@pytest.mark.parametrize("name", ["analysis", "analysis.study", "paper_figures", "analysis.instruction"])
+@pytest.mark.parametrize(
+    "name", ["analysis.__main__", "analysis.study.__main__", "paper_figures.__main__", "analysis.instruction"]
+)
 def test_what_no_option_is_is_refused(name, capsys):
-    assert "unrecognized arguments" in refused(import_module(f"{name}.__main__"), ["--nothing"], capsys) or name in (
-        "analysis.study",
+    assert "unrecognized arguments" in refused(import_module(name), ["--nothing"], capsys) or name in (
+        "analysis.study.__main__",
         "analysis.instruction",  # which ask for their own command first
     )

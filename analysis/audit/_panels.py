@@ -28,7 +28,7 @@ _CAPS = {
 
 
 def draw_audit(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """Draw an audit in four panels: calibration, confidence gaps, the spectrum of the head, and what smoothing does.
+    """Draw an audit in four panels: reliability, gaps and caps, activity index, over-confidence.
 
     Args:
         table: Of :func:`analysis.audit.audit_model`.

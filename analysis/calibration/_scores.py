@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._errors import calibration_error, sorted_rms_error
+from ._inputs import pairs
 from ._selective import selective_scores
 from ._truth import binned_true_error
 
@@ -29,15 +30,19 @@ def score_predictions(confidence: Any, correct: Any, *, log1m_confidence: Any = 
         of equal width; ``rms_sorted``, over bins of 100 in order of confidence; ``aurc``, the area under the
         risk-coverage curve.
 
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: As :func:`calibration_error`.
+
     Example:
         >>> score_predictions(np.array([0.9, 0.6]), np.array([True, False]))["aurc"]
         0.25
     """
-    confidence, correct = np.asarray(confidence), np.asarray(correct)
+    c, y = pairs(confidence, correct)
     return {
-        "n": len(correct),
-        "accuracy": float(correct.mean()),
-        "confidence": float(confidence.mean()),
+        "n": y.size,
+        "accuracy": float(y.mean()),
+        "confidence": float(c.mean()),
         "ece": calibration_error(confidence, correct, n_bins=_BINS),
         "rms": calibration_error(confidence, correct, n_bins=_BINS, norm="l2"),
         "rms_sorted": float(sorted_rms_error(confidence, correct)[0]),

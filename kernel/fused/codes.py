@@ -63,6 +63,13 @@ class Code(NamedTuple):
         offset = ratio * cap * t * math.log2(math.e) - knee
         return cls(knee, ratio, offset, _STEPS / (_SATURATED + offset))
 
+    def steps(self, cap: float) -> dict[str, float]:
+        """Steps of u, of the logit in bits and of the tanh, as :func:`decode` takes them; ``cap`` is c log2(e) / T."""
+        if not self.gain:
+            return {"step": 0.0, "logit_step": 0.0, "tanh_step": 0.0}
+        logit_step = 1 / (self.gain * self.ratio)
+        return {"step": 1 / self.gain, "logit_step": logit_step, "tanh_step": logit_step / cap}
+
 
 @triton.jit
 def _pack(number, zero):
@@ -89,17 +96,20 @@ def bits_below(code):
 @triton.jit
 def encode(u, z, knee, ratio, offset, gain):
     """Code of the logit z = c tanh(x) / T in bits, with u = 2 x log2(e)."""
-    far = tl.minimum(tl.maximum(u, -126.0), 126.0) + tl.where(u > 0, offset, -offset)
-    return _pack(tl.where(tl.abs(u) < knee, z * ratio, far) * gain, _ZERO)
+    magnitude = tl.abs(u)
+    far = tl.minimum(magnitude, 126.0) + offset
+    sign = u.to(tl.int32, bitcast=True) & -0x80000000
+    far = (far.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+    return _pack(tl.where(magnitude < knee, z * ratio, far) * gain, _ZERO)
 
 
 @triton.jit
-def decode(code, knee, inverse_ratio, offset, inverse_gain, cap, inverse_cap):
-    """Logit in bits and slope of the softcap from a code ``(rows, columns)``."""
-    s = _unpack(code, _ZERO) * inverse_gain
-    u = tl.abs(s) - offset  # beyond the knee
-    z = s * inverse_ratio
-    t = z * inverse_cap
+def decode(code, knee, offset, step, logit_step, tanh_step, cap):
+    """Logit in bits and slope of the softcap from a code ``(rows, columns)``; the steps are those of ``Code.steps``."""
+    s = _unpack(code, _ZERO)
+    u = tl.abs(s) * step - offset  # beyond the knee
+    t = s * tanh_step
+    z = s * logit_step
     slope = 1.0 - t * t
     if tl.max(tl.max(u, 1), 0) > knee:  # rare at the caps of language models
         e = tl.exp2(-u)

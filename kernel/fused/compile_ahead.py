@@ -3,7 +3,8 @@
 The launches of forward and backward are gone through without running a kernel, once for each kind of schedule, which
 tells what is needed. Triton compiles a kernel anew for an integer that becomes 1 or a multiple of 16, and for an
 address that is a multiple of 16 bytes. Kernels therefore say ``do_not_specialize`` of every number that changes with
-the tokens, their ignored share or the workspace, and addresses are aligned: only the first call compiles. The
+the tokens, their ignored share or the workspace, unless it is always a multiple of the tiles (which lets memory be
+read in wide pieces), and addresses are aligned: only the first call compiles. The
 kernels with the most parameters are the largest and take longest: they start first. Of a tensor only what decides the
 compilation is noted down, so that memory is free again as early as in a call that runs.
 """

@@ -51,7 +51,7 @@ def group_count(row_blocks, tile_count, units):
     return tl.minimum(tl.maximum(units // tl.maximum(row_blocks, 1), 1), tile_count)
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "kept_columns", "first_tile", "tile_count"])
+@triton.jit(do_not_specialize=["n", "vocab_size", "first_tile", "tile_count"])
 def forward_kernel(
     hidden,  # (N, D) packed, or as given if GATHER
     weight,  # (V, D)

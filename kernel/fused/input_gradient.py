@@ -128,7 +128,7 @@ def _add_tile(
             tl.store(address, tl.load(address, mask=mask, other=0.0) + values, mask=mask)
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "memory_blocks", "run_start", "run_columns", "run_offset"])
+@triton.jit(do_not_specialize=["n", "vocab_size", "memory_blocks"])
 def input_gradient_kernel(
     dz,  # (N, strip); see tiles.merged_strip
     weight,  # (V, D)

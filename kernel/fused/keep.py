@@ -28,7 +28,7 @@ _LIMIT = 100.0  # bits; float32 and bfloat16 hold 127
 _SPLITS = 64
 
 
-@triton.jit(do_not_specialize=["n", "boundary"])
+@triton.jit(do_not_specialize=["n"])
 def target_column_kernel(
     kept,  # (N, columns), the last of the vocabulary
     target,  # (N,)

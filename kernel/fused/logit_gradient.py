@@ -139,7 +139,7 @@ def _gradient(
     return dz
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "run_start", "run_columns", "run_offset"])
+@triton.jit(do_not_specialize=["n", "vocab_size"])
 def recomputed_strip_kernel(
     hidden,  # (N, D) packed
     weight,  # (V, D)
@@ -256,7 +256,7 @@ def recomputed_strip_kernel(
             )
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "strip_start", "strip_columns", "boundary"])
+@triton.jit(do_not_specialize=["n", "vocab_size"])
 def kept_strip_kernel(
     kept,  # (N, kept columns): codes, or raw logits
     reference,  # (1 + kept tiles, N): the targets' raw logits and, without softcap, the peaks of the tiles; if CODE
@@ -269,16 +269,15 @@ def kept_strip_kernel(
     n,
     vocab_size,
     strip_start,
-    strip_columns,
     boundary,  # first kept column
     kept_stride,
     dz_stride,
     cap,
-    inverse_cap,
-    knee,  # of the code, as the next three
-    inverse_ratio,
+    knee,  # of the code, as the next four
     offset,
-    inverse_gain,
+    step,
+    logit_step,
+    tanh_step,
     label_smoothing,
     CODE: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -300,14 +299,13 @@ def kept_strip_kernel(
         scale = tl.load(row_scale + row, mask=inside, other=0.0)
         row_label = tl.load(label + row, mask=inside, other=-1)
         wide = row.to(tl.int64)[:, None]
-        mask = inside[:, None] & (strip_column < strip_columns)[None, :]
-        stored = tl.load(kept + wide * kept_stride + (column - boundary)[None, :], mask=mask, other=0)
+        stored = tl.load(kept + wide * kept_stride + (column - boundary)[None, :], mask=inside[:, None], other=0)
         if CODE:
             own = tl.load(reference + row, mask=inside, other=0.0)
             own_z, own_slope = capped(own, cap, SOFTCAP, True)
             hit = column[None, :] == row_label[:, None]
             if SOFTCAP:
-                z, slope = decode(stored, knee, inverse_ratio, offset, inverse_gain, cap, inverse_cap)
+                z, slope = decode(stored, knee, offset, step, logit_step, tanh_step, cap)
                 slope = tl.where(hit, own_slope[:, None], slope)
             else:
                 tile = (strip_start - boundary) // BLOCK_VOCAB + tl.program_id(1)
@@ -334,6 +332,5 @@ def kept_strip_kernel(
             SOFTCAP,
             MASK_VOCAB,
         )
-        gradient = tl.where(mask, gradient, 0.0)
-        store_mask = (row < n)[:, None] & (strip_column < strip_columns)[None, :]
-        tl.store(dz + wide * dz_stride + strip_column[None, :], gradient.to(dz.dtype.element_ty), mask=store_mask)
+        address = dz + wide * dz_stride + strip_column[None, :]
+        tl.store(address, gradient.to(dz.dtype.element_ty), mask=(row < n)[:, None])

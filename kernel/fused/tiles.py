@@ -179,10 +179,10 @@ def capped(u, cap, SOFTCAP: tl.constexpr, PRECISE: tl.constexpr):
     z = u
     slope = u
     if SOFTCAP:
-        e = tl.exp2(tl.minimum(u, 126.0, propagate_nan=tl.PropagateNan.ALL))
+        e = tl.exp2(u)
         r = 1.0 / (1.0 + e)
         t = 1.0 - 2.0 * r
-        slope = 4.0 * (e * r) * r
+        slope = 4.0 * (tl.minimum(e, 1e38) * r) * r
         if PRECISE:
             x = u * 0.34657359027997264  # ln(2) / 2
             s = x * x

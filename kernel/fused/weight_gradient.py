@@ -14,7 +14,7 @@ from .tiles import column_part, load_tile, merged_strip, store_tile
 __all__ = ["bias_gradient_kernel", "weight_gradient_kernel"]
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "run_start", "run_columns", "run_offset"])
+@triton.jit(do_not_specialize=["n", "vocab_size"])
 def weight_gradient_kernel(
     dz,  # (N, strip); see tiles.merged_strip
     hidden,  # (N, D) packed
@@ -92,7 +92,7 @@ def weight_gradient_kernel(
             )
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "run_start", "run_columns", "run_offset"])
+@triton.jit(do_not_specialize=["n", "vocab_size"])
 def bias_gradient_kernel(
     dz,  # (N, strip)
     gradient,  # (V,)

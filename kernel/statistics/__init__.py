@@ -1,4 +1,4 @@
-"""Statistics of a head's softmax without its logits: :func:`head_statistics`, in blocks or in fused Triton kernels.
+"""Statistics of a head's softmax without its logits, in blocks or in fused Triton kernels.
 
 :mod:`.api` checks the arguments, :mod:`.fields` defines the result, :mod:`.chunked` runs on any device, and
 :mod:`.fused` launches the Triton kernels :mod:`.sweep` and :mod:`.join`, which share the pieces in :mod:`.tile`.

@@ -92,6 +92,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "unsmooth_confidence": {"confidence": C[:2], "label_smoothing": B, "vocab_size": V},
     "frobenius_gap": {"frobenius_norm": M, "feature_norm_max": S, "vocab_size": V},
     "packing_gap": {"norm_product": M, "vocab_size": V, "hidden_size": D},
+    "score_predictions": {"confidence": C, "correct": Y},
     "spectral_gap": {"spectral_norm": M, "feature_norm_max": S, "vocab_size": V, "hidden_size": D},
     "clipped_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
     "exceeds_smoothed_target": {"confidence": C[:2], "vocab_size": V, "label_smoothing": B},
@@ -104,7 +105,7 @@ ELSEWHERE = {
     "audit_model", "binned_true_error", "course", "draw_audit", "features", "fit", "fit_head_temperature",
     "from_statistics", "frozen_head_response", "head_of", "load_model", "losses_of", "make_teacher", "measure",
     "packaged_smollm2", "programme_gap", "python_text", "random_streams", "read_text", "score_against_truth",
-    "score_predictions", "score_tokens", "stationarity", "susceptibility", "tied_accuracy", "train", "uniform_index",
+    "score_tokens", "stationarity", "susceptibility", "tied_accuracy", "train", "uniform_index",
     "verdict",
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from analysis.lab.tables import (
     write_table,
 )
 
-MADE = dict.fromkeys(SCHEMA, "known")
+MADE = {**dict.fromkeys(SCHEMA, "known"), "config": {}}
 
 
 def test_a_sidecar_of_rows_says_what_made_them(tmp_path):

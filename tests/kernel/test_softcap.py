@@ -82,10 +82,10 @@ def test_saturated_gradients_keep_relative_accuracy(implementation, workspace_by
 
 
 @triton.jit
-def code_and_back(u, z, found, cap, knee, ratio, offset, gain, COLUMNS: tl.constexpr):
+def code_and_back(u, z, found, cap, knee, ratio, offset, gain, step, logit_step, tanh_step, COLUMNS: tl.constexpr):
     index = tl.arange(0, 8)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     code = codes.encode(tl.load(u + index), tl.load(z + index), knee, ratio, offset, gain)
-    logit, found_slope = codes.decode(code, knee, 1 / ratio, offset, 1 / gain, cap, 1 / cap)
+    logit, found_slope = codes.decode(code, knee, offset, step, logit_step, tanh_step, cap)
     tl.store(found + index, logit)
     tl.store(found + 8 * COLUMNS + index, found_slope)
 
@@ -99,7 +99,8 @@ def test_codes_determine_logit_and_slope(cap):
     bits = math.log2(math.e)
     code = codes.Code.of(3 * cap, 3.0)
     found = torch.empty(2, 8, 512)
-    code_and_back[(1,)]((2 * x * bits).float(), (z * bits).float(), found, cap * bits, *code, COLUMNS=512)
+    arguments = {**code._asdict(), **code.steps(cap * bits)}
+    code_and_back[(1,)]((2 * x * bits).float(), (z * bits).float(), found, cap * bits, **arguments, COLUMNS=512)
     step = 1 / (code.gain * bits)  # in nats
     assert step < 0.004
     of_logit = (found[0].double() / bits - z).abs().max()
