@@ -243,9 +243,7 @@ def _courses(fig: Figure, axes: list[Axes], course: pd.DataFrame) -> None:
     axes[0].set_ylabel("true ECE")
     axes[1].tick_params(labelleft=False)
     last = course.loc[(course["distribution"] == "broad") & (course["epoch"] == epochs[-1])].set_index("name")
-    ends = [
-        (float(last.loc[name, "true_ece"]), names[name], look_of[name]) for name in present if name in last.index
-    ]
+    ends = [(float(last.loc[name, "true_ece"]), names[name], look_of[name]) for name in present if name in last.index]
     end_labels(fig, axes[1], ends)
 
 

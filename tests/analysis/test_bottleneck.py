@@ -95,6 +95,15 @@ class TestModel:
         expected = torch.nn.functional.cross_entropy(fitted.head.logits(), p_true, label_smoothing=0.2)
         torch.testing.assert_close(fitted.head(fitted.training), expected, rtol=1e-10, atol=0)
 
+    def test_a_confidence_penalty_takes_the_entropy_of_each_context_by_its_weight(self):
+        config = FitConfig(teacher=lowrank(), hidden_size=4, norm_coefficient=0.7, dtype="float64")
+        plain, penalised = (SoftmaxBottleneck(dataclasses.replace(config, confidence_penalty=g)) for g in (0.0, 0.3))
+        seen = Observations(*map(torch.tensor, ([0, 0, 2, 4], [1, 6, 2, 0], [3.0, 1.0, 2.0, 5.0])))
+        seen = seen._replace(weight=seen.weight.double())
+        p = plain.logits().softmax(-1)[seen.context]
+        entropy = -(p * p.log()).sum(-1) @ seen.weight / seen.weight.sum()
+        torch.testing.assert_close(penalised(seen), plain(seen) - 0.3 * entropy, rtol=1e-10, atol=0)
+
 
 class TestOptimum:
     @pytest.mark.parametrize("smoothing", [0.0, 0.1])
