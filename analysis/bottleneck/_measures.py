@@ -13,13 +13,10 @@ from ..smoothing import activity_index, effectiveness_ratio
 from ..teachers import Observations, Teacher
 from ._head import SoftmaxBottleneck
 
-__all__ = ["REFERENCE_SMOOTHING", "TIES", "measure"]
+__all__ = ["REFERENCE_SMOOTHING", "measure"]
 
 REFERENCE_SMOOTHING = 0.1  # the b for which rho and A of a head trained without smoothing are stated
 _N_BINS = 15
-# Share of the largest probability within which tokens tie for the prediction. Heads that repeat the counts of their
-# sample leave .002 of it between equal counts and .2 and more between unequal ones.
-TIES = 0.01
 _ENTRIES = {"cpu": 2**22, "cuda": 2**25}  # float64 logits of one block of contexts
 
 
@@ -48,7 +45,7 @@ def _statistics(z: Tensor, q: Tensor) -> _PerContext:
     return _PerContext(
         prediction=prediction,
         confidence=confidence,
-        accuracy=tied_accuracy(p, q, TIES),
+        accuracy=tied_accuracy(p, q),
         entropy=-(p * log_p).sum(-1),
         true_nll=-(q * log_p).sum(-1),
         true_entropy=-torch.xlogy(q, q).sum(-1),

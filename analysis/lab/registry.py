@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "S5": "analysis.study.s5_capping",
     "S6": "analysis.study.s6_population",
     "S7": "analysis.study.s7_tuning",
+    "S9": "analysis.study.s9_response",
 }
 
 
@@ -32,7 +33,7 @@ class Prediction:
     """What was expected of a claim before the experiment ran; ``verdicts`` sets it beside what came.
 
     Attributes:
-        claim: ``"K1"`` to ``"K9"``.
+        claim: ``"K1"`` to ``"K9"``; ``"law"`` for the response of S9, which is no claim of the paper.
         verdict: The word expected.
         statement: What exactly, with the numbers that would refute it.
     """
@@ -68,7 +69,7 @@ class Experiment:
     """One experiment: configs -> rows -> table.
 
     Attributes:
-        name: ``"S1"`` to ``"S7"``; also the name of its table and of its folder of rows.
+        name: ``"S1"`` to ``"S9"``; also the name of its table and of its folder of rows.
         title: One line for people.
         compute: (config, device) -> row of JSON values, importable by name. A row that holds several measurements of
             one training has them as a list of mappings under ``"measurements"``.

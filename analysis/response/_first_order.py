@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._validation import interval
-from ..smoothing import activity_index
 from ._inputs import Distributions, Head, Reduced, blocks, head_of, matrix, reduced, smoothings
 from ._loss import ContextLoss, forward
-from ._newton import Domain, give_way
+from ._minimise import give_way
+from ._newton import Domain
 
 __all__ = ["Stationarity", "Susceptibility", "stationarity", "susceptibility"]
 
@@ -26,7 +26,7 @@ class Stationarity(NamedTuple):
     """First-order conditions in the hidden states; N contexts, S the shape () or (B,) of ``label_smoothing``.
 
     Attributes:
-        sin_squared: Of the angle between smoothing's pull g_n and h_n, (N,): 0 where the pull is along the hidden state.
+        sin_squared: Of the angle between smoothing's pull g_n and h_n, (N,): 0 where the pull is along h_n.
         activity_index: A_n, S + (N,); None without targets.
         multiplier: mu_n of the norm, (N,), from the radial part of the plain gradient; None without targets.
         residual: Norm of the rest of the plain gradient, in units of the largest centred row, (N,): 0 at a plain
@@ -107,9 +107,14 @@ def stationarity(
     if not known:
         return Stationarity(read[0], None, None, None)
     _, upward, against, square, residual = read
-    # C4 with the products in the place of H - CE and CE_u - CE, and its limits
-    index = activity_index(upward, 0.0, against, b.reshape(*b.shape, 1))
-    return Stationarity(read[0], np.asarray(index).reshape(*b.shape, n), upward / np.maximum(square, 1e-300), residual)
+    return Stationarity(read[0], _index(upward, b[..., None] * against), upward / np.maximum(square, 1e-300), residual)
+
+
+def _index(upward: Array, downward: Array) -> Array:
+    """C4 with products in the place of losses, and its limits (:func:`analysis.smoothing.activity_index`)."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        sign = np.sign(upward - downward)
+        return np.where(downward > 0, upward / downward, np.where(sign == 0, 1.0, sign * np.inf))
 
 
 def _conditions(head: Head, hidden: Tensor, q: Tensor | None) -> Tensor:
@@ -147,9 +152,9 @@ def susceptibility(
               \bigl[\Pi (\nabla^2 L + \mu I) \Pi\bigr]^{+} \Pi\, J^\top (q - u),
 
     with the Hessian of the plain loss L (without a softcap J^T (diag p - p p^T) J), mu the multiplier of the norm and
-    Pi the projector across h, which makes J^T (q - u) smoothing's pull J^T (p - u). It is the slope at b = 0 of the fall of :func:`frozen_head_response`, on the sphere as in
-    the ball, where mu > 0; with ``weight_decay`` norms are free, Pi = I and mu is the decay. Second-order terms matter
-    from b of about .1 on.
+    Pi the projector across h, which makes J^T (q - u) smoothing's pull J^T (p - u). It is the slope at b = 0 of the
+    fall of :func:`frozen_head_response`, on the sphere as in the ball, where mu > 0; with ``weight_decay`` norms are
+    free, Pi = I and mu is the decay. Second-order terms matter from b of about .1 on.
 
     Args:
         weight: Rows of the plain head.
@@ -189,7 +194,7 @@ def susceptibility(
 
 
 def _chi(small: Reduced, hidden: Tensor, q: Tensor, decay: float, domain: Domain) -> Tensor:
-    """Chi of a block of contexts, ``(n,)``."""
+    """Susceptibilities of a block of contexts, ``(n,)``."""
     head, loss = small.head, ContextLoss(small.head, q, 0.0, decay)
     point = loss.at(hidden)
     slope = torch.ones_like(point.p) if point.slope is None else point.slope

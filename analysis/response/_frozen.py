@@ -14,7 +14,8 @@ from .._validation import interval
 from ..calibration import binned_true_error, tied_accuracy
 from ._inputs import Distributions, Reduced, blocks, head_of, matrix, reduced, smoothings
 from ._loss import ContextLoss, forward
-from ._newton import Domain, minimise
+from ._minimise import minimise
+from ._newton import Domain
 
 __all__ = ["FrozenHeadResponse", "domain_of", "frozen_head_response"]
 
@@ -22,7 +23,6 @@ Array = NDArray[np.float64]
 Features = Literal["sphere", "ball"]
 _TOLERANCE = 1e-8  # of the solver: gradient along the domain, in units of the largest centred row
 _CONVERGED = 1e-5  # what counts: the confidence of a context is then right to about 1e-5
-_TIES = 0.01  # share of the largest probability within which tokens tie for the prediction
 _KICK = 1e-2  # share of the norm by which a start on the sphere is moved, as smoothing may turn it into a saddle
 
 
@@ -52,7 +52,7 @@ class FrozenHeadResponse(NamedTuple):
     plain_entropy: float
     true_ece: Array | None
     true_ece_gain: Array | None
-    converged: NDArray[np.bool_]
+    converged: NDArray[Any]  # of bool
     residual: Array
 
 
@@ -118,7 +118,7 @@ def frozen_head_response(
         >>> from analysis.bottleneck import FitConfig, train
         >>> from analysis.teachers import TeacherConfig
         >>> plain = train(FitConfig(hidden_size=64, teacher=TeacherConfig(kind="lowrank")))
-        >>> response = analysis.response.frozen_head_response(
+        >>> response = frozen_head_response(
         ...     plain.head.weight(), plain.head.hidden(), plain.training, [0.05, 0.1])
         >>> response.fall.round(3).tolist(), response.converged.tolist()
         ([0.004, 0.01], [True, True])
@@ -204,7 +204,7 @@ def _block(
         z, _ = forward(head, found.hidden)
         log_p = z.log_softmax(-1)
         p = log_p.exp()
-        accuracy = torch.zeros_like(p[:, 0]) if truth is None else tied_accuracy(p, truth, _TIES)
+        accuracy = torch.zeros_like(p[:, 0]) if truth is None else tied_accuracy(p, truth)
         lines = (p.amax(-1), -(p * log_p).sum(-1), accuracy, found.residual)
         read[:, index] = torch.stack(lines).cpu().numpy()
         start = found.hidden

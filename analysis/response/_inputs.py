@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._arguments import as_numpy
 from .._validation import interval
 
 __all__ = ["Distributions", "Head", "Reduced", "blocks", "head_of", "matrix", "reduced", "smoothings"]
@@ -78,6 +79,8 @@ def matrix(name: str, value: Any, device: torch.device | str | None, width: int 
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"{name} must have a floating dtype, got {value.dtype}.")
+        if value.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got {value.layout}.")
         found = value.detach().to(device=device or value.device, dtype=torch.float64)
         finite = bool(found.isfinite().all())
         if not finite:
@@ -114,13 +117,15 @@ class Distributions:
 
     def __init__(self, name: str, value: Any, n_contexts: int, vocab_size: int, device: torch.device) -> None:
         self._name, self._shape, self._device = name, (n_contexts, vocab_size), device
-        self._make: Callable[[slice], Tensor]
+        self._make: Callable[[slice], Any]
         if all(hasattr(value, field) for field in ("context", "token", "weight")):
             self._make = self._from_pairs(value)
         elif callable(value):
             self._make = value
         else:
-            array = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value.detach())
+            array = value.detach() if isinstance(value, Tensor) else torch.from_numpy(as_numpy(name, value))
+            if array.layout is not torch.strided:
+                raise TypeError(f"{name} must be a dense tensor, got {array.layout}.")
             if array.ndim == 1 and not array.is_floating_point() and array.dtype != torch.bool:
                 self._make = self._from_tokens(array)
             elif array.ndim == 2 and array.is_floating_point():

@@ -33,6 +33,28 @@ class Point:
     slope: Tensor | None  # f'(a), (n, V); None for 1
     bend: Tensor | None  # f''(a) (p - q_b), (n, V); None for 0
 
+    def part(self, which: Tensor) -> Point:
+        """Of some contexts."""
+        slope, bend = (None if x is None else x[which] for x in (self.slope, self.bend))
+        return Point(self.value[which], self.gradient[which], self.p[which], self.bulk[which], slope, bend)
+
+    def where(self, chosen: Tensor, other: Point) -> Point:
+        """Its own where ``chosen``, ``(n,)``, else the other's."""
+        if bool(chosen.all()):
+            return self
+
+        def pick(a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(chosen if a.ndim == 1 else chosen.unsqueeze(-1), a, b)
+
+        return Point(
+            pick(self.value, other.value),
+            pick(self.gradient, other.gradient),
+            pick(self.p, other.p),
+            pick(self.bulk, other.bulk),
+            None if self.slope is None or other.slope is None else pick(self.slope, other.slope),
+            None if self.bend is None or other.bend is None else pick(self.bend, other.bend),
+        )
+
 
 def forward(head: Head, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
     """Logits ``(n, V)`` and f'(a), None for 1."""
@@ -72,7 +94,7 @@ class ContextLoss:
         p = (z - lse.unsqueeze(-1)).exp_()
         bulk = (z.mean(-1) - lse).exp()
         squares = 0.5 * self.decay * hidden.square().sum(-1)
-        if slope is None:
+        if slope is None or self._head.softcap is None:
             value = lse - (hidden * self._targets).sum(-1) + squares
             return Point(value, p @ self._head.rows - self._targets + self.decay * hidden, p, bulk, None, None)
         residual = p - self._targets

@@ -1,15 +1,11 @@
-"""Minimise many small losses at once: a truncated-Newton trust region on a sphere, in a ball or in the whole space.
+"""Minimise many small losses at once: a truncated-Newton trust region on spheres or in the whole space.
 
 Every context has a trust region of its own and leaves the batch when its first-order condition holds. The inner solver
 is Steihaug's: conjugate gradients in the tangent space until the residual is small, the region's edge is met or the
 curvature is not positive (Absil, Baker and Gallivan 2007, "Trust-region methods on Riemannian manifolds", FoCM 7,
 303-330). It needs products with the Hessian only, so that D may be in the thousands. In the principal axes of the rows
-the many tokens of small p add to the Hessian about their geometric mean times a diagonal, and the multiplier of the norm
-another: this is the preconditioner, and the few tokens of large p take a step of the solver each.
-
-In a ball the minimum of a convex loss lies on the sphere, where the multiplier of the norm is at least 0 there, or is
-that of the whole space: each context is tried on the sphere and, where that fails, without limits. (A slack
-coordinate would do without the two cases, but converges slowly where the multiplier is near 0, as in saturated heads.)
+the many tokens of small p add to the Hessian about their geometric mean times a diagonal, and the multiplier of the
+norm another: this is the preconditioner, and the few tokens of large p take a step of the solver each.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ from torch import Tensor
 
 from ._loss import ContextLoss, Point
 
-__all__ = ["Domain", "Minimum", "give_way", "minimise"]
+__all__ = ["ENOUGH", "Domain", "Minimum", "Solver"]
 
 _ITERATIONS = 200
 _INNER = 400
@@ -32,7 +28,7 @@ _INNER = 400
 # left moves max p by at most sqrt(x / 2), by Cauchy and Schwarz in the metric of the Hessian.
 _NOISE = 1e-13
 _LEAST = 1e-14  # curvature that the preconditioner assumes everywhere, in units of the largest row's square
-_ENOUGH = 1e-6  # of the gradient, beside such a fall
+ENOUGH = 1e-6  # of the gradient, beside such a fall
 
 
 @dataclass(frozen=True)
@@ -49,86 +45,24 @@ class Domain:
 
 @dataclass
 class Minimum:
-    """Hidden states ``(n, D)`` and the largest component of the gradient that is left in each, in units of ``scale``."""
+    """Hidden states ``(n, D)`` and the norm of the gradient that is left in each, in units of ``scale``."""
 
     hidden: Tensor
     residual: Tensor  # (n,)
 
 
-def minimise(
-    loss: ContextLoss, start: Tensor, domain: Domain, *, squares: Tensor, scale: float, tolerance: float
-) -> Minimum:
-    """Local minimum that a descent from ``start`` reaches; for a convex loss in a ball or in the whole space, the global.
+class Solver:
+    """State of the contexts that still move; ``found`` and ``left`` hold all.
 
     Args:
         loss: Of the contexts.
-        start: ``(n, D)``; for a sphere or a ball brought into it.
-        domain: Where to look.
-        squares: Diagonal of W^T W, ``(D,)``; W has orthogonal columns.
-        scale: Unit of gradients: the largest norm of a centred row.
-        tolerance: Stop where the gradient along the domain is at most this, in that unit.
-
-    Returns:
-        The minimum; contexts that did not get there have a residual above the tolerance.
-    """
-    if domain.kind != "ball" or domain.radius is None:
-        return _Solver(loss, start, domain, squares, scale, tolerance).run()
-    sphere, free = Domain("sphere", domain.radius), Domain("free", None)
-    found = Minimum(start.clone(), torch.full_like(domain.radius, math.inf))
-    on_edge = todo = torch.ones_like(domain.radius, dtype=torch.bool)
-    for turn in range(4):  # the first two give up a context early; where each guess was wrong, two more do not
-        there, place = (on_edge, sphere) if turn % 2 == 0 else (~on_edge, free)
-        which = (todo & there).nonzero().squeeze(-1)
-        leave = None if turn > 1 else domain.radius[which]
-        solver = _Solver(loss.part(which), found.hidden[which], place.part(which), squares, scale, tolerance, leave)
-        solved = solver.run()
-        found.hidden[which], found.residual[which] = solved.hidden, solved.residual
-        inside = found.hidden.norm(dim=-1) <= domain.radius
-        wrong = torch.where(on_edge, ~_outward(loss, found.hidden), ~inside)
-        todo = wrong | (found.residual > _ENOUGH)
-        if not bool(todo.any()):
-            return found
-        on_edge = torch.where(wrong, ~on_edge, on_edge)
-    found.residual[wrong] = math.inf
-    return found
-
-
-def give_way(
-    loss: ContextLoss, hidden: Tensor, domain: Domain, push: Tensor, *, squares: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """How a minimum moves when its gradient is pushed: [Pi (Hessian + mu) Pi]^+ Pi push.
-
-    Args:
-        loss: Of the contexts.
-        hidden: Their minima, ``(n, D)``, on the sphere of ``domain`` or free.
-        domain: Where they may move. The multiplier mu counts as 0 where it is negative, as it is in a ball.
-        push: ``(n, D)``.
-        squares: Diagonal of W^T W.
+        start: ``(n, D)``.
+        domain: A sphere, onto which the start is brought, or everywhere.
+        squares: Diagonal of W^T W, ``(D,)``.
         scale: Unit of gradients.
-
-    Returns:
-        The moves, and what is left of each equation as a share of the push, ``(n,)``.
+        tolerance: Where to stop.
+        leave: ``(n,)``, the radius of the ball in which this domain is one of two guesses; None to stay.
     """
-    solver = _Solver(loss, hidden, domain, squares, scale, 0.0)
-    solver.region = torch.full_like(solver.region, math.inf)
-    x, pull = solver.x, torch.zeros_like(hidden[:, :1])
-    if solver.squared is not None:
-        pull = (-(solver.point.gradient * x).sum(-1, keepdim=True) / solver.squared).clamp_min(0)
-        push = push - x * ((push * x).sum(-1, keepdim=True) / solver.squared)
-    move, _ = solver.conjugate_gradients(-push, pull, torch.zeros_like(push[:, 0]), solver.diagonal(pull))
-    left = (solver.curvature(move, pull) - push).norm(dim=-1)
-    return move, left / push.norm(dim=-1).clamp_min(1e-300)
-
-
-def _outward(loss: ContextLoss, hidden: Tensor) -> Tensor:
-    """Whether the loss would fall along the hidden state: a multiplier of at least 0, up to rounding."""
-    gradient = loss.at(hidden).gradient
-    noise = 1e-12 * gradient.norm(dim=-1) * hidden.norm(dim=-1)
-    return (gradient * hidden).sum(-1) <= noise
-
-
-class _Solver:
-    """State of the contexts that still move; ``found`` and ``left`` hold all."""
 
     def __init__(
         self,
@@ -138,7 +72,7 @@ class _Solver:
         squares: Tensor,
         scale: float,
         tolerance: float,
-        leave: Tensor | None = None,  # (n,) radius of the ball in which this is one of two guesses
+        leave: Tensor | None = None,
     ) -> None:
         self.loss, self.scale, self.tolerance = loss, scale, tolerance
         self.x, self.leave = _placed(start, domain), leave
@@ -169,17 +103,17 @@ class _Solver:
         return Minimum(self.found, self.left)
 
     def misplaced(self) -> Tensor:
-        """Contexts whose guess looks wrong: on the sphere the loss falls inwards, without limits it fell far outside."""
+        """Contexts whose guess looks wrong: on the sphere the loss falls inwards, or a free minimum is far outside."""
         if self.leave is None:
             return torch.zeros_like(self.active, dtype=torch.bool)
         if self.squared is None:
             return self.x.norm(dim=-1) > 2 * self.leave
-        return (self.point.gradient * self.x).sum(-1) > 1e-12 * self.scale * self.leave
+        return (self.point.gradient * self.x).sum(-1) > self.tolerance * self.scale * self.leave
 
     def keep(self, which: Tensor) -> None:
         self.loss = self.loss.part(which)
         self.x, self.region, self.largest = self.x[which], self.region[which], self.largest[which]
-        self.active, self.point = self.active[which], _chosen(self.point, which)
+        self.active, self.point = self.active[which], self.point.part(which)
         self.squared = None if self.squared is None else self.squared[which]
         self.leave = None if self.leave is None else self.leave[which]
 
@@ -219,8 +153,8 @@ class _Solver:
             torch.where(ratio > 0.75, torch.minimum(torch.maximum(self.region, 2 * size), self.largest), self.region),
         )
         self.x = torch.where(accepted.unsqueeze(-1), trial, self.x)
-        self.point = _either(accepted, point, self.point)
-        return blind & (~accepted | (then <= _ENOUGH))
+        self.point = point.where(accepted, self.point)
+        return blind & (~accepted | (then <= ENOUGH))
 
     def conjugate_gradients(
         self, gradient: Tensor, pull: Tensor, left: Tensor, diagonal: Tensor
@@ -285,16 +219,3 @@ def _to_edge(move: Tensor, direction: Tensor, region: Tensor) -> Tensor:
     c = (region.square() - move.square().sum(-1)).clamp_min(0)
     root = (b.square() + a * c).sqrt()
     return torch.where(b > 0, c / (b + root), (root - b) / a)
-
-
-def _chosen(point: Point, which: Tensor) -> Point:
-    return Point(*(None if part is None else part[which] for part in vars(point).values()))  # pyright: ignore
-
-
-def _either(first: Tensor, a: Point, b: Point) -> Point:
-    """Of each context the one or the other."""
-    if bool(first.all()):
-        return a
-    wide = first.unsqueeze(-1)
-    parts = zip(vars(a).values(), vars(b).values(), strict=True)
-    return Point(*(None if x is None else torch.where(first if x.ndim == 1 else wide, x, y) for x, y in parts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -87,9 +89,7 @@ def clipped_fall(
 
 
 @one_index
-def exceeds_smoothed_target(
-    confidence: ArrayLike, vocab_size: ArrayLike, label_smoothing: ArrayLike
-) -> NDArray[np.bool_]:
+def exceeds_smoothed_target(confidence: ArrayLike, vocab_size: ArrayLike, label_smoothing: ArrayLike) -> NDArray[Any]:
     """Whether the plain confidence is above 1 - b + b/V: the rule that the activity index has to beat.
 
     For balanced deterministic targets at D >= V - 1 it is the same statement as A < 1. Noisy heads may feel smoothing

@@ -27,8 +27,10 @@ def activity_index(
     A > 1, = 1, < 1 says that this derivative is > 0, = 0, < 0, **for every input**: A > 1 means that even the
     smoothed loss still wants larger logits (smoothing inert), A < 1 that it wants smaller ones (smoothing acts). This
     is a first-order statement, averaged over the data, about the overall scale; that A > 1 leaves the confidence
-    unchanged is exact only in the setting of :func:`effectiveness_ratio`. Needs forward passes only, for any D, V,
-    temperature, softcap and bias.
+    unchanged is exact only in the setting of :func:`effectiveness_ratio`, where A < 1 says no more than that the plain
+    confidence exceeds 1 - b + b/V (:func:`analysis.response.exceeds_smoothed_target`). With noisy targets smoothing
+    acts at any A; :func:`analysis.response.frozen_head_response` predicts by how much. Needs forward passes only, for
+    any D, V, temperature, softcap and bias.
 
     Args:
         entropy: Mean entropy H of the predictions over the training distribution, in nats.

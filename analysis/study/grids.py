@@ -13,7 +13,7 @@ from ..bottleneck import FitConfig
 from ..lab.registry import Experiment
 from ..teachers import TeacherConfig, TeacherKind
 
-__all__ = ["CONTEXTS", "fit_seconds", "head_experiment", "heads", "smoothing_at_gap"]
+__all__ = ["CONTEXTS", "fit_queue", "fit_seconds", "head_experiment", "heads", "smoothing_at_gap"]
 
 CONTEXTS = 256  # of a noisy teacher; a det teacher has one for each token, which is all it can tell apart
 
@@ -34,12 +34,13 @@ _LARGE = 2**28
 def head_experiment(**fields: Any) -> Experiment:
     """An experiment on trained heads: a cell has no seeds, its twin neither smoothing nor penalty."""
     return Experiment(
-        seconds=fit_seconds, queue=_queue, cell=_cell, twin=_plain, name_of=_name,
+        seconds=fit_seconds, queue=fit_queue, cell=_cell, twin=_plain, name_of=_name,
         columns=tuple(FitConfig(hidden_size=1).columns()), **fields,
     )  # fmt: skip
 
 
-def _queue(config: FitConfig) -> str:
+def fit_queue(config: FitConfig) -> str:
+    """Which processes on a GPU may compute a fit: see ``queue`` of :class:`~analysis.lab.registry.Experiment`."""
     teacher = config.teacher
     if teacher.n_contexts * teacher.vocab_size < _LARGE:
         return "gpu"

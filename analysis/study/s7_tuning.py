@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._arguments import check_fields
 from .._validation import check_number, check_numbers
-from ..calibration import calibration_error, fit_temperature, score_against_truth, uniform_index
+from ..calibration import calibration_error, fit_temperature, score_against_truth, tied_accuracy, uniform_index
 from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import unsmooth
 from ..teachers import random_streams
@@ -242,7 +242,7 @@ def _measured(
 
 def _scores(p: Tensor, batch: Contexts) -> dict[str, float]:
     confidence, prediction = p.max(-1)
-    accuracy = batch.conditionals.gather(-1, prediction.unsqueeze(-1)).squeeze(-1).numpy()
+    accuracy = tied_accuracy(p, batch.conditionals).numpy()
     log_p = p.clamp_min(1e-300).log()
     return {
         **score_against_truth(confidence.clamp_max(1).double().numpy(), accuracy),
@@ -254,9 +254,8 @@ def _scores(p: Tensor, batch: Contexts) -> dict[str, float]:
 
 def _reliability(p: Tensor, batch: Contexts) -> str:
     """Bins of ``true_ece`` that hold any context, lowest first: ``count:mean confidence:mean true accuracy;...``."""
-    confidence, prediction = p.max(-1)
-    sure = confidence.clamp_max(1).numpy()
-    accuracy = batch.conditionals.gather(-1, prediction.unsqueeze(-1)).squeeze(-1).numpy()
+    sure = p.amax(-1).clamp_max(1).numpy()
+    accuracy = tied_accuracy(p, batch.conditionals).numpy()
     bins = uniform_index(sure, _BINS)
     parts = [bins == index for index in np.unique(bins)]
     return ";".join(f"{part.sum()}:{sure[part].mean():.5f}:{accuracy[part].mean():.5f}" for part in parts)

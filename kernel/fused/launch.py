@@ -14,6 +14,7 @@ __all__ = [
     "available",
     "blocks",
     "launch_table",
+    "precise",
     "processors",
     "set_launch_table",
     "uses_descriptors",
@@ -99,6 +100,11 @@ def set_launch_table(device: torch.device, dtype: torch.dtype, table: LaunchTabl
 def blocks(length: int, size: int) -> int:
     """Blocks of ``size`` that cover ``length``."""
     return -(-length // size)
+
+
+def precise(tensor: torch.Tensor) -> bool:
+    """Whether logits keep float32's relative accuracy near 0: those of float32, and all in the interpreter."""
+    return tensor.dtype == torch.float32 or tensor.device.type == "cpu"
 
 
 @cache

@@ -11,7 +11,7 @@ from .arguments import Head, Kept, Scalars, describe, storage, tiling
 from .compile_ahead import run_kernel
 from .input_gradient import CUTS, extra_row_blocks, input_gradient_kernel, unpack_kernel
 from .keep import column_sum
-from .launch import blocks, launch_table, processors, uses_descriptors
+from .launch import blocks, launch_table, precise, processors, uses_descriptors
 from .logit_gradient import gradient_rows_kernel, kept_strip_kernel, largest_kernel, recomputed_strip_kernel
 from .rows import KeptRows, pack_hidden
 from .schedule import Schedule
@@ -209,7 +209,7 @@ class _Backward:
             BLOCK_ROWS=launch.rows,
             BLOCK_HIDDEN=launch.depth,
             DESCRIPTOR=self.descriptor,
-            PRECISE=self.packed.dtype == torch.float32,
+            PRECISE=precise(self.packed),
             **tiling(launch),
         )
 
@@ -242,7 +242,7 @@ class _Backward:
             **self.constants,
             CODE=kept.columns.dtype == torch.int16,
             MASK_VOCAB=start + dz.shape[1] > self.vocab_size,
-            PRECISE=dz.dtype == torch.float32,
+            PRECISE=precise(dz),
             ROWS=per_program,
             ALIGNED_ROWS=128,
         )

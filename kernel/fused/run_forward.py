@@ -11,7 +11,7 @@ from .arguments import Head, Kept, Scalars, Storage, describe, storage, tiling
 from .compile_ahead import run_kernel
 from .forward import MAX_UNITS, forward_kernel
 from .keep import overflow, target_column_kernel
-from .launch import blocks, launch_table, processors, uses_descriptors
+from .launch import blocks, launch_table, precise, processors, uses_descriptors
 from .logit_gradient import recomputed_strip_kernel
 from .merge import merge_kernel, target_logit_kernel
 from .rows import KeptRows, index_memory, index_rows, pack_hidden
@@ -154,7 +154,7 @@ def _target_logit(head: Head, scalars: Scalars, rows: KeptRows) -> tuple[Tensor,
         **scalars.gains(),
         HAS_BIAS=bias is not None,
         SOFTCAP=scalars.softcap > 0,
-        PRECISE=hidden.dtype == torch.float32,
+        PRECISE=precise(hidden),
         ROWS=_TARGETS,
         BLOCK_HIDDEN=256,
     )
@@ -235,7 +235,7 @@ class _Sweep:
                 BLOCK_HIDDEN=launch.depth,
                 DESCRIPTOR=descriptor,
                 GATHER=gather,
-                PRECISE=weight.dtype == torch.float32,
+                PRECISE=precise(weight),
                 WIDTH=min(_WIDTH, launch.columns // 4),
                 **tiling(launch),
             )
@@ -286,7 +286,7 @@ def _store_softmax(
         BLOCK_VOCAB=launch.columns,
         BLOCK_HIDDEN=launch.depth,
         DESCRIPTOR=descriptor,
-        PRECISE=source.dtype == torch.float32,
+        PRECISE=precise(source),
         **tiling(launch),
     )
 

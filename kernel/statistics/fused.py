@@ -1,4 +1,4 @@
-"""head_statistics in Triton: a sweep (:mod:`.sweep`) and a join for each eight temperatures.
+"""head_statistics in Triton: a sweep (:mod:`kernel.statistics.sweep`) and a join for each eight temperatures.
 
 Memory beyond inputs and results: the partial statistics, 16 MiB at eight temperatures and 8,192 tokens, whatever the
 vocabulary. Importing this module needs no Triton; calling :func:`statistics` does.
@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..fused.launch import Launch, available, launch_table, processors, uses_descriptors
+from ..fused.launch import Launch, available, launch_table, precise, processors, uses_descriptors
 from ..options import LossOptions
 from .fields import HeadStatistics, check_finite
 
@@ -120,7 +120,7 @@ def _pass(
     labels = torch.zeros(n, dtype=torch.int64, device=device) if target is None else target
     rows = index_rows(labels, options.ignore_index if target is not None else -1)
     scalars = Scalars(0.0, options.softcap or 0.0, 1.0, options.logit_scale, 0.0, 0.0, options.ignore_index)
-    head = {"HAS_BIAS": bias is not None, "SOFTCAP": scalars.softcap > 0, "PRECISE": hidden.dtype == torch.float32}
+    head = {"HAS_BIAS": bias is not None, "SOFTCAP": scalars.softcap > 0, "PRECISE": precise(hidden)}
     own = torch.empty(n, dtype=torch.float32, device=device)
     if target is not None:
         run_kernel(

@@ -6,7 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.calibration import calibration_error, true_calibration_error, true_decomposition
+from analysis.calibration import (
+    binned_true_error,
+    calibration_error,
+    tied_accuracy,
+    true_calibration_error,
+    true_decomposition,
+)
 
 
 def distributions(rng, contexts, vocab_size, sharpness=2.0):
@@ -72,9 +78,12 @@ def test_tensors_and_leading_axes():
     p = torch.softmax(torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)), -1).requires_grad_()
     assert true_calibration_error(p, p, kind="canonical") == 0
     uniform = torch.full((3, 4, 6), 1 / 6)
-    # The first class wins every tie; its confidence is always 1/6, so all contexts merge.
-    expected = abs(1 / 6 - p[..., 0].mean().item())
-    assert true_calibration_error(uniform, p) == pytest.approx(expected, abs=1e-7)
+    # All classes tie and share their accuracies, 1/6 in every context, as says the confidence.
+    assert true_calibration_error(uniform, p) == pytest.approx(0, abs=1e-7)
+    # Two classes tie: their mean; the confidence is always 1/4, so all contexts merge.
+    two = torch.tensor([0.25, 0.25, 0.125, 0.125, 0.125, 0.125]).expand(3, 4, 6)
+    expected = abs(1 / 4 - p[..., :2].mean().item())
+    assert true_calibration_error(two, p) == pytest.approx(expected, abs=1e-7)
 
 
 def test_decomposition_adds_up_to_the_expected_scores():
@@ -121,3 +130,37 @@ def test_an_excluded_label_costs_infinity_unless_its_context_never_occurs():
 def test_refusals(arguments, error, text):
     with pytest.raises(error, match=text):
         true_calibration_error(**{"p_model": [[0.5, 0.5]], "p_true": [[0.5, 0.5]], **arguments})
+
+
+def test_tied_predictions_have_their_mean_accuracy():
+    """A head that repeats counts of 3, 3, 2: which of the first two tokens comes first says nothing of it."""
+    true = np.array([[0.5, 0.1, 0.4]])
+    for noise in (1e-3, -1e-3):
+        model = np.array([[3 + noise, 3 - noise, 2]]) / 8
+        expected = abs(model.max() - 0.3)
+        assert true_calibration_error(model, true, n_bins=15, tie_tolerance=0.01) == pytest.approx(expected)
+        assert tied_accuracy(model, true, 0.01) == pytest.approx([0.3])
+        assert tied_accuracy(torch.from_numpy(model), torch.from_numpy(true), 0.01).tolist() == pytest.approx([0.3])
+    exact = np.array([[3, 3, 2]]) / 8
+    assert true_calibration_error(exact, true) == pytest.approx(abs(3 / 8 - 0.3))
+    assert tied_accuracy(np.array([[3.2, 2.8, 2.0]]) / 8, true, 0.01) == pytest.approx([0.5])  # no tie
+
+
+def test_the_order_of_tokens_changes_no_error():
+    rng = np.random.default_rng(5)
+    counts = rng.multinomial(4, distributions(rng, 50, 6)).astype(float) / 4
+    true, order = distributions(rng, 50, 6), rng.permutation(6)
+    one, two = (true_calibration_error(counts[:, x], true[:, x], n_bins=15) for x in (np.arange(6), order))
+    assert one == pytest.approx(two, abs=1e-12)
+
+
+def test_the_binned_error_of_confidences_is_that_of_distributions():
+    rng = np.random.default_rng(6)
+    model, true = distributions(rng, 80, 5), distributions(rng, 80, 5)
+    found = binned_true_error(model.max(-1), tied_accuracy(model, true, 0.0))
+    assert found == pytest.approx(true_calibration_error(model, true, n_bins=15), abs=1e-12)
+
+
+def test_a_wrong_tie_tolerance_is_named():
+    with pytest.raises(ValueError, match=r"tie_tolerance must be in \[0, 1\), got 1.5"):
+        true_calibration_error([[0.5, 0.5]], [[0.5, 0.5]], tie_tolerance=1.5)

@@ -176,3 +176,22 @@ def test_the_tightest_cap_is_the_least_of_its_parts():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+@pytest.mark.parametrize(("vocab_size", "m", "c"), [(4, 3.0, 2.0), (32, 12.0, 5.0), (256, 20.0, 8.0)])
+def test_of_the_constraints_of_the_softcap_bound_one_binds(vocab_size, m, c):
+    """Notes, section 1 (4): E(p) + E(-q) over p <= m, -q <= m, p - mu q <= (mu - 1) m is largest on the last one."""
+    x = np.linspace(-m, m, 4001)
+    f = c * np.tanh(x / c)
+    slopes = (f[None, 2000:] - f[0]) / (x[None, 2000:] - x[0])  # the envelope: a chord from -m, then f
+    touch = 2000 + int(slopes.argmax())
+    envelope = np.where(np.arange(x.size) < touch, f[0] + slopes.max() * (x - x[0]), f)
+    mu = 2 * (vocab_size - 1) / (vocab_size - 2)
+    p, r = x[:, None], x[None, :]  # r = -q
+    inside = p + mu * r <= (mu - 1) * m * (1 + 1e-12)
+    total = np.where(inside[::4, ::4], (envelope[:, None] + envelope[None, :])[::4, ::4], -np.inf)
+    best = np.unravel_index(total.argmax(), total.shape)
+    top, rest = x[::4][best[0]], x[::4][best[1]]
+    assert total.max() == pytest.approx(float(caps.softcap_gap(m, vocab_size, c)), rel=5e-3)
+    assert top + mu * rest == pytest.approx((mu - 1) * m, abs=2e-2 * m)
+    assert top < m * 0.999  # p <= m does not bind here

@@ -56,6 +56,9 @@ CALLS: dict[str, dict[str, Any]] = {
     "smoothing_penalty": {"logits": Z},
     "unsmooth": {"probabilities": P, "label_smoothing": B},
     "weighted_svd_head": {"probabilities": P, "hidden_size": 1},
+    "clipped_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
+    "exceeds_smoothed_target": {"confidence": C[:2], "vocab_size": V, "label_smoothing": B},
+    "rational_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
     "scale_gap": {"entropy": S, "cross_entropy": S},
     "smoothing_slope": {"entropy": S, "cross_entropy": S, "uniform_cross_entropy": M + 4, "label_smoothing": B},
     "fit_norm_ball": {"vocab_size": 4, "hidden_size": 4, "norm_product": M, "label_smoothing": B, "steps": 1},
@@ -94,9 +97,6 @@ CALLS: dict[str, dict[str, Any]] = {
     "packing_gap": {"norm_product": M, "vocab_size": V, "hidden_size": D},
     "score_predictions": {"confidence": C, "correct": Y},
     "spectral_gap": {"spectral_norm": M, "feature_norm_max": S, "vocab_size": V, "hidden_size": D},
-    "clipped_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
-    "exceeds_smoothed_target": {"confidence": C[:2], "vocab_size": V, "label_smoothing": B},
-    "rational_fall": {"confidence": C[:2], "activity_index": S, "vocab_size": V, "label_smoothing": B},
     "wilson_interval": {"correct": np.array([3.5, 4.0]), "samples": np.array([5, 8])},
 }
 # What takes no bare numbers, or only those of another function: models, files, tables, statistics of a head, blocks;

@@ -221,6 +221,18 @@ def test_heads_that_are_trained_again_fall_as_predicted(kind):
         assert response.true_ece_gain[i] == pytest.approx(gain[0] - gain[1], abs=0.015)
 
 
+def test_under_a_contraction_smoothing_still_acts_on_noisy_targets():
+    """The scope of C2: that a contraction cannot make smoothing act is proved for balanced deterministic targets."""
+    w, h, q = small_head(0, vocab_size=12, width=4, radius=1.0)
+    for c in (0.5, 2.0):
+        plain = np.stack([scipy_minimum(x, w, y, 0.0, "sphere", 1.0, softcap=c) for x, y in zip(h, q, strict=True)])
+        index = stationarity(w, plain, q, 0.05, softcap=c).activity_index
+        response = frozen_head_response(w, plain, q, 0.05, softcap=c)
+        assert response.converged
+        assert (index > 1).any()
+        assert (np.abs(response.fall_per_context[index > 1]) > 1e-6).any()
+
+
 def test_targets_in_any_form_and_any_block_give_the_same():
     config = TeacherConfig(kind="lowrank", vocab_size=20, n_contexts=16, rank=4)
     plain = train(FitConfig(teacher=config, hidden_size=6, max_steps=300))
@@ -280,6 +292,9 @@ def test_the_cost_stays_below_that_of_the_training():
         ({"label_smoothing": [[0.1]]}, ValueError, r"label_smoothing must have shape \(\) or \(B,\)"),
         ({"temperature": 0.0}, ValueError, "temperature must be finite and greater than 0"),
         ({"softcap": -1.0}, ValueError, "softcap must be finite and greater than 0"),
+        ({"weight": torch.eye(4, 3).to_sparse()}, TypeError, "weight must be a dense tensor"),
+        ({"weight": np.ma.masked_array(np.ones((4, 3)), False)}, TypeError, "weight must not be a masked array"),
+        ({"target_distribution": np.ma.masked_array([0, 1], False)}, TypeError, "must not be a masked array"),
         ({"features": "cube"}, ValueError, "features must be 'sphere' or 'ball', got 'cube'"),
         ({"feature_norm": 0.0}, ValueError, "feature_norm must be greater than 0"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be finite and at least 0"),

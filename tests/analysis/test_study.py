@@ -69,6 +69,10 @@ class TestGrids:
                 cell, seed = dataclasses.replace(config, seed=0), config.seed
                 if getattr(config, "model", ""):  # bounds of public shapes: nothing is random
                     continue
+                if getattr(config, "arm", "") == "det" and config.vocab_size == 32768:  # a minute a fit, one seed
+                    continue
+                if getattr(config, "source", "") and config.vocab_size == 1024 and preset == "quick":
+                    continue
             seeds.setdefault(cell, set()).add(seed)
         assert min(map(len, seeds.values())) >= least
 
@@ -90,11 +94,11 @@ class TestGrids:
 
     def test_predictions_name_claims_and_every_experiment_has_one(self):
         claims = {p.claim for study in experiments(["all"]) for p in study.predictions}
-        assert claims == {f"K{i}" for i in range(1, 10)} - {"K7"}
+        assert claims == {f"K{i}" for i in range(1, 10)} - {"K7"} | {"law"}
         assert all(study.predictions for study in experiments(["all"]))
 
     def test_unknown_names_are_refused(self):
-        with pytest.raises(ValueError, match=r"^name must be one of \('S1', .*'S7'\), got 'S8'\.$"):
+        with pytest.raises(ValueError, match=r"^name must be one of \('S1', .*'S9'\), got 'S8'\.$"):
             experiment("S8")
 
     def test_names_come_once_and_in_order(self):
@@ -154,7 +158,8 @@ class TestTheoryInTheTables:
 
     def test_rows_are_complete_cells_and_the_sidecar_counts_the_others(self, preset):
         there = [name for name in EXPERIMENTS if find_table(FOLDERS[preset], name)]
-        assert there == list(EXPERIMENTS) or (preset, set(EXPERIMENTS) - set(there)) == ("full", {"S4"})
+        left = set(EXPERIMENTS) - set(there)
+        assert not left or (preset, left) == ("full", {"S9"})
         for name in there:
             configs, keys = experiment(name).configs(preset), set(committed(preset, name)["key"])
             sidecar = json.loads((FOLDERS[preset] / f"{name}.json").read_text())

@@ -145,7 +145,7 @@ class TestRun:
 
     @pytest.mark.parametrize(
         "arguments",
-        [[], ["run", "S9"], ["run", "--preset", "tiny"], ["run", "--engine", "cloud"], ["run", "--workers", "0"]],
+        [[], ["run", "S8"], ["run", "--preset", "tiny"], ["run", "--engine", "cloud"], ["run", "--workers", "0"]],
     )
     def test_wrong_calls_are_refused(self, arguments, capsys):
         with pytest.raises(SystemExit, match="2"):
@@ -282,7 +282,7 @@ class TestPack:
     @pytest.mark.parametrize(
         ("line", "reason"),
         [
-            ({"experiment": "S9", "key": "0" * 20}, "experiment must be one of"),
+            ({"experiment": "S8", "key": "0" * 20}, "experiment must be one of"),
             ({"experiment": "S1", "key": "../../evil"}, "key of 20 hexadecimal digits"),
             ({"experiment": "S1", "key": "0" * 20, "row": {}}, "must have config, row and environment"),
         ],
@@ -295,7 +295,7 @@ class TestPack:
     def test_a_line_of_no_row_adds_nothing_of_the_file(self, finished, tmp_path):
         pack(finished, tmp_path / "rows.gz")
         good = gzip.decompress((tmp_path / "rows.gz").read_bytes())
-        for bad in (b"[]\n", b"{\n", b'{"experiment": "S9"}\n', b"\xff\n"):
+        for bad in (b"[]\n", b"{\n", b'{"experiment": "S8"}\n', b"\xff\n"):
             (tmp_path / "bad.gz").write_bytes(gzip.compress(good + bad))
             with pytest.raises(ValueError, match=r"bad\.gz is no whole file of packed rows: line 4: "):
                 unpack(tmp_path / "b", tmp_path / "bad.gz")

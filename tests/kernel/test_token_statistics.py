@@ -15,8 +15,8 @@ from helpers import eager, problem, relative_error, value_and_gradients
 from kernel import LinearCrossEntropy, TokenStatistics, chunked, head_statistics, linear_cross_entropy
 
 pytest.importorskip("triton")
-on_host = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
-IMPLEMENTATIONS = ["reference", "chunked", pytest.param("triton", marks=on_host)]
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
+IMPLEMENTATIONS = ["reference", "chunked", "triton"]
 OPTIONS = [
     {},
     {"softcap": 3.0, "temperature": 0.5, "label_smoothing": 0.1},

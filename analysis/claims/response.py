@@ -1,0 +1,219 @@
+"""S9 judged: predicted falls beside the measured ones, without any fit, and beside the rivals of two numbers.
+
+The command is ``python -m analysis.claims.response``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ..command import csv_file, finish, output_folder, shown
+from ..lab.registry import PRESETS, Preset
+from ..lab.running import committed_folder
+from ..lab.tables import find_table, made_here, read_table, write_table
+from .statistics import Effect, bootstrap_half_width, resamples
+
+__all__ = ["accuracy", "joined", "main", "unfitted_share"]
+
+Array = NDArray[np.float64]
+_EXAMPLES = """
+examples:
+  python -m analysis.claims.response                          the committed table of the full grid
+  python -m analysis.claims.response --preset quick           of the quick one
+  python -m analysis.claims.response --out paper_figures/out/full   of a run
+"""
+_TOLERANCE = 1e-3  # of the confidence of a plain head that was trained again
+_TRANSITION = (0.05, 6.0)
+_RIVALS = ("predicted_fall", "sphere_fall", "clipped_fall", "rational_fall", "first_order_fall")
+_CELL = [
+    "source", "arm", "teacher", "vocab_size", "n_contexts", "samples_per_context", "hidden_size", "norm",
+    "norm_coefficient", "temperature", "softcap", "softcap_form", "weight_decay", "features", "optimiser",
+    "label_smoothing",
+]  # fmt: skip
+
+
+def joined(predictions: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Predictions of S9 beside what the tables of S3, S4 and S5 measured.
+
+    Args:
+        predictions: The table of S9.
+        tables: By name, as committed.
+
+    Returns:
+        The rows whose smoothed head is known and converged, with ``fall`` and ``true_ece_gain`` measured, and
+        ``confirmed``: whether the plain head that was trained again has the confidence of its row within 1e-3 and its
+        response was solved. Arms, which have no such row, count as confirmed where solved.
+    """
+    readings = [
+        table.loc[table["evaluation"] == "as_trained"] if "evaluation" in table else table for table in tables.values()
+    ]
+    rows = pd.concat([table[["key", "confidence", "true_ece", "converged"]] for table in readings])
+    known = rows.groupby("key").first()
+    found = predictions.copy()
+    for column in ("fall", "true_ece_gain", "smoothed_converged"):
+        if column not in found:
+            found[column] = np.nan
+    plain, smoothed = (known.reindex(found[name]).reset_index(drop=True) for name in ("plain_key", "smoothed_key"))
+    own = found["fall"].notna().to_numpy()
+    for column, name in (("fall", "confidence"), ("true_ece_gain", "true_ece")):
+        there = np.asarray(plain[name], np.float64) - np.asarray(smoothed[name], np.float64)
+        found[column] = np.where(own, np.asarray(found[column], np.float64), there)
+    off = np.asarray(found["plain_confidence"], np.float64) - np.asarray(plain["confidence"], np.float64)
+    found["confidence_off"] = np.where(own, 0.0, off)
+    found["confirmed"] = (found["confidence_off"].abs() <= _TOLERANCE) & _flags(found["solved"])
+    twin = np.where(own, _flags(found["smoothed_converged"]), _flags(smoothed["converged"]))
+    return found.loc[_flags(found["converged"]) & twin & found["fall"].notna()].reset_index(drop=True)
+
+
+def _flags(column: Iterable[object]) -> NDArray[np.bool_]:
+    """Truth of a column; what is missing is not true."""
+    return np.array([str(value) == "True" for value in column], np.bool_)
+
+
+def unfitted_share(predicted: Array, measured: Array) -> float:
+    """1 - mean (measured - predicted)^2 / variance of measured: R2 of a prediction that nothing was fitted to."""
+    spread = measured.var()
+    return float(1 - ((measured - predicted) ** 2).mean() / spread) if spread > 0 else float("nan")
+
+
+def _slope(predicted: Array, measured: Array) -> float:
+    """Least-squares slope of measured on predicted, through the origin."""
+    square = float((predicted**2).sum())
+    return float((predicted * measured).sum()) / square if square > 0 else float("nan")
+
+
+def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
+    """One line for each group of cells and predictor, with 95 % intervals over seeds; only confirmed pairs.
+
+    Args:
+        pairs: From :func:`joined`.
+
+    Returns:
+        ``group``, ``predictor``, ``cells``, ``seeds``, ``r2`` (unfitted) with ``r2_low`` and ``r2_high``, ``ahead``, by
+        how much P's r2 is above it, paired over the same resamples, with ``ahead_low`` and ``ahead_high``, ``slope``
+        of the measured fall on it, ``largest_error`` and ``largest_error_cell``.
+    """
+    pairs = pairs.loc[pairs["confirmed"]]
+    noisy, inside = pairs["teacher"] != "det", pairs["activity_index"].between(*_TRANSITION)
+    own = pairs["arm"].fillna("") if "arm" in pairs else pd.Series("", index=pairs.index)
+    grid = own == ""
+    groups: dict[str, pd.Series] = {
+        "all cells": grid,
+        "det": grid & ~noisy,
+        "noisy": grid & noisy,
+        "det, .05 < A < 6": grid & ~noisy & inside,
+        "noisy, .05 < A < 6": grid & noisy & inside,
+    }
+    for b in sorted(pairs.loc[grid, "label_smoothing"].round(6).unique()):
+        groups[f"b = {b:g}, .05 < A < 6"] = grid & inside & (pairs["label_smoothing"].round(6) == b)
+    for arm in sorted(set(own) - {""}):
+        groups[f"arm {arm}"] = own == arm
+    if "samples_per_context" in pairs:
+        for samples in sorted(pairs.loc[own == "trunk", "samples_per_context"].unique()):
+            groups[f"arm trunk, {samples:g} samples"] = (own == "trunk") & (pairs["samples_per_context"] == samples)
+    lines = [line for name, which in groups.items() for line in _lines(name, pairs.loc[which])]
+    return pd.DataFrame(lines)
+
+
+def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
+    cell = [name for name in _CELL if name in pairs]
+    if pairs.empty:
+        return []
+    numbers = pairs.groupby(cell, dropna=False).ngroup().to_numpy()
+    if numbers.max() < 1:
+        return []
+    names, seeds = np.unique(pairs["data_seed"].to_numpy(), return_inverse=True)
+    lines: list[dict[str, object]] = []
+    for rival in _RIVALS:
+        values = np.full((3, numbers.max() + 1, names.size), np.nan)
+        values[:, numbers, seeds] = pairs[["fall", rival, "predicted_fall"]].to_numpy(np.float64).T
+        values[:, ~np.isfinite(values).all(0)] = np.nan
+        kept = np.flatnonzero(np.isfinite(values[0]).any(axis=1))
+        values = values[:, kept]
+        if kept.size < 2:
+            continue
+        share = _over_seeds(values, lambda y, x, best: unfitted_share(x, y))
+        ahead = _over_seeds(values, lambda y, x, best: unfitted_share(best, y) - unfitted_share(x, y))
+        y, x, _ = np.nanmean(values, axis=2)
+        worst = int(np.abs(y - x).argmax())
+        named = pairs.loc[numbers == kept[worst], cell].iloc[0]
+        lines.append({
+            "group": group, "predictor": rival, "cells": len(y), "seeds": names.size,
+            "r2": share.mean, "r2_low": share.low, "r2_high": share.high,
+            "ahead": ahead.mean, "ahead_low": ahead.low, "ahead_high": ahead.high,
+            "slope": _slope(x, y), "largest_error": float(np.abs(y - x).max()),
+            "largest_error_cell": " ".join(f"{name}={value}" for name, value in named.items()),
+        })  # fmt: skip
+    return lines
+
+
+def _over_seeds(values: Array, statistic: Callable[[Array, Array, Array], float]) -> Effect:
+    """A statistic of means over seeds with its bootstrap interval; a cell without a resample's seeds stays whole."""
+    there, known = np.isfinite(values[0]), np.nan_to_num(values)
+
+    def at(weights: Array) -> float:
+        weight = there * weights
+        weight = np.where(weight.any(axis=1, keepdims=True), weight, there)
+        y, x, best = (known * weight).sum(axis=2) / weight.sum(axis=1)
+        return statistic(y, x, best)
+
+    seeds = values.shape[2]
+    distinct, inverse = np.unique(resamples(seeds), axis=0, return_inverse=True)
+    half = float(bootstrap_half_width(np.array([at(w) for w in distinct])[inverse.reshape(-1)], seeds))
+    mean = at(np.full(seeds, 1 / seeds))
+    return Effect(mean, mean - half, mean + half, seeds, values.shape[1])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Join, judge, print and write; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.claims.response",
+        description="Accuracy of the predicted falls of S9, with intervals over seeds.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="full", help="whose tables (default: full)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where S9 is (default: the committed tables)")
+    default = output_folder() / "S9_accuracy.csv"
+    parser.add_argument("--file", type=csv_file, default=default, help=f"CSV to write (default: {shown(default)})")
+    options = parser.parse_args(arguments)
+    return finish(lambda: _judge(options.preset, options.out, options.file))
+
+
+def _judge(preset: Preset, out: Path | None, file: Path) -> int:
+    start, folder = time.perf_counter(), out or committed_folder(preset)
+    path = find_table(folder, "S9")
+    if path is None:
+        raise FileNotFoundError(f"there is no S9.csv in {shown(folder)}: python -m analysis.study run S9 makes it.")
+    measured = {name: find_table(committed_folder(preset), name) for name in ("S3", "S4", "S5")}
+    pairs = joined(read_table(path), {name: read_table(found) for name, found in measured.items() if found is not None})
+    table = accuracy(pairs)
+    for line in table.to_dict("records"):
+        print(
+            f"{line['group']:28}{line['predictor']:18}{line['cells']:5}"
+            f"  R2 {line['r2']:.4f} [{line['r2_low']:.4f}, {line['r2_high']:.4f}]"
+            f"  P ahead {line['ahead']:+.4f} [{line['ahead_low']:+.4f}, {line['ahead_high']:+.4f}]"
+            f"  slope {line['slope']:.3f}  largest error {line['largest_error']:.4f}"
+        )
+    not_confirmed = int((~pairs["confirmed"]).sum())
+    made = made_here(
+        "python -m analysis.claims.response",
+        config={"preset": preset, "pairs": len(pairs), "not_confirmed": not_confirmed},
+        seeds=sorted(pairs["data_seed"].unique().tolist()),
+        wall_seconds=round(time.perf_counter() - start, 3),
+    )
+    write_table(table, file, made, digits=6)
+    print(f"{len(pairs)} pairs, {not_confirmed} not confirmed and left out -> {shown(file)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

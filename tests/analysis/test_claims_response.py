@@ -1,0 +1,101 @@
+"""S9: its grid, its row against an independent computation, the join with the tables, and the unfitted share."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import paper_figures
+from analysis.bottleneck import FitConfig, fit
+from analysis.claims.response import accuracy, joined, main, unfitted_share
+from analysis.lab.records import config_key
+from analysis.lab.registry import experiment, tidy
+from analysis.lab.tables import find_table, read_table
+from analysis.study.s9_grid import ResponseConfig
+from analysis.study.s9_response import respond
+from analysis.teachers import TeacherConfig
+
+QUICK = Path(paper_figures.__file__).parent / "data" / "quick"
+
+
+@pytest.fixture(scope="module")
+def config():
+    head = FitConfig(
+        teacher=TeacherConfig(kind="lowrank", vocab_size=24, n_contexts=24, rank=8), hidden_size=8, norm_coefficient=0.5,
+        max_steps=600,
+    )  # fmt: skip
+    return ResponseConfig(head=head, seed=2, smoothings=(0.05, 0.2), arm="trunk")
+
+
+@pytest.fixture(scope="module")
+def row(config):
+    return respond(config)
+
+
+def test_every_smoothed_cell_up_to_4096_is_asked_for_once():
+    for preset in ("full",):
+        asked = {
+            config_key(replace(config.plain, label_smoothing=b))
+            for config in experiment("S9").configs(preset)
+            if config.source
+            for b in config.smoothings
+        }
+        wanted = {
+            config_key(config)
+            for name in ("S3", "S4", "S5")
+            for config in experiment(name).configs(preset)
+            if config.label_smoothing and config.teacher.vocab_size <= 4096
+        }
+        assert asked == wanted
+
+
+def test_the_arms_are_there():
+    configs = experiment("S9").configs("full")
+    assert {c.teacher.samples_per_context for c in configs if c.arm == "trunk"} == {1, 8, 64}
+    assert {c.teacher.n_contexts for c in configs if c.arm == "contexts"} == {128, 512, 1024, 4096}
+    assert {c.vocab_size for c in configs if c.arm == "det"} == {1024, 4096, 32768}
+    assert all(c.head.features == "trunk" for c in configs if c.arm == "trunk")
+
+
+def test_a_row_holds_what_the_fits_say(config, row):
+    plain, *smoothed = (fit(replace(config.plain, label_smoothing=b)) for b in (0.0, *config.smoothings))
+    assert row["plain_confidence"] == pytest.approx(plain["confidence"], abs=1e-4)
+    for line, after in zip(row["measurements"], smoothed, strict=True):
+        assert line["fall"] == pytest.approx(plain["confidence"] - after["confidence"], abs=2e-4)
+        assert line["true_ece_gain"] == pytest.approx(plain["true_ece"] - after["true_ece"], abs=2e-3)
+        assert line["predicted_fall"] == pytest.approx(line["fall"], rel=0.2, abs=2e-3)
+        assert line["solved"]
+    assert row["measurements"][1]["first_order_fall"] == pytest.approx(0.2 * row["chi"])
+
+
+def test_heads_that_differ_from_their_row_are_marked(row):
+    predictions = tidy(pd.DataFrame([{**row, "plain_key": "p"}])).assign(fall=np.nan, true_ece_gain=np.nan)
+    predictions["smoothed_key"] = ["s", "t"]
+    keys = {"key": ["p", "s", "t"], "true_ece": [0.1, 0.08, 0.05], "converged": [True] * 3}
+    for off, confirmed in ((5e-4, True), (2e-3, False)):
+        before = row["plain_confidence"] + off
+        table = pd.DataFrame({**keys, "confidence": [before, before - 0.01, before - 0.04]})
+        pairs = joined(predictions, {"S3": table})
+        assert pairs["confirmed"].tolist() == [confirmed] * 2
+        assert pairs["fall"].tolist() == pytest.approx([0.01, 0.04])
+        assert pairs["true_ece_gain"].tolist() == pytest.approx([0.02, 0.05])
+
+
+def test_the_share_is_not_fitted():
+    measured = np.array([0.0, 0.1, 0.2])
+    assert unfitted_share(measured, measured) == 1
+    assert unfitted_share(2 * measured, measured) == pytest.approx(1 - 0.05 / 0.02)
+    assert unfitted_share(np.full(3, 0.1), measured) == pytest.approx(0)
+
+
+@pytest.mark.skipif(find_table(QUICK, "S9") is None, reason="needs the quick table")
+def test_the_committed_quick_rows_agree_with_the_law(tmp_path):
+    pairs = joined(read_table(find_table(QUICK, "S9")), {"S3": read_table(find_table(QUICK, "S3"))})
+    assert pairs["confirmed"].all()
+    table = accuracy(pairs).set_index(["group", "predictor"])
+    assert table.loc[("all cells", "predicted_fall"), "r2"] > 0.98
+    assert table.loc[("noisy, .05 < A < 6", "clipped_fall"), "ahead_low"] > 0
+    assert main(["--preset", "quick", "--file", str(tmp_path / "out.csv")]) == 0
+    assert (tmp_path / "out.csv").exists()
