@@ -116,14 +116,15 @@ class _ChunkedLoss(torch.autograd.Function):
         if saved and all(g is None for g in of_statistics):
             gradients = [None if g is None or grad is None else grad * g for g in saved]
         else:
-            *arguments, weight = again
+            input, linear_weight, linear_bias, target, weight = again
             upstream = torch.zeros_like(weight) if grad is None else grad.to(weight.dtype) * weight
             mixed = None
             if any(g is not None for g in of_statistics):
                 others = (torch.zeros_like(weight) if g is None else g.to(weight.dtype) for g in of_statistics[:3])
                 mixed = _Upstream._make([upstream, *others])
             needs = list(ctx.needs_input_grad[:3])
-            _, _, gradients = _run(*arguments, upstream, ctx.options, needs, mixed=mixed)
+            arguments = (input, linear_weight, linear_bias, target, upstream)
+            _, _, gradients = _run(*arguments, ctx.options, needs, mixed=mixed)
         # Rounded to the arguments' dtype last, after a loss scale has had its chance to lift small float16 gradients.
         rounded = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return (*rounded, None, None, None, None, None)

@@ -187,7 +187,7 @@ def capped(u, cap, SOFTCAP: tl.constexpr, PRECISE: tl.constexpr):
             s = tl.inline_asm_elementwise(
                 "rcp.approx.ftz.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1
             )
-        t = 1.0 - s
+        t = 1.0 - s  # pyright: ignore[reportOperatorIssue]
         slope = (tl.minimum(e, 1e38) * s) * s
         if PRECISE:
             x = u * 0.34657359027997264  # ln(2) / 2

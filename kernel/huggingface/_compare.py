@@ -24,6 +24,7 @@ PLAIN = {
     "softcap": None,
     "temperature": 1.0,
     "z_loss": 0.0,
+    "confidence_penalty": 0.0,
     "implementation": "reference",
     "workspace_bytes": DEFAULT_WORKSPACE_BYTES,
 }

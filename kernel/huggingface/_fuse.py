@@ -23,6 +23,7 @@ def fuse_loss(
     temperature: float = 1.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
+    confidence_penalty: float = 0.0,
     implementation: str = "auto",
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
     eval_logits: bool = False,
@@ -44,6 +45,7 @@ def fuse_loss(
         temperature: Divides the logits in this loss alone; the model's own logits stay as they are.
         softcap: Cap in this loss, for a model that has none; None takes the config's.
         z_loss: Coefficient of the squared log-partition.
+        confidence_penalty: Coefficient of the entropy, which is subtracted.
         implementation: As in :func:`kernel.linear_cross_entropy`.
         workspace_bytes: As there.
         eval_logits: Also return logits when labels are given in evaluation mode.
@@ -77,9 +79,10 @@ def fuse_loss(
     if softcap is not None and scale.softcap is not None:
         raise ValueError(f"softcap must be None for a model whose config caps at {scale.softcap}, got {softcap}.")
     check_choices(implementation, workspace_bytes)
-    options = LossOptions(label_smoothing, softcap, temperature, z_loss=z_loss)
+    options = LossOptions(label_smoothing, softcap, temperature, z_loss=z_loss, confidence_penalty=confidence_penalty)
     linear_head(model, gathered=False)
-    chosen = {name: getattr(options, name) for name in ("label_smoothing", "softcap", "temperature", "z_loss")}
+    names = ("label_smoothing", "softcap", "temperature", "z_loss", "confidence_penalty")
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
     chosen |= {"implementation": implementation, "workspace_bytes": workspace_bytes}
     hidden = compare(outer) if verify else False
     handle = FusedLoss(model, chosen, eval_logits)

@@ -53,7 +53,8 @@ def test_scales_and_caps_come_from_the_config(model_type, scale, cap):
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 2.0}, {"softcap": 1.5}, {"temperature": 0.5, "label_smoothing": 0.1}]
+    "options",
+    [{"temperature": 2.0}, {"softcap": 1.5}, {"temperature": 0.5, "label_smoothing": 0.1}, {"confidence_penalty": 0.3}],
 )
 def test_temperature_and_cap_of_the_loss_alone(options):
     model, (tokens, labels) = make(), batch()
@@ -61,6 +62,8 @@ def test_temperature_and_cap_of_the_loss_alone(options):
     cap = options.get("softcap")
     z = (logits if cap is None else cap * torch.tanh(logits / cap)) / options.get("temperature", 1.0)
     expected = F.cross_entropy(z, labels[:, 1:].reshape(-1), label_smoothing=options.get("label_smoothing", 0.0))
+    entropy = torch.distributions.Categorical(logits=z).entropy()[labels[:, 1:].reshape(-1) != -100].mean()
+    expected = expected - options.get("confidence_penalty", 0.0) * entropy
     fuse_loss(model, **options)
     torch.testing.assert_close(model(tokens, labels=labels).loss, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model(tokens).logits[:, :-1].reshape(-1, V), logits)  # the model itself is as it was
