@@ -60,7 +60,7 @@ class Scalars:
         return cls(label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, int(ignore_index))
 
     def gains(self) -> dict[str, float]:
-        """Arguments of a kernel that makes logits of products: see :func:`.tiles.logit_argument`."""
+        """Arguments of a kernel that makes logits of products: see ``tiles.logit_argument``."""
         log2_e = math.log2(math.e)
         if self.softcap:
             inner, cap = 2 * log2_e / self.softcap, self.softcap * log2_e / self.temperature

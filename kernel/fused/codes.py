@@ -64,7 +64,7 @@ class Code(NamedTuple):
         return cls(knee, ratio, offset, _STEPS / (_SATURATED + offset))
 
     def steps(self, cap: float) -> dict[str, float]:
-        """Steps of u, of the logit in bits and of the tanh, as :func:`decode` takes them; ``cap`` is c log2(e) / T."""
+        """Steps of u, of the logit in bits and of the tanh, as ``decode`` takes them; ``cap`` is c log2(e) / T."""
         if not self.gain:
             return {"step": 0.0, "logit_step": 0.0, "tanh_step": 0.0}
         logit_step = 1 / (self.gain * self.ratio)

@@ -16,11 +16,11 @@ every multiprocessor.
 
 What KEEP stores of a tile (:mod:`.arguments` says when which):
 
-    "softmax"   exp(z - r) in the dtype of the inputs, r being one number per token, the target's logit, so that a
-                column of the store is proportional to probabilities and enters the backward's products as it is.
-                (Should a logit exceed its target's by more than 2^100, :mod:`.keep` notices and repairs it.)
-    "code"      the logit in 16 bits (:mod:`.codes`), without softcap relative to the tile's peak, which is stored too
-    "raw"       the raw logit in float32
+- "softmax", exp(z - r) in the dtype of the inputs, r being one number per token, the target's logit, so that a column
+  of the store is proportional to probabilities and enters the backward's products as it is. (Should a logit exceed its
+  target's by more than 2^100, :mod:`.keep` notices and repairs it.)
+- "code", the logit in 16 bits (:mod:`.codes`), without softcap relative to the tile's peak, which is stored too.
+- "raw", the raw logit in float32.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     dz = (row_scale (p - (1 - b) [k = target] - b / V) + p (A + B log p) + C [k = target]) sech(z / c)^2
 
 The first part is the cross entropy's. The others are there if MIXED: of z_loss, of the confidence penalty and of
-upstream gradients of log-probability, log-partition and entropy (:func:`gradient_rows_kernel`).
+upstream gradients of log-probability, log-partition and entropy (``gradient_rows_kernel``).
 
 p is formed in float32 from a float32 logit and the row's lse; dz is rounded once, to the dtype of the inputs. It is of
 order one, the token's upstream gradients being divided by the largest one: in float16 the 1 / N of a mean would push

@@ -1,7 +1,7 @@
 """Statistics of a head's softmax without its logits, in blocks or in fused Triton kernels.
 
-:mod:`.api` checks the arguments, :mod:`.fields` defines the result, :mod:`.chunked` runs on any device, and
-:mod:`.fused` launches the Triton kernels :mod:`.sweep` and :mod:`.join`, which share the pieces in :mod:`.tile`.
+``api`` checks the arguments, ``fields`` defines the result, ``chunked`` runs on any device, and ``fused`` launches the
+Triton kernels ``sweep`` and ``join``, which share the pieces in ``tile``.
 Importing this package needs no Triton.
 """
 

@@ -1,4 +1,4 @@
-"""head_statistics in Triton: a sweep (:mod:`.sweep`) and a join for each eight temperatures.
+"""head_statistics in Triton: a sweep (:mod:`kernel.statistics.sweep`) and a join for each eight temperatures.
 
 Memory beyond inputs and results: the partial statistics, 16 MiB at eight temperatures and 8,192 tokens, whatever the
 vocabulary. Importing this module needs no Triton; calling :func:`statistics` does.

@@ -13,7 +13,7 @@ and per token and temperature, over all classes k but ``best``, with x_k = (z_k 
     total = sum 2^x_k        square = sum 4^x_k        weighted = sum 2^x_k x_k
 
 Leaving ``best`` out keeps what lies next to a confidence of 1; referring to ``second`` keeps it from underflow at low
-temperatures. Two such sets of numbers join into one without loss (:mod:`.join`), in a fixed order and
+temperatures. Two such sets of numbers join into one without loss (:mod:`kernel.statistics.join`), in a fixed order and
 without atomics: the result is the same bit for bit in every run.
 """
 
