@@ -162,6 +162,7 @@ assert fall[["T = 0.5", "gain, c = 4"]].min() > 0.05  # restored
 # %%
 table = committed_table("S5").query(
     "teacher == 'lowrank' and vocab_size == 256 and optimiser == 'lbfgs' and features == 'free' and converged"
+    " and confidence_penalty == 0"
 )
 regimes = {"norm budget": ("budget", 0.0, 6.4), "free norms": ("free", 0.0, 5.0), "weight decay": ("free", 0.2, 5.0)}
 

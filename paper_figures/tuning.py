@@ -5,7 +5,8 @@ shifted, nearly deterministic one. *(a), (b)* Reliability on new contexts of one
 epoch without smoothing, and with b = .1; small marks: bins of equal width that hold at least 10 contexts of every seed,
 large: means over all contexts. Vertical lines: the confidence that b = .1 asks for on a certain answer, 1 - b + b / V,
 and the ceiling that the norms of the tuned model's features and head rows allow (A3). Accuracies are true
-probabilities of the predictions, not samples. *(c), (d)* True ECE (15 bins) through tuning, same setting.
+probabilities of the predictions, not samples. *(c), (d)* True ECE (15 bins) through tuning, same setting; a
+confidence penalty gamma H was tuned in it alone.
 *(e)* At the last epoch, mean over all settings: what smoothing does beside weight decay, dropout, early stopping at the
 least validation loss, a temperature fitted afterwards, and inverting the smoothing (the last two were measured on
 the shifted distribution alone). Means over seeds with 95 % intervals (Student's t), cut at 0 and 1. Table S7.
@@ -51,6 +52,7 @@ _METHODS = {
     "b=0": "$b = 0$", "b=0.05": "$b = 0.05$", "b=0.1": "$b = 0.1$", "b=0.2": "$b = 0.2$",
     "weight_decay": "weight decay", "dropout": "dropout",
 }  # fmt: skip
+_PENALTIES = {"penalty=0.05": "penalty .05", "penalty=0.2": "penalty .2"}  # in one setting alone
 _READINGS = {
     "early stopping": "$b = 0$, stopped early", "b=0 post_hoc": "$b = 0$, $T$ fitted",
     "b=0.1 inverted": "$b = 0.1$, inverted", "b=0.1 post_hoc": "$b = 0.1$, $T$ fitted",
@@ -221,7 +223,8 @@ def _references(ax: Axes, means: pd.DataFrame, *, named: bool) -> None:
 
 def _courses(fig: Figure, axes: list[Axes], course: pd.DataFrame) -> None:
     """True ECE over epochs, evenly spaced at their powers of two."""
-    present = [name for name in _METHODS if name in set(course["name"])]
+    names = {**_METHODS, **_PENALTIES}
+    present = [name for name in names if name in set(course["name"])]
     look_of = dict(zip(present[::-1], looks(present).values(), strict=True))  # b = 0 darkest
     epochs = sorted(int(e) for e in course["epoch"].unique())
     place = {epoch: i for i, epoch in enumerate(epochs)}
@@ -240,9 +243,7 @@ def _courses(fig: Figure, axes: list[Axes], course: pd.DataFrame) -> None:
     axes[0].set_ylabel("true ECE")
     axes[1].tick_params(labelleft=False)
     last = course.loc[(course["distribution"] == "broad") & (course["epoch"] == epochs[-1])].set_index("name")
-    ends = [
-        (float(last.loc[name, "true_ece"]), _METHODS[name], look_of[name]) for name in present if name in last.index
-    ]
+    ends = [(float(last.loc[name, "true_ece"]), names[name], look_of[name]) for name in present if name in last.index]
     end_labels(fig, axes[1], ends)
 
 

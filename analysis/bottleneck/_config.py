@@ -54,6 +54,8 @@ class FitConfig:
         overtime: L-BFGS goes on to at least this many times the number of iterations at which the head began to count
             as converged (``converged_at`` of :func:`fit`); 1 for no longer than ``tolerance`` asks for.
         dtype: Precision of the training; measurements are always float64.
+        confidence_penalty: gamma >= 0, subtracts gamma H(p) from each token's loss: the rival of smoothing (Pereyra et
+            al. 2017), as :func:`kernel.linear_cross_entropy` has it.
 
     Raises:
         TypeError: If a size or seed is not an int, a number none of Python's (NumPy's scalars are not), or ``teacher``
@@ -84,6 +86,7 @@ class FitConfig:
     tolerance: float = 2e-6
     overtime: int = 1
     dtype: DType = "float32"
+    confidence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.teacher, TeacherConfig):
@@ -95,7 +98,7 @@ class FitConfig:
             if name != "softcap" or self.softcap is not None:
                 check_number(name, getattr(self, name), 0, open_low=True)
         check_number("label_smoothing", self.label_smoothing, 0, 1)
-        for name in ("tolerance", "weight_decay"):
+        for name in ("tolerance", "weight_decay", "confidence_penalty"):
             check_number(name, getattr(self, name), 0)
         if self.weight_decay and self.norm == "budget":
             raise ValueError(f"weight_decay must be 0 under a norm budget, got {self.weight_decay!r}.")

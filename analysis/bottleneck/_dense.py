@@ -88,7 +88,9 @@ class _Loss(torch.autograd.Function):
 def _cross_entropy(z: Tensor, target: Tensor, mass: Tensor, config: FitConfig) -> tuple[Tensor, Tensor]:
     """Loss of the target matrix at z = h . w, and its gradient in z; ``z`` is overwritten.
 
-    With logits from their largest, whose row sums of targets are ``mass``: - sum_k q_k log p_k = mass lse - q . z.
+    With logits from their largest, whose row sums of targets are ``mass``: - sum_k q_k log p_k = mass lse - q . z. A
+    confidence penalty gamma adds gamma mass sum_k p_k log p_k = - gamma mass H, whose gradient is
+    gamma mass p_k (log p_k + H).
     """
     slope: float | Tensor = config.logit_scale / config.temperature
     if config.softcap is not None:
@@ -100,8 +102,14 @@ def _cross_entropy(z: Tensor, target: Tensor, mass: Tensor, config: FitConfig) -
     z.sub_(z.amax(-1, keepdim=True))
     p = z.exp()
     total = p.sum(-1, keepdim=True)
+    log_p = z - total.log() if config.confidence_penalty else None
     loss = (mass * total.log()).sum() - z.mul_(target).sum(-1).sum()
-    return loss, p.mul_(mass / total).sub_(target).mul_(slope)
+    p.mul_(mass / total)
+    if log_p is not None:
+        entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True)
+        loss -= config.confidence_penalty * (mass * entropy).sum()
+        p.mul_(log_p.add_(entropy).mul_(config.confidence_penalty).add_(1))
+    return loss, p.sub_(target).mul_(slope)
 
 
 class _Vectors(NamedTuple):

@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
         sum_t w_nt l(z_n, t) = w_n l(z_n, t_n) + (1 - b) sum_t w_nt (z_n,tn - z_nt)
 
-    exactly: the log-partition and the mean logit are those of the context, and only the target's logit differs.
+    exactly: log-partition, mean logit and entropy are those of the context, and only the target's logit differs.
     """
 
     context: Tensor  # (C,) int64, contexts that were observed
@@ -139,7 +139,7 @@ class SoftmaxBottleneck(nn.Module):
         return {"softcap": config.softcap, "logit_scale": config.logit_scale, "temperature": config.temperature}
 
     def forward(self, observations: Observations | Batch, *, implementation: Any = "auto") -> Tensor:
-        """Mean smoothed loss over the observations, in nats, through :func:`kernel.linear_cross_entropy`, plus decay.
+        """Mean loss over the observations, in nats, through :func:`kernel.linear_cross_entropy`, plus decay.
 
         Args:
             observations: Pairs with weights, or the same grouped by context once and for all.
@@ -159,6 +159,7 @@ class SoftmaxBottleneck(nn.Module):
             batch.token,
             token_weight=batch.weight,
             label_smoothing=smoothing,
+            confidence_penalty=self.config.confidence_penalty,
             implementation=implementation,
             **self.loss_options,
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from .effects import HEAD, SEEDS, difference, named
+from .effects import HEAD, SEEDS, difference, named, without_penalty
 from .findings import Finding, Findings, word
 from .sources import Tables
 from .statistics import Effect, mean_effect
@@ -29,7 +29,7 @@ _CONTROLS = ("sparse", "trunk", "adam")
 
 def temperature(tables: Tables, found: Findings) -> str:
     """K5: whether training at T = .25 raises the gain, under a budget and with free norms."""
-    table = tables("S5")
+    table = without_penalty(tables("S5"))
     gains = _gains(table)
     as_trained = (gains["temperature"] == _COLD) & gains["softcap"].isna() & (gains["evaluation"] == "as_trained")
     norms, lbfgs, trunk = gains["norms"], gains["optimiser"] == "lbfgs", gains["features"] == "trunk"
@@ -100,7 +100,7 @@ def _both_against_neither(table: pd.DataFrame, found: Findings) -> None:
 
 def capping(tables: Tables, found: Findings) -> str:
     """K6: whether some way to cap raises the gain, asked of every cap by itself: the sign of a rise changes with c."""
-    table = tables("S5")
+    table = without_penalty(tables("S5"))
     gains = _gains(table)
     kept = (gains["form"] == "contraction") & (gains["norms"] == "budget") & (gains["way"] == "kept")
     found.add("mean_rise", _rise(gains, kept), "ECE")

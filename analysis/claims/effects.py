@@ -10,7 +10,7 @@ import pandas as pd
 from ..smoothing import activity_index
 from .statistics import mean_interval
 
-__all__ = ["CELL", "HEAD", "PAIR", "SEEDS", "cell_effects", "difference", "named", "paired_effects"]
+__all__ = ["CELL", "HEAD", "PAIR", "SEEDS", "cell_effects", "difference", "named", "paired_effects", "without_penalty"]
 
 # A cell: everything that was set but seeds and smoothing.
 CELL = [
@@ -51,11 +51,16 @@ def named(rows: pd.DataFrame) -> dict[str, Any]:
     return {name: rows[column].tolist()[0] for column, name in _NAMES.items() if column in rows}
 
 
+def without_penalty(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of trained heads without those of a confidence penalty; tables of grids that had none lack its column."""
+    return rows.loc[rows["confidence_penalty"] == 0] if "confidence_penalty" in rows else rows
+
+
 def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
     """One line for each smoothed run that has a twin without smoothing.
 
     Args:
-        rows: Rows of :func:`analysis.bottleneck.fit`.
+        rows: Rows of :func:`analysis.bottleneck.fit`; those with a confidence penalty are left out.
 
     Returns:
         The columns that identify the pair, ``label_smoothing``, ``effectiveness_ratio``, ``activity_index`` of the
@@ -65,7 +70,7 @@ def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: If two rows have the same config, or no pair is found.
     """
-    keys = [*PAIR, "label_smoothing"]
+    keys, rows = [*PAIR, "label_smoothing"], without_penalty(rows)
     if rows.duplicated(keys).any():
         raise ValueError("rows must have different configs, got one twice.")
     plain, smoothed = rows.query("label_smoothing == 0"), rows.query("label_smoothing > 0")

@@ -128,13 +128,32 @@ def _k2(found: Findings) -> Sentences:
         f"plain heads is at most {found['population_balance']:.4f}, the gain is {found('gain_population')}, with "
         f"{found['most_samples']:.0f} samples a context {found('gain_sampled')} (with an interval below 0 in "
         f"{sum(gain.high < 0 for gain in sampled)} of {len(sampled)} cells). Gains of others over b = 0 in tuning: "
-        f"{others}",
+        f"{others}{_beside_the_penalty(found)}",
         counter_evidence=f"lowers the true ECE further: {better}; change in AURC {found('aurc_gain')} "
         "(positive: better). Heads of S5 without a cap: a temperature fitted afterwards raises the true ECE of the "
         f"plain head in {sum(gain < 0 for gain in fitted)} of {len(fitted)} arms (gain {min(fitted):.3f} to "
         f"{max(fitted):.3f}) and does at least as well as smoothing in {ahead}; of over-fitted heads at least as well "
-        "had been predicted",
+        f"had been predicted{_penalised_heads(found)}",
     )
+
+
+def _beside_the_penalty(found: Findings) -> str:
+    """Gains in tuning where a confidence penalty is among the methods."""
+    gains = found.at("gain_beside_penalty")
+    if not gains:
+        return ""
+    listed = ", ".join(f"{gain.cell['method']} {gain}" for gain in gains)
+    return f". Where a confidence penalty was tuned too, in {gains[0].cells} (V, D): {listed}"
+
+
+def _penalised_heads(found: Findings) -> str:
+    """Gains of a confidence penalty over plain heads of S5, by gamma."""
+    gammas: dict[float, list[str]] = {}
+    for gain in found.at("gain_s5_penalised"):
+        arm = f"{gain.cell['norm']} T = {gain.cell['T']:g} {gain}"
+        gammas.setdefault(gain.cell["gamma"], []).append(arm)
+    listed = "; ".join(f"gamma = {gamma:g}: {', '.join(arms)}" for gamma, arms in gammas.items())
+    return f". Gains of a confidence penalty there, by norms and T: {listed}" if gammas else ""
 
 
 def _k2_model(found: Findings) -> Sentences:

@@ -9,17 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .effects import CELL, HEAD, SEEDS, difference, named, paired_effects
+from .effects import SEEDS, difference
 from .findings import Findings, word
 from .sources import Tables
 from .statistics import Effect, mean_effect
 
-__all__ = ["RIVALS", "Runs", "degrades", "diversity", "keeps", "regularises", "tuned_model", "tuned_simulation"]
+__all__ = [
+    "PENALTY", "RIVALS", "SMALL", "STOPPED", "Runs", "degrades", "diversity", "keeps", "penalised_simulation",
+    "regularises", "tuned_model", "tuned_simulation",
+]  # fmt: skip
 
 RIVALS = ("weight_decay", "dropout")  # other ways to regularise
 _SMALL_ACCURACY = 0.02
-_SMALL = 0.01  # differences of ECE below this are called none
-_STOPPED = "early stopping"
+SMALL = 0.01  # differences of ECE below this are called none
+STOPPED = "early stopping"
+PENALTY = "penalty="  # and gamma: the tunings of S7 with a confidence penalty, in one cell of all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,17 @@ class Runs:
         """The lines of the last epoch."""
         return table.loc[table["epoch"] == self.last]
 
+    @property
+    def final(self) -> pd.DataFrame:
+        """What every method ends with on new examples, also in other readings and stopped early, under its name."""
+        return pd.concat([self.at_end(self.asked), self._early_stopped(), self.at_end(self.read)])
+
+    def _early_stopped(self) -> pd.DataFrame:
+        """Plain runs at the epoch with the least validation NLL, one for each run, as a method of its own."""
+        plain = self.asked.loc[(self.asked["method"] == "b=0") & (self.asked["epoch"] > 0)]
+        best = plain.loc[plain.groupby(self.run)["validation_nll"].idxmin(), [*self.run, "epoch"]]
+        return plain.merge(best, on=[*self.run, "epoch"]).assign(method=STOPPED)
+
     def mean(self, pairs: pd.DataFrame, value: str = "difference") -> Effect:
         """Mean over cells, with the interval over seeds."""
         return mean_effect(pairs, value, cell=list(self.cell))
@@ -98,8 +113,24 @@ class Runs:
 
 
 def tuned_simulation(tables: Tables) -> Runs:
-    """The runs of S7: cells are pretrained models' (V, D)."""
+    """The runs of S7 without a confidence penalty: cells are pretrained models' (V, D)."""
     table = tables("S7")
+    return _simulated(table.loc[~_penalised(table)])
+
+
+def penalised_simulation(tables: Tables) -> Runs | None:
+    """All runs of S7 in the cells where a confidence penalty was tuned too; None where there is none."""
+    table = tables("S7")
+    sizes = ["vocab_size", "hidden_size"]
+    cells = table.loc[_penalised(table), sizes].drop_duplicates()
+    return None if cells.empty else _simulated(table.merge(cells, on=sizes))
+
+
+def _penalised(table: pd.DataFrame) -> pd.Series:
+    return table["method"].str.startswith(PENALTY)
+
+
+def _simulated(table: pd.DataFrame) -> Runs:
     table = table.assign(error=table["true_ece"], held_out=table["true_nll"])
     trained = table.loc[table["reading"] == "as_trained"]
     asked, broad, train = (trained.loc[trained["distribution"] == name] for name in ("shifted", "broad", "train"))
@@ -168,23 +199,16 @@ def degrades(runs: Runs, found: Findings) -> str:
     )
 
 
-def _early_stopped(runs: Runs) -> pd.DataFrame:
-    """Plain runs at the epoch with the least validation NLL, one for each run, as a method of its own."""
-    plain = runs.asked.loc[(runs.asked["method"] == "b=0") & (runs.asked["epoch"] > 0)]
-    best = plain.loc[plain.groupby(runs.run)["validation_nll"].idxmin(), [*runs.run, "epoch"]]
-    return plain.merge(best, on=[*runs.run, "epoch"]).assign(method=_STOPPED)
-
-
 def keeps(runs: Runs, found: Findings, elsewhere: Sequence[Effect] = ()) -> str:
     """K2: whether smoothing lowers the error in every cell, on new examples and elsewhere.
 
     ``elsewhere`` are gains on other heads, which smoothing must not harm.
     """
-    final = pd.concat([runs.at_end(runs.asked), _early_stopped(runs), runs.at_end(runs.read)])
+    final = runs.final
     distant = runs.at_end(runs.elsewhere)
     runs.add(found, "gain", "ECE", runs.gain, final, "error")
     runs.add(found, "gain_elsewhere", "ECE", runs.gain, distant, "error")
-    rivals = ("b=0.05", "b=0.2", _STOPPED, "b=0 post_hoc", "b=0.1 inverted", *RIVALS)
+    rivals = ("b=0.05", "b=0.2", STOPPED, "b=0 post_hoc", "b=0.1 inverted", *RIVALS)
     for method in (name for name in rivals if (final["method"] == name).any()):
         found.add("gain_of", runs.gain(final, "error", method), "ECE", method=method)
         found.add("accuracy_loss_of", runs.gain(final, "accuracy", method), "probability", method=method)
@@ -196,53 +220,9 @@ def keeps(runs: Runs, found: Findings, elsewhere: Sequence[Effect] = ()) -> str:
         found.add("gain_options", runs.gain(runs.at_end(runs.options), "error"), "ECE")
     every = [*found.at("gain"), *found.at("gain_elsewhere")]
     return word(
-        supported=all(gain.low > 0 for gain in every) and all(effect.low > -_SMALL for effect in elsewhere),
+        supported=all(gain.low > 0 for gain in every) and all(effect.low > -SMALL for effect in elsewhere),
         refuted=found("gain").high < 0 or all(gain.high < 0 for gain in every),
     )
-
-
-def keeps_in_simulation(tables: Tables, found: Findings) -> str:
-    """K2 on S7, and on heads without over-fitting (S6) and heads of which smoothing may ask too much (S4)."""
-    population = _on_the_population(tables("S6"), found)
-    sampled = _with_most_samples(tables("S4"), found)
-    decided = keeps(tuned_simulation(tables), found, (population, sampled))
-    _temperature_afterwards(tables("S5"), found)
-    return decided
-
-
-def _on_the_population(table: pd.DataFrame, found: Findings) -> Effect:
-    """How far heads trained on the conditionals are from H = CE, and what smoothing gains them (D2)."""
-    keys = ["vocab_size", "hidden_size", "logit_std"]
-    pairs = difference(table, "true_ece", column="label_smoothing", first=0.0, second=0.1, on=[*keys, *SEEDS])
-    balance = (table["entropy"] - table["cross_entropy"]).loc[table["label_smoothing"] == 0].abs().max()
-    found.add("population_balance", balance, "nats")
-    return found.add("gain_population", mean_effect(pairs, "difference", cell=keys), "ECE").effect
-
-
-def _with_most_samples(table: pd.DataFrame, found: Findings) -> Effect:
-    """Most samples a context in S4, and the gain of b = .1 there, in all cells and in each."""
-    pairs = paired_effects(table)
-    most = int(pairs["samples_per_context"].max())
-    rows = pairs.loc[(pairs["label_smoothing"] == 0.1) & (pairs["samples_per_context"] == most)]
-    found.add("most_samples", most, "samples a context")
-    for _, cell in rows.groupby(CELL, dropna=False):
-        found.add("gain_sampled", mean_effect(cell, "true_ece_gain", cell=CELL), "ECE", **named(cell))
-    return found.add("gain_sampled", mean_effect(rows, "true_ece_gain", cell=CELL), "ECE").effect
-
-
-def _temperature_afterwards(table: pd.DataFrame, found: Findings) -> None:
-    """Gain of a temperature fitted afterwards over plain heads of S5, by arm without a cap, and of smoothing."""
-    on = [*HEAD, "temperature", *SEEDS]
-    uncapped = table.loc[table["softcap"].isna()]
-    plain = uncapped.loc[uncapped["label_smoothing"] == 0]
-    fitted = difference(plain, "true_ece", column="evaluation", first="as_trained", second="post_hoc", on=on)
-    trained = uncapped.loc[uncapped["evaluation"] == "as_trained"]
-    smoothed = difference(trained, "true_ece", column="label_smoothing", first=0.0, second=0.1, on=on)
-    both = fitted.merge(smoothed, on=on, suffixes=("_fitted", "_smoothed"))
-    for _, arm in both.groupby([*HEAD, "temperature"]):
-        for name in ("fitted", "smoothed"):
-            effect = mean_effect(arm, f"difference_{name}", cell=HEAD)
-            found.add(f"gain_s5_{name}", effect, "ECE", **named(arm))
 
 
 def diversity(runs: Runs, found: Findings) -> str:

@@ -21,8 +21,9 @@ from .capping import capping, restored, temperature
 from .cost import free_of_cost
 from .findings import Findings, Verdict
 from .heads import capacity, small_hidden_size
+from .keeping import keeps_in_simulation
 from .sources import MissingTableError, Tables
-from .tuning import Runs, degrades, diversity, keeps, keeps_in_simulation, regularises, tuned_model, tuned_simulation
+from .tuning import Runs, degrades, diversity, keeps, regularises, tuned_model, tuned_simulation
 
 __all__ = ["CLAIMS", "MODEL_CLAIMS", "Judged", "decide", "judge", "judge_model", "write_judged", "write_verdicts"]
 
@@ -136,7 +137,8 @@ def judge(tables: Tables, preset: Preset) -> Judged:
 def _predicted(claim: str) -> str:
     """What each experiment expected: ``"S5: refuted; S7: supported"``."""
     made = [(study, prediction) for study in EXPERIMENTS for prediction in experiment(study).predictions]
-    return "; ".join(f"{study}: {prediction.verdict}" for study, prediction in made if prediction.claim == claim)
+    words = [f"{study}: {prediction.verdict}" for study, prediction in made if prediction.claim == claim]
+    return "; ".join(dict.fromkeys(words))  # of several predictions of one word, one
 
 
 def judge_model(table: pd.DataFrame, predictions: Sequence[Prediction]) -> Judged:

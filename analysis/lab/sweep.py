@@ -191,17 +191,22 @@ def run(
 def read_rows(store: Store | str | os.PathLike[str], configs: Sequence[Any]) -> pd.DataFrame:
     """The finished rows of the configs, in their order, one line each, the ``key`` first.
 
+    Where configs have ``columns``, a row that was stored before one of these existed has it as its config says.
+
     Raises:
         ValueError: If a row holds a text where the others hold a number, or a number where they hold a text.
     """
     store = RowStore(store) if isinstance(store, (str, os.PathLike)) else store
-    found = [stored for config in configs if (stored := store.read(config)) is not None]
+    pairs = [(config, stored) for config in configs if (stored := store.read(config)) is not None]
+    found = [stored for _, stored in pairs]
     for key, (column, value) in _damaged(found).items():
         raise ValueError(
             f"rows must hold one kind of value in {column}, got {value!r} in {key}.json alone: remove that file and "
             "run again."
         )
-    return pd.DataFrame([{"key": stored["key"], **stored["row"]} for stored in found])
+    return pd.DataFrame(
+        [{"key": stored["key"], **getattr(config, "columns", dict)(), **stored["row"]} for config, stored in pairs]
+    )
 
 
 def _damaged(stored: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, Any]]:

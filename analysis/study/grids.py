@@ -32,7 +32,7 @@ _LARGE = 2**28
 
 
 def head_experiment(**fields: Any) -> Experiment:
-    """An experiment on trained heads: a cell is a head without seeds, its twin the same without smoothing."""
+    """An experiment on trained heads: a cell has no seeds, its twin neither smoothing nor penalty."""
     return Experiment(
         seconds=fit_seconds, queue=fit_queue, cell=_cell, twin=_plain, name_of=_name,
         columns=tuple(FitConfig(hidden_size=1).columns()), **fields,
@@ -52,7 +52,7 @@ def _cell(config: FitConfig) -> FitConfig:
 
 
 def _plain(cell: FitConfig) -> FitConfig:
-    return replace(cell, label_smoothing=0.0)
+    return replace(cell, label_smoothing=0.0, confidence_penalty=0.0)
 
 
 def _name(cell: FitConfig) -> str:

@@ -95,6 +95,15 @@ class TestModel:
         expected = torch.nn.functional.cross_entropy(fitted.head.logits(), p_true, label_smoothing=0.2)
         torch.testing.assert_close(fitted.head(fitted.training), expected, rtol=1e-10, atol=0)
 
+    def test_a_confidence_penalty_takes_the_entropy_of_each_context_by_its_weight(self):
+        config = FitConfig(teacher=lowrank(), hidden_size=4, norm_coefficient=0.7, dtype="float64")
+        plain, penalised = (SoftmaxBottleneck(dataclasses.replace(config, confidence_penalty=g)) for g in (0.0, 0.3))
+        seen = Observations(*map(torch.tensor, ([0, 0, 2, 4], [1, 6, 2, 0], [3.0, 1.0, 2.0, 5.0])))
+        seen = seen._replace(weight=seen.weight.double())
+        p = plain.logits().softmax(-1)[seen.context]
+        entropy = -(p * p.log()).sum(-1) @ seen.weight / seen.weight.sum()
+        torch.testing.assert_close(penalised(seen), plain(seen) - 0.3 * entropy, rtol=1e-10, atol=0)
+
 
 class TestOptimum:
     @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -243,6 +252,8 @@ class TestDenseLoss:
             {"norm_coefficient": 0.7, "softcap": 2.0, "temperature": 0.5},
             {"norm": "free", "softcap": 2.0, "softcap_form": "gain", "label_smoothing": 0.1},
             {"norm_coefficient": 0.7, "features": "trunk", "label_smoothing": 0.1},
+            {"norm_coefficient": 0.7, "confidence_penalty": 0.3, "temperature": 0.3},
+            {"norm": "free", "confidence_penalty": 0.3, "softcap": 2.0, "label_smoothing": 0.1},
         ],
         ids=lambda options: ", ".join(options),
     )
@@ -376,6 +387,7 @@ class TestRecord:
         ({"temperature": float("nan")}, ValueError, r"temperature must not be NaN, got nan\."),
         ({"softcap": -1.0}, ValueError, r"softcap must be finite and greater than 0, got -1\.0\."),
         ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got 1\.5\."),
+        ({"confidence_penalty": -0.1}, ValueError, r"confidence_penalty must be finite and at least 0, got -0\.1\."),
         ({"max_steps": 0}, ValueError, r"max_steps must be at least 1, got 0\."),
         ({"tolerance": -1e-3}, ValueError, r"tolerance must be finite and at least 0, got -0\.001\."),
         ({"dtype": "float16"}, ValueError, r"dtype must be one of \('float32', 'float64'\), got 'float16'\."),

@@ -138,6 +138,28 @@ class TestVerdicts:
         assert decide("K8", Given(S7=s7.assign(effective_rank=10 - 10 * s7["true_ece"])))[0].verdict == "supported"
         assert decide("K8", Given(S7=s7.assign(effective_rank=10 * s7["true_ece"])))[0].verdict == "refuted"
 
+    def test_a_confidence_penalty_stands_beside_its_rivals_and_moves_no_other_number(self):
+        full = Tables([DATA], shared=DATA)
+        rows = Given({name: full(name) for name in ("S4", "S5", "S6", "S7")})
+        s5, s7 = rows["S5"], rows["S7"]
+        others = s7["method"].str.startswith("penalty=")
+        without = Given(rows, S5=s5.loc[s5["confidence_penalty"] == 0], S7=s7.loc[~others])
+        for claim in ("K1", "K2", "K5", "K6", "K8", "K9"):
+            found, before = decide(claim, rows)[1].listed, decide(claim, without)[1].listed
+            kept = [f for f in found if "penal" not in f.finding]
+            assert [str(f) for f in kept] == [str(f) for f in before if "penal" not in f.finding]
+            assert (len(kept) < len(found)) == (claim == "K2")
+        beside = {f.cell["method"]: f for f in decide("K2", rows)[1].at("gain_beside_penalty")}
+        end = s7.query(
+            "vocab_size == 1024 and hidden_size == 64 and epoch == 32 and distribution == 'shifted' "
+            "and reading == 'as_trained'"
+        )
+        error = end.groupby("method")["true_ece"].mean()
+        assert {"early stopping", "b=0 post_hoc", "b=0.1", "penalty=0.05", "penalty=0.2"} <= set(beside)
+        for method in ("b=0.1", "penalty=0.2"):
+            assert beside[method].mean == pytest.approx(error["b=0"] - error[method])
+            assert beside[method].cells == 1
+
     def test_without_tables_nothing_is_decided(self, tmp_path):
         judged = judge(Tables([tmp_path]), "full")
         assert set(judged.verdicts["verdict"]) == {"not decided"}

@@ -46,12 +46,13 @@ def pairs(rows):
 class TestGrids:
     @pytest.mark.parametrize("preset", PRESETS)
     @pytest.mark.parametrize("name", EXPERIMENTS)
-    def test_configs_are_different_and_every_smoothed_head_has_a_twin(self, name, preset):
+    def test_configs_are_different_and_every_smoothed_or_penalised_head_has_a_twin(self, name, preset):
         configs = experiment(name).configs(preset)
         assert len({config_key(config) for config in configs}) == len(configs)
         heads = [config for config in configs if isinstance(config, FitConfig)]
-        plain = {config for config in heads if config.label_smoothing == 0}
-        twins = {dataclasses.replace(config, label_smoothing=0.0) for config in heads if config.label_smoothing}
+        changed = [config for config in heads if config.label_smoothing or config.confidence_penalty]
+        plain = set(heads) - set(changed)
+        twins = {dataclasses.replace(config, label_smoothing=0.0, confidence_penalty=0.0) for config in changed}
         assert plain == twins
 
     @pytest.mark.parametrize(("preset", "least"), [("quick", 3), ("full", 5)])

@@ -1,5 +1,7 @@
 """The tuning world and its model, and the readings, features and optimisers of trained heads."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +156,19 @@ class TestTuning:
         }
         assert len({lines[method, 0] for method in ("b=0", "b=0.1", "weight_decay", "dropout")}) == 1
         assert lines["b=0", 4] < lines["b=0", 1] < lines["b=0", 0]
+
+    def test_a_penalty_starts_from_the_same_model_and_ends_less_sure(self, tuning, row):
+        alone = {"smoothings": (), "weight_decay": 0.0, "dropout": 0.0, "penalties": (2.0,)}
+        lines = [*row["measurements"], *tune(replace(tuning, **alone))["measurements"]]
+        trained = {
+            (x["method"], x["epoch"]): x
+            for x in lines
+            if (x["distribution"], x["reading"]) == ("train", "as_trained") and x["method"] in ("b=0", "penalty=2")
+        }
+        assert len(trained) == 8
+        assert {x["method"] for x in lines} == {"b=0", "b=0.1", "weight_decay", "dropout", "penalty=2"}
+        assert trained["penalty=2", 0]["nll"] == pytest.approx(trained["b=0", 0]["nll"], rel=1e-6)
+        assert trained["penalty=2", 4]["confidence"] < trained["b=0", 4]["confidence"] - 5e-3
 
     def test_it_can_be_made_again(self, tuning, row):
         def numbers(r):

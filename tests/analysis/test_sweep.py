@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from sweep_jobs import Square, jobs, square
 
 import analysis
-from analysis.lab.records import config_key
+from analysis.lab.records import RowStore, config_key
 from analysis.lab.sweep import Lane, available_cores, local_engine, read_rows, run
 
 JOBS = Path(__file__).parent.parent / "sweep_jobs.py"
@@ -44,6 +45,21 @@ def test_rows_of_all_cores_in_the_order_of_the_configs(tmp_path, capfd, monkeypa
     assert again.computed == 0
     assert again.rows.equals(result.rows)
     assert row_files(tmp_path) == before
+
+
+def test_a_row_of_before_a_field_existed_has_its_default(tmp_path):
+    @dataclass(frozen=True)
+    class Grown:
+        n: int
+        late: float = 0.0
+
+        def columns(self):
+            return {"n": self.n, "late": self.late}
+
+    store = RowStore(tmp_path)
+    store.write(Grown(1), {"n": 1, "x": 2.0}, {})
+    store.write(Grown(2, late=0.5), {"n": 2, "late": 0.5, "x": 3.0}, {})
+    assert read_rows(store, [Grown(1), Grown(2, late=0.5)])["late"].tolist() == [0.0, 0.5]
 
 
 def test_lanes_take_their_queues_in_turn_and_lend_a_hand(tmp_path, monkeypatch):
