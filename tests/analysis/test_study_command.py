@@ -62,7 +62,7 @@ class TestRun:
     def test_rows_table_and_sidecar_then_nothing_left(self, finished, capsys):
         table = read_table(finished / "S1.csv")
         assert table["key"].tolist() == [config_key(config) for config in FEW for _ in range(2)]
-        assert json.loads((finished / "S1.json").read_text())["rows"] == 6
+        assert json.loads((finished / "S1.json").read_text())["table"]["rows"] == 6
         assert main(["run", "S1", "--out", str(finished)]) == 0
         out = capsys.readouterr().out
         assert "0 computed now, 0 failed" in out
@@ -77,14 +77,14 @@ class TestRun:
         assert not (tmp_path / "S1.csv").exists()
 
     def test_a_failed_config_is_reported_and_the_others_are_kept(self, monkeypatch, tmp_path, capsys):
-        broken = [*FEW[:2], replace(FEW[2], vocab_size=1)]
+        broken = [*FEW[:2], replace(FEW[2], shares=(1e308,))]  # a norm product that overflows
         monkeypatch.setattr(ceilings, "EXPERIMENT", replace(ceilings.EXPERIMENT, configs=lambda preset: broken))
         assert main(["run", "S1", "--out", str(tmp_path), "--workers", "1"]) == 1
         out, err = capsys.readouterr()
         assert "2 computed now, 1 failed\nS1: 2 of 3 there" in out
         line, where = err.splitlines()
         key = config_key(broken[2])
-        assert line.startswith(f"failed S1/{key}: ValueError: vocab_size must be")
+        assert line.startswith(f"failed S1/{key}: ValueError: norm_product must be finite")
         assert where == f"whole errors: {tmp_path}/rows/S*/failed/KEY.json"
         assert (tmp_path / "rows" / "S1" / "failed" / f"{key}.json").exists()
         main(["status", "S1", "--out", str(tmp_path)])
@@ -392,7 +392,7 @@ class TestTables:
         assert main(["tables", "S1", "--out", str(finished), "--to", str(tmp_path / "t")]) == 0
         assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["S1.csv.gz", "S1.json"]
         assert read_table(tmp_path / "t" / "S1.csv.gz").equals(read_table(finished / "S1.csv"))
-        assert json.loads((tmp_path / "t" / "S1.json").read_text())["table"] == "S1.csv.gz"
+        assert json.loads((tmp_path / "t" / "S1.json").read_text())["table"]["file"] == "S1.csv.gz"
 
 
 def test_tidy_leaves_simple_rows_alone():
