@@ -1,7 +1,7 @@
 """The cap of logits, c tanh(z / c), for PyTorch code: one function, whose slope keeps relative accuracy at saturation.
 
 The slope 1 - tanh(x)^2, as autograd takes it of ``torch.tanh``, cancels: at x = 9 nothing is left of it in float32.
-With e = exp(-2 |x|) it is 4 e / (1 + e)^2, a product of accurate numbers.
+With ``e = exp(-2 |x|)`` it is 4 e / (1 + e)^2, a product of accurate numbers.
 """
 
 from __future__ import annotations

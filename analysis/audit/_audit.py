@@ -17,7 +17,7 @@ from .._validation import interval
 from ..calibration import fit_head_temperature
 from ..diagnostics import HeadGeometry
 from ..language_models.documents import IGNORED, encode_documents, limited
-from ..language_models.features import HiddenStates, ModelHead, features, head_of
+from ..language_models.features import HiddenStates, ModelHead, head_of, hidden_states
 from ..language_models.scoring import TokenScores, score_tokens
 from . import _measure as measured
 from ._intervals import Documents
@@ -128,7 +128,7 @@ def audit_model(
         read[0] += done
         say("reading", read[0], len(encoded))
 
-    known = features(model, encoded, pad=0, batch_size=batch_size, progress=count)
+    known = hidden_states(model, encoded, pad=0, batch_size=batch_size, progress=count)
     known = known._replace(hidden=known.hidden.to(head.weight.dtype))
     # labels lie where their tokens do: as many tokens come before each
     context = np.concatenate([np.flatnonzero(np.array(d.labels) != IGNORED) for d in encoded])

@@ -76,7 +76,7 @@ def measure(
         - ``min_target_probability``: smallest p of a context's most likely token, the quantity that A2 bounds for det.
         - ``logit_gap``: mean effective gap log[(V-1) p / (1-p)] of that token.
         - ``true_ece``: 15 equal bins of confidence, accuracies from the known conditionals: what ``estimated_ece``
-          estimates from the held-out sample. ``context_error``: mean |confidence - true accuracy| without bins, an
+          estimates from the held-out sample. ``context_error``: mean ``|confidence - true accuracy|`` without bins, an
           upper bound that counts errors of single contexts even where they cancel.
         - ``true_nll``, ``true_entropy``, ``held_out_nll``: -E_q log p, its least value H(q), and its estimate.
         - ``aurc``: area under the risk-coverage curve; a risk is 1 minus the true probability of the prediction.

@@ -59,7 +59,7 @@ def score_against_truth(confidence: NDArray[np.float64], accuracy: NDArray[np.fl
 
     Returns:
         Mean ``confidence`` and ``accuracy``; ``true_ece``, over 15 bins of equal width; ``context_error``, mean
-        |confidence - accuracy| without bins, an upper bound that counts errors of single contexts even where they
+        ``|confidence - accuracy|`` without bins, an upper bound that counts errors of single contexts even where they
         cancel; ``aurc``, where a prediction's risk is 1 - accuracy.
     """
     return {

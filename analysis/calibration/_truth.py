@@ -81,7 +81,7 @@ def tied_accuracy(p_model: Any, p_true: Any, tolerance: float = 0.01) -> Any:
 
 
 def binned_true_error(confidence: NDArray[np.float64], accuracy: NDArray[np.float64], n_bins: int = 15) -> float:
-    """Mean |confidence - accuracy| over equal-width bins of confidence: ``true_calibration_error`` with ``n_bins``.
+    """Mean distance of confidence and accuracy over equal-width bins: ``true_calibration_error`` with ``n_bins``.
 
     Args:
         confidence: ``(N,)``, of contexts that count equally.

@@ -5,7 +5,7 @@ without transformers; loading a model needs the extra ``real``.
 """
 
 from .documents import python_text, read_text
-from .features import HiddenStates, ModelHead, features, head_of
+from .features import HiddenStates, ModelHead, head_of, hidden_states
 from .loading import LoadedModel, load_model, packaged_smollm2
 from .scoring import TokenScores, score_tokens
 
@@ -14,8 +14,8 @@ __all__ = [
     "LoadedModel",
     "ModelHead",
     "TokenScores",
-    "features",
     "head_of",
+    "hidden_states",
     "load_model",
     "packaged_smollm2",
     "python_text",

@@ -12,7 +12,7 @@ from kernel.huggingface import architecture_of, head_scale, linear_head
 
 from .documents import IGNORED, Encoded, batches
 
-__all__ = ["HiddenStates", "ModelHead", "features", "head_of"]
+__all__ = ["HiddenStates", "ModelHead", "head_of", "hidden_states"]
 
 
 class HiddenStates(NamedTuple):
@@ -49,7 +49,7 @@ def head_of(model: Any) -> ModelHead:
 
 
 @torch.no_grad()
-def features(
+def hidden_states(
     model: Any,
     documents: Sequence[Encoded],
     *,

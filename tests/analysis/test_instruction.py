@@ -15,7 +15,7 @@ from analysis.calibration import calibration_error, score_predictions
 from analysis.instruction import main
 from analysis.lab.records import config_key
 from analysis.language_models.documents import batches, encode_text
-from analysis.language_models.features import features
+from analysis.language_models.features import hidden_states
 from analysis.smoothing import activity_index
 from analysis.study.real_tuning import InstructionConfig, configs, read_questions, tune, write_questions
 from analysis.study.real_tuning.encoding import encode_question, letter_tokens, load
@@ -97,7 +97,7 @@ def test_batches_are_padded_and_whole(files, loaded):
 def test_features_are_the_hidden_states_before_each_predicted_token(files, loaded):
     model, tokenizer = loaded
     documents = encoded(tokenizer, read_questions(files[1]).questions[:9])
-    known = features(model, documents, pad=1, batch_size=4)
+    known = hidden_states(model, documents, pad=1, batch_size=4)
     at = 0
     for i, document in enumerate(documents):
         with torch.no_grad():

@@ -85,3 +85,12 @@ def test_imports_cost_what_their_use_costs(code, absent):
     # torch itself may load numpy and others: only what it does not count is held against us
     assert "analysis" in loaded or "kernel" in loaded
     assert not absent & set(loaded)
+
+
+def test_no_two_classes_have_one_name():
+    """One word, one meaning: also for whoever reads a traceback."""
+    root, found = Path(analysis.__file__).parent.parent, {}
+    for path in (path for package in ("analysis", "paper_figures") for path in (root / package).rglob("*.py")):
+        for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            found.setdefault(name, []).append(str(path.relative_to(root)))
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}

@@ -16,7 +16,7 @@ from kernel.softcap import softcap as capped
 
 from ...calibration import fit_head_temperature, fit_temperature, option_confidence, score_predictions
 from ...language_models.documents import Encoded
-from ...language_models.features import HiddenStates, ModelHead, features, head_of
+from ...language_models.features import HiddenStates, ModelHead, head_of, hidden_states
 from ...language_models.scoring import score_tokens
 from ...smoothing import activity_index
 
@@ -106,7 +106,7 @@ def measure(
     head = head_of(model)
     autocast = torch.bfloat16 if model.device.type == "cuda" else None
     seen = {
-        (split, name): features(model, documents, pad=pad, autocast=autocast)
+        (split, name): hidden_states(model, documents, pad=pad, autocast=autocast)
         for split, parts in data.items()
         for name, documents in parts.items()
         if documents
