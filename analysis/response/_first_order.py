@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._validation import interval
-from ._inputs import Distributions, Head, Reduced, blocks, head_of, matrix, reduced, smoothings
+from ._inputs import Distributions, Reduced, ScaledHead, blocks, head_of, matrix, reduced, smoothings
 from ._loss import ContextLoss, forward
 from ._minimise import give_way
 from ._newton import Domain
@@ -117,7 +117,7 @@ def _index(upward: Array, downward: Array) -> Array:
         return np.where(downward > 0, upward / downward, np.where(sign == 0, 1.0, sign * np.inf))
 
 
-def _conditions(head: Head, hidden: Tensor, q: Tensor | None) -> Tensor:
+def _conditions(head: ScaledHead, hidden: Tensor, q: Tensor | None) -> Tensor:
     """The five lines of :func:`stationarity`, ``(5, n)``."""
     z, slope = forward(head, hidden)
     p, slope = z.softmax(-1), torch.ones_like(z) if slope is None else slope

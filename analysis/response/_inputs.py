@@ -14,7 +14,7 @@ from torch import Tensor
 from .._arguments import as_numpy
 from .._validation import interval
 
-__all__ = ["Distributions", "Head", "Reduced", "blocks", "head_of", "matrix", "reduced", "smoothings"]
+__all__ = ["Distributions", "Reduced", "ScaledHead", "blocks", "head_of", "matrix", "reduced", "smoothings"]
 
 _ENTRIES = {"cpu": 2**20, "cuda": 2**25}  # float64 entries of one block of logits; some six such arrays live at once
 _NULL = 1e-12  # share of the largest squared singular value below which an axis is rounding
@@ -22,7 +22,7 @@ _TOLERANCE = 1e-4  # by which probabilities may miss the sum 1
 
 
 @dataclass(frozen=True)
-class Head:
+class ScaledHead:
     """Rows over the temperature, ``(V, D)``, and the softcap c / T that their products meet, or None."""
 
     rows: Tensor
@@ -39,14 +39,14 @@ class Head:
         return float((self.rows - self.rows.mean(0)).norm(dim=1).max()) or 1.0
 
 
-def head_of(weight: Any, temperature: Any, softcap: Any, device: torch.device | str | None) -> Head:
+def head_of(weight: Any, temperature: Any, softcap: Any, device: torch.device | str | None) -> ScaledHead:
     """The head, checked, where ``device`` says, by default where ``weight`` lives."""
     rows = matrix("weight", weight, device)
     if rows.shape[0] < 2:
         raise ValueError(f"weight must have at least 2 rows, got the shape {tuple(rows.shape)}.")
     t = float(interval("temperature", temperature, 0, open_low=True))
     c = None if softcap is None else float(interval("softcap", softcap, 0, open_low=True))
-    return Head(rows / t, None if c is None else c / t)  # c tanh(x / c) / T = (c / T) tanh((x / T) / (c / T))
+    return ScaledHead(rows / t, None if c is None else c / t)  # c tanh(x / c) / T = (c / T) tanh((x / T) / (c / T))
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,18 @@ class Reduced:
         squares: The diagonal, ``(r,)``.
     """
 
-    head: Head
+    head: ScaledHead
     axes: Tensor
     squares: Tensor
 
 
-def reduced(head: Head) -> Reduced:
+def reduced(head: ScaledHead) -> Reduced:
     """The head in its principal axes, r <= min(D, V - 1) of them without a softcap."""
     rows = head.rows if head.softcap is not None else head.rows - head.rows.mean(0)
     squares, axes = torch.linalg.eigh(rows.T @ rows)
     kept = squares > _NULL * squares[-1]
     kept[-1] = True  # a head without any effect keeps one axis
-    return Reduced(Head(rows @ axes[:, kept], head.softcap), axes[:, kept], squares[kept])
+    return Reduced(ScaledHead(rows @ axes[:, kept], head.softcap), axes[:, kept], squares[kept])
 
 
 def matrix(name: str, value: Any, device: torch.device | str | None, width: int | None = None) -> Tensor:

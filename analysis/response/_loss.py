@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._inputs import Head
+from ._inputs import ScaledHead
 
 __all__ = ["ContextLoss", "Point", "forward"]
 
@@ -56,7 +56,7 @@ class Point:
         )
 
 
-def forward(head: Head, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+def forward(head: ScaledHead, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
     """Logits ``(n, V)`` and f'(a), None for 1."""
     a = hidden @ head.rows.T
     if head.softcap is None:
@@ -75,7 +75,7 @@ class ContextLoss:
         decay: Weight decay of the hidden states, 0 for none.
     """
 
-    def __init__(self, head: Head, targets: Tensor, smoothing: float, decay: float) -> None:
+    def __init__(self, head: ScaledHead, targets: Tensor, smoothing: float, decay: float) -> None:
         self._head, self.decay = head, decay
         smoothed = (1 - smoothing) * targets + smoothing / head.vocab_size
         # without a softcap the targets enter through their mean row alone

@@ -309,10 +309,12 @@ class TestRecord:
         count[noisy.training.context, noisy.training.token] = noisy.training.weight
         assert count.sum(-1).tolist() == [8.0] * 24
         assert row["confidence"] == pytest.approx(p.max(-1).mean())
-        assert row["accuracy"] == pytest.approx(q[np.arange(24), p.argmax(-1)].mean())
+        tied = p >= 0.99 * p.max(-1, keepdims=True)  # heads repeat equal counts: which token comes first says nothing
+        assert row["accuracy"] == pytest.approx(((q * tied).sum(-1) / tied.sum(-1)).mean())
         assert row["best_accuracy"] == pytest.approx(q.max(-1).mean())
-        assert row["true_ece"] == pytest.approx(true_calibration_error(p, q, n_bins=15))
-        assert row["context_error"] == pytest.approx(true_calibration_error(p, q, given="context"))
+        assert row["true_ece"] == pytest.approx(true_calibration_error(p, q, n_bins=15, tie_tolerance=0.01))
+        context = true_calibration_error(p, q, given="context", tie_tolerance=0.01)
+        assert row["context_error"] == pytest.approx(context)
         assert row["entropy"] == pytest.approx(scipy.stats.entropy(p, axis=-1).mean())
         assert row["true_entropy"] == pytest.approx(scipy.stats.entropy(q, axis=-1).mean())
         assert row["true_nll"] == pytest.approx(-(q * log_p).sum(-1).mean())
