@@ -52,7 +52,7 @@ _METHODS = {
     "b=0": "$b = 0$", "b=0.05": "$b = 0.05$", "b=0.1": "$b = 0.1$", "b=0.2": "$b = 0.2$",
     "weight_decay": "weight decay", "dropout": "dropout",
 }  # fmt: skip
-_PENALTIES = {"penalty=0.05": "penalty .05", "penalty=0.2": "penalty .2"}  # in one setting alone
+_PENALTIES = {"penalty=0.05": "penalty 0.05", "penalty=0.2": "penalty 0.2"}  # in one setting alone
 _READINGS = {
     "early stopping": "$b = 0$, stopped early", "b=0 post_hoc": "$b = 0$, $T$ fitted",
     "b=0.1 inverted": "$b = 0.1$, inverted", "b=0.1 post_hoc": "$b = 0.1$, $T$ fitted",

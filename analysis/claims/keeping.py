@@ -8,7 +8,7 @@ from .effects import CELL, HEAD, SEEDS, difference, named, paired_effects, witho
 from .findings import Findings
 from .sources import Tables
 from .statistics import Effect, mean_effect
-from .tuning import PENALTY, keeps, penalised_simulation, tuned_simulation
+from .tuning import OTHERS, PENALTY, keeps, penalised_simulation, tuned_simulation
 
 __all__ = ["keeps_in_simulation"]
 
@@ -65,12 +65,13 @@ def _beside_the_penalty(tables: Tables, found: Findings) -> None:
     if runs is None:
         return
     final = runs.final
-    for method in dict.fromkeys(final["method"]):
-        if method != "b=0":
-            found.add("gain_beside_penalty", runs.gain(final, "error", method), "ECE", method=method)
-    for method in dict.fromkeys(final.loc[final["method"].str.startswith(PENALTY), "method"]):
-        loss = runs.gain(final, "accuracy", method)
-        found.add("accuracy_loss_beside_penalty", loss, "probability", method=method)
+    penalties = sorted(name for name in set(runs.asked["method"]) if name.startswith(PENALTY))
+    scores = {
+        "gain": ("error", "ECE"), "accuracy_loss": ("accuracy", "probability"), "held_out_fall": ("held_out", "nats"),
+    }  # fmt: skip
+    for method in ("b=0.1", *OTHERS, *penalties):
+        for name, (column, unit) in scores.items():
+            found.add(f"{name}_beside_penalty", runs.gain(final, column, method), unit, method=method)
 
 
 def _penalised_heads(table: pd.DataFrame, found: Findings) -> None:

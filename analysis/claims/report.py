@@ -143,7 +143,7 @@ def _beside_the_penalty(found: Findings) -> str:
     if not gains:
         return ""
     listed = ", ".join(f"{gain.cell['method']} {gain}" for gain in gains)
-    return f". Where a confidence penalty was tuned too, in {gains[0].cells} (V, D): {listed}"
+    return f". In {gains[0].cells} of {len(found.at('gain'))} (V, D) a confidence penalty was tuned too: {listed}"
 
 
 def _penalised_heads(found: Findings) -> str:

@@ -15,14 +15,15 @@ from .sources import Tables
 from .statistics import Effect, mean_effect
 
 __all__ = [
-    "PENALTY", "RIVALS", "SMALL", "STOPPED", "Runs", "degrades", "diversity", "keeps", "penalised_simulation",
+    "OTHERS", "PENALTY", "RIVALS", "SMALL", "Runs", "degrades", "diversity", "keeps", "penalised_simulation",
     "regularises", "tuned_model", "tuned_simulation",
 ]  # fmt: skip
 
 RIVALS = ("weight_decay", "dropout")  # other ways to regularise
 _SMALL_ACCURACY = 0.02
 SMALL = 0.01  # differences of ECE below this are called none
-STOPPED = "early stopping"
+_STOPPED = "early stopping"
+OTHERS = ("b=0.05", "b=0.2", _STOPPED, "b=0 post_hoc", "b=0.1 inverted", *RIVALS)  # what K2 sets beside b = .1
 PENALTY = "penalty="  # and gamma: the tunings of S7 with a confidence penalty, in one cell of all
 
 
@@ -79,7 +80,7 @@ class Runs:
         """Plain runs at the epoch with the least validation NLL, one for each run, as a method of its own."""
         plain = self.asked.loc[(self.asked["method"] == "b=0") & (self.asked["epoch"] > 0)]
         best = plain.loc[plain.groupby(self.run)["validation_nll"].idxmin(), [*self.run, "epoch"]]
-        return plain.merge(best, on=[*self.run, "epoch"]).assign(method=STOPPED)
+        return plain.merge(best, on=[*self.run, "epoch"]).assign(method=_STOPPED)
 
     def mean(self, pairs: pd.DataFrame, value: str = "difference") -> Effect:
         """Mean over cells, with the interval over seeds."""
@@ -208,8 +209,7 @@ def keeps(runs: Runs, found: Findings, elsewhere: Sequence[Effect] = ()) -> str:
     distant = runs.at_end(runs.elsewhere)
     runs.add(found, "gain", "ECE", runs.gain, final, "error")
     runs.add(found, "gain_elsewhere", "ECE", runs.gain, distant, "error")
-    rivals = ("b=0.05", "b=0.2", STOPPED, "b=0 post_hoc", "b=0.1 inverted", *RIVALS)
-    for method in (name for name in rivals if (final["method"] == name).any()):
+    for method in (name for name in OTHERS if (final["method"] == name).any()):
         found.add("gain_of", runs.gain(final, "error", method), "ECE", method=method)
         found.add("accuracy_loss_of", runs.gain(final, "accuracy", method), "probability", method=method)
     found.add("accuracy_loss", runs.gain(final, "accuracy"), "probability")
