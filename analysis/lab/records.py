@@ -74,8 +74,8 @@ def _changed(value: Any) -> Any:
 def environment() -> dict[str, str | None]:
     """Versions, machine and git commit of this process, for the record.
 
-    Outside a repository the commit is that of the variable CONFIDENCE_CEILING_COMMIT, for a tree that travels without
-    its history, or None.
+    The commit is that of the variable CONFIDENCE_CEILING_COMMIT where it is set, for a tree that travels without its
+    history or with another; else the repository's, or None.
     """
     packages = ("torch", "numpy", "scipy", "triton")
     return {
@@ -84,7 +84,7 @@ def environment() -> dict[str, str | None]:
         "confidence_ceiling": _version("confidence-ceiling"),
         "platform": f"{platform.system()} {platform.machine()}",
         "gpu": _gpu(),
-        "commit": _commit() or os.environ.get("CONFIDENCE_CEILING_COMMIT"),
+        "commit": os.environ.get("CONFIDENCE_CEILING_COMMIT") or _commit(),
     }
 
 

@@ -179,11 +179,12 @@ def _device_name(device: torch.device) -> str:
 
 
 def _commit() -> str | None:
-    """Commit of this source tree, with ``+`` where it has changes since.
+    """Commit of this source tree, with ``+`` where it has changes since; None outside a repository.
 
-    Outside a repository that of the variable CONFIDENCE_CEILING_COMMIT, for a tree that travels without its history,
-    or None.
+    The variable CONFIDENCE_CEILING_COMMIT comes first, for a tree that travels without its history or with another.
     """
+    if given := os.environ.get("CONFIDENCE_CEILING_COMMIT"):
+        return given
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -195,4 +196,4 @@ def _commit() -> str | None:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here.parent))
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
-        return os.environ.get("CONFIDENCE_CEILING_COMMIT")
+        return None
