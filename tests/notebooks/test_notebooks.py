@@ -15,6 +15,8 @@ FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 CPU_SECONDS = 90  # 07 unpacks the weights of a real model, where they are installed: 35 of its 50
 MOST_BYTES = 400_000
+# What torchao logs where transformers finds it; whoever makes the notebooks anew need not have it.
+OF_TORCHAO = re.compile(r"(?:.*(?:/torchao/|torchao version|register_constant\(\)).*\n?)+")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -71,6 +73,8 @@ def test_the_notebook_runs_anywhere(path, tmp_path, monkeypatch):
     folder = tmp_path / "somewhere else"
     folder.mkdir()
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    for cell in code_cells(notebook):
+        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or not OF_TORCHAO.fullmatch(o.text)]
     assert not list(folder.iterdir()), "a notebook writes no files"
     seconds = float(notebook.cells.pop().outputs[0].text)  # of the processor: waiting for other tests does not count
     assert seconds < CPU_SECONDS
