@@ -144,7 +144,7 @@ def test_the_command_writes_the_table_and_how_it_was_made(tmp_path):
     assert (written["seed"] == 3).all()
     made = json.loads(out.with_suffix(".json").read_text())
     assert made["command"] == "python -m analysis.calibration --sizes 50 --n-datasets 2 --seed 3"
-    assert made["numpy"] == np.__version__
+    assert made["versions"]["numpy"] == np.__version__
 
 
 class TestCommittedTable:
