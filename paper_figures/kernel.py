@@ -4,7 +4,7 @@ Caption. One panel a shape (tokens x vocabulary x hidden size): time of loss and
 the peak memory beyond the inputs, both on logarithmic axes; lower left is better. Dashed: the gradients that any loss
 returns; dotted: the three matrix products that it takes, at the best rate that the library reached at any shape of the
 table. The line joins our kernel at its three workspaces. Open markers: measured without smoothing, which that rival
-does not have. Times are medians over rounds with 95 % intervals from order statistics (of 7 rounds, the shortest and
+does not have. Times are medians over rounds with 94 % intervals from order statistics (of 5 rounds, the shortest and
 the longest), mostly thinner than the markers; memory does not vary. *Last panel, and the key to the others:* relative
 error of the gradients against float64, the larger of input and weight; mark: median over shapes, bar: smallest to
 largest. bfloat16; device, versions and commits are in kernel.json. Tables kernel.csv and kernel_samples.csv.
@@ -61,7 +61,7 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
     Returns:
         ``COLUMNS``; ``least_ms`` is the time of three matrix products at the best rate in the table, ``ms_low`` and
-        ``ms_high`` are the ends of a 95 % interval of the median.
+        ``ms_high`` are the ends of an interval of the median (:func:`median_interval`).
     """
     rows = tables["kernel"]
     rows = rows.loc[(rows["mode"] == "loss and gradients") & rows["softcap"].isna() & (rows["ignored"] == 0)].copy()
