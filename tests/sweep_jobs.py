@@ -9,8 +9,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from analysis.lab.sweep import run
 
 
@@ -35,14 +33,22 @@ def square(config: Square) -> dict[str, object]:
     if config.event == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if config.event == "tensor":
+        import torch  # here alone: it takes longer than all else that a worker does
+
         return {"square": torch.tensor(config.number)}
     return {
         "number": config.number,
         "square": config.number**2 if config.event != "inf" else float("inf"),
-        "threads": torch.get_num_threads(),
         "omp": os.environ.get("OMP_NUM_THREADS"),
         "process": os.getpid(),
     }
+
+
+def threads(config: Square) -> dict[str, object]:
+    """How many threads torch and OpenMP take in a worker."""
+    import torch
+
+    return {"number": config.number, "torch": torch.get_num_threads(), "omp": os.environ.get("OMP_NUM_THREADS")}
 
 
 def jobs(folder: str, seconds: float = 0.1, count: int = 24) -> list[Square]:

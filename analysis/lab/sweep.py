@@ -337,10 +337,7 @@ def local_engine(
 
 def _work(connection: Connection, function: Callable[[Any], Mapping[str, Any]]) -> None:
     """Main of a worker: receive configs, send back (row, error)."""
-    import torch
-
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
     while True:
         try:
             config = connection.recv()
