@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from analysis.bottleneck import FitConfig, SoftmaxBottleneck
-from analysis.bottleneck._head import Batch
+from analysis.bottleneck._dense import DenseLoss
 from analysis.bottleneck._lbfgs import DeviceLBFGS, HostLBFGS
 from analysis.bottleneck._training import _data
 from analysis.teachers import TeacherConfig
@@ -20,8 +20,7 @@ from analysis.teachers import TeacherConfig
 def head_and_loss(config):
     head = SoftmaxBottleneck(config)
     _, training, _ = _data(config.teacher)
-    batch = Batch.of(training, device="cpu", dtype=head.raw_weight.dtype)
-    return head, lambda: head(batch)
+    return head, DenseLoss(head, training)
 
 
 def rosenbrock(x):
