@@ -17,7 +17,7 @@ figures: install
 	$(BIN)/python -m paper_figures --preset quick --simulate
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 lint: install
 	$(BIN)/python -m ruff check .
