@@ -22,6 +22,7 @@ author = "The confidence-ceiling authors"
 version = release = installed_version("confidence-ceiling")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions += ["explorer_page"]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", ".*"),
