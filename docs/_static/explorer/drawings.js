@@ -2,7 +2,7 @@
 "use strict";
 
 const drawings = (() => {
-  const MARGIN = { left: 48, right: 14, top: 30, bottom: 46 };
+  const MARGIN = { left: 48, right: 22, top: 30, bottom: 46 };
   const POINTS = 160;
   let pick = () => {};
 
@@ -24,7 +24,7 @@ const drawings = (() => {
     const scale = logarithmic ? Math.log10 : (y) => y;
     const [low, high] = up.map(scale);
     const x = (m) => MARGIN.left + ((Math.log10(m) - from) / (to - from)) * (right - MARGIN.left);
-    const y = (value) => bottom - ((Math.min(Math.max(scale(value), low), high) - low) / (high - low)) * (bottom - MARGIN.top);
+    const y = (value) => bottom - ((scale(value) - low) / (high - low)) * (bottom - MARGIN.top);
     const decade = (right - MARGIN.left) / (to - from);
 
     const text = (at, words, more = {}) => svg.append(element("text", { x: at[0], y: at[1], ...more }, words));
@@ -47,8 +47,12 @@ const drawings = (() => {
       const share = (bottom - (event.clientY - box.top)) / (bottom - MARGIN.top);
       pick(m, logarithmic ? 10 ** (low + share * (high - low)) : undefined);
     });
+    const inside = element("clipPath", { id: `inside-${place.dataset.draw}` });
+    inside.append(element("rect", { x: MARGIN.left, y: MARGIN.top, width: right - MARGIN.left, height: bottom - MARGIN.top }));
+    const lines = element("g", { "clip-path": `url(#${inside.id})` });
+    svg.append(inside, lines);
     place.replaceChildren(svg);
-    return { svg, x, y, top: MARGIN.top, bottom, right };
+    return { svg, lines, x, y, top: MARGIN.top, bottom, right };
   }
 
   const spread = ([low, high], n) => Array.from({ length: n + 1 }, (_, i) => low * (high / low) ** (i / n));
@@ -79,14 +83,14 @@ const drawings = (() => {
     });
     if (found.enough < range[1]) {
       const left = plot.x(Math.max(found.enough, range[0]));
-      plot.svg.append(element("rect", { class: "acts", x: left, y: plot.top, width: plot.right - left, height: plot.bottom - plot.top }));
+      plot.lines.append(element("rect", { class: "acts", x: left, y: plot.top, width: plot.right - left, height: plot.bottom - plot.top }));
     }
     const norms = spread(range, POINTS);
     const upper = norms.map((n) => [plot.x(n), plot.y(formulas.ceiling(n, V, D, T, c).confidence)]);
     const lower = norms.map((n) => [plot.x(n), plot.y(formulas.gapToConfidence(formulas.reachedGap(n, V, D, T, c), V))]);
-    plot.svg.append(element("path", { class: "band", d: `${path([...upper, ...lower.reverse()])}Z` }));
-    plot.svg.append(element("path", { class: "ceiling", d: path(upper) }));
-    plot.svg.append(element("path", { class: "asked", d: `M${plot.x(range[0])} ${plot.y(target)}H${plot.right}` }));
+    plot.lines.append(element("path", { class: "band", d: `${path([...upper, ...lower.reverse()])}Z` }));
+    plot.lines.append(element("path", { class: "ceiling", d: path(upper) }));
+    plot.lines.append(element("path", { class: "asked", d: `M${plot.x(range[0])} ${plot.y(target)}H${plot.right}` }));
     yourHead(plot, m, found.cap.confidence);
   }
 
@@ -95,18 +99,18 @@ const drawings = (() => {
     const range = decades(state);
     const plot = axes(place, {
       range,
-      up: [0.05, 20],
+      up: [0.1, 20],
       logarithmic: true,
-      ticks: [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20],
+      ticks: [0.1, 0.2, 0.5, 1, 2, 5, 10, 20],
       title: "training temperature T",
       description: "Where smoothing acts: training temperature against norm product; the sentence says it of your head.",
     });
     const norms = spread(range, state.c === null ? 8 : 40); // straight lines without a softcap
     const line = (height) => norms.map((n) => [plot.x(n), plot.y(height(n))]);
     const corners = `L${plot.right} ${plot.bottom}L${plot.x(range[0])} ${plot.bottom}Z`;
-    plot.svg.append(element("path", { class: "open", d: path(line(warmest)) + corners }));
-    plot.svg.append(element("path", { class: "acts", d: path(line(surest)) + corners }));
-    plot.svg.append(element("path", { class: "star", d: path(line((n) => formulas.restoringTemperature(n, state.V, state.b, state.c))) }));
+    plot.lines.append(element("path", { class: "open", d: path(line(warmest)) + corners }));
+    plot.lines.append(element("path", { class: "acts", d: path(line(surest)) + corners }));
+    plot.lines.append(element("path", { class: "star", d: path(line((n) => formulas.restoringTemperature(n, state.V, state.b, state.c))) }));
     yourHead(plot, state.m, state.T);
   }
 

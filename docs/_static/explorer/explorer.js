@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const form = document.getElementById("explorer");
+  const form = document.getElementById("explorer-controls");
   if (!form) return;
   const control = (name) => form.elements.namedItem(name);
   const slider = (name) => form.querySelector(`[data-of="${name}"]`);
@@ -12,9 +12,9 @@
   const FIELDS = {
     D: { what: "the hidden size D", low: 1, high: 1e6, whole: true },
     V: { what: "the vocabulary size V", low: 2, high: 1e7, whole: true },
-    c: { what: "the softcap c", low: 0.1, high: 1e4, optional: true },
+    c: { what: "the softcap c", low: 0.1, high: 1000, optional: true },
     m: { what: "the norm product m", low: 0.1, high: 5000, log: true },
-    T: { what: "the temperature T", low: 0.05, high: 20, log: true },
+    T: { what: "the temperature T", low: 0.1, high: 20, log: true },
     b: { what: "the label smoothing b", low: 0.001, high: 0.99, slide: [0.001, 0.5] },
   };
   const START = { head: "meta-llama/Meta-Llama-3-8B", m: "10", T: "1", b: "0.1" };
@@ -38,8 +38,10 @@
   const superscript = (n) => String(n).replace(/[-\d]/g, (k) => (k === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[k]));
   const chance = (p) => {
     if (1 - p < 1e-9) return "1 − 10⁻⁹ or more";
-    return p > 0.999 ? p.toFixed(Math.min(9, Math.ceil(-Math.log10(1 - p)) + 1)) : p < 0.1 ? digits(p, 2) : p.toFixed(3);
+    return p > 0.999 ? p.toFixed(Math.min(9, Math.ceil(-Math.log10(1 - p)) + 1)) : p < 0.01 ? digits(p, 2) : p.toFixed(3);
   };
+  /** Three digits, the last ones shown even if 0. */
+  const three = (x) => (x > 1e-3 && x < 1e6 ? x.toFixed(x < 1 ? 3 : x < 9.995 ? 2 : x < 99.95 ? 1 : 0) : digits(x));
   const thousands = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, "\u2009");
 
   // State: what the controls say, or null and a message.
@@ -112,7 +114,7 @@
     if (c !== null && asked < Math.log(V - 1)) return star; // below p = 1/2 the bounds by rank hold no longer
     return Math.min(star, m / linearNeed(V, D, b));
   }
-  /** Temperature up to which random rows reach what smoothing asks for; `enough` is the norm product for it at T = 1. */
+  /** Temperature up to which some head is known to reach what smoothing asks for; `enough` is the norm product for it at T = 1. */
   function surest(m, { V, D, c, b }, enough) {
     if (c === null) return m / enough;
     const asked = formulas.optimalGap(b, V);
@@ -131,36 +133,40 @@
     return remembered[1];
   }
 
-  const VERDICTS = {
-    inert: "Smoothing cannot act on this head.",
-    acts: "Smoothing acts on this head.",
-    open: "Norms and shape alone do not decide whether smoothing acts.",
-  };
+  /** The verdict in words: exact for balanced deterministic targets where C1 holds, else what to expect. */
+  function verdictOf({ V, D, c }, { verdict }) {
+    const exact = D >= V - 1 && c === null;
+    if (verdict === "inert") return `Smoothing is ${exact ? "" : "expected to be "}inert: the norms do not allow what it asks for.`;
+    if (verdict === "acts") return `Smoothing ${exact ? "acts" : "is expected to act"}: the norms allow more than it asks for.`;
+    return "Norms and shape alone do not say whether smoothing acts.";
+  }
   function sentence(state, found) {
     const { m, V, D, T, b } = state;
     const { cap, asked, needed, enough, verdict, star, warmest: warm } = found;
     const target = formulas.optimalConfidence(b, V);
-    const first =
-      `At training temperature ${digits(T)} no head with norm product ${digits(m)}, hidden size ${thousands(D)} and ` +
-      `vocabulary size ${thousands(V)} gives every token more than confidence ${chance(cap.confidence)}, a gap of ` +
-      `${digits(cap.gap)} nats; smoothing of ${digits(b)} asks for ${chance(target)}, a gap of ${digits(asked)} nats. `;
-    const star_ = Math.abs(warm / star - 1) > 0.01 ? `${digits(warm)} (T* = ${digits(star)} by the norms alone)` : `T* = ${digits(star)}`;
-    const norms = Number.isFinite(needed) ? `a norm product above ${digits(needed)}` : "";
+    const head = `norm product ${digits(m)}, hidden size ${thousands(D)} and vocabulary size ${thousands(V)}`;
+    const at = `At training temperature ${digits(T)}`;
+    const allowed =
+      1 - cap.confidence < 1e-9
+        ? `${at} a head with ${head} can be all but certain of every token: its ceiling is a gap of ${three(cap.gap)} nats`
+        : `${at} no head with ${head} gives every token more than confidence ${chance(cap.confidence)}, a gap of ${three(cap.gap)} nats`;
+    const first = `${allowed}; smoothing of ${digits(b)} asks for ${chance(target)}, a gap of ${three(asked)} nats.`;
+    const cooler = Math.abs(warm / star - 1) > 0.01 ? `${three(warm)} (T* = ${three(star)} by the norms alone)` : `T* = ${three(star)}`;
     if (verdict === "inert") {
-      const bySoftcap = norms || "no norm product, as the softcap holds the gap down";
-      return `${first}A head without smoothing is below that already. The gap comes within reach below a training temperature of ${star_}, or with ${bySoftcap}.`;
+      const norms = Number.isFinite(needed) ? `does, and so does a norm product above ${three(needed)}.` : "does; no norm product does, as the softcap holds the gap down.";
+      return `${first} A head without smoothing is below that already. To bring it within reach, a training temperature below ${cooler} ${norms}`;
     }
     if (verdict === "acts") {
-      const fall = cap.confidence - target;
-      return `${first}The norms allow more than that, so smoothing lowers confidence: by up to ${chance(fall)} where targets are deterministic. It stops acting at a training temperature above ${star_}, or with a norm product below ${digits(needed)}.`;
+      const fall = chance(cap.confidence - target);
+      return `${first} Smoothing lowers confidence by up to ${fall} where targets are deterministic. It stops acting at a training temperature above ${cooler}, or with a norm product below ${three(needed)}.`;
     }
-    const reach = Number.isFinite(enough) ? `they do from a norm product of ${digits(enough)} on` : "under this softcap they never do";
-    return `${first}The ceiling is above that, but random rows do not reach it (${reach}): measure the activity index of your model.`;
+    const reach = Number.isFinite(enough) ? `random rows do from a norm product of ${three(enough)} on` : "random rows do at no norm product";
+    return `${first} The ceiling is above that, but no head is known to reach it (${reach}): measure the activity index of your model.`;
   }
 
   function say(state, found) {
     const set = (name, text) => places(name).forEach((place) => (place.textContent = text));
-    set("verdict", VERDICTS[found.verdict]);
+    set("verdict", verdictOf(state, found));
     set("sentence", sentence(state, found));
     set("gap", digits(found.cap.gap, 4));
     set("confidence", chance(found.cap.confidence));
@@ -168,8 +174,8 @@
     set("reachedConfidence", chance(formulas.gapToConfidence(found.reached, state.V)));
     set("askedGap", digits(found.asked, 4));
     set("askedConfidence", chance(formulas.optimalConfidence(state.b, state.V)));
-    set("rho", digits(found.star / state.T));
-    set("star", digits(found.star));
+    set("rho", three(found.star / state.T));
+    set("star", three(found.star));
     const between = [found.needed, found.enough].map((x) => digits(x, 4));
     set("needed", between[0] === between[1] ? between[0] : `${between[0]} at least, ${between[1]} is enough`);
     const [href, text] = BOUNDS[found.cap.name];
@@ -204,7 +210,7 @@
     show(typing);
     places("copied").forEach((place) => (place.textContent = ""));
     clearTimeout(waiting);
-    waiting = setTimeout(() => location.replace(toAddress()), 300); // not at each step of a slider: browsers refuse that
+    waiting = setTimeout(() => read().error ?? location.replace(toAddress()), 300); // not at each step of a slider: browsers refuse that
   }
   function set(name, value) {
     control(name).value = String(Number(value.toPrecision(3)));
@@ -229,7 +235,7 @@
   drawings.onPick((m, T) => {
     control("m").value = String(Number(Math.min(5000, Math.max(0.1, m)).toPrecision(3)));
     if (T === undefined) changed();
-    else set("T", Math.min(20, Math.max(0.05, T)));
+    else set("T", Math.min(20, Math.max(0.1, T)));
   });
   document.querySelector('[data-do="copy"]').addEventListener("click", async () => {
     location.replace(toAddress());
@@ -247,7 +253,7 @@
       show();
     }
   });
-  new ResizeObserver(() => show(true)).observe(document.querySelector('[data-draw="confidence"]'));
+  new ResizeObserver(() => read().error || show()).observe(document.querySelector('[data-draw="confidence"]'));
   fromAddress();
   show();
 })();

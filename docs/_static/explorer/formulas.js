@@ -32,13 +32,13 @@ const formulas = (() => {
     return Math.min(ends, atLeft, atRight);
   }
 
-  /** Smallest x > 0 with risen(x), for a condition that stays true once it is; Infinity where x = 1e6 is not enough. */
+  /** Smallest x > 0 with risen(x), for a condition that stays true once it is; Infinity where x = 1e5 is not enough. */
   function firstWhere(risen) {
     let low = 0;
     let high = 1;
     while (!risen(high)) {
       [low, high] = [high, 2 * high];
-      if (high > 1e6) return Infinity;
+      if (high > 1e5) return Infinity;
     }
     while (high - low > 1e-12 * high) {
       const middle = (low + high) / 2;
@@ -129,14 +129,17 @@ const formulas = (() => {
   }
 
   /** A4: the gap that random rows reach, at least, with every hidden state along its row (geometric mean). */
-  function randomRowsGap(m, V, D, c) {
+  function randomRowsGap(m, D, c) {
     return (c === null ? m : c * Math.tanh(m / c)) - logKernelMean(m, D);
   }
 
-  /** The same for norms up to m: under a softcap the largest norms are not the best ones. */
+  /** What some head of norm product up to m reaches: random rows, or at D >= V - 1 the simplex, which attains A2. */
   function reachedGap(m, V, D, T, c) {
-    if (c === null) return randomRowsGap(m / T, V, D, null);
-    return -leastValue((x) => -randomRowsGap((x * m) / T, V, D, c / T));
+    const capped = (x) => (c === null ? x : c * Math.tanh(x / c));
+    const simplex = D >= V - 1 ? (capped(m) + capped(m / (V - 1))) / T : 0;
+    if (c === null) return Math.max(simplex, randomRowsGap(m / T, D, null));
+    // under a softcap the largest norms are not the best ones
+    return Math.max(simplex, -leastValue((x) => -randomRowsGap((x * m) / T, D, c / T)));
   }
 
   /** C2: below this training temperature the norms allow the gap that smoothing asks for (exact at D >= V - 1). */
@@ -144,7 +147,7 @@ const formulas = (() => {
   /** C1: the gap allowed over the gap asked for. */
   const effectivenessRatio = (m, V, b, T, c) => restoringTemperature(m, V, b, c) / T;
 
-  /** Below the first norm product no head reaches the gap that smoothing asks for; from the second on random rows do. */
+  /** Below the first norm product no head reaches the gap that smoothing asks for; from the second on some head does. */
   function neededNorms(V, D, T, c, b) {
     const asked = optimalGap(b, V);
     return [
