@@ -116,7 +116,7 @@ class Browser:
     def press(self, key: str) -> None:
         """Press a named key, or type a character."""
         code = {"key": key, "windowsVirtualKeyCode": _KEYS.get(key, 0), "code": key}
-        text = {} if key in _KEYS else {"text": key}
+        text = {"text": "\r"} if key == "Enter" else {} if key in _KEYS else {"text": key}
         self.call("Input.dispatchKeyEvent", type="keyDown", **code, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **code)
 
