@@ -109,7 +109,7 @@ def contents(name: str) -> list[str]:
         return []
     classes = {member for member in described if inspect.isclass(getattr(module, member))}
     members = sorted(described, key=lambda member: (member != _FIRST.get(name), member in classes))
-    lines = ["", ".. list-table::", "   :widths: 38 62", ""]
+    lines = ["", ".. list-table::", "   :class: members", "   :widths: 38 62", ""]
     for member in members:
         role = "class" if member in classes else "func"
         first = (described[member] or "").partition("\n")[0]

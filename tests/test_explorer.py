@@ -17,13 +17,12 @@ from scipy.optimize import minimize_scalar
 
 import analysis
 from analysis import caps, smoothing
+from analysis.lab.tables import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 FORMULAS = (DOCS / "_static" / "explorer" / "formulas.js").read_text(encoding="utf-8")
 sys.path.insert(0, str(DOCS))
-pytest.importorskip("docutils", reason="the docs extra is not installed")
-import explorer_page  # noqa: E402
 
 # What the page computes at one point, as one list of numbers; the name of the bound is compared apart.
 COMPUTE = """
@@ -105,7 +104,7 @@ def test_the_formulas_are_those_of_analysis(engine):
 
 def test_norm_products_are_bracketed_as_in_the_committed_table(engine):
     """Which norm product smoothing takes, by ``paper_figures/data/caps.csv``, to its seven digits."""
-    for row in explorer_page.committed("caps").drop_duplicates("model").to_dict("records"):
+    for row in read_table(ROOT / "paper_figures" / "data" / "caps.csv").drop_duplicates("model").to_dict("records"):
         c = None if np.isnan(row["softcap"]) else row["softcap"]
         arguments = json.dumps([row["vocab_size"], row["hidden_size"], 1.0, c, row["label_smoothing"]])
         found = engine(f"formulas.neededNorms(...{arguments})")
@@ -141,6 +140,9 @@ def test_the_simplex_reaches_its_ceiling(engine):
 
 
 def test_the_heads_are_those_of_the_tables():
+    pytest.importorskip("docutils", reason="the docs extra is not installed")
+    import explorer_page
+
     found = {head["name"]: head for head in explorer_page.heads()}
     assert {shape.model for shape in analysis.HEAD_SHAPES} < found.keys()
     for shape in analysis.HEAD_SHAPES:
