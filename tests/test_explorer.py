@@ -139,6 +139,27 @@ def test_the_simplex_reaches_its_ceiling(engine):
         assert gap == pytest.approx(caps.confidence_to_gap(p[0, 0], v).item(), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("m", "v", "d", "c", "b"),
+    [
+        (12.0, 5000, 6, None, 0.1),
+        (200.0, 256_000, 2304, 30.0, 0.1),
+        (30.0, 1000, 64, 4.0, 0.9),
+        (9.0, 8, 16, None, 0.2),
+    ],
+)
+def test_the_ceiling_and_what_is_reached_pass_the_asked_gap_at_their_temperatures(engine, m, v, d, c, b):
+    cap = "null" if c is None else c
+    acting = f"formulas.actingTemperatures({v}, {d}, {cap}, {b})"
+    warm, sure = engine(f"[{acting}.warmest({m}), {acting}.surest({m})]")
+    asked = analysis.optimal_gap(b, v)
+    for t, side in ((warm * (1 - 1e-9), 1), (warm * (1 + 1e-9), -1)):
+        assert side * (analysis.confidence_cap(m, v, d, temperature=t, softcap=c).gap - asked) >= 0
+    reached = engine(f"[0.998, 1.002].map((x) => formulas.reachedGap({m}, {v}, {d}, x * {sure}, {cap}))")
+    assert reached[0] > asked > reached[1]
+    assert sure <= warm * (1 + 1e-9)
+
+
 def test_the_heads_are_those_of_the_tables():
     pytest.importorskip("docutils", reason="the docs extra is not installed")
     import explorer_page

@@ -95,7 +95,7 @@ const drawings = (() => {
   }
 
   /** Where smoothing acts: training temperature against norm product. */
-  function temperature(place, state, found, { warmest, surest }) {
+  function temperature(place, state, { temperatures }) {
     const range = decades(state);
     const plot = axes(place, {
       range,
@@ -108,8 +108,8 @@ const drawings = (() => {
     const norms = spread(range, state.c === null ? 8 : 40); // straight lines without a softcap
     const line = (height) => norms.map((n) => [plot.x(n), plot.y(height(n))]);
     const corners = `L${plot.right} ${plot.bottom}L${plot.x(range[0])} ${plot.bottom}Z`;
-    plot.lines.append(element("path", { class: "open", d: path(line(warmest)) + corners }));
-    plot.lines.append(element("path", { class: "acts", d: path(line(surest)) + corners }));
+    plot.lines.append(element("path", { class: "open", d: path(line(temperatures.warmest)) + corners }));
+    plot.lines.append(element("path", { class: "acts", d: path(line(temperatures.surest)) + corners }));
     plot.lines.append(element("path", { class: "star", d: path(line((n) => formulas.restoringTemperature(n, state.V, state.b, state.c))) }));
     yourHead(plot, state.m, state.T);
   }

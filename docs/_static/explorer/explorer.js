@@ -105,32 +105,7 @@
     const [needed, enough] = formulas.neededNorms(V, D, T, c, b);
     const verdict = cap.gap <= asked ? "inert" : reached >= asked ? "acts" : "open";
     const star = formulas.restoringTemperature(m, V, b, c);
-    return { cap, asked, reached, needed, enough, verdict, star, warmest: warmest(m, { V, D, c, b }) };
-  }
-  /** Temperature from which on the ceiling is below what smoothing asks for: T*, and lower where the rank matters. */
-  function warmest(m, { V, D, c, b }) {
-    const asked = formulas.optimalGap(b, V);
-    const star = formulas.restoringTemperature(m, V, b, c);
-    if (c !== null && asked < Math.log(V - 1)) return star; // below p = 1/2 the bounds by rank hold no longer
-    return Math.min(star, m / linearNeed(V, D, b));
-  }
-  /** Temperature up to which some head is known to reach what smoothing asks for; `enough` is the norm product for it at T = 1. */
-  function surest(m, { V, D, c, b }, enough) {
-    if (c === null) return m / enough;
-    const asked = formulas.optimalGap(b, V);
-    let [low, high] = [1e-3, 1e3];
-    while (high > 1.002 * low) {
-      const middle = Math.sqrt(low * high);
-      if (formulas.reachedGap(m, V, D, middle, c) >= asked) low = middle;
-      else high = middle;
-    }
-    return low;
-  }
-  let remembered = ["", 0];
-  function linearNeed(V, D, b) {
-    const key = [V, D, b].join();
-    if (remembered[0] !== key) remembered = [key, formulas.neededNorms(V, D, 1, null, b)[0]];
-    return remembered[1];
+    return { cap, asked, reached, needed, enough, verdict, star, temperatures: formulas.actingTemperatures(V, D, c, b) };
   }
 
   /** The verdict in words: exact for balanced deterministic targets where C1 holds, else what to expect. */
@@ -142,7 +117,8 @@
   }
   function sentence(state, found) {
     const { m, V, D, T, b } = state;
-    const { cap, asked, needed, enough, verdict, star, warmest: warm } = found;
+    const { cap, asked, needed, enough, verdict, star, temperatures } = found;
+    const warm = temperatures.warmest(m);
     const target = formulas.optimalConfidence(b, V);
     const head = `norm product ${digits(m)}, hidden size ${thousands(D)} and vocabulary size ${thousands(V)}`;
     const at = `At training temperature ${digits(T)}`;
@@ -198,10 +174,7 @@
     const found = judge(state);
     say(state, found);
     drawings.confidence(document.querySelector('[data-draw="confidence"]'), state, found);
-    drawings.temperature(document.querySelector('[data-draw="temperature"]'), state, found, {
-      warmest: (m) => warmest(m, state),
-      surest: (m) => surest(m, state, found.enough / state.T),
-    });
+    drawings.temperature(document.querySelector('[data-draw="temperature"]'), state, found);
   }
 
   // Wiring.

@@ -33,14 +33,14 @@ const formulas = (() => {
   }
 
   /** Smallest x > 0 with risen(x), for a condition that stays true once it is; Infinity where x = 1e5 is not enough. */
-  function firstWhere(risen) {
+  function firstWhere(risen, tolerance = 1e-12) {
     let low = 0;
     let high = 1;
     while (!risen(high)) {
       [low, high] = [high, 2 * high];
       if (high > 1e5) return Infinity;
     }
-    while (high - low > 1e-12 * high) {
+    while (high - low > tolerance * high) {
       const middle = (low + high) / 2;
       if (risen(middle)) high = middle;
       else low = middle;
@@ -156,7 +156,21 @@ const formulas = (() => {
     ];
   }
 
+  /**
+   * Training temperatures, each a function of m: from the warmest on no head reaches the gap that smoothing asks for (T*,
+   * or less where the rank matters), up to the surest some head does.
+   */
+  function actingTemperatures(V, D, c, b) {
+    const asked = optimalGap(b, V);
+    const [needed, enough] = neededNorms(V, D, 1, null, b);
+    const linearHolds = c === null || asked >= Math.log(V - 1); // see ceiling
+    const warmest = (m) => Math.min(restoringTemperature(m, V, b, c), linearHolds ? m / needed : Infinity);
+    const reaches = (m) => 1 / firstWhere((cold) => reachedGap(m, V, D, 1 / cold, c) >= asked, 1e-3);
+    return { warmest, surest: c === null ? (m) => m / enough : reaches };
+  }
+
   return {
+    actingTemperatures,
     ceiling,
     effectivenessRatio,
     gapToConfidence,
