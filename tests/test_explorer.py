@@ -261,6 +261,14 @@ def test_the_keyboard_reaches_and_moves_everything_and_the_address_holds_it(page
     assert "hidden size 64 " in sentence
     driven.open(held)
     assert says(driven, "sentence") == sentence
+    driven.evaluate(
+        "location.hash = '#head=google/gemma-2-2b'"
+    )  # pasted into the same window: what it leaves out is as at first
+    driven.wait(lambda: "hidden size 2\u2009304" in says(driven, "sentence"))
+    assert [value(driven, name) for name in "mTb"] == ["10", "1", "0.1"]
+    driven.evaluate("document.querySelector('[name=head]').focus()")
+    driven.press("End")  # the last head is the one whose norm product was measured
+    assert value(driven, "m") == "476"
     assert driven.errors == []
 
 

@@ -75,11 +75,10 @@
     const own = given.has("D") || given.has("V");
     control("head").value = own ? "" : (given.get("head") ?? START.head);
     if (!own && control("head").selectedIndex < 0) control("head").value = START.head;
+    for (const name of Object.keys(FIELDS)) control(name).value = START[name] ?? "";
     takeHead();
     for (const name of Object.keys(FIELDS)) {
       if (given.has(name)) control(name).value = given.get(name);
-      else if (own && name === "c") control(name).value = "";
-      else if (name in START && control(name).value === "") control(name).value = START[name];
     }
     matchHead();
   }
