@@ -239,11 +239,11 @@ def assert_read_from_a_folder(driven: browser.Browser, site: Path) -> None:
         driven.open((site / f"{name}.html").as_uri())
         driven.evaluate("window.MathJax?.startup?.promise?.then(() => 1)")
         assert driven.evaluate("document.documentElement.scrollWidth") <= 375, name
-    driven.open((site / "reference" / "commands.html").as_uri())
-    cut = "[...document.querySelectorAll('.help pre')].map((box) => box.scrollWidth > box.clientWidth)"
-    assert driven.evaluate(cut) == [False] * len(driven.evaluate(cut))
-    assert len(driven.evaluate(cut)) >= 10
     driven.resize(1200)
+    driven.open((site / "reference" / "commands.html").as_uri())
+    cut = driven.evaluate("[...document.querySelectorAll('.help pre')].map((box) => box.scrollWidth > box.clientWidth)")
+    assert len(cut) >= 10
+    assert not any(cut), "what a command prints is cut at the edge of its box"
     driven.open((site / "index.html").as_uri())
     driven.evaluate("document.querySelector('input[name=q]').focus()")
     for key in [*"activity index", "Enter"]:
