@@ -236,6 +236,13 @@ def test_the_page_says_what_analysis_says(page):
     driven.open(f"{address}#D=9&V=10&m=3&T=1&b=0.1")  # full width, no softcap: C1 is exact
     assert says(driven, "verdict").startswith("Smoothing is inert")
     assert driven.evaluate("document.querySelectorAll('[data-draw] svg path').length") >= 6
+    loaded = driven.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert {name.rpartition("/")[2].partition("?")[0] for name in loaded} >= {
+        "formulas.js",
+        "drawings.js",
+        "explorer.js",
+    }
+    assert all(name.startswith("file:") for name in loaded), "the page loads something from the network"
     assert driven.errors == []
 
 
