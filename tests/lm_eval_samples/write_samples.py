@@ -24,11 +24,19 @@ def tasks():
     """Task -> its config and its documents."""
     metrics = [{"metric": "acc"}, {"metric": "acc_norm"}]
     sums = [  # options of one number each, and one that says it in more characters
-        {"question": f"{i} + {i % 5}", "options": [WORDS[(i * k) % 13] for k in (1, 2, 3)] + ["a number"], "right": i % 4}
+        {
+            "question": f"{i} + {i % 5}",
+            "options": [WORDS[(i * k) % 13] for k in (1, 2, 3)] + ["a number"],
+            "right": i % 4,
+        }
         for i in range(ROWS)
     ]
     words = [  # three to five options
-        {"question": f"after {WORDS[i % 12]}", "options": [f" {w}" for w in WORDS[i % 9 : i % 9 + 3 + i % 3]], "right": ""}
+        {
+            "question": f"after {WORDS[i % 12]}",
+            "options": [f" {w}" for w in WORDS[i % 9 : i % 9 + 3 + i % 3]],
+            "right": "",
+        }
         for i in range(ROWS)
     ]
     for i, doc in enumerate(words):
@@ -37,7 +45,12 @@ def tasks():
         {"first": f"As {a} is less than {b}, {a}", "second": f"As {a} is less than {b}, {b}", "right": i % 2}
         for i, (a, b) in enumerate(zip(WORDS * 2, WORDS[1:] * 2, strict=False))
     ][:ROWS]
-    plain = {"doc_to_text": "{{question}} =", "doc_to_choice": "options", "doc_to_target": "right", "metric_list": metrics}
+    plain = {
+        "doc_to_text": "{{question}} =",
+        "doc_to_choice": "options",
+        "doc_to_target": "right",
+        "metric_list": metrics,
+    }
     return {
         "sums": (plain, sums),
         "words": ({**plain, "target_delimiter": ""}, words),
@@ -66,7 +79,7 @@ def write_samples(folder: Path) -> list[Path]:
         command += ["--model_args", f"pretrained={here / 'model'},dtype=float32", "--include_path", str(here)]
         command += ["--tasks", ",".join(tasks()), "--output_path", str(here / "out"), "--batch_size", "8"]
         offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(here / "cache")}
-        subprocess.run(command, check=True, env={**os.environ, **offline}, )
+        subprocess.run(command, check=True, env={**os.environ, **offline}, capture_output=True)
         found = sorted((here / "out").rglob("samples_*.jsonl"))
         for path in found:
             (folder / path.name).write_bytes(path.read_bytes())
