@@ -25,10 +25,10 @@ class BadRow(NamedTuple):
     problem: str
 
 
-def check_files(paths: Sequence[str | Path]) -> list[Path]:
+def check_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     """The files, each of a known ending, there and named once; nothing is read."""
     found = dict[Path, Path]()
-    for path in map(Path, paths):
+    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         ending, packed = _form(path)
         if ending not in _ENDINGS or (packed and ending == ".parquet"):
             raise ValueError(f"FILE must end in {', '.join(_ENDINGS)} (but for Parquet also with .gz), got {path}.")

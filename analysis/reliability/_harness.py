@@ -98,8 +98,9 @@ class HarnessFile:
 
 def _asked(arguments: Any) -> list[tuple[str, str]]:
     """Context and continuation of each request; earlier files have lists."""
-    requests = list(arguments.values()) if isinstance(arguments, Mapping) else arguments
-    found = [tuple(one.values()) if isinstance(one, Mapping) else tuple(one) for one in requests]
+    requests = arguments.values() if isinstance(arguments, Mapping) else arguments
+    # In a table of rows with unlike numbers of options those that a row lacks are None.
+    found = [tuple(one.values() if isinstance(one, Mapping) else one) for one in requests if one is not None]
     if not all(len(one) == 2 and all(isinstance(text, str) for text in one) for one in found):
         raise ValueError("arguments must be a context and an option each: the task is no multiple choice")
     return found

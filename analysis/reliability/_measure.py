@@ -103,26 +103,26 @@ def _temperature(part: Predictions, n_bins: int) -> dict[str, float]:
 
 
 def describe(line: Any) -> str:
-    """A line of the scores of :func:`measure_predictions` in sentences; it has the columns as attributes."""
+    """A line of the scores of :func:`measure_predictions` in words; it has the columns as attributes."""
     excess = line.confidence - line.accuracy
-    word = f"{'over' if excess > 0 else 'under'}-confident by {abs(excess):.3f} on average"
+    word = f"miscalibrated; confidence is {abs(excess):.3f} {'above' if excess > 0 else 'below'} accuracy on average"
     if line.ece_p_value > 0.05:
-        word = "no further from calibrated than chance alone would put a calibrated model"
+        word = "no further from calibrated than chance would put a calibrated model"
 
     def shown(name: str) -> str:
         return f"{getattr(line, name):.3f} [{getattr(line, f'{name}_low'):.3f}, {getattr(line, f'{name}_high'):.3f}]"
 
-    after = f"; on these same predictions it leaves an NLL of {line.nll_after:.3f} and an ECE of {line.ece_after:.3f}."
-    best = f"Best temperature {shown('temperature')}{after}"
+    after = f"leaves NLL {line.nll_after:.3f} and ECE {line.ece_after:.3f} on these same predictions"
+    best = f"best {shown('temperature')}, {after}"
     if math.isnan(line.temperature_low):
-        best = f"Best temperature beyond {line.temperature:g}{after}"
+        best = f"best beyond {line.temperature:g}, where it {after}"
     if math.isnan(line.temperature):
-        best = "No temperature is best: what happened was given probability 0, or no row prefers an option."
-    return (
-        f"{line.score}, {line.n} predictions: {word}. Accuracy {shown('accuracy')}, mean confidence "
-        f"{line.confidence:.3f}. ECE {shown('ece')} where a calibrated model would show {line.ece_if_calibrated:.3f}; "
-        f"RMS-CE {shown('rms')} where it would show {line.rms_if_calibrated:.3f}. NLL of "
-        f"{'being right or wrong' if line.score == 'confidence' else 'the label'} {line.nll:.3f} nats, Brier score "
-        f"{line.brier:.3f}. {best} Selective prediction: AURC {line.aurc:.3f}, {line.excess_aurc:.3f} above the best "
-        f"order; AUROC {line.auroc:.3f}."
-    )
+        best = "none is best: what happened was given probability 0, or no row prefers an option"
+    of = "being right or wrong" if line.score == "confidence" else "the label"
+    return f"""{line.score}, {line.n} predictions: {word}
+  accuracy     {shown("accuracy")}, mean confidence {line.confidence:.3f}
+  ECE          {shown("ece")}, a calibrated model would show {line.ece_if_calibrated:.3f}
+  RMS-CE       {shown("rms")}, a calibrated model would show {line.rms_if_calibrated:.3f}
+  NLL          {line.nll:.3f} nats, of {of}; Brier score {line.brier:.3f}
+  temperature  {best}
+  selective    AURC {line.aurc:.3f}, {line.excess_aurc:.3f} above the best order; AUROC {line.auroc:.3f}"""

@@ -33,7 +33,8 @@ def draw_predictions(predictions: Sequence[Predictions], found: ReliabilityScore
     panels = [*(view.score for view in predictions), "risk", *(["groups"] if groups > 1 else [])]
     mosaic: list[Any] = [[left, right] for left, right in zip(panels[::2], [*panels[1::2], panels[-1]], strict=False)]
     heights = [3.4] * len(mosaic)
-    heights[-1] = max(3.4, 1.2 + 0.24 * min(groups, _MOST))
+    if groups > 1:  # a panel of its own row takes what it needs
+        heights[-1] = max(3.4 if len(panels) % 2 == 0 else 0, 1.2 + 0.24 * min(groups, _MOST))
     figure.set_size_inches(8, sum(heights))
     axes = figure.subplot_mosaic(mosaic, height_ratios=heights)
     for view, colour in zip(predictions, _COLOURS, strict=False):

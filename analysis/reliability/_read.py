@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +38,13 @@ class Predictions(NamedTuple):
 
     score: str
     confidence: NDArray[np.float64]
-    correct: NDArray[np.bool_]
+    correct: NDArray[Any]
     nll: NDArray[np.float64]
     log1m_confidence: NDArray[np.float64] | None
     logits: NDArray[np.float64]
     label: NDArray[np.int64]
     chosen: NDArray[np.int64]
-    group: NDArray[np.str_]
+    group: NDArray[Any]
 
     def take(self, kept: NDArray[np.bool_]) -> Predictions:
         """Those of ``kept`` ``(n,)``."""
@@ -68,7 +68,7 @@ class PredictionFiles(NamedTuple):
 
 
 def read_predictions(
-    files: Sequence[str | Path], *, group: str | None = None, **columns: str | Sequence[str] | None
+    files: str | Path | Sequence[str | Path], *, group: str | None = None, **columns: str | Sequence[str] | None
 ) -> PredictionFiles:
     """Read predictions from CSV, TSV, JSON, JSON lines or Parquet, or from sample files of lm-evaluation-harness.
 
@@ -136,7 +136,7 @@ def _how(layout: Layout, asked: Mapping[str, Sequence[str] | None]) -> str:
     each = []
     for role, names in layout.columns.items():
         shown = ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
-        each.append(f"{role} from {shown}" + ("" if asked.get(role) else f" (guessed; --{role} names another)"))
+        each.append(f"{role} from {shown}" + ("" if asked.get(role) else " (guessed)"))
     return "; ".join(each)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from scipy.special import softmax
 
 from analysis import calibration
@@ -338,14 +341,14 @@ def test_the_command_writes_table_bins_sidecar_and_figure_and_says_what_it_read(
     assert sorted(path.name for path in out.parent.iterdir()) == ["o.csv", "o.json", "o.png", "o_bins.csv"]
     shown = capsys.readouterr().out
     assert "task words; lengths of options count the space before them" in shown
-    assert "log-likelihood per character, 50 predictions: " in shown
+    assert "log-likelihood per character, 50 predictions: no further from calibrated" in shown
     with out.open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 9
     assert str(tmp_path) not in (tmp_path / "new" / "o.json").read_text()
 
 
 def test_panels_follow_what_there_is(data, tmp_path):
-    data["many"] = np.arange(500) // 5
+    data["many"] = np.arange(500) // 20
     data.to_csv(tmp_path / "t.csv", index=False)
     for group, panels in ((None, 2), ("side", 3), ("many", 3)):
         read = read_predictions([tmp_path / "t.csv"], group=group)
@@ -354,3 +357,22 @@ def test_panels_follow_what_there_is(data, tmp_path):
         assert len(figure.axes) == panels
     assert len(figure.axes[-1].get_yticks()) == 24
     assert figure.axes[-1].get_title(loc="left") == "the 23 largest groups"
+
+
+def test_the_run_of_the_docs_prints_and_draws_what_the_page_shows(capsys):
+    root = Path(__file__).parent.parent.parent
+    page = (root / "docs" / "how_calibrated.md").read_text(encoding="utf-8")
+    block, shown = (
+        re.findall(rf"^```{kind}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[0] for kind in ("python", "text")
+    )
+    names = {}
+    exec(block, names)
+    printed = capsys.readouterr().out.replace(f"{names['folder']}/", "")
+    number = r"\d*\.\d+"
+    assert re.sub(number, "#", printed) == re.sub(number, "#", shown)
+    values = [np.array(re.findall(number, text), float) for text in (printed, shown)]
+    np.testing.assert_allclose(*values, atol=2.1e-3)
+    drawn, committed = (imread(p) for p in (names["folder"] / "reliability.png", root / "docs/_static/reliability.png"))
+    if f'matplotlib=={matplotlib.__version__}; python_version >= "3.11"' in (root / "constraints.txt").read_text():
+        assert drawn.shape == committed.shape
+        assert (abs(drawn - committed).max(-1) > 2 / 255).sum() <= 200  # else copy what the page's run draws there
