@@ -120,6 +120,13 @@ class TestSamplesOfLmEval:
             10: "log-likelihood must be a number, got 'nan'",
         }
 
+    def test_a_table_of_them_has_nothing_where_a_question_has_fewer_options(self, tmp_path):
+        pytest.importorskip("pyarrow")
+        pd.DataFrame(lines_of(sample("words"))).to_parquet(tmp_path / "words.parquet")
+        there, here = (read_predictions(path).predictions for path in (tmp_path / "words.parquet", sample("words")))
+        for one, other in zip(there, here, strict=True):
+            assert one.nll.tolist() == other.nll.tolist()
+
     def test_groups_may_be_fields_of_the_document_or_files(self):
         names = set(read_predictions([sample("sums")], group="right").predictions[0].group)
         assert names == {"0", "1", "2", "3"}
@@ -230,7 +237,7 @@ def test_columns_of_any_name_and_labels_by_the_name_of_the_column(tmp_path):
 
 
 def test_what_happened_at_probability_0_has_an_infinite_loss_and_no_temperature(tmp_path):
-    path = write_lines(tmp_path / "a.csv", ["confidence,correct", "1.0,0", "0.5,1"])
+    path = write_lines(tmp_path / "a.csv", ["confidence,correct", "1.0,0", "0.7,1"])
     line = measure_predictions(read_predictions([path]).predictions).scores.iloc[0]
     assert line.nll == np.inf
     assert np.isnan(line.temperature)
@@ -303,6 +310,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(tmp_path,
     good = write_lines(Path("good.csv"), ["confidence,correct", "0.9,1", "0.8,0"])
     other = write_lines(Path("other.csv"), ["logit_0,logit_1,label,gold", "0.9,0.1,1,0"])
     empty = write_lines(Path("empty.csv"), ["confidence,correct"])
+    quote = write_lines(Path("quote.csv"), ["confidence,correct", '"0.9,1', "0.8,0"])
     cut = Path("cut.csv.gz")
     cut.write_bytes(gzip.compress(good.read_bytes())[:-9])
     before = sorted(tmp_path.iterdir())
@@ -319,6 +327,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(tmp_path,
         ([good, "--label", "correct"], "good.csv must have columns for --logits or --probabilities and --label, for"),
         ([other], "--label must name one column of other.csv, which has label, gold."),
         ([other, "--label", "gold"], "--logits must be logits, got rows in [0, 1] that sum to 1"),
+        ([quote], "quote.csv must be a whole file of the form that its name says: unexpected end of data"),
         ([empty], "FILE must hold at least one prediction, got 0 rows without."),
         ([cut], "cut.csv.gz must be a whole file of the form that its name says: Compressed file ended before"),
     ):
