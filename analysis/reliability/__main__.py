@@ -100,7 +100,12 @@ def _measure(options: argparse.Namespace, command: str) -> int:
     config = {"files": [Path(name).name for name in options.files], "bins": options.bins, "group": options.group}
     seconds = round(time.perf_counter() - start, 3)
     made = made_here(command, config={**config, **columns}, seeds=[0], wall_seconds=seconds)  # seeds of the resamples
-    made |= {"rows": read.rows, "left_out": [{**bad._asdict(), "file": Path(bad.file).name} for bad in read.left_out]}
+    said = [line.removeprefix(f"{Path(name).parent}/") for name, line in zip(options.files, read.said, strict=True)]
+    made |= {
+        "read": said,
+        "rows": read.rows,
+        "left_out": [{**bad._asdict(), "file": Path(bad.file).name} for bad in read.left_out],
+    }
     beside = {bins: found.bins.to_csv(index=False, float_format="%.7g"), picture: drawn.getvalue()}
     write_table(found.scores, options.out, made, digits=7, beside=beside)
     for line in found.scores[found.scores["group"] == POOLED].itertuples():

@@ -74,8 +74,8 @@ class HarnessFile:
         if any(len(set(q.options)) == 1 for q in self.questions):
             said = "options are contexts, of lengths that the file does not tell: not scored per character"
             return [q.answer for q in self.questions], said, []
-        # The delimiter is a space unless some option does not begin with one or acc_norm says otherwise.
-        spaced = all(text.startswith(" ") for q in self.questions for text in q.options)
+        # The delimiter is a space or line end unless some option does not begin with one or acc_norm says otherwise.
+        spaced = all(text[:1].isspace() for q in self.questions for text in q.options)
         found = {cut: self._per_character(cut) for cut in ((1, 0) if spaced else (0,))}
         cut = min(found, key=lambda cut: len(found[cut][1]))
         return found[cut][0], f"lengths of options count {'no' if cut else 'the'} space before them", found[cut][1]
@@ -109,7 +109,7 @@ def _asked(arguments: Any) -> list[tuple[str, str]]:
 def _label(target: str, options: Sequence[str], scores: Sequence[float], acc: Any) -> int:
     """The right option: the target says its number or text, or nothing where all have one text; ``acc`` decides."""
     same = len(set(options)) == 1
-    meant = [i for i, text in enumerate(options) if target in (text, text.removeprefix(" ")) or same]
+    meant = [i for i, text in enumerate(options) if target in (text, text.lstrip()) or same]
     if re.fullmatch(r"\d{1,9}", target, re.ASCII) and int(target) < len(options):
         meant.insert(0, int(target))
     if acc not in (None, 0, 1):

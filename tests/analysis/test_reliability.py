@@ -280,6 +280,9 @@ def test_bad_rows_are_counted_and_named(tmp_path, capsys):
     beside = json.loads((tmp_path / "o.json").read_text())
     assert beside["left_out"][0] == {"file": "a.csv", "line": 4, "problem": "has 2 of 3 columns"}
     assert len(beside["left_out"]) == 8
+    assert beside["read"] == [
+        "a.csv: 2 predictions; confidence from confidence (guessed); correct from correct (guessed)"
+    ]
 
 
 @pytest.mark.parametrize(
