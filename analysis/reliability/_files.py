@@ -89,6 +89,7 @@ def _json(file: TextIO) -> _Rows:
             try:
                 item = json.loads(line)
             except (ValueError, RecursionError) as error:
-                item = f"is no JSON: {error}"
-            yield number, item if isinstance(item, (dict, str)) else "is no JSON object"
+                yield number, f"is no JSON: {error}"
+            else:
+                yield number, item if isinstance(item, dict) else "is no JSON object"
         number, line = number + 1, file.readline()

@@ -50,6 +50,8 @@ class HarnessFile:
 
     def add(self, line: int, row: Mapping[str, Any]) -> None:
         """Take a line in; ValueError says why it is no question of several options with one of them right."""
+        if not is_sample(row):
+            raise ValueError("is no line of a sample file")
         answers, asked = row["filtered_resps"], _asked(row["arguments"])
         if not isinstance(answers, list) or not all(isinstance(a, list) and len(a) == 2 for a in answers):
             raise ValueError("filtered_resps must be log-likelihoods of options: the task is no multiple choice")
@@ -98,10 +100,12 @@ class HarnessFile:
 
 def _asked(arguments: Any) -> list[tuple[str, str]]:
     """Context and continuation of each request; earlier files have lists."""
-    requests = arguments.values() if isinstance(arguments, Mapping) else arguments
+    requests = list(arguments.values()) if isinstance(arguments, Mapping) else arguments
     # In a table of rows with unlike numbers of options those that a row lacks are None.
-    found = [tuple(one.values() if isinstance(one, Mapping) else one) for one in requests if one is not None]
-    if not all(len(one) == 2 and all(isinstance(text, str) for text in one) for one in found):
+    asked = [one for one in requests if one is not None] if isinstance(requests, list) else []
+    found = [tuple(one.values()) if isinstance(one, Mapping) else one for one in asked]
+    texts = (isinstance(one, (tuple, list)) and [type(text) for text in one] == [str, str] for one in found)
+    if not found or not all(texts):
         raise ValueError("arguments must be a context and an option each: the task is no multiple choice")
     return found
 

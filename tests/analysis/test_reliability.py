@@ -101,6 +101,9 @@ class TestSamplesOfLmEval:
             {**good[4], "target": "9"},
             {**good[5], "filtered_resps": ["an answer"], "arguments": {"gen_args_0": {"arg_0": "?", "arg_1": {}}}},
             {**good[6], "acc": 0.4},
+            '"a text"',
+            {"doc_id": 6},
+            {**good[6], "arguments": [3]},
             good[0],
             {**good[7], "acc_norm": 1 - good[7]["acc_norm"]},
             {**good[8], "filtered_resps": [["nan", "False"], *good[8]["filtered_resps"][1:]]},
@@ -115,9 +118,12 @@ class TestSamplesOfLmEval:
             5: "target must name one of 4 options, got '9'",
             6: "arguments must be a context and an option each: the task is no multiple choice",
             7: "acc must be 0 or 1, got 0.4: the task grades its answers",
-            8: "doc_id 0 was in line 1 before",
-            9: f"acc_norm is {1 - good[7]['acc_norm']:g}, the log-likelihoods per character say otherwise",
-            10: "log-likelihood must be a number, got 'nan'",
+            8: "is no JSON object",
+            9: "is no line of a sample file",
+            10: "arguments must be a context and an option each: the task is no multiple choice",
+            11: "doc_id 0 was in line 1 before",
+            12: f"acc_norm is {1 - good[7]['acc_norm']:g}, the log-likelihoods per character say otherwise",
+            13: "log-likelihood must be a number, got 'nan'",
         }
 
     def test_a_table_of_them_has_nothing_where_a_question_has_fewer_options(self, tmp_path):
