@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 2 for what cannot be measured."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.reliability",
-        description="How calibrated are the predictions in your files? Reliability diagram with intervals and noise "
+        description="How calibrated are the predictions in your files? Reliability diagram with intervals and noise\n"
         "floor, calibration errors, NLL, Brier score, best temperature and selective prediction.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

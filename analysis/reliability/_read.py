@@ -120,6 +120,9 @@ def read_predictions(
                 raise ValueError(f"FILE must be one of each task, got {tasks[read.task]} and {file} (or --group file).")
         elif read is not None:
             how = _how(read, asked)
+            past = [bad for bad in left_out if bad.file == file and "option's number" in bad.problem]
+            if past and all(answer.label for answer in answers[before:]):  # a wrong label for every other row
+                raise ValueError(f"label must count options from 0, got none of 0 in {file} but {past[0].problem}.")
         said.append(f"{file}: {len(answers) - before} predictions; {how}")
         if read is not None:
             kinds.setdefault(read.kind, file)

@@ -242,6 +242,14 @@ def test_columns_of_any_name_and_labels_by_the_name_of_the_column(tmp_path):
     assert same.confidence.tolist() == [0.9, 0.7]
 
 
+def test_labels_that_count_from_1_are_no_predictions_of_the_option_before(tmp_path):
+    rows = [{"logits": [1.0, 2.0, 0.0], "label": label} for label in (1, 2, 3)]
+    with pytest.raises(
+        ValueError, match=r"^label must count options from 0, got none of 0 in .*0 to 2 or .*, got 3\.$"
+    ):
+        read_predictions(write_lines(tmp_path / "a.jsonl", rows))
+
+
 def test_what_happened_at_probability_0_has_an_infinite_loss_and_no_temperature(tmp_path):
     path = write_lines(tmp_path / "a.csv", ["confidence,correct", "1.0,0", "0.7,1"])
     line = measure_predictions(read_predictions([path]).predictions).scores.iloc[0]
