@@ -28,6 +28,7 @@ _PUBLIC = {
     "head_shapes": "HEAD_SHAPES",
     "calibration": """CalibrationState calibration_error fit_head_temperature fit_temperature reliability_table
         selective_scores smooth_calibration_error true_calibration_error""",
+    "reliability": "",
     "response": "frozen_head_response stationarity susceptibility",
     "language_models": "load_model",
     "audit": "audit_model",

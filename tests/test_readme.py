@@ -74,7 +74,12 @@ CHEAP = {
     "python -m paper_figures --list": (),
     "python -m paper_figures --only activity --preset full": ("--out", "{tmp}"),
 }
-EXPENSIVE = ("python -m analysis.study run S", "python -m analysis.audit ", "python -m kernel.benchmark")
+EXPENSIVE = (
+    "python -m analysis.study run S",
+    "python -m analysis.audit ",
+    "python -m analysis.reliability ",
+    "python -m kernel.benchmark",
+)
 MAKE = {  # target -> what it runs
     "make figures": "python -m paper_figures --preset quick --simulate",
     "make test": "python -m pytest -n 2",
