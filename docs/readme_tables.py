@@ -94,21 +94,21 @@ def found(data: Path) -> str:
     ].set_index("implementation")
     share = cost.at[_OURS, "peak_mib"] / cost.at["eager", "peak_mib"]
     sentences = (
-        f"**Tuning does make models over-confident**: in simulated instruction tuning the calibration error on everything "
-        f"but the tuning task rose by {of_all['K1', 'rise_elsewhere']:.2f} ([K1](docs/study.md#claims-and-verdicts)).",
+        "**Tuning does make models over-confident**: in simulated instruction tuning the calibration error on all but "
+        f"the tuning task rose by {of_all['K1', 'rise_elsewhere']:.2f} ([K1](docs/study.md#claims-and-verdicts)).",
         f"**Smoothing helps there**: with b = 0.1 the error on new questions at the end of tuning was "
         f"{of_all['K2', 'gain']:.2f} lower. It harms where confidence does not exceed accuracy "
         "([K2](docs/study.md#claims-and-verdicts)).",
         f"**Norms cap confidence, hidden size hardly does**: with the norms fixed, four times the hidden size changed "
         f"confidence by {of_all['K3', 'step_from_64']:.2f} ([theory](docs/theory.md)).",
         f"**The activity index says where smoothing acts**: with deterministic targets it took "
-        f"{of_all['K4', 'fall_where_acting']:.2f} of confidence where the index is below 0.8 and nothing where it is above "
-        "1.25; with noisy targets the change is gradual ([glossary](docs/glossary.md)).",
+        f"{of_all['K4', 'fall_where_acting']:.2f} of confidence where the index is below 0.8 and nothing where it is "
+        "above 1.25; with noisy targets the change is gradual ([glossary](docs/glossary.md)).",
         f"**Training at a lower temperature gives smoothing its effect back** where norms are bound, by "
         f"{budget['K5', 'rise']:.2f} of calibration error. Capping the logits does not "
         "([K5, K6](docs/study.md#claims-and-verdicts)).",
-        f"**The loss costs little**: at {_SHAPES[0]}'s vocabulary it needs {share:.0%} of the memory of PyTorch's in the "
-        "same time ([the kernel](docs/kernel.md)).",
+        f"**The loss costs little**: at {_SHAPES[0]}'s vocabulary it needs {share:.0%} of the memory of PyTorch's in "
+        "the same time ([the kernel](docs/kernel.md)).",
     )
     return "\n".join(
         textwrap.fill(f"{n}. {line}", 120, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
