@@ -1,4 +1,4 @@
-"""What the commands share: expected errors in one line, Ctrl-C, numbers of options, and where files go by default."""
+"""What the commands share: their parser, expected errors in one line, Ctrl-C, and where files go by default."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["above_zero", "committed_folder", "csv_file", "finish", "output_folder", "shown", "whole"]
+__all__ = ["above_zero", "committed_folder", "csv_file", "finish", "output_folder", "parser_of", "shown", "whole"]
 
 _ROOT = Path(__file__).resolve().parent.parent
+
+
+def parser_of(module: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """The parser of ``python -m MODULE``, whose help ends in examples as they are written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def finish(action: Callable[[], int]) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .claims.verdicts import judge_model, write_judged
-from .command import above_zero, csv_file, finish, output_folder, shown, whole
+from .command import above_zero, csv_file, finish, output_folder, parser_of, shown, whole
 from .lab.files import check_writable
 from .lab.records import RowStore
 from .lab.registry import tidy
@@ -51,11 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.instruction",
-        description="Tune a real language model on real questions with label smoothing, and measure its calibration.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = parser_of(
+        "analysis.instruction",
+        "Tune a real language model on real questions with label smoothing, and measure its calibration.",
+        _EXAMPLES,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = commands.add_parser("questions", help="build the questions and the text")

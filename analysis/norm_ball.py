@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _projected
-from ._arguments import one_index
-from ._validation import interval, one_whole, require_broadcast, softcap_or_inf
+from . import projected
+from .checks import interval, one_index, one_whole, require_broadcast, softcap_or_inf
 
 Array = NDArray[np.float64]
 
@@ -76,19 +75,19 @@ def fit_norm_ball(
     v, d = one_whole("vocab_size", vocab_size, 2), one_whole("hidden_size", hidden_size, 1)
     tries, steps = one_whole("restarts", restarts, 1), one_whole("steps", steps, 1)
     shape = require_broadcast(norm_product=m, label_smoothing=b, temperature=t, softcap=c)
-    _projected.check_size(math.prod(shape) * tries, v, d)
+    projected.check_size(math.prod(shape) * tries, v, d)
     m, b, t, c = (np.broadcast_to(x, shape).ravel() for x in (m, b, t, c))
-    problem = _projected.Problem(*(np.repeat(x, tries) for x in (m, t, c)))
+    problem = projected.Problem(*(np.repeat(x, tries) for x in (m, t, c)))
     smoothing = np.repeat(b, tries)[:, None, None]
     generator = np.random.default_rng(0) if generator is None else generator
-    rows, features = _projected.start(len(problem.m), v, d, generator)
+    rows, features = projected.start(len(problem.m), v, d, generator)
     target = (1 - smoothing) * np.eye(v) + smoothing / v
 
     def slope(z: Array, progress: float) -> Array:
         return np.exp(_log_softmax(z)) - target
 
-    _projected.descend(rows, features, problem, slope, steps=steps)
-    log_p = _log_softmax(_projected.logits(rows, features, problem)[0])
+    projected.descend(rows, features, problem, slope, steps=steps)
+    log_p = _log_softmax(projected.logits(rows, features, problem)[0])
     p = np.exp(log_p)
     own = np.diagonal(log_p, axis1=-2, axis2=-1)
     loss = -(target * log_p).sum(axis=-1).mean(axis=-1)

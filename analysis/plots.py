@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arguments import check_flag
-from ._validation import interval
+from .checks import check_flag, interval
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._arguments import check_choice, check_count, check_int
-from ._validation import check_number
+from .checks import check_choice, check_count, check_int, check_number
 
 __all__ = [
     "DeterministicTeacher",

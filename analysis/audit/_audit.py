@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from kernel.huggingface import check_loss, linear_head
 
-from .._validation import interval
 from ..calibration import fit_head_temperature
+from ..checks import interval
 from ..diagnostics import HeadGeometry
 from ..language_models.documents import IGNORED, encode_documents, limited
 from ..language_models.features import HiddenStates, ModelHead, head_of, hidden_states

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .._arguments import check_choice, check_fields
-from .._validation import check_number
+from ..checks import check_choice, check_fields, check_number
 from ..teachers import TeacherConfig
 
 __all__ = ["DType", "FeatureKind", "FitConfig", "NormKind", "Optimiser", "SoftcapForm"]

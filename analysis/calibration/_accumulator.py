@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arguments import check_index
+from ..checks import check_index
 from ._binning import BLOCK, sum_by
 from ._cells import Cells, cells
 from ._inputs import as_numpy, check_bins, check_choice, indices, log1m_confidences, losses, pairs

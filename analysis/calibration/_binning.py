@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from .._arguments import check_flag
+from ..checks import check_flag
 from ._inputs import check_choice
 
 __all__ = [

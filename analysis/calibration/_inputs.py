@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arguments import as_numpy, check_choice, check_count, check_index
-from .._validation import refuse_probabilities, sum_to_one
+from ..checks import as_numpy, check_choice, check_count, check_index, refuse_probabilities, sum_to_one
 
 __all__ = [
     "MOST_BINS",

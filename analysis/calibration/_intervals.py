@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast
+from ..checks import interval, one_index, require_broadcast
 from ._binning import BinSums, Norm, binned_error, binned_errors
 from ._inputs import check_choice, check_count
 

@@ -10,8 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit
 
-from .._arguments import one_index
-from .._validation import interval, whole
+from ..checks import interval, one_index, whole
 from ._inputs import as_numpy, confidences, logits_and_labels, pairs, refuse_probabilities
 
 __all__ = ["IsotonicMap", "PlattMap", "VectorMap", "fit_isotonic", "fit_platt", "fit_vector", "unsmooth_confidence"]

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import check_index
-from .._validation import interval
+from ..checks import check_index, interval
 from ._inputs import log1m_confidences, pairs
 
 __all__ = ["RiskCoverage", "SelectiveScores", "risk_at_coverage", "risk_coverage_curve", "selective_scores"]

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import rel_entr, xlogy
 
-from .._arguments import check_index
-from .._validation import distribution, interval
+from ..checks import check_index, distribution, interval
 from ._binning import BinSums, Norm, binned_error, sum_by, uniform_index
 from ._inputs import as_numpy, check_bins, check_choice, weights
 

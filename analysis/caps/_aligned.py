@@ -7,8 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, softcap_or_inf, whole
+from ..checks import interval, one_index, require_broadcast, softcap_or_inf, whole
 from ._gaps import gap_to_confidence
 from ._sphere import log_kernel_mean
 

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from .._arguments import one_index
-from .._validation import interval, real, require_broadcast, softcap_or_inf, whole
+from ..checks import interval, one_index, real, require_broadcast, softcap_or_inf, whole
 
 __all__ = ["confidence_to_gap", "gap_to_confidence", "max_gap"]
 

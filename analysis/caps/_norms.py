@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, whole
+from ..checks import interval, one_index, require_broadcast, whole
 from ._gaps import gap_to_confidence, max_gap
 
 __all__ = ["entropy_floor", "logit_norm_cap", "simplex_cap", "single_token_cap"]

@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, softcap_or_inf, whole
+from ..checks import interval, one_index, require_broadcast, softcap_or_inf, whole
 from ._minimise import unimodal_minimum
 
 Array = NDArray[np.float64]

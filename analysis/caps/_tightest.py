@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import check_flag, one_index
-from .._validation import interval, require_broadcast, softcap_or_inf, whole
+from ..checks import check_flag, interval, one_index, require_broadcast, softcap_or_inf, whole
 from ._aligned import aligned_gap
 from ._gaps import gap_to_confidence
 from ._margin import packing_gap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._validation import interval, one_whole
+from ..checks import interval, one_whole
 
 if TYPE_CHECKING:
     from kernel import HeadStatistics

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import check_losses, interval, require_broadcast
+from ..checks import check_losses, interval, one_index, require_broadcast
 
 Array = NDArray[np.float64]
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arguments import as_numpy
-from .._validation import interval
+from ..checks import as_numpy, interval
 
 Array = NDArray[np.float64]
 

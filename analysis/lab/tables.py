@@ -5,22 +5,20 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import time
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
-from .files import check_writable, write_together
+from .files import write_together
 from .records import ROWS_VERSION, RowStore, config_key, configs_hash, decode, encode, environment
 
 __all__ = [
     "SCHEMA", "find_table", "made_here", "made_of_rows", "read_sidecar", "read_table", "shortened", "sidecar_of",
-    "write_computed", "write_table",
+    "write_table",
 ]  # fmt: skip
 
 # What every sidecar says; a null is explained in its "note".
@@ -186,39 +184,6 @@ def check_schema(made: Mapping[str, Any]) -> None:
     nulls = [name for name in SCHEMA if made[name] is None]
     if nulls and not made.get("note"):
         raise ValueError(f"a sidecar must say in its note why a value is null, got no note for {nulls}.")
-
-
-def write_computed(
-    path: Path,
-    rows: Iterable[Mapping[str, object]],
-    *,
-    command: str,
-    config: Mapping[str, Any],
-    digits: int,
-    total: int | None = None,
-    seeds: Any = None,
-    note: str | None = None,
-) -> int:
-    """Compute rows of the same columns, write them as a table, and return their number.
-
-    Args:
-        path: The CSV. Where it cannot be written, OSError is raised before the first row is computed.
-        rows: Made one by one, under a progress bar where somebody looks.
-        command: What makes the table again.
-        config: What was set.
-        digits: Significant digits of floats.
-        total: The number of rows to come.
-        seeds: The seeds, or None where nothing is random.
-        note: Why something is null.
-    """
-    check_writable(path, sidecar_of(path))
-    start = time.perf_counter()
-    table = pd.DataFrame(list(tqdm(rows, desc=path.name, total=total, unit="row", disable=None)))
-    seconds = round(time.perf_counter() - start, 3)
-    write_table(
-        table, path, made_here(command, config=config, seeds=seeds, wall_seconds=seconds, note=note), digits=digits
-    )  # fmt: skip
-    return len(table)
 
 
 def find_table(folder: Path, name: str) -> Path | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import check_losses, interval, require_broadcast, whole
 from ..caps import gap_to_confidence, programme_gap, rank_gap
+from ..checks import check_losses, interval, one_index, require_broadcast, whole
 
 __all__ = ["activity_index", "predicted_activity"]
 

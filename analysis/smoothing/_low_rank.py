@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, xlogy
 
-from .._validation import distribution, interval, one_whole
+from ..checks import distribution, interval, one_whole
 
 Array = NDArray[np.float64]
 

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, whole
 from ..caps import max_gap, softcap_gap
+from ..checks import interval, one_index, require_broadcast, whole
 
 __all__ = [
     "effectiveness_ratio",

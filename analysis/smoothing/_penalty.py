@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
-from .._validation import interval, refuse_probabilities
+from ..checks import interval, refuse_probabilities
 
 __all__ = ["SmoothingPenalty", "smoothing_penalty"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import distribution, interval, require_broadcast, whole
+from ..checks import distribution, interval, one_index, require_broadcast, whole
 
 __all__ = ["dirichlet_concentration", "smooth", "smoothed_calibration_error", "unsmooth"]
 

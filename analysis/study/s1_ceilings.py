@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import caps
-from .._arguments import check_fields
-from .._validation import check_numbers
+from ..checks import check_fields, check_numbers
 from ..head_shapes import HEAD_SHAPES
 from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import optimal_gap

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from .. import random_energy
-from .._arguments import check_fields
-from .._validation import check_numbers
+from ..checks import check_fields, check_numbers
 from ..lab.registry import Experiment, Prediction, Preset
 
 __all__ = ["EXPERIMENT", "RandomLogitConfig", "configs", "random_logits"]

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arguments import check_fields
-from .._validation import check_number, check_numbers
 from ..calibration import calibration_error, fit_temperature, score_against_truth, tied_accuracy, uniform_index
+from ..checks import check_fields, check_number, check_numbers
 from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import unsmooth
 from ..teachers import random_streams

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from analysis import _projected, caps
+from analysis import caps, projected
 from analysis.caps._softcap import symmetric_gap
 from analysis.norm_ball import fit_norm_ball
 
@@ -87,16 +87,16 @@ def test_the_gap_of_the_note_under_a_softcap():
 def test_gradient_alone_finds_the_symmetric_heads_and_no_better(m, c):
     v = np.asarray(8.0)
     family = symmetric_gap(np.asarray(float(m)), v, np.asarray(float(c)))
-    problem = _projected.Problem(*(np.full(6, float(x)) for x in (m, 1, c)))
-    rows, features = _projected.start(6, 8, 8, np.random.default_rng(0))
+    problem = projected.Problem(*(np.full(6, float(x)) for x in (m, 1, c)))
+    rows, features = projected.start(6, 8, 8, np.random.default_rng(0))
 
     def slope(z, progress):
-        gaps, rivals = _projected.gaps(z)
+        gaps, rivals = projected.gaps(z)
         weight = np.exp(-0.05 * 6000**progress * (gaps - gaps.min(-1, keepdims=True)))
         return (weight / weight.sum(-1, keepdims=True))[..., None] * (rivals - np.eye(8))
 
-    _projected.descend(rows, features, problem, slope, steps=600)
-    found = _projected.gaps(_projected.logits(rows, features, problem)[0])[0].min(-1).max()
+    projected.descend(rows, features, problem, slope, steps=600)
+    found = projected.gaps(projected.logits(rows, features, problem)[0])[0].min(-1).max()
     assert found == pytest.approx(family, rel=1e-4)
 
 

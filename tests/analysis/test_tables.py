@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sweep_jobs import Square
 
+from analysis.lab.computed import write_computed
 from analysis.lab.records import RowStore, config_key
 from analysis.lab.tables import (
     SCHEMA,
@@ -16,7 +17,6 @@ from analysis.lab.tables import (
     read_sidecar,
     read_table,
     shortened,
-    write_computed,
     write_table,
 )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import caps, smoothing
-from analysis._validation import distribution, interval, real, require_broadcast, whole
+from analysis.checks import distribution, interval, real, require_broadcast, whole
 
 
 @pytest.mark.parametrize(

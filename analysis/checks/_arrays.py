@@ -1,7 +1,4 @@
-"""Argument checks shared by the theory and the measurements: real, finite, in range, broadcastable, possible.
-
-Every check returns a float64 array or raises an error that names the argument, what is allowed and what came.
-"""
+"""Numbers and arrays of them, as float64: real, finite, in range, broadcastable, possible."""
 
 from __future__ import annotations
 
@@ -14,19 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from ._arguments import check_flag, converted, shown
 
 __all__ = [
-    "check_losses",
-    "check_number",
-    "check_numbers",
-    "distribution",
-    "interval",
-    "one_whole",
-    "real",
-    "refuse_probabilities",
-    "require_broadcast",
-    "softcap_or_inf",
-    "sum_to_one",
-    "whole",
-]
+    "check_losses", "check_number", "check_numbers", "distribution", "interval", "one_whole", "real",
+    "refuse_probabilities", "require_broadcast", "softcap_or_inf", "sum_to_one", "whole",
+]  # fmt: skip
 
 # What sums of float32 numbers may be off by, in nats and as a share: losses of a large vocabulary have an lse of 1000.
 _ROUNDING = 1e-3

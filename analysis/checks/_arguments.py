@@ -1,8 +1,4 @@
-"""Arguments as they come: arrays of any origin, options, and pandas objects that may be paired by position.
-
-Every check returns what it was given in a form to compute with, or raises an error that names the argument, what is
-allowed and what came.
-"""
+"""Arguments as they come: arrays of any origin, options, and pandas objects that may be paired by position."""
 
 from __future__ import annotations
 
@@ -18,17 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "as_numpy",
-    "check_choice",
-    "check_count",
-    "check_fields",
-    "check_flag",
-    "check_index",
-    "check_int",
-    "converted",
-    "one_index",
-    "shown",
-]
+    "as_numpy", "check_choice", "check_count", "check_fields", "check_flag", "check_index", "check_int", "converted",
+    "one_index", "shown",
+]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
