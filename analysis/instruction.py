@@ -15,10 +15,12 @@ from typing import Any
 from .claims.verdicts import judge_model, write_judged
 from .command import above_zero, csv_file, finish, output_folder, parser_of, shown, whole
 from .lab.files import check_writable
+from .lab.provenance import made_of_rows
 from .lab.records import RowStore
 from .lab.registry import tidy
-from .lab.sweep import available_cores, read_rows, run
-from .lab.tables import made_of_rows, read_table, write_table
+from .lab.sweep import read_rows, run
+from .lab.tables import read_table, write_table
+from .lab.workers import available_cores
 from .study.real_tuning.predictions import PREDICTIONS
 from .study.real_tuning.questions import build_questions, read_questions, write_questions
 from .study.real_tuning.tuning import PRESETS, InstructionConfig, configs, seconds, tune

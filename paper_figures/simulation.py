@@ -41,7 +41,7 @@ def simulate(
     from analysis.lab.registry import experiment
     from analysis.lab.running import simulate as compute
     from analysis.lab.running import table_path
-    from analysis.lab.sweep import available_cores
+    from analysis.lab.workers import available_cores
 
     start, status = time.monotonic(), 0
     not_here = sorted(name for name in wanted if name.startswith("S") and name not in SIMULATED)

@@ -67,7 +67,8 @@ def _audit(options: argparse.Namespace) -> int:
     import torch
 
     from ..lab.files import check_writable
-    from ..lab.tables import made_here, write_table
+    from ..lab.provenance import made_here
+    from ..lab.tables import write_table
     from ..language_models import load_model, packaged_smollm2
     from ._audit import audit_model, check_device, check_options
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from ..command import csv_file, finish, output_folder, parser_of, shown, whole
 from ..lab.files import check_writable
-from ..lab.tables import made_here, sidecar_of, write_table
+from ..lab.provenance import made_here
+from ..lab.tables import sidecar_of, write_table
 from .coverage import simulate
 
 __all__ = ["main"]

@@ -12,10 +12,11 @@ import pandas as pd
 
 from ..command import shown
 from ..lab.files import check_writable
+from ..lab.provenance import made_here
 from ..lab.records import configs_hash
 from ..lab.registry import EXPERIMENTS, PRESETS, Prediction, Preset, experiment
 from ..lab.running import committed_folder
-from ..lab.tables import find_table, made_here, read_sidecar, sidecar_of, write_table
+from ..lab.tables import find_table, read_sidecar, sidecar_of, write_table
 from . import report
 from .capping import capping, restored, temperature
 from .cost import free_of_cost

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from ..command import csv_file, finish, output_folder, parser_of, shown
 from .files import check_writable
-from .tables import made_here, sidecar_of, write_table
+from .provenance import made_here
+from .tables import sidecar_of, write_table
 
 __all__ = ["table_command", "write_computed"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .sweep import Engine, attempt
+from .workers import Engine, attempt
 
 __all__ = ["connect", "ray_engine"]
 

@@ -6,7 +6,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,95 +14,10 @@ from typing import Any
 import pandas as pd
 
 from .files import write_together
-from .records import ROWS_VERSION, RowStore, config_key, configs_hash, decode, encode, environment
+from .provenance import check_schema
+from .records import decode, encode
 
-__all__ = [
-    "SCHEMA", "find_table", "made_here", "made_of_rows", "read_sidecar", "read_table", "shortened", "sidecar_of",
-    "write_table",
-]  # fmt: skip
-
-# What every sidecar says; a null is explained in its "note".
-SCHEMA = ("command", "config", "seeds", "versions", "device", "commit", "wall_seconds")
-
-
-def made_here(
-    command: str, *, config: Mapping[str, Any], seeds: Any, wall_seconds: float | None, note: str | None = None
-) -> dict[str, Any]:
-    """The sidecar of a table that this process computed.
-
-    Args:
-        command: What makes the table again.
-        config: What was set.
-        seeds: The seeds, or None where nothing is random.
-        wall_seconds: How long it took.
-        note: Why something is null, or what else there is to know.
-    """
-    versions: dict[str, Any] = environment()
-    commit, gpu = versions.pop("commit"), versions.pop("gpu")
-    found = {
-        "command": command, "config": dict(config), "seeds": seeds, "versions": versions, "device": gpu or "cpu",
-        "commit": commit, "wall_seconds": wall_seconds,
-    }  # fmt: skip
-    return found if note is None else {**found, "note": note}
-
-
-def made_of_rows(
-    command: str, store: RowStore, configs: Sequence[Any], keys: Collection[str] | None = None
-) -> dict[str, Any]:
-    """The sidecar of a table that is made of stored rows.
-
-    Args:
-        command: What computes the rows.
-        store: Where they are.
-        configs: The configs of the table, finished or failed.
-        keys: Keys of the rows that are in the table; None for all.
-
-    Returns:
-        Of the rows in the table: seeds, versions, devices, commits and the time they took; under ``grid`` how many
-        have not converged, what is finished and not in the table (``left_out``), and which configs failed and why.
-    """
-    stored = [found for config in configs if (found := store.read(config)) is not None]
-    keys = {found["key"] for found in stored} if keys is None else keys
-    inside = [found for found in stored if found["key"] in keys]
-    rows, made_by = (pd.DataFrame([found[part] for found in inside]) for part in ("row", "environment"))
-    counts, left_out = _counts(inside), _counts([found for found in stored if found["key"] not in keys])
-    commit = _distinct(made_by, "commit")
-    found = {
-        "command": command,
-        "config": {"hash": configs_hash(configs), "configs": len(configs), "rows_version": ROWS_VERSION},
-        "seeds": {"data": _distinct(rows, "data_seed"), "model": _distinct(rows, "model_seed")},
-        "versions": {name: _distinct(made_by, name) for name in made_by if name not in ("commit", "gpu")},
-        "device": sorted({_device(one) for one in inside}),
-        "commit": commit or None,
-        "wall_seconds": counts.pop("wall_seconds"),
-        "grid": {
-            **counts,
-            "left_out": left_out,
-            "failed": {config_key(c): error for c in configs if (error := store.failure(c)) is not None},
-        },
-    }
-    return found if commit else {**found, "note": "the rows were computed outside a repository: no commit"}
-
-
-def _device(stored: Mapping[str, Any]) -> str:
-    """The GPU's name for a row that a GPU made."""
-    device = str(stored["row"].get("device", "cpu"))
-    return str(stored["environment"].get("gpu") or device) if device.startswith("cuda") else device
-
-
-def _distinct(frame: pd.DataFrame, column: str) -> list[Any]:
-    return sorted(frame[column].dropna().unique().tolist()) if column in frame else []
-
-
-def _counts(stored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of rows as they are stored, one a config: how many, the seconds they took, how many have not converged."""
-    rows = pd.DataFrame([found["row"] for found in stored])
-    return {
-        "configs": len(rows),
-        "wall_seconds": float(rows["wall_seconds"].sum()) if "wall_seconds" in rows else None,
-        "cpu_seconds": float(rows["cpu_seconds"].sum()) if "cpu_seconds" in rows else None,
-        "not_converged": int((~rows["converged"].astype(bool)).sum()) if "converged" in rows else None,
-    }
+__all__ = ["find_table", "read_sidecar", "read_table", "shortened", "sidecar_of", "write_table"]
 
 
 def shortened(table: pd.DataFrame, digits: int, exact: Collection[str] = ()) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -144,7 +59,7 @@ def write_table(
     Args:
         table: What to write.
         path: The CSV.
-        made: The sidecar: :func:`made_here` or :func:`made_of_rows`, with further JSON values.
+        made: The sidecar, as :mod:`~analysis.lab.provenance` makes it, with further JSON values.
         digits: Significant digits of floats; None for all.
         constants: Columns that are the same in every line (:func:`shortened`); the sidecar keeps them.
         packed_from: A CSV of more bytes is gzipped, ``PATH.gz``. A table of the other form is removed.
@@ -170,20 +85,6 @@ def write_table(
     write_together({written: content, sidecar_of(path): text, **(beside or {})})
     other.unlink(missing_ok=True)
     return sidecar_of(path)
-
-
-def check_schema(made: Mapping[str, Any]) -> None:
-    """Refuse a sidecar that does not say where its table comes from.
-
-    Raises:
-        ValueError: If it lacks a key of ``SCHEMA``, or has a null that no ``note`` explains.
-    """
-    lacking = [name for name in SCHEMA if name not in made]
-    if lacking:
-        raise ValueError(f"a sidecar must have {SCHEMA}, got none of {lacking}.")
-    nulls = [name for name in SCHEMA if made[name] is None]
-    if nulls and not made.get("note"):
-        raise ValueError(f"a sidecar must say in its note why a value is null, got no note for {nulls}.")
 
 
 def find_table(folder: Path, name: str) -> Path | None:

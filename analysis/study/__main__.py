@@ -145,8 +145,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from ..lab.running import where
-    from ..lab.sweep import available_cores
+    from ..lab.placement import where
+    from ..lab.workers import available_cores
 
     workers, total = options.workers or available_cores(), 0.0
     print(f"{'':4}{'configs':>8}{'CPU-core s':>12}{'GPU s':>9}{'longest s':>11}{'wall min':>10}")

@@ -15,11 +15,8 @@ from sweep_jobs import Square
 from analysis.bottleneck import FitConfig
 from analysis.lab import records
 from analysis.lab.files import write_atomically
-from analysis.lab.records import (
-    RowStore,
-    config_key,
-    environment,
-)
+from analysis.lab.provenance import environment
+from analysis.lab.records import RowStore, config_key
 from analysis.teachers import TeacherConfig
 
 MADE_BY = {"python": "3", "commit": None}

@@ -24,9 +24,9 @@ import paper_figures
 from analysis.lab import records, registry, running
 from analysis.lab.bundles import pack, unpack
 from analysis.lab.cells import coverage
+from analysis.lab.placement import Job, compute_job, lanes, order, visible_gpus, where
 from analysis.lab.records import config_key
 from analysis.lab.registry import Experiment, tidy
-from analysis.lab.running import Job, compute_job, lanes, order, visible_gpus, where
 from analysis.lab.tables import read_table
 from analysis.study import s1_ceilings as ceilings
 from analysis.study.__main__ import main
