@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
 
 from . import projected
 from .checks import interval, one_index, one_whole, require_broadcast, softcap_or_inf
@@ -84,10 +85,10 @@ def fit_norm_ball(
     target = (1 - smoothing) * np.eye(v) + smoothing / v
 
     def slope(z: Array, progress: float) -> Array:
-        return np.exp(_log_softmax(z)) - target
+        return np.exp(log_softmax(z, axis=-1)) - target
 
     projected.descend(rows, features, problem, slope, steps=steps)
-    log_p = _log_softmax(projected.logits(rows, features, problem)[0])
+    log_p = log_softmax(projected.logits(rows, features, problem)[0], axis=-1)
     p = np.exp(log_p)
     own = np.diagonal(log_p, axis1=-2, axis2=-1)
     loss = -(target * log_p).sum(axis=-1).mean(axis=-1)
@@ -102,8 +103,3 @@ def fit_norm_ball(
         -log_p.mean(axis=(-2, -1)),
     )
     return NormBallHead(*(x[best].reshape(shape)[()] for x in fields))
-
-
-def _log_softmax(z: Array) -> Array:
-    shifted = z - z.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
