@@ -106,15 +106,7 @@ def predicted_fall(effectiveness_ratio: np.ndarray, vocab_size: int, label_smoot
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
     """Fall in confidence against rho (left) and the activity index (right), see the caption above.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Printed in the figure.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only activity``.
-
-    Raises:
-        ValueError: If a column is missing or there is no cell.
+    Redraw: ``python -m paper_figures --only activity``.
     """
     check(table, COLUMNS)
     cells = table.loc[table["kind"] == "cell"].copy()

@@ -75,15 +75,7 @@ def _trained(rows: pd.DataFrame) -> pd.DataFrame:
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
     """Ceilings against the norm product, against the hidden size, and of public shapes; see the caption above.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Printed in the figure.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only ceilings``.
-
-    Raises:
-        ValueError: If a column is missing or there is no row.
+    Redraw: ``python -m paper_figures --only ceilings``.
     """
     check(table, COLUMNS)
     searched, trained, shapes = (table.loc[table["kind"] == kind] for kind in ("searched", "trained", "shape"))

@@ -69,15 +69,7 @@ def _logit(p: np.ndarray | float) -> np.ndarray:
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
     """Order parameters against the spread, the phase diagram, and the transition of trained heads; see the caption.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Printed in the figure.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only phase``.
-
-    Raises:
-        ValueError: If a column is missing or there are no draws.
+    Redraw: ``python -m paper_figures --only phase``.
     """
     check(table, COLUMNS)
     draws, crossings, heads = (table.loc[table["kind"] == kind] for kind in ("draws", "crossing", "head"))
