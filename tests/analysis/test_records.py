@@ -92,20 +92,6 @@ def test_a_row_is_missing_until_it_is_whole(tmp_path):
         assert store.read(Square(3)) is None
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, "old")
-
-    def full_disk(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_a_file_appears_whole(tmp_path, monkeypatch):
     path, seen = tmp_path / "file", []
     replace = os.replace
