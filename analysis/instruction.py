@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .claims.verdicts import judge_model, write_judged
+from .claims.judging import judge_model
+from .claims.verdicts import write_judged
 from .command import above_zero, csv_file, finish, output_folder, parser_of, shown, whole
 from .lab.files import check_writable
 from .lab.provenance import made_of_rows

@@ -11,9 +11,10 @@ import pandas as pd
 
 from .statistics import Effect
 
-__all__ = ["COLUMNS", "Finding", "Findings", "Verdict", "headlines", "word"]
+__all__ = ["COLUMNS", "SMALL", "Finding", "Findings", "Verdict", "headlines", "word"]
 
 COLUMNS = ("claim", "finding", "cell", "mean", "low", "high", "seeds", "cells", "unit")
+SMALL = 0.01  # differences of ECE or of confidence below this are called none
 _DIGITS = 6  # significant digits of a written number
 
 

@@ -11,7 +11,7 @@ import pytest
 import analysis
 from analysis.audit import verdict
 from analysis.audit._verdict import Lookup
-from analysis.claims.verdicts import judge_model
+from analysis.claims.judging import judge_model
 from analysis.study.real_tuning import configs
 from analysis.study.real_tuning.predictions import PREDICTIONS
 
