@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.caps import gap_to_confidence
-from analysis.claims.effects import cell_effects, paired_effects
+from analysis.claims.effects import cell_effects, paired_effects, summarise
 from analysis.smoothing import optimal_gap, predicted_activity
 
-from .drawing import check, points, stamp, summarise
+from .drawing import check, points, stamp
 from .style import RC, TEXT_WIDTH, THEORY_COLOUR, Look, ramp
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "predicted_fall", "prepare"]

@@ -26,8 +26,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import caps
+from analysis.claims.effects import summarise
 
-from .drawing import LABEL_SIZE, check, end_labels, panel, points, spread, stamp, summarise
+from .drawing import LABEL_SIZE, check, end_labels, panel, points, spread, stamp
 from .style import RC, TEXT_WIDTH, THEORY_COLOUR, looks
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]

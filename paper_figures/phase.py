@@ -25,8 +25,9 @@ from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
 from analysis import random_energy
+from analysis.claims.effects import summarise
 
-from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp, summarise
+from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp
 from .style import RC, TEXT_WIDTH, THEORY_COLOUR, looks
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]

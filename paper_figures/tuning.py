@@ -24,9 +24,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import caps
+from analysis.claims.effects import summarise
 from analysis.smoothing import optimal_confidence
 
-from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp, summarise
+from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp
 from .style import RC, TEXT_WIDTH, THEORY_COLOUR, Look, looks
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]

@@ -10,7 +10,10 @@ import pandas as pd
 from ..smoothing import activity_index
 from .statistics import mean_interval
 
-__all__ = ["CELL", "HEAD", "PAIR", "SEEDS", "cell_effects", "difference", "named", "paired_effects", "without_penalty"]
+__all__ = [
+    "CELL", "HEAD", "PAIR", "SEEDS", "cell_effects", "difference", "named", "paired_effects", "summarise",
+    "without_penalty",
+]  # fmt: skip
 
 # A cell: everything that was set but seeds and smoothing.
 CELL = [
@@ -92,29 +95,49 @@ def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
     return both[kept]
 
 
+def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+    """Means over seeds with 95 % t intervals: ``by``, ``seeds``, and each value with ``_low`` and ``_high``.
+
+    One seed has no interval: its ends are nan, and no bar is drawn.
+
+    Args:
+        rows: One line for each seed of a cell; a missing value of ``by`` is a value like others.
+        by: Columns that name a cell.
+        values: Columns to average.
+
+    Raises:
+        ValueError: If ``rows`` is empty.
+
+    Example:
+        >>> rows = pd.DataFrame({"D": [4, 4, 4, 8], "x": [1.0, 2.0, 3.0, 5.0]})
+        >>> summarise(rows, ["D"], ["x"]).round(2).to_dict("list")
+        {'D': [4, 8], 'seeds': [3, 1], 'x': [2.0, 5.0], 'x_low': [-0.48, nan], 'x_high': [4.48, nan]}
+    """
+    if rows.empty:
+        raise ValueError("rows must hold at least one seed, got none.")
+    lines: list[dict[str, Any]] = []
+    for _, group in rows.groupby(list(by), dropna=False, sort=True):
+        numbers = group.loc[:, list(values)].to_numpy(float)
+        low, high = mean_interval(numbers)
+        line: dict[str, Any] = {**group[list(by)].head(1).to_dict("records")[0], "seeds": len(group)}
+        for name, *ends in zip(values, numbers.mean(axis=0), low, high, strict=True):
+            line |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, ends), strict=True))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
 def cell_effects(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One line for each cell and smoothing: means over seeds with 95 % t intervals.
+    """:func:`summarise` for each cell and smoothing.
 
     Args:
         pairs: From :func:`paired_effects`; pairs that have not converged are left out.
 
     Returns:
-        The cell, ``label_smoothing``, ``seeds`` (how many), and for ``effectiveness_ratio``, ``activity_index``,
-        ``plain_confidence`` and each effect its mean, ``_low`` and ``_high``, the ends of the interval
-        (:func:`~.statistics.half_width`); with one seed these are nan.
+        The cell, ``label_smoothing``, and of ``effectiveness_ratio``, ``activity_index``, ``plain_confidence`` and each
+        effect the mean and the ends of its interval.
     """
-    keys = [*CELL, "label_smoothing"]
     values = ["effectiveness_ratio", "activity_index", "plain_confidence", *_EFFECTS]
-    converged = pairs.loc[pairs["converged"]]
-    lines: list[dict[str, Any]] = []
-    for _, group in converged.groupby(keys, dropna=False, sort=True):
-        effects = group.loc[:, values].to_numpy(float)
-        low, high = mean_interval(effects)
-        line: dict[str, Any] = {**group.iloc[0][keys].to_dict(), "seeds": len(group)}
-        for name, *numbers in zip(values, effects.mean(axis=0), low, high, strict=True):
-            line |= dict(zip((name, f"{name}_low", f"{name}_high"), numbers, strict=True))
-        lines.append(line)
-    return pd.DataFrame(lines)
+    return summarise(pairs.loc[pairs["converged"]], [*CELL, "label_smoothing"], values)
 
 
 def difference(
