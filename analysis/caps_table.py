@@ -18,7 +18,7 @@ LABEL_SMOOTHING = 0.1
 
 
 def needed_norm_product(gap_at: Callable[[float], float], gap: float) -> float:
-    """Smallest norm product m with ``gap_at(m) >= gap``, for a rising function; inf where no m up to 1e6 is enough.
+    """Find the least norm product m with ``gap_at(m) >= gap``, for a rising function; inf where 1e6 is not enough.
 
     Args:
         gap_at: Gap in nats that a norm product allows.
@@ -72,7 +72,7 @@ def _shape_columns(shape: HeadShape) -> dict[str, object]:
 
 
 def rows(shapes: tuple[HeadShape, ...] = HEAD_SHAPES) -> Iterator[dict[str, object]]:
-    """One row for each shape and norm product.
+    """Yield one row for each shape and norm product.
 
     Args:
         shapes: The heads.

@@ -46,7 +46,7 @@ def fit_norm_ball(
     steps: int = 600,
     generator: np.random.Generator | None = None,
 ) -> NormBallHead:
-    """Head of least smoothed loss over rows and features with max ||h|| max ||w|| = m, one context per token.
+    """Fit the head of least smoothed loss with max ||h|| max ||w|| = m, one context per token.
 
     Args:
         vocab_size: Number of classes V >= 2, one number; time and memory grow as V^2.

@@ -253,7 +253,7 @@ def _check_tokens(name: str, tokens: Tensor, low: int, vocab_size: int) -> None:
 
 
 def make_teacher(config: TeacherConfig, generator: torch.Generator) -> Teacher:
-    """The teacher that ``config`` describes; ``generator`` draws what is random in it.
+    """Make the teacher that ``config`` describes; ``generator`` draws what is random in it.
 
     Args:
         config: Kind and sizes. Its ``seed`` is not used here: the caller turns it into generators
@@ -284,7 +284,7 @@ def make_teacher(config: TeacherConfig, generator: torch.Generator) -> Teacher:
 
 
 def random_streams(seed: int, count: int) -> list[torch.Generator]:
-    """Independent CPU generators for the parts of one experiment, all fixed by one seed.
+    """Make independent CPU generators for the parts of one experiment, all fixed by one seed.
 
     What one part draws, however much, changes no other part: more training samples leave teacher and held-out sample
     alone.

@@ -18,7 +18,7 @@ RATIOS = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3, 1.6, 2.0, 2.6, 3.5, 5.0)
 
 
 def rows(shapes: Sequence[tuple[int, int]] = SHAPES, ratios: Sequence[float] = RATIOS) -> Iterator[dict[str, float]]:
-    """Heads trained without and with smoothing, against every predictor.
+    """Train heads without and with smoothing, and yield them beside every predictor.
 
     Args:
         shapes: Pairs (vocab_size, hidden_size).

@@ -58,7 +58,7 @@ def audit_model(
     source: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], object] | None = None,
 ) -> Audit:
-    r"""Geometry and calibration of a causal language model's head on a text, and what label smoothing would do to it.
+    r"""Measure a language model's head on a text, its geometry and calibration, and say what smoothing would do to it.
 
     Logits are those that the model itself would give, z = cap(s h W^T + bias) with the scale and softcap of its config,
     and are never held for more than a block of tokens (:func:`kernel.head_statistics`). What is held: hidden states,

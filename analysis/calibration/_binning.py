@@ -42,7 +42,7 @@ class BinSums(NamedTuple):
 
 
 def uniform_index(confidence: NDArray[np.float64], n_bins: int) -> NDArray[np.intp]:
-    """Index of the bin ``(k / n_bins, (k + 1) / n_bins]`` that holds each confidence; the first also holds 0.
+    """Find the bin ``(k / n_bins, (k + 1) / n_bins]`` that holds each confidence; the first also holds 0.
 
     The edges are those of ``np.linspace(0, 1, n_bins + 1)``; 1.0 falls in the last bin, never in one of its own.
     """

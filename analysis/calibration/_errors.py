@@ -21,7 +21,7 @@ def calibration_error(
     binning: Binning = "uniform",
     debiased: bool = False,
 ) -> float:
-    r"""Binned calibration error: how far confidence lies from accuracy, as a fraction.
+    r"""Measure how far confidence lies from accuracy, as a fraction: the binned calibration error.
 
     .. math:: \Bigl(\sum_b \frac{n_b}{n}\,\bigl|\bar c_b - \bar a_b\bigr|^p\Bigr)^{1/p},\qquad
         \text{or}\quad \max_b \bigl|\bar c_b - \bar a_b\bigr|
@@ -72,7 +72,7 @@ class SortedError(NamedTuple):
 
 
 def sorted_rms_error(confidence: Any, correct: Any, *, bin_size: int = 100) -> SortedError:
-    r"""RMS calibration error over bins of ``bin_size`` samples sorted by confidence, with its noise floor.
+    r"""Measure the RMS calibration error over bins of ``bin_size`` samples sorted by confidence, and its noise floor.
 
     The floor is what perfect calibration shows in expectation (of the square) at these confidences,
 

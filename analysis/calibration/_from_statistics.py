@@ -75,7 +75,7 @@ def from_statistics(
 
 
 def frequency_groups(counts: Any, n_groups: int = 10) -> NDArray[np.int64]:
-    """Group of every token such that each group holds about an equal share of all occurrences, rarest tokens first.
+    """Group tokens so that each group holds about an equal share of all occurrences, rarest tokens first.
 
     Args:
         counts: Occurrences of each token ``(V,)`` in the training data.

@@ -80,7 +80,7 @@ def check_level(level: float) -> None:
 def wilson_interval(
     correct: ArrayLike, samples: ArrayLike, level: float = 0.95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wilson score interval of a share, elementwise; nan where there is no sample.
+    """Return the Wilson score interval of a share, elementwise; nan where there is no sample.
 
     Args:
         correct: Number of right predictions, any shape; may be fractional.

@@ -51,7 +51,7 @@ def _restrict(score: NDArray[np.float64], log_p: NDArray[np.float64]) -> OptionC
 
 
 def option_confidence(log_probability: Any) -> OptionConfidence:
-    """Softmax over candidate tokens, as in multiple-choice benchmarks that compare the letters A to D.
+    """Renormalise over candidate tokens, as multiple-choice benchmarks do that compare the letters A to D.
 
     Renormalising over four options hides most of what the vocabulary does: report ``full_confidence`` and ``mass`` too.
 
@@ -83,7 +83,7 @@ def option_confidence(log_probability: Any) -> OptionConfidence:
 
 
 def answer_confidence(token_log_probability: Any, mask: Any) -> OptionConfidence:
-    r"""Confidence over whole candidate answers by length-normalised likelihood.
+    r"""Compare whole candidate answers by their length-normalised likelihood.
 
     .. math:: p_k \propto \exp\Bigl(\frac1{L_k}\sum_{t \le L_k} \log p(w_{k,t} \mid w_{k,<t})\Bigr)
         = 1 / \text{perplexity}_k

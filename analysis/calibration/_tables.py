@@ -21,7 +21,7 @@ __all__ = ["make_table", "reliability_table"]
 def reliability_table(
     confidence: Any, correct: Any, *, n_bins: int = 15, binning: Binning = "uniform", level: float = 0.95
 ) -> pd.DataFrame:
-    """Confidence and accuracy of each bin, with counts, Wilson intervals and the band of perfect calibration.
+    """Tabulate confidence and accuracy of each bin, with counts, Wilson intervals and the band of calibration.
 
     Args:
         confidence: Probability given to the predicted class, any shape, in [0, 1].

@@ -82,7 +82,7 @@ def fit_temperature(
     bounds: tuple[float, float] = (0.01, 100.0),
     allow_probabilities: bool = False,
 ) -> TemperatureFit:
-    r"""Maximum-likelihood temperature, :math:`\arg\min_T -\sum \log\operatorname{softmax}(z/T)_y`.
+    r"""Fit the temperature of maximum likelihood, :math:`\arg\min_T -\sum \log\operatorname{softmax}(z/T)_y`.
 
     Args:
         logits: ``(..., V)``; NumPy or torch. Log-probabilities are logits too; probabilities are refused. For a

@@ -21,7 +21,7 @@ _SOLVE_POINTS, _CHECK_POINTS = 400, 20_000
 def aligned_cap(
     norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike, *, method: str = "kernel"
 ) -> NDArray[np.float64]:
-    r"""Largest confidence in every token for an **aligned** head: h_k along w_k, all norms equal.
+    r"""Bound the confidence that an **aligned** head (h_k along w_k, all norms equal) can have in every token.
 
     ``"kernel"``: :math:`p \le e^m / (V A_D(m))`, :math:`A_D(m) = E\,e^{mt}` over two random directions. Reason:
     e^{mt} is a positive-definite function of the cosine t, so its sum over all pairs of rows is at least V^2 times
@@ -123,7 +123,7 @@ def _excess(f: NDArray[np.float64], m: float, d: float) -> float:
 def random_code_confidence(
     norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike, *, softcap: ArrayLike | None = None
 ) -> NDArray[np.float64]:
-    r"""Geometric-mean confidence that rows drawn at random on the sphere reach, at least, with h_k along w_k.
+    r"""Return the confidence (geometric mean) that random rows on the sphere reach at least, with h_k along w_k.
 
     .. math:: \exp E\log p_k \ge \frac{1}{1 + (V-1)\,A_D(m)\,e^{-f(m)}}, \qquad f(x) = c\tanh(x/c)
 

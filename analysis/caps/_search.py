@@ -27,7 +27,7 @@ def attained_gap(
     steps: int = 400,
     generator: np.random.Generator | None = None,
 ) -> NDArray[np.float64]:
-    """Smallest gap over tokens, in nats, of the best head found: a **lower** bound on what is possible.
+    """Search for the best head and return its smallest gap over tokens, in nats: a **lower** bound on what is possible.
 
     Maximises a soft minimum of the gaps over rows and features in their balls, by projected gradient from random
     aligned heads, all restarts and all broadcast elements in one batch. For D >= V (or D >= V - 1 without a cap) the
@@ -95,7 +95,7 @@ def best_confidence(
     steps: int = 400,
     generator: np.random.Generator | None = None,
 ) -> NDArray[np.float64]:
-    """Largest confidence in every token at once that projected gradient finds: the confidence of :func:`attained_gap`.
+    """Search for the best head and return its confidence in every token at once: that of :func:`attained_gap`.
 
     Args:
         vocab_size: Number of classes V >= 2, one number.

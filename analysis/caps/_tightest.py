@@ -35,7 +35,7 @@ def confidence_cap(
     softcap: ArrayLike | None = None,
     aligned: bool = False,
 ) -> ConfidenceCap:
-    r"""Tightest **proven** cap on the confidence that a head can give to every token in its own context.
+    r"""Return the tightest **proven** cap on the confidence that a head can give to every token in its own context.
 
     ==================== ===================================== ==========================================
     name                 bound                                 assumption

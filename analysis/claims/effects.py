@@ -45,7 +45,7 @@ _PLAIN = ["confidence", "entropy", "cross_entropy", "uniform_cross_entropy", "co
 
 
 def named(rows: pd.DataFrame) -> dict[str, Any]:
-    """What a finding calls the cell that these rows of trained heads are of.
+    """Name the cell that these rows of trained heads are of, as a finding calls it.
 
     Example:
         >>> named(pd.DataFrame({"vocab_size": [256, 256], "temperature": [1.0, 1.0], "data_seed": [0, 1]}))
@@ -55,12 +55,12 @@ def named(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def without_penalty(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of trained heads without those of a confidence penalty; tables of grids that had none lack its column."""
+    """Leave out rows of heads trained with a confidence penalty; tables of grids that had none lack its column."""
     return rows.loc[rows["confidence_penalty"] == 0] if "confidence_penalty" in rows else rows
 
 
 def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line for each smoothed run that has a twin without smoothing.
+    """Set each smoothed run beside its twin without smoothing, one line a pair.
 
     Args:
         rows: Rows of :func:`analysis.bottleneck.fit`; those with a confidence penalty are left out.
@@ -96,7 +96,7 @@ def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """Means over seeds with 95 % t intervals: ``by``, ``seeds``, and each value with ``_low`` and ``_high``.
+    """Average over seeds, with 95 % t intervals: ``by``, ``seeds``, and each value with ``_low`` and ``_high``.
 
     One seed has no interval: its ends are nan, and no bar is drawn.
 
@@ -127,7 +127,7 @@ def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> p
 
 
 def cell_effects(pairs: pd.DataFrame) -> pd.DataFrame:
-    """:func:`summarise` for each cell and smoothing.
+    """Average paired effects over the seeds of each cell and smoothing (:func:`summarise`).
 
     Args:
         pairs: From :func:`paired_effects`; pairs that have not converged are left out.
@@ -143,7 +143,7 @@ def cell_effects(pairs: pd.DataFrame) -> pd.DataFrame:
 def difference(
     table: pd.DataFrame, value: str, *, column: str, first: object, second: object, on: Sequence[str]
 ) -> pd.DataFrame:
-    """Paired differences: ``value`` where ``column`` is ``first`` minus where it is ``second``, all else equal.
+    """Subtract in pairs: ``value`` where ``column`` is ``first`` minus where it is ``second``, all else equal.
 
     Args:
         table: Rows.

@@ -122,7 +122,7 @@ def _shown(value: Any) -> str:
 
 
 def headlines(verdicts: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
-    """A table of verdicts with the numbers of the finding that each of them is about.
+    """Join a table of verdicts with the numbers of the finding that each of them is about.
 
     Args:
         verdicts: As written by ``python -m analysis.study verdicts``.
@@ -164,7 +164,7 @@ class Verdict:
 
 
 def word(*, supported: bool, refuted: bool, known: bool = True) -> str:
-    """The verdict's word from the two rules of a claim; ``"depends on"`` where neither holds.
+    """Choose the verdict's word from the two rules of a claim: ``"depends on"`` where neither holds.
 
     ``known`` says whether the rows that the rules read are there: what was not measured refutes nothing.
     """

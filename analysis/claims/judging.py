@@ -80,7 +80,7 @@ def _verdict(found: Findings, decided: str, said: report.Sentences, tables: tupl
 
 
 def decide(claim: str, tables: Tables) -> tuple[Verdict, Findings]:
-    """The verdict on one claim of the study, and its findings.
+    """Judge one claim of the study: the verdict, and its findings.
 
     Raises:
         MissingTableError: If a table is missing that the claim cannot do without.
@@ -91,7 +91,7 @@ def decide(claim: str, tables: Tables) -> tuple[Verdict, Findings]:
 
 
 def judge(tables: Tables, preset: Preset) -> Judged:
-    """One line for each claim, and one for each number behind it.
+    """Judge every claim of the study: one line for each claim, and one for each number behind it.
 
     Args:
         tables: Where they are.
@@ -135,7 +135,7 @@ def _predicted(claim: str) -> str:
 
 
 def judge_model(table: pd.DataFrame, predictions: Sequence[Prediction]) -> Judged:
-    """One line for each claim that the tuning of a real model speaks to, and one for each number behind it.
+    """Judge every claim that the tuning of a real model speaks to: a line each, and one for each number behind it.
 
     The rules are those of the simulated tuning, with ordinary text in the place of the broad distribution, new
     questions in that of the shifted one, and kinds of question for cells. True accuracies are not known here, so every

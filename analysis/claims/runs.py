@@ -106,13 +106,13 @@ class Runs:
 
 
 def tuned_simulation(tables: Tables) -> Runs:
-    """The runs of S7 without a confidence penalty: cells are pretrained models' (V, D)."""
+    """Return the runs of S7 without a confidence penalty; a cell is a pretrained model's (V, D)."""
     table = tables("S7")
     return _simulated(table.loc[~_penalised(table)])
 
 
 def penalised_simulation(tables: Tables) -> Runs | None:
-    """All runs of S7 in the cells where a confidence penalty was tuned too; None where there is none."""
+    """Return all runs of S7 in the cells where a confidence penalty was tuned too; None where there is none."""
     table = tables("S7")
     sizes = ["vocab_size", "hidden_size"]
     cells = table.loc[_penalised(table), sizes].drop_duplicates()
@@ -141,7 +141,7 @@ def _simulated(table: pd.DataFrame) -> Runs:
 
 
 def tuned_model(table: pd.DataFrame) -> Runs:
-    """The runs of a real model: cells are kinds of question, of which each run has both."""
+    """Return the runs of a real model; a cell is a kind of question, and each run has both kinds."""
     kinds = {"letter": "multiple choice", "tokens": "short answers", "text": "text", "options": "options"}
     arm = [
         f"b={b:g}" + ("" if t == 1 else f" T={t:g}") + ("" if pd.isna(c) else f" cap={c:g}")

@@ -26,7 +26,7 @@ class Job:
 
 
 def where(study: Experiment, config: Any, device: str) -> str:
-    """``device``, or the CPU where the config is too small, or of a kind, that gains nothing from a GPU.
+    """Choose ``device``, or the CPU where the config is too small, or of a kind, that gains nothing from a GPU.
 
     Small fits are bound by launches, not arithmetic.
 
@@ -45,19 +45,19 @@ def where(study: Experiment, config: Any, device: str) -> str:
 
 
 def compute_job(job: Job, *, device: str) -> dict[str, Any]:
-    """The row of a job, computed where :func:`where` says."""
+    """Compute the row of a job where :func:`where` says."""
     study = experiment(job.experiment)
     return dict(study.compute(job.config, device=where(study, job.config, device)))
 
 
 def queue_of(job: Job, *, device: str) -> str:
-    """Which processes may compute a job: ``"cpu"``, or what its experiment says of a GPU."""
+    """Name the processes that may compute a job: ``"cpu"``, or what its experiment says of a GPU."""
     study = experiment(job.experiment)
     return "cpu" if where(study, job.config, device) == "cpu" else study.queue(job.config)
 
 
 def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int, *, alone: bool = False) -> list[Lane]:
-    """Processes that share this machine: some on each GPU, the rest on cores.
+    """Divide processes over this machine: some on each GPU, the rest on cores.
 
     Several processes keep a GPU busy while each of them prepares and measures on a core.
 
@@ -88,7 +88,7 @@ def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int, *, a
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them.
+    """List the GPUs of this process, as CUDA_VISIBLE_DEVICES names them.
 
     Raises:
         ValueError: If there is none.
@@ -102,7 +102,7 @@ def visible_gpus() -> list[str]:
 
 
 def order(studies: Sequence[Experiment], preset: Preset, device: str) -> dict[Job, float]:
-    """All jobs in the order in which they start, with their estimated seconds.
+    """Put all jobs in the order in which they start, with their estimated seconds.
 
     The costliest first, and what may be left over last. All seeds of a cell and of its twins start together: a run that
     is cut leaves complete cells, and few rows that no table can use.

@@ -22,7 +22,7 @@ SCHEMA = ("command", "config", "seeds", "versions", "device", "commit", "wall_se
 
 
 def environment() -> dict[str, str | None]:
-    """Versions, machine and git commit of this process, for the record.
+    """Describe this process for the record: versions, machine and git commit.
 
     The commit is that of the variable CONFIDENCE_CEILING_COMMIT where it is set, for a tree that travels without its
     history or with another; else the repository's, or None.
@@ -70,7 +70,7 @@ def _commit() -> str | None:
 def made_here(
     command: str, *, config: Mapping[str, Any], seeds: Any, wall_seconds: float | None, note: str | None = None
 ) -> dict[str, Any]:
-    """The sidecar of a table that this process computed.
+    """Make the sidecar of a table that this process computed.
 
     Args:
         command: What makes the table again.
@@ -91,7 +91,7 @@ def made_here(
 def made_of_rows(
     command: str, store: RowStore, configs: Sequence[Any], keys: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """The sidecar of a table that is made of stored rows.
+    """Make the sidecar of a table that consists of stored rows.
 
     Args:
         command: What computes the rows.

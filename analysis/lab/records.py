@@ -28,7 +28,7 @@ _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def config_key(config: Any) -> str:
-    """Name of a config's row: a hash of its class and of every field that is not at its default.
+    """Name a config's row: by a hash of its class and of every field that is not at its default.
 
     Leaving defaults out lets a config grow: a new field with a neutral default changes no key. In return a changed
     default, or a changed meaning of a field, needs a new ``ROWS_VERSION``.
@@ -178,7 +178,7 @@ class RowStore:
 
 
 def check_stored(stored: Mapping[str, Any]) -> str:
-    """The key of what a store yielded.
+    """Return the key of what a store yielded.
 
     Raises:
         ValueError: If it is no finished row.
@@ -192,7 +192,7 @@ def check_stored(stored: Mapping[str, Any]) -> str:
 
 
 def encode(value: Any) -> Any:
-    """A value as strict JSON: infinities and nan become text, as JSON has no numbers for them."""
+    """Turn a value into strict JSON: infinities and nan become text, as JSON has no numbers for them."""
     if isinstance(value, Mapping):
         return {str(k): encode(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -203,7 +203,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """What :func:`encode` made of a value, turned back."""
+    """Turn back what :func:`encode` made of a value."""
     if isinstance(value, dict):
         return {k: decode(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -212,5 +212,5 @@ def decode(value: Any) -> Any:
 
 
 def configs_hash(configs: Sequence[Any]) -> str:
-    """One hash of a whole grid, whatever its order, as sidecars hold it."""
+    """Hash a whole grid, whatever its order, as sidecars hold it."""
     return hashlib.sha256("".join(sorted(map(config_key, configs))).encode()).hexdigest()

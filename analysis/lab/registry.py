@@ -102,7 +102,7 @@ class Experiment:
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment of that name.
+    """Return the experiment of that name.
 
     Raises:
         ValueError: If there is none.
@@ -117,13 +117,13 @@ def experiment(name: str) -> Experiment:
 
 
 def experiments(names: Sequence[str]) -> list[Experiment]:
-    """Experiments of these names, ``"all"`` for every one, each once and in the order of the registry."""
+    """Return the experiments of these names, ``"all"`` for every one, each once and in the order of the registry."""
     wanted = set(EXPERIMENTS) if "all" in names else {experiment(name).name for name in names}
     return [experiment(name) for name in EXPERIMENTS if name in wanted]
 
 
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line for each measurement: rows with a list under ``"measurements"`` are spread out.
+    """Spread rows out that have a list under ``"measurements"``: one line for each measurement.
 
     A measurement's value wins over a column of the same name; the other columns repeat. Measured numbers keep 6
     significant digits.

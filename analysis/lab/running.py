@@ -62,12 +62,12 @@ class Progress(NamedTuple):
 
 
 def table_path(out: Path, name: str) -> Path:
-    """The experiment's table."""
+    """Return the path of an experiment's table."""
     return out / f"{name}.csv"
 
 
 def simulate(study: Experiment, preset: Preset, out: Path, **options: Any) -> SweepResult:
-    """:func:`simulate_all` of one experiment, with its rows."""
+    """Run :func:`simulate_all` for one experiment, and return its rows too."""
     return simulate_all([study], preset, out, **options)._replace(rows=table(study, preset, out))
 
 
@@ -126,7 +126,7 @@ def simulate_all(
 
 
 def table(study: Experiment, preset: Preset, out: Path) -> pd.DataFrame:
-    """The finished rows of an experiment as a table in the order of its grid; columns of what was set come first.
+    """Make a table of the finished rows of an experiment, in the order of its grid; columns of what was set come first.
 
     Only rows of complete cells (:mod:`.cells`) are in it.
     """
@@ -161,7 +161,7 @@ def write(study: Experiment, preset: Preset, out: Path, path: Path, *, packed_fr
 
 
 def run_command(name: str, preset: Preset) -> str:
-    """The command that computes an experiment.
+    """Return the command that computes an experiment.
 
     Example:
         >>> run_command("S4", "full")
@@ -171,7 +171,7 @@ def run_command(name: str, preset: Preset) -> str:
 
 
 def committed_folder(preset: Preset) -> Path:
-    """Where the tables of a preset are committed.
+    """Return the folder where the tables of a preset are committed.
 
     Raises:
         FileNotFoundError: If this is an installation without the repository.
@@ -190,7 +190,7 @@ def publish(study: Experiment, preset: Preset, out: Path, folder: Path) -> Path 
 
 
 def progress(study: Experiment, preset: Preset, out: Path) -> Progress:
-    """Done, failed and left."""
+    """Count what is done, failed and left."""
     configs, store = study.configs(preset), RowStore(row_folder(out, study.name))
     done = [store.read(config) is not None for config in configs]
     failed = [not there and store.failure(config) is not None for there, config in zip(done, configs, strict=True)]

@@ -127,7 +127,7 @@ def run(
 
 
 def read_rows(store: RowStore | str | os.PathLike[str], configs: Sequence[Any]) -> pd.DataFrame:
-    """The finished rows of the configs, in their order, one line each, the ``key`` first.
+    """Read the finished rows of the configs, in their order, one line each, the ``key`` first.
 
     Where configs have ``columns``, a row that was stored before one of these existed has it as its config says.
 

@@ -21,7 +21,7 @@ __all__ = ["find_table", "read_sidecar", "read_table", "shortened", "sidecar_of"
 
 
 def shortened(table: pd.DataFrame, digits: int, exact: Collection[str] = ()) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A small form of a table: floats keep so many significant digits, and what is the same in every line goes.
+    """Make a small form of a table: floats keep so many significant digits, and what is the same in every line goes.
 
     Args:
         table: Its columns ``wall_seconds`` and ``cpu_seconds``, how long each row took, go too.
@@ -88,13 +88,13 @@ def write_table(
 
 
 def find_table(folder: Path, name: str) -> Path | None:
-    """``NAME.csv`` or, where a large table is kept packed, ``NAME.csv.gz`` in a folder; None where neither is."""
+    """Find ``NAME.csv``, or ``NAME.csv.gz`` where a large table is kept packed, in a folder; None where neither is."""
     paths = (folder / f"{name}{ending}" for ending in (".csv", ".csv.gz"))
     return next((path for path in paths if path.exists()), None)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of :func:`write_table` or any other CSV, with the columns that its sidecar holds as constants.
+    """Read a table of :func:`write_table`, or any other CSV, with the columns that its sidecar holds as constants.
 
     Args:
         path: The CSV, gzipped if its name ends in ``.gz``; the sidecar ``NAME.json`` is looked for beside it.
@@ -118,12 +118,12 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def sidecar_of(path: Path) -> Path:
-    """The sidecar of a table."""
+    """Return the path of the sidecar of a table."""
     return path.with_name(path.name.split(".csv")[0] + ".json")
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """What stands in the sidecar of a table; empty where there is none."""
+    """Read what stands in the sidecar of a table; empty where there is none."""
     beside = sidecar_of(path)
     if not beside.exists():
         return {}

@@ -44,7 +44,7 @@ class Lane(NamedTuple):
 
 
 def available_cores() -> int:
-    """Cores that this process may use, fewer than the machine has under a container's or a batch system's affinity."""
+    """Count the cores that this process may use: fewer than the machine has if a container or batch system says so."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -157,7 +157,7 @@ def _work(connection: Connection, function: Callable[[Any], Mapping[str, Any]]) 
 
 
 def attempt(function: Callable[[Any], Mapping[str, Any]], config: Any) -> tuple[dict[str, Any], str | None]:
-    """Row and error of one config: whatever it raises is its own error, not the sweep's."""
+    """Compute the row of one config, or catch its error: whatever it raises is its own error, not the sweep's."""
     try:
         row = dict(function(config))
         json.dumps(row)  # what cannot be stored is an error too

@@ -26,7 +26,7 @@ _BLOCK = 4096  # elements integrated at a time, 10 KB each
 
 
 def critical_logit_std(vocab_size: ArrayLike) -> Array:
-    """Standard deviation sqrt(2 log V) at which the softmax of V random logits freezes onto a few tokens.
+    """Return the standard deviation sqrt(2 log V) at which the softmax of V random logits freezes onto a few tokens.
 
     Args:
         vocab_size: Number of classes V >= 2.
@@ -47,7 +47,7 @@ def critical_logit_std(vocab_size: ArrayLike) -> Array:
 
 @one_index
 def freezing_temperature(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    """Temperature s / sqrt(2 log V) below which random logits of standard deviation s are frozen.
+    """Return the temperature s / sqrt(2 log V) below which random logits of standard deviation s are frozen.
 
     Args:
         logit_std: Standard deviation s >= 0 of the logits at temperature 1.
@@ -69,7 +69,7 @@ def freezing_temperature(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
 
 @one_index
 def critical_hidden_size(vocab_size: ArrayLike, gain: ArrayLike, row_std: ArrayLike) -> Array:
-    """Hidden size 2 log V / (g sigma_w)^2 at which random logits of an RMS-normed head freeze.
+    """Return the hidden size 2 log V / (g sigma_w)^2 at which random logits of an RMS-normed head freeze.
 
     With features of norm g sqrt(D) and row entries of standard deviation sigma_w the logit std is g sigma_w sqrt(D).
 
@@ -102,7 +102,7 @@ def _frozen_share(s: Array, v: Array) -> Array:
 
 @one_index
 def asymptotic_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    """Leading order of E log Z at large V: log V + s^2 / 2 below freezing, s sqrt(2 log V) above.
+    """Return the leading order of E log Z at large V: log V + s^2 / 2 below freezing, s sqrt(2 log V) above.
 
     Args:
         logit_std: Standard deviation s >= 0 of the logits.
@@ -125,7 +125,7 @@ def asymptotic_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Arr
 
 @one_index
 def asymptotic_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    """Limit of the mean entropy in nats: log V - s^2 / 2 below freezing, psi(1) - psi(1 - s_c / s) above.
+    """Return the limit of the mean entropy: log V - s^2 / 2 below freezing, psi(1) - psi(1 - s_c / s) nats above.
 
     Args:
         logit_std: Standard deviation s >= 0 of the logits.
@@ -150,7 +150,7 @@ def asymptotic_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
 
 @one_index
 def asymptotic_participation(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    """Limit of E sum p^2: 0 below freezing, 1 - s_c / s above.
+    """Return the limit of E sum p^2: 0 below freezing, 1 - s_c / s above.
 
     Args:
         logit_std: Standard deviation s >= 0 of the logits.
@@ -180,7 +180,7 @@ def _largest_part(a: Array) -> Array:
 
 @one_index
 def asymptotic_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    r"""Limit of E max p: 0 below freezing, the largest part of the Poisson-Dirichlet law PD(a, 0), a = s_c / s, above.
+    r"""Return the limit of E max p: 0 below freezing, above it the largest part of Poisson-Dirichlet PD(s_c / s, 0).
 
     .. math:: E\max p = \int_0^\infty \frac{e^{-t}\,dt}{e^{-t} + t^a\,\gamma(1-a, t)}
 

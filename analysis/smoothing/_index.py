@@ -18,7 +18,7 @@ def activity_index(
     uniform_cross_entropy: ArrayLike,
     label_smoothing: ArrayLike,
 ) -> NDArray[np.float64]:
-    r"""Smoothing activity index A of a head trained *without* smoothing: does smoothing pull its scale up or down?
+    r"""Tell from a head trained *without* smoothing whether smoothing would pull its scale up or down: the index A.
 
     .. math:: A = \frac{H - CE}{b\,(CE_u - CE)}, \qquad
               \frac{d\,CE_b}{d\log T}\Big|_{T=1} = (H - CE) - b\,(CE_u - CE).
@@ -71,7 +71,7 @@ def predicted_activity(
     *,
     temperature: ArrayLike = 1.0,
 ) -> NDArray[np.float64]:
-    r"""The activity index that a norm-bounded head will have when trained, from its shape alone: no training, any rank.
+    r"""Predict the activity index of a norm-bounded head from its shape alone, of any rank, without training it.
 
     .. math:: A = \frac{1 - p(m)}{b}\,\frac{dG}{dm}, \qquad m \to m/T,
 
