@@ -24,8 +24,6 @@ from ._intervals import Documents
 from ._measure import Tokens, row
 from ._verdict import verdict
 
-__all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model", "check_device", "check_options"]
-
 LABEL_SMOOTHING = (0.05, 0.1, 0.2)
 MAX_TOKENS, MAX_LENGTH = 4096, 256
 _BOUNDS = (0.05, 20.0)  # of the temperature

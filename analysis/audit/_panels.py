@@ -17,8 +17,6 @@ from ._verdict import Lookup
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_activity", "draw_audit", "draw_gaps", "draw_groups", "draw_reliability", "reliability_of"]
-
 _DARK, _MIDDLE, _LIGHT, _THEORY = "#00224e", "#666970", "#a69d75", "#c44e00"
 _MARKERS = ("o", "^", "s", "D", "v")
 _CAPS = {

@@ -8,8 +8,6 @@ from typing import Literal
 from ..checks import check_choice, check_fields, check_number
 from ..teachers import TeacherConfig
 
-__all__ = ["DType", "FeatureKind", "FitConfig", "NormKind", "Optimiser", "SoftcapForm"]
-
 NormKind = Literal["budget", "free"]
 SoftcapForm = Literal["contraction", "gain"]
 FeatureKind = Literal["free", "trunk"]

@@ -8,23 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from ..checks import check_flag
-from ._inputs import check_choice
-
-__all__ = [
-    "BLOCK",
-    "BinSums",
-    "Binning",
-    "Norm",
-    "binned_error",
-    "binned_errors",
-    "equal_mass_cuts",
-    "equal_mass_sums",
-    "sum_by",
-    "sums_between",
-    "uniform_index",
-    "uniform_sums",
-]
+from ..checks import check_choice, check_flag
 
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["uniform", "quantile"]

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..checks import check_choice, check_count
 from ._binning import Binning, BinSums, Norm, binned_error, equal_mass_sums, sums_between, uniform_sums
-from ._inputs import check_bins, check_choice, check_count, pairs
-
-__all__ = ["SortedError", "calibration_error", "sorted_rms_error"]
+from ._inputs import check_bins, pairs
 
 
 def calibration_error(

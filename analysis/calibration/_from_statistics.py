@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._inputs import as_numpy, check_count
+from ..checks import as_numpy, check_count
 from ._state import CalibrationState
 
 if TYPE_CHECKING:
     from kernel import HeadStatistics
-
-__all__ = ["frequency_groups", "from_statistics"]
 
 
 def from_statistics(

@@ -8,20 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from ..checks import interval, one_index, require_broadcast
+from ..checks import check_choice, check_count, interval, one_index, require_broadcast
 from ._binning import BinSums, Norm, binned_error, binned_errors
-from ._inputs import check_choice, check_count
-
-__all__ = [
-    "ErrorInterval",
-    "NoiseFloor",
-    "OutcomeSums",
-    "check_level",
-    "error_interval",
-    "noise_floor",
-    "wilson_interval",
-]
-
 
 _MOST_DRAWS = 2**25  # bins times resamples: arrays of 256 MB, of which there are about ten
 

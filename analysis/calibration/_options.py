@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
-from ._inputs import as_numpy, outcomes
-
-__all__ = ["OptionConfidence", "answer_confidence", "option_confidence"]
+from ..checks import as_numpy
+from ._inputs import outcomes
 
 
 class OptionConfidence(NamedTuple):

@@ -10,10 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit
 
-from ..checks import interval, one_index, whole
-from ._inputs import as_numpy, confidences, logits_and_labels, pairs, refuse_probabilities
-
-__all__ = ["IsotonicMap", "PlattMap", "VectorMap", "fit_isotonic", "fit_platt", "fit_vector", "unsmooth_confidence"]
+from ..checks import as_numpy, interval, one_index, refuse_probabilities, whole
+from ._inputs import confidences, logits_and_labels, pairs
 
 
 def _sklearn(module: str) -> Any:

@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from ..checks import check_index, interval
 from ._inputs import log1m_confidences, pairs
 
-__all__ = ["RiskCoverage", "SelectiveScores", "risk_at_coverage", "risk_coverage_curve", "selective_scores"]
-
 
 class RiskCoverage(NamedTuple):
     """Share of samples answered and error rate among them, from the most confident sample on.

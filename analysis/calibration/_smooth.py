@@ -6,8 +6,6 @@ from typing import Any, cast
 
 from ._inputs import pairs
 
-__all__ = ["smooth_calibration_error"]
-
 
 def smooth_calibration_error(confidence: Any, correct: Any) -> float:
     """Measure the calibration error by a kernel regression that chooses its own bandwidth (smooth ECE); no bins.

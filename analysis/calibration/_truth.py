@@ -8,11 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import rel_entr, xlogy
 
-from ..checks import check_index, distribution, interval
+from ..checks import as_numpy, check_choice, check_index, distribution, interval
 from ._binning import BinSums, Norm, binned_error, sum_by, uniform_index
-from ._inputs import as_numpy, check_bins, check_choice, weights
-
-__all__ = ["TrueDecomposition", "binned_true_error", "tied_accuracy", "true_calibration_error", "true_decomposition"]
+from ._inputs import check_bins, weights
 
 Kind = Literal["top_label", "canonical"]
 Given = Literal["prediction", "context"]

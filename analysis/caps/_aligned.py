@@ -11,8 +11,6 @@ from ..checks import interval, one_index, require_broadcast, softcap_or_inf, who
 from ._gaps import gap_to_confidence
 from ._sphere import log_kernel_mean
 
-__all__ = ["aligned_cap", "aligned_gap", "random_code_confidence"]
-
 _DEGREE = 12  # of the polynomial in the programme
 _SOLVE_POINTS, _CHECK_POINTS = 400, 20_000
 

@@ -8,8 +8,6 @@ from scipy.special import expit, logit
 
 from ..checks import interval, one_index, real, require_broadcast, softcap_or_inf, whole
 
-__all__ = ["confidence_to_gap", "gap_to_confidence", "max_gap"]
-
 
 @one_index
 def gap_to_confidence(gap: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:

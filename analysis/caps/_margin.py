@@ -13,8 +13,6 @@ from ._gaps import gap_to_confidence
 from ._minimise import unimodal_minimum
 from ._rank import welch_moments
 
-__all__ = ["MarginBounds", "margin_bounds", "packing_cap", "packing_gap"]
-
 
 class MarginBounds(NamedTuple):
     """Bounds on the hard margin per unit of norm product: ``lower`` is achievable, above ``upper`` is impossible."""

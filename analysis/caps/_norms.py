@@ -9,8 +9,6 @@ from scipy.special import expit
 from ..checks import interval, one_index, require_broadcast, whole
 from ._gaps import gap_to_confidence, max_gap
 
-__all__ = ["entropy_floor", "logit_norm_cap", "simplex_cap", "single_token_cap"]
-
 
 def _context_gap(logit_norm: ArrayLike, vocab_size: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Gap of the logits ``z ~ e_1 - 1/V`` with Euclidean norm L, and V: the extreme point of A0."""

@@ -9,8 +9,6 @@ from ..checks import interval, one_index, require_broadcast, whole
 from ._gaps import gap_to_confidence
 from ._minimise import unimodal_minimum
 
-__all__ = ["frobenius_cap", "frobenius_gap", "rank_cap", "rank_gap", "spectral_cap", "spectral_gap"]
-
 
 def welch_moments(
     a: NDArray[np.float64], v: NDArray[np.float64], rank: NDArray[np.float64]

@@ -12,8 +12,6 @@ from ..checks import interval, one_index, one_whole, require_broadcast, softcap_
 from ._gaps import gap_to_confidence
 from ._softcap import symmetric_gap
 
-__all__ = ["attained_gap", "best_confidence"]
-
 
 @one_index
 def attained_gap(

@@ -16,8 +16,6 @@ from ._minimise import unimodal_minimum
 
 Array = NDArray[np.float64]
 
-__all__ = ["softcap_gap", "symmetric_gap"]
-
 
 def _segment(x: Array, m: Array, v: Array) -> tuple[Array, Array]:
     """(p, -q) at the fraction x of the way from the simplex to logits that are -m throughout."""

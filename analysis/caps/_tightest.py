@@ -14,8 +14,6 @@ from ._margin import packing_gap
 from ._rank import rank_gap
 from ._softcap import softcap_gap
 
-__all__ = ["ConfidenceCap", "confidence_cap"]
-
 
 class ConfidenceCap(NamedTuple):
     """A cap on the confidence in every token, the same as a gap in nats, and the bound it comes from."""

@@ -13,11 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "as_numpy", "check_choice", "check_count", "check_fields", "check_flag", "check_index", "check_int", "converted",
-    "one_index", "shown",
-]  # fmt: skip
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

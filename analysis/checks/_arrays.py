@@ -10,11 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from ._arguments import check_flag, converted, shown
 
-__all__ = [
-    "check_losses", "check_number", "check_numbers", "distribution", "interval", "one_whole", "real",
-    "refuse_probabilities", "require_broadcast", "softcap_or_inf", "sum_to_one", "whole",
-]  # fmt: skip
-
 # What sums of float32 numbers may be off by, in nats and as a share: losses of a large vocabulary have an lse of 1000.
 _ROUNDING = 1e-3
 

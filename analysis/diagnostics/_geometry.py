@@ -16,8 +16,6 @@ from . import _streaming as streaming
 
 Array = NDArray[np.float64]
 
-__all__ = ["CapVerdict", "HeadGeometry"]
-
 
 class CapVerdict(NamedTuple):
     """One cap on this head: its gap in nats, the confidence, and what it means for the gap that smoothing asks for.

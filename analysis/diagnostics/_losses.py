@@ -9,8 +9,6 @@ from ..checks import interval, one_whole
 if TYPE_CHECKING:
     from kernel import HeadStatistics
 
-__all__ = ["Losses", "losses_of"]
-
 
 class Losses(NamedTuple):
     """Mean losses of a head on some data, in nats, in the order that :func:`smoothing_slope` takes them.

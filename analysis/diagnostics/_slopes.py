@@ -9,8 +9,6 @@ from ..checks import check_losses, interval, one_index, require_broadcast
 
 Array = NDArray[np.float64]
 
-__all__ = ["scale_gap", "smoothing_slope"]
-
 
 @one_index
 def scale_gap(entropy: ArrayLike, cross_entropy: ArrayLike) -> Array:

@@ -12,8 +12,6 @@ from ..checks import as_numpy, interval
 
 Array = NDArray[np.float64]
 
-__all__ = ["chunks", "measure_features", "shape_of"]
-
 
 def shape_of(name: str, array: Any) -> tuple[int, ...]:
     """Shape of an array or tensor; lists are refused, since they would be converted whole."""

@@ -43,22 +43,6 @@ class Prediction:
     statement: str
 
 
-def _nothing(config: Any) -> int:
-    return 0
-
-
-def _gpu(config: Any) -> str:
-    return "gpu"
-
-
-def _without_seed(config: Any) -> Any:
-    return replace(config, seed=0)
-
-
-def _itself(cell: Any) -> Any:
-    return cell
-
-
 def _sizes(cell: Any) -> str:
     width = f" D={cell.hidden_size}" if hasattr(cell, "hidden_size") else ""
     return f"V={cell.vocab_size}{width}"
@@ -93,10 +77,10 @@ class Experiment:
     seconds: Callable[[Any, str], float]
     predictions: tuple[Prediction, ...]
     gpu: bool = True
-    leftover: Callable[[Any], int] = _nothing
-    queue: Callable[[Any], str] = _gpu
-    cell: Callable[[Any], Any] = _without_seed
-    twin: Callable[[Any], Any] = _itself
+    leftover: Callable[[Any], int] = lambda config: 0
+    queue: Callable[[Any], str] = lambda config: "gpu"
+    cell: Callable[[Any], Any] = lambda config: replace(config, seed=0)
+    twin: Callable[[Any], Any] = lambda cell: cell
     name_of: Callable[[Any], str] = _sizes
     columns: tuple[str, ...] = ("vocab_size", "hidden_size", "data_seed")
 

@@ -11,17 +11,6 @@ from ._exact import std_and_vocab
 
 Array = NDArray[np.float64]
 
-__all__ = [
-    "asymptotic_confidence",
-    "asymptotic_entropy",
-    "asymptotic_log_partition",
-    "asymptotic_participation",
-    "critical_hidden_size",
-    "critical_logit_std",
-    "freezing_temperature",
-]
-
-
 _BLOCK = 4096  # elements integrated at a time, 10 KB each
 
 

@@ -13,9 +13,6 @@ from . import _quadrature as quadrature
 
 Array = NDArray[np.float64]
 
-__all__ = ["expected_confidence", "expected_entropy", "expected_log_partition", "participation", "std_and_vocab"]
-
-
 MOST_STD = 1e5  # of logits: the quadrature holds some 100 s numbers, and a softmax froze at sqrt(2 log V)
 
 

@@ -10,8 +10,6 @@ from ..checks import interval, one_index, require_broadcast, whole
 
 Array = NDArray[np.float64]
 
-__all__ = ["planted_confidence", "planted_norm_product", "spherical_log_partition"]
-
 
 @one_index
 def spherical_log_partition(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> Array:

@@ -8,8 +8,6 @@ from numpy.typing import ArrayLike, NDArray
 from ..caps import gap_to_confidence, programme_gap, rank_gap
 from ..checks import check_losses, interval, one_index, require_broadcast, whole
 
-__all__ = ["activity_index", "predicted_activity"]
-
 
 @one_index
 def activity_index(

@@ -12,9 +12,6 @@ from ..checks import distribution, interval, one_whole
 
 Array = NDArray[np.float64]
 
-__all__ = ["LowRankHead", "MatchedFeatures", "match_moments", "weighted_svd_head"]
-
-
 _BLOCK = 2**24  # numbers of the curvatures of one block of targets, 128 MB
 
 

@@ -9,15 +9,6 @@ from scipy.special import xlogy
 from ..caps import max_gap, softcap_gap
 from ..checks import interval, one_index, require_broadcast, whole
 
-__all__ = [
-    "effectiveness_ratio",
-    "loss_floor",
-    "optimal_confidence",
-    "optimal_gap",
-    "optimal_gap_under_cap",
-    "restoring_temperature",
-]
-
 
 def _smoothing_and_vocab(
     label_smoothing: ArrayLike, vocab_size: ArrayLike, *, positive: bool = False

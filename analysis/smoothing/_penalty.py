@@ -10,8 +10,6 @@ from scipy.special import logsumexp
 
 from ..checks import interval, refuse_probabilities
 
-__all__ = ["SmoothingPenalty", "smoothing_penalty"]
-
 
 class SmoothingPenalty(NamedTuple):
     """Divergence KL(uniform || p) and mean distance of the logits to their maximum, both in nats."""

@@ -7,8 +7,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..checks import distribution, interval, one_index, require_broadcast, whole
 
-__all__ = ["dirichlet_concentration", "smooth", "smoothed_calibration_error", "unsmooth"]
-
 
 @one_index
 def smooth(probabilities: ArrayLike, label_smoothing: ArrayLike) -> NDArray[np.float64]:

@@ -10,11 +10,8 @@ from ..findings import SMALL, Finding, Findings
 from ..heads import MAIN_SIZE, below_full_rank, moves
 from ._phrases import UNKNOWN, Sentences, number, span
 
-__all__ = ["k3", "k4", "k5", "k6", "k7", "restored"]
-
 
 def k3(found: Findings) -> Sentences:
-    """K3: what caps confidence."""
     depends_on, (moved, steps) = "the norm product m", moves(found)
     narrow = ", ".join(f"{f.mean:.0%} at V = {f.cell['V']}" for f in found.at("geometry_share_narrow")) or "not known"
     by_vocabulary = ", ".join(f"{f.mean:.3f} at V = {f.cell['V']}" for f in found.at("confidence"))
@@ -44,7 +41,6 @@ def _largest(steps: Sequence[Finding]) -> str:
 
 
 def k4(found: Findings) -> Sentences:
-    """K4: when smoothing acts."""
     depends_on, still = "the activity index A < 1 (norm budget)", found("fall_where_inert")
 
     def explained(name: str) -> str:
@@ -74,7 +70,6 @@ def k4(found: Findings) -> Sentences:
 
 
 def k5(found: Findings) -> Sentences:
-    """K5: what a temperature restores."""
     depends_on, rise = "norms that bind while training", {f.cell["arm"]: f for f in found.at("rise")}
     trunk = rise["trunk under the budget"]
     parts = []
@@ -99,7 +94,6 @@ def k5(found: Findings) -> Sentences:
 
 
 def k6(found: Findings) -> Sentences:
-    """K6: what a cap restores."""
     depends_on = "form, norms and c"
     rises = {f"{n}, {way}": found.at("rise", form="contraction", norms=n, way=way) for n in NORMS for way in WAYS}
     gain_form = {way: found.at("rise", form="gain", way=way) for way in ("kept", "in reading only")}
@@ -184,7 +178,6 @@ def _acted(activity: Finding) -> str:
 
 
 def k7(found: Findings) -> Sentences:
-    """K7: what smoothing costs."""
     depends_on, rivals = "the rival", efficient_rivals(found)
     shapes = [f.mean for f in found.at("time_over_fastest_rival")]
     ran = [str(f.cell["implementation"]) for f in found.at("shapes_smoothed")]

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from ..findings import Finding
 
-__all__ = ["UNKNOWN", "Sentences", "at_sizes", "by_kind", "number", "span"]
-
 UNKNOWN = "not known (no rows)"
 
 

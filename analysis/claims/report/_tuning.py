@@ -8,15 +8,12 @@ from ..findings import Findings
 from ..tuning import RIVALS, lower_rank_and_error
 from ._phrases import Sentences, at_sizes, by_kind
 
-__all__ = ["k1", "k1_model", "k2", "k2_model", "k8", "k8_model", "k9", "k9_model"]
-
 
 def _epochs(found: Findings) -> tuple[int, int]:
     return int(found["first_epoch"]), int(found["last_epoch"])
 
 
 def k1(found: Findings) -> Sentences:
-    """K1 in simulation."""
     (first, last), depends_on = _epochs(found), "the distribution"
     rises = [rise.mean > 0 for rise in (*found.at("rise_elsewhere"), *found.at("rise_asked"))]
     return Sentences(
@@ -33,7 +30,6 @@ def k1(found: Findings) -> Sentences:
 
 
 def k1_model(found: Findings) -> Sentences:
-    """K1 on a real model."""
     first, last = _epochs(found)
     return Sentences(
         headline=found("rise_elsewhere"),
@@ -59,7 +55,6 @@ def _themselves(found: Findings) -> dict[str, str]:
 
 
 def k2(found: Findings) -> Sentences:
-    """K2 in simulation."""
     depends_on = "how far confidence exceeds accuracy"
     gains, (others, better) = [*found.at("gain"), *found.at("gain_elsewhere")], _further(found, _themselves(found))
     sampled = found.at("gain_sampled")
@@ -103,7 +98,6 @@ def _penalised_heads(found: Findings) -> str:
 
 
 def k2_model(found: Findings) -> Sentences:
-    """K2 on a real model."""
     names = {
         "b=0.2": "b = .2",
         "b=0 post_hoc": "post-hoc temperature of b = 0 (one a view)",
@@ -124,7 +118,6 @@ def k2_model(found: Findings) -> Sentences:
 
 
 def k8(found: Findings) -> Sentences:
-    """K8 in simulation."""
     depends_on, both = "hidden size", lower_rank_and_error(found)
     named = {f.cell["method"]: (f, e) for f, e in zip(found.at("rank_rise_of"), found.at("error_rise_of"), strict=True)}
     return Sentences(
@@ -142,7 +135,6 @@ def k8(found: Findings) -> Sentences:
 
 
 def k8_model(found: Findings) -> Sentences:
-    """K8 on a real model."""
     return Sentences(
         headline=found("rank_rise"),
         effect="effective rank of the features on new questions at the last epoch, b = .1 minus b = 0",
@@ -156,7 +148,6 @@ def k8_model(found: Findings) -> Sentences:
 
 
 def k9(found: Findings) -> Sentences:
-    """K9 in simulation."""
     rivals = {f.cell["method"]: f for f in found.at("gap_fall_of")}
     return Sentences(
         headline=found("gap_fall"),
@@ -169,7 +160,6 @@ def k9(found: Findings) -> Sentences:
 
 
 def k9_model(found: Findings) -> Sentences:
-    """K9 on a real model."""
     return Sentences(
         headline=found("gap_fall"),
         effect="gap of held-out minus training NLL (nats) at the last epoch, b = 0 minus b = .1",
