@@ -5,15 +5,12 @@ import math
 import os
 import stat
 import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from sweep_jobs import Square
 
 from analysis.bottleneck import FitConfig
-from analysis.lab import records
 from analysis.lab.files import write_atomically
 from analysis.lab.provenance import environment
 from analysis.lab.records import RowStore, config_key
@@ -136,9 +133,3 @@ def test_the_environment_names_versions_and_commit(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", no_git)
     assert environment()["commit"] is None
-
-
-def test_records_need_no_torch():
-    code = "import sys, analysis.lab.records, analysis.lab.tables; sys.exit('torch' in sys.modules)"
-    root = Path(records.__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
