@@ -124,10 +124,6 @@ def _shown(value: Any) -> str:
 def headlines(verdicts: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
     """Join a table of verdicts with the numbers of the finding that each of them is about.
 
-    Args:
-        verdicts: As written by ``python -m analysis.study verdicts``.
-        findings: Their companion.
-
     Returns:
         The verdicts with ``mean``, ``low``, ``high``, ``seeds``, ``cells`` and ``unit`` of their finding. Missing texts
         are empty.

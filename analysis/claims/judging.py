@@ -93,10 +93,6 @@ def decide(claim: str, tables: Tables) -> tuple[Verdict, Findings]:
 def judge(tables: Tables, preset: Preset) -> Judged:
     """Judge every claim of the study: one line for each claim, and one for each number behind it.
 
-    Args:
-        tables: Where they are.
-        preset: Goes into the column of that name; verdicts of ``quick`` are marked preliminary.
-
     Returns:
         Verdicts: ``claim``, ``statement`` (the claim), ``verdict``, ``depends_on``, ``predicted`` (each experiment's
         word), ``effect``, ``finding`` and ``cell`` (which of the findings it is), ``mean``, ``low``, ``high`` (95 %,

@@ -60,11 +60,7 @@ def half_width(values: ArrayLike) -> Array:
 
     For a mean this is the t interval, exact for normal values.
 
-    Args:
-        values: ``(seeds, ...)``.
-
-    Returns:
-        ``(...)``; nan with one seed.
+    Values are ``(seeds, ...)``, the result ``(...)``; nan with one seed.
 
     Raises:
         ValueError: If there is no seed.

@@ -97,18 +97,7 @@ def _findings_of(file: Path) -> Path:
 
 
 def write_judged(judged: Judged, file: Path, command: str, config: Mapping[str, Any], seconds: float) -> Path:
-    """Write the verdicts, and beside them the findings: ``NAMEverdicts.csv`` and ``NAMEfindings.csv``.
-
-    Args:
-        judged: Both.
-        file: Of the verdicts.
-        command: What makes them again.
-        config: What was set.
-        seconds: How long it took.
-
-    Returns:
-        The file of the findings.
-    """
+    """Write the verdicts to a file, ``NAMEverdicts.csv``, and beside them the findings, whose file is returned."""
     note = "no seeds of their own: those of the tables"
     made = made_here(command, config=config, seeds=None, wall_seconds=round(seconds, 3), note=note)
     findings = _findings_of(file)

@@ -33,15 +33,12 @@ def write_computed(
 ) -> int:
     """Compute rows of the same columns, write them as a table, and return their number.
 
-    Args:
-        path: The CSV. Where it cannot be written, OSError is raised before the first row is computed.
-        rows: Made one by one, under a progress bar where somebody looks.
-        command: What makes the table again.
-        config: What was set.
-        digits: Significant digits of floats.
-        total: The number of rows to come.
-        seeds: The seeds, or None where nothing is random.
-        note: Why something is null.
+    They are made one by one, under a progress bar where somebody looks; ``total`` is their number, if it is known.
+    ``command``, ``config``, ``seeds`` and ``note`` go into the sidecar (:func:`~analysis.lab.provenance.made_here`),
+    floats keep so many ``digits``.
+
+    Raises:
+        OSError: If ``path`` cannot be written, before the first row is computed.
     """
     check_writable(path, sidecar_of(path))
     start = time.perf_counter()
@@ -55,14 +52,10 @@ def write_computed(
 def table_command(
     arguments: Sequence[str] | None, name: str, description: str, rows: Callable[[], Rows], **options: Any
 ) -> int:
-    """The whole command ``python -m analysis.NAME_table [FILE]``, which writes one table; returns its exit status.
+    """Run the command ``python -m analysis.NAME_table [FILE]``, which writes one table; returns its exit status.
 
-    Args:
-        arguments: Of the command line; None for those of this process.
-        name: Of the table; the committed one is ``paper_figures/data/NAME.csv``.
-        description: What is in it.
-        rows: Makes its rows.
-        options: Further ones of :func:`write_computed`.
+    ``rows()`` makes the rows, ``options`` are those of :func:`write_computed`. The table of that command without a FILE
+    goes to the output folder; the committed one is ``paper_figures/data/NAME.csv``.
     """
     command, default = f"python -m analysis.{name}_table", output_folder() / f"{name}.csv"
     committed = f"paper_figures/data/{name}.csv"

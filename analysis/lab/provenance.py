@@ -70,14 +70,9 @@ def _commit() -> str | None:
 def made_here(
     command: str, *, config: Mapping[str, Any], seeds: Any, wall_seconds: float | None, note: str | None = None
 ) -> dict[str, Any]:
-    """Make the sidecar of a table that this process computed.
+    """Make the sidecar of a table that this process computed: ``command`` makes it again from ``config`` and ``seeds``.
 
-    Args:
-        command: What makes the table again.
-        config: What was set.
-        seeds: The seeds, or None where nothing is random.
-        wall_seconds: How long it took.
-        note: Why something is null, or what else there is to know.
+    ``note`` says why something is null (such as seeds, where nothing is random), or what else there is to know.
     """
     versions: dict[str, Any] = environment()
     commit, gpu = versions.pop("commit"), versions.pop("gpu")

@@ -56,11 +56,7 @@ class CeilingConfig:
 
 
 def ceilings(config: CeilingConfig, *, device: str = "cpu") -> dict[str, Any]:
-    """Caps and attained gaps of one shape: a row with one measurement for each norm product.
-
-    Args:
-        config: The shape.
-        device: Without effect: numpy.
+    """Compute caps and attained gaps of one shape, in numpy: a row with one measurement for each norm product.
 
     Returns:
         The config and ``measurements`` with ``norm_product``; ``simplex_gap`` (A2), ``rank_gap`` (A3), ``aligned_gap``

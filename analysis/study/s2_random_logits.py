@@ -50,11 +50,9 @@ class RandomLogitConfig:
 
 
 def random_logits(config: RandomLogitConfig, *, device: str = "cpu") -> dict[str, Any]:
-    """Measured and expected statistics of softmax(s g), g standard normal.
+    """Measure statistics of softmax(s g), g standard normal, beside what is expected.
 
-    Args:
-        config: Vocabulary and spreads.
-        device: Where to draw; the draws differ between kinds of device, their distribution does not.
+    The draws differ between kinds of device, their distribution does not.
 
     Returns:
         The config and ``measurements``, one for each spread: ``logit_std``, ``share``, and for ``entropy`` (nats),

@@ -101,10 +101,6 @@ class TuningConfig:
 def tune(config: TuningConfig, *, device: str = "cpu") -> dict[str, Any]:
     """Pretrain once, tune with every method, measure along the way.
 
-    Args:
-        config: Sizes, seeds and methods.
-        device: Where to train.
-
     Returns:
         Sizes, seeds and ``measurements``, one for each method, epoch (powers of 2, and 0, the pretrained model),
         distribution (``"broad"``, ``"shifted"``, and ``"train"``, the examples tuned on) and reading: ``as_trained``;
