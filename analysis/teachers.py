@@ -50,10 +50,10 @@ class TeacherConfig:
         zipf_exponent: Slope of the token frequencies.
         peak: Height of the peaks of a sparse teacher, in nats.
         peak_fraction: Share of its contexts with a peak.
-        seed: Seed of the data: conditionals, training and held-out samples. Apart from the model's seed.
+        seed: Seed of the data: conditionals, training and held-out samples; the model has a seed of its own.
 
     Raises:
-        TypeError: If a size, count or seed is not an int, or a number none of Python's.
+        TypeError: If a size, count or seed is not an int, or another number is not a Python number.
         ValueError: If a field is outside its range.
 
     Example:

@@ -29,8 +29,8 @@ def draw_audit(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
     """Draw an audit in four panels: reliability, gaps and caps, activity index, over-confidence.
 
     Args:
-        table: Of :func:`analysis.audit.audit_model`.
-        axes: Four.
+        table: The table that :func:`analysis.audit.audit_model` returns.
+        axes: The four axes to draw on.
 
     Raises:
         ValueError: If the table is no such table or there are not four axes.

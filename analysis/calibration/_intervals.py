@@ -27,10 +27,10 @@ class OutcomeSums(NamedTuple):
 
 
 class NoiseFloor(NamedTuple):
-    """Plug-in error that a perfectly calibrated model with the same confidences shows, and a test against it.
+    """The error that a perfectly calibrated model of the same confidences would show, and a test against it.
 
     Attributes:
-        mean: Its mean.
+        mean: Mean of that error.
         high: Its quantile at the level asked for.
         p_value: Share of such models whose error is at least the one measured; small: miscalibrated beyond chance.
     """

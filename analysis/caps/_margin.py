@@ -23,9 +23,10 @@ class MarginBounds(NamedTuple):
 
 @one_index
 def margin_bounds(vocab_size: ArrayLike, hidden_size: ArrayLike) -> MarginBounds:
-    r"""Bound the largest min over tokens y and rivals k of h_y . (w_y - w_k), per unit of the norm product.
+    r"""Bound the hard margin that a head can have in every token at once, per unit of the norm product.
 
-    The slope of the attainable gap in m as m goes to infinity: what geometry leaves when norms are no limit.
+    The hard margin is the least h_y . (w_y - w_k) over tokens y and rivals k. It is the slope of
+    the attainable gap in m as m goes to infinity: what geometry leaves when norms are no limit.
 
     ============== =========================================== ===============================================
     V              lower (attained)                            upper

@@ -93,7 +93,9 @@ def best_confidence(
     steps: int = 400,
     generator: np.random.Generator | None = None,
 ) -> NDArray[np.float64]:
-    """Search for the best head and return its confidence in every token at once: that of :func:`attained_gap`.
+    """Search for the head that is surest of every token at once, and return its confidence.
+
+    The search is that of :func:`attained_gap`, which returns the same as a gap.
 
     Args:
         vocab_size: Number of classes V >= 2, one number.

@@ -173,9 +173,9 @@ def asymptotic_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
 
     .. math:: E\max p = \int_0^\infty \frac{e^{-t}\,dt}{e^{-t} + t^a\,\gamma(1-a, t)}
 
-    Reason: in units of the largest of Poisson points of density a x^(-a-1), the others have the Laplace transform
-    exp(-y psi(t)), psi(t) = integral over (0, 1) of (1 - e^{-tx}) a x^(-a-1), and y, their mean number above it, is
-    Exp(1).
+    with a = s_c / s. Reason: in units of the largest of Poisson points of density a x^(-a-1), the others have the
+    Laplace transform exp(-y psi(t)), psi(t) = integral over (0, 1) of (1 - e^{-tx}) a x^(-a-1), and y, their mean
+    number above it, is Exp(1).
 
     Args:
         logit_std: Standard deviation s >= 0 of the logits.
