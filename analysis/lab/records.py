@@ -79,7 +79,7 @@ class RowStore:
         self._locks: dict[Path, RowLocks] = {}
 
     def _place(self, config: Any) -> tuple[Path, Any]:
-        """The folder of a config's row, and the config that names it."""
+        """The folder of a config's row, and the config that names it; a store of several folders has its own."""
         return self.directory, config
 
     def _lock(self, config: Any) -> tuple[RowLocks, str]:
