@@ -35,9 +35,9 @@ _PUBLIC = {
     "teachers": "make_teacher",
     "bottleneck": "",
 }
-# Machinery of grids, files and drawing, whose names (run, grid, ...) say little without their module:
+# Machinery of arguments, grids, files and drawing, whose names (run, grid, ...) say little without their module:
 # analysis.lab.sweep.run.
-_MACHINERY = ("claims", "command", "lab", "notebook", "plots", "study")
+_MACHINERY = ("checks", "claims", "command", "lab", "notebook", "plots", "projected", "study")
 # Modules that are commands only: python -m analysis.NAME.
 _COMMANDS: tuple[str, ...] = ("caps_table", "instruction", "transition_table")
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}

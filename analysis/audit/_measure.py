@@ -13,20 +13,6 @@ from ..diagnostics import HeadGeometry
 from ..smoothing import activity_index, optimal_confidence, optimal_gap
 from ._intervals import Documents, Estimate
 
-__all__ = [
-    "BINS",
-    "GROUPS",
-    "Tokens",
-    "calibration",
-    "contexts",
-    "gaps",
-    "geometry",
-    "groups",
-    "prediction",
-    "smoothing",
-    "temperature",
-]
-
 Array = NDArray[np.float64]
 Row = dict[str, Any]
 BINS = 15
