@@ -12,6 +12,7 @@ compilation is noted down, so that memory is free again as early as in a call th
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
@@ -103,7 +104,9 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
     if device.type != "cuda" or key in _known:
         return
     _known.add(key)
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+    # Triton 3.6 changes the filters of warnings, which all threads share, for every node that it compiles: without a
+    # copy for the pool, those of the caller would come out of the race changed.
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         driver = pool.submit(lambda: triton.runtime.driver.active)  # a C program as well: built in the meantime
         recorded = _record(launches)
         recorded.sort(key=lambda launch: len(launch.arguments), reverse=True)

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import random
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -65,6 +66,22 @@ def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none(monke
     assert len(calls) == 4
     launches()
     assert calls[4:] == [("ran", *small[1:]), ("ran", *large[1:])]
+
+
+def test_a_first_call_leaves_the_filters_of_warnings_as_they_were(monkeypatch):
+    """Triton 3.6 compiles each node under a filter of its own, and the threads of the pool share them all."""
+    use_driver(monkeypatch, None)
+
+    class Careless:
+        def warmup(self, grid, **arguments):
+            warnings.filters.clear()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        before = list(warnings.filters)
+        launches = partial(compile_ahead.run_kernel, Careless(), (1,), n=1)
+        compile_ahead.compile_ahead(object(), torch.device("cuda"), launches)
+        assert warnings.filters == before
 
 
 def test_the_host_part_of_a_launch_is_compiled_with_its_kernel(monkeypatch):
