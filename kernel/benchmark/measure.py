@@ -15,14 +15,14 @@ from torch import Tensor
 from ..options import LossOptions
 from ..reference import loss as reference_loss
 from .problems import Data
-from .rivals import Case, Loss
+from .rivals import Case, DataLoss
 
 __all__ = ["AHEAD_MS", "Turn", "ahead", "errors", "exact_gradients", "peak_bytes", "step", "three_products", "turn"]
 
 AHEAD_MS = 20.0  # of work queued before each timed run: more than any of the losses takes the host
 
 
-def step(loss: Loss, data: Data, case: Case) -> Tensor:
+def step(loss: DataLoss, data: Data, case: Case) -> Tensor:
     """One call: the loss, and the gradients if the case wants them; earlier gradients are dropped first."""
     data.hidden.grad = data.weight.grad = None
     with torch.set_grad_enabled(case.gradients):
@@ -118,7 +118,7 @@ def exact_gradients(data: Data, case: Case, tokens: int = 512) -> tuple[Tensor, 
     return value, hidden.grad, weight.grad
 
 
-def errors(loss: Loss, data: Data, case: Case, exact: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float]:
+def errors(loss: DataLoss, data: Data, case: Case, exact: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float]:
     """Relative errors, norm-wise, of loss, input gradient and weight gradient."""
     value = step(loss, data, case)
     assert data.hidden.grad is not None

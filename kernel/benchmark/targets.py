@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .command import committed, finish
+from .command import committed, finish, parser_of
 from .problems import SHAPES
 
 __all__ = ["Table", "Target", "main", "read", "targets"]
@@ -175,12 +175,7 @@ def _ratio(a: float | None, b: float | None) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print every line; returns the exit status, 2 where the table holds nothing that was asked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.targets",
-        description=(__doc__ or "").partition(": ``")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.targets", __doc__, _EXAMPLES)
     parser.add_argument("--table", type=Path, default=committed("kernel"), help="default: the committed kernel.csv")
     parser.add_argument("--first-call", type=Path, help="default: first_call.csv beside the table, where there is one")
     parser.add_argument("--missed", action="store_true", help="only the lines that are not met")
