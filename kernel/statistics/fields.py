@@ -1,4 +1,4 @@
-"""The result of head_statistics: its fields, their allocation and the rows that were left out."""
+"""The result of head_statistics: its fields, their allocation, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["HeadStatistics", "allocate", "check_finite", "spread"]
+__all__ = ["HeadStatistics", "allocate", "check_finite"]
 
 
 class HeadStatistics(NamedTuple):
@@ -69,16 +69,6 @@ def allocate(
         top_logits=new(top_k) if top_k else None,
         top_indices=new(top_k, dtype=torch.int64) if top_k else None,
     )
-
-
-def spread(fields: HeadStatistics, rows: Tensor, n: int) -> HeadStatistics:
-    """Fields of ``n`` tokens from those of the ``rows`` given; nan and -1 elsewhere."""
-
-    def put(x: Tensor) -> Tensor:
-        empty = x.new_full((n, *x.shape[1:]), float("nan") if x.is_floating_point() else -1)
-        return empty.index_copy_(0, rows, x)
-
-    return fields._replace(**{name: put(x) for name, x in fields._asdict().items() if x is not None})
 
 
 def check_finite(max_logit: Tensor, mean_logit: Tensor, ignored: Tensor | None = None) -> None:

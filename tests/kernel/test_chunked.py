@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel import chunked, linear_cross_entropy, reference
+from kernel.blocks import BLOCK_BYTES
 
 OPTIONS = [
     {},
@@ -32,7 +33,7 @@ def ours(*args: object, **options: object) -> torch.Tensor:
 @pytest.fixture(params=[None, 20 * 64], ids=["one block", "several blocks"])
 def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param is not None:
-        monkeypatch.setitem(chunked.BLOCK_BYTES, "cpu", request.param)
+        monkeypatch.setitem(BLOCK_BYTES, "cpu", request.param)
 
 
 def check(args: Problem, *, floor: float = 1e-6, **options: object) -> None:
@@ -83,7 +84,7 @@ def test_gradients_by_hypothesis(
     if (args.target == -100).all():
         args.target[0] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(chunked.BLOCK_BYTES, "cpu", block)
+        patch.setitem(BLOCK_BYTES, "cpu", block)
         check(
             args,
             floor=1e-6 if n >= 4 and d >= 4 else 1e-5,  # a few numbers can cancel to far less than their terms
@@ -99,7 +100,7 @@ def test_gradients_by_hypothesis(
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_gradcheck(options, reduction, monkeypatch):
-    monkeypatch.setitem(chunked.BLOCK_BYTES, "cpu", 8 * 9 * 2)
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", 8 * 9 * 2)
     args = problem(5, 9, 4, bias=True, weighted=True, ignored=0.2, seed=1)
 
     def loss(input, weight, bias):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from helpers import problem
 
-from kernel import chunked, head_statistics
+from kernel import head_statistics
+from kernel.blocks import BLOCK_BYTES
 
 TEMPERATURES = (0.05, 0.5, 1.0, 1.7, 20.0)
 
@@ -68,7 +69,7 @@ def check(args, temperatures, rtol, atol, **options):
 @pytest.mark.parametrize(("n", "v", "d"), [(1, 2, 1), (1, 1, 3), (16, 256, 32), (17, 257, 33), (5, 900, 8)])
 def test_float64_equals_the_definitions(n, v, d, options, blocks, monkeypatch):
     if blocks == "many":  # three rows a block, a ragged one at the end
-        monkeypatch.setitem(chunked.BLOCK_BYTES, "cpu", 3 * 8 * v)
+        monkeypatch.setitem(BLOCK_BYTES, "cpu", 3 * 8 * v)
     check(problem(n, v, d, bias=True), TEMPERATURES, 1e-10, 1e-10, **options)
 
 

@@ -12,7 +12,8 @@ if not torch.cuda.is_available():  # before the kernels are first imported
 
 from helpers import eager, problem, relative_error, value_and_gradients
 
-from kernel import LinearCrossEntropy, TokenStatistics, chunked, head_statistics, linear_cross_entropy
+from kernel import LinearCrossEntropy, TokenStatistics, head_statistics, linear_cross_entropy
+from kernel.blocks import BLOCK_BYTES
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
@@ -110,7 +111,7 @@ def test_reference_gradients_of_the_entropy_by_finite_differences():
 
 
 def test_gradients_of_chunked_statistics_by_finite_differences(monkeypatch):
-    monkeypatch.setitem(chunked.BLOCK_BYTES, "cpu", 8 * 9 * 2)
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", 8 * 9 * 2)
     args = problem(5, 9, 3, bias=True)
 
     def everything(input, weight, bias):
