@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from kernel.fused import launch
 from kernel.fused.launch import Launch, LaunchTable, launch_table, processors, set_launch_table, uses_descriptors
-from kernel.fused.schedule import _Model, schedule
+from kernel.fused.schedule import schedule
+from kernel.fused.strip_times import StripTimes
 
 pytest.importorskip("triton")
 HOPPER = launch._TABLES["hopper", 2]
@@ -96,13 +97,13 @@ def test_plans_cover_the_vocabulary_and_overwrite_nothing_in_use(
 @pytest.mark.parametrize(("n", "v", "d"), [(1, 7000, 64), (333, 50257, 768), (8192, 256000, 2304)])
 @pytest.mark.parametrize("direct", [True, False])
 def test_widths_are_the_fastest_within_every_limit(n, v, d, direct):
-    model = _Model(n, v, d, v * d, 256, direct, 132, HOPPER)
+    times = StripTimes(n, v, d, HOPPER, 132, direct=direct, weight_gradient=True)
     widths = range(256, 16384 + 1, 256)
     for limit in (20000, *reversed(widths), 1000, 1, 0):  # whatever was asked before
         allowed = [w for w in widths if w <= min(limit, -(-v // 256) * 256)] or [256]
         for kept in (False, True):
-            fastest = min(allowed, key=lambda w: (model.microseconds(w, kept) / w, -w))
-            assert model.width(limit, kept) == fastest
+            fastest = min(allowed, key=lambda w: (times.microseconds(w, kept) / w, -w))
+            assert times.width(limit, kept) == fastest
 
 
 def test_budgets_of_a_large_head():
