@@ -26,11 +26,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 __all__ = ["compile_ahead", "recording", "run_kernel"]
 
-_recorded: ContextVar[list[_Launch] | None] = ContextVar("recorded", default=None)
+_recorded: ContextVar[list[_RecordedLaunch] | None] = ContextVar("recorded", default=None)
 _known: set[Hashable] = set()
 
 
-class _Launch(NamedTuple):
+class _RecordedLaunch(NamedTuple):
     kernel: Any
     grid: tuple[Any, ...]
     arguments: dict[str, Any]
@@ -77,7 +77,7 @@ def run_kernel(kernel: Any, grid: tuple[Any, ...], **arguments: Any) -> None:
     if recorded is None:
         kernel[grid](**arguments)
     else:
-        recorded.append(_Launch(kernel, grid, {name: _without_memory(x) for name, x in arguments.items()}))
+        recorded.append(_RecordedLaunch(kernel, grid, {name: _without_memory(x) for name, x in arguments.items()}))
 
 
 def _without_memory(argument: Any) -> Any:
@@ -117,8 +117,8 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
                 kernel.warmup(grid=grid, **arguments)
 
 
-def _record(launches: Callable[[], object]) -> list[_Launch]:
-    recorded: list[_Launch] = []
+def _record(launches: Callable[[], object]) -> list[_RecordedLaunch]:
+    recorded: list[_RecordedLaunch] = []
     token = _recorded.set(recorded)
     try:
         launches()

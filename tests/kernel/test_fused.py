@@ -21,7 +21,7 @@ from kernel.options import LossOptions
 
 triton = pytest.importorskip("triton")
 tl = triton.language
-input_gradient, tiles = (importlib.import_module(f"kernel.fused.{name}") for name in ("input_gradient", "tiles"))
+last_rounds, tiles = (importlib.import_module(f"kernel.fused.{name}") for name in ("last_round", "tiles"))
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
 TILE = (16, 32, 16)  # tokens, vocabulary, hidden size of the interpreter's tiles
@@ -317,19 +317,19 @@ def test_strips_merged_where_few_tokens_are_kept(ignored, workspace_bytes, optio
 
 @triton.jit
 def last_round(found, row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE):
-    whole, cuts = input_gradient._last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
+    whole, cuts = last_rounds.last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
     tl.store(found, whole)
     tl.store(found + 1, cuts)
 
 
 @pytest.mark.parametrize("column_blocks", [1, 3, 9])
 def test_cuts_of_the_last_round_fit_the_memory_and_take_the_least_time(column_blocks):
-    programs, most, steps, piece = 132, *input_gradient.CUTS.values()
+    programs, most, steps, piece = 132, *last_rounds.CUTS.values()
     chosen = set()
     for n_blocks, kept_blocks in ((64, 64), (64, 13), (44, 44), (128, 26), (9, 9), (200, 3), (5, 0)):
-        memory = n_blocks + input_gradient.extra_row_blocks(n_blocks, column_blocks, programs)
+        memory = n_blocks + last_rounds.extra_row_blocks(n_blocks, column_blocks, programs)
         found = torch.zeros(2, dtype=torch.int32)
-        last_round[(1,)](found, kept_blocks, column_blocks, programs, memory, **input_gradient.CUTS)
+        last_round[(1,)](found, kept_blocks, column_blocks, programs, memory, **last_rounds.CUTS)
         whole, cuts = found.tolist()
         rest = kept_blocks * column_blocks - whole
         assert whole % programs == 0

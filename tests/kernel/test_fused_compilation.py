@@ -23,7 +23,7 @@ from kernel.fused.launch import interpreted
 
 triton = pytest.importorskip("triton")
 compile_ahead = importlib.import_module("kernel.fused.compile_ahead")
-operators = importlib.import_module("kernel.fused.operators")
+calls = importlib.import_module("kernel.fused.call")
 arguments_of = importlib.import_module("kernel.fused.arguments")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
@@ -190,7 +190,7 @@ def test_no_number_of_tokens_and_no_workspace_compiles_anything_new(kind, v, d, 
     def ahead(needs):
         hidden, weight, linear_bias, target = tensors(1, v, d, dtype, bias, generator)
         head = arguments_of.Head(hidden.detach(), weight, linear_bias, target)
-        return specialisations(lambda: operators._every_launch(head, scalars, needs, return_statistics))
+        return specialisations(lambda: calls.LossCall(head, scalars, 0).every_launch(needs, return_statistics))
 
     with torch.no_grad():
         known = ahead((True, True, bias)), ahead((False, False, False))
