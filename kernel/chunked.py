@@ -17,7 +17,7 @@ not the fast one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,21 +28,6 @@ from .reference import compute_dtype
 from .token_statistics import TokenStatistics
 
 __all__ = ["loss"]
-
-
-class _HeadGradients(NamedTuple):
-    input: Tensor | None  # (N, D)
-    linear_weight: Tensor | None  # (V, D)
-    linear_bias: Tensor | None  # (V,)
-
-
-class _TokenUpstream(NamedTuple):
-    """Upstream gradients of each token's loss and statistics, each ``(N,)``."""
-
-    loss: Tensor
-    log_probability: Tensor
-    lse: Tensor
-    entropy: Tensor
 
 
 def loss(
@@ -117,7 +102,7 @@ class _ChunkedLoss(torch.autograd.Function):
             mixed = None
             if any(g is not None for g in of_statistics):
                 others = (torch.zeros_like(weight) if g is None else g.to(weight.dtype) for g in of_statistics[:3])
-                mixed = _TokenUpstream._make([upstream, *others])
+                mixed = (upstream, *others)
             needs = list(ctx.needs_input_grad[:3])
             arguments = (input, linear_weight, linear_bias, target, upstream)
             _, _, gradients = _run(*arguments, ctx.options, needs, mixed=mixed)
@@ -136,8 +121,8 @@ def _run(
     needs: list[bool],  # gradient wanted of input, linear_weight, linear_bias
     *,
     want_statistics: bool = False,
-    mixed: _TokenUpstream | None = None,
-) -> tuple[Tensor, TokenStatistics | None, _HeadGradients]:
+    mixed: tuple[Tensor, ...] | None = None,  # upstream gradients of loss, log-probability, lse and entropy, each (N,)
+) -> tuple[Tensor, TokenStatistics | None, tuple[Tensor | None, ...]]:
     """Weighted token losses ``(N,)``, statistics, and the gradients of the losses' sum, in its dtype.
 
     With ``mixed`` gradients of the sum of everything in it. Ignored tokens cost nothing.
@@ -148,7 +133,7 @@ def _run(
         rows = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
         hidden, labels, g = (t if rows is None else t[rows] for t in (input, target, upstream))
         if mixed is not None:
-            mixed = _TokenUpstream._make(t if rows is None else t[rows] for t in mixed)
+            mixed = tuple(t if rows is None else t[rows] for t in mixed)
             g = torch.ones_like(g)  # dz holds every weight
         weight = linear_weight.to(dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
@@ -175,7 +160,7 @@ def _run(
                 statistics = TokenStatistics._make(spread(x, rows, target.shape[0]) for x in statistics)
             if grad_hidden is not None:
                 grad_hidden = torch.zeros_like(input, dtype=dtype).index_copy_(0, rows, grad_hidden)
-        return token_loss, statistics, _HeadGradients(grad_hidden, grad_weight, grad_bias)
+        return token_loss, statistics, (grad_hidden, grad_weight, grad_bias)
 
 
 def _blocks(
@@ -185,7 +170,7 @@ def _blocks(
     labels: Tensor,  # (n,)
     token_loss: Tensor,  # (n,), written here
     statistics: TokenStatistics | None,  # of n, written here
-    mixed: _TokenUpstream | None,
+    mixed: tuple[Tensor, ...] | None,
     options: LossOptions,
     want_gradient: bool,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:

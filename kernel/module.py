@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,26 +84,8 @@ class LinearCrossEntropy(nn.Module):
             self.weight = weight
             self.register_parameter("bias", None)
 
-    @overload
     def forward(
-        self, input: Tensor, target: Tensor, token_weight: Tensor | None = None, *, return_statistics: Literal[True]
-    ) -> tuple[Tensor, TokenStatistics]: ...
-    @overload
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        token_weight: Tensor | None = None,
-        *,
-        return_statistics: Literal[False] = False,
-    ) -> Tensor: ...
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        token_weight: Tensor | None = None,
-        *,
-        return_statistics: bool = False,
+        self, input: Tensor, target: Tensor, token_weight: Tensor | None = None, *, return_statistics: bool = False
     ) -> Tensor | tuple[Tensor, TokenStatistics]:
         """Loss of hidden states ``(..., D)`` and targets ``(...)``, statistics if asked for.
 

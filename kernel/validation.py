@@ -145,21 +145,6 @@ def checked_token_weight(token_weight: Tensor) -> Tensor:
     return token_weight.clone()
 
 
-@checked_target.register_fake
-def _(target: Tensor, vocab_size: int, ignore_index: int) -> Tensor:
-    return torch.empty_like(target)
-
-
-@checked_token_weight.register_fake
-def _(token_weight: Tensor) -> Tensor:
-    return torch.empty_like(token_weight)
-
-
-@checked_target.register_vmap
-def _(info: object, in_dims: tuple[int | None, ...], target: Tensor, vocab_size: int, ignore_index: int) -> object:
-    return checked_target(target, vocab_size, ignore_index), in_dims[0]
-
-
-@checked_token_weight.register_vmap
-def _(info: object, in_dims: tuple[int | None, ...], token_weight: Tensor) -> object:
-    return checked_token_weight(token_weight), in_dims[0]
+for _check in (checked_target, checked_token_weight):
+    _check.register_fake(lambda values, *_: torch.empty_like(values))
+    _check.register_vmap(lambda info, in_dims, values, *rest, check=_check: (check(values, *rest), in_dims[0]))

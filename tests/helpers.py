@@ -1,14 +1,16 @@
-"""Shared by the tests: problems to lose on, gradients, and the error budget that float64 and eager code set."""
+"""Shared by the tests: problems to lose on, gradients, the error budget that float64 and eager code set, faults."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernel import linear_cross_entropy
 
 NAMES = ("loss", "input", "linear_weight", "linear_bias")
 
@@ -22,10 +24,11 @@ class Problem(NamedTuple):
     linear_bias: Tensor | None
     token_weight: Tensor | None
 
-    def to(self, dtype: torch.dtype) -> Problem:
-        """The same numbers in another dtype, as fresh leaves."""
-        leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in (*self[:2], self.linear_bias)]
-        return Problem(leaves[0], leaves[1], self.target, leaves[2], self.token_weight)
+    def to(self, dtype: torch.dtype, device: str | None = None) -> Problem:
+        """The same numbers in another dtype, as fresh leaves, and on another device if one is given."""
+        moved = [None if t is None else t.detach().to(device) for t in self]
+        leaves = [None if t is None else t.to(dtype).requires_grad_() for t in (*moved[:2], moved[3])]
+        return Problem(leaves[0], leaves[1], moved[2], leaves[2], moved[4])
 
 
 def problem(
@@ -53,18 +56,18 @@ def problem(
     return Problem(input, weight, target, linear_bias, token_weight).to(dtype)
 
 
+def call(args: Problem, **options: Any) -> Any:
+    """The package's loss of a problem."""
+    bias, weight = args.linear_bias, args.token_weight
+    return linear_cross_entropy(*args[:3], linear_bias=bias, token_weight=weight, **options)
+
+
 def value_and_gradients(loss: Callable[..., Tensor], args: Problem, **options: Any) -> list[Tensor | None]:
     """Loss and the gradients of input, weight and bias in float64; per-token losses get uneven upstream gradients."""
     args = args.to(args.input.dtype)
-    value = loss(
-        args.input,
-        args.linear_weight,
-        args.target,
-        linear_bias=args.linear_bias,
-        token_weight=args.token_weight,
-        **options,
-    )
-    upstream = torch.linspace(0.5, 2.0, max(value.numel(), 1), dtype=value.dtype)[: value.numel()].reshape(value.shape)
+    value = loss(*args[:3], linear_bias=args.linear_bias, token_weight=args.token_weight, **options)
+    upstream = torch.linspace(0.5, 2.0, max(value.numel(), 1), dtype=value.dtype, device=value.device)
+    upstream = upstream[: value.numel()].reshape(value.shape)
     value.backward(upstream)
     leaves = (args.input, args.linear_weight, args.linear_bias)
     return [value.detach().double(), *(None if t is None or t.grad is None else t.grad.double() for t in leaves)]
@@ -133,6 +136,18 @@ def assert_within_budget(
         assert error <= budget, f"{name}: error {error:.2e} above the budget {budget:.2e}"
         compared += 1
     assert compared >= 2, "nothing was compared"
+
+
+def refused(module: Any, arguments: Sequence[object], capsys: Any) -> str:
+    """The last line of a call that is refused, by argparse or by the command."""
+    try:
+        status = module.main(list(map(str, arguments)))
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    *usage, line = capsys.readouterr().err.splitlines()
+    assert not usage or usage[0].startswith("usage: ")
+    return line.partition("error: ")[2]
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .command import committed, finish, parser_of
 from .problems import SHAPES
@@ -53,22 +54,17 @@ class Target:
         return f"{line}; {self.note}" if self.note else line
 
 
+def _key(row: Mapping[str, Any]) -> tuple[str | float, ...]:
+    """What tells the rows of a table apart."""
+    names, case = ("shape", "implementation", "softcap", "mode"), ("label_smoothing", "ignored")
+    return (*(row[name] for name in names), *(float(row[name]) for name in case))
+
+
 class Table:
     """Rows of kernel.csv by shape, implementation and case."""
 
     def __init__(self, rows: Sequence[dict[str, str]]) -> None:
-        self.rows = {
-            (
-                r["shape"],
-                r["implementation"],
-                float(r["label_smoothing"]),
-                r["softcap"],
-                float(r["ignored"]),
-                r["mode"],
-            ): r
-            for r in rows
-            if not r["skipped"]
-        }
+        self.rows = {_key(row): row for row in rows if not row["skipped"]}
         self.shapes = [s.name for s in SHAPES if any(key[0] == s.name for key in self.rows)]
 
     def number(
@@ -82,7 +78,8 @@ class Table:
         mode: str = "loss and gradients",
     ) -> float | None:
         """One number without softcap; None where it was not measured."""
-        row = self.rows.get((shape, implementation, smoothing, "", ignored, mode))
+        case = {"label_smoothing": smoothing, "ignored": ignored, "softcap": "", "mode": mode}
+        row = self.rows.get(_key({"shape": shape, "implementation": implementation, **case}))
         return float(row[column]) if row and row[column] else None
 
     def products(self, shape: str, implementation: str, **case: str | float) -> float | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..options import LossOptions
+from ..reference import reduced
 from ..token_statistics import TokenStatistics
 from .launch import available
 
@@ -58,16 +59,9 @@ def loss(
         statistics = (
             TokenStatistics._make([*[token_loss] * 3, token_loss.detach(), target]) if return_statistics else None
         )
-    weight = kept  # which is where the losses are not zero
     if token_weight is not None:
         weight = torch.where(kept, token_weight.float(), 0)
-        token_loss = token_loss * weight
-    if options.reduction == "none":
-        return token_loss, statistics
-    if options.reduction == "sum":
-        return token_loss.sum(), statistics
-    total = weight.sum()
-    if token_weight is None:  # nan and no gradient where no token is kept: none has a row that the kernels read
-        return token_loss.sum() / total, statistics
-    # No weight at all: the value is torch's nan, the gradient zero rather than 0 / 0.
-    return torch.where(total > 0, token_loss.sum() / torch.where(total > 0, total, 1), torch.nan), statistics
+        return reduced(token_loss * weight, weight, options.reduction), statistics
+    if options.reduction == "mean":  # nan and no gradient where no token is kept: none has a row that the kernels read
+        return token_loss.sum() / kept.sum(), statistics
+    return reduced(token_loss, kept, options.reduction), statistics

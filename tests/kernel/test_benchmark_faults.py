@@ -5,17 +5,12 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from helpers import file_size_limit
+from helpers import file_size_limit, refused
 
 from kernel.benchmark import __main__ as comparison
 from kernel.benchmark import command, cpu, first_call, head_statistics, measure, tables, targets, training_step
@@ -25,18 +20,6 @@ ON_A_GPU = [comparison, first_call, head_statistics, training_step]
 MEASURED = {comparison: "compare", first_call: "subprocess", head_statistics: "_measure", training_step: "_measure"}
 ids = [module.__name__.rpartition(".")[2] for module in ON_A_GPU]
 COMMITTED = Path(command.__file__).resolve().parents[2] / "paper_figures" / "data"
-
-
-def refused(module, arguments, capsys) -> str:
-    """The last line of a call that is refused, by argparse or by the command."""
-    try:
-        status = module.main(list(map(str, arguments)))
-    except SystemExit as end:
-        status = end.code
-    assert status == 2
-    *usage, line = capsys.readouterr().err.splitlines()
-    assert not usage or usage[0].startswith("usage: ")
-    return line.partition("error: ")[2]
 
 
 @pytest.fixture

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
-
-import pytest
-import torch
-
-if not torch.cuda.is_available():  # before the kernels are first imported
-    os.environ["TRITON_INTERPRET"] = "1"
 
 import fuzz
+import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 

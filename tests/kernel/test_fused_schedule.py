@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,17 +38,9 @@ def plan(n, v, d, workspace_bytes, table=HOPPER, **options):
 def test_plans_cover_the_vocabulary_and_overwrite_nothing_in_use(
     n, v, d, workspace_bytes, keep, direct, weight_gradient
 ):
-    found = plan(
-        n,
-        v,
-        d,
-        workspace_bytes,
-        table=SMALL,
-        keep=keep,
-        direct=direct,
-        keep_in_gradient=weight_gradient,
-        weight_gradient=weight_gradient,
-    )
+    options = {"keep": keep, "direct": direct}
+    options |= {"keep_in_gradient": weight_gradient, "weight_gradient": weight_gradient}
+    found = plan(n, v, d, workspace_bytes, table=SMALL, **options)
     tile = SMALL.logit_gradient.columns
     covered = sorted((s.start, s.start + s.columns) for s in found.strips)
     if direct and found.kept:
