@@ -16,7 +16,7 @@ _BLOCK_BYTES_ELSEWHERE = 256 * 2**20
 
 
 def block_tokens(n: int, weight: Tensor) -> int:
-    """Tokens of a block, of ``n`` in all, for logits of the head ``weight`` ``(V, D)`` in its dtype."""
+    """Return how many of ``n`` tokens make a block whose logits have the dtype of the head ``weight`` ``(V, D)``."""
     budget = BLOCK_BYTES.get(weight.device.type, _BLOCK_BYTES_ELSEWHERE)
     return max(1, min(n, budget // (weight.shape[0] * weight.element_size())))
 
@@ -45,6 +45,6 @@ def block_logits(
 
 
 def spread(values: Tensor, rows: Tensor, n: int) -> Tensor:
-    """Values of ``n`` tokens, ``(n, ...)``, from those of the tokens ``rows``; nan or, of integers, -1 elsewhere."""
+    """Return values ``(n, ...)`` that are ``values`` at the tokens ``rows``, and nan, or -1 for integers, elsewhere."""
     empty = values.new_full((n, *values.shape[1:]), float("nan") if values.is_floating_point() else -1)
     return empty.index_copy_(0, rows, values)

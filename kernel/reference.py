@@ -69,7 +69,7 @@ def loss(
 
 
 def reduced(token_loss: Tensor, weight: Tensor, reduction: Reduction) -> Tensor:
-    """Weighted token losses ``(N,)``, their sum, or that over the sum of the weights ``(N,)``."""
+    """Return the weighted token losses ``(N,)``, their sum, or the sum divided by that of the weights ``(N,)``."""
     if reduction == "none":
         return token_loss
     if reduction == "sum":

@@ -30,7 +30,7 @@ PRODUCTS = "three products"
 def compare(
     shape: Shape, dtype: torch.dtype, device: torch.device, rounds: int, only: Sequence[str] | None = None
 ) -> Iterator[tuple[dict[str, Any], list[Turn]]]:
-    """Rows of one shape with their raw times, group by group."""
+    """Measure every case of one shape; yield each row of the table with the raw times behind it."""
     data = make_data(shape, dtype, device)
     chosen = rivals(2 * shape.n * (shape.vocab_size + 20000) * dtype.itemsize)
     chosen = [r for r in chosen if only is None or r.name.startswith(tuple(only))]

@@ -35,7 +35,7 @@ examples:
 
 
 def losses(label_smoothing: float, softcap: float | None) -> dict[str, DataLoss]:
-    """The two mean losses compared, by name."""
+    """Return the two mean losses that are compared, by name."""
     made = {rival.name: rival.make for rival in rivals(0)}
     case = Case(label_smoothing=label_smoothing, softcap=softcap)
     return {name: made[name](case) for name in ("eager", "chunked")}
@@ -51,7 +51,7 @@ def _inputs(n: int, v: int, d: int) -> Data:
 def time_ratio(
     n: int, v: int, d: int, label_smoothing: float, softcap: float | None, rounds: int = ROUNDS
 ) -> tuple[float, float]:
-    """Median and spread (largest minus smallest) over rounds of the time chunked / eager, loss and both gradients."""
+    """Time loss and both gradients; return median and range over rounds of the ratio chunked / eager."""
     data = _inputs(n, v, d)
 
     def milliseconds(loss: DataLoss) -> float:
@@ -69,7 +69,7 @@ def time_ratio(
 
 
 def measure_peak_bytes(name: str, n: int, v: int, d: int, label_smoothing: float, softcap: float | None) -> int:
-    """Peak resident bytes over the inputs of one loss with both gradients, in a fresh process (Linux only)."""
+    """Return the peak of resident bytes beyond the inputs, of loss and gradients in a new process (Linux only)."""
     arguments = (name, n, v, d, label_smoothing, softcap)
     code = f"from kernel.benchmark.cpu import _print_peak; _print_peak{arguments!r}"
     root = Path(__file__).resolve().parents[2]
@@ -93,7 +93,7 @@ def _status(field: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure every shape, and write the table and its sidecar; returns the exit status."""
+    """Measure every shape, write the table and its sidecar, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kernel.benchmark.cpu",
         description=__doc__,

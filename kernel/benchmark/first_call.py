@@ -39,7 +39,7 @@ examples:
 
 
 def measure_here(shape: str, scale: int, device: torch.device) -> dict[str, Any]:
-    """Two calls in this process."""
+    """Call the loss twice in this process; return seconds and peak MiB of each call, by column of the table."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     full = next(s for s in SHAPES if s.name == shape)
     small = replace(full, n=max(full.n // scale, 1), vocab_size=max(full.vocab_size // scale, 2))
@@ -63,7 +63,7 @@ def measure_here(shape: str, scale: int, device: torch.device) -> dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; returns the exit status."""
+    """Measure, write the table and return the exit status."""
     parser = parser_of("kernel.benchmark.first_call", __doc__, _EXAMPLES)
     parser.add_argument("--shape", choices=[s.name for s in SHAPES], default=SHAPES[0].name)
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N and V by this, for a trial (default 1)")

@@ -23,7 +23,7 @@ AHEAD_MS = 20.0  # of work queued before each timed run: more than any of the lo
 
 
 def step(loss: DataLoss, data: Data, case: Case) -> Tensor:
-    """One call: the loss, and the gradients if the case wants them; earlier gradients are dropped first."""
+    """Compute the loss, and the gradients if the case wants them; drop earlier gradients first."""
     data.hidden.grad = data.weight.grad = None
     with torch.set_grad_enabled(case.gradients):
         value = loss(data)
@@ -87,7 +87,7 @@ def turn(run: Callable[[], object], device: torch.device, before: Callable[[], o
 
 
 def ahead(run: Callable[[], object], device: torch.device, ms: float = AHEAD_MS) -> Callable[[], None]:
-    """Work for :func:`turn`'s ``before``: ``run`` as often as takes the device about ``ms``; once on a CPU."""
+    """Return work for ``before`` of :func:`turn`: ``run``, as often as takes a GPU about ``ms``, or once on a CPU."""
     times = 1
     if device.type == "cuda":
         times = math.ceil(ms / min(turn(run, device, before=run).ms for _ in range(3)))
@@ -119,7 +119,7 @@ def exact_gradients(data: Data, case: Case, tokens: int = 512) -> tuple[Tensor, 
 
 
 def errors(loss: DataLoss, data: Data, case: Case, exact: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float]:
-    """Relative errors, norm-wise, of loss, input gradient and weight gradient."""
+    """Return the relative errors of loss, input gradient and weight gradient, in the Frobenius norm."""
     value = step(loss, data, case)
     assert data.hidden.grad is not None
     assert data.weight.grad is not None

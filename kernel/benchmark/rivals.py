@@ -158,7 +158,7 @@ def _needs_triton(case: Case, device: torch.device) -> str | None:
 
 
 def rivals(keep_all_bytes: int) -> list[Rival]:
-    """Every implementation; ``keep_all_bytes`` of workspace keep all strips of the problem at hand."""
+    """Return every implementation; with a workspace of ``keep_all_bytes`` ours keeps all of the problem's logits."""
     budgets = {"default": 128 * 2**20, "32 MiB": 32 * 2**20, "all kept": keep_all_bytes}
     ours = [Rival(f"triton, {k}", _package("triton", v), _needs_triton, v) for k, v in budgets.items()]
     return [

@@ -44,7 +44,7 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether the measured figure is on the right side."""
+        """True if the measured figure is as good as was asked."""
         return self.measured >= self.asked if self.at_least else self.measured <= self.asked
 
     def __str__(self) -> str:
@@ -77,25 +77,25 @@ class Table:
         ignored: float = 0.0,
         mode: str = "loss and gradients",
     ) -> float | None:
-        """One number without softcap; None where it was not measured."""
+        """Return a number from the column of the case without softcap, or None if it was not measured."""
         case = {"label_smoothing": smoothing, "ignored": ignored, "softcap": "", "mode": mode}
         row = self.rows.get(_key({"shape": shape, "implementation": implementation, **case}))
         return float(row[column]) if row and row[column] else None
 
     def products(self, shape: str, implementation: str, **case: str | float) -> float | None:
-        """Time in t_mm."""
+        """Return the time of an implementation in t_mm, or None if it was not measured."""
         ms = self.number(shape, implementation, "ms", **case)  # pyright: ignore[reportArgumentType]
         unit = self.number(shape, implementation, "matmul_ms", **case)  # pyright: ignore[reportArgumentType]
         return None if ms is None or unit is None else ms / unit
 
     def beyond(self, shape: str, implementation: str) -> float | None:
-        """Memory in MiB beyond the output gradients."""
+        """Return the peak memory in MiB beyond the output gradients, or None if it was not measured."""
         peak, own = (self.number(shape, implementation, column) for column in ("peak_mib", "gradient_mib"))
         return None if peak is None or own is None else peak - own
 
 
 def targets(table: Table, first_calls: Sequence[dict[str, str]] = ()) -> Iterator[Target]:
-    """Every figure that the table can decide, in the order of the requirement; then those of first_call.csv."""
+    """Yield every figure that was asked for and that the table holds, then one for each row of ``first_calls``."""
     for target in _asked(table):
         if target.measured == target.measured:  # what was not measured is nan and cannot be judged
             yield target
@@ -171,7 +171,7 @@ def _ratio(a: float | None, b: float | None) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print every line; returns the exit status, 2 where the table holds nothing that was asked."""
+    """Print every figure and return the exit status: 2 if the table holds no figure that was asked for."""
     parser = parser_of("kernel.benchmark.targets", __doc__, _EXAMPLES)
     parser.add_argument("--table", type=Path, default=committed("kernel"), help="default: the committed kernel.csv")
     parser.add_argument("--first-call", type=Path, help="default: first_call.csv beside the table, where there is one")
@@ -214,7 +214,7 @@ def _no_table(path: Path | None, maker: str, error: Exception) -> ValueError:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Rows of a table."""
+    """Return the rows of a CSV file by column."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

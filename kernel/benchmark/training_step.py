@@ -101,7 +101,7 @@ def _measure(tokens: Tensor, scale: int, rounds: int) -> Iterator[dict[str, obje
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; returns the exit status."""
+    """Measure, write the table and return the exit status."""
     parser = parser_of("kernel.benchmark.training_step", __doc__, _EXAMPLES)
     parser.add_argument("--tokens", type=whole(2), default=16384, help="tokens a step (default: %(default)s)")
     parser.add_argument("--rounds", type=whole(1), default=10, help="timed steps of each loss (default: %(default)s)")

@@ -50,7 +50,7 @@ class Scalars:
 
     @classmethod
     def of(cls, options: LossOptions) -> Scalars:
-        """Those of a loss."""
+        """Take them from the options of a loss."""
         return cls(
             options.label_smoothing,
             options.softcap or 0.0,
@@ -62,18 +62,18 @@ class Scalars:
         )
 
     def pack(self) -> tuple[list[float], int]:
-        """As the registered operators take them."""
+        """Return the numbers and ``ignore_index``, as the registered operators take them."""
         *numbers, ignore_index = astuple(self)
         return numbers, ignore_index
 
     @classmethod
     def unpack(cls, numbers: Sequence[float], ignore_index: int) -> Scalars:
-        """From :meth:`pack`."""
+        """Make the options of what :meth:`pack` returned."""
         label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty = map(float, numbers)
         return cls(label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, int(ignore_index))
 
     def gains(self) -> dict[str, float]:
-        """Arguments of a kernel that makes logits of products: see ``tiles.logit_argument``."""
+        """Return the factors by which a kernel makes logits of products: see ``tiles.logit_argument``."""
         log2_e = math.log2(math.e)
         if self.softcap:
             inner, cap = 2 * log2_e / self.softcap, self.softcap * log2_e / self.temperature
@@ -83,12 +83,12 @@ class Scalars:
 
     @property
     def mixed(self) -> bool:
-        """Whether the gradient of a logit has other parts than the cross entropy's."""
+        """True if z_loss or a confidence penalty adds to the cross entropy's gradient of a logit."""
         return self.z_loss > 0 or self.confidence_penalty > 0
 
     @property
     def code(self) -> Code:
-        """Constants of the code of kept logits."""
+        """The constants by which kept logits are coded in 16 bits."""
         return Code.of(self.softcap, self.temperature)
 
     def storage(self, dtype: torch.dtype) -> Storage:
@@ -121,7 +121,7 @@ class Tiles:
         self._made: dict[tuple[Any, ...], TensorDescriptor] = {}
 
     def __call__(self, matrix: Tensor, rows: int, columns: int) -> Any:
-        """The matrix in tiles of ``rows x columns``."""
+        """Return the matrix in tiles of ``rows x columns``."""
         if not self.descriptor:
             return matrix
         key = (matrix.data_ptr(), matrix.shape, matrix.dtype, rows, columns)
@@ -135,7 +135,7 @@ class Tiles:
 
 
 def logit_arguments(hidden: Tensor, weight: Tensor, bias: Tensor | None, scalars: Scalars) -> dict[str, Any]:
-    """Arguments of every kernel that makes logits: where the rows lie, and how a product becomes a logit."""
+    """Return what every kernel that makes logits is told: where rows lie and how a product becomes a logit."""
     return {
         "n": hidden.shape[0],
         "hidden_size": hidden.shape[1],
@@ -151,7 +151,7 @@ def logit_arguments(hidden: Tensor, weight: Tensor, bias: Tensor | None, scalars
 
 
 def product_arguments(tiles: Tiles, hidden: Tensor, weight: Tensor, launch: Launch) -> dict[str, Any]:
-    """The operands of ``tiles.product`` and the sizes of its tiles."""
+    """Return the operands of ``tiles.product`` and the sizes of its tiles."""
     return {
         "hidden": tiles(hidden, launch.rows, launch.depth),
         "weight": tiles(weight, launch.columns, launch.depth),
@@ -164,7 +164,7 @@ def product_arguments(tiles: Tiles, hidden: Tensor, weight: Tensor, launch: Laun
 
 
 def tiling(launch: Launch) -> dict[str, Any]:
-    """Arguments of a matrix-product kernel that do not depend on the tensors."""
+    """Return the arguments of a matrix-product kernel that do not depend on the tensors."""
     return {
         "num_warps": launch.warps,
         "num_stages": launch.stages,

@@ -31,7 +31,7 @@ class LossCall:
     workspace_bytes: int
 
     def plan(self, *, keep: bool, keep_in_gradient: bool, weight_gradient: bool) -> Schedule:
-        """Strips of the backward and columns that the forward keeps (:func:`.schedule.schedule`)."""
+        """Choose the strips of the backward and the columns that the forward keeps (:func:`.schedule.schedule`)."""
         hidden, (vocab_size, hidden_size) = self.head.hidden, self.head.weight.shape
         kind = self.scalars.storage(hidden.dtype)
         return schedule(
@@ -49,7 +49,7 @@ class LossCall:
         )
 
     def references(self, plan: Schedule) -> int:
-        """Rows of :class:`Kept`'s reference: the targets' and, of codes without softcap, one for each kept tile."""
+        """Count the rows of ``Kept.reference``: one for the targets and, for codes without cap, one a kept tile."""
         hidden, scalars = self.head.hidden, self.scalars
         kind = scalars.storage(hidden.dtype)
         if not plan.kept or kind == "raw":
@@ -58,7 +58,7 @@ class LossCall:
         return 1 + (tiles if kind == "code" and not scalars.softcap else 0)
 
     def kept(self, plan: Schedule, memory: Tensor, reference: Tensor | None = None) -> Kept | None:
-        """What the plan keeps: columns at the beginning of ``memory``, flat, and references, new unless given."""
+        """Return what the plan keeps: columns at the beginning of ``memory``, flat, and references, given or new."""
         if not plan.kept:
             return None
         n, columns = self.head.hidden.shape[0], memory[: self.head.hidden.shape[0] * plan.kept]
@@ -71,14 +71,14 @@ class LossCall:
     def backward(
         self, upstream: Upstream, plan: Schedule, kept: Kept | None, needs: Needs, gradient: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        """The gradients; a softmax that was kept is of no use where statistics have upstream gradients."""
+        """Compute the gradients, without a kept softmax if statistics have some upstream: it does not hold theirs."""
         softmax = self.scalars.storage(self.head.hidden.dtype) == "softmax"
         if upstream.statistics is not None and kept is not None and softmax:
             plan, kept = self.without_kept(needs), None
         return backward(self.head, self.scalars, upstream, plan, kept, needs, gradient)
 
     def without_kept(self, needs: Needs) -> Schedule:
-        """The plan of a backward to which nothing that was kept is of use."""
+        """Return the plan of a backward that computes every logit anew."""
         return self.plan(keep=False, keep_in_gradient=False, weight_gradient=needs[1])
 
     def compile_ahead(self, needs: Needs, return_statistics: bool) -> None:
@@ -119,7 +119,7 @@ def _upstream(found: ForwardResult, statistics: Tensor | None) -> Upstream:
 def gathered(
     of_loss: Tensor | None, of_statistics: Tensor | None, lse: Tensor, entropy: Tensor | None, index: Tensor
 ) -> Upstream:
-    """Upstream gradients as the kernels read them; None is that of an output that nothing was made of."""
+    """Return upstream gradients as the kernels read them; None is the gradient of an output that is not used."""
     of_loss = torch.zeros_like(lse) if of_loss is None else aligned(of_loss.contiguous())
     of_statistics = None if of_statistics is None else aligned(of_statistics.contiguous())
     return Upstream(of_loss, of_statistics, lse, entropy, KeptRows.within(index, lse.shape[0]))

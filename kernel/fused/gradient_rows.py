@@ -118,7 +118,7 @@ def gradient_rows_kernel(
 
 
 def gradient_rows(head: Head, scalars: Scalars, upstream: Upstream, kept: Kept | None) -> GradientRows:
-    """Launch the kernels above."""
+    """Compute them for the kept tokens: two launches."""
     n, device, of_statistics = head.target.shape[0], head.target.device, upstream.statistics
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

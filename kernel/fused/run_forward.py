@@ -44,7 +44,7 @@ class ForwardResult(NamedTuple):
 def forward(
     head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool, return_statistics: bool = False
 ) -> ForwardResult:
-    """Losses of all tokens.
+    """Compute the losses of all tokens, and what the backward needs of them.
 
     Args:
         head: Inputs, the rows of ``hidden`` contiguous.

@@ -49,7 +49,7 @@ class HeadStatistics(NamedTuple):
 def allocate(
     n: int, temperatures: int, top_k: int, *, has_target: bool, dtype: torch.dtype, device: torch.device
 ) -> HeadStatistics:
-    """Uninitialised fields of ``n`` tokens."""
+    """Return fields of ``n`` tokens whose memory is not initialised."""
 
     def new(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(n, *shape, dtype=dtype, device=device)
@@ -72,7 +72,7 @@ def allocate(
 
 
 def check_finite(max_logit: Tensor, mean_logit: Tensor, ignored: Tensor | None = None) -> None:
-    """Refuse logits that are not finite; on devices other than the CPU by a device-side assertion."""
+    """Raise a ValueError for logits that are not finite; on other devices than the CPU fail a device-side assertion."""
     good = torch.isfinite(max_logit) & torch.isfinite(mean_logit)
     good = (good if ignored is None else good | ignored).all()
     text = "input, linear_weight and linear_bias must give finite logits"
