@@ -6,23 +6,13 @@ import itertools
 
 import pytest
 import torch
-from helpers import Problem, assert_within_budget, eager, problem, relative_error, value_and_gradients
+from helpers import OPTIONS, Problem, assert_within_budget, eager, problem, relative_error, value_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel import chunked, linear_cross_entropy
 from kernel.blocks import BLOCK_BYTES
 
-OPTIONS = [
-    {},
-    {"label_smoothing": 0.1},
-    {"label_smoothing": 1.0},
-    {"softcap": 3.0},
-    {"temperature": 0.25},
-    {"logit_scale": 0.5},
-    {"z_loss": 1e-2},
-    {"softcap": 2.0, "temperature": 0.5, "logit_scale": 1.5, "z_loss": 1e-3, "label_smoothing": 0.2},
-]
 SHAPES = [(1, 1, 1), (1, 2, 3), (7, 13, 5), (64, 33, 17), (130, 257, 31)]
 
 

@@ -102,16 +102,19 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.parametrize("workspace_bytes", [9_000, 2**27])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
 @pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_matrices_may_lie_as_they_like(layout, implementation):
-    base = problem(20, 70, 16).to(torch.float32)
+def test_tensors_may_lie_as_they_like(layout, implementation, workspace_bytes):
+    base = problem(20, 70, 16, bias=True).to(torch.float32)
     head = LAYOUTS[layout](base.linear_weight.detach())
     assert not head.is_contiguous() or head.data_ptr() % 16
-    leaves = [t.requires_grad_() for t in (base.input.detach().T.contiguous().T, head)]
+    gaps = [torch.stack([t, t.flip(0)], 1)[:, 0] for t in (base.linear_bias.detach(), base.target)]
+    leaves = [t.requires_grad_() for t in (base.input.detach().T.contiguous().T, head, gaps[0])]
     exact = [t.detach().double().contiguous().requires_grad_() for t in leaves]
-    options = {"implementation": implementation, "workspace_bytes": 9_000}
-    got = torch.autograd.grad(linear_cross_entropy(*leaves, base.target, label_smoothing=0.1, **options), leaves)
-    want = torch.autograd.grad(eager(*exact, base.target, label_smoothing=0.1), exact)
-    for a, b in zip(got, want, strict=True):  # of one row the input's gradient is 0
+    options = {"implementation": implementation, "workspace_bytes": workspace_bytes, "label_smoothing": 0.1}
+    loss = linear_cross_entropy(*leaves[:2], gaps[1], linear_bias=leaves[2], **options)
+    got = torch.autograd.grad(loss, leaves)
+    want = torch.autograd.grad(eager(*exact[:2], base.target, linear_bias=exact[2], label_smoothing=0.1), exact)
+    for a, b in zip(got, want, strict=True):
         assert (a.double() - b).norm() < 1e-6
