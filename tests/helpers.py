@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -181,6 +183,15 @@ def refused(module: Any, arguments: Sequence[object], capsys: Any) -> str:
     *usage, line = capsys.readouterr().err.splitlines()
     assert not usage or usage[0].startswith("usage: ")
     return line.partition("error: ")[2]
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str] | None = None) -> Path:
+    """Write a table; without ``columns`` those of its first row."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns or list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
 @contextmanager

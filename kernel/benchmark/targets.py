@@ -147,12 +147,10 @@ def _against_rivals(table: Table) -> Iterator[Target]:
 
 def _parts(table: Table) -> Iterator[Target]:
     for shape in table.shapes:
-        time, memory = (
-            table.products(shape, DEFAULT, mode="loss"),
-            table.number(shape, DEFAULT, "peak_mib", mode="loss"),
-        )
-        yield Target("loss only: time", shape, _value(time), 1.06, "t_mm")
-        yield Target("loss only: memory", shape, _value(memory), 4, "MiB")
+        time = _value(table.products(shape, DEFAULT, mode="loss"))
+        yield Target("loss only: time", shape, time, 1.06, "t_mm")
+        memory = _value(table.number(shape, DEFAULT, "peak_mib", mode="loss"))
+        yield Target("loss only: memory", shape, memory, 4, "MiB")
         few = table.number(shape, DEFAULT, "ms", ignored=0.8)
         ratio = _ratio(few, table.number(shape, DEFAULT, "ms"))
         yield Target("80 % of rows ignored: time / that of all rows", shape, ratio, 0.25)

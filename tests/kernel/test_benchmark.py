@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import write_csv
 
 from kernel.benchmark import compare, first_call, head_statistics, measure, targets
 from kernel.benchmark.__main__ import COLUMNS, main
@@ -163,13 +164,6 @@ def test_targets_of_a_table_that_meets_all():
 def test_targets_notice_what_misses(change, lines):
     found = targets.targets(targets.Table(_table(**change)))
     assert [t.line for t in found if not t.met] == lines
-
-
-def write_csv(path, rows):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def test_targets_command(tmp_path, capsys):

@@ -10,6 +10,7 @@ import torch
 from helpers import Problem, call, capped_gradients, eager, problem, relative_error, value_and_gradients
 
 from kernel import linear_cross_entropy
+from kernel.options import LossOptions
 from kernel.softcap import slope, softcap
 
 triton = pytest.importorskip("triton")
@@ -152,7 +153,6 @@ def test_the_workspace_does_not_change_the_error(seed):
 )
 def test_what_is_kept(dtype, options, kind):
     arguments = importlib.import_module("kernel.fused.arguments")
-    defaults = {"label_smoothing": 0.1, "softcap": 0.0, "temperature": 1.0, "logit_scale": 1.0, "z_loss": 0.0}
-    scalars = arguments.Scalars(**{**defaults, "confidence_penalty": 0.0, "ignore_index": -100, **options})
+    scalars = arguments.Scalars.of(LossOptions(label_smoothing=0.1, **options))
     assert scalars.storage(dtype) == kind
     assert arguments.Scalars.unpack(*scalars.pack()) == scalars
