@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .compare import compare
 from .measure import AHEAD_MS
 from .problems import SHAPES
@@ -44,7 +44,12 @@ examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_of("kernel.benchmark", __doc__, _EXAMPLES)
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark",
+        description=(__doc__ or "").splitlines()[0],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     names = [s.name for s in SHAPES]
     parser.add_argument("--shapes", nargs="+", choices=names, default=names)
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N and V by this, for a trial (default 1)")

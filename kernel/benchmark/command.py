@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["add_places", "committed", "finish", "output_of", "parser_of", "resolve_device", "typed", "whole"]
+__all__ = ["add_places", "committed", "finish", "output_of", "resolve_device", "typed", "whole"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,22 +38,6 @@ def finish(action: Callable[[], int]) -> int:
         except OSError:  # the interpreter would try again when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1 if left else 2
-
-
-def parser_of(command: str, doc: str | None, examples: str) -> argparse.ArgumentParser:
-    """The parser of ``python -m kernel.benchmark`` and its siblings.
-
-    Args:
-        command: Module that is run.
-        doc: Its docstring, whose first line says what it does.
-        examples: Shown as they are at the end of the help.
-    """
-    return argparse.ArgumentParser(
-        prog=f"python -m {command}",
-        description=(doc or "").splitlines()[0].partition(": ``")[0].rstrip(".") + ".",
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def whole(least: int) -> Callable[[str], int]:

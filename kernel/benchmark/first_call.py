@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .measure import peak_bytes, step
 from .problems import SHAPES, make_data
 from .rivals import Case, rivals
@@ -64,7 +64,12 @@ def measure_here(shape: str, scale: int, device: torch.device) -> dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the table and return the exit status."""
-    parser = parser_of("kernel.benchmark.first_call", __doc__, _EXAMPLES)
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark.first_call",
+        description=(__doc__ or "").splitlines()[0],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--shape", choices=[s.name for s in SHAPES], default=SHAPES[0].name)
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N and V by this, for a trial (default 1)")
     parser.add_argument("--processes", type=whole(1), default=3, help="fresh processes (default 3)")

@@ -23,7 +23,7 @@ from ..fused.launch import Launch, launch_table
 from ..options import LossOptions
 from ..statistics import head_statistics
 from ..statistics.fused import statistics as fused
-from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .measure import ahead, peak_bytes, turn
 from .problems import SHAPES, Data, make_data
 from .tables import Report
@@ -88,7 +88,12 @@ def _ratios(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the table and return the exit status."""
-    parser = parser_of("kernel.benchmark.head_statistics", __doc__, _EXAMPLES)
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark.head_statistics",
+        description=(__doc__ or "").partition(": ``")[0] + ".",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rounds", type=whole(1), default=10)
     parser.add_argument("--shape", default="Gemma-2-2B", choices=[shape.name for shape in SHAPES])
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N, V and D by this, for a trial")

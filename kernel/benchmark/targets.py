@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .command import committed, finish, parser_of
+from .command import committed, finish
 from .problems import SHAPES
 
 __all__ = ["Table", "Target", "main", "read", "targets"]
@@ -170,7 +170,12 @@ def _ratio(a: float | None, b: float | None) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print every figure and return the exit status: 2 if the table holds no figure that was asked for."""
-    parser = parser_of("kernel.benchmark.targets", __doc__, _EXAMPLES)
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark.targets",
+        description=(__doc__ or "").partition(": ``")[0] + ".",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--table", type=Path, default=committed("kernel"), help="default: the committed kernel.csv")
     parser.add_argument("--first-call", type=Path, help="default: first_call.csv beside the table, where there is one")
     parser.add_argument("--missed", action="store_true", help="only the lines that are not met")

@@ -17,7 +17,7 @@ __all__ = ["StripColumns", "convert_strip", "recompute_strip"]
 
 
 class StripColumns(NamedTuple):
-    """Which columns of the vocabulary a strip stands for, as the kernels take it (:func:`.tiles.merged_strip`)."""
+    """Which columns of the vocabulary a strip stands for, as the kernels take it (``tiles.merged_strip``)."""
 
     run_start: int
     run_columns: int
