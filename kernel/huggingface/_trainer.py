@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..options import LossOptions
-from ._compare import computes, unwrapped
+from ._compare import computes
 from ._forward import FusedLoss, Nll
 from ._fuse import fuse_loss
 from ._installed import set_current, unprepare
-from ._other_losses import check_classes, check_options
+from ._other_losses import check_classes, check_options, check_returned
+from ._undisturbed import unwrapped
 
 __all__ = ["SmoothedLossMixin", "make_trainer"]
 
@@ -32,6 +35,10 @@ class SmoothedLossMixin:
         *args: As the Trainer's.
         label_smoothing: Overrides ``args.label_smoothing_factor``; for TRL, which deprecates that field.
         loss_options: Further keyword arguments of :func:`kernel.huggingface.fuse_loss`.
+        other_terms: Let overrides of ``compute_loss`` before this class, of ``training_step`` or ``prediction_step``,
+            and forwards put around the model's, return another number than the fused loss, such as its sum with a term
+            of their own. Otherwise each step and batch of an evaluation compares the two, but for the Trainer's own
+            factors: the number of processes, and one over the steps of accumulation.
         stay_fused: Let the model compute the smoothed loss outside the trainer as well; ``trainer.fused_loss.remove()``
             undoes it.
         **kwargs: As the Trainer's.
@@ -55,11 +62,14 @@ class SmoothedLossMixin:
         label_smoothing: float | None = None,
         loss_options: dict[str, Any] | None = None,
         stay_fused: bool = False,
+        other_terms: bool = False,
         **kwargs: Any,
     ) -> None:
         check_classes(type(self), SmoothedLossMixin)
         self._label_smoothing, self._loss_options, self._stay_fused = label_smoothing, loss_options or {}, stay_fused
+        self._other_terms = other_terms
         self._read: Nll | None = None
+        self._given: torch.Tensor | None = None  # by the fused loss to the last compute_loss
         super().__init__(*args, **kwargs)
         trainer: Any = self
         trainer.label_smoother = None  # transformers' own, on logits
@@ -98,7 +108,8 @@ class SmoothedLossMixin:
         """As the Trainer's.
 
         Raises:
-            ValueError: Before the first step, if the loss of a step would not be this trainer's.
+            ValueError: Before the first step, if the loss of a step would not be this trainer's; at a step in which the
+                fused loss did not run, or that returned another number (``other_terms``).
         """
         check_options(self)
         parent: Any = super()
@@ -106,19 +117,25 @@ class SmoothedLossMixin:
         if trainer.model_init is None and unwrapped(trainer.model) is self.fused_loss.model:
             with trainer.compute_loss_context_manager():
                 self._check(computes(trainer.model, self.fused_loss))
-        return parent.train(*args, **kwargs)
+        own, step = vars(self).get("training_step"), trainer.training_step
+        trainer.training_step = functools.partial(self._watched, step)  # around every override
+        try:
+            return parent.train(*args, **kwargs)
+        finally:
+            del trainer.training_step
+            if own is not None:
+                trainer.training_step = own
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's.
-
-        Raises:
-            ValueError: If the fused loss did not run.
-        """
-        parent: Any = super()
-        self.fused_loss.ran = False
-        loss = parent.training_step(*args, **kwargs)
-        self._check(self.fused_loss.ran)
+    def _watched(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._given = None
+        loss = step(*args, **kwargs)
+        self._check(self._given is not None)
+        self._check_returned(loss)
         return loss
+
+    def _check_returned(self, loss: Any) -> None:
+        if not self._other_terms and loss is not None and self._given is not None:
+            check_returned(self, SmoothedLossMixin, self._given, loss)
 
     def _check(self, ran: bool) -> None:
         if not ran:
@@ -151,16 +168,20 @@ class SmoothedLossMixin:
             )
         if (wanted := self._smoothing()) != fused.options["label_smoothing"]:  # a trial of a search
             fused.options["label_smoothing"] = LossOptions(wanted).label_smoothing
-        fused.ran = False
-        with fused.computing():
-            result = Trainer.compute_loss(
-                self,  # pyright: ignore[reportArgumentType]
-                model,
-                inputs,
-                return_outputs=return_outputs,
-                num_items_in_batch=num_items_in_batch,
-            )
-        self._check(fused.ran)
+        fused.losses = []
+        try:
+            with fused.computing():
+                result = Trainer.compute_loss(
+                    self,  # pyright: ignore[reportArgumentType]
+                    model,
+                    inputs,
+                    return_outputs=return_outputs,
+                    num_items_in_batch=num_items_in_batch,
+                )
+            self._check(bool(fused.losses))
+            self._given = fused.losses[-1]
+        finally:
+            fused.losses = None
         return result
 
     def prediction_step(
@@ -171,7 +192,9 @@ class SmoothedLossMixin:
         before, fused.eval_logits = fused.eval_logits, not prediction_loss_only
         fused.nll = None if self._read is None else Nll()
         try:
+            self._given = None
             result = parent.prediction_step(model, inputs, prediction_loss_only, ignore_keys)  # pyright: ignore[reportAttributeAccessIssue]
+            self._check_returned(result[0])
             if self._read is not None and fused.nll is not None and fused.nll.sums:
                 trainer: Any = self
                 rows = torch.cat(fused.nll.sums), torch.cat(fused.nll.counts)

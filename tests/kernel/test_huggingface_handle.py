@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import pickle
+import types
 import warnings
 
 import pytest
@@ -78,6 +79,31 @@ class TestFusingAgain:
         assert loss_of(model, tokens) != smoothed
         fuse_loss(model, label_smoothing=0.1)
         assert loss_of(model, tokens) == smoothed
+
+    @pytest.mark.parametrize("how", ["method", "wraps", "lambda"])
+    def test_a_forward_replaced_later(self, tokens, how):
+        model = make()
+        own = loss_of(model, tokens)
+        handle = fuse_loss(model, label_smoothing=0.5)
+        inner = model.forward
+
+        def liger(self, *args, **kwargs):
+            return type(self).forward(self, *args, **kwargs)
+
+        plain = functools.partial(liger, model)
+        model.forward = {
+            "method": types.MethodType(liger, model),
+            "wraps": functools.wraps(inner)(lambda *args, **kwargs: plain(*args, **kwargs)),
+            "lambda": lambda *args, **kwargs: plain(*args, **kwargs),
+        }[how]
+        assert loss_of(model, tokens) == own
+        text = r"LlamaForCausalLM was fused and is not any more: its forward was replaced by .*(liger|lambda).*Fuse it again"
+        with pytest.warns(UserWarning, match=text):
+            assert fused(model) is None
+        model.forward = lambda *args, **kwargs: inner(*args, **kwargs)  # which leads to it
+        assert fused(model) is handle
+        handle.remove()
+        assert fused(model) is None
 
     @pytest.mark.filterwarnings("ignore")  # of dynamo
     def test_through_wrappers(self, tokens, tmp_path):
