@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..api import autocast, autocast_off
 from ..fused import DEFAULT_WORKSPACE_BYTES
-from ._architectures import head_scale
+from ._architectures import architecture_of, scale_of
 from ._forward import FusedLoss
 from ._heads import linear_head, output_head
 from ._installed import current, find, install, set_current
@@ -33,17 +33,19 @@ _PLAIN = {
 }
 _HALF = (torch.float16, torch.bfloat16)
 _SPECIAL, _TRAINING = " with special ones and padding", " in training mode"
+_COUNTED = " with num_items_in_batch=5, as Trainers give it"
 
 
 def check_loss(model: Any) -> None:
     """Compare the loss that a model computes itself with the fused one, without smoothing, on a few tokens.
 
-    :func:`fuse_loss` does so unless ``verify=False``. Three batches: tokens spread over the vocabulary, alone; the
-    tokens that the config names (beginning, end, padding ...), with a padded row and its mask; and the first again with
-    the model itself in training mode, its layers in evaluation mode. A model that cannot compute one of the last two is
-    not asked for it. Own logits of half precision are made again in float32 from the hidden states that the head gets,
-    so that a difference shows however large they are. What a model does on other tokens and lengths, with other
-    keywords, or in layers in training mode alone is not seen.
+    :func:`fuse_loss` does so unless ``verify=False``. The batches: tokens spread over the vocabulary, alone; the tokens
+    that the config names (beginning, end, padding ...), with a padded row and its mask; the first again with the model
+    itself in training mode, its layers in evaluation mode; and, for a forward or loss function that is not of
+    transformers, with ``num_items_in_batch``. Only the first must be one that the model can compute. Own logits of half
+    precision are made again in float32 from the hidden states that the head gets, so that a difference shows however
+    large they are. What a model does on other tokens and lengths, with other keywords, or in layers in training mode
+    alone is not seen.
 
     Nothing has gradients; training mode, random state and buffers are put back, and hooks other than those of torch,
     transformers, accelerate and PEFT do not run. Logits exist for these tokens.
@@ -70,7 +72,9 @@ def compare(outer: Any) -> bool:
     linear_head(model, gathered=False)
     fused, forward, hidden = FusedLoss(model, dict(_PLAIN)), model.__dict__.get("forward"), False
     plain = plain_tokens(model)
-    batches = ((plain, False, ""), (special_tokens(model), False, _SPECIAL), (plain, True, _TRAINING))
+    batches = [(plain, False, ""), (special_tokens(model), False, _SPECIAL), (plain, True, _TRAINING)]
+    if fused.known_keywords is not None:  # a forward or loss of somebody's own
+        batches.append(({**plain, "num_items_in_batch": torch.tensor(5)}, False, _COUNTED))
     with undisturbed(outer):
         try:
             for inputs, training, what in batches:
@@ -102,7 +106,7 @@ def computes(call: Any, fused: FusedLoss) -> bool:
     """Whether a call of the model leads to its fused loss; where that cannot be seen, a few tokens tell."""
     if find(fused.model):
         return True
-    with undisturbed(fused.model), contextlib.suppress(Exception):
+    with undisturbed(call), contextlib.suppress(Exception):
         return _fused(call, fused, plain_tokens(fused.model))[1]
     return False
 
@@ -160,14 +164,21 @@ def _read(model: Any, outputs: Any, products: list[Tensor]) -> _Own:
         dtype = torch.get_autocast_dtype(device)
     coarse = 1e-3 if device == "cuda" and dtype == torch.float32 and _tf32() else torch.finfo(dtype).eps
     seen = products if logits is None else [*products, logits.detach()]
-    largest = max((float(z.abs().max()) for z in seen), default=1.0)
     fine = max((torch.finfo(z.dtype).eps for z in seen), default=coarse)  # a model may round its logits again
     eps = fine if products and dtype in _HALF else coarse
     exact = torch.finfo(outputs.loss.dtype).eps if outputs.loss.dtype in _HALF else 1e-5
+    scale = abs(scale_of(model, architecture_of(model)).logit_scale)
+    # What the head gave, or else the model's logits without those that it masks by a large negative number.
+    largest = max(1, scale) * max((_largest(z) for z in seen[:1]), default=1.0)
     tolerance = exact * (1 + abs(loss)) + eps * largest
-    if bias is not None and (scale := head_scale(model).logit_scale) != 1:  # scaled in its own dtype
-        tolerance += coarse * abs(scale) * float(bias.detach().abs().max())
+    if bias is not None and scale != 1:  # scaled in its own dtype
+        tolerance += coarse * scale * _largest(bias.detach())
     return _Own(loss, tolerance, coarse * largest)
+
+
+def _largest(z: Tensor) -> float:
+    size = z.abs()
+    return float(torch.where(size < 1e4, size, 0).max())
 
 
 @contextlib.contextmanager
@@ -229,7 +240,7 @@ def _not_finite(model: Any, loss: float) -> ValueError:
         if not bool(p.isfinite().all())
     )
     name = next(names, None)
-    why = "its activations overflow" if name is None else f"the parameter {name!r} is not finite"
+    why = "its activations overflow, or it masks labels" if name is None else f"the parameter {name!r} is not finite"
     return ValueError(
         f"model must have a finite loss of its own, got {loss} from {type(model).__name__} on a few tokens, without "
         f"any fused loss: {why}."

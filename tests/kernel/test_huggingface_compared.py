@@ -103,6 +103,35 @@ class TestWhatIsCompared:
         assert all(module.training for module in model.modules())
         fuse_loss(make(attention_dropout=0.5).train())  # dropout of layers is no difference
 
+    @pytest.mark.parametrize("mask", [-torch.inf, torch.finfo(torch.float32).min])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_tokens_masked_out_of_the_logits(self, mask, dtype):
+        """Whose size is no rounding."""
+        used = [batch(make())["labels"] for batch in (plain_tokens, special_tokens)]
+        absent = [x for x in range(V) if not any((x == labels).any() for labels in used)]
+
+        class Masking(Llama):
+            def forward(self, *args, labels=None, num_items_in_batch=None, **kwargs):
+                out = super().forward(*args, **kwargs)
+                out.logits = out.logits.float()
+                out.logits[..., absent] = mask
+                if labels is not None:
+                    out.loss = self.loss_function(out.logits, labels, V, num_items_in_batch)
+                return out
+
+        with pytest.raises(ValueError, match=DIFFERENT):
+            fuse_loss(of_class(Masking).to(dtype))
+
+    def test_a_loss_that_ignores_the_number_of_items(self):
+        model = make()
+        model.loss_function = lambda logits, labels, vocab_size, **kwargs: F.cross_entropy(
+            logits[:, :-1].reshape(-1, V), labels[:, 1:].reshape(-1)
+        )
+        with pytest.raises(
+            ValueError, match=DIFFERENT + " with num_items_in_batch=5, as Trainers give it: its forward"
+        ):
+            fuse_loss(model)
+
     def test_a_batch_that_the_model_cannot_compute_is_left_out(self):
         class Unpadded(Llama):
             def forward(self, input_ids=None, labels=None, attention_mask=None, return_dict=None):

@@ -79,8 +79,7 @@ class TestComparison:
 
     def test_keywords_of_a_loss_function_of_ones_own(self):
         def own(logits, labels, vocab_size, focus=0.0, **kwargs):
-            loss = F.cross_entropy(logits[:, :-1].reshape(-1, vocab_size), labels[:, 1:].reshape(-1))
-            return loss * (1 - focus)
+            return transformers.loss.loss_utils.ForCausalLMLoss(logits, labels, vocab_size, **kwargs) * (1 - focus)
 
         model, (tokens, labels) = make(), batch()
         model.loss_function = own
@@ -371,10 +370,10 @@ class TestHead:
         """Mamba casts hidden states to the head's dtype; Llama fails by itself, and says so before the first step."""
 
         class Casting(transformers.LlamaForCausalLM):
-            def forward(self, *args, labels=None, **kwargs):
+            def forward(self, *args, labels=None, num_items_in_batch=None, **kwargs):
                 hidden = self.model(*args, **{k: v for k, v in kwargs.items() if k != "return_dict"})[0]
                 logits = self.lm_head(hidden.to(self.lm_head.weight.dtype))
-                loss = None if labels is None else self.loss_function(logits, labels, V)
+                loss = None if labels is None else self.loss_function(logits, labels, V, num_items_in_batch)
                 return transformers.modeling_outputs.CausalLMOutputWithPast(loss=loss, logits=logits)
 
         tokens, labels = batch()
@@ -489,7 +488,7 @@ class TestKeywords:
 
             class Weighted(transformers.LlamaForCausalLM):
                 def loss_function(self, logits, labels, vocab_size, my_weight=1, **kwargs):
-                    return my_weight * F.cross_entropy(logits[:, :-1].reshape(-1, V), labels[:, 1:].reshape(-1))
+                    return my_weight * super().loss_function(logits, labels, vocab_size, **kwargs)
 
             model = of_class(Weighted)
         tokens, labels = batch()
