@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from typing import Any
@@ -55,7 +56,7 @@ def check_returned(trainer: Any, mixin: type, given: torch.Tensor, loss: Any) ->
             return
     owners = [cls for cls in type(trainer).__mro__ if cls is not mixin and not cls.__module__.startswith(_KNOWN)]
     overrides = [
-        *(f"trainer.{name}" for name in _STEPS[:1] if name in vars(trainer)),
+        *(f"trainer.{name}" for name in _STEPS if inspect.isroutine(vars(trainer).get(name))),
         *(f"{cls.__module__}.{cls.__qualname__}.{name}" for cls in owners for name in _STEPS if name in vars(cls)),
     ]
     raise ValueError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -117,32 +118,38 @@ class SmoothedLossMixin:
         if trainer.model_init is None and unwrapped(trainer.model) is self.fused_loss.model:
             with trainer.compute_loss_context_manager():
                 self._check(computes(trainer.model, self.fused_loss))
-        own, step = vars(self).get("training_step"), trainer.training_step
-        trainer.training_step = functools.partial(self._watched, step)  # around every override
-        try:
+        with self._watching("training_step"):
             return parent.train(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _watching(self, name: str) -> Iterator[None]:
+        """Inside, the loss that a method returns, all its overrides included, must be the fused one."""
+        own = vars(self).get(name)
+        setattr(self, name, functools.partial(self._watched, getattr(self, name)))
+        try:
+            yield
         finally:
-            del trainer.training_step
+            delattr(self, name)
             if own is not None:
-                trainer.training_step = own
+                setattr(self, name, own)
 
     def _watched(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._given = None
-        loss = step(*args, **kwargs)
-        self._check(self._given is not None)
-        self._check_returned(loss)
-        return loss
-
-    def _check_returned(self, loss: Any) -> None:
-        if not self._other_terms and loss is not None and self._given is not None:
-            check_returned(self, SmoothedLossMixin, self._given, loss)
+        result = step(*args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        if loss is not None:  # as of a prediction without labels
+            given = self._given
+            self._check(given is not None)
+            if given is not None and not self._other_terms:
+                check_returned(self, SmoothedLossMixin, given, loss)
+        return result
 
     def _check(self, ran: bool) -> None:
         if not ran:
             raise ValueError(
                 "model must compute this trainer's fused loss, and did not: its forward was replaced after it was "
-                "fused, or compute_loss was overridden without a call of super().compute_loss. Its loss would not be "
-                "smoothed."
+                "fused, or compute_loss, or the step around it, was overridden without a call of super(). It would not "
+                "be smoothed."
             )
 
     def compute_loss(
@@ -192,9 +199,7 @@ class SmoothedLossMixin:
         before, fused.eval_logits = fused.eval_logits, not prediction_loss_only
         fused.nll = None if self._read is None else Nll()
         try:
-            self._given = None
             result = parent.prediction_step(model, inputs, prediction_loss_only, ignore_keys)  # pyright: ignore[reportAttributeAccessIssue]
-            self._check_returned(result[0])
             if self._read is not None and fused.nll is not None and fused.nll.sums:
                 trainer: Any = self
                 rows = torch.cat(fused.nll.sums), torch.cat(fused.nll.counts)
@@ -217,9 +222,10 @@ class SmoothedLossMixin:
         parent: Any = super()
         self._read = Nll()
         try:
-            output = parent.evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            with self._watching("prediction_step"):
+                output = parent.evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
             if self._read.sums:
                 mean = torch.stack(self._read.sums).sum() / torch.stack(self._read.counts).sum()
                 output.metrics[f"{metric_key_prefix}_nll"] = mean.item()

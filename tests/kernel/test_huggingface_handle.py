@@ -193,6 +193,7 @@ class TestCopies:
     def test_what_accelerate_prepares_and_unwraps(self, tokens):
         import accelerate
 
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # as another test left it
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
         model = make()
         handle = fuse_loss(model, label_smoothing=0.3)
@@ -213,6 +214,7 @@ class TestCopies:
     def test_what_accelerate_has_prepared_already(self, tokens):
         import accelerate
 
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # as another test left it
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
         model = accelerator.prepare(make())
         with pytest.raises(ValueError, match=r"must be fused before accelerator\.prepare.*unwrap_model\(model, keep"):

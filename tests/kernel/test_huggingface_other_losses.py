@@ -181,7 +181,9 @@ class TestTheLossCounts:
         trainer = smoothed(tmp_path, cls=cls)
         if by == "instance":
             trainer.compute_loss = types.MethodType(own, trainer)
-        with pytest.raises(ValueError, match=r"compute_loss was overridden without a call of super\(\)"):
+        with pytest.raises(
+            ValueError, match=r"compute_loss, or the step around it, was overridden without a call of super\(\)"
+        ):
             trainer.train()
         assert trainer.state.global_step == 0
 
@@ -224,6 +226,26 @@ class TestTheLossCounts:
         assert trainer.state.global_step == 0
         assert "training_step" not in vars(trainer)
 
+    @pytest.mark.parametrize("calls", [True, False])
+    def test_what_an_evaluation_reports_is_the_fused_loss(self, tmp_path, calls):
+        class Other(smoothed_trainer()):
+            def prediction_step(self, model, inputs, *args, **kwargs):
+                if not calls:
+                    return torch.tensor(1.0), None, None
+                loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+                return loss / 2, *others
+
+        trainer = smoothed(tmp_path, cls=Other)
+        text = (
+            r"Other\.prediction_step must return the fused loss, "
+            if calls
+            else "compute_loss, or the step around it, was overridden"
+        )
+        for call in (trainer.evaluate, lambda: trainer.predict(Examples(4))):
+            with pytest.raises(ValueError, match=text):
+                call()
+        assert "prediction_step" not in vars(trainer)
+
     @pytest.mark.parametrize("changes", [{"gradient_accumulation_steps": 2}, {"average_tokens_across_devices": True}])
     def test_factors_of_the_trainer_are_its_own(self, tmp_path, changes):
         """The mean of a step over parts that the model normalises, or that it does not."""
@@ -241,7 +263,9 @@ class TestTheLossCounts:
                 return loss.detach()
 
         trainer = smoothed(tmp_path, cls=Own)
-        with pytest.raises(ValueError, match=r"compute_loss was overridden without a call of super\(\)"):
+        with pytest.raises(
+            ValueError, match=r"compute_loss, or the step around it, was overridden without a call of super\(\)"
+        ):
             trainer.train()
         assert trainer.state.global_step == 0
 
