@@ -121,7 +121,7 @@ def _fused(call: Any, fused: FusedLoss, inputs: dict[str, Tensor]) -> tuple[floa
     fused.losses = []
     try:
         with fused.computing():
-            return float(call(**inputs, return_dict=True).loss), bool(fused.losses)
+            return float(_loss_of(call(**inputs))), bool(fused.losses)
     finally:
         fused.losses = None
 
@@ -147,26 +147,30 @@ def _own(call: Any, model: Any, inputs: dict[str, Tensor]) -> _Own | Exception:
     try:
         with contextlib.suppress(Exception):
             with _precise_head(model) as products:
-                outputs = call(**inputs, return_dict=True)
+                outputs = call(**inputs)
             return _read(model, outputs, products)
-        return _read(model, call(**inputs, return_dict=True), [])
+        return _read(model, call(**inputs), [])
     except Exception as error:
         return error
     finally:
         set_current(model, before)
 
 
+def _loss_of(outputs: Any) -> Tensor:
+    return outputs[0] if isinstance(outputs, tuple) else outputs["loss"]
+
+
 def _read(model: Any, outputs: Any, products: list[Tensor]) -> _Own:
-    loss, logits = float(outputs.loss), outputs.get("logits")
+    own, logits = _loss_of(outputs), getattr(outputs, "logits", None)
     weight, bias = linear_head(model, gathered=False)
-    device, dtype = outputs.loss.device.type, weight.dtype
+    loss, device, dtype = float(own), own.device.type, weight.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     coarse = 1e-3 if device == "cuda" and dtype == torch.float32 and _tf32() else torch.finfo(dtype).eps
     seen = products if logits is None else [*products, logits.detach()]
     fine = max((torch.finfo(z.dtype).eps for z in seen), default=coarse)  # a model may round its logits again
     eps = fine if products and dtype in _HALF else coarse
-    exact = torch.finfo(outputs.loss.dtype).eps if outputs.loss.dtype in _HALF else 1e-5
+    exact = torch.finfo(own.dtype).eps if own.dtype in _HALF else 1e-5
     scale = abs(scale_of(model, architecture_of(model)).logit_scale)
     # What the head gave, or else the model's logits without those that it masks by a large negative number.
     largest = max(1, scale) * max((_largest(z) for z in seen[:1]), default=1.0)

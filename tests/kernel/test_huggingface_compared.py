@@ -1,5 +1,8 @@
 """The comparison made on fusing: special tokens, padding, training mode, half precision, and models that fail by themselves."""
 
+import contextlib
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -132,9 +135,17 @@ class TestWhatIsCompared:
         ):
             fuse_loss(model)
 
+    def test_a_model_that_returns_tuples(self):
+        for cls in (Llama, Plus):
+            model = of_class(cls)
+            own = functools.partial(cls.forward, model)
+            model.forward = lambda own=own, **inputs: tuple(own(**inputs).values())
+            with contextlib.nullcontext() if cls is Llama else pytest.raises(ValueError, match=DIFFERENT):
+                fuse_loss(model)
+
     def test_a_batch_that_the_model_cannot_compute_is_left_out(self):
         class Unpadded(Llama):
-            def forward(self, input_ids=None, labels=None, attention_mask=None, return_dict=None):
+            def forward(self, input_ids=None, labels=None, attention_mask=None):
                 if attention_mask is not None:
                     raise NotImplementedError("no padding")
                 return super().forward(input_ids, labels=labels)
