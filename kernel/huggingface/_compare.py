@@ -84,8 +84,7 @@ def compare(outer: Any) -> bool:
                     if not what:
                         raise _fails(model, own) from own
                     continue  # it cannot be trained on such a batch
-                if not (what or math.isfinite(own.loss)):
-                    raise _not_finite(model, own.loss)
+                _check_finite(model, own.loss, needed=not what)
                 install(model)
                 loss, ran = _fused(call, fused, inputs)
                 if not (ran or what):
@@ -236,16 +235,15 @@ def _fails(model: Any, error: Exception) -> ValueError:
     )
 
 
-def _not_finite(model: Any, loss: float) -> ValueError:
-    names = (
-        name
-        for name, p in model.named_parameters()
-        if type(p) is nn.Parameter and p.dtype in (*_HALF, torch.float32, torch.float64) and not p.is_meta
-        if not bool(p.isfinite().all())
-    )
-    name = next(names, None)
-    why = "its activations overflow, or it masks labels" if name is None else f"the parameter {name!r} is not finite"
-    return ValueError(
-        f"model must have a finite loss of its own, got {loss} from {type(model).__name__} on a few tokens, without "
-        f"any fused loss: {why}."
-    )
+def _check_finite(model: Any, loss: float, needed: bool) -> None:
+    if math.isfinite(loss):
+        return
+    dtypes = (*_HALF, torch.float32, torch.float64)
+    readable = ((n, p) for n, p in model.named_parameters() if type(p) is nn.Parameter and p.dtype in dtypes)
+    bad = next((name for name, p in readable if not (p.is_meta or bool(p.isfinite().all()))), None)
+    if bad is not None or needed:
+        why = "its activations overflow, or it masks labels" if bad is None else f"the parameter {bad!r} is not finite"
+        raise ValueError(
+            f"model must have a finite loss of its own, got {loss} from {type(model).__name__} on {COUNT} tokens, "
+            f"without any fused loss: {why}."
+        )

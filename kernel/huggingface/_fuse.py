@@ -114,7 +114,7 @@ def fused(model: Any) -> FusedLoss | None:
     inner = unwrapped(model)
     handle = current(inner)
     if handle is not None and not computes(entry(model), handle):
-        forward = inner.__dict__.get("forward")
+        forward = inner.__dict__.get("forward", type(inner).forward)
         forward = getattr(forward, "__func__", forward)
         name = getattr(forward, "__qualname__", type(forward).__name__)
         warnings.warn(

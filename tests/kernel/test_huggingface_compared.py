@@ -231,6 +231,13 @@ class TestModelsThatFail:
             with pytest.raises(ValueError, match=text):
                 fuse_loss(model)
 
+    def test_an_embedding_that_only_a_special_token_reads(self):
+        model = make(tie_word_embeddings=False)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[2] = torch.nan
+        with pytest.raises(ValueError, match=r"the parameter 'model\.embed_tokens\.weight' is not finite"):
+            fuse_loss(model)
+
     def test_numbers_that_overflow(self):
         class Overflowing(Llama):
             def forward(self, *args, **kwargs):

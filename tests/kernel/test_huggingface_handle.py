@@ -80,7 +80,7 @@ class TestFusingAgain:
         fuse_loss(model, label_smoothing=0.1)
         assert loss_of(model, tokens) == smoothed
 
-    @pytest.mark.parametrize("how", ["method", "wraps", "lambda"])
+    @pytest.mark.parametrize("how", ["method", "wraps", "lambda", "deleted"])
     def test_a_forward_replaced_later(self, tokens, how):
         model = make()
         own = loss_of(model, tokens)
@@ -95,9 +95,12 @@ class TestFusingAgain:
             "method": types.MethodType(liger, model),
             "wraps": functools.wraps(inner)(lambda *args, **kwargs: plain(*args, **kwargs)),
             "lambda": lambda *args, **kwargs: plain(*args, **kwargs),
+            "deleted": None,
         }[how]
+        if how == "deleted":
+            del model.forward
         assert loss_of(model, tokens) == own
-        text = r"LlamaForCausalLM was fused and is not any more: its forward was replaced by .*(liger|lambda).*Fuse it again"
+        text = r"LlamaForCausalLM was fused and is not any more: its forward was replaced by .*(liger|lambda>|ForCausalLM\.forward), which .*Fuse it again"
         with pytest.warns(UserWarning, match=text):
             assert fused(model) is None
         model.forward = lambda *args, **kwargs: inner(*args, **kwargs)  # which leads to it
