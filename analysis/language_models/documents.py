@@ -176,8 +176,8 @@ def read_text(path: str | os.PathLike[str]) -> list[str]:
         raise ValueError(f"{path} must be text or JSON, got a table: write its texts as lines of a .jsonl file.")
     content = _decoded(path, packed)
     readers = {**dict.fromkeys(_LINES, _lines), ".json": _json}
-    reader = readers.get(ending, _json if _is_json(content) else lambda _, text: [text])
-    texts = reader(path, content)
+    reader = readers.get(ending) or (_json if _is_json(content) else None)
+    texts = [content] if reader is None else reader(path, content)
     documents = [piece for text in texts for piece in cut(text)]
     if not documents:
         raise ValueError(f"{path} must hold text, got an empty file.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +17,8 @@ __all__ = ["Forward", "current", "find", "install", "of_a_library", "set_current
 
 _HANDLE = "_fused_loss"
 _PREPARED = "_original_forward"  # accelerate keeps there what it has put autocast around
-_LIBRARIES = (
-    "torch.",
-    "transformers.",
-    "accelerate.",
-    "peft.",
-    "deepspeed.",
-)  # what they put there does the model's work
+# What these put around a forward or hook into a module does the model's work.
+_LIBRARIES = ("torch.", "transformers.", "accelerate.", "peft.", "deepspeed.")
 
 
 class Forward:
@@ -80,8 +77,8 @@ def find(model: Any) -> Forward | None:
 
 def of_a_library(function: Any) -> bool:
     """Whether a hook or a forward is written in torch, transformers or what works with them."""
-    while hasattr(function, "func") or hasattr(function, "__func__"):  # functools.partial, methods
-        function = getattr(function, "func", None) or function.__func__
+    while isinstance(function, (functools.partial, types.MethodType)):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
     # functools.wraps copies __module__, but not the names that code sees
     names = getattr(function, "__globals__", None) or {"__name__": type(function).__module__}
     return str(names.get("__name__")).startswith(_LIBRARIES)
