@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -43,9 +44,9 @@ def known_keywords(model: Any, architecture: Architecture) -> frozenset[str] | N
     before = model.__dict__.get("forward") if placed is None else placed.before
     functions = [*([] if before is None else [before]), *classes]
     theirs = [f for f in functions if of_a_library(inspect.unwrap(f))]
-    loss = inspect.getattr_static(type(model), "loss_function", None)
-    loss = model.__dict__.get("_loss_function") or getattr(loss, "fget", loss)
-    if functions[:1] == theirs[:1] and (loss is None or of_a_library(loss)):
+    loss = getattr(model, "loss_function", None)  # of the class, or registered by its name (LOSS_MAPPING)
+    theirs_too = loss is None or (of_a_library(loss) and not isinstance(loss, functools.partial))
+    if functions[:1] == theirs[:1] and theirs_too:
         return None
     bodies = [type(body).forward for body in (model.base_model, getattr(model, "model", None)) if body is not None]
     named = (name for f in (*theirs, *bodies) for name in inspect.signature(f).parameters)

@@ -10,6 +10,7 @@ from tiny_architectures import TINY, make_tiny
 from tiny_models import D, V, make, of_class
 
 from kernel.huggingface import check_loss, fuse_loss, fused
+from kernel.huggingface._compare import _tf32
 from kernel.huggingface._tokens import plain_tokens, special_tokens
 
 transformers = pytest.importorskip("transformers")
@@ -198,6 +199,16 @@ class TestPrecision:
         else:
             with pytest.raises(ValueError, match=DIFFERENT):
                 check_loss(model)
+
+    @pytest.mark.parametrize(("precision", "rounds"), [("highest", False), ("high", True), (None, True)])
+    def test_products_of_float32_on_a_gpu_are_rounded_if_they_may_be(self, precision, rounds, monkeypatch):
+        def setting():
+            if precision is None:
+                raise RuntimeError("a mix of the legacy and new APIs")
+            return precision
+
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", setting)
+        assert _tf32() == rounds
 
     @pytest.mark.parametrize("model_type", ["granite", "cohere", "gemma2"])
     def test_a_scaled_bias_of_half_precision(self, model_type):

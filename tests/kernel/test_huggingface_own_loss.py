@@ -1,6 +1,7 @@
 """A fused model computes the model's own loss, or is refused: what the rules and the numbers of a head do not show."""
 
 import copy
+import functools
 import os
 import re
 import types
@@ -467,8 +468,11 @@ class TestKeywords:
             model(tokens, labels=labels, **{name: 1})
         assert model(tokens, **({} if name == "fused_lm_head" else {name: 1})).logits is not None
 
-    @pytest.mark.parametrize("where", ["subclass", "instance", "loss_function", "popped"])
-    def test_what_only_ones_own_code_reads_is_refused(self, where):
+    @pytest.mark.parametrize("where", ["subclass", "instance", "loss_function", "loss_type", "partial", "popped"])
+    def test_what_only_ones_own_code_reads_is_refused(self, where, monkeypatch):
+        def loss(logits, labels, vocab_size, my_weight=1, **kwargs):
+            return my_weight * transformers.loss.loss_utils.ForCausalLMLoss(logits, labels, vocab_size, **kwargs)
+
         def weighted(self, *args, my_weight=None, **kwargs):
             out = transformers.LlamaForCausalLM.forward(self, *args, **kwargs)
             if my_weight is not None:
@@ -484,11 +488,18 @@ class TestKeywords:
         elif where == "instance":
             model = make()
             model.forward = types.MethodType(weighted, model)
+        elif where == "loss_type":
+            monkeypatch.setitem(transformers.loss.loss_utils.LOSS_MAPPING, "Weighted", loss)
+            model = make()
+            model.loss_type = "Weighted"
+        elif where == "partial":
+            model = make()
+            model.loss_function = functools.partial(loss, my_weight=1)
         else:
 
             class Weighted(transformers.LlamaForCausalLM):
                 def loss_function(self, logits, labels, vocab_size, my_weight=1, **kwargs):
-                    return my_weight * super().loss_function(logits, labels, vocab_size, **kwargs)
+                    return loss(logits, labels, vocab_size, my_weight, **kwargs)
 
             model = of_class(Weighted)
         tokens, labels = batch()
