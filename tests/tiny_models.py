@@ -45,6 +45,14 @@ def make(model_type="llama", seed=0, **changes):
     return model.eval()
 
 
+def of_class(cls, **changes):
+    """A Llama of another class."""
+    plain = make("llama", **changes)
+    made = cls(plain.config)
+    made.load_state_dict(plain.state_dict())
+    return made.eval()
+
+
 def count_calls(monkeypatch, model):
     """A list that grows by one with every call of the head, which a hook on it would have refused."""
     calls, linear = [], torch.nn.functional.linear

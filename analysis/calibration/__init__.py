@@ -1,4 +1,8 @@
-"""Measuring calibration: binned errors, streaming states, known truths, selective prediction and recalibration."""
+"""Measuring calibration: binned errors, streaming states, known truths, selective prediction and recalibration.
+
+Arrays are paired by position. Two pandas objects must have one index; beside a list or an array, which have none, a
+Series or DataFrame is taken in the order in which it stands, whatever its index says.
+"""
 
 from ._binning import uniform_index
 from ._errors import SortedError, calibration_error, sorted_rms_error

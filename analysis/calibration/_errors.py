@@ -31,7 +31,8 @@ def calibration_error(
     Args:
         confidence: Probability given to the predicted class, any shape, in [0, 1]. NumPy, torch or lists; what
             rounding put above 1 counts as 1. Sums are taken in float64.
-        correct: Whether the prediction was right: booleans or 0 and 1, of confidence's shape.
+        correct: Whether the prediction was right: booleans or 0 and 1, of confidence's shape. Two pandas objects must
+            have one index; a Series beside an array is paired with it by position.
         n_bins: Number of bins, at most 2^20; of ``"quantile"`` at most the number of samples.
         norm: ``"l1"`` (ECE), ``"l2"`` (RMS-CE) or ``"max"`` (MCE).
         binning: ``"uniform"``, bins of equal width, or ``"quantile"``, bins of equally many samples; samples of equal

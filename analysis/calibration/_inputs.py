@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import as_numpy, check_count, check_index, refuse_probabilities, sum_to_one
+from ..checks import as_numpy, check_count, check_index, refuse_probabilities, shares
 
 MOST_BINS = 2**20  # memory grows with the bins, samples or none; no data fill as many
 
@@ -53,7 +53,7 @@ def pairs(confidence: Any, correct: Any, *, empty: bool = False) -> tuple[NDArra
     c, y = confidences("confidence", confidence), outcomes("correct", correct)
     if c.size and len(shapes[0]) > 1 and shapes[0][-1] > 1:
         rows = (-1, shapes[0][-1])
-        if sum_to_one(c.reshape(rows)) and (y.reshape(rows).sum(-1) == 1).all():
+        if shares(c.reshape(rows)) == 1 and (y.reshape(rows).sum(-1) == 1).all():
             raise ValueError(
                 "confidence must be that of the predicted class, got distributions with one-hot labels: take "
                 "confidence.max(-1) and confidence.argmax(-1) == label; for classwise calibration flatten both or use "

@@ -63,8 +63,8 @@ class VectorMap:
 
         Raises:
             TypeError: If the logits are not floating.
-            ValueError: If their last axis is not K, they are not finite, or all rows are probabilities and
-                ``allow_probabilities`` does not say that these are meant.
+            ValueError: If their last axis is not K, they are not finite, or they look like probabilities and
+                ``allow_probabilities``, as of :func:`fit_vector`, does not say that these are meant.
         """
         z = as_numpy("logits", logits)
         if z.dtype.kind != "f":
@@ -142,7 +142,9 @@ def fit_vector(
     Args:
         logits: ``(N, K)``. Log-probabilities are logits too; probabilities are refused.
         target: Class indices ``(N,)``, integers.
-        allow_probabilities: Take logits whose rows all lie in [0, 1] and sum to 1, which otherwise are refused.
+        allow_probabilities: Take logits that look like probabilities or percentages, rounded and clipped ones too: none
+            is negative, and rows that are not all zero sum to 1 or 100, each to 2 %, or, of ten rows and more, nine in
+            ten to 10 %. Otherwise these are refused.
 
     Returns:
         The map from logits to log-probabilities; the biases add up to 0.

@@ -25,13 +25,13 @@ from ._arrays import (
     real,
     refuse_probabilities,
     require_broadcast,
+    shares,
     softcap_or_inf,
-    sum_to_one,
     whole,
 )  # fmt: skip
 
 __all__ = [
     "as_numpy", "check_choice", "check_count", "check_fields", "check_flag", "check_index", "check_int", "check_losses",
     "check_number", "check_numbers", "converted", "distribution", "interval", "one_index", "one_whole", "real",
-    "refuse_probabilities", "require_broadcast", "shown", "softcap_or_inf", "sum_to_one", "whole",
+    "refuse_probabilities", "require_broadcast", "shares", "shown", "softcap_or_inf", "whole",
 ]  # fmt: skip

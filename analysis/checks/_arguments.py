@@ -84,7 +84,10 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_index(**arguments: Any) -> None:
-    """Refuse pandas objects of different indexes: arrays are paired by position, and a reader would expect by label."""
+    """Refuse pandas objects whose indexes differ: arrays are paired by position, and a reader would pair by label.
+
+    Beside an array, which has no labels, a pandas object is taken as it stands.
+    """
     pandas = sys.modules.get("pandas")
     if pandas is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import json
 import os
@@ -158,8 +159,9 @@ def read_text(path: str | os.PathLike[str]) -> list[str]:
     """Read the documents of a file in UTF-8, or in what its byte-order mark says; unpack a name that ends in ``.gz``.
 
     The ending, in capitals or not, tells what is read: of ``.jsonl``, ``.ndjson`` and ``.jsonlines`` the field ``text``
-    of each line; of ``.json`` that of one object or of each object of a list, a list of texts, or lines as above;
-    anything else is a text, in pieces (``cut``).
+    of each line; of ``.json`` that of one object or of each object of a list, a list of texts, or lines as above. A
+    file of another name is read as ``.json`` if its first line or the whole is an object, or the whole a list of
+    objects or texts; anything else is a text, in pieces (``cut``).
 
     Raises:
         OSError: If the file cannot be read.
@@ -174,7 +176,8 @@ def read_text(path: str | os.PathLike[str]) -> list[str]:
         raise ValueError(f"{path} must be text or JSON, got a table: write its texts as lines of a .jsonl file.")
     content = _decoded(path, packed)
     readers = {**dict.fromkeys(_LINES, _lines), ".json": _json}
-    texts = readers[ending](path, content) if ending in readers else [content]
+    reader = readers.get(ending) or (_json if _is_json(content) else None)
+    texts = [content] if reader is None else reader(path, content)
     documents = [piece for text in texts for piece in cut(text)]
     if not documents:
         raise ValueError(f"{path} must hold text, got an empty file.")
@@ -195,6 +198,17 @@ def _decoded(path: Path, packed: bool) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be text in UTF-8, got something else: {error}.") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _is_json(content: str) -> bool:
+    """Whether a text by its name is JSON by its content: its syntax would be taken for prose."""
+    start = content.lstrip()
+    for piece in (start.partition("\n")[0], start) if start.startswith(("{", "[")) else ():
+        with contextlib.suppress(json.JSONDecodeError, RecursionError):
+            found = json.loads(piece)
+            if isinstance(found, dict) or (piece is start and found and all(isinstance(x, (dict, str)) for x in found)):
+                return True
+    return False
 
 
 def _json(path: Path, content: str) -> list[str]:

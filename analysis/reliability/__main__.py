@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace, command: str) -> int:
     from ..lab.files import check_writable
-    from ..lab.tables import made_here, sidecar_of, write_table
+    from ..lab.provenance import made_here
+    from ..lab.tables import sidecar_of, write_table
     from ._files import check_files
 
     bins, picture = options.out.with_name(f"{options.out.stem}_bins.csv"), options.out.with_suffix(".png")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
-from .._validation import refuse_probabilities
+from ..checks import refuse_probabilities
 from ._columns import ROLES, Answer, Layout, choose_columns
 from ._files import BadRow, check_files, rows
 from ._harness import HarnessFile, is_sample

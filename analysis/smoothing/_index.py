@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..caps import gap_to_confidence, programme_gap, rank_gap
-from ..checks import check_losses, interval, one_index, require_broadcast, whole
+from ..checks import check_losses, converted, interval, one_index, require_broadcast, whole
 
 
 @one_index
@@ -37,7 +37,9 @@ def activity_index(
 
     Returns:
         A with the broadcast shape. Where b (CE_u - CE) <= 0 (b = 0, or a head no better on its targets than on uniform
-        ones) the ratio would lose its sign, and the value is inf, 1 or -inf after the sign of the derivative.
+        ones) the ratio would lose its sign, and the value is inf, 1 or -inf after the sign of the derivative. Where
+        H - CE and b (CE_u - CE) are both 0 within rounding, as of a head of zeros, it is 1: rounding of the arguments'
+        dtype, or as much as H lies above CE_u.
 
     Raises:
         ValueError: If an argument is NaN or infinite, H or CE is negative or H above CE_u (no softmax has these), b is
@@ -53,11 +55,19 @@ def activity_index(
     require_broadcast(entropy=h, cross_entropy=ce, uniform_cross_entropy=uniform, label_smoothing=b)
     check_losses(h, ce, uniform)
     upward, downward = h - ce, b * (uniform - ce)
+    eps = max(_eps(x) for x in (entropy, cross_entropy, uniform_cross_entropy))
+    rounding = np.maximum(4 * eps * (1 + np.abs(uniform)), h - uniform)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = upward / downward  # equation C4
         sign = np.sign(upward - downward)
         limit = np.where(sign == 0, 1.0, sign * np.inf)
-    return np.where(downward > 0, ratio, limit)[()]
+    index = np.where(downward > 0, ratio, limit)
+    return np.where(np.maximum(np.abs(upward), np.abs(downward)) <= rounding, 1.0, index)[()]
+
+
+def _eps(value: ArrayLike) -> float:
+    array = converted("", value)
+    return float(np.finfo(np.float64 if array is None or array.dtype.kind != "f" else array.dtype).eps)
 
 
 @one_index

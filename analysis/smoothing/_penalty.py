@@ -29,7 +29,9 @@ def smoothing_penalty(logits: ArrayLike, *, allow_probabilities: bool = False) -
 
     Args:
         logits: Logits after cap and temperature, shape (..., V), V >= 1. Log-probabilities are logits too.
-        allow_probabilities: Take logits whose rows all lie in [0, 1] and sum to 1, which otherwise are refused.
+        allow_probabilities: Take logits that look like probabilities or percentages, rounded and clipped ones too: none
+            is negative, and rows that are not all zero sum to 1 or 100, each to 2 %, or, of ten rows and more, nine in
+            ten to 10 %. Otherwise these are refused.
 
     Returns:
         Divergence and distance, each of shape (...).

@@ -15,7 +15,7 @@ from ..softcap import softcap
 from ._architectures import architecture_of, scale_of
 from ._heads import linear_head, output_head
 from ._installed import current, set_current, uninstall
-from ._keywords import OF_THE_HEAD, check_keywords
+from ._keywords import OF_THE_HEAD, check_keywords, known_keywords
 from ._outputs import field_names, output_class, own_output
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class FusedLoss:
         model: The causal language model whose forward computes the loss.
         options: Keyword arguments of :func:`kernel.linear_cross_entropy`; ``softcap`` is None for the config's.
         eval_logits: Whether calls with labels in evaluation mode also return logits, which costs their memory.
-        ran: Set to True by every call that computes the loss. Set it to False to learn whether the next one does.
+        losses: While this is a list, each call that computes the loss appends it, without its graph.
     """
 
     def __init__(self, model: nn.Module, options: dict[str, Any], eval_logits: bool = False) -> None:
@@ -52,7 +52,9 @@ class FusedLoss:
         self.loss_function = model.__dict__.get("_loss_function")
         self.former = current(model)
         self.nll: Nll | None = None
-        self.ran = self.removed = False
+        self.losses: list[Tensor] | None = None
+        self.known_keywords = known_keywords(model, self.architecture)
+        self.removed = False
 
     def remove(self) -> None:
         """Give the model its own loss back; wrappers put around its forward since (autocast) stay."""
@@ -85,10 +87,9 @@ class FusedLoss:
         """The model's outputs for a call with labels: ``loss``, without ``logits`` unless ``eval_logits`` asks."""
         model: Any = self.model
         architecture = self.architecture
-        check_keywords(model, architecture, kwargs)
+        check_keywords(model, architecture, kwargs, self.known_keywords)
         if model.__dict__.get("_loss_function") is not self.loss_function:
             raise ValueError("model.loss_function must be what it was when the model was fused: fuse it again.")
-        self.ran = True
         if model.training:
             kwargs.setdefault("use_cache", False)
         arguments = {name: value for name, value in kwargs.items() if name not in OF_THE_HEAD}
@@ -98,6 +99,8 @@ class FusedLoss:
         extras = architecture.extras(model, outputs, kwargs)
         if extras.loss is not None:
             loss = loss + extras.loss.to(loss.device)
+        if self.losses is not None:
+            self.losses.append(loss.detach().clone())  # trainers scale it in place
         logits = self._logits(hidden) if self.eval_logits and not model.training else None
         result = own_output(self.output_class, self.output_fields, outputs, loss=loss, logits=logits, **extras.fields)
         wants_dict = kwargs.get("return_dict")

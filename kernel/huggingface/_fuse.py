@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from ..api import check_choices
 from ..fused import DEFAULT_WORKSPACE_BYTES
 from ..options import LossOptions
 from ._architectures import head_scale
-from ._compare import compare, unwrapped
+from ._compare import compare, computes, entry
 from ._forward import FusedLoss
 from ._heads import linear_head
 from ._installed import current, install, set_current
+from ._undisturbed import unwrapped
 
 __all__ = ["fuse_loss", "fused"]
 
@@ -94,8 +96,11 @@ def fuse_loss(
 def fused(model: Any) -> FusedLoss | None:
     """The fused loss that a model computes now, seen through torch.compile, DDP, FSDP and PEFT.
 
+    Where ``model.forward`` was replaced after fusing, a few tokens tell whether it still leads to the fused loss.
+
     Returns:
-        The handle that :func:`fuse_loss` gave; None if the model computes its own loss.
+        The handle that :func:`fuse_loss` gave; None if the model computes its own loss, with a warning that says why
+        if it was fused.
 
     Example:
         >>> transformers = __import__("pytest").importorskip("transformers")
@@ -106,4 +111,16 @@ def fused(model: Any) -> FusedLoss | None:
         >>> fused(model).options["label_smoothing"]
         0.1
     """
-    return current(unwrapped(model))
+    inner = unwrapped(model)
+    handle = current(inner)
+    if handle is not None and not computes(entry(model), handle):
+        forward = inner.__dict__.get("forward", type(inner).forward)
+        forward = getattr(forward, "__func__", forward)
+        name = getattr(forward, "__qualname__", type(forward).__name__)
+        warnings.warn(
+            f"{type(inner).__name__} was fused and is not any more: its forward was replaced by {name}, which does not "
+            "lead to the fused loss. Fuse it again (fuse_loss).",
+            stacklevel=2,
+        )
+        return None
+    return handle

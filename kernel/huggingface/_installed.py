@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,12 @@ from torch import nn
 if TYPE_CHECKING:
     from ._forward import FusedLoss
 
-__all__ = ["Forward", "current", "find", "install", "set_current", "uninstall", "unprepare"]
+__all__ = ["Forward", "current", "find", "install", "of_a_library", "set_current", "uninstall", "unprepare"]
 
 _HANDLE = "_fused_loss"
 _PREPARED = "_original_forward"  # accelerate keeps there what it has put autocast around
+# What these put around a forward or hook into a module does the model's work.
+_LIBRARIES = ("torch.", "transformers.", "accelerate.", "peft.", "deepspeed.")
 
 
 class Forward:
@@ -63,11 +67,21 @@ def set_current(model: Any, fused: FusedLoss | None) -> None:
 
 
 def find(model: Any) -> Forward | None:
-    """The :class:`Forward` that a model's forward leads to, through the wrappers of accelerate."""
+    """The :class:`Forward` that a model's forward leads to, through the wrappers of libraries."""
     forward = model.__dict__.get("forward")
     while forward is not None and not isinstance(forward, Forward):
-        forward = getattr(forward, "__wrapped__", None) or getattr(forward, "__func__", None)
+        inner = getattr(forward, "__wrapped__", None) if of_a_library(forward) else None
+        forward = inner or getattr(forward, "__func__", None)
     return forward
+
+
+def of_a_library(function: Any) -> bool:
+    """Whether a hook or a forward is written in torch, transformers or what works with them."""
+    while isinstance(function, (functools.partial, types.MethodType)):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    # functools.wraps copies __module__, but not the names that code sees
+    names = getattr(function, "__globals__", None) or {"__name__": type(function).__module__}
+    return str(names.get("__name__")).startswith(_LIBRARIES)
 
 
 def install(model: Any, *, again: bool = False) -> None:

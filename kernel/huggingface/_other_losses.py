@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
+import math
 from typing import Any
 
-__all__ = ["check_classes", "check_options"]
+import torch
 
+__all__ = ["check_classes", "check_options", "check_returned"]
+
+_STEPS = ("compute_loss", "training_step", "prediction_step")
+_KNOWN = ("transformers.", "trl.", "kernel.huggingface")
 _WAY_OUT = (
     "Put SmoothedLossMixin after it (class C(It, SmoothedLossMixin, Trainer)) and call super().compute_loss there"
 )
@@ -31,6 +38,32 @@ def check_classes(cls: type, mixin: type) -> None:
                 f"{between.__module__}.{between.__qualname__}.compute_loss would not run: SmoothedLossMixin stands "
                 f"before it in {cls.__name__} and computes the loss without logits. {_WAY_OUT}."
             )
+
+
+def check_returned(trainer: Any, mixin: type, given: torch.Tensor, loss: Any) -> None:
+    """Refuse a loss of a step that is not the fused one, times the Trainer's own factors.
+
+    Raises:
+        ValueError: If it is another: the text names the class whose override may have made it.
+    """
+    processes, steps = trainer.accelerator.num_processes, getattr(trainer, "current_gradient_accumulation_steps", 1)
+    shared = getattr(trainer, "get_tp_size", lambda: 1)()  # processes that see the same batch
+    fused, returned = float(given), float(loss)
+    if not (math.isfinite(fused) or math.isfinite(returned)):
+        return
+    for many, parts in itertools.product((1, processes // shared), (1, steps)):
+        if math.isclose(returned, fused * many / parts, rel_tol=1e-4, abs_tol=1e-7):
+            return
+    owners = [cls for cls in type(trainer).__mro__ if cls is not mixin and not cls.__module__.startswith(_KNOWN)]
+    overrides = [
+        *(f"trainer.{name}" for name in _STEPS if inspect.isroutine(vars(trainer).get(name))),
+        *(f"{cls.__module__}.{cls.__qualname__}.{name}" for cls in owners for name in _STEPS if name in vars(cls)),
+    ]
+    raise ValueError(
+        f"{(overrides or ['the forward put around the model'])[0]} must return the fused loss, {fused:.6g}, got "
+        f"{returned:.6g}: what it adds or puts in its place is neither smoothed nor part of the loss that is reported "
+        "as such. If that is meant, make the trainer with other_terms=True."
+    )
 
 
 def check_options(trainer: Any) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from ..options import LossOptions
-from ._compare import computes, unwrapped
+from ._compare import computes
 from ._forward import FusedLoss, Nll
 from ._fuse import fuse_loss
 from ._installed import set_current, unprepare
-from ._other_losses import check_classes, check_options
+from ._other_losses import check_classes, check_options, check_returned
+from ._undisturbed import unwrapped
 
 __all__ = ["SmoothedLossMixin", "make_trainer"]
 
@@ -32,6 +36,10 @@ class SmoothedLossMixin:
         *args: As the Trainer's.
         label_smoothing: Overrides ``args.label_smoothing_factor``; for TRL, which deprecates that field.
         loss_options: Further keyword arguments of :func:`kernel.huggingface.fuse_loss`.
+        other_terms: Let overrides of ``compute_loss`` before this class, of ``training_step`` or ``prediction_step``,
+            and forwards put around the model's, return another number than the fused loss, such as its sum with a term
+            of their own. Otherwise each step and batch of an evaluation compares the two, but for the Trainer's own
+            factors: the number of processes, and one over the steps of accumulation.
         stay_fused: Let the model compute the smoothed loss outside the trainer as well; ``trainer.fused_loss.remove()``
             undoes it.
         **kwargs: As the Trainer's.
@@ -55,11 +63,14 @@ class SmoothedLossMixin:
         label_smoothing: float | None = None,
         loss_options: dict[str, Any] | None = None,
         stay_fused: bool = False,
+        other_terms: bool = False,
         **kwargs: Any,
     ) -> None:
         check_classes(type(self), SmoothedLossMixin)
         self._label_smoothing, self._loss_options, self._stay_fused = label_smoothing, loss_options or {}, stay_fused
+        self._other_terms = other_terms
         self._read: Nll | None = None
+        self._given: torch.Tensor | None = None  # by the fused loss to the last compute_loss
         super().__init__(*args, **kwargs)
         trainer: Any = self
         trainer.label_smoother = None  # transformers' own, on logits
@@ -98,7 +109,8 @@ class SmoothedLossMixin:
         """As the Trainer's.
 
         Raises:
-            ValueError: Before the first step, if the loss of a step would not be this trainer's.
+            ValueError: Before the first step, if the loss of a step would not be this trainer's; at a step in which the
+                fused loss did not run, or that returned another number (``other_terms``).
         """
         check_options(self)
         parent: Any = super()
@@ -106,26 +118,38 @@ class SmoothedLossMixin:
         if trainer.model_init is None and unwrapped(trainer.model) is self.fused_loss.model:
             with trainer.compute_loss_context_manager():
                 self._check(computes(trainer.model, self.fused_loss))
-        return parent.train(*args, **kwargs)
+        with self._watching("training_step"):
+            return parent.train(*args, **kwargs)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's.
+    @contextlib.contextmanager
+    def _watching(self, name: str) -> Iterator[None]:
+        """Inside, the loss that a method returns, all its overrides included, must be the fused one."""
+        own = vars(self).get(name)
+        setattr(self, name, functools.partial(self._watched, getattr(self, name)))
+        try:
+            yield
+        finally:
+            delattr(self, name)
+            if own is not None:
+                setattr(self, name, own)
 
-        Raises:
-            ValueError: If the fused loss did not run.
-        """
-        parent: Any = super()
-        self.fused_loss.ran = False
-        loss = parent.training_step(*args, **kwargs)
-        self._check(self.fused_loss.ran)
-        return loss
+    def _watched(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._given = None
+        result = step(*args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        if loss is not None:  # as of a prediction without labels
+            given = self._given
+            self._check(given is not None)
+            if given is not None and not self._other_terms:
+                check_returned(self, SmoothedLossMixin, given, loss)
+        return result
 
     def _check(self, ran: bool) -> None:
         if not ran:
             raise ValueError(
                 "model must compute this trainer's fused loss, and did not: its forward was replaced after it was "
-                "fused, or compute_loss was overridden without a call of super().compute_loss. Its loss would not be "
-                "smoothed."
+                "fused, or compute_loss, or the step around it, was overridden without a call of super(). It would not "
+                "be smoothed."
             )
 
     def compute_loss(
@@ -151,16 +175,20 @@ class SmoothedLossMixin:
             )
         if (wanted := self._smoothing()) != fused.options["label_smoothing"]:  # a trial of a search
             fused.options["label_smoothing"] = LossOptions(wanted).label_smoothing
-        fused.ran = False
-        with fused.computing():
-            result = Trainer.compute_loss(
-                self,  # pyright: ignore[reportArgumentType]
-                model,
-                inputs,
-                return_outputs=return_outputs,
-                num_items_in_batch=num_items_in_batch,
-            )
-        self._check(fused.ran)
+        fused.losses = []
+        try:
+            with fused.computing():
+                result = Trainer.compute_loss(
+                    self,  # pyright: ignore[reportArgumentType]
+                    model,
+                    inputs,
+                    return_outputs=return_outputs,
+                    num_items_in_batch=num_items_in_batch,
+                )
+            self._check(bool(fused.losses))
+            self._given = fused.losses[-1]
+        finally:
+            fused.losses = None
         return result
 
     def prediction_step(
@@ -194,9 +222,10 @@ class SmoothedLossMixin:
         parent: Any = super()
         self._read = Nll()
         try:
-            output = parent.evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            with self._watching("prediction_step"):
+                output = parent.evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
             if self._read.sums:
                 mean = torch.stack(self._read.sums).sum() / torch.stack(self._read.counts).sum()
                 output.metrics[f"{metric_key_prefix}_nll"] = mean.item()

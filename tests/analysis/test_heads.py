@@ -432,6 +432,26 @@ def test_json_as_a_whole(tmp_path, content, expected):
     assert read_text(tmp_path / "a.json") == expected
 
 
+@pytest.mark.parametrize("name", ["data", "data.txt", "data.v2", "data.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [_LINES, "\n" + _LINES, '[\n {"text": "first"},\n {"text": "sécond"}\n]', '["first", "sécond"]'],
+    ids=["lines", "blank", "list", "texts"],
+)
+def test_json_by_another_name_is_known_by_its_content(tmp_path, name, content):
+    data = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert read_text(tmp_path / name) == _BOTH
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]\nA note.", "{no json}", "[1, 2]", "{{ template }}\n{}", "[]", '"quoted"', "12"]
+)
+def test_what_only_begins_like_json_is_a_text(tmp_path, content):
+    (tmp_path / "a.txt").write_text(content)
+    assert read_text(tmp_path / "a.txt") == [content]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-be"])
 def test_a_byte_order_mark_is_no_text(tmp_path, encoding):
     mark = "\ufeff" if encoding == "utf-16-be" else ""
@@ -452,6 +472,12 @@ def test_a_byte_order_mark_is_no_text(tmp_path, encoding):
             gzip.compress(b"first" * 100, mtime=0)[:-9],
             "a.txt.gz must be packed by gzip, got something else or a part",
         ),
+        (
+            "data",
+            b'{"words": "first"}\n{"words": "second"}',
+            "every line of .*data must be a JSON object with text, line 1",
+        ),
+        ("data", b'{\n "words": ["first"]\n}', "data must hold an object with text or a list of texts"),
         ("a.csv", b"text\nfirst\n", "a.csv must be text or JSON, got a table"),
         ("a.PARQUET", b"PAR1", "a.PARQUET must be text or JSON, got a table"),
         ("a.json", b"[]", "must hold text, got an empty file"),

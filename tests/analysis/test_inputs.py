@@ -207,11 +207,62 @@ class TestProbabilitiesAreNoLogits:
             np.eye(10)[y],
         ]
         for form in kinds:
-            with pytest.raises(ValueError, match=r"logits must be logits, got rows in .* that sum to 1: .* allow_prob"):
+            with pytest.raises(ValueError, match=r"logits must be logits, got rows .* that sum to 1: .* allow_prob"):
                 analysis.fit_temperature(form, y)
         assert analysis.fit_temperature(p, y, allow_probabilities=True).temperature < 0.5
         with pytest.raises(TypeError, match="allow_probabilities must be True or False, got 'no'"):
             analysis.fit_temperature(p, y, allow_probabilities="no")
+
+    @pytest.mark.parametrize(
+        ("change", "total"),
+        [
+            (lambda p: 100 * p, 100),
+            (lambda p: (100 * p).round(), 100),
+            (lambda p: p.round(2), 1),
+            (lambda p: p.clip(0.01, 0.99), 1),
+            (lambda p: np.where(np.arange(len(p))[:, None] == 7, 0, p), 1),
+            (lambda p: np.where(np.arange(len(p))[:, None] % 11 == 7, 0, 100 * p), 100),
+            (lambda p: p[:3].round(2), 1),
+        ],
+        ids=["percent", "whole percent", "rounded", "clipped", "a row of zeros", "several", "three rows"],
+    )
+    def test_whatever_was_done_to_them(self, change, total):
+        z, y = drawn(200)
+        p = change(np.exp(z) / np.exp(z).sum(-1, keepdims=True))
+        fitted = analysis.calibration.fit_vector(z, y)
+        for call in (
+            lambda: analysis.fit_temperature(p, y[: len(p)]),
+            lambda: analysis.calibration.fit_vector(p, y[: len(p)]),
+            lambda: fitted(p),
+            lambda: analysis.smoothing.smoothing_penalty(p),
+        ):
+            with pytest.raises(
+                ValueError, match=f"got rows without a negative number that sum to {total}: take the log"
+            ):
+                call()
+        with pytest.raises(ValueError, match="confidence must be that of the predicted class, got distributions"):
+            analysis.calibration_error((p / total).clip(0, 1), np.eye(10)[y[: len(p)]])
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda z: z.clip(0),
+            lambda z: z - z.min(-1, keepdims=True),
+            lambda z: z - z.min(),
+            lambda z: np.abs(z) / 4,
+            lambda z: z - z.mean(-1, keepdims=True),
+            lambda z: np.where(
+                np.arange(len(z))[:, None] < len(z) // 2, np.eye(10)[0], z.clip(0)
+            ),  # half of them alike
+            lambda z: 100 + z,
+        ],
+        ids=["relu", "from the least", "from the least of all", "small", "centred", "half", "shifted"],
+    )
+    @pytest.mark.parametrize("rows", [4, 200])
+    def test_logits_without_a_negative_number_are_logits(self, change, rows):
+        z, y = drawn(rows)
+        assert analysis.fit_temperature(change(z), y).n == rows
+        assert np.isfinite(analysis.smoothing.smoothing_penalty(change(z)).distance).all()
 
     def test_a_few_rows_that_look_alike_are_no_reason(self):
         z, y = drawn(100)
@@ -225,7 +276,7 @@ class TestProbabilitiesAreNoLogits:
             lambda **more: fitted(P, **more),
             lambda **more: analysis.smoothing.smoothing_penalty(P, **more),
         ):
-            with pytest.raises(ValueError, match="logits must be logits, got rows in"):
+            with pytest.raises(ValueError, match="logits must be logits, got rows"):
                 call()
             call(allow_probabilities=True)
 
@@ -426,7 +477,7 @@ class TestImpossibleLosses:
 
     def test_rounding_is_forgiven(self):
         flat = np.log(50_000)  # of a uniform softmax all three are log V
-        assert analysis.activity_index(flat + 1e-4, flat, flat - 1e-4, 0.1) == np.inf
+        assert analysis.activity_index(flat + 1e-4, flat, flat - 1e-4, 0.1) == 1  # 0 over 0
         assert analysis.scale_gap(-1e-7, -1e-7) == 0
         with pytest.raises(ValueError, match="cross_entropy must be at least 0, got -2"):
             analysis.scale_gap(1.0, -2.0)

@@ -117,6 +117,15 @@ def test_the_index_has_the_sign_of_the_derivative_for_every_input(entropy, cross
         ((3.0, 4.0, 3.5, 0.5), -np.inf),  # worse on its targets than on uniform ones
         ((1.0, 2.0, 1.5, 0.5), -np.inf),
         ((2.0, 2.0, 2.0, 0.1), 1.0),  # a head of zeros
+        ((np.log(10), np.nextafter(np.log(10), 0), np.nextafter(np.log(10), 0), 0.1), 1.0),  # one in rounding
+        ((np.log(10), np.nextafter(np.log(10), 9), np.log(10), 0.1), 1.0),
+        ((np.nextafter(1, 2), 1.0, 3.0, 0.0), 1.0),
+        ((np.float32(2.3025851), np.float32(2.302585), np.float32(2.3025847), 0.1), 1.0),
+        ((torch.tensor(2.3026), torch.tensor(2.3025998), torch.tensor(2.3025996), 0.1), 1.0),
+        ((2.3027, 2.3026, 2.3025, 0.1), 1.0),  # H above CE_u tells how much was rounded
+        ((1e-9, 2e-9, 11.0, 0.1), -1e-9 / 1.1),
+        ((2.0 + 1e-9, 2.0, 2.0 + 2e-9, 0.1), 5.0),  # small and no rounding
+        ((2.0 - 2e-9, 2.0, 2.0 - 1e-9, 0.1), -np.inf),
     ],
 )
 def test_index_where_its_denominator_vanishes_or_turns_negative(arguments, index):

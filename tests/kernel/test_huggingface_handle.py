@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import pickle
+import types
 import warnings
 
 import pytest
@@ -78,6 +79,34 @@ class TestFusingAgain:
         assert loss_of(model, tokens) != smoothed
         fuse_loss(model, label_smoothing=0.1)
         assert loss_of(model, tokens) == smoothed
+
+    @pytest.mark.parametrize("how", ["method", "wraps", "lambda", "deleted"])
+    def test_a_forward_replaced_later(self, tokens, how):
+        model = make()
+        own = loss_of(model, tokens)
+        handle = fuse_loss(model, label_smoothing=0.5)
+        inner = model.forward
+
+        def liger(self, *args, **kwargs):
+            return type(self).forward(self, *args, **kwargs)
+
+        plain = functools.partial(liger, model)
+        model.forward = {
+            "method": types.MethodType(liger, model),
+            "wraps": functools.wraps(inner)(lambda *args, **kwargs: plain(*args, **kwargs)),
+            "lambda": lambda *args, **kwargs: plain(*args, **kwargs),
+            "deleted": None,
+        }[how]
+        if how == "deleted":
+            del model.forward
+        assert loss_of(model, tokens) == own
+        text = r"LlamaForCausalLM was fused and is not any more: its forward was replaced by .*(liger|lambda>|ForCausalLM\.forward), which .*Fuse it again"
+        with pytest.warns(UserWarning, match=text):
+            assert fused(model) is None
+        model.forward = lambda *args, **kwargs: inner(*args, **kwargs)  # which leads to it
+        assert fused(model) is handle
+        handle.remove()
+        assert fused(model) is None
 
     @pytest.mark.filterwarnings("ignore")  # of dynamo
     def test_through_wrappers(self, tokens, tmp_path):
@@ -167,6 +196,7 @@ class TestCopies:
     def test_what_accelerate_prepares_and_unwraps(self, tokens):
         import accelerate
 
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # as another test left it
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
         model = make()
         handle = fuse_loss(model, label_smoothing=0.3)
@@ -187,6 +217,7 @@ class TestCopies:
     def test_what_accelerate_has_prepared_already(self, tokens):
         import accelerate
 
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # as another test left it
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
         model = accelerator.prepare(make())
         with pytest.raises(ValueError, match=r"must be fused before accelerator\.prepare.*unwrap_model\(model, keep"):

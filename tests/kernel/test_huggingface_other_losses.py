@@ -22,11 +22,11 @@ def _quiet():
         yield
 
 
-def smoothed(folder, trained=None, *, cls=None, label_smoothing=0.1, **changes):
+def smoothed(folder, trained=None, *, cls=None, label_smoothing=0.1, other_terms=False, **changes):
     made = cls or smoothed_trainer()
     data = {"train_dataset": Examples(16), "eval_dataset": Examples(8)}
     args = arguments(folder, max_steps=2, **changes)
-    return made(trained or model(), args, label_smoothing=label_smoothing, **data)
+    return made(trained or model(), args, label_smoothing=label_smoothing, other_terms=other_terms, **data)
 
 
 class Plus100(transformers.Trainer):
@@ -45,12 +45,19 @@ class TestOtherLosses:
     def test_a_class_before_the_mixin(self, tmp_path):
         class Before(Plus100, SmoothedLossMixin, transformers.Trainer): ...
 
-        plain, more = (smoothed(tmp_path, cls=cls) for cls in (None, Before))
+        plain, more = (smoothed(tmp_path, cls=cls, other_terms=cls is Before) for cls in (None, Before))
         losses = []
         for trainer in (plain, more):
             trainer.train()
             losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
         assert losses[1] == pytest.approx([x + 100 for x in losses[0]], rel=1e-5)
+        assert more.evaluate()["eval_loss"] > 100
+        trainer = smoothed(tmp_path, cls=Before)
+        text = r"Plus100\.compute_loss must return the fused loss, [\d.]+, got 10\d\.\d+: .* with other_terms=True"
+        for call in (trainer.train, trainer.evaluate):
+            with pytest.raises(ValueError, match=text):
+                call()
+        assert trainer.state.global_step == 0
 
     def test_a_mixin_before_no_trainer(self):
         class Alone(SmoothedLossMixin): ...
@@ -174,7 +181,91 @@ class TestTheLossCounts:
         trainer = smoothed(tmp_path, cls=cls)
         if by == "instance":
             trainer.compute_loss = types.MethodType(own, trainer)
-        with pytest.raises(ValueError, match=r"compute_loss was overridden without a call of super\(\)"):
+        with pytest.raises(
+            ValueError, match=r"compute_loss, or the step around it, was overridden without a call of super\(\)"
+        ):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
+    @pytest.mark.parametrize("name", ["compute_loss", "training_step", "on the instance", "forward"])
+    def test_what_is_returned_is_the_fused_loss(self, tmp_path, name):
+        """A step that runs the fused loss and then returns something else."""
+
+        class Other(smoothed_trainer()):
+            if name == "training_step":
+
+                def training_step(self, *args, **kwargs):
+                    return super().training_step(*args, **kwargs) * 2
+
+            if name == "compute_loss":
+
+                def compute_loss(self, model, inputs, **kwargs):
+                    loss = super().compute_loss(model, inputs, **kwargs)
+                    with torch.no_grad():
+                        self.fused_loss.model(**inputs)
+                    return loss.detach() * 0 + self.fused_loss.model.lm_head.weight.square().mean()
+
+        trained = model()
+        trainer = smoothed(tmp_path, trained, cls=Other)
+        if name == "on the instance":
+            first = trainer.compute_loss
+            trainer.compute_loss = lambda *args, **kwargs: first(*args, **kwargs) * 2
+        if name == "forward":
+            inner = trained.forward
+
+            def outer(*args, **kwargs):
+                out = inner(*args, **kwargs)
+                return out if out.loss is None else type(out)(loss=out.loss + 1)
+
+            outer.__signature__ = inspect.signature(inner)
+            trained.forward = outer
+        owner = {"forward": "the forward put around the model", "on the instance": r"trainer\.compute_loss"}
+        text = owner.get(name, rf".*Other\.{name}") + " must return the fused loss, "
+        with pytest.raises(ValueError, match=text):
+            trainer.train()
+        assert trainer.state.global_step == 0
+        assert "training_step" not in vars(trainer)
+
+    @pytest.mark.parametrize("calls", [True, False])
+    def test_what_an_evaluation_reports_is_the_fused_loss(self, tmp_path, calls):
+        class Other(smoothed_trainer()):
+            def prediction_step(self, model, inputs, *args, **kwargs):
+                if not calls:
+                    return torch.tensor(1.0), None, None
+                loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+                return loss / 2, *others
+
+        trainer = smoothed(tmp_path, cls=Other)
+        text = (
+            r"Other\.prediction_step must return the fused loss, "
+            if calls
+            else "compute_loss, or the step around it, was overridden"
+        )
+        for call in (trainer.evaluate, lambda: trainer.predict(Examples(4))):
+            with pytest.raises(ValueError, match=text):
+                call()
+        assert "prediction_step" not in vars(trainer)
+
+    @pytest.mark.parametrize("changes", [{"gradient_accumulation_steps": 2}, {"average_tokens_across_devices": True}])
+    def test_factors_of_the_trainer_are_its_own(self, tmp_path, changes):
+        """The mean of a step over parts that the model normalises, or that it does not."""
+        for normalised in (True, False):
+            trainer = smoothed(tmp_path, **changes)
+            trainer.model_accepts_loss_kwargs = normalised
+            trainer.train()
+            assert trainer.state.global_step == 2
+
+    def test_a_step_that_never_calls_it(self, tmp_path):
+        class Own(smoothed_trainer()):
+            def training_step(self, model, inputs, num_items_in_batch=None):
+                loss = model(**inputs).loss
+                loss.backward()
+                return loss.detach()
+
+        trainer = smoothed(tmp_path, cls=Own)
+        with pytest.raises(
+            ValueError, match=r"compute_loss, or the step around it, was overridden without a call of super\(\)"
+        ):
             trainer.train()
         assert trainer.state.global_step == 0
 

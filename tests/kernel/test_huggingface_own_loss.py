@@ -1,6 +1,7 @@
 """A fused model computes the model's own loss, or is refused: what the rules and the numbers of a head do not show."""
 
 import copy
+import functools
 import os
 import re
 import types
@@ -8,11 +9,11 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import D, V, make
+from tiny_models import D, V, make, of_class
 
 import kernel.huggingface._architectures as architectures
-from kernel.huggingface import Architecture, check_loss, fuse_loss, fused, linear_head, register_architecture
-from kernel.huggingface._compare import undisturbed
+from kernel.huggingface import Architecture, Extras, check_loss, fuse_loss, fused, linear_head, register_architecture
+from kernel.huggingface._undisturbed import undisturbed
 
 transformers = pytest.importorskip("transformers")
 
@@ -49,13 +50,6 @@ class OwnBody(transformers.LlamaForCausalLM):
         return super().forward(*args, **kwargs)
 
 
-def of_class(cls, **changes):
-    plain = make("llama", **changes)
-    made = cls(plain.config)
-    made.load_state_dict(plain.state_dict())
-    return made.eval()
-
-
 class TestComparison:
     def test_a_subclass_with_another_forward(self):
         model, (tokens, labels) = of_class(Divided), batch()
@@ -86,8 +80,7 @@ class TestComparison:
 
     def test_keywords_of_a_loss_function_of_ones_own(self):
         def own(logits, labels, vocab_size, focus=0.0, **kwargs):
-            loss = F.cross_entropy(logits[:, :-1].reshape(-1, vocab_size), labels[:, 1:].reshape(-1))
-            return loss * (1 - focus)
+            return transformers.loss.loss_utils.ForCausalLMLoss(logits, labels, vocab_size, **kwargs) * (1 - focus)
 
         model, (tokens, labels) = make(), batch()
         model.loss_function = own
@@ -139,8 +132,12 @@ class TestComparison:
             def forward(self, *args, **kwargs):
                 raise RuntimeError("pixel_values must be given")
 
-        with pytest.raises(ValueError, match=r"must compute its own loss of 18 tokens.*got RuntimeError: pixel_values"):
+        text = (
+            "Broken fails without any fused loss, on 18 tokens with labels: RuntimeError: pixel_values must be given. "
+        )
+        with pytest.raises(ValueError, match=text + r"Mend that first; .*verify=False fuses") as error:
             fuse_loss(of_class(Broken))
+        assert isinstance(error.value.__cause__, RuntimeError)
 
     @pytest.mark.parametrize("model_type", ["cohere", "cohere2", "granite", "gemma2", "llama", "phi"])
     def test_scale_and_cap_meet_a_bias_as_in_the_model(self, model_type):
@@ -374,10 +371,10 @@ class TestHead:
         """Mamba casts hidden states to the head's dtype; Llama fails by itself, and says so before the first step."""
 
         class Casting(transformers.LlamaForCausalLM):
-            def forward(self, *args, labels=None, **kwargs):
+            def forward(self, *args, labels=None, num_items_in_batch=None, **kwargs):
                 hidden = self.model(*args, **{k: v for k, v in kwargs.items() if k != "return_dict"})[0]
                 logits = self.lm_head(hidden.to(self.lm_head.weight.dtype))
-                loss = None if labels is None else self.loss_function(logits, labels, V)
+                loss = None if labels is None else self.loss_function(logits, labels, V, num_items_in_batch)
                 return transformers.modeling_outputs.CausalLMOutputWithPast(loss=loss, logits=logits)
 
         tokens, labels = batch()
@@ -392,7 +389,9 @@ class TestHead:
         assert model.lm_head.weight.grad.dtype == torch.float32
         plain = make(tie_word_embeddings=False).to(torch.bfloat16)
         plain.lm_head.float()
-        with pytest.raises(ValueError, match=r"must compute its own loss of 18 tokens, .*RuntimeError: .*dtype"):
+        with pytest.raises(
+            ValueError, match=r"LlamaForCausalLM fails without any fused loss, on 18 tokens .*RuntimeError: .*dtype"
+        ):
             fuse_loss(plain)
         with torch.autocast("cpu", dtype=torch.bfloat16):  # as a Trainer with bf16=True computes it
             own = plain(tokens, labels=labels).loss
@@ -469,6 +468,86 @@ class TestKeywords:
             model(tokens, labels=labels, **{name: 1})
         assert model(tokens, **({} if name == "fused_lm_head" else {name: 1})).logits is not None
 
+    @pytest.mark.parametrize("where", ["subclass", "instance", "loss_function", "loss_type", "partial", "popped"])
+    def test_what_only_ones_own_code_reads_is_refused(self, where, monkeypatch):
+        def loss(logits, labels, vocab_size, my_weight=1, **kwargs):
+            return my_weight * transformers.loss.loss_utils.ForCausalLMLoss(logits, labels, vocab_size, **kwargs)
+
+        def weighted(self, *args, my_weight=None, **kwargs):
+            out = transformers.LlamaForCausalLM.forward(self, *args, **kwargs)
+            if my_weight is not None:
+                out.loss = out.loss * my_weight
+            return out
+
+        def popping(self, *args, **kwargs):
+            return weighted(self, *args, my_weight=kwargs.pop("my_weight", None), **kwargs)
+
+        if where in ("subclass", "popped"):
+            forward = weighted if where == "subclass" else popping
+            model = of_class(type("Weighted", (transformers.LlamaForCausalLM,), {"forward": forward}))
+        elif where == "instance":
+            model = make()
+            model.forward = types.MethodType(weighted, model)
+        elif where == "loss_type":
+            monkeypatch.setitem(transformers.loss.loss_utils.LOSS_MAPPING, "Weighted", loss)
+            model = make()
+            model.loss_type = "Weighted"
+        elif where == "partial":
+            model = make()
+            model.loss_function = functools.partial(loss, my_weight=1)
+        else:
+
+            class Weighted(transformers.LlamaForCausalLM):
+                def loss_function(self, logits, labels, vocab_size, my_weight=1, **kwargs):
+                    return loss(logits, labels, vocab_size, my_weight, **kwargs)
+
+            model = of_class(Weighted)
+        tokens, labels = batch()
+        everything = {"attention_mask": torch.ones_like(tokens), "output_hidden_states": True, "use_cache": False}
+        own = model(input_ids=tokens, labels=labels, my_weight=2, **everything).loss
+        fuse_loss(model)
+        torch.testing.assert_close(2 * model(input_ids=tokens, labels=labels, **everything).loss, own)
+        with pytest.raises(
+            TypeError, match=r"got a keyword that its loss does not take: 'my_weight'.*Architecture whose"
+        ):
+            model(input_ids=tokens, labels=labels, my_weight=2)
+        fuse_loss(model)  # a second time, around the first
+        with pytest.raises(TypeError, match="does not take: 'my_weight'"):
+            model(input_ids=tokens, labels=labels, my_weight=2)
+
+    @pytest.mark.usefixtures("rules")
+    def test_what_the_body_or_a_registered_rule_reads_is_honoured(self):
+        class Body(transformers.LlamaModel):
+            def forward(self, *args, shift=0.0, **kwargs):
+                out = super().forward(*args, **kwargs)
+                out.last_hidden_state = out.last_hidden_state + shift
+                return out
+
+        class Shifting(transformers.LlamaForCausalLM):
+            def __init__(self, config):
+                super().__init__(config)
+                self.model = Body(config)
+
+        class Adding(transformers.LlamaForCausalLM):
+            def forward(self, *args, more=0.0, **kwargs):
+                out = super().forward(*args, **kwargs)
+                out.loss = out.loss + more
+                return out
+
+        tokens, labels = batch()
+        for cls, given in ((Shifting, {"shift": 0.5}), (Adding, {"more": 0.5})):
+            if cls is Adding:
+                register_architecture(
+                    "llama",
+                    Architecture(extras=lambda model, outputs, given: Extras(torch.tensor(given.get("more", 0.0)))),
+                )
+            model = of_class(cls)
+            own = [model(input_ids=tokens, labels=labels, **more).loss for more in ({}, given)]
+            fuse_loss(model)
+            got = [model(input_ids=tokens, labels=labels, **more).loss for more in ({}, given)]
+            torch.testing.assert_close(got, own)
+            assert abs(own[1] - own[0]) > 0.1
+
     def test_without_any_label(self):
         model, (tokens, _) = make(), batch()
         none = torch.full_like(tokens, -100)
@@ -544,7 +623,7 @@ class TestSharded:
 
         model = make(tie_word_embeddings=False)
         model.lm_head.weight = torch.nn.Parameter(distribute_tensor(model.lm_head.weight.detach(), mesh, [Shard(0)]))
-        with pytest.raises((TypeError, ValueError), match=r"is sharded|must compute its own loss"):
+        with pytest.raises((TypeError, ValueError), match=r"is sharded|fails without any fused loss"):
             fuse_loss(model)
         fuse_loss(model, verify=False)
         with pytest.raises(
