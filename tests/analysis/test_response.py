@@ -21,6 +21,8 @@ from analysis.response import (
     stationarity,
     susceptibility,
 )
+from analysis.response._inputs import head_of
+from analysis.response._loss import forward
 from analysis.teachers import TeacherConfig
 
 
@@ -117,6 +119,15 @@ def test_a_softcapped_minimum_is_scipys():
         smoothed = scipy_minimum(plain, w, q[n], 0.1, "ball", 2.0, softcap=3.0)
         assert found.plain_confidence[n] == pytest.approx(confidence(plain, w, softcap=3.0), abs=2e-4)
         assert found.confidence_per_context[n] == pytest.approx(confidence(smoothed, w, softcap=3.0), abs=2e-4)
+
+
+def test_the_slope_of_a_saturated_cap_keeps_its_digits():
+    """1 - tanh(25)^2 is 0 in float64; the slope is not, as at every other softcap of the project."""
+    head = head_of(np.array([[1.0], [-1.0]]), 1.0, 2.0, None)
+    z, slope = forward(head, torch.tensor([[50.0]], dtype=torch.float64))
+    assert z.tolist() == [[2.0, -2.0]]
+    assert slope is not None
+    assert slope[0, 0].item() == pytest.approx(4 * np.exp(-50), rel=1e-9)
 
 
 def test_the_gain_form_is_a_scaled_weight():
