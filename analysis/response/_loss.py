@@ -104,6 +104,12 @@ class ContextLoss:
         bend = -2 * (z / self._head.softcap**2) * incline * residual  # f'' = -2 f f' / c^2
         return Point(value, gradient, p, bulk, incline, bend)
 
+    def value(self, hidden: Tensor) -> Tensor:  # (n,)
+        """Loss alone."""
+        z = forward(self._head, hidden)[0]
+        linear = hidden * self._targets if self._head.softcap is None else z * self._targets
+        return z.logsumexp(-1) - linear.sum(-1) + 0.5 * self.decay * hidden.square().sum(-1)
+
     def curvature(self, point: Point, vectors: Tensor) -> Tensor:  # (n, D)
         """Hessian times one vector a context."""
         moved = vectors @ self._head.rows.T  # (n, V)

@@ -127,7 +127,8 @@ def _predictions(
     )
     sphere = ball
     if not free and config.hidden_size < config.teacher.vocab_size:  # a wider sphere is a ball
-        sphere = frozen_head_response(weight, hidden, fitted.training, smoothings, features="sphere", **shape, **norms)
+        solved = torch.from_numpy(ball.plain_hidden).to(weight)  # the same plain optimum, where its norms bind
+        sphere = frozen_head_response(weight, solved, fitted.training, smoothings, features="sphere", **shape, **norms)
     chi = susceptibility(weight, hidden, fitted.training, weight_decay=config.weight_decay if free else None, **shape)
     angle = stationarity(weight, hidden, **shape).sin_squared.mean()
     p, v = min(before["confidence"], 1.0), config.teacher.vocab_size
