@@ -81,7 +81,7 @@ def give_way(
     if solver.squared is not None:
         pull = (-(solver.point.gradient * x).sum(-1, keepdim=True) / solver.squared).clamp_min(0)
         push = push - x * ((push * x).sum(-1, keepdim=True) / solver.squared)
-    move, _ = solver.conjugate_gradients(-push, pull, torch.zeros_like(push[:, 0]), solver.preconditioner(pull))
+    move, _ = solver.conjugate_gradients(-push, pull, torch.zeros_like(push[:, 0]))
     left = (solver.curvature(move, pull) - push).norm(dim=-1)
     return move, left / push.norm(dim=-1).clamp_min(1e-300)
 

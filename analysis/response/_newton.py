@@ -29,6 +29,7 @@ _INNER = 400
 # left moves max p by at most sqrt(x / 2), by Cauchy and Schwarz in the metric of the Hessian.
 _NOISE = 1e-13
 _LEAST = 1e-14  # curvature that the preconditioner assumes everywhere, in units of the largest row's square
+_FULL = 0.75  # share of a batch below which it is made smaller
 _FASTER, _LONGER = 1.1, (2.0, 4.0, 8.0)
 _SLOWER, _SHORTER = 0.1, (0.5, 0.25, 0.1)
 ENOUGH = 1e-6  # of the gradient, beside such a fall
@@ -123,9 +124,10 @@ class Solver:
         self.leave = None if self.leave is None else self.leave[which]
 
     def part(self, which: Tensor) -> Solver:
-        """A view of some contexts, to look from."""
+        """A view of some contexts."""
         part = copy(self)
-        part.loss, part.x = self.loss.part(which), self.x[which]
+        part.loss, part.x, part.region = self.loss.part(which), self.x[which], self.region[which]
+        part.point = self.point.part(which)
         part.squared = None if self.squared is None else self.squared[which]
         return part
 
@@ -147,7 +149,7 @@ class Solver:
         pull = torch.zeros_like(gradient[:, :1])
         if self.squared is not None:
             pull = -(self.point.gradient * self.x).sum(-1, keepdim=True) / self.squared
-        move, predicted = self.conjugate_gradients(gradient, pull, left, self.preconditioner(pull))
+        move, predicted = self.conjugate_gradients(gradient, pull, left)
         trial = self.moved(move)
         point = self.loss.at(trial)
         fall = self.point.value - point.value
@@ -193,8 +195,7 @@ class Solver:
             for factor in _LONGER if longer else _SHORTER:
                 if not len(which):
                     break
-                part = self.part(which)
-                value = part.loss.value(part.moved(factor * move[which]))
+                value = self.loss.part(which).value(self.moved(factor * move)[which])
                 gained = self.point.value[which] - value
                 better = gained > (best[which] if longer else 0)
                 kept = which[better]
@@ -202,33 +203,45 @@ class Solver:
                 which = kept if longer else which[~better]
         return length
 
-    def conjugate_gradients(
-        self, gradient: Tensor, pull: Tensor, left: Tensor, precondition: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Steihaug's step ``(n, D')`` and the fall that the quadratic model promises, ``(n,)``."""
-        move, residual = torch.zeros_like(gradient), gradient
+    def conjugate_gradients(self, gradient: Tensor, pull: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        """Steihaug's step ``(n, D')`` and the fall that the quadratic model promises, ``(n,)``.
+
+        Contexts that are done leave the batch when they are a quarter of it.
+        """
+        moves, curves = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        here, view, precondition = torch.arange(len(gradient), device=gradient.device), self, self.preconditioner(pull)
+        move, curved, residual = moves, curves, gradient  # curved: Hessian times the move
         conditioned = precondition(residual)
         direction, square = -conditioned, (residual * conditioned).sum(-1)
         goal = gradient.square().sum(-1) * left.clamp(1e-4, 0.1).square()  # of the squared residual: superlinear
         going = square > 0
-        curved = torch.zeros_like(move)  # Hessian times the move
         for _ in range(min(2 * gradient.shape[1] + 10, _INNER)):
-            product = self.curvature(direction, pull)
+            product = view.curvature(direction, pull)
             along = (direction * product).sum(-1)
             length = square / along
-            edge = _to_edge(move, direction, self.region)
+            edge = _to_edge(move, direction, view.region)
             out = going & ((along <= 0) | (length >= edge) | ~length.isfinite())
             taken = torch.where(going, torch.where(out, edge, length), 0.0).unsqueeze(-1)
             move, curved = move + taken * direction, curved + taken * product
             residual = residual + taken * product
             going = going & ~out & (residual.square().sum(-1) > goal)
-            if not bool(going.any()):
-                break
+            count = int(going.sum())
+            if count < _FULL * len(here):
+                moves[here], curves[here] = move, curved
+                if not count:
+                    break
+                which = going.nonzero().squeeze(-1)
+                move, curved, residual, direction = move[which], curved[which], residual[which], direction[which]
+                square, goal, going, pull, here = square[which], goal[which], going[which], pull[which], here[which]
+                view = view.part(which)
+                precondition = view.preconditioner(pull)
             conditioned = precondition(residual)
             new = (residual * conditioned).sum(-1)
             share = torch.where(going, new / square, 0.0).unsqueeze(-1)
             direction, square = -conditioned + share * direction, torch.where(going, new, square)
-        return move, -(move * (gradient + 0.5 * curved)).sum(-1)
+        else:
+            moves[here], curves[here] = move, curved
+        return moves, -(moves * (gradient + 0.5 * curves)).sum(-1)
 
     def preconditioner(self, pull: Tensor) -> Callable[[Tensor], Tensor]:
         """Inverse of what the Hessian is about, in the axes of the rows; on a sphere of its part in the tangent space."""
