@@ -66,8 +66,8 @@ def verdicts(data: Path) -> str:
             size += f" (at epoch 2: {row.early_mean:.3f})"
             verdict += _then(row.verdict, row.early_verdict)
         there = real.loc[row.claim] if row.claim in real.index else None
-        model = "" if there is None else there["verdict"] + _then(there["verdict"], there["early_verdict"])
-        cells = (row.claim, row.statement, verdict, row.effect + size, interval, model)
+        on_model = "" if there is None else there["verdict"] + _then(there["verdict"], there["early_verdict"])
+        cells = (row.claim, row.statement, verdict, row.effect + size, interval, on_model)
         lines.append(f"| {' | '.join(cells)} |")
     unfinished = f"(quick): from `{_shown(quick)}`, as the full grid is unfinished there; " if undecided else ""
     source = (

@@ -274,8 +274,10 @@ def write_verdicts(preset: Preset, out: Path | None, file: Path | None) -> int:
         interval = "" if pd.isna(line["mean"]) else f"  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]"
         print(f"{line['claim']}  {line['verdict']:12}{line['statement']}\n    {line['effect']}{interval}")
         if line["early_verdict"]:
-            print(f"    at epoch {EARLY}: {line['early_verdict']}  {line['early_mean']:.4f} "
-                  f"[{line['early_low']:.4f}, {line['early_high']:.4f}]")
+            print(
+                f"    at epoch {EARLY}: {line['early_verdict']}  {line['early_mean']:.4f} "
+                f"[{line['early_low']:.4f}, {line['early_high']:.4f}]"
+            )
         print(f"    {line['condition']}")
         if line["counter_evidence"]:
             print(f"    but: {line['counter_evidence']}")

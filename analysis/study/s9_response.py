@@ -159,8 +159,10 @@ def _predictions(
 
 
 def _leftover(config: ResponseConfig) -> int:
-    """V = 256 first, then up to 4096, then the largest."""
-    return int(config.vocab_size > 256) + int(config.vocab_size > LARGEST)
+    """What the verdict needs most first: S3's cells of few dimensions, where the transition is; larger V last."""
+    if config.vocab_size > 256:
+        return 2 + int(config.vocab_size > LARGEST)
+    return int(config.source != "S3" or config.hidden_size > 64)
 
 
 def _queue(config: ResponseConfig) -> str:
