@@ -25,8 +25,8 @@ _FALLS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)  # in confidence
 _SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
 _GAIN = (
     "Gain: true calibration error (ECE) of plain heads minus that of smoothed ones of the same data and first values, "
-    "above 0 where smoothing makes it better. b: the label smoothing. Epoch 2: the same rule where tuning ends after two "
-    "epochs, the budget of the paper. Of the solver alone: deterministic targets are the same for every seed."
+    "above 0 where smoothing makes it better. b: the label smoothing. Epoch 2: the same rule where tuning ends after "
+    "two epochs, the budget of the paper. Of the solver alone: deterministic targets are the same for every seed."
 )
 _OURS, _KEPT, _RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
 # Name in kernel.csv -> name in the README, in its order.
@@ -294,11 +294,11 @@ def thresholds(data: Path) -> str:
     fall = (rows["confidence_plain"] - rows["confidence_smoothed"]).abs()
     asked = 1 - rows["label_smoothing"] * (1 - 1 / rows["vocab_size"])
     acting = {
-        "ρ > 1": ("m, V, b", rows["effectiveness_ratio"] > 1),
-        "ρ with the rank-aware bound > 1": ("m, V, D, b", rows["rank_ratio"] > 1),
+        "rho > 1": ("m, V, b", rows["effectiveness_ratio"] > 1),
+        "rho with the rank-aware bound > 1": ("m, V, D, b", rows["rank_ratio"] > 1),
         "activity index A < 1": ("forward passes of the plain head", rows["activity_index"] < 1),
         "predicted activity < 1": ("m, V, D, b", rows["predicted_activity"] < 1),
-        "plain confidence > 1 − b + b/V": ("forward passes of the plain head", rows["confidence_plain"] > asked),
+        "plain confidence > 1 - b + b/V": ("forward passes of the plain head", rows["confidence_plain"] > asked),
     }
     head = f"| wrong of {len(rows)}, where a fall counts from | needs | {' | '.join(map('{:g}'.format, _FALLS))} |"
     lines = [head, "|---|---|" + "---|" * len(_FALLS)]

@@ -2,8 +2,9 @@
 
 Effects are gains of b = .1 in calibration error, falls in confidence that it brings, and rises: either of an arm minus
 that of the same arm and seed at T = 1 without a cap, read as trained. A cap restores where smoothing takes more
-confidence than without *and* gains: where it takes less, a harm disappears and nothing is restored. The simulation asks in which way norms are limited; of the real model it is asked
-whether smoothing acted without, as then there is nothing to restore.
+confidence than without *and* gains: where it takes less, a harm disappears and nothing is restored. The simulation asks
+in which way norms are limited; of the real model it is asked whether smoothing acted without, as then there is nothing
+to restore.
 """
 
 from __future__ import annotations

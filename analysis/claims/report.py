@@ -193,8 +193,8 @@ def _k3(found: Findings) -> Sentences:
         condition=f"{depends_on}: at fixed k = .1 (m = k D) the same step adds {found('step_at_fixed_k')}; at one m it "
         f"adds up to {_largest(below_full_rank(found, 64))}, the step from D = 16 to 64 up to "
         f"{_largest(below_full_rank(found, 16))} (V = {', '.join(map(str, sorted(sizes))) or 'none'}). Vocabulary: "
-        "lowrank, D = 64, k = .1, T = 1, confidence as a share of the saturated head's (and itself), which falls with V "
-        f"too: {by_vocabulary}. "
+        "lowrank, D = 64, k = .1, T = 1, confidence as a share of the saturated head's (and itself), which falls with "
+        f"V too: {by_vocabulary}. "
         f"{found['above_a_cap']:.0f} of {found['compared_with_a_cap']:.0f} attained confidences exceed a proven cap. "
         f"Geometry takes at most {number(found['geometry_share'], '.1%')} of the gap at public model shapes, and for D "
         f"<= 4 at least {narrow}",

@@ -11,8 +11,8 @@ norm another: this is the preconditioner, and the few tokens of large p take a s
 from __future__ import annotations
 
 import math
-from copy import copy
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -244,7 +244,7 @@ class Solver:
         return moves, -(moves * (gradient + 0.5 * curves)).sum(-1)
 
     def preconditioner(self, pull: Tensor) -> Callable[[Tensor], Tensor]:
-        """Inverse of what the Hessian is about, in the axes of the rows; on a sphere of its part in the tangent space."""
+        """Inverse of what the Hessian is about, in the axes of the rows; on a sphere of its tangential part."""
         added = pull.abs() + self.loss.decay + _LEAST * self.scale**2
         diagonal = self.point.bulk.unsqueeze(-1) * self.axes + added
         if self.squared is None:

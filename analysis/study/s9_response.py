@@ -159,7 +159,12 @@ def _predictions(
 
 
 def _leftover(config: ResponseConfig) -> int:
-    """What the verdict needs most first: S3's cells of few dimensions, where the transition is; larger V last."""
+    """What the verdict needs most first: S3's cells of few dimensions, where the transition is; larger V later.
+
+    Last the heads of D = 4 whose norms are free: most of them never converge, and are in no verdict.
+    """
+    if config.head.norm == "free" and config.hidden_size == 4:
+        return 4
     if config.vocab_size > 256:
         return 2 + int(config.vocab_size > LARGEST)
     return int(config.source != "S3" or config.hidden_size > 64)

@@ -64,7 +64,8 @@ def test_the_transition_comes_first_and_the_largest_vocabulary_last():
     listed = [job.config for job in order([experiment("S9")], "full", "cuda")]
     first = sum(c.source == "S3" and c.vocab_size == 256 and c.hidden_size <= 64 for c in listed)
     assert all(c.source == "S3" and c.vocab_size == 256 and c.hidden_size <= 64 for c in listed[:first])
-    sizes = [c.vocab_size for c in listed]
+    assert [c.head.norm == "free" and c.hidden_size == 4 for c in listed[-45:]] == [True] * 45
+    sizes = [c.vocab_size for c in listed[:-45]]
     assert max(sizes[: -sizes.count(32768)]) == 4096
     assert sizes == sorted(sizes, key=lambda v: (v > 256) + (v > 4096))
 
