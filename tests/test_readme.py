@@ -72,7 +72,7 @@ CHEAP = {
         *("--file", "{tmp}/verdicts.csv"),
     ),
     "python -m paper_figures --list": (),
-    "python -m paper_figures --only activity --preset full": ("--out", "{tmp}"),
+    "python -m paper_figures --only response --preset full": ("--out", "{tmp}"),
 }
 EXPENSIVE = ("python -m analysis.study run S", "python -m analysis.audit ", "python -m kernel.benchmark")
 MAKE = {  # target -> what it runs
@@ -135,7 +135,7 @@ def test_first_hour_redraw_figure_1(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert python_m(command, "--out", str(tmp_path))() == 0
     assert (tmp_path / "activity.pdf").read_bytes().startswith(b"%PDF")
-    assert (tmp_path / "activity.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "response.png").read_bytes().startswith(b"\x89PNG")
     (picture,) = re.findall(r"^!\[.*\]\((.*activity\.png)\)$", README, re.MULTILINE)
     assert (ROOT / picture).exists()
 
