@@ -28,15 +28,16 @@ _PUBLIC = {
     "head_shapes": "HEAD_SHAPES",
     "calibration": """CalibrationState calibration_error fit_head_temperature fit_temperature reliability_table
         selective_scores smooth_calibration_error true_calibration_error""",
+    "reliability": "",
     "response": "frozen_head_response stationarity susceptibility",
     "language_models": "load_model",
     "audit": "audit_model",
     "teachers": "make_teacher",
     "bottleneck": "",
 }
-# Machinery of grids, files and drawing, whose names (run, grid, ...) say little without their module:
+# Machinery of arguments, grids, files and drawing, whose names (run, grid, ...) say little without their module:
 # analysis.lab.sweep.run.
-_MACHINERY = ("claims", "command", "lab", "notebook", "plots", "study")
+_MACHINERY = ("checks", "claims", "command", "lab", "notebook", "plots", "projected", "study")
 # Modules that are commands only: python -m analysis.NAME.
 _COMMANDS: tuple[str, ...] = ("caps_table", "instruction", "transition_table")
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import platform
 import re
@@ -13,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from . import _MACHINERY, _PUBLIC  # pyright: ignore[reportAttributeAccessIssue]
-from .command import finish
+from .command import finish, parser_of
 
 __all__ = ["commands", "main", "modules", "summary", "versions"]
 
@@ -89,12 +88,7 @@ def _version(distribution: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the map; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis",
-        description="A map of the packages, of their commands, and the versions found here.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("analysis", "A map of the packages, of their commands, and the versions found here.", _EXAMPLES)
     parser.add_argument("--versions", action="store_true", help="the versions alone")
     only_versions = parser.parse_args(arguments).versions
     return finish(lambda: _print(only_versions))

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from . import caps, random_energy, smoothing
-from .command import csv_file, finish, output_folder, shown
 from .head_shapes import HEAD_SHAPES, HeadShape
-from .lab.tables import write_computed
+from .lab.computed import table_command
 
 __all__ = ["NORM_PRODUCTS", "needed_norm_product", "rows"]
 
 NORM_PRODUCTS = (5.0, 10.0, 20.0, 50.0)
 LABEL_SMOOTHING = 0.1
-_EXAMPLES = """
-examples:
-  python -m analysis.caps_table /tmp/table.csv                the table, with a sidecar of versions
-  python -m analysis.caps_table paper_figures/data/caps.csv   the committed one, in a clone
-"""
 
 
 def needed_norm_product(gap_at: Callable[[float], float], gap: float) -> float:
-    """Smallest norm product m with ``gap_at(m) >= gap``, for a rising function; inf where no m up to 1e6 is enough.
+    """Find the least norm product m with ``gap_at(m) >= gap``, for a rising function; inf where 1e6 is not enough.
 
     Args:
         gap_at: Gap in nats that a norm product allows.
@@ -80,7 +72,7 @@ def _shape_columns(shape: HeadShape) -> dict[str, object]:
 
 
 def rows(shapes: tuple[HeadShape, ...] = HEAD_SHAPES) -> Iterator[dict[str, object]]:
-    """One row for each shape and norm product.
+    """Yield one row for each shape and norm product.
 
     Args:
         shapes: The heads.
@@ -119,32 +111,16 @@ def rows(shapes: tuple[HeadShape, ...] = HEAD_SHAPES) -> Iterator[dict[str, obje
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the table, and beside it how it was made; returns the exit status."""
-    default = output_folder() / "caps.csv"
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.caps_table",
-        description="Caps of public head shapes.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "file", nargs="?", type=csv_file, default=default, help=f"CSV to write (default: {shown(default)})"
-    )
-    path = parser.parse_args(arguments).file
-    return finish(lambda: _write(path))
-
-
-def _write(path: Path) -> int:
-    count = write_computed(
-        path,
-        rows(),
-        command="python -m analysis.caps_table",
+    return table_command(
+        arguments,
+        "caps",
+        "Caps of public head shapes.",
+        lambda: rows(),
         config={"label_smoothing": LABEL_SMOOTHING, "norm_products": NORM_PRODUCTS, "shapes": len(HEAD_SHAPES)},
         digits=7,
         total=len(HEAD_SHAPES) * len(NORM_PRODUCTS),
         note="no seeds: nothing is random",
     )
-    print(f"{count} rows -> {shown(path)}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the commands share: expected errors in one line, Ctrl-C, numbers of options, and where files go by default."""
+"""What the commands share: their parser, expected errors in one line, Ctrl-C, and where files go by default."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["above_zero", "committed_folder", "csv_file", "finish", "output_folder", "shown", "whole"]
+__all__ = ["above_zero", "committed_folder", "csv_file", "finish", "output_folder", "parser_of", "shown", "whole"]
 
 _ROOT = Path(__file__).resolve().parent.parent
+
+
+def parser_of(module: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Make the parser of ``python -m MODULE``, whose help ends in the examples as they are written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def finish(action: Callable[[], int]) -> int:
@@ -58,7 +68,7 @@ def _discard_output() -> None:
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from ``least`` on.
+    """Return an argparse type that reads a whole number from ``least`` on.
 
     Example:
         >>> whole(1)("12")
@@ -78,7 +88,7 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def above_zero(text: str) -> float:
-    """An argparse type: a finite number above 0.
+    """Read a finite number above 0, as an argparse type.
 
     Example:
         >>> above_zero("0.5")
@@ -94,7 +104,7 @@ def above_zero(text: str) -> float:
 
 
 def csv_file(text: str) -> Path:
-    """An argparse type: a table's file, whose sidecar has the same name and ends in .json.
+    """Read the name of a table's file, as an argparse type; its sidecar has the same name and ends in .json.
 
     Example:
         >>> csv_file("table.csv").name
@@ -107,7 +117,7 @@ def csv_file(text: str) -> Path:
 
 
 def committed_folder() -> Path:
-    """``paper_figures/data`` of the repository that this code runs from.
+    """Find ``paper_figures/data`` of the repository that this code runs from.
 
     Raises:
         FileNotFoundError: If this is an installation without the repository, with what to do instead.
@@ -122,7 +132,7 @@ def committed_folder() -> Path:
 
 
 def output_folder() -> Path:
-    """Where files go by default: ``paper_figures/out`` of the repository; without one, ``out`` in the current folder.
+    """Return where files go by default: ``paper_figures/out`` of the repository; without one, ``out`` in this folder.
 
     Nothing of the name ``paper_figures`` is ever made elsewhere: it would hide the package of that name.
     """
@@ -131,7 +141,7 @@ def output_folder() -> Path:
 
 
 def shown(path: Path) -> str:
-    """The path as a reader of this terminal would type it: relative where it lies in the current folder."""
+    """Write the path as a reader of this terminal would type it: relative where it lies in the current folder."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -12,13 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .claims.verdicts import judge_model, write_judged
-from .command import above_zero, csv_file, finish, output_folder, shown, whole
+from .claims.judging import judge_model
+from .claims.verdicts import write_judged
+from .command import above_zero, csv_file, finish, output_folder, parser_of, shown, whole
 from .lab.files import check_writable
+from .lab.provenance import made_of_rows
 from .lab.records import RowStore
 from .lab.registry import tidy
-from .lab.sweep import available_cores, read_rows, run
-from .lab.tables import made_of_rows, read_table, write_table
+from .lab.sweep import read_rows, run
+from .lab.tables import read_table, write_table
+from .lab.workers import available_cores
 from .study.real_tuning.predictions import PREDICTIONS
 from .study.real_tuning.questions import build_questions, read_questions, write_questions
 from .study.real_tuning.tuning import PRESETS, InstructionConfig, configs, seconds, tune
@@ -51,11 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.instruction",
-        description="Tune a real language model on real questions with label smoothing, and measure its calibration.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = parser_of(
+        "analysis.instruction",
+        "Tune a real language model on real questions with label smoothing, and measure its calibration.",
+        _EXAMPLES,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = commands.add_parser("questions", help="build the questions and the text")

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
 
-from . import _projected
-from ._arguments import one_index
-from ._validation import interval, one_whole, require_broadcast, softcap_or_inf
+from . import projected
+from .checks import interval, one_index, one_whole, require_broadcast, softcap_or_inf
 
 Array = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ def fit_norm_ball(
     steps: int = 600,
     generator: np.random.Generator | None = None,
 ) -> NormBallHead:
-    """Head of least smoothed loss over rows and features with max ||h|| max ||w|| = m, one context per token.
+    """Fit the head of least smoothed loss with max ||h|| max ||w|| = m, one context per token.
 
     Args:
         vocab_size: Number of classes V >= 2, one number; time and memory grow as V^2.
@@ -76,19 +76,19 @@ def fit_norm_ball(
     v, d = one_whole("vocab_size", vocab_size, 2), one_whole("hidden_size", hidden_size, 1)
     tries, steps = one_whole("restarts", restarts, 1), one_whole("steps", steps, 1)
     shape = require_broadcast(norm_product=m, label_smoothing=b, temperature=t, softcap=c)
-    _projected.check_size(math.prod(shape) * tries, v, d)
+    projected.check_size(math.prod(shape) * tries, v, d)
     m, b, t, c = (np.broadcast_to(x, shape).ravel() for x in (m, b, t, c))
-    problem = _projected.Problem(*(np.repeat(x, tries) for x in (m, t, c)))
+    problem = projected.Problem(*(np.repeat(x, tries) for x in (m, t, c)))
     smoothing = np.repeat(b, tries)[:, None, None]
     generator = np.random.default_rng(0) if generator is None else generator
-    rows, features = _projected.start(len(problem.m), v, d, generator)
+    rows, features = projected.start(len(problem.m), v, d, generator)
     target = (1 - smoothing) * np.eye(v) + smoothing / v
 
     def slope(z: Array, progress: float) -> Array:
-        return np.exp(_log_softmax(z)) - target
+        return np.exp(log_softmax(z, axis=-1)) - target
 
-    _projected.descend(rows, features, problem, slope, steps=steps)
-    log_p = _log_softmax(_projected.logits(rows, features, problem)[0])
+    projected.descend(rows, features, problem, slope, steps=steps)
+    log_p = log_softmax(projected.logits(rows, features, problem)[0], axis=-1)
     p = np.exp(log_p)
     own = np.diagonal(log_p, axis1=-2, axis2=-1)
     loss = -(target * log_p).sum(axis=-1).mean(axis=-1)
@@ -103,8 +103,3 @@ def fit_norm_ball(
         -log_p.mean(axis=(-2, -1)),
     )
     return NormBallHead(*(x[best].reshape(shape)[()] for x in fields))
-
-
-def _log_softmax(z: Array) -> Array:
-    shifted = z - z.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -87,7 +87,7 @@ def _somebody_is_there() -> bool:
 
 
 def committed_table(name: str) -> pd.DataFrame:
-    """A table from ``paper_figures/data`` of the checkout that this package lies in.
+    """Read a table from ``paper_figures/data`` of the checkout that this package lies in.
 
     Args:
         name: Its path there without the ending: ``"quick/S7"``, ``"quick/verdicts"``, ``"chunked"``.

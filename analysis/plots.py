@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arguments import check_flag
-from ._validation import interval
+from .checks import check_flag, interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +79,7 @@ def reliability_diagram(
     label: str | None = None,
     color: Any = None,
 ) -> Axes:
-    """Accuracy against confidence, one point a bin, with what sampling noise and theory allow.
+    """Draw accuracy against confidence, one point a bin, with what sampling noise and theory allow.
 
     Args:
         source: A :class:`analysis.calibration.CalibrationState` or a table of
@@ -146,7 +145,7 @@ def confidence_histogram(
     label: str | None = None,
     color: Any = None,
 ) -> Axes:
-    """Share of samples in each bin of confidence, with mean confidence and accuracy.
+    """Draw the share of samples in each bin of confidence, with mean confidence and accuracy.
 
     Args:
         source: A state or a reliability table of equal-width bins.
@@ -185,7 +184,7 @@ def confidence_histogram(
 
 
 def risk_coverage(curve: RiskCoverage, ax: Axes, *, label: str | None = None, color: Any = None) -> Axes:
-    """Error rate among the most confident samples against their share, with the rate of answering everything.
+    """Draw the error rate among the most confident samples against their share, and the rate of answering everything.
 
     Args:
         curve: From :func:`analysis.calibration.risk_coverage_curve`.

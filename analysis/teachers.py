@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._arguments import check_choice, check_count, check_int
-from ._validation import check_number
+from .checks import check_choice, check_count, check_int, check_number
 
 __all__ = [
     "DeterministicTeacher",
@@ -51,10 +50,10 @@ class TeacherConfig:
         zipf_exponent: Slope of the token frequencies.
         peak: Height of the peaks of a sparse teacher, in nats.
         peak_fraction: Share of its contexts with a peak.
-        seed: Seed of the data: conditionals, training and held-out samples. Apart from the model's seed.
+        seed: Seed of the data: conditionals, training and held-out samples; the model has a seed of its own.
 
     Raises:
-        TypeError: If a size, count or seed is not an int, or a number none of Python's.
+        TypeError: If a size, count or seed is not an int, or another number is not a Python number.
         ValueError: If a field is outside its range.
 
     Example:
@@ -254,7 +253,7 @@ def _check_tokens(name: str, tokens: Tensor, low: int, vocab_size: int) -> None:
 
 
 def make_teacher(config: TeacherConfig, generator: torch.Generator) -> Teacher:
-    """The teacher that ``config`` describes; ``generator`` draws what is random in it.
+    """Make the teacher that ``config`` describes; ``generator`` draws what is random in it.
 
     Args:
         config: Kind and sizes. Its ``seed`` is not used here: the caller turns it into generators
@@ -285,7 +284,7 @@ def make_teacher(config: TeacherConfig, generator: torch.Generator) -> Teacher:
 
 
 def random_streams(seed: int, count: int) -> list[torch.Generator]:
-    """Independent CPU generators for the parts of one experiment, all fixed by one seed.
+    """Make independent CPU generators for the parts of one experiment, all fixed by one seed.
 
     What one part draws, however much, changes no other part: more training samples leave teacher and held-out sample
     alone.

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from . import caps, smoothing
-from .command import csv_file, finish, output_folder, shown
-from .lab.tables import write_computed
+from .lab.computed import table_command
 from .norm_ball import fit_norm_ball
 
 __all__ = ["rows"]
 
-_EXAMPLES = """
-examples:
-  python -m analysis.transition_table /tmp/table.csv                      the table, with a sidecar of versions
-  python -m analysis.transition_table paper_figures/data/transition.csv   the committed one, in a clone
-"""
 LABEL_SMOOTHING = 0.1
 SHAPES = tuple((v, d) for v in (16, 32, 64) for d in (2, 3, 4, 6))
 # norm product over the gap that smoothing asks for
@@ -26,7 +18,7 @@ RATIOS = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3, 1.6, 2.0, 2.6, 3.5, 5.0)
 
 
 def rows(shapes: Sequence[tuple[int, int]] = SHAPES, ratios: Sequence[float] = RATIOS) -> Iterator[dict[str, float]]:
-    """Heads trained without and with smoothing, against every predictor.
+    """Train heads without and with smoothing, and yield them beside every predictor.
 
     Args:
         shapes: Pairs (vocab_size, hidden_size).
@@ -65,32 +57,16 @@ def rows(shapes: Sequence[tuple[int, int]] = SHAPES, ratios: Sequence[float] = R
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the table, and beside it how it was made; returns the exit status."""
-    default = output_folder() / "transition.csv"
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.transition_table",
-        description="Predictors below full rank.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "file", nargs="?", type=csv_file, default=default, help=f"CSV to write (default: {shown(default)})"
-    )
-    path = parser.parse_args(arguments).file
-    return finish(lambda: _write(path))
-
-
-def _write(path: Path) -> int:
-    count = write_computed(
-        path,
-        rows(),
-        command="python -m analysis.transition_table",
+    return table_command(
+        arguments,
+        "transition",
+        "Predictors below full rank.",
+        lambda: rows(),
         config={"label_smoothing": LABEL_SMOOTHING, "shapes": SHAPES, "ratios": RATIOS},
         digits=6,
         total=len(SHAPES) * len(RATIOS),
         seeds=[0],
     )
-    print(f"{count} rows -> {shown(path)}")
-    return 0
 
 
 if __name__ == "__main__":

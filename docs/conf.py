@@ -15,13 +15,14 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent))
 
-from reference_pages import write_pages
+from reference_pages import contents, write_pages
 
 project = "confidence-ceiling"
 author = "The confidence-ceiling authors"
 version = release = installed_version("confidence-ceiling")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions += ["explorer_page"]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", ".*"),
@@ -46,6 +47,7 @@ python_use_unqualified_type_names = True
 html_theme = "furo"
 html_title = "confidence-ceiling"
 html_css_files = ["site.css"]
+templates_path = ["_templates"]
 html_show_sourcelink = html_copy_source = html_show_sphinx = html_show_copyright = False
 # MathJax with its fonts as one script: formulas need no network, and no font that a browser may refuse to load.
 mathjax_package: Any = find_spec("sphinx-mathjax-offline")
@@ -97,10 +99,17 @@ def prose_before_colons(app: Any, what: str, name: str, value: Any, options: Any
         lines[i] = re.sub(r"^(\s*)", r"\1: ", lines[i])
 
 
+def list_members(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Open the description of a module of many members with their list."""
+    if what == "module" and "members" in options:
+        lines += contents(name)
+
+
 def setup(app: Any) -> None:
     """Write the pages of the reference and connect the handlers."""
     write_pages(HERE / "reference")
     app.connect("autodoc-skip-member", skip_foreign)
     app.connect("autodoc-process-docstring", prose_before_colons, priority=400)  # before napoleon's 500
+    app.connect("autodoc-process-docstring", list_members)
     app.connect("missing-reference", link_outside)
     app.connect("doctree-read", plain_underscores)

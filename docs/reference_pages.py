@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +13,10 @@ from pathlib import Path
 from analysis import _MACHINERY, _PUBLIC  # pyright: ignore[reportAttributeAccessIssue]
 from analysis.__main__ import commands, modules, summary
 
-__all__ = ["pages", "write_pages"]
+__all__ = ["contents", "pages", "write_pages"]
+
+_LONG = 6  # members from which on a page opens with their list
+_FIRST = {"analysis.calibration": "calibration_error"}  # what most come for
 
 _AUTOMODULE = """```{{eval-rst}}
 .. automodule:: {name}
@@ -19,6 +24,11 @@ _AUTOMODULE = """```{{eval-rst}}
 ```
 """
 _INSIDE = "kernel.inside"
+_COMMANDS = """# Commands
+
+What each command prints with `--help`; `python -m analysis` prints their names.
+
+"""
 _INDEX = """# Reference
 
 The functions that one meets first are importable from the package: `analysis.simplex_cap` is
@@ -49,7 +59,7 @@ def write_pages(folder: Path) -> None:
     lines["commands"] = "What every command says of itself with --help."
     listing = "".join(f"| [`{page}`]({page}.md) | {lines[page]} |\n" for page in (*pages(), "commands"))
     tree = "\n".join((*pages(), "commands"))
-    wanted["commands.md"] = "# Commands\n\n" + "\n".join(_help())
+    wanted["commands.md"] = _COMMANDS + "\n".join(_help())
     wanted["index.md"] = f"{_INDEX}| module | |\n|---|---|\n{listing}\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
     for path in folder.glob("*.md"):
         if path.name not in wanted:
@@ -68,7 +78,7 @@ def _help() -> Iterator[str]:
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
             main(["--help"])
         shown = text.getvalue().replace(f"{Path(__file__).resolve().parents[1]}/", "")
-        yield f"## python -m {name}\n\n```text\n{shown.strip()}\n```\n"
+        yield f"## python -m {name}\n\n```{{code-block}} text\n:class: help\n\n{shown.strip()}\n```\n"
 
 
 def _page(page: str, names: list[str]) -> str:
@@ -78,6 +88,34 @@ def _page(page: str, names: list[str]) -> str:
     for name in rest:
         parts += [f"## {name}\n", _automodule(name, page)]
     return "\n".join(parts)
+
+
+def contents(name: str) -> list[str]:
+    """What the module of a page offers, a line each with its first sentence: functions, then classes.
+
+    Args:
+        name: The module.
+
+    Returns:
+        Lines of reStructuredText, to be read after the module's docstring; none where the members are few.
+    """
+    module = import_module(name)
+    described = {
+        member: inspect.getdoc(value)
+        for member in getattr(module, "__all__", ())
+        if inspect.isroutine(value := getattr(module, member)) or inspect.isclass(value)
+    }
+    if name not in pages() or len(described) < _LONG:
+        return []
+    classes = {member for member in described if inspect.isclass(getattr(module, member))}
+    members = sorted(described, key=lambda member: (member != _FIRST.get(name), member in classes))
+    lines = ["", ".. list-table::", "   :class: members", "   :widths: 38 62", ""]
+    for member in members:
+        role = "class" if member in classes else "func"
+        first = (described[member] or "").partition("\n")[0]
+        first = re.sub(r":(?!math)\w+:`[~.]?([^`]+)`", r"``\1``", first)  # links that hold in another scope
+        lines += [f"   * - :{role}:`{member} <{name}.{member}>`", f"     - {first}"]
+    return [*lines, ""]
 
 
 def _automodule(name: str, page: str) -> str:

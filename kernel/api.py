@@ -108,15 +108,15 @@ def linear_cross_entropy(
         confidence_penalty: Coefficient, at least 0, of the entropy H of p, which is subtracted from the loss: it pulls
             towards uniform predictions as smoothing does, but hardly where p is far from them.
         token_weight: Weight of each token ``(...)``, finite and at least 0; a constant, no gradient flows to it.
-        ignore_index: Tokens with this target have loss 0, cost nothing and count in no mean.
+        ignore_index: Tokens with this target have a loss of 0, cost no time and count in no mean.
         reduction: ``"none"``, ``"sum"``, or ``"mean"``: sum(w loss) / sum(w) over the tokens kept.
         implementation: ``"reference"`` (full logits, plain PyTorch), ``"chunked"`` (any device, blocks of tokens,
             gradients formed in the forward), ``"triton"`` (fused kernels, NVIDIA GPUs from Ampere on), or ``"auto"``:
             ``"triton"`` on a CUDA device that can run it, else ``"chunked"``.
-        workspace_bytes: Memory in bytes that ``"triton"`` may use beyond gradients, a float32 ``(N, D)`` and, where
-            tokens are few, partial sums of the input's gradient; at least one strip of 256 logits a token is used.
-            Twice N V bytes saves recomputing logits in half precision: a quarter of the work. It changes time and
-            memory, never the result beyond rounding.
+        workspace_bytes: Memory in bytes that ``"triton"`` may use beyond the gradients, a float32 ``(N, D)`` and, where
+            tokens are few, partial sums of the input's gradient. It uses at least a strip of 256 logits a token. With
+            2 N V bytes, half-precision inputs need no logit twice, which saves a quarter of the work. The number
+            changes time and memory, never the result beyond rounding.
         return_statistics: Also return each token's log-probability, log-partition, entropy, confidence and argmax, from
             the same pass over the head. A loss of any function of the first three has exact gradients.
         **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
@@ -183,14 +183,14 @@ def linear_cross_entropy(
 
 
 def refuse_unsupported(function: str, names: Sequence[str]) -> None:
-    """Refuse arguments that exist elsewhere or nowhere, with the reason."""
+    """Raise a TypeError, as Python does, for the first of ``names``, and say why ``function`` does not take it."""
     for name in names:
         reason = _ELSEWHERE.get(name, "no such argument")
         raise TypeError(f"{function}() got an unexpected keyword argument {name!r}: {reason}.")
 
 
 def check_choices(implementation: object, workspace_bytes: object) -> None:
-    """Refuse what is no implementation, and what is no number of bytes."""
+    """Raise an error unless ``implementation`` is a known name and ``workspace_bytes`` an int of at least 0."""
     if not isinstance(implementation, str) or implementation not in ("auto", *_IMPLEMENTATIONS):
         raise ValueError(f"implementation must be one of {('auto', *_IMPLEMENTATIONS)}, got {implementation!r}.")
     if isinstance(workspace_bytes, bool) or not isinstance(workspace_bytes, int):
@@ -207,7 +207,7 @@ def _resolve(implementation: str, input: Tensor) -> Callable[..., tuple[Tensor, 
 
 
 def autocast(*tensors: Any) -> tuple[Any, ...]:
-    """Cast floating tensors as autocast casts the arguments of a matrix product; float64 stays, as there."""
+    """Cast the tensors as autocast casts those of a matrix product: float64, integers and None stay as they are."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
     # Dynamo cannot trace is_autocast_available; a compiled call is on a device that has autocast.
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
@@ -219,7 +219,7 @@ def autocast(*tensors: Any) -> tuple[Any, ...]:
 
 
 def autocast_off(input: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Switch autocast off on input's device, once its arguments are cast."""
+    """Return a context in which autocast is off on the device of ``input``; its arguments are cast before."""
     device = input.device.type
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
     return torch.autocast(device, enabled=False) if known else contextlib.nullcontext()

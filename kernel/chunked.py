@@ -17,36 +17,17 @@ not the fast one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .blocks import block_logits, block_tokens, spread
 from .options import LossOptions
 from .reference import compute_dtype
 from .token_statistics import TokenStatistics
 
 __all__ = ["loss"]
-
-# Bytes of one block of logits. On the CPU small blocks stay near the caches and large ones make the products efficient;
-# 16 MiB was the fastest on the two shapes of paper_figures/data/chunked.csv. On a GPU larger blocks fill the device.
-BLOCK_BYTES = {"cpu": 16 * 2**20}
-BLOCK_BYTES_ELSEWHERE = 256 * 2**20
-
-
-class _Gradients(NamedTuple):
-    input: Tensor | None  # (N, D)
-    linear_weight: Tensor | None  # (V, D)
-    linear_bias: Tensor | None  # (V,)
-
-
-class _Upstream(NamedTuple):
-    """Upstream gradients of each token's loss and statistics, each ``(N,)``."""
-
-    loss: Tensor
-    log_probability: Tensor
-    lse: Tensor
-    entropy: Tensor
 
 
 def loss(
@@ -121,7 +102,7 @@ class _ChunkedLoss(torch.autograd.Function):
             mixed = None
             if any(g is not None for g in of_statistics):
                 others = (torch.zeros_like(weight) if g is None else g.to(weight.dtype) for g in of_statistics[:3])
-                mixed = _Upstream._make([upstream, *others])
+                mixed = (upstream, *others)
             needs = list(ctx.needs_input_grad[:3])
             arguments = (input, linear_weight, linear_bias, target, upstream)
             _, _, gradients = _run(*arguments, ctx.options, needs, mixed=mixed)
@@ -140,8 +121,8 @@ def _run(
     needs: list[bool],  # gradient wanted of input, linear_weight, linear_bias
     *,
     want_statistics: bool = False,
-    mixed: _Upstream | None = None,
-) -> tuple[Tensor, TokenStatistics | None, _Gradients]:
+    mixed: tuple[Tensor, ...] | None = None,  # upstream gradients of loss, log-probability, lse and entropy, each (N,)
+) -> tuple[Tensor, TokenStatistics | None, tuple[Tensor | None, ...]]:
     """Weighted token losses ``(N,)``, statistics, and the gradients of the losses' sum, in its dtype.
 
     With ``mixed`` gradients of the sum of everything in it. Ignored tokens cost nothing.
@@ -152,7 +133,7 @@ def _run(
         rows = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
         hidden, labels, g = (t if rows is None else t[rows] for t in (input, target, upstream))
         if mixed is not None:
-            mixed = _Upstream._make(t if rows is None else t[rows] for t in mixed)
+            mixed = tuple(t if rows is None else t[rows] for t in mixed)
             g = torch.ones_like(g)  # dz holds every weight
         weight = linear_weight.to(dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
@@ -176,15 +157,10 @@ def _run(
         if rows is not None:
             token_loss = torch.zeros_like(upstream).index_copy_(0, rows, token_loss)
             if statistics is not None:
-                n = target.shape[0]
-                fields = (
-                    x.new_full((n,), -1 if x.dtype == torch.int64 else torch.nan).index_copy_(0, rows, x)
-                    for x in statistics
-                )
-                statistics = TokenStatistics._make(fields)
+                statistics = TokenStatistics._make(spread(x, rows, target.shape[0]) for x in statistics)
             if grad_hidden is not None:
                 grad_hidden = torch.zeros_like(input, dtype=dtype).index_copy_(0, rows, grad_hidden)
-        return token_loss, statistics, _Gradients(grad_hidden, grad_weight, grad_bias)
+        return token_loss, statistics, (grad_hidden, grad_weight, grad_bias)
 
 
 def _blocks(
@@ -194,7 +170,7 @@ def _blocks(
     labels: Tensor,  # (n,)
     token_loss: Tensor,  # (n,), written here
     statistics: TokenStatistics | None,  # of n, written here
-    mixed: _Upstream | None,
+    mixed: tuple[Tensor, ...] | None,
     options: LossOptions,
     want_gradient: bool,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -202,8 +178,7 @@ def _blocks(
     n, vocab_size, smoothing = hidden.shape[0], weight.shape[0], options.label_smoothing
     penalty = options.confidence_penalty
     want_entropy = statistics is not None or mixed is not None or penalty > 0
-    budget = BLOCK_BYTES.get(hidden.device.type, BLOCK_BYTES_ELSEWHERE)
-    size = max(1, min(n, budget // (vocab_size * hidden.element_size())))
+    size = block_tokens(n, weight)
     # Allocated once: fresh pages for every block cost more than the arithmetic.
     buffer = hidden.new_empty(size, vocab_size)
     slopes = torch.empty_like(buffer) if want_gradient and options.softcap is not None else None
@@ -211,19 +186,8 @@ def _blocks(
     for start in range(0, n, size):
         part = slice(start, min(start + size, n))
         h, y = hidden[part], labels[part].unsqueeze(-1)
-        z = torch.mm(h, weight.T, out=buffer[: h.shape[0]])
-        if options.logit_scale != 1:
-            z.mul_(options.logit_scale)
-        if bias is not None:
-            z.add_(bias)
-        slope = None
-        if options.softcap is not None:
-            z.div_(options.softcap)
-            if slopes is not None:  # d cap(z) / dz = 1 / cosh^2: 1 - tanh^2 would cancel
-                slope = torch.cosh(z, out=slopes[: h.shape[0]]).square_().reciprocal_()
-            z.tanh_().mul_(options.softcap)
-        if options.temperature != 1:
-            z.div_(options.temperature)
+        z, slope = buffer[: h.shape[0]], None if slopes is None else slopes[: h.shape[0]]
+        block_logits(h, weight, bias, options, z, slope)
         peak, argmax = z.max(-1, keepdim=True) if statistics is not None else (z.amax(-1, keepdim=True), None)
         z.sub_(peak)
         shift = z.gather(-1, y)

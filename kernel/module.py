@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,28 +84,10 @@ class LinearCrossEntropy(nn.Module):
             self.weight = weight
             self.register_parameter("bias", None)
 
-    @overload
     def forward(
-        self, input: Tensor, target: Tensor, token_weight: Tensor | None = None, *, return_statistics: Literal[True]
-    ) -> tuple[Tensor, TokenStatistics]: ...
-    @overload
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        token_weight: Tensor | None = None,
-        *,
-        return_statistics: Literal[False] = False,
-    ) -> Tensor: ...
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        token_weight: Tensor | None = None,
-        *,
-        return_statistics: bool = False,
+        self, input: Tensor, target: Tensor, token_weight: Tensor | None = None, *, return_statistics: bool = False
     ) -> Tensor | tuple[Tensor, TokenStatistics]:
-        """Loss of hidden states ``(..., D)`` and targets ``(...)``, statistics if asked for.
+        """Return the loss of hidden states ``(..., D)`` and targets ``(...)``, with statistics if asked for.
 
         See :func:`linear_cross_entropy`.
         """
@@ -115,6 +97,6 @@ class LinearCrossEntropy(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Sizes and options, for ``print``."""
+        """Return the sizes and options that ``print`` shows."""
         vocab_size, hidden_size = self.weight.shape
         return ", ".join([f"{hidden_size}, {vocab_size}", *(f"{k}={v!r}" for k, v in self.options.items())])

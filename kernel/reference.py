@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .options import LossOptions
+from .options import LossOptions, Reduction
 from .softcap import softcap
 from .token_statistics import TokenStatistics
 
-__all__ = ["compute_dtype", "logits", "loss"]
+__all__ = ["compute_dtype", "logits", "loss", "reduced"]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -65,14 +65,18 @@ def loss(
     if options.z_loss:
         token_loss = token_loss + options.z_loss * torch.logsumexp(z, dim=-1).square()
     weight = kept.to(z.dtype) if token_weight is None else torch.where(kept, token_weight.to(z.dtype), 0)
-    token_loss = torch.where(kept, token_loss, 0) * weight
-    if options.reduction == "none":
-        return token_loss, statistics
-    if options.reduction == "sum":
-        return token_loss.sum(), statistics
+    return reduced(torch.where(kept, token_loss, 0) * weight, weight, options.reduction), statistics
+
+
+def reduced(token_loss: Tensor, weight: Tensor, reduction: Reduction) -> Tensor:
+    """Return the weighted token losses ``(N,)``, their sum, or the sum divided by that of the weights ``(N,)``."""
+    if reduction == "none":
+        return token_loss
+    if reduction == "sum":
+        return token_loss.sum()
     total = weight.sum()
     # No weight at all: the value is torch's nan, the gradient zero rather than 0 / 0.
-    return torch.where(total > 0, token_loss.sum() / torch.where(total > 0, total, 1), torch.nan), statistics
+    return torch.where(total > 0, token_loss.sum() / torch.where(total > 0, total, 1), torch.nan)
 
 
 def _entropy(log_p: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ __all__ = ["slope", "softcap"]
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
-    """``cap * tanh(logits / cap)``; the logits themselves for None.
+    """Return ``cap * tanh(logits / cap)``, or the logits themselves if the cap is None.
 
     It can be differentiated any number of times, each time to the relative accuracy of its dtype.
 
@@ -32,7 +32,7 @@ def softcap(logits: Tensor, cap: float | None) -> Tensor:
 
 
 def slope(x: Tensor) -> Tensor:
-    """Derivative of tanh(x), 1 - tanh(x)^2 without the difference."""
+    """Return the derivative of tanh at x, to the relative accuracy of its dtype, which 1 - tanh(x)^2 would lose."""
     e = torch.exp(-2 * x.abs())
     return 4 * e / (1 + e).square()
 

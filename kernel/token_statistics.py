@@ -31,5 +31,5 @@ class TokenStatistics(NamedTuple):
     argmax: Tensor
 
     def reshape(self, shape: torch.Size) -> TokenStatistics:
-        """The fields in another shape."""
+        """Return the fields in another shape."""
         return TokenStatistics._make(field.reshape(shape) for field in self)

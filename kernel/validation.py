@@ -18,7 +18,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Refuse what is no tensor."""
+    """Raise a TypeError that names the argument unless ``value`` is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
 
@@ -35,7 +35,7 @@ def check_tensors(
     linear_bias: Tensor | None,  # (V,)
     token_weight: Tensor | None = None,  # (...)
 ) -> None:
-    """Refuse tensors of the wrong type, dtype, shape or device; looks at no value, so never waits for a device."""
+    """Raise an error for a wrong type, dtype, shape or device; no value is read, so that nothing waits for a device."""
     check_tensor("input", input)
     check_tensor("linear_weight", linear_weight)
     _check_floating("input", input)
@@ -112,7 +112,7 @@ def check_target_range(target: Tensor, vocab_size: int, ignore_index: int) -> No
 
 
 def check_token_weight_range(token_weight: Tensor) -> None:
-    """Refuse negative and non-finite weights, and those whose sum is; on other devices than the CPU by an assertion.
+    """Refuse weights that are negative or not finite, or whose sum is not; off the CPU by a device-side assertion.
 
     The weights come as they will be used, in float32 or float64: what overflows there is refused.
     """
@@ -133,33 +133,18 @@ def check_token_weight_range(token_weight: Tensor) -> None:
 
 @torch.library.custom_op("confidence_ceiling::checked_target", mutates_args=())
 def checked_target(target: Tensor, vocab_size: int, ignore_index: int) -> Tensor:
-    """A copy of the targets, after :func:`check_target_range`."""
+    """Check the targets by :func:`check_target_range` and return a copy of them."""
     check_target_range(target, vocab_size, ignore_index)
     return target.clone()
 
 
 @torch.library.custom_op("confidence_ceiling::checked_token_weight", mutates_args=())
 def checked_token_weight(token_weight: Tensor) -> Tensor:
-    """A copy of the weights, after :func:`check_token_weight_range`; under vmap the sum is that of the whole batch."""
+    """Check weights by :func:`check_token_weight_range`, under vmap the whole batch's, and return a copy of them."""
     check_token_weight_range(token_weight)
     return token_weight.clone()
 
 
-@checked_target.register_fake
-def _(target: Tensor, vocab_size: int, ignore_index: int) -> Tensor:
-    return torch.empty_like(target)
-
-
-@checked_token_weight.register_fake
-def _(token_weight: Tensor) -> Tensor:
-    return torch.empty_like(token_weight)
-
-
-@checked_target.register_vmap
-def _(info: object, in_dims: tuple[int | None, ...], target: Tensor, vocab_size: int, ignore_index: int) -> object:
-    return checked_target(target, vocab_size, ignore_index), in_dims[0]
-
-
-@checked_token_weight.register_vmap
-def _(info: object, in_dims: tuple[int | None, ...], token_weight: Tensor) -> object:
-    return checked_token_weight(token_weight), in_dims[0]
+for _check in (checked_target, checked_token_weight):
+    _check.register_fake(lambda values, *_: torch.empty_like(values))
+    _check.register_vmap(lambda info, in_dims, values, *rest, check=_check: (check(values, *rest), in_dims[0]))

@@ -141,7 +141,7 @@ capped = pd.DataFrame(
 capped = capped.loc[list(arms)]
 fall = capped["confidence"][0.0] - capped["confidence"][b]
 pd.DataFrame({"rho": capped["effectiveness_ratio"][b], "plain": capped["confidence"][0.0],
-              "smoothed": capped["confidence"][b], "fall": fall}).round(3)  # fmt: skip
+              "smoothed": capped["confidence"][b], "fall": fall}).round(3) + 0.0  # no minus before 0  # fmt: skip
 
 # %%
 assert fall[["no cap", "contraction, c = 10", "contraction, c = 3"]].abs().max() < 0.002  # inert

@@ -1,8 +1,10 @@
 """The figures of the paper: each a module with ``make(table) -> Figure``, drawn by ``python -m paper_figures``.
 
 A module of this package says which tables it draws (``TABLES``, and ``OPTIONAL`` ones that it can do without), takes
-from them what it draws (``prepare``), and draws it (``make``). None of them trains a model, reads a file or writes one;
-the lines of theory are computed where they are drawn. The caption stands in the module's docstring.
+from them what it draws (``prepare``: one table with ``COLUMNS``), and draws it (``make``: the figure, unsaved, with the
+preset printed in it where there is a grid; a table that lacks a column or has no row is a ValueError). None of them
+trains a model, reads a file or writes one; the lines of theory are computed where they are drawn. The caption stands in
+the module's docstring.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from analysis.command import above_zero, finish, shown, whole
+from analysis.command import above_zero, finish, parser_of, shown, whole
 from analysis.lab.files import check_writable, write_together
 
 from . import FIGURES
@@ -90,12 +90,7 @@ def _draw(name: str, module: ModuleType, preset: Preset, out: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m paper_figures",
-        description="Draw the figures of the paper.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("paper_figures", "Draw the figures of the paper.", _EXAMPLES)
     parser.add_argument("--only", action="append", choices=list(FIGURES), metavar="NAME", help="one figure; repeatable")
     parser.add_argument(
         "--preset", choices=("quick", "full"), help="which grid (default: full where its tables are there, else quick)"

@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.caps import gap_to_confidence
-from analysis.claims.effects import cell_effects, paired_effects
+from analysis.claims.effects import cell_effects, paired_effects, summarise
 from analysis.smoothing import optimal_gap, predicted_activity
 
-from .drawing import check, points, stamp, summarise
+from .drawing import check, points, stamp
 from .style import RC, TEXT_WIDTH, THEORY_COLOUR, Look, ramp
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "predicted_fall", "prepare"]
@@ -106,15 +106,7 @@ def predicted_fall(effectiveness_ratio: np.ndarray, vocab_size: int, label_smoot
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
     """Fall in confidence against rho (left) and the activity index (right), see the caption above.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Printed in the figure.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only activity``.
-
-    Raises:
-        ValueError: If a column is missing or there is no cell.
+    Redraw: ``python -m paper_figures --only activity``.
     """
     check(table, COLUMNS)
     cells = table.loc[table["kind"] == "cell"].copy()

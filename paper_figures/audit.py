@@ -46,15 +46,7 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def make(table: pd.DataFrame, *, preset: str = "") -> Figure:
     """Reliability, gaps under their caps, activity index and over-confidence by group; see the caption above.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Not used: an audit has no grid.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only audit``.
-
-    Raises:
-        ValueError: If a column is missing or there is no row.
+    Redraw: ``python -m paper_figures --only audit``.
     """
     check(table, COLUMNS)
     said = table.loc[table["part"] == "source"].set_index("name")["text"]

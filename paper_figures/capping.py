@@ -93,15 +93,7 @@ _ORDER = {"none": 0, "temperature": 1, "gain": 2, "contraction": 3}
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
     """Gains by treatment (rows) and what limits the norms (columns), see the caption above.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Printed in the figure.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only capping``.
-
-    Raises:
-        ValueError: If a column is missing or there is no row.
+    Redraw: ``python -m paper_figures --only capping``.
     """
     check(table, COLUMNS)
     table = table.assign(only=table["reading"] == "only")

@@ -26,8 +26,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import caps
+from analysis.claims.effects import summarise
 
-from .drawing import LABEL_SIZE, check, end_labels, panel, points, spread, stamp, summarise
+from .drawing import LABEL_SIZE, check, end_labels, panel, points, spread, stamp
 from .style import RC, TEXT_WIDTH, THEORY_COLOUR, looks
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
@@ -75,15 +76,7 @@ def _trained(rows: pd.DataFrame) -> pd.DataFrame:
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
     """Ceilings against the norm product, against the hidden size, and of public shapes; see the caption above.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Printed in the figure.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only ceilings``.
-
-    Raises:
-        ValueError: If a column is missing or there is no row.
+    Redraw: ``python -m paper_figures --only ceilings``.
     """
     check(table, COLUMNS)
     searched, trained, shapes = (table.loc[table["kind"] == kind] for kind in ("searched", "trained", "shape"))

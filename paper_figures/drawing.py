@@ -11,11 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis.claims.statistics import mean_interval
-
 from .style import RC, Look
 
-__all__ = ["LABEL_SIZE", "check", "end_labels", "panel", "points", "spread", "stamp", "summarise", "wrapped"]
+__all__ = ["LABEL_SIZE", "check", "end_labels", "panel", "points", "spread", "stamp", "wrapped"]
 
 LABEL_SIZE = 6.5  # points, of labels inside the axes
 _POINTS = 72  # to the inch
@@ -32,37 +30,6 @@ def check(table: pd.DataFrame, columns: Sequence[str]) -> None:
         raise ValueError(f"table must have the columns {list(columns)}, it lacks {missing}.")
     if table.empty:
         raise ValueError("table must have rows to draw, got none.")
-
-
-def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """Means over seeds with 95 % t intervals: ``by``, ``seeds``, and each value with ``_low`` and ``_high``.
-
-    One seed has no interval: its ends are nan, and no bar is drawn.
-
-    Args:
-        rows: One line for each seed of a cell; a missing value of ``by`` is a value like others.
-        by: Columns that name a cell.
-        values: Columns to average.
-
-    Raises:
-        ValueError: If ``rows`` is empty.
-
-    Example:
-        >>> rows = pd.DataFrame({"D": [4, 4, 4, 8], "x": [1.0, 2.0, 3.0, 5.0]})
-        >>> summarise(rows, ["D"], ["x"]).round(2).to_dict("list")
-        {'D': [4, 8], 'seeds': [3, 1], 'x': [2.0, 5.0], 'x_low': [-0.48, nan], 'x_high': [4.48, nan]}
-    """
-    if rows.empty:
-        raise ValueError("rows must hold at least one seed, got none.")
-    lines: list[dict[str, Any]] = []
-    for _, group in rows.groupby(list(by), dropna=False, sort=True):
-        numbers = group.loc[:, list(values)].to_numpy(float)
-        low, high = mean_interval(numbers)
-        line: dict[str, Any] = {**group[list(by)].head(1).to_dict("records")[0], "seeds": len(group)}
-        for name, *ends in zip(values, numbers.mean(axis=0), low, high, strict=True):
-            line |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, ends), strict=True))
-        lines.append(line)
-    return pd.DataFrame(lines)
 
 
 def points(

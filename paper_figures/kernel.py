@@ -96,15 +96,7 @@ def median_interval(times: ArrayLike) -> tuple[float, float]:
 def make(table: pd.DataFrame, *, preset: str = "") -> Figure:
     """Time against memory, a panel for each shape, and gradient errors; see the caption above.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Not used: the benchmark has one grid.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only kernel``.
-
-    Raises:
-        ValueError: If a column is missing or there is no row.
+    Redraw: ``python -m paper_figures --only kernel``.
     """
     check(table, COLUMNS)
     sizes = table.assign(size=table["vocab_size"] * table["hidden_size"]).sort_values(

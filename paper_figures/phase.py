@@ -25,8 +25,9 @@ from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
 from analysis import random_energy
+from analysis.claims.effects import summarise
 
-from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp, summarise
+from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp
 from .style import RC, TEXT_WIDTH, THEORY_COLOUR, looks
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
@@ -69,15 +70,7 @@ def _logit(p: np.ndarray | float) -> np.ndarray:
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
     """Order parameters against the spread, the phase diagram, and the transition of trained heads; see the caption.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Printed in the figure.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only phase``.
-
-    Raises:
-        ValueError: If a column is missing or there are no draws.
+    Redraw: ``python -m paper_figures --only phase``.
     """
     check(table, COLUMNS)
     draws, crossings, heads = (table.loc[table["kind"] == kind] for kind in ("draws", "crossing", "head"))

@@ -21,11 +21,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.claims.effects import summarise
 from analysis.claims.response import joined, unfitted_share
 from analysis.lab.registry import experiment
 from analysis.response import clipped_fall
 
-from .drawing import check, panel, stamp, summarise
+from .drawing import check, panel, stamp
 from .style import HIDDEN_SIZE_COLOURS, RC, TEXT_WIDTH, THEORY_COLOUR
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]

@@ -23,9 +23,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis.claims.effects import CELL, PAIR, paired_effects
+from analysis.claims.effects import CELL, PAIR, paired_effects, summarise
 
-from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp, summarise
+from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp
 from .style import RC, TEXT_WIDTH, Look, looks
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
@@ -57,15 +57,7 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
     """Gains against samples, a panel for each way of limiting norms, and against the scale gap; see the caption.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Printed in the figure.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only samples``.
-
-    Raises:
-        ValueError: If a column is missing or there is no row.
+    Redraw: ``python -m paper_figures --only samples``.
     """
     check(table, COLUMNS)
     teacher = "lowrank" if "lowrank" in set(table["teacher"]) else str(table["teacher"].iloc[0])

@@ -41,7 +41,7 @@ def simulate(
     from analysis.lab.registry import experiment
     from analysis.lab.running import simulate as compute
     from analysis.lab.running import table_path
-    from analysis.lab.sweep import available_cores
+    from analysis.lab.workers import available_cores
 
     start, status = time.monotonic(), 0
     not_here = sorted(name for name in wanted if name.startswith("S") and name not in SIMULATED)
@@ -49,7 +49,10 @@ def simulate(
         print(f"{', '.join(not_here)}: not simulated here, drawn from the committed {preset} tables")
     for name in (name for name in SIMULATED if name in wanted):
         study = experiment(name)
-        leave_out = _costly if preset == "quick" else _nothing
+
+        def leave_out(config: Any) -> bool:
+            return preset == "quick" and getattr(config, "optimiser", "") == "adam"
+
         configs, store = [c for c in study.configs(preset) if not leave_out(c)], RowStore(row_folder(out, name))
         print(
             f"{name}, preset {preset}: {len(configs)} configs on {workers or available_cores()} cores; "
@@ -70,12 +73,3 @@ def simulate(
                 why = f"another run in {shown(out)} computes {result.elsewhere} rows"
             print(f"{name}: {why}; the committed {preset} table is drawn, run again to go on")
     return status
-
-
-def _costly(config: Any) -> bool:
-    """Whether Adam trains it."""
-    return getattr(config, "optimiser", "") == "adam"
-
-
-def _nothing(config: Any) -> bool:
-    return False

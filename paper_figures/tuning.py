@@ -24,9 +24,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import caps
+from analysis.claims.effects import summarise
 from analysis.smoothing import optimal_confidence
 
-from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp, summarise
+from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp
 from .style import RC, TEXT_WIDTH, THEORY_COLOUR, Look, looks
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
@@ -135,15 +136,7 @@ def _final(rows: pd.DataFrame) -> pd.DataFrame:
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
     """Reliability, the course of the error and the methods compared; see the caption above.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Printed in the figure.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only tuning``.
-
-    Raises:
-        ValueError: If a column is missing or there is no row.
+    Redraw: ``python -m paper_figures --only tuning``.
     """
     check(table, COLUMNS)
     # Accuracies, confidences and errors lie between 0 and 1; intervals of three seeds may not.

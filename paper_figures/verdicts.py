@@ -71,15 +71,7 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
     """A row for each claim; see the caption above.
 
-    Args:
-        table: From :func:`prepare`.
-        preset: Printed in the figure.
-
-    Returns:
-        The figure, unsaved. Redraw: ``python -m paper_figures --only verdicts``.
-
-    Raises:
-        ValueError: If a column is missing or there is no row.
+    Redraw: ``python -m paper_figures --only verdicts``.
     """
     check(table, COLUMNS)
     rows = [_texts(row) for row in table.to_dict("records")]

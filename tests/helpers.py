@@ -1,15 +1,33 @@
-"""Shared by the tests: problems to lose on, gradients, and the error budget that float64 and eager code set."""
+"""Shared by the tests: problems to lose on, gradients, the error budget that float64 and eager code set, faults."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import csv
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernel import linear_cross_entropy
+
+# Every option alone, and all of them.
+ALL_OPTIONS = {"softcap": 2.0, "temperature": 0.5, "logit_scale": 1.5, "z_loss": 1e-3, "label_smoothing": 0.2}
+ALL_OPTIONS |= {"confidence_penalty": 0.3}
+OPTIONS = [
+    {},
+    {"label_smoothing": 0.1},
+    {"label_smoothing": 1.0},
+    {"softcap": 3.0},
+    {"temperature": 0.25},
+    {"logit_scale": -0.5},
+    {"z_loss": 1e-2},
+    {"confidence_penalty": 0.2},
+    ALL_OPTIONS,
+]
 NAMES = ("loss", "input", "linear_weight", "linear_bias")
 
 
@@ -22,10 +40,11 @@ class Problem(NamedTuple):
     linear_bias: Tensor | None
     token_weight: Tensor | None
 
-    def to(self, dtype: torch.dtype) -> Problem:
-        """The same numbers in another dtype, as fresh leaves."""
-        leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in (*self[:2], self.linear_bias)]
-        return Problem(leaves[0], leaves[1], self.target, leaves[2], self.token_weight)
+    def to(self, dtype: torch.dtype, device: str | None = None) -> Problem:
+        """The same numbers in another dtype, as fresh leaves, and on another device if one is given."""
+        moved = [None if t is None else t.detach().to(device) for t in self]
+        leaves = [None if t is None else t.to(dtype).requires_grad_() for t in (*moved[:2], moved[3])]
+        return Problem(leaves[0], leaves[1], moved[2], leaves[2], moved[4])
 
 
 def problem(
@@ -53,18 +72,18 @@ def problem(
     return Problem(input, weight, target, linear_bias, token_weight).to(dtype)
 
 
+def call(args: Problem, **options: Any) -> Any:
+    """The package's loss of a problem."""
+    bias, weight = args.linear_bias, args.token_weight
+    return linear_cross_entropy(*args[:3], linear_bias=bias, token_weight=weight, **options)
+
+
 def value_and_gradients(loss: Callable[..., Tensor], args: Problem, **options: Any) -> list[Tensor | None]:
     """Loss and the gradients of input, weight and bias in float64; per-token losses get uneven upstream gradients."""
     args = args.to(args.input.dtype)
-    value = loss(
-        args.input,
-        args.linear_weight,
-        args.target,
-        linear_bias=args.linear_bias,
-        token_weight=args.token_weight,
-        **options,
-    )
-    upstream = torch.linspace(0.5, 2.0, max(value.numel(), 1), dtype=value.dtype)[: value.numel()].reshape(value.shape)
+    value = loss(*args[:3], linear_bias=args.linear_bias, token_weight=args.token_weight, **options)
+    upstream = torch.linspace(0.5, 2.0, max(value.numel(), 1), dtype=value.dtype, device=value.device)
+    upstream = upstream[: value.numel()].reshape(value.shape)
     value.backward(upstream)
     leaves = (args.input, args.linear_weight, args.linear_bias)
     return [value.detach().double(), *(None if t is None or t.grad is None else t.grad.double() for t in leaves)]
@@ -105,6 +124,25 @@ def eager(
     return total if reduction == "sum" else total / weight.sum()
 
 
+def capped_gradients(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor,
+    *,
+    softcap: float,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the mean in float64, with the slope from cosh: eager code loses half of its digits at saturation."""
+    hidden, weight, bias = (t.detach().double() for t in (input, linear_weight, linear_bias))
+    x = (hidden @ weight.T + bias) / softcap
+    q = F.one_hot(target, len(weight)) * (1 - label_smoothing) + label_smoothing / len(weight)
+    p = torch.softmax(softcap * torch.tanh(x) / temperature, -1)
+    dz = (p - q) / torch.cosh(x) ** 2 / temperature / len(hidden)
+    return dz @ weight, dz.T @ hidden, dz.sum(0)
+
+
 def relative_error(got: Tensor, exact: Tensor) -> float:
     """Norm-wise; absolute where the exact value is zero."""
     norm = exact.norm().item()
@@ -133,6 +171,27 @@ def assert_within_budget(
         assert error <= budget, f"{name}: error {error:.2e} above the budget {budget:.2e}"
         compared += 1
     assert compared >= 2, "nothing was compared"
+
+
+def refused(module: Any, arguments: Sequence[object], capsys: Any) -> str:
+    """The last line of a call that is refused, by argparse or by the command."""
+    try:
+        status = module.main(list(map(str, arguments)))
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    *usage, line = capsys.readouterr().err.splitlines()
+    assert not usage or usage[0].startswith("usage: ")
+    return line.partition("error: ")[2]
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str] | None = None) -> Path:
+    """Write a table; without ``columns`` those of its first row."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns or list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
 @contextmanager

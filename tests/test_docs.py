@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote
 
+import browser
 import pytest
 
 from analysis.__main__ import modules
@@ -129,6 +130,36 @@ def test_pages_lead_to_the_glossary(page):
     assert "glossary.md" in (ROOT / page).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_opens_with_a_sentence(page):
+    """Not with a table or code; a long one says in short what it says."""
+    text = page.read_text(encoding="utf-8")
+    if "{include} ../CONTRIBUTING.md" in text:
+        text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    title, first, *_ = [block for block in re.split(r"\n\s*\n", text.strip()) if not block.startswith("<!--")]
+    assert title.startswith("# ")
+    assert not re.match(r"[|`#<]{2}|\||```|#", first), first[:60]
+    if page.stem.endswith("_notes"):
+        assert first.startswith("**In short.**")
+        assert 3 <= len(re.findall(r"[.?](?=\s|$)", first.removeprefix("**In short.**"))) <= 4, "about three sentences"
+
+
+def test_the_first_page_has_four_doors():
+    text = (DOCS / "index.md").read_text(encoding="utf-8")
+    doors = re.findall(r"^```\{container\} door\n\*\*\[(.+)\]\(", text, re.MULTILINE)
+    assert doors == ["Train with it", "Understand it", "Reproduce it", "Work on it"]
+    assert text.index("{container} doors") < text.index("{include}")
+
+
+def test_a_long_module_opens_with_the_list_of_what_it_offers():
+    import analysis.calibration
+
+    listed = re.findall(r"<analysis\.calibration\.(\w+)>", "\n".join(reference_pages.contents("analysis.calibration")))
+    assert listed[0] == "calibration_error"
+    assert sorted(listed) == sorted(analysis.calibration.__all__)
+    assert reference_pages.contents("analysis.norm_ball") == []
+
+
 def test_a_mark_without_an_end_is_refused():
     with pytest.raises(ValueError, match=r"<!-- cpu --> must be followed by <!-- end of cpu -->"):
         readme_tables.render("<!-- cpu -->\n")
@@ -192,5 +223,30 @@ def test_the_site_builds_without_a_warning(tmp_path):
             r'Returns<span class="colon">:</span></dt>\s*<dd class="field-\w+"><p>(.*?)</p>', html, re.DOTALL
         )
         assert not [text for text in returned if re.match("<em>|[^.]* \u2013 ", text)], page.name
+        place = "" if page.stem in {"genindex", "py-modindex", "search"} else '<p class="to-glossary">'
+        assert page.stem == "glossary" or re.search(place + r'<a [^>]*href="[^"]*glossary\.html"', html), page.name
     outside = re.findall(r'<(?:script|link)[^>]+(?:src|href)="(https?:[^"]+)', theory)
     assert outside == [], "the page loads something from the network"
+    if browser.PROGRAM is not None:
+        with browser.browser(tmp_path / "profile") as driven:
+            assert_read_from_a_folder(driven, tmp_path / "site")
+
+
+def assert_read_from_a_folder(driven: browser.Browser, site: Path) -> None:
+    """Opened from a folder on a phone no page is wider than that, and the search box finds what is written."""
+    driven.resize(375)
+    for name in ("index", "theory", "glossary", "study_notes", "reference/commands", "reference/analysis.calibration"):
+        driven.open((site / f"{name}.html").as_uri())
+        driven.evaluate("window.MathJax?.startup?.promise?.then(() => 1)")
+        assert driven.evaluate("document.documentElement.scrollWidth") <= 375, name
+    driven.resize(1200)
+    driven.open((site / "reference" / "commands.html").as_uri())
+    cut = driven.evaluate("[...document.querySelectorAll('.help pre')].map((box) => box.scrollWidth > box.clientWidth)")
+    assert len(cut) >= 10
+    assert not any(cut), "what a command prints is cut at the edge of its box"
+    driven.open((site / "index.html").as_uri())
+    driven.evaluate("document.querySelector('input[name=q]').focus()")
+    for key in [*"activity index", "Enter"]:
+        driven.press(key)
+    driven.wait(lambda: "finished" in (driven.evaluate("document.querySelector('#search-results')?.innerText") or ""))
+    assert "Read the activity index" in driven.evaluate("document.querySelector('#search-results').innerText")

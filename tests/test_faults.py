@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from helpers import file_size_limit
+from helpers import file_size_limit, refused
 
 import analysis.audit
 import analysis.calibration.__main__ as coverage
@@ -30,18 +30,6 @@ WRITERS = {  # command -> module, the name of what it computes, that of its opti
     "transition_table": (transition_table, "rows", (), [ROW]),
     "calibration": (coverage, "simulate", ("--out",), pd.DataFrame([ROW])),
 }
-
-
-def refused(module, arguments, capsys) -> str:
-    """The last line of a call that is refused, by argparse or by the command."""
-    try:
-        status = module.main(list(map(str, arguments)))
-    except SystemExit as end:
-        status = end.code
-    assert status == 2
-    *usage, line = capsys.readouterr().err.splitlines()
-    assert not usage or usage[0].startswith("usage: ")
-    return line.partition("error: ")[2]
 
 
 @pytest.fixture

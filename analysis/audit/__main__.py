@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..command import finish, shown
+from ..command import finish, parser_of, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,11 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.audit",
-        description="Geometry and calibration of a language model's head on a text, and what label smoothing would do.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = parser_of(
+        "analysis.audit",
+        "Geometry and calibration of a language model's head on a text, and what label smoothing would do.",
+        _EXAMPLES,
     )
     parser.add_argument("model", metavar="MODEL", help="folder of safetensors, GGUF file, hub's owner/name, or smollm2")
     parser.add_argument(
@@ -68,7 +67,8 @@ def _audit(options: argparse.Namespace) -> int:
     import torch
 
     from ..lab.files import check_writable
-    from ..lab.tables import made_here, write_table
+    from ..lab.provenance import made_here
+    from ..lab.tables import write_table
     from ..language_models import load_model, packaged_smollm2
     from ._audit import audit_model, check_device, check_options
 

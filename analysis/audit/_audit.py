@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from kernel.huggingface import check_loss, linear_head
 
-from .._validation import interval
 from ..calibration import fit_head_temperature
+from ..checks import interval
 from ..diagnostics import HeadGeometry
 from ..language_models.documents import IGNORED, encode_documents, limited
 from ..language_models.features import HiddenStates, ModelHead, head_of, hidden_states
@@ -23,8 +23,6 @@ from . import _measure as measured
 from ._intervals import Documents
 from ._measure import Tokens, row
 from ._verdict import verdict
-
-__all__ = ["LABEL_SMOOTHING", "MAX_LENGTH", "MAX_TOKENS", "Audit", "audit_model", "check_device", "check_options"]
 
 LABEL_SMOOTHING = (0.05, 0.1, 0.2)
 MAX_TOKENS, MAX_LENGTH = 4096, 256
@@ -58,7 +56,7 @@ def audit_model(
     source: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], object] | None = None,
 ) -> Audit:
-    r"""Geometry and calibration of a causal language model's head on a text, and what label smoothing would do to it.
+    r"""Measure a language model's head on a text, its geometry and calibration, and say what smoothing would do to it.
 
     Logits are those that the model itself would give, z = cap(s h W^T + bias) with the scale and softcap of its config,
     and are never held for more than a block of tokens (:func:`kernel.head_statistics`). What is held: hidden states,

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-__all__ = ["Documents", "Estimate"]
-
 _TAILS = (2.5, 97.5)
 
 

@@ -14,20 +14,6 @@ from ..response import clipped_fall
 from ..smoothing import activity_index, optimal_confidence, optimal_gap
 from ._intervals import Documents, Estimate
 
-__all__ = [
-    "BINS",
-    "GROUPS",
-    "Tokens",
-    "calibration",
-    "contexts",
-    "gaps",
-    "geometry",
-    "groups",
-    "prediction",
-    "smoothing",
-    "temperature",
-]
-
 Array = NDArray[np.float64]
 Row = dict[str, Any]
 BINS = 15

@@ -17,8 +17,6 @@ from ._verdict import Lookup
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_activity", "draw_audit", "draw_gaps", "draw_groups", "draw_reliability", "reliability_of"]
-
 _DARK, _MIDDLE, _LIGHT, _THEORY = "#00224e", "#666970", "#a69d75", "#c44e00"
 _MARKERS = ("o", "^", "s", "D", "v")
 _CAPS = {
@@ -31,8 +29,8 @@ def draw_audit(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
     """Draw an audit in four panels: reliability, gaps and caps, activity index, over-confidence.
 
     Args:
-        table: Of :func:`analysis.audit.audit_model`.
-        axes: Four.
+        table: The table that :func:`analysis.audit.audit_model` returns.
+        axes: The four axes to draw on.
 
     Raises:
         ValueError: If the table is no such table or there are not four axes.

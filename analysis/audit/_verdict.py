@@ -8,8 +8,6 @@ import pandas as pd
 
 from ._intervals import Estimate
 
-__all__ = ["Lookup", "verdict"]
-
 
 class Lookup:
     """Numbers of an audit's table by part, name and group."""

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .._arguments import check_choice, check_fields
-from .._validation import check_number
+from ..checks import check_choice, check_fields, check_number
 from ..teachers import TeacherConfig
-
-__all__ = ["DType", "FeatureKind", "FitConfig", "NormKind", "Optimiser", "SoftcapForm"]
 
 NormKind = Literal["budget", "free"]
 SoftcapForm = Literal["contraction", "gain"]
@@ -46,7 +43,7 @@ class FitConfig:
             each context, so that contexts share weights.
         optimiser: ``"lbfgs"``, without a step size; ``"adam"``, ``max_steps`` steps at each of several step sizes, of
             which the one with the least training loss counts: the step size is tuned for every config on its own.
-        seed: Seed of the model's first values. Apart from the data's.
+        seed: Seed of the model's first values; the data have a seed of their own.
         max_steps: Most steps of L-BFGS (iterations on a CPU, evaluations on a GPU: ``steps`` of :func:`fit`), or all
             Adam steps.
         tolerance: Training ends when the loss fell by no more than ``tolerance * max(1, loss)`` nats over the last
@@ -58,8 +55,8 @@ class FitConfig:
             al. 2017), as :func:`kernel.linear_cross_entropy` has it.
 
     Raises:
-        TypeError: If a size or seed is not an int, a number none of Python's (NumPy's scalars are not), or ``teacher``
-            not a :class:`~analysis.teachers.TeacherConfig`.
+        TypeError: If a size or seed is not an int, another number is not a Python number (NumPy's scalars are refused),
+            or ``teacher`` is not a :class:`~analysis.teachers.TeacherConfig`.
         ValueError: If a field is outside its range.
 
     Example:

@@ -16,8 +16,6 @@ from ..teachers import Observations
 from ._config import FitConfig
 from ._head import SoftmaxBottleneck
 
-__all__ = ["DenseLoss"]
-
 _ENTRIES = 2**20  # most of the matrix of targets; beyond it the products take the time and the blocks save memory
 
 

@@ -28,8 +28,6 @@ from kernel.softcap import softcap
 from ..teachers import Observations
 from ._config import FitConfig
 
-__all__ = ["Batch", "SoftmaxBottleneck"]
-
 _INPUTS = (
     32  # width of what a trunk sees of a context: fewer than contexts, so that it cannot give each its own feature
 )

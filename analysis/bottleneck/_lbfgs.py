@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DeviceLBFGS", "HostLBFGS"]
-
 _ARMIJO = 1e-4  # share of the predicted fall that a step has to bring
 _CURVATURE = 1e-8  # least cosine between a step and the change of the gradient that enters the memory
 _WARM_UP = 3  # evaluations before a capture, as torch.cuda.graphs asks for

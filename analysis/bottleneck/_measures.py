@@ -13,8 +13,6 @@ from ..smoothing import activity_index, effectiveness_ratio
 from ..teachers import Observations, Teacher
 from ._head import SoftmaxBottleneck
 
-__all__ = ["REFERENCE_SMOOTHING", "measure"]
-
 REFERENCE_SMOOTHING = 0.1  # the b for which rho and A of a head trained without smoothing are stated
 _N_BINS = 15
 _ENTRIES = {"cpu": 2**22, "cuda": 2**25}  # float64 logits of one block of contexts

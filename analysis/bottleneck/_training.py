@@ -18,8 +18,6 @@ from ._head import Batch, SoftmaxBottleneck
 from ._lbfgs import DeviceLBFGS, HostLBFGS
 from ._measures import measure
 
-__all__ = ["Fitted", "course", "fit", "train"]
-
 _STRIDE = 10  # iterations between two looks at the loss
 _STEP_SIZES = (0.003, 0.01, 0.03, 0.1)  # that Adam tries
 # The rule of the study: no result while the loss falls by more than this (nats, or of itself) over its last tenth.

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from ..command import csv_file, finish, output_folder, shown, whole
+from ..command import csv_file, finish, output_folder, parser_of, shown, whole
 from ..lab.files import check_writable
-from ..lab.tables import made_here, sidecar_of, write_table
+from ..lab.provenance import made_here
+from ..lab.tables import sidecar_of, write_table
 from .coverage import simulate
 
 __all__ = ["main"]
@@ -29,11 +30,8 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Simulate and write; returns the exit status."""
     out = output_folder() / "coverage.csv"
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.calibration",
-        description="Coverage of the intervals of the binned calibration errors, by simulation.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = parser_of(
+        "analysis.calibration", "Coverage of the intervals of the binned calibration errors, by simulation.", _EXAMPLES
     )
     parser.add_argument("--out", type=csv_file, default=out, help=f"table to write (default: {shown(out)})")
     parser.add_argument(

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arguments import check_index
+from ..checks import as_numpy, check_choice, check_index
 from ._binning import BLOCK, sum_by
 from ._cells import Cells, cells
-from ._inputs import as_numpy, check_bins, check_choice, indices, log1m_confidences, losses, pairs
+from ._inputs import check_bins, indices, log1m_confidences, losses, pairs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-__all__ = ["Accumulator"]
 
 FIELDS = ("counts", "confidence_sums", "variance_sums", "nll_counts", "nll_sums")
 FORMAT = 1

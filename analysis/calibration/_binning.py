@@ -8,23 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from .._arguments import check_flag
-from ._inputs import check_choice
-
-__all__ = [
-    "BLOCK",
-    "BinSums",
-    "Binning",
-    "Norm",
-    "binned_error",
-    "binned_errors",
-    "equal_mass_cuts",
-    "equal_mass_sums",
-    "sum_by",
-    "sums_between",
-    "uniform_index",
-    "uniform_sums",
-]
+from ..checks import check_choice, check_flag
 
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["uniform", "quantile"]
@@ -42,7 +26,7 @@ class BinSums(NamedTuple):
 
 
 def uniform_index(confidence: NDArray[np.float64], n_bins: int) -> NDArray[np.intp]:
-    """Index of the bin ``(k / n_bins, (k + 1) / n_bins]`` that holds each confidence; the first also holds 0.
+    """Find the bin ``(k / n_bins, (k + 1) / n_bins]`` that holds each confidence; the first also holds 0.
 
     The edges are those of ``np.linspace(0, 1, n_bins + 1)``; 1.0 falls in the last bin, never in one of its own.
     """

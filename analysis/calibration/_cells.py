@@ -15,8 +15,6 @@ from scipy.special import expit
 
 from ._binning import uniform_index
 
-__all__ = ["Cells", "cells"]
-
 LOWEST, HIGHEST, RESOLUTION = -16, 48, 64  # logits; a softmax over 2^18 classes stays above -12.5
 STEPS = (HIGHEST - LOWEST) * RESOLUTION
 

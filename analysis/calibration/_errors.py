@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..checks import check_choice, check_count
 from ._binning import Binning, BinSums, Norm, binned_error, equal_mass_sums, sums_between, uniform_sums
-from ._inputs import check_bins, check_choice, check_count, pairs
-
-__all__ = ["SortedError", "calibration_error", "sorted_rms_error"]
+from ._inputs import check_bins, pairs
 
 
 def calibration_error(
@@ -21,7 +20,7 @@ def calibration_error(
     binning: Binning = "uniform",
     debiased: bool = False,
 ) -> float:
-    r"""Binned calibration error: how far confidence lies from accuracy, as a fraction.
+    r"""Measure how far confidence lies from accuracy, as a fraction: the binned calibration error.
 
     .. math:: \Bigl(\sum_b \frac{n_b}{n}\,\bigl|\bar c_b - \bar a_b\bigr|^p\Bigr)^{1/p},\qquad
         \text{or}\quad \max_b \bigl|\bar c_b - \bar a_b\bigr|
@@ -72,7 +71,7 @@ class SortedError(NamedTuple):
 
 
 def sorted_rms_error(confidence: Any, correct: Any, *, bin_size: int = 100) -> SortedError:
-    r"""RMS calibration error over bins of ``bin_size`` samples sorted by confidence, with its noise floor.
+    r"""Measure the RMS calibration error over bins of ``bin_size`` samples sorted by confidence, and its noise floor.
 
     The floor is what perfect calibration shows in expectation (of the square) at these confidences,
 

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._inputs import as_numpy, check_count
+from ..checks import as_numpy, check_count
 from ._state import CalibrationState
 
 if TYPE_CHECKING:
     from kernel import HeadStatistics
-
-__all__ = ["frequency_groups", "from_statistics"]
 
 
 def from_statistics(
@@ -75,7 +73,7 @@ def from_statistics(
 
 
 def frequency_groups(counts: Any, n_groups: int = 10) -> NDArray[np.int64]:
-    """Group of every token such that each group holds about an equal share of all occurrences, rarest tokens first.
+    """Group tokens so that each group holds about an equal share of all occurrences, rarest tokens first.
 
     Args:
         counts: Occurrences of each token ``(V,)`` in the training data.

@@ -7,27 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arguments import as_numpy, check_choice, check_count, check_index
-from .._validation import refuse_probabilities, sum_to_one
-
-__all__ = [
-    "MOST_BINS",
-    "alike",
-    "as_numpy",
-    "check_bins",
-    "check_choice",
-    "check_count",
-    "check_labels",
-    "confidences",
-    "indices",
-    "log1m_confidences",
-    "logits_and_labels",
-    "losses",
-    "outcomes",
-    "pairs",
-    "refuse_probabilities",
-    "weights",
-]
+from ..checks import as_numpy, check_count, check_index, refuse_probabilities, sum_to_one
 
 MOST_BINS = 2**20  # memory grows with the bins, samples or none; no data fill as many
 

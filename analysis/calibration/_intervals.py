@@ -8,21 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast
+from ..checks import check_choice, check_count, interval, one_index, require_broadcast
 from ._binning import BinSums, Norm, binned_error, binned_errors
-from ._inputs import check_choice, check_count
-
-__all__ = [
-    "ErrorInterval",
-    "NoiseFloor",
-    "OutcomeSums",
-    "check_level",
-    "error_interval",
-    "noise_floor",
-    "wilson_interval",
-]
-
 
 _MOST_DRAWS = 2**25  # bins times resamples: arrays of 256 MB, of which there are about ten
 
@@ -40,10 +27,10 @@ class OutcomeSums(NamedTuple):
 
 
 class NoiseFloor(NamedTuple):
-    """Plug-in error that a perfectly calibrated model with the same confidences shows, and a test against it.
+    """The error that a perfectly calibrated model of the same confidences would show, and a test against it.
 
     Attributes:
-        mean: Its mean.
+        mean: Mean of that error.
         high: Its quantile at the level asked for.
         p_value: Share of such models whose error is at least the one measured; small: miscalibrated beyond chance.
     """
@@ -81,7 +68,7 @@ def check_level(level: float) -> None:
 def wilson_interval(
     correct: ArrayLike, samples: ArrayLike, level: float = 0.95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wilson score interval of a share, elementwise; nan where there is no sample.
+    """Return the Wilson score interval of a share, elementwise; nan where there is no sample.
 
     Args:
         correct: Number of right predictions, any shape; may be fractional.

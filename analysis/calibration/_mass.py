@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from ._cells import Cells
 
-__all__ = ["mass_bound", "shared_between"]
-
 
 def shared_between(
     cuts: NDArray[np.int64],  # (bins + 1,), ranks

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
-from ._inputs import as_numpy, outcomes
-
-__all__ = ["OptionConfidence", "answer_confidence", "option_confidence"]
+from ..checks import as_numpy
+from ._inputs import outcomes
 
 
 class OptionConfidence(NamedTuple):
@@ -51,7 +50,7 @@ def _restrict(score: NDArray[np.float64], log_p: NDArray[np.float64]) -> OptionC
 
 
 def option_confidence(log_probability: Any) -> OptionConfidence:
-    """Softmax over candidate tokens, as in multiple-choice benchmarks that compare the letters A to D.
+    """Renormalise over candidate tokens, as multiple-choice benchmarks do that compare the letters A to D.
 
     Renormalising over four options hides most of what the vocabulary does: report ``full_confidence`` and ``mass`` too.
 
@@ -83,7 +82,7 @@ def option_confidence(log_probability: Any) -> OptionConfidence:
 
 
 def answer_confidence(token_log_probability: Any, mask: Any) -> OptionConfidence:
-    r"""Confidence over whole candidate answers by length-normalised likelihood.
+    r"""Compare whole candidate answers by their length-normalised likelihood.
 
     .. math:: p_k \propto \exp\Bigl(\frac1{L_k}\sum_{t \le L_k} \log p(w_{k,t} \mid w_{k,<t})\Bigr)
         = 1 / \text{perplexity}_k

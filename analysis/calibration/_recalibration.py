@@ -10,11 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit
 
-from .._arguments import one_index
-from .._validation import interval, whole
-from ._inputs import as_numpy, confidences, logits_and_labels, pairs, refuse_probabilities
-
-__all__ = ["IsotonicMap", "PlattMap", "VectorMap", "fit_isotonic", "fit_platt", "fit_vector", "unsmooth_confidence"]
+from ..checks import as_numpy, interval, one_index, refuse_probabilities, whole
+from ._inputs import confidences, logits_and_labels, pairs
 
 
 def _sklearn(module: str) -> Any:
@@ -81,7 +78,7 @@ class VectorMap:
 
 
 def fit_isotonic(confidence: Any, correct: Any) -> IsotonicMap:
-    """Isotonic regression of being right on confidence, through scikit-learn.
+    """Fit an increasing map from confidence to the chance of being right, by isotonic regression (scikit-learn).
 
     Args:
         confidence: Any shape, in [0, 1].
@@ -104,7 +101,7 @@ def fit_isotonic(confidence: Any, correct: Any) -> IsotonicMap:
 
 
 def fit_platt(confidence: Any, correct: Any) -> PlattMap:
-    """Logistic regression of being right on the logit of confidence, unpenalised, through scikit-learn.
+    """Fit the chance of being right as a logistic function of the logit of confidence, unpenalised (scikit-learn).
 
     Where one confidence separates right from wrong the likelihood has no maximum: the slope is then merely large.
 
@@ -137,7 +134,7 @@ def fit_vector(
     *,
     allow_probabilities: bool = False,
 ) -> VectorMap:
-    """Maximum-likelihood scale and bias of each class, for few classes.
+    """Fit a scale and a bias for each class by maximum likelihood, for few classes.
 
     A class that never occurs, or logits that separate the classes, leave the likelihood without a maximum: the scales
     and biases are then merely those at which it no longer grows.
@@ -185,7 +182,7 @@ def fit_vector(
 
 @one_index
 def unsmooth_confidence(confidence: Any, label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    """Inverse of what smoothing does to a confidence, (c - b / V) / (1 - b), cut to [0, 1].
+    """Undo what smoothing does to a confidence: (c - b / V) / (1 - b), cut to [0, 1].
 
     The map that makes a model trained with smoothing at its optimum calibrated again, for the top label alone; whole
     distributions are for :func:`analysis.smoothing.unsmooth`.

@@ -12,8 +12,6 @@ from ._inputs import pairs
 from ._selective import selective_scores
 from ._truth import binned_true_error
 
-__all__ = ["aurc_from_risks", "score_against_truth", "score_predictions"]
-
 _BINS = 15
 
 

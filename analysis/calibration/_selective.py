@@ -7,11 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import check_index
-from .._validation import interval
+from ..checks import check_index, interval
 from ._inputs import log1m_confidences, pairs
-
-__all__ = ["RiskCoverage", "SelectiveScores", "risk_at_coverage", "risk_coverage_curve", "selective_scores"]
 
 
 class RiskCoverage(NamedTuple):
@@ -58,7 +55,7 @@ def _errors_answered(
 
 
 def risk_coverage_curve(confidence: Any, correct: Any, *, log1m_confidence: Any = None) -> RiskCoverage:
-    """Error rate among the most confident samples, for every share of the samples that is answered.
+    """Return the error rate among the most confident samples, for every share of the samples that is answered.
 
     Args:
         confidence: Any shape, in [0, 1].
@@ -87,7 +84,7 @@ def risk_coverage_curve(confidence: Any, correct: Any, *, log1m_confidence: Any 
 def risk_at_coverage(
     confidence: Any, correct: Any, coverage: ArrayLike, *, log1m_confidence: Any = None
 ) -> NDArray[np.float64]:
-    """Error rate among the share ``coverage`` of most confident samples, at least one and rounded up to whole samples.
+    """Return the error rate among the share ``coverage`` of most confident samples, rounded up to whole samples.
 
     Args:
         confidence: Any shape, in [0, 1].
@@ -113,7 +110,7 @@ def risk_at_coverage(
 
 
 def selective_scores(confidence: Any, correct: Any, *, log1m_confidence: Any = None) -> SelectiveScores:
-    r"""AURC, its excess, AUGRC and AUROC of confidence as a predictor of being right.
+    r"""Score confidence as a predictor of being right: AURC, its excess, AUGRC and AUROC.
 
     With E_k the expected number of wrong answers among the k most confident of n samples and E_0 = 0,
 

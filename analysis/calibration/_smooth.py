@@ -6,11 +6,9 @@ from typing import Any, cast
 
 from ._inputs import pairs
 
-__all__ = ["smooth_calibration_error"]
-
 
 def smooth_calibration_error(confidence: Any, correct: Any) -> float:
-    """Smooth ECE, the calibration error of a kernel regression whose bandwidth chooses itself; no bins.
+    """Measure the calibration error by a kernel regression that chooses its own bandwidth (smooth ECE); no bins.
 
     Args:
         confidence: Any shape, in [0, 1].

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_choice
 from ._accumulator import Accumulator
 from ._binning import Binning, Norm, binned_error, equal_mass_cuts
-from ._inputs import check_bins, check_choice
+from ._inputs import check_bins
 from ._intervals import ErrorInterval, NoiseFloor, OutcomeSums, error_interval, noise_floor
 from ._mass import mass_bound, shared_between
 from ._tables import make_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["CalibrationState", "SignedError"]
 
 
 class SignedError(NamedTuple):

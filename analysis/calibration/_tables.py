@@ -8,20 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from ..checks import check_choice
 from ._binning import Binning, equal_mass_cuts, sum_by, sums_between, uniform_index
-from ._inputs import check_bins, check_choice, pairs
+from ._inputs import check_bins, pairs
 from ._intervals import OutcomeSums, check_level, wilson_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["make_table", "reliability_table"]
-
 
 def reliability_table(
     confidence: Any, correct: Any, *, n_bins: int = 15, binning: Binning = "uniform", level: float = 0.95
 ) -> pd.DataFrame:
-    """Confidence and accuracy of each bin, with counts, Wilson intervals and the band of perfect calibration.
+    """Tabulate confidence and accuracy of each bin, with counts, Wilson intervals and the band of calibration.
 
     Args:
         confidence: Probability given to the predicted class, any shape, in [0, 1].

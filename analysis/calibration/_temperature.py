@@ -18,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from ._inputs import as_numpy, logits_and_labels
+from ..checks import as_numpy
+from ._inputs import logits_and_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["TemperatureFit", "fit_head_temperature", "fit_temperature"]
 
 BLOCK_ELEMENTS = 1 << 17  # logits handled at a time: the temporaries stay in the caches
 
@@ -82,7 +81,7 @@ def fit_temperature(
     bounds: tuple[float, float] = (0.01, 100.0),
     allow_probabilities: bool = False,
 ) -> TemperatureFit:
-    r"""Maximum-likelihood temperature, :math:`\arg\min_T -\sum \log\operatorname{softmax}(z/T)_y`.
+    r"""Fit the temperature of maximum likelihood, :math:`\arg\min_T -\sum \log\operatorname{softmax}(z/T)_y`.
 
     Args:
         logits: ``(..., V)``; NumPy or torch. Log-probabilities are logits too; probabilities are refused. For a

@@ -8,12 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import rel_entr, xlogy
 
-from .._arguments import check_index
-from .._validation import distribution, interval
+from ..checks import as_numpy, check_choice, check_index, distribution, interval
 from ._binning import BinSums, Norm, binned_error, sum_by, uniform_index
-from ._inputs import as_numpy, check_bins, check_choice, weights
-
-__all__ = ["TrueDecomposition", "binned_true_error", "tied_accuracy", "true_calibration_error", "true_decomposition"]
+from ._inputs import check_bins, weights
 
 Kind = Literal["top_label", "canonical"]
 Given = Literal["prediction", "context"]
@@ -61,7 +58,7 @@ def _conditional(
 
 
 def tied_accuracy(p_model: Any, p_true: Any, tolerance: float = 0.01) -> Any:
-    """True probability of the predicted token; where tokens tie for the prediction, the mean of theirs.
+    """Return the true probability of the predicted token; of tokens that tie for the prediction, the mean of theirs.
 
     A head that repeats the counts of its sample gives tokens of equal counts one probability, up to what the training
     left: which of them comes first says nothing of the head.
@@ -81,7 +78,7 @@ def tied_accuracy(p_model: Any, p_true: Any, tolerance: float = 0.01) -> Any:
 
 
 def binned_true_error(confidence: NDArray[np.float64], accuracy: NDArray[np.float64], n_bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over equal-width bins: ``true_calibration_error`` with ``n_bins``.
+    """Average the distance of confidence and accuracy over equal-width bins: a ``true_calibration_error`` of bins.
 
     Args:
         confidence: ``(N,)``, of contexts that count equally.
@@ -104,7 +101,7 @@ def true_calibration_error(
     n_bins: int | None = None,
     tie_tolerance: float = 0.0,
 ) -> float:
-    r"""Calibration error under known conditionals, as a fraction: exact over the contexts, without sampled labels.
+    r"""Measure the calibration error under known conditionals, exactly over the contexts and without sampled labels.
 
     With c = max_k p_model,k at class k* and a = p_true,k*, its mean over the classes that tie for k*,
 
@@ -189,7 +186,7 @@ class TrueDecomposition(NamedTuple):
 
 
 def true_decomposition(p_model: Any, p_true: Any, *, weight: Any = None) -> TrueDecomposition:
-    r"""Split of the expected NLL (nats) and Brier score into calibration and refinement, under known conditionals.
+    r"""Split the expected NLL (nats) and Brier score into calibration and refinement, under known conditionals.
 
     With :math:`r = \mathbb E[p_\text{true} \mid p_\text{model}]`,
 

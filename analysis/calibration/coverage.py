@@ -59,7 +59,7 @@ def simulate(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Coverage of :meth:`analysis.calibration.CalibrationState.interval` over simulated data sets.
+    """Measure the coverage of :meth:`analysis.calibration.CalibrationState.interval` over simulated data sets.
 
     The truth is the same binned error, 15 bins, at population: no sampled labels and no sampled confidences.
 

@@ -7,12 +7,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, softcap_or_inf, whole
+from ..checks import interval, one_index, require_broadcast, softcap_or_inf, whole
 from ._gaps import gap_to_confidence
 from ._sphere import log_kernel_mean
-
-__all__ = ["aligned_cap", "aligned_gap", "random_code_confidence"]
 
 _DEGREE = 12  # of the polynomial in the programme
 _SOLVE_POINTS, _CHECK_POINTS = 400, 20_000
@@ -22,7 +19,7 @@ _SOLVE_POINTS, _CHECK_POINTS = 400, 20_000
 def aligned_cap(
     norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike, *, method: str = "kernel"
 ) -> NDArray[np.float64]:
-    r"""Largest confidence in every token for an **aligned** head: h_k along w_k, all norms equal.
+    r"""Bound the confidence that an **aligned** head (h_k along w_k, all norms equal) can have in every token.
 
     ``"kernel"``: :math:`p \le e^m / (V A_D(m))`, :math:`A_D(m) = E\,e^{mt}` over two random directions. Reason:
     e^{mt} is a positive-definite function of the cosine t, so its sum over all pairs of rows is at least V^2 times
@@ -124,7 +121,7 @@ def _excess(f: NDArray[np.float64], m: float, d: float) -> float:
 def random_code_confidence(
     norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike, *, softcap: ArrayLike | None = None
 ) -> NDArray[np.float64]:
-    r"""Geometric-mean confidence that rows drawn at random on the sphere reach, at least, with h_k along w_k.
+    r"""Return the confidence (geometric mean) that random rows on the sphere reach at least, with h_k along w_k.
 
     .. math:: \exp E\log p_k \ge \frac{1}{1 + (V-1)\,A_D(m)\,e^{-f(m)}}, \qquad f(x) = c\tanh(x/c)
 

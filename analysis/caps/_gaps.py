@@ -6,15 +6,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from .._arguments import one_index
-from .._validation import interval, real, require_broadcast, softcap_or_inf, whole
-
-__all__ = ["confidence_to_gap", "gap_to_confidence", "max_gap"]
+from ..checks import interval, one_index, real, require_broadcast, softcap_or_inf, whole
 
 
 @one_index
 def gap_to_confidence(gap: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Probability of a token whose logit exceeds the V - 1 others, all equal, by ``gap`` nats.
+    r"""Turn a gap into the probability of a token whose logit exceeds the V - 1 others, all equal, by ``gap`` nats.
 
     .. math:: p = \frac{1}{1 + (V-1)\,e^{-G}} = \operatorname{expit}(G - \log(V-1))
 
@@ -40,7 +37,7 @@ def gap_to_confidence(gap: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float
 
 @one_index
 def confidence_to_gap(confidence: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Effective logit gap of a confidence, in nats: the inverse of :func:`gap_to_confidence`.
+    r"""Turn a confidence into its effective logit gap in nats: the inverse of :func:`gap_to_confidence`.
 
     .. math:: G = \log\frac{(V-1)\,p}{1-p} = -\log \operatorname{mean}_{k \ne y} e^{-(z_y - z_k)}
 
@@ -74,7 +71,7 @@ def max_gap(
     temperature: ArrayLike = 1.0,
     softcap: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
-    r"""Largest gap that a head can give to every token at once, in nats, under temperature and softcap.
+    r"""Bound the gap, in nats, that a head can give to every token at once, under temperature and softcap.
 
     .. math:: \min_k G_k \le \frac{2c}{T}\tanh\Bigl(\frac{m V}{(V-1)\,2c}\Bigr), \qquad
               \to \frac{m V}{(V-1)\,T}\ \text{ without a cap.}

@@ -8,13 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainccinv
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, whole
+from ..checks import interval, one_index, require_broadcast, whole
 from ._gaps import gap_to_confidence
 from ._minimise import unimodal_minimum
 from ._rank import welch_moments
-
-__all__ = ["MarginBounds", "margin_bounds", "packing_cap", "packing_gap"]
 
 
 class MarginBounds(NamedTuple):
@@ -26,9 +23,10 @@ class MarginBounds(NamedTuple):
 
 @one_index
 def margin_bounds(vocab_size: ArrayLike, hidden_size: ArrayLike) -> MarginBounds:
-    r"""Largest possible min over tokens y and rivals k of h_y . (w_y - w_k), per unit of the norm product.
+    r"""Bound the hard margin that a head can have in every token at once, per unit of the norm product.
 
-    The slope of the attainable gap in m as m goes to infinity: what geometry leaves when norms are no limit.
+    The hard margin is the least h_y . (w_y - w_k) over tokens y and rivals k. It is the slope of
+    the attainable gap in m as m goes to infinity: what geometry leaves when norms are no limit.
 
     ============== =========================================== ===============================================
     V              lower (attained)                            upper
@@ -80,7 +78,7 @@ def margin_bounds(vocab_size: ArrayLike, hidden_size: ArrayLike) -> MarginBounds
 
 @one_index
 def packing_cap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Largest confidence in every token when many rows must share a ball of low dimension.
+    r"""Bound the confidence in every token where many rows must share a ball of low dimension.
 
     .. math:: \min_k p_k \le \min_{t > 0}\ \frac{1}{1 + (\mu(t) - 1)\,e^{-tm}}, \qquad
               \mu(t) = V\Bigl(\frac{t}{2 + t}\Bigr)^D
@@ -110,7 +108,7 @@ def packing_cap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: Arr
 
 @one_index
 def packing_gap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> NDArray[np.float64]:
-    """The bound of :func:`packing_cap` as a gap in nats, which is finite where the confidence rounds to 1."""
+    """Return the bound of :func:`packing_cap` as a gap in nats, which is finite where the confidence rounds to 1."""
     m, v = interval("norm_product", norm_product, 0), whole("vocab_size", vocab_size, 2)
     d = whole("hidden_size", hidden_size, 1)
     shape = require_broadcast(norm_product=m, vocab_size=v, hidden_size=d)

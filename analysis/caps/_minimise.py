@@ -7,8 +7,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["unimodal_minimum"]
-
 _STEPS = 60  # 0.618^60 = 3e-13 of the interval; the error of the minimum is quadratic in it
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 

@@ -6,11 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, whole
+from ..checks import interval, one_index, require_broadcast, whole
 from ._gaps import gap_to_confidence, max_gap
-
-__all__ = ["entropy_floor", "logit_norm_cap", "simplex_cap", "single_token_cap"]
 
 
 def _context_gap(logit_norm: ArrayLike, vocab_size: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -22,7 +19,7 @@ def _context_gap(logit_norm: ArrayLike, vocab_size: ArrayLike) -> tuple[NDArray[
 
 @one_index
 def entropy_floor(logit_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Smallest entropy, in nats, that the softmax of logits z with ``||z||_2 <= logit_norm`` can have.
+    r"""Return the least entropy, in nats, that the softmax of logits z with ``||z||_2 <= logit_norm`` can have.
 
     With :math:`G = L\sqrt{V/(V-1)}` and :math:`q = 1/(1 + e^G/(V-1))`, the mass off the top token,
 
@@ -53,7 +50,7 @@ def entropy_floor(logit_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.fl
 
 @one_index
 def logit_norm_cap(logit_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Largest probability of any token when ``||z||_2 <= logit_norm``: :math:`G = L\sqrt{V/(V-1)}`.
+    r"""Return the largest probability of a token when ``||z||_2 <= logit_norm``: :math:`G = L\sqrt{V/(V-1)}`.
 
     The companion of :func:`entropy_floor`, attained at the same logits.
 
@@ -77,7 +74,7 @@ def logit_norm_cap(logit_norm: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.f
 
 @one_index
 def single_token_cap(norm_product: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Largest confidence in **one** token, whatever happens to the others: gap 2m.
+    r"""Bound the confidence in **one** token, whatever happens to the others: gap 2m.
 
     .. math:: p \le \frac{1}{1 + (V-1)e^{-2m}}
 
@@ -105,7 +102,7 @@ def single_token_cap(norm_product: ArrayLike, vocab_size: ArrayLike) -> NDArray[
 
 @one_index
 def simplex_cap(norm_product: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Largest confidence that a head can give to **every** token in its own context: gap mV/(V-1).
+    r"""Bound the confidence that a head can give to **every** token in its own context: gap mV/(V-1).
 
     .. math:: \min_k p_k(h_k) \le \frac{1}{1 + (V-1)e^{-mV/(V-1)}}
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, whole
+from ..checks import interval, one_index, require_broadcast, whole
 from ._gaps import gap_to_confidence
 from ._minimise import unimodal_minimum
-
-__all__ = ["frobenius_cap", "frobenius_gap", "rank_cap", "rank_gap", "spectral_cap", "spectral_gap"]
 
 
 def welch_moments(
@@ -25,7 +22,7 @@ def welch_moments(
 
 @one_index
 def rank_gap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Largest gap, in nats, that a head of rank D can give to every token at once: the scale behind :func:`rank_cap`.
+    r"""Bound the gap, in nats, that a head of rank D can give to every token at once: the scale of :func:`rank_cap`.
 
     .. math:: G \le 2m - \min_{a \in [0, m]} \log\Bigl[1 + \frac{M_1^2}{M_2}\bigl(e^{M_2/M_1} - 1\bigr)\Bigr],
 
@@ -72,7 +69,7 @@ def rank_gap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayL
 
 @one_index
 def rank_cap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> NDArray[np.float64]:
-    """Largest confidence that a head of rank D can give to **every** token in its own context.
+    """Bound the confidence that a head of rank D can give to **every** token in its own context.
 
     The confidence of :func:`rank_gap`. Equals :func:`simplex_cap` for ``hidden_size >= vocab_size - 1``; attained at
     ``vocab_size == 2 * hidden_size >= 4`` by the orthoplex (rows and features +-e_i); valid but loose for V >> D.
@@ -99,7 +96,7 @@ def rank_cap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayL
 def spectral_cap(
     spectral_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike
 ) -> NDArray[np.float64]:
-    r"""Cap on the confidence in every token from the largest singular value of the head.
+    r"""Bound the confidence in every token by the largest singular value of the head.
 
     .. math:: G \le \frac{aV}{V-1}, \qquad a = R\,s\,\sqrt{\min(D, V-1)/V}
 
@@ -132,7 +129,7 @@ def spectral_cap(
 def spectral_gap(
     spectral_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike
 ) -> NDArray[np.float64]:
-    """The bound of :func:`spectral_cap` as a gap in nats."""
+    """Return the bound of :func:`spectral_cap` as a gap in nats."""
     s, r = interval("spectral_norm", spectral_norm, 0), interval("feature_norm_max", feature_norm_max, 0)
     v, d = whole("vocab_size", vocab_size, 2), whole("hidden_size", hidden_size, 1)
     require_broadcast(spectral_norm=s, feature_norm_max=r, vocab_size=v, hidden_size=d)
@@ -141,7 +138,7 @@ def spectral_gap(
 
 @one_index
 def frobenius_cap(frobenius_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Cap on the confidence in every token from the root-mean-square row norm: a = R F / sqrt(V), G <= aV/(V-1).
+    r"""Bound the confidence in every token by the RMS of the row norms: a = R F / sqrt(V), G <= aV/(V-1).
 
     Args:
         frobenius_norm: F = ||W||_F >= 0. The centred head (rows minus their mean) may be used: it is never larger.
@@ -163,7 +160,7 @@ def frobenius_cap(frobenius_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_
 
 @one_index
 def frobenius_gap(frobenius_norm: ArrayLike, feature_norm_max: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    """The bound of :func:`frobenius_cap` as a gap in nats."""
+    """Return the bound of :func:`frobenius_cap` as a gap in nats."""
     f, r = interval("frobenius_norm", frobenius_norm, 0), interval("feature_norm_max", feature_norm_max, 0)
     v = whole("vocab_size", vocab_size, 2)
     require_broadcast(frobenius_norm=f, feature_norm_max=r, vocab_size=v)

@@ -7,13 +7,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import _projected
-from .._arguments import one_index
-from .._validation import interval, one_whole, require_broadcast, softcap_or_inf
+from .. import projected
+from ..checks import interval, one_index, one_whole, require_broadcast, softcap_or_inf
 from ._gaps import gap_to_confidence
 from ._softcap import symmetric_gap
-
-__all__ = ["attained_gap", "best_confidence"]
 
 
 @one_index
@@ -28,7 +25,7 @@ def attained_gap(
     steps: int = 400,
     generator: np.random.Generator | None = None,
 ) -> NDArray[np.float64]:
-    """Smallest gap over tokens, in nats, of the best head found: a **lower** bound on what is possible.
+    """Search for the best head and return its smallest gap over tokens, in nats: a **lower** bound on what is possible.
 
     Maximises a soft minimum of the gaps over rows and features in their balls, by projected gradient from random
     aligned heads, all restarts and all broadcast elements in one batch. For D >= V (or D >= V - 1 without a cap) the
@@ -62,22 +59,22 @@ def attained_gap(
     v, d = one_whole("vocab_size", vocab_size, 2), one_whole("hidden_size", hidden_size, 1)
     tries, steps = one_whole("restarts", restarts, 1), one_whole("steps", steps, 1)
     shape = require_broadcast(norm_product=m, temperature=t, softcap=c)
-    _projected.check_size(math.prod(shape) * tries, v, d)
+    projected.check_size(math.prod(shape) * tries, v, d)
     m, t, c = (np.broadcast_to(x, shape).ravel() for x in (m, t, c))
-    problem = _projected.Problem(*(np.repeat(x, tries) for x in (m, t, c)))
+    problem = projected.Problem(*(np.repeat(x, tries) for x in (m, t, c)))
     generator = np.random.default_rng(0) if generator is None else generator
-    rows, features = _projected.start(m.size * tries, v, d, generator)
+    rows, features = projected.start(m.size * tries, v, d, generator)
     identity = np.eye(v)
     unit = (10 * problem.t / np.maximum(problem.m, 1e-3 * problem.t))[:, None]  # sharpness follows the gaps' scale
 
     def slope(z: NDArray[np.float64], progress: float) -> NDArray[np.float64]:
-        gaps, rivals = _projected.gaps(z)
+        gaps, rivals = projected.gaps(z)
         sharpness = 0.05 * 6000**progress * unit  # from nearly the mean gap to nearly the smallest
         weight = np.exp(-sharpness * (gaps - gaps.min(axis=-1, keepdims=True)))
         return (weight / weight.sum(axis=-1, keepdims=True))[..., None] * (rivals - identity)
 
-    _projected.descend(rows, features, problem, slope, steps=steps)
-    gaps, _ = _projected.gaps(_projected.logits(rows, features, problem)[0])
+    projected.descend(rows, features, problem, slope, steps=steps)
+    gaps, _ = projected.gaps(projected.logits(rows, features, problem)[0])
     found = gaps.min(axis=-1).reshape(m.size, tries).max(axis=-1)
     capped = np.isfinite(c)
     family = symmetric_gap(m, np.asarray(v, np.float64), c) / t
@@ -96,7 +93,9 @@ def best_confidence(
     steps: int = 400,
     generator: np.random.Generator | None = None,
 ) -> NDArray[np.float64]:
-    """Largest confidence in every token at once that projected gradient finds: the confidence of :func:`attained_gap`.
+    """Search for the head that is surest of every token at once, and return its confidence.
+
+    The search is that of :func:`attained_gap`, which returns the same as a gap.
 
     Args:
         vocab_size: Number of classes V >= 2, one number.

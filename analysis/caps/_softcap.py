@@ -11,13 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, softcap_or_inf, whole
+from ..checks import interval, one_index, require_broadcast, softcap_or_inf, whole
 from ._minimise import unimodal_minimum
 
 Array = NDArray[np.float64]
-
-__all__ = ["softcap_gap", "symmetric_gap"]
 
 
 def _segment(x: Array, m: Array, v: Array) -> tuple[Array, Array]:
@@ -67,7 +64,7 @@ def _tangent_point(s: Array) -> Array:
 def softcap_gap(
     norm_product: ArrayLike, vocab_size: ArrayLike, softcap: ArrayLike | None, *, temperature: ArrayLike = 1.0
 ) -> NDArray[np.float64]:
-    r"""Largest gap that a softcapped head can give to every token at once, in nats: no condition on argmax or rank.
+    r"""Bound the gap, in nats, that a softcapped head can give to every token: no condition on argmax or rank.
 
     .. math:: \min_k G_k \le \frac1T \max_{0 \le x \le 1} E\bigl(m(1 - 2x)\bigr)
               + E\Bigl(m\,\frac{1 + (V-2)x}{V-1}\Bigr),

@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, hyp0f1, ive
 
-__all__ = ["log_kernel_mean"]
-
 # Debye polynomials U_k(p), highest power first (DLMF 10.41.10).
 _DEBYE = (
     np.array([-5, 0, 3, 0]) / 24,

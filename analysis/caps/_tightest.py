@@ -7,15 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import check_flag, one_index
-from .._validation import interval, require_broadcast, softcap_or_inf, whole
+from ..checks import check_flag, interval, one_index, require_broadcast, softcap_or_inf, whole
 from ._aligned import aligned_gap
 from ._gaps import gap_to_confidence
 from ._margin import packing_gap
 from ._rank import rank_gap
 from ._softcap import softcap_gap
-
-__all__ = ["ConfidenceCap", "confidence_cap"]
 
 
 class ConfidenceCap(NamedTuple):
@@ -36,7 +33,7 @@ def confidence_cap(
     softcap: ArrayLike | None = None,
     aligned: bool = False,
 ) -> ConfidenceCap:
-    r"""Tightest **proven** cap on the confidence that a head can give to every token in its own context.
+    r"""Return the tightest **proven** cap on the confidence that a head can give to every token in its own context.
 
     ==================== ===================================== ==========================================
     name                 bound                                 assumption

@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from .effects import HEAD, SEEDS, difference, named, without_penalty
-from .findings import Finding, Findings, word
+from .findings import SMALL, Finding, Findings, word
+from .runs import Runs
 from .sources import Tables
 from .statistics import Effect, mean_effect
-from .tuning import Runs
 
-__all__ = ["NORMS", "SMALL", "WAYS", "capping", "restored", "temperature"]
+__all__ = ["NORMS", "WAYS", "capping", "restored", "temperature"]
 
-SMALL = 0.01  # differences of ECE below this are called none
 NORMS = ("budget", "free norms", "weight decay")
 WAYS = ("kept", "in training only", "in reading only")
 _COLD = 0.25  # the training temperature that K5 is asked at

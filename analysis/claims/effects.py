@@ -10,7 +10,10 @@ import pandas as pd
 from ..smoothing import activity_index
 from .statistics import mean_interval
 
-__all__ = ["CELL", "HEAD", "PAIR", "SEEDS", "cell_effects", "difference", "named", "paired_effects", "without_penalty"]
+__all__ = [
+    "CELL", "HEAD", "PAIR", "SEEDS", "cell_effects", "difference", "named", "paired_effects", "summarise",
+    "without_penalty",
+]  # fmt: skip
 
 # A cell: everything that was set but seeds and smoothing.
 CELL = [
@@ -42,7 +45,7 @@ _PLAIN = ["confidence", "entropy", "cross_entropy", "uniform_cross_entropy", "co
 
 
 def named(rows: pd.DataFrame) -> dict[str, Any]:
-    """What a finding calls the cell that these rows of trained heads are of.
+    """Name the cell that these rows of trained heads are of, as a finding calls it.
 
     Example:
         >>> named(pd.DataFrame({"vocab_size": [256, 256], "temperature": [1.0, 1.0], "data_seed": [0, 1]}))
@@ -52,12 +55,12 @@ def named(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def without_penalty(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of trained heads without those of a confidence penalty; tables of grids that had none lack its column."""
+    """Leave out rows of heads trained with a confidence penalty; tables of grids that had none lack its column."""
     return rows.loc[rows["confidence_penalty"] == 0] if "confidence_penalty" in rows else rows
 
 
 def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line for each smoothed run that has a twin without smoothing.
+    """Set each smoothed run beside its twin without smoothing, one line a pair.
 
     Args:
         rows: Rows of :func:`analysis.bottleneck.fit`; those with a confidence penalty are left out.
@@ -92,35 +95,55 @@ def paired_effects(rows: pd.DataFrame) -> pd.DataFrame:
     return both[kept]
 
 
+def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+    """Average over seeds, with 95 % t intervals: ``by``, ``seeds``, and each value with ``_low`` and ``_high``.
+
+    One seed has no interval: its ends are nan, and no bar is drawn.
+
+    Args:
+        rows: One line for each seed of a cell; a missing value of ``by`` is a value like others.
+        by: Columns that name a cell.
+        values: Columns to average.
+
+    Raises:
+        ValueError: If ``rows`` is empty.
+
+    Example:
+        >>> rows = pd.DataFrame({"D": [4, 4, 4, 8], "x": [1.0, 2.0, 3.0, 5.0]})
+        >>> summarise(rows, ["D"], ["x"]).round(2).to_dict("list")
+        {'D': [4, 8], 'seeds': [3, 1], 'x': [2.0, 5.0], 'x_low': [-0.48, nan], 'x_high': [4.48, nan]}
+    """
+    if rows.empty:
+        raise ValueError("rows must hold at least one seed, got none.")
+    lines: list[dict[str, Any]] = []
+    for _, group in rows.groupby(list(by), dropna=False, sort=True):
+        numbers = group.loc[:, list(values)].to_numpy(float)
+        low, high = mean_interval(numbers)
+        line: dict[str, Any] = {**group[list(by)].head(1).to_dict("records")[0], "seeds": len(group)}
+        for name, *ends in zip(values, numbers.mean(axis=0), low, high, strict=True):
+            line |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, ends), strict=True))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
 def cell_effects(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One line for each cell and smoothing: means over seeds with 95 % t intervals.
+    """Average paired effects over the seeds of each cell and smoothing (:func:`summarise`).
 
     Args:
         pairs: From :func:`paired_effects`; pairs that have not converged are left out.
 
     Returns:
-        The cell, ``label_smoothing``, ``seeds`` (how many), and for ``effectiveness_ratio``, ``activity_index``,
-        ``plain_confidence`` and each effect its mean, ``_low`` and ``_high``, the ends of the interval
-        (:func:`~.statistics.half_width`); with one seed these are nan.
+        The cell, ``label_smoothing``, and of ``effectiveness_ratio``, ``activity_index``, ``plain_confidence`` and each
+        effect the mean and the ends of its interval.
     """
-    keys = [*CELL, "label_smoothing"]
     values = ["effectiveness_ratio", "activity_index", "plain_confidence", *_EFFECTS]
-    converged = pairs.loc[pairs["converged"]]
-    lines: list[dict[str, Any]] = []
-    for _, group in converged.groupby(keys, dropna=False, sort=True):
-        effects = group.loc[:, values].to_numpy(float)
-        low, high = mean_interval(effects)
-        line: dict[str, Any] = {**group.iloc[0][keys].to_dict(), "seeds": len(group)}
-        for name, *numbers in zip(values, effects.mean(axis=0), low, high, strict=True):
-            line |= dict(zip((name, f"{name}_low", f"{name}_high"), numbers, strict=True))
-        lines.append(line)
-    return pd.DataFrame(lines)
+    return summarise(pairs.loc[pairs["converged"]], [*CELL, "label_smoothing"], values)
 
 
 def difference(
     table: pd.DataFrame, value: str, *, column: str, first: object, second: object, on: Sequence[str]
 ) -> pd.DataFrame:
-    """Paired differences: ``value`` where ``column`` is ``first`` minus where it is ``second``, all else equal.
+    """Subtract in pairs: ``value`` where ``column`` is ``first`` minus where it is ``second``, all else equal.
 
     Args:
         table: Rows.

@@ -11,9 +11,10 @@ import pandas as pd
 
 from .statistics import Effect
 
-__all__ = ["COLUMNS", "Finding", "Findings", "Verdict", "headlines", "word"]
+__all__ = ["COLUMNS", "SMALL", "Finding", "Findings", "Verdict", "headlines", "word"]
 
 COLUMNS = ("claim", "finding", "cell", "mean", "low", "high", "seeds", "cells", "unit")
+SMALL = 0.01  # differences of ECE or of confidence below this are called none
 _DIGITS = 6  # significant digits of a written number
 
 
@@ -121,11 +122,7 @@ def _shown(value: Any) -> str:
 
 
 def headlines(verdicts: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
-    """A table of verdicts with the numbers of the finding that each of them is about.
-
-    Args:
-        verdicts: As written by ``python -m analysis.study verdicts``.
-        findings: Their companion.
+    """Join a table of verdicts with the numbers of the finding that each of them is about.
 
     Returns:
         The verdicts with ``mean``, ``low``, ``high``, ``seeds``, ``cells`` and ``unit`` of their finding. Missing texts
@@ -170,7 +167,7 @@ class Verdict:
 
 
 def word(*, supported: bool, refuted: bool, known: bool = True) -> str:
-    """The verdict's word from the two rules of a claim; ``"depends on"`` where neither holds.
+    """Choose the verdict's word from the two rules of a claim: ``"depends on"`` where neither holds.
 
     ``known`` says whether the rows that the rules read are there: what was not measured refutes nothing.
     """

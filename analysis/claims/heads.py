@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..caps import simplex_cap
 from .effects import CELL, SEEDS, difference, paired_effects
-from .findings import Finding, Findings, word
+from .findings import SMALL, Finding, Findings, word
 from .sources import Tables
 from .statistics import Effect, explained_effect, mean_effect
 
@@ -21,7 +21,6 @@ _FEWEST = 20  # cells that a share of explained variance is computed of
 _TRANSITION = (0.05, 6.0)  # of A
 _INERT, _ACTING = 1.25, 0.8  # of A: smoothing does nothing above, and lowers confidence below
 _BLURRED = (1.3, 3.0)  # of A, where noise blurs the turn
-_SMALL = 0.01  # differences of confidence or ECE below this are called none
 
 
 def capacity(tables: Tables, found: Findings) -> str:
@@ -42,12 +41,12 @@ def capacity(tables: Tables, found: Findings) -> str:
     _by_vocabulary(heads, found)
     steps = [*below_full_rank(found, 64), *below_full_rank(found, 16)]
     falls = [b.high < a.low for a, b in pairwise(found.at("confidence_share"))]
-    moves = [step.low > _SMALL for step in steps]
+    moves = [step.low > SMALL for step in steps]
     exceeded = found["above_a_cap"] > 0
     return word(
         supported=not exceeded and found["geometry_share"] > 0.05 and all([*moves, *falls]),
         # a cap exceeded refutes the theory
-        refuted=exceeded or all([*(step.high <= _SMALL for step in steps), *(not fall for fall in falls)]),
+        refuted=exceeded or all([*(step.high <= SMALL for step in steps), *(not fall for fall in falls)]),
         known=bool(moves and falls),
     )
 
@@ -88,7 +87,7 @@ def below_full_rank(found: Findings, start: int) -> list[Finding]:
 def moves(found: Findings) -> tuple[int, int]:
     """Steps below full rank in which confidence moves, and all of them."""
     steps = [*below_full_rank(found, 64), *below_full_rank(found, 16)]
-    return sum(step.low > _SMALL for step in steps), len(steps)
+    return sum(step.low > SMALL for step in steps), len(steps)
 
 
 def _by_vocabulary(heads: pd.DataFrame, found: Findings) -> None:
@@ -132,7 +131,7 @@ def small_hidden_size(tables: Tables, found: Findings) -> str:
         fall = mean_effect(rows, "confidence_fall", cell=[*CELL, "label_smoothing"])
         found.add(f"fall_where_{name}", fall, "probability")
         found.add(f"pairs_{name}", len(rows), "count")
-    found.add("obeyed_inert", (inert["confidence_fall"].abs() < _SMALL).mean(), "share")
+    found.add("obeyed_inert", (inert["confidence_fall"].abs() < SMALL).mean(), "share")
     found.add("obeyed_acting", (acting["confidence_fall"] > 0).mean(), "share")
     elsewhere = (det["vocab_size"] != MAIN_SIZE).loc[inert.index.union(acting.index)].sum()
     found.add("pairs_of_other_sizes", elsewhere, "count")

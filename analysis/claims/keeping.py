@@ -6,9 +6,10 @@ import pandas as pd
 
 from .effects import CELL, HEAD, SEEDS, difference, named, paired_effects, without_penalty
 from .findings import Findings
+from .runs import PENALTY, penalised_simulation, tuned_simulation
 from .sources import Tables
 from .statistics import Effect, mean_effect
-from .tuning import OTHERS, PENALTY, keeps, penalised_simulation, tuned_simulation
+from .tuning import OTHERS, keeps
 
 __all__ = ["keeps_in_simulation"]
 

@@ -16,9 +16,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..command import csv_file, finish, output_folder, shown
+from ..lab.provenance import made_here
 from ..lab.registry import PRESETS, Preset
 from ..lab.running import committed_folder
-from ..lab.tables import find_table, made_here, read_table, write_table
+from ..lab.tables import find_table, read_table, write_table
 from .statistics import Effect, bootstrap_half_width, resamples
 
 __all__ = ["accuracy", "joined", "main", "unfitted_share"]

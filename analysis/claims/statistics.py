@@ -40,7 +40,7 @@ class Effect(NamedTuple):
 
 @lru_cache(maxsize=8)
 def resamples(seeds: int) -> Array:
-    """Weights of the bootstrap over seeds, ``(resamples, seeds)``, rows summing to 1.
+    """Return the weights of the bootstrap over seeds, ``(resamples, seeds)``, whose rows sum to 1.
 
     All ``seeds ** seeds`` resamples up to 6 seeds, so that nothing is random; 10,000 of a fixed generator beyond.
 
@@ -56,15 +56,11 @@ def resamples(seeds: int) -> Array:
 
 
 def half_width(values: ArrayLike) -> Array:
-    """Half the 95 % interval of the mean over the first axis, one entry per seed: :func:`bootstrap_half_width` of it.
+    """Return half the 95 % interval of the mean over the first axis, one entry per seed (:func:`bootstrap_half_width`).
 
     For a mean this is the t interval, exact for normal values.
 
-    Args:
-        values: ``(seeds, ...)``.
-
-    Returns:
-        ``(...)``; nan with one seed.
+    Values are ``(seeds, ...)``, the result ``(...)``; nan with one seed.
 
     Raises:
         ValueError: If there is no seed.
@@ -81,7 +77,7 @@ def half_width(values: ArrayLike) -> Array:
 
 
 def bootstrap_half_width(replicates: ArrayLike, seeds: int) -> Array:
-    """Half the 95 % interval of a statistic from its values over :func:`resamples`: Student's quantile x their error.
+    """Return half the 95 % interval of a statistic: Student's quantile x its spread over :func:`resamples`.
 
     Quantiles of the resamples themselves are too narrow for few seeds: they cover 74 % with three and 83 % with five.
     Resamples of n values spread too little by sqrt((n - 1) / n), and an error estimated from n values is uncertain
@@ -102,7 +98,7 @@ def bootstrap_half_width(replicates: ArrayLike, seeds: int) -> Array:
 
 
 def mean_interval(values: ArrayLike) -> tuple[Array, Array]:
-    """Ends of the 95 % interval of the mean over the first axis, one entry per seed: mean -+ :func:`half_width`.
+    """Return both ends of the 95 % interval of the mean over the first axis, one entry per seed (:func:`half_width`).
 
     Example:
         >>> low, high = mean_interval([1.0, 2.0, 6.0])
@@ -115,7 +111,7 @@ def mean_interval(values: ArrayLike) -> tuple[Array, Array]:
 
 
 def mean_effect(frame: pd.DataFrame, value: str, *, cell: Sequence[str], seed: str = "data_seed") -> Effect:
-    """Mean over cells of a column, with a 95 % t interval over whole seeds, of Satterthwaite's degrees of freedom.
+    """Average a column over cells, with a 95 % t interval over whole seeds, of Satterthwaite's degrees of freedom.
 
     The section "Statistics" of ``docs/study.md`` says how and why. In short: cells of one seed are not independent, so
     that seeds count as a whole, over all cells at once; each cell's mean is taken out first, so that a missing row
@@ -163,7 +159,7 @@ def _freedom(rest: Array, numbers: NDArray[np.intp], counts: NDArray[np.intp]) -
 def explained_variance(
     predictor: ArrayLike, effect: ArrayLike, *, same: ArrayLike | None = None, folds: int = 10
 ) -> float:
-    """Share of the variance of an effect over cells that a monotone function of one predictor explains, out of sample.
+    """Return the share of the variance over cells that a monotone function of one predictor explains, out of sample.
 
     Isotonic regression (rising or falling, whichever fits the training cells better) on all cells but a tenth, which it
     then predicts; 1 minus the mean square of what is left over the variance. 0 or less: no help.
@@ -208,7 +204,7 @@ def explained_effect(
     same: str | None = None,
     seed: str = "data_seed",
 ) -> Effect:
-    """:func:`explained_variance` over means of cells, with a 95 % interval over seeds that ends at 1.
+    """Return :func:`explained_variance` over means of cells, with a 95 % interval over seeds that ends at 1.
 
     Its error is that of all resamples of the seeds (:func:`bootstrap_half_width`).
 

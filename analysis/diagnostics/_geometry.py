@@ -9,15 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import caps
-from .._arguments import check_count
-from .._validation import interval
 from ..caps import frobenius_gap, packing_gap, spectral_gap
+from ..checks import check_count, interval
 from ..smoothing import effectiveness_ratio, optimal_gap
 from . import _streaming as streaming
 
 Array = NDArray[np.float64]
-
-__all__ = ["CapVerdict", "HeadGeometry"]
 
 
 class CapVerdict(NamedTuple):

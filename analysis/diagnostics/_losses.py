@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._validation import interval, one_whole
+from ..checks import interval, one_whole
 
 if TYPE_CHECKING:
     from kernel import HeadStatistics
-
-__all__ = ["Losses", "losses_of"]
 
 
 class Losses(NamedTuple):
@@ -27,7 +25,7 @@ class Losses(NamedTuple):
 
 
 def losses_of(statistics: HeadStatistics, *, temperature: float = 1.0, temperature_index: int = 0) -> Losses:
-    """Means over the tokens of one :func:`kernel.head_statistics` call, in float64; ignored tokens are left out.
+    """Average H, CE and CE_u over the tokens of one :func:`kernel.head_statistics` call, leaving ignored tokens out.
 
     Args:
         statistics: The result, made with a target.

@@ -5,17 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import check_losses, interval, require_broadcast
+from ..checks import check_losses, interval, one_index, require_broadcast
 
 Array = NDArray[np.float64]
-
-__all__ = ["scale_gap", "smoothing_slope"]
 
 
 @one_index
 def scale_gap(entropy: ArrayLike, cross_entropy: ArrayLike) -> Array:
-    """Entropy minus cross-entropy, in nats: d CE / d log T at T = 1.
+    """Return entropy minus cross-entropy, in nats: d CE / d log T at T = 1.
 
     Reason: CE(T) = E[lse(z / T) - z_y / T], whose derivative in log T is E[z_y - sum p z] = H - CE, since
     H = lse - sum p z. On the training data: > 0, the scale of the logits is capped or underfit; 0 at an attained
@@ -46,7 +43,7 @@ def scale_gap(entropy: ArrayLike, cross_entropy: ArrayLike) -> Array:
 def smoothing_slope(
     entropy: ArrayLike, cross_entropy: ArrayLike, uniform_cross_entropy: ArrayLike, label_smoothing: ArrayLike
 ) -> Array:
-    """Slope d CE_b / d log T at T = 1, in nats: (H - CE) - b (CE_u - CE).
+    """Return the slope d CE_b / d log T at T = 1, in nats: (H - CE) - b (CE_u - CE).
 
     Its sign is that of :func:`analysis.smoothing.activity_index` minus 1: positive, the smoothed loss still wants
     larger logits; negative, smoothing pulls them down. At b = 0 it is :func:`scale_gap`.

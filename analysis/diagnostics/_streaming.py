@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arguments import as_numpy
-from .._validation import interval
+from ..checks import as_numpy, interval
 
 Array = NDArray[np.float64]
-
-__all__ = ["chunks", "measure_features", "shape_of"]
 
 
 def shape_of(name: str, array: Any) -> tuple[int, ...]:

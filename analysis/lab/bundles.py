@@ -23,7 +23,7 @@ _LONGEST_LINE = 2**24  # bytes of a row; one of S7, the longest, has a quarter o
 
 
 def row_folder(out: Path, name: str) -> Path:
-    """Folder of an experiment's rows."""
+    """Return the folder of an experiment's rows."""
     return out / "rows" / name
 
 

@@ -26,7 +26,7 @@ class Coverage(NamedTuple):
 
 
 def coverage(study: Experiment, configs: Sequence[Any], finished: Collection[str]) -> Coverage:
-    """Complete cells: every seed is finished, and those of the cell's twin as well.
+    """Find the complete cells: every seed is finished, and those of the cell's twin as well.
 
     A cell that is the twin of others is complete if one of them is.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .sweep import Engine, attempt
+from .workers import Engine, attempt
 
 __all__ = ["connect", "ray_engine"]
 
@@ -45,13 +45,8 @@ def ray_engine(
     """Yield (config, row, error) in the order of finishing, from one core of the cluster for each config under way.
 
     Rows come back to this process, which alone writes. A config whose machine is lost is computed again elsewhere.
-
-    Args:
-        function: Config -> row.
-        configs: What to compute.
-        size: Without effect: the cluster's cores count, also those that join later.
-        enough: Asked before each start.
-        take: Asked of each config before it starts; False leaves it out.
+    The arguments are those of :func:`~analysis.lab.workers.local_engine`, but that ``size`` has no effect: the
+    cluster's cores count, also those that join later.
     """
     import ray  # pyright: ignore[reportMissingImports]
     from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]

@@ -43,22 +43,6 @@ class Prediction:
     statement: str
 
 
-def _nothing(config: Any) -> int:
-    return 0
-
-
-def _gpu(config: Any) -> str:
-    return "gpu"
-
-
-def _without_seed(config: Any) -> Any:
-    return replace(config, seed=0)
-
-
-def _itself(cell: Any) -> Any:
-    return cell
-
-
 def _sizes(cell: Any) -> str:
     width = f" D={cell.hidden_size}" if hasattr(cell, "hidden_size") else ""
     return f"V={cell.vocab_size}{width}"
@@ -93,16 +77,16 @@ class Experiment:
     seconds: Callable[[Any, str], float]
     predictions: tuple[Prediction, ...]
     gpu: bool = True
-    leftover: Callable[[Any], int] = _nothing
-    queue: Callable[[Any], str] = _gpu
-    cell: Callable[[Any], Any] = _without_seed
-    twin: Callable[[Any], Any] = _itself
+    leftover: Callable[[Any], int] = lambda config: 0
+    queue: Callable[[Any], str] = lambda config: "gpu"
+    cell: Callable[[Any], Any] = lambda config: replace(config, seed=0)
+    twin: Callable[[Any], Any] = lambda cell: cell
     name_of: Callable[[Any], str] = _sizes
     columns: tuple[str, ...] = ("vocab_size", "hidden_size", "data_seed")
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment of that name.
+    """Return the experiment of that name.
 
     Raises:
         ValueError: If there is none.
@@ -117,13 +101,13 @@ def experiment(name: str) -> Experiment:
 
 
 def experiments(names: Sequence[str]) -> list[Experiment]:
-    """Experiments of these names, ``"all"`` for every one, each once and in the order of the registry."""
+    """Return the experiments of these names, ``"all"`` for every one, each once and in the order of the registry."""
     wanted = set(EXPERIMENTS) if "all" in names else {experiment(name).name for name in names}
     return [experiment(name) for name in EXPERIMENTS if name in wanted]
 
 
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line for each measurement: rows with a list under ``"measurements"`` are spread out.
+    """Spread rows out that have a list under ``"measurements"``: one line for each measurement.
 
     A measurement's value wins over a column of the same name; the other columns repeat. Measured numbers keep 6
     significant digits.

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,61 +13,39 @@ import pandas as pd
 from .. import command
 from .bundles import row_folder
 from .cells import Coverage, coverage
-from .records import RowStore
-from .registry import Experiment, Preset, experiment, tidy
-from .sweep import Engine, Lane, SweepResult, available_cores, local_engine, read_rows, run
-from .tables import find_table, made_of_rows, shortened, write_table
+from .placement import Job, compute_job, lanes, order, queue_of, visible_gpus
+from .provenance import made_of_rows
+from .records import RowStore, config_key
+from .registry import Experiment, Preset, tidy
+from .sweep import SweepResult, read_rows, run
+from .tables import find_table, shortened, write_table
+from .workers import Engine, available_cores, local_engine
 
 __all__ = [
-    "Job", "Progress", "committed_folder", "compute_job", "lanes", "order", "progress", "publish", "run_command",
-    "simulate", "simulate_all", "table", "table_path", "visible_gpus", "where", "write",
+    "Progress", "committed_folder", "progress", "publish", "run_command", "simulate", "simulate_all", "table",
+    "table_path", "write",
 ]  # fmt: skip
 
-# A config goes to the GPU if it takes a CPU core more than this many seconds, and this many times as long.
-SMALL_FIT_SECONDS, GPU_IS_WORTH = 12.0, 5.0
 _DIGITS = 6  # of the numbers in a table
 _PACKED_FROM = 2**18  # bytes of a committed table
 
 
-@dataclass(frozen=True)
-class Job:
-    """A config and the experiment that it belongs to; some configs belong to several."""
-
-    experiment: str
-    config: Any
-
-
-class _Shelves:
-    """The rows of all experiments, each in a folder of its own; see :class:`analysis.lab.sweep.Store`."""
+class _Shelves(RowStore):
+    """The rows of several experiments, each in a folder of its own."""
 
     def __init__(self, out: Path, studies: Sequence[Experiment]) -> None:
-        self._stores = {study.name: RowStore(row_folder(out, study.name)) for study in studies}
+        super().__init__(out / "rows")
+        self._folders = {study.name: row_folder(out, study.name) for study in studies}
+
+    def _place(self, config: Job) -> tuple[Path, Any]:
+        return self._folders[config.experiment], config.config
 
     def prepare(self) -> None:
-        for store in self._stores.values():
-            store.prepare()
+        for folder in self._folders.values():
+            RowStore(folder).prepare()
 
     def name(self, config: Job) -> str:
-        return f"{config.experiment}/{self._stores[config.experiment].name(config.config)}"
-
-    def take(self, config: Job) -> bool:
-        return self._stores[config.experiment].take(config.config)
-
-    def release(self, config: Job) -> None:
-        self._stores[config.experiment].release(config.config)
-
-    def close(self) -> None:
-        for store in self._stores.values():
-            store.close()
-
-    def read(self, config: Job) -> dict[str, Any] | None:
-        return self._stores[config.experiment].read(config.config)
-
-    def write(self, config: Job, row: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
-        self._stores[config.experiment].write(config.config, row, made_by)
-
-    def write_failure(self, config: Job, error: str, made_by: Mapping[str, Any]) -> None:
-        self._stores[config.experiment].write_failure(config.config, error, made_by)
+        return f"{config.experiment}/{config_key(config.config)}"
 
 
 class Progress(NamedTuple):
@@ -87,110 +62,13 @@ class Progress(NamedTuple):
 
 
 def table_path(out: Path, name: str) -> Path:
-    """The experiment's table."""
+    """Return the path of an experiment's table."""
     return out / f"{name}.csv"
 
 
-def where(study: Experiment, config: Any, device: str) -> str:
-    """``device``, or the CPU where the config is too small, or of a kind, that gains nothing from a GPU.
-
-    Small fits are bound by launches, not arithmetic.
-
-    Raises:
-        ValueError: If ``device`` is neither ``"cpu"`` nor ``"cuda"``: one GPU is chosen by what is visible.
-    """
-    if device not in ("cpu", "cuda"):
-        raise ValueError(
-            "device must be 'cpu' or 'cuda', which takes every visible GPU (CUDA_VISIBLE_DEVICES chooses), "
-            f"got {device!r}."
-        )
-    if device == "cpu" or not study.gpu:
-        return "cpu"
-    slow = study.seconds(config, "cpu")
-    return device if slow > max(SMALL_FIT_SECONDS, GPU_IS_WORTH * study.seconds(config, device)) else "cpu"
-
-
-def compute_job(job: Job, *, device: str) -> dict[str, Any]:
-    """The row of a job, computed where :func:`where` says."""
-    study = experiment(job.experiment)
-    return dict(study.compute(job.config, device=where(study, job.config, device)))
-
-
-def _queue(job: Job, *, device: str) -> str:
-    study = experiment(job.experiment)
-    return "cpu" if where(study, job.config, device) == "cpu" else study.queue(job.config)
-
-
-def lanes(device: str, workers: int, gpus: Sequence[str], gpu_workers: int, *, alone: bool = False) -> list[Lane]:
-    """Processes that share this machine: some on each GPU, the rest on cores.
-
-    Several processes keep a GPU busy while each of them prepares and measures on a core.
-
-    Args:
-        device: ``"cpu"`` or ``"cuda"``.
-        workers: Processes in all, whatever the GPUs could take: one for each GPU first, then more on them in turn.
-        gpus: The GPUs, as CUDA_VISIBLE_DEVICES names them.
-        gpu_workers: Most processes on each.
-        alone: Whether the first GPU has one process only, for the largest heads.
-
-    Example:
-        >>> [lane.workers for lane in lanes("cuda", 16, ["0", "1", "2"], 4, alone=True)]
-        [1, 0, 1, 3, 1, 3, 7]
-        >>> [lane.workers for lane in lanes("cuda", 4, ["0", "1", "2"], 4)]
-        [1, 1, 1, 0, 1, 0, 0]
-    """
-    if device == "cpu":
-        return [Lane(workers, ("cpu",))]
-    used = gpus[:workers]  # a GPU without a process has no lane
-    room = [0 if alone and index == 0 else gpu_workers - 1 for index in range(len(used))]
-    turns = [index for turn in range(gpu_workers - 1) for index, most in enumerate(room) if turn < most]
-    others = Counter(turns[: workers - len(used)])
-    shared: list[Lane] = []
-    for index, gpu in enumerate(used):
-        only, first = {"CUDA_VISIBLE_DEVICES": gpu}, ("whole",) if index == 0 else ()
-        shared += [Lane(1, (*first, "large", "gpu", "cpu"), only), Lane(others[index], ("gpu", "cpu"), only)]
-    return [*shared, Lane(workers - sum(lane.workers for lane in shared), ("cpu",))]
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    import torch
-
-    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not count:
-        raise ValueError("device must be 'cpu' where there is no GPU, got 'cuda'.")
-    return [name.strip() for name in named.split(",")][:count] if named else [str(index) for index in range(count)]
-
-
 def simulate(study: Experiment, preset: Preset, out: Path, **options: Any) -> SweepResult:
-    """:func:`simulate_all` of one experiment, with its rows."""
+    """Run :func:`simulate_all` for one experiment, and return its rows too."""
     return simulate_all([study], preset, out, **options)._replace(rows=table(study, preset, out))
-
-
-def order(studies: Sequence[Experiment], preset: Preset, device: str) -> dict[Job, float]:
-    """All jobs in the order in which they start, with their estimated seconds.
-
-    The costliest first, and what may be left over last. All seeds of a cell and of its twins start together: a run that
-    is cut leaves complete cells, and few rows that no table can use.
-    """
-    by_name = {study.name: study for study in studies}
-    families = defaultdict[tuple[str, Any], list[Job]](list)
-    seconds: dict[Job, float] = {}
-    for study in studies:
-        for config in study.configs(preset):
-            job = Job(study.name, config)
-            seconds[job] = study.seconds(config, where(study, config, device))
-            families[study.name, study.twin(study.cell(config))].append(job)
-
-    def place(family: list[Job]) -> tuple[int, float]:
-        leftover = by_name[family[0].experiment].leftover
-        return max(leftover(job.config) for job in family), -max(seconds[job] for job in family)
-
-    return {job: seconds[job] for family in sorted(families.values(), key=place) for job in family}
 
 
 def simulate_all(
@@ -229,7 +107,7 @@ def simulate_all(
     jobs = order(studies, preset, device)
     shelves = _Shelves(out, studies)
     if engine is None:
-        queue, gpus = partial(_queue, device=device), [] if device == "cpu" else visible_gpus()
+        queue, gpus = partial(queue_of, device=device), [] if device == "cpu" else visible_gpus()
         alone = len(gpus) > 1 and any(queue(job) == "whole" and shelves.read(job) is None for job in jobs)
         processes = lanes(device, workers or available_cores(), gpus, gpu_workers, alone=alone)
         engine = partial(local_engine, lanes=processes, queue=queue)
@@ -248,7 +126,7 @@ def simulate_all(
 
 
 def table(study: Experiment, preset: Preset, out: Path) -> pd.DataFrame:
-    """The finished rows of an experiment as a table in the order of its grid; columns of what was set come first.
+    """Make a table of the finished rows of an experiment, in the order of its grid; columns of what was set come first.
 
     Only rows of complete cells (:mod:`.cells`) are in it.
     """
@@ -283,7 +161,7 @@ def write(study: Experiment, preset: Preset, out: Path, path: Path, *, packed_fr
 
 
 def run_command(name: str, preset: Preset) -> str:
-    """The command that computes an experiment.
+    """Return the command that computes an experiment.
 
     Example:
         >>> run_command("S4", "full")
@@ -293,7 +171,7 @@ def run_command(name: str, preset: Preset) -> str:
 
 
 def committed_folder(preset: Preset) -> Path:
-    """Where the tables of a preset are committed.
+    """Return the folder where the tables of a preset are committed.
 
     Raises:
         FileNotFoundError: If this is an installation without the repository.
@@ -312,7 +190,7 @@ def publish(study: Experiment, preset: Preset, out: Path, folder: Path) -> Path 
 
 
 def progress(study: Experiment, preset: Preset, out: Path) -> Progress:
-    """Done, failed and left."""
+    """Count what is done, failed and left."""
     configs, store = study.configs(preset), RowStore(row_folder(out, study.name))
     done = [store.read(config) is not None for config in configs]
     failed = [not there and store.failure(config) is not None for there, config in zip(done, configs, strict=True)]

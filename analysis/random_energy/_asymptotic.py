@@ -6,28 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import digamma, gamma, gammainc
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, whole
+from ..checks import interval, one_index, require_broadcast, whole
 from ._exact import std_and_vocab
 
 Array = NDArray[np.float64]
-
-__all__ = [
-    "asymptotic_confidence",
-    "asymptotic_entropy",
-    "asymptotic_log_partition",
-    "asymptotic_participation",
-    "critical_hidden_size",
-    "critical_logit_std",
-    "freezing_temperature",
-]
-
 
 _BLOCK = 4096  # elements integrated at a time, 10 KB each
 
 
 def critical_logit_std(vocab_size: ArrayLike) -> Array:
-    """Standard deviation sqrt(2 log V) at which the softmax of V random logits freezes onto a few tokens.
+    """Return the standard deviation sqrt(2 log V) at which the softmax of V random logits freezes onto a few tokens.
 
     Args:
         vocab_size: Number of classes V >= 2.
@@ -48,7 +36,7 @@ def critical_logit_std(vocab_size: ArrayLike) -> Array:
 
 @one_index
 def freezing_temperature(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    """Temperature s / sqrt(2 log V) below which random logits of standard deviation s are frozen.
+    """Return the temperature s / sqrt(2 log V) below which random logits of standard deviation s are frozen.
 
     Args:
         logit_std: Standard deviation s >= 0 of the logits at temperature 1.
@@ -70,7 +58,7 @@ def freezing_temperature(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
 
 @one_index
 def critical_hidden_size(vocab_size: ArrayLike, gain: ArrayLike, row_std: ArrayLike) -> Array:
-    """Hidden size 2 log V / (g sigma_w)^2 at which random logits of an RMS-normed head freeze.
+    """Return the hidden size 2 log V / (g sigma_w)^2 at which random logits of an RMS-normed head freeze.
 
     With features of norm g sqrt(D) and row entries of standard deviation sigma_w the logit std is g sigma_w sqrt(D).
 
@@ -103,7 +91,7 @@ def _frozen_share(s: Array, v: Array) -> Array:
 
 @one_index
 def asymptotic_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    """Leading order of E log Z at large V: log V + s^2 / 2 below freezing, s sqrt(2 log V) above.
+    """Return the leading order of E log Z at large V: log V + s^2 / 2 below freezing, s sqrt(2 log V) above.
 
     Args:
         logit_std: Standard deviation s >= 0 of the logits.
@@ -126,7 +114,7 @@ def asymptotic_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Arr
 
 @one_index
 def asymptotic_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    """Limit of the mean entropy in nats: log V - s^2 / 2 below freezing, psi(1) - psi(1 - s_c / s) above.
+    """Return the limit of the mean entropy: log V - s^2 / 2 below freezing, psi(1) - psi(1 - s_c / s) nats above.
 
     Args:
         logit_std: Standard deviation s >= 0 of the logits.
@@ -151,7 +139,7 @@ def asymptotic_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
 
 @one_index
 def asymptotic_participation(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    """Limit of E sum p^2: 0 below freezing, 1 - s_c / s above.
+    """Return the limit of E sum p^2: 0 below freezing, 1 - s_c / s above.
 
     Args:
         logit_std: Standard deviation s >= 0 of the logits.
@@ -181,13 +169,13 @@ def _largest_part(a: Array) -> Array:
 
 @one_index
 def asymptotic_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    r"""Limit of E max p: 0 below freezing, the largest part of the Poisson-Dirichlet law PD(a, 0), a = s_c / s, above.
+    r"""Return the limit of E max p: 0 below freezing, above it the largest part of Poisson-Dirichlet PD(s_c / s, 0).
 
     .. math:: E\max p = \int_0^\infty \frac{e^{-t}\,dt}{e^{-t} + t^a\,\gamma(1-a, t)}
 
-    Reason: in units of the largest of Poisson points of density a x^(-a-1), the others have the Laplace transform
-    exp(-y psi(t)), psi(t) = integral over (0, 1) of (1 - e^{-tx}) a x^(-a-1), and y, their mean number above it, is
-    Exp(1).
+    with a = s_c / s. Reason: in units of the largest of Poisson points of density a x^(-a-1), the others have the
+    Laplace transform exp(-y psi(t)), psi(t) = integral over (0, 1) of (1 - e^{-tx}) a x^(-a-1), and y, their mean
+    number above it, is Exp(1).
 
     Args:
         logit_std: Standard deviation s >= 0 of the logits.

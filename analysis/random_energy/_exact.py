@@ -8,14 +8,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, whole
+from ..checks import interval, one_index, require_broadcast, whole
 from . import _quadrature as quadrature
 
 Array = NDArray[np.float64]
-
-__all__ = ["expected_confidence", "expected_entropy", "expected_log_partition", "participation", "std_and_vocab"]
-
 
 MOST_STD = 1e5  # of logits: the quadrature holds some 100 s numbers, and a softmax froze at sqrt(2 log V)
 
@@ -35,7 +31,7 @@ def _each(function: Callable[[float, float], float], s: Array, v: Array) -> Arra
 
 @one_index
 def expected_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    r"""Expected log-partition E log sum_k exp(z_k), in nats, of V independent logits N(0, s^2), exact at finite V.
+    r"""Return E log sum_k exp(z_k), in nats, of V independent logits N(0, s^2), exact at finite V.
 
     .. math:: E\log Z = \int_0^\infty \frac{e^{-t} - M(t)^V}{t}\,dt, \qquad M(t) = E\,e^{-t e^{s g}}
 
@@ -64,7 +60,7 @@ def expected_log_partition(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array
 
 @one_index
 def participation(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    r"""Expected sum of squared probabilities of V independent logits N(0, s^2): the chance that two draws agree.
+    r"""Return the expected sum of squared probabilities of V logits N(0, s^2): the chance that two draws agree.
 
     .. math:: Y_2 = V \int_0^\infty t\,E\bigl[e^{2sg - te^{sg}}\bigr]\,M(t)^{V-1}\,dt
 
@@ -88,7 +84,7 @@ def participation(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
 
 @one_index
 def expected_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    r"""Mean entropy in nats of the softmax of V independent logits N(0, s^2): E log Z - s^2 (1 - Y_2).
+    r"""Return the mean entropy in nats of the softmax of V independent logits N(0, s^2): E log Z - s^2 (1 - Y_2).
 
     Reason: E sum p_k z_k = s^2 E sum p_k (1 - p_k), Gaussian integration by parts.
 
@@ -112,7 +108,7 @@ def expected_entropy(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
 
 @one_index
 def expected_confidence(logit_std: ArrayLike, vocab_size: ArrayLike) -> Array:
-    r"""Expected confidence E max_k p_k of the softmax of V independent logits N(0, s^2).
+    r"""Return the expected confidence E max_k p_k of the softmax of V independent logits N(0, s^2).
 
     .. math:: V\,E_g \int_0^\infty e^{sg - te^{sg}}
               \Bigl(\int_{-\infty}^{g} \varphi(g')\,e^{-te^{sg'}}dg'\Bigr)^{V-1} dt

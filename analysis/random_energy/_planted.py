@@ -6,17 +6,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, whole
+from ..checks import interval, one_index, require_broadcast, whole
 
 Array = NDArray[np.float64]
-
-__all__ = ["planted_confidence", "planted_norm_product", "spherical_log_partition"]
 
 
 @one_index
 def spherical_log_partition(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> Array:
-    r"""Leading order of log sum_k exp(z_k), in nats, for V random rows of equal norm and any fixed feature.
+    r"""Return the leading order of log sum_k exp(z_k), in nats, for V random rows of one norm and any fixed feature.
 
     .. math:: F(m) = \max_{0 \le t \le t_c} \log V + \tfrac D2\log(1 - t^2) + m t, \qquad t_c^2 = 1 - V^{-2/D}
 
@@ -47,7 +44,7 @@ def spherical_log_partition(norm_product: ArrayLike, vocab_size: ArrayLike, hidd
 
 @one_index
 def planted_confidence(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> Array:
-    r"""Confidence in a token whose row lies along the feature, among V random rows of equal norm.
+    r"""Return the confidence in a token whose row lies along the feature, among V random rows of equal norm.
 
     .. math:: p = 1 / (1 + e^{F(m) - m}), \qquad F \text{ of } \texttt{spherical\_log\_partition}
 
@@ -72,7 +69,7 @@ def planted_confidence(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_si
 
 @one_index
 def planted_norm_product(vocab_size: ArrayLike, hidden_size: ArrayLike, confidence: ArrayLike = 0.5) -> Array:
-    r"""Norm product at which a planted token reaches a confidence: the inverse of :func:`planted_confidence`.
+    r"""Return the norm product at which a planted token reaches a confidence: inverts :func:`planted_confidence`.
 
     At 1/2 it is m = F(m), about log V + (log V)^2 / (2D): within 5 % of log V for D = 128 and V = 50,000, so that at
     LLM sizes a head is limited by its norms against log V rather than by its rank. The expansion fails for D < log V.

@@ -19,8 +19,6 @@ from scipy.special import ndtri
 
 Array = NDArray[np.float64]
 
-__all__ = ["confidence", "entropy", "log_partition", "participation"]
-
 _STEP = 0.25  # in x = u + s g, and in u where the features are not wider
 _REACH = 10.0  # of the Gaussian: beyond it 1e-23 of the mass
 _EULER = 0.5772156649015329

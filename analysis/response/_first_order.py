@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._validation import interval
+from ..checks import interval
 from ._inputs import Distributions, Reduced, ScaledHead, blocks, head_of, matrix, reduced, smoothings
 from ._loss import ContextLoss, forward
 from ._minimise import give_way

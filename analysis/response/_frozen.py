@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._validation import interval
 from ..calibration import binned_true_error, tied_accuracy
+from ..checks import interval
 from ._inputs import Distributions, Reduced, blocks, head_of, matrix, reduced, smoothings
 from ._loss import ContextLoss, forward
 from ._minimise import minimise

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arguments import as_numpy
-from .._validation import interval
+from ..checks import as_numpy, interval
 
 __all__ = ["Distributions", "Reduced", "ScaledHead", "blocks", "head_of", "matrix", "reduced", "smoothings"]
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import interval, real, require_broadcast, whole
+from ..checks import interval, one_index, real, require_broadcast, whole
 
 Array = NDArray[np.float64]
 

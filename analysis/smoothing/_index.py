@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import check_losses, interval, require_broadcast, whole
 from ..caps import gap_to_confidence, programme_gap, rank_gap
-
-__all__ = ["activity_index", "predicted_activity"]
+from ..checks import check_losses, interval, one_index, require_broadcast, whole
 
 
 @one_index
@@ -19,7 +16,7 @@ def activity_index(
     uniform_cross_entropy: ArrayLike,
     label_smoothing: ArrayLike,
 ) -> NDArray[np.float64]:
-    r"""Smoothing activity index A of a head trained *without* smoothing: does smoothing pull its scale up or down?
+    r"""Tell from a head trained *without* smoothing whether smoothing would pull its scale up or down: the index A.
 
     .. math:: A = \frac{H - CE}{b\,(CE_u - CE)}, \qquad
               \frac{d\,CE_b}{d\log T}\Big|_{T=1} = (H - CE) - b\,(CE_u - CE).
@@ -72,7 +69,7 @@ def predicted_activity(
     *,
     temperature: ArrayLike = 1.0,
 ) -> NDArray[np.float64]:
-    r"""The activity index that a norm-bounded head will have when trained, from its shape alone: no training, any rank.
+    r"""Predict the activity index of a norm-bounded head from its shape alone, of any rank, without training it.
 
     .. math:: A = \frac{1 - p(m)}{b}\,\frac{dG}{dm}, \qquad m \to m/T,
 

@@ -8,12 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, xlogy
 
-from .._validation import distribution, interval, one_whole
+from ..checks import distribution, interval, one_whole
 
 Array = NDArray[np.float64]
-
-__all__ = ["LowRankHead", "MatchedFeatures", "match_moments", "weighted_svd_head"]
-
 
 _BLOCK = 2**24  # numbers of the curvatures of one block of targets, 128 MB
 
@@ -29,7 +26,7 @@ class MatchedFeatures(NamedTuple):
 def match_moments(
     weight: ArrayLike, probabilities: ArrayLike, *, bias: ArrayLike = 0.0, tol: float = 1e-10
 ) -> MatchedFeatures:
-    r"""Best unconstrained feature for each target distribution q under a fixed head W: no softcap, any D.
+    r"""Find the best unconstrained feature for each target distribution q under a fixed head W: no softcap, any D.
 
     At the minimiser :math:`W^T p_h = W^T q`: the model has the moments of the target and, among all distributions
     that do, the largest entropy (relative to the bias). Without a bias therefore H(p_h) = CE(q, p_h) = H(q) + KL(q ||
@@ -105,7 +102,7 @@ class LowRankHead(NamedTuple):
 
 
 def weighted_svd_head(probabilities: ArrayLike, hidden_size: int) -> LowRankHead:
-    r"""A head of width D for known conditionals without any training: truncated SVD of their log-probabilities.
+    r"""Make a head of width D for known conditionals without training, by truncated SVD of their log-probabilities.
 
     Columns are weighted by the square root of the unigram pi, centred over tokens and over contexts (the mean goes to
     the bias); the discarded singular values predict the loss of rank,

@@ -6,18 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
-from .._arguments import one_index
-from .._validation import interval, require_broadcast, whole
 from ..caps import max_gap, softcap_gap
-
-__all__ = [
-    "effectiveness_ratio",
-    "loss_floor",
-    "optimal_confidence",
-    "optimal_gap",
-    "optimal_gap_under_cap",
-    "restoring_temperature",
-]
+from ..checks import interval, one_index, require_broadcast, whole
 
 
 def _smoothing_and_vocab(
@@ -31,7 +21,7 @@ def _smoothing_and_vocab(
 
 @one_index
 def optimal_gap(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Logit gap G_LS between the target and the others at the smoothed optimum, in nats.
+    r"""Return the logit gap G_LS between the target and the others at the smoothed optimum, in nats.
 
     .. math:: G_{LS} = \log\bigl(1 + (1-b)\,V/b\bigr)
 
@@ -62,7 +52,7 @@ def optimal_gap(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np
 
 @one_index
 def optimal_confidence(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    """Confidence in the target at the smoothed optimum: 1 - b + b/V.
+    """Return the confidence in the target at the smoothed optimum: 1 - b + b/V.
 
     Args:
         label_smoothing: Smoothing b in [0, 1]. Broadcasts with ``vocab_size``.
@@ -84,7 +74,7 @@ def optimal_confidence(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDA
 
 @one_index
 def loss_floor(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.float64]:
-    r"""Smallest value of the smoothed loss on deterministic targets, in nats: the entropy of the smoothed target.
+    r"""Return the least smoothed loss on deterministic targets, in nats: the entropy of the smoothed target.
 
     .. math:: H(q) = -q_y\log q_y - \frac{V-1}{V}\,b\,\log\frac{b}{V}, \qquad q_y = 1 - b + b/V
 
@@ -115,7 +105,7 @@ def loss_floor(label_smoothing: ArrayLike, vocab_size: ArrayLike) -> NDArray[np.
 def optimal_gap_under_cap(
     norm_product: ArrayLike, vocab_size: ArrayLike, label_smoothing: ArrayLike, *, temperature: ArrayLike = 1.0
 ) -> NDArray[np.float64]:
-    r"""Gap, in nats, of every minimiser of the smoothed loss over norm-bounded heads.
+    r"""Return the gap, in nats, of every minimiser of the smoothed loss over norm-bounded heads.
 
     It is the gap that the norms allow or the one that smoothing asks for, whichever is smaller.
 
@@ -159,7 +149,7 @@ def effectiveness_ratio(
     temperature: ArrayLike = 1.0,
     softcap: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
-    r"""Ratio rho of the gap that the norms allow to the gap that smoothing asks for.
+    r"""Divide the gap that the norms allow by the gap that smoothing asks for: the ratio rho.
 
     .. math:: \rho = \texttt{softcap\_gap}(m, V, c; T) \,/\, G_{LS}(b, V)
 
@@ -202,7 +192,7 @@ def restoring_temperature(
     *,
     softcap: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
-    r"""Training temperature T* below which a norm-bounded head can reach the gap that smoothing asks for.
+    r"""Return the training temperature T* below which a norm-bounded head can reach the gap that smoothing asks for.
 
     .. math:: T^* = \texttt{softcap\_gap}(m, V, c; T = 1) \,/\, G_{LS}(b, V)
 

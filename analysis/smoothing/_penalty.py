@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
-from .._validation import interval, refuse_probabilities
-
-__all__ = ["SmoothingPenalty", "smoothing_penalty"]
+from ..checks import interval, refuse_probabilities
 
 
 class SmoothingPenalty(NamedTuple):
@@ -21,7 +19,7 @@ class SmoothingPenalty(NamedTuple):
 
 
 def smoothing_penalty(logits: ArrayLike, *, allow_probabilities: bool = False) -> SmoothingPenalty:
-    r"""What smoothing adds to the loss, and the logit distances that bound it.
+    r"""Return what smoothing adds to the loss of these logits, and the logit distances that bound it.
 
     .. math:: CE_b = (1-b)\,CE + b\,\bigl(\log V + KL(u \| p)\bigr), \qquad
               KL(u \| p) \le \operatorname{mean}_k (\max_j z_j - z_k) \le KL(u \| p) + \log V

@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import one_index
-from .._validation import distribution, interval, require_broadcast, whole
-
-__all__ = ["dirichlet_concentration", "smooth", "smoothed_calibration_error", "unsmooth"]
+from ..checks import distribution, interval, one_index, require_broadcast, whole
 
 
 @one_index
 def smooth(probabilities: ArrayLike, label_smoothing: ArrayLike) -> NDArray[np.float64]:
-    """Smoothed distributions (1 - b) p + b / V.
+    """Smooth distributions: (1 - b) p + b / V.
 
     Applied to the true conditionals this is what a well-specified model learns from smoothed targets, so that its
     expected calibration error is b (E max p_true - 1/V): smoothing makes a calibrated model under-confident.
@@ -38,7 +35,7 @@ def smooth(probabilities: ArrayLike, label_smoothing: ArrayLike) -> NDArray[np.f
 
 @one_index
 def unsmooth(probabilities: ArrayLike, label_smoothing: ArrayLike) -> NDArray[np.float64]:
-    """Inverse of :func:`smooth`, (p - b / V) / (1 - b), clipped at 0 and renormalised.
+    """Undo :func:`smooth`: (p - b / V) / (1 - b), clipped at 0 and renormalised.
 
     Exact on what :func:`smooth` returns. Elsewhere (a model away from its optimum) entries below b / V would be
     negative: they become 0 and the rest is scaled to sum to 1. The free baseline that smoothing should be compared
@@ -69,7 +66,7 @@ def unsmooth(probabilities: ArrayLike, label_smoothing: ArrayLike) -> NDArray[np
 def smoothed_calibration_error(
     probabilities: ArrayLike, label_smoothing: ArrayLike, *, weights: ArrayLike | None = None
 ) -> NDArray[np.float64]:
-    r"""Expected calibration error that smoothing gives to a model that would be calibrated without it.
+    r"""Return the expected calibration error that smoothing gives to a model that would be calibrated without it.
 
     .. math:: \mathrm{ECE}_b = b\,\bigl(E \max_k p_k - 1/V\bigr)
 
@@ -104,7 +101,7 @@ def smoothed_calibration_error(
 
 @one_index
 def dirichlet_concentration(label_smoothing: ArrayLike, vocab_size: ArrayLike, count: ArrayLike) -> NDArray[np.float64]:
-    r"""Concentration of the symmetric Dirichlet prior whose posterior mode is what smoothing learns.
+    r"""Return the concentration of the symmetric Dirichlet prior whose posterior mode is what smoothing learns.
 
     .. math:: \alpha = 1 + \frac{b\,n}{(1-b)\,V}
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command import above_zero, csv_file, finish, output_folder, shown, whole
+from ..command import above_zero, csv_file, finish, output_folder, parser_of, shown, whole
 from ..lab.registry import EXPERIMENTS, PRESETS, experiments
 
 __all__ = ["main"]
@@ -41,11 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.study",
-        description="Experiments S1 to S7 and S9: every claim and the law tested by simulation, with a verdict.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = parser_of(
+        "analysis.study",
+        "Experiments S1 to S7 and S9: every claim and the law tested by simulation, with a verdict.",
+        _EXAMPLES,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     helps = {
@@ -146,8 +145,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from ..lab.running import where
-    from ..lab.sweep import available_cores
+    from ..lab.placement import where
+    from ..lab.workers import available_cores
 
     workers, total = options.workers or available_cores(), 0.0
     print(f"{'':4}{'configs':>8}{'CPU-core s':>12}{'GPU s':>9}{'longest s':>11}{'wall min':>10}")

@@ -32,7 +32,7 @@ _LARGE = 2**28
 
 
 def head_experiment(**fields: Any) -> Experiment:
-    """An experiment on trained heads: a cell has no seeds, its twin neither smoothing nor penalty."""
+    """Make an experiment on trained heads: a cell has no seeds, its twin neither smoothing nor penalty."""
     return Experiment(
         seconds=fit_seconds, queue=fit_queue, cell=_cell, twin=_plain, name_of=_name,
         columns=tuple(FitConfig(hidden_size=1).columns()), **fields,
@@ -40,7 +40,7 @@ def head_experiment(**fields: Any) -> Experiment:
 
 
 def fit_queue(config: FitConfig) -> str:
-    """Which processes on a GPU may compute a fit: see ``queue`` of :class:`~analysis.lab.registry.Experiment`."""
+    """Name the processes on a GPU that may compute a fit: ``queue`` of :class:`~analysis.lab.registry.Experiment`."""
     teacher = config.teacher
     if teacher.n_contexts * teacher.vocab_size < _LARGE:
         return "gpu"
@@ -73,7 +73,7 @@ def heads(
     teacher: dict[str, Any] | None = None,
     **options: Any,
 ) -> list[FitConfig]:
-    """All combinations; runs that differ in smoothing alone share teacher, data and first values, so they are pairs.
+    """Combine all axes; runs that differ in smoothing alone share teacher, data and first values, so they are pairs.
 
     Args:
         teachers: Kinds.
@@ -120,7 +120,7 @@ def heads(
 
 
 def smoothing_at_gap(gap: float, vocab_size: int) -> float:
-    """The b whose smoothing-optimal gap G_LS = log(1 + (1-b) V / b) is ``gap`` nats: V / (V + e^gap - 1).
+    """Return the b whose smoothing-optimal gap log(1 + (1-b) V / b) is ``gap`` nats: V / (V + e^gap - 1).
 
     Example:
         >>> from analysis.smoothing import optimal_gap
@@ -131,7 +131,7 @@ def smoothing_at_gap(gap: float, vocab_size: int) -> float:
 
 
 def fit_seconds(config: FitConfig, device: str) -> float:
-    """Estimated seconds of one fit on a CPU core or a GPU: iterations x (overhead + arithmetic + traffic) + measuring.
+    """Estimate the seconds of a fit on a CPU core or a GPU: iterations x (overhead + arithmetic + traffic) + measuring.
 
     Good to a factor of about 2 on average over a grid; single fits differ by more, as the number of iterations does.
     """

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import caps
-from .._arguments import check_fields
-from .._validation import check_numbers
+from ..checks import check_fields, check_numbers
 from ..head_shapes import HEAD_SHAPES
 from ..lab.registry import Experiment, Prediction, Preset
 from ..smoothing import optimal_gap
@@ -57,11 +56,7 @@ class CeilingConfig:
 
 
 def ceilings(config: CeilingConfig, *, device: str = "cpu") -> dict[str, Any]:
-    """Caps and attained gaps of one shape: a row with one measurement for each norm product.
-
-    Args:
-        config: The shape.
-        device: Without effect: numpy.
+    """Compute caps and attained gaps of one shape, in numpy: a row with one measurement for each norm product.
 
     Returns:
         The config and ``measurements`` with ``norm_product``; ``simplex_gap`` (A2), ``rank_gap`` (A3), ``aligned_gap``

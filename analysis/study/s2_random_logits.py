@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from .. import random_energy
-from .._arguments import check_fields
-from .._validation import check_numbers
+from ..checks import check_fields, check_numbers
 from ..lab.registry import Experiment, Prediction, Preset
 
 __all__ = ["EXPERIMENT", "RandomLogitConfig", "configs", "random_logits"]
@@ -51,11 +50,9 @@ class RandomLogitConfig:
 
 
 def random_logits(config: RandomLogitConfig, *, device: str = "cpu") -> dict[str, Any]:
-    """Measured and expected statistics of softmax(s g), g standard normal.
+    """Measure statistics of softmax(s g), g standard normal, beside what is expected.
 
-    Args:
-        config: Vocabulary and spreads.
-        device: Where to draw; the draws differ between kinds of device, their distribution does not.
+    The draws differ between kinds of device, their distribution does not.
 
     Returns:
         The config and ``measurements``, one for each spread: ``logit_std``, ``share``, and for ``entropy`` (nats),

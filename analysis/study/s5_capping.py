@@ -68,10 +68,6 @@ PREDICTIONS = (
 def capping(config: FitConfig, *, device: str = "cpu") -> dict[str, Any]:
     """Train one head and evaluate it in every way it could be read.
 
-    Args:
-        config: What to train.
-        device: Where.
-
     Returns:
         Columns of the config and of the training, and ``measurements``, one for each reading: ``evaluation`` (its
         name), ``eval_softcap``, ``eval_form``, ``eval_temperature`` and the measured columns of

@@ -33,11 +33,7 @@ PREDICTIONS = (
 
 
 def population(config: FitConfig, *, device: str = "cpu") -> dict[str, Any]:
-    """Train one head on the conditionals and compare it with the theory of low rank.
-
-    Args:
-        config: Of a teacher with ``samples_per_context=None``.
-        device: Where to train.
+    """Train one head on the conditionals (``samples_per_context=None``) and compare it with the theory of low rank.
 
     Returns:
         The columns of :func:`analysis.bottleneck.fit` and ``divergence``, KL(q || p) in nats; ``svd_predicted`` and

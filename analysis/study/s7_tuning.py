@@ -10,20 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .._arguments import check_fields
-from .._validation import check_number, check_numbers
-from ..calibration import calibration_error, fit_temperature, score_against_truth, tied_accuracy, uniform_index
+from ..checks import check_fields, check_number, check_numbers
 from ..lab.registry import Experiment, Prediction, Preset
-from ..smoothing import unsmooth
 from ..teachers import random_streams
+from .s7_measures import mean_nll, measured
 from .s7_world import Contexts, Model, World
 
 __all__ = ["EXPERIMENT", "TuningConfig", "configs", "tune"]
 
 _BATCH = 64  # contexts a step of tuning
-_BINS = 15
 
 PREDICTIONS = (
     Prediction(
@@ -105,10 +101,6 @@ class TuningConfig:
 def tune(config: TuningConfig, *, device: str = "cpu") -> dict[str, Any]:
     """Pretrain once, tune with every method, measure along the way.
 
-    Args:
-        config: Sizes, seeds and methods.
-        device: Where to train.
-
     Returns:
         Sizes, seeds and ``measurements``, one for each method, epoch (powers of 2, and 0, the pretrained model),
         distribution (``"broad"``, ``"shifted"``, and ``"train"``, the examples tuned on) and reading: ``as_trained``;
@@ -136,8 +128,8 @@ def tune(config: TuningConfig, *, device: str = "cpu") -> dict[str, Any]:
     for method in _methods(config):
         for epoch, tuned in _tuned(model, data["train"], config, method, device):
             known = {"method": method.name, "label_smoothing": method.label_smoothing, "epoch": epoch}
-            known["validation_nll"] = _nll(tuned.logits(validation.inputs.to(device)).cpu(), validation)
-            lines += _measured(tuned, data, validation, known, device, last=epoch == config.epochs)
+            known["validation_nll"] = mean_nll(tuned.logits(validation.inputs.to(device)).cpu(), validation)
+            lines += measured(tuned, data, validation, known, device, last=epoch == config.epochs)
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -216,68 +208,6 @@ def _tuned(
             optimiser.step()
         if epoch & (epoch - 1) == 0 or epoch == config.epochs:
             yield epoch, model
-
-
-def _measured(
-    model: Model, data: dict[str, Contexts], validation: Contexts, known: dict[str, Any], device: str, *, last: bool
-) -> Iterator[dict[str, Any]]:
-    """Lines of one model: every distribution as trained, and the recalibrated readings of the shifted one."""
-    first = known["epoch"] == 0 and known["method"] == "b=0"  # the pretrained model, which all methods start from
-    for name, batch in data.items():
-        logits = model.logits(batch.inputs.to(device)).cpu()
-        line = {**known, "distribution": name, "reading": "as_trained", **_scores(logits.softmax(-1), batch)}
-        if name != "train":
-            line |= _spectrum(model, batch.inputs.to(device))
-            if first or last:
-                line["reliability"] = _reliability(logits.softmax(-1), batch)
-        yield line
-        if name == "shifted" and known["label_smoothing"]:
-            p = torch.from_numpy(unsmooth(logits.softmax(-1).numpy(), known["label_smoothing"]))
-            yield {**known, "distribution": name, "reading": "inverted", **_scores(p, batch)}
-        if name == "shifted" and last:
-            fit = fit_temperature(model.logits(validation.inputs.to(device)).cpu(), validation.tokens)
-            p = (logits / fit.temperature).softmax(-1)
-            yield {**known, "distribution": name, "reading": "post_hoc", **_scores(p, batch)}
-
-
-def _scores(p: Tensor, batch: Contexts) -> dict[str, float]:
-    confidence, prediction = p.max(-1)
-    accuracy = tied_accuracy(p, batch.conditionals).numpy()
-    log_p = p.clamp_min(1e-300).log()
-    return {
-        **score_against_truth(confidence.clamp_max(1).double().numpy(), accuracy),
-        "estimated_ece": calibration_error(confidence, prediction == batch.tokens, n_bins=_BINS),
-        "true_nll": float(-(batch.conditionals * log_p).sum(-1).mean()),
-        "nll": float(-log_p.gather(-1, batch.tokens.unsqueeze(-1)).mean()),
-    }
-
-
-def _reliability(p: Tensor, batch: Contexts) -> str:
-    """Bins of ``true_ece`` that hold any context, lowest first: ``count:mean confidence:mean true accuracy;...``."""
-    sure = p.amax(-1).clamp_max(1).numpy()
-    accuracy = tied_accuracy(p, batch.conditionals).numpy()
-    bins = uniform_index(sure, _BINS)
-    parts = [bins == index for index in np.unique(bins)]
-    return ";".join(f"{part.sum()}:{sure[part].mean():.5f}:{accuracy[part].mean():.5f}" for part in parts)
-
-
-def _nll(logits: Tensor, batch: Contexts) -> float:
-    return float(-logits.log_softmax(-1).gather(-1, batch.tokens.unsqueeze(-1)).mean())
-
-
-@torch.no_grad()
-def _spectrum(model: Model, inputs: Tensor) -> dict[str, float]:
-    """Of the covariance of the features: the diversity that smoothing is said to add."""
-    hidden = model.eval().hidden(inputs).double()
-    model.train()
-    values = torch.linalg.eigvalsh(torch.cov(hidden.T)).clamp_min(0).cpu()  # ascending
-    share = values / values.sum()
-    return {
-        "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())),
-        "smallest_share": float(share[: len(share) // 2].sum()),
-        "head_norm": float(model.head.norm(dim=-1).max()),
-        "feature_norm_max": float(hidden.norm(dim=-1).max()),
-    }
 
 
 def configs(preset: Preset) -> list[TuningConfig]:

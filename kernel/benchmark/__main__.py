@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; returns the exit status."""
+    """Measure, write the table and return the exit status."""
     parser = _parser()
     given = parser.parse_args(arguments)
     return finish(lambda: _measure(given, typed(parser, given)))
@@ -100,7 +100,7 @@ def _check_only(only: Sequence[str] | None) -> None:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """One line for the terminal."""
+    """Return one line about a row of the table, for the terminal."""
     case = f"b={row['label_smoothing']} cap={row['softcap'] or '-'} ign={row['ignored']} {row['mode']}"
     if row.get("skipped"):
         return f"{row['shape']:13} {case:40} {row['implementation']:27} skipped: {row['skipped']}"

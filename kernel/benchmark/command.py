@@ -17,7 +17,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def finish(action: Callable[[], int]) -> int:
-    """Run a command; returns its exit status.
+    """Run a command and return its exit status.
 
     An error that is expected of files, options and devices is one line on stderr and status 2; Ctrl-C is one line, that
     of the KeyboardInterrupt where it has one, and status 130; 1 where the reader of the output has left.
@@ -41,7 +41,7 @@ def finish(action: Callable[[], int]) -> int:
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from ``least`` on."""
+    """Return an argparse type that accepts whole numbers of at least ``least``."""
 
     def read(text: str) -> int:
         try:
@@ -87,17 +87,17 @@ def _default(name: str) -> Path:
 
 
 def output_of(given: argparse.Namespace, name: str) -> Path:
-    """Where the table goes."""
+    """Return the path that ``--output`` gives, or else the default for the table ``name``."""
     return given.output or _default(name)
 
 
 def committed(name: str) -> Path:
-    """A committed table, which a clone has and an installation has not."""
+    """Return the path of the committed table ``name``; an installation without the repository does not have it."""
     return _ROOT / "paper_figures" / "data" / f"{name}.csv"
 
 
 def resolve_device(given: argparse.Namespace, *, writes: bool = True) -> torch.device:
-    """The GPU, or the CPU for a trial that says where its table goes.
+    """Return the GPU, or the CPU for a trial whose command says where its table goes.
 
     Raises:
         ValueError: If there is no GPU and the CPU was not asked for, if it was and no output was named, or if torch
@@ -121,7 +121,7 @@ def resolve_device(given: argparse.Namespace, *, writes: bool = True) -> torch.d
 
 
 def typed(parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
-    """The command as it would be typed to measure the same, without defaults and without where the table goes."""
+    """Return the command line that repeats a measurement, without options at their default and without ``--output``."""
     words = [parser.prog]
     for name, value in vars(given).items():
         if name == "output" or value == parser.get_default(name):

@@ -14,7 +14,7 @@ import torch
 from . import measure
 from .measure import Turn
 from .problems import Data, Shape, make_data
-from .rivals import Case, Loss, Rival, rivals
+from .rivals import Case, DataLoss, Rival, rivals
 
 __all__ = ["GROUPS", "compare"]
 
@@ -30,7 +30,7 @@ PRODUCTS = "three products"
 def compare(
     shape: Shape, dtype: torch.dtype, device: torch.device, rounds: int, only: Sequence[str] | None = None
 ) -> Iterator[tuple[dict[str, Any], list[Turn]]]:
-    """Rows of one shape with their raw times, group by group."""
+    """Measure every case of one shape; yield each row of the table with the raw times behind it."""
     data = make_data(shape, dtype, device)
     chosen = rivals(2 * shape.n * (shape.vocab_size + 20000) * dtype.itemsize)
     chosen = [r for r in chosen if only is None or r.name.startswith(tuple(only))]
@@ -139,10 +139,10 @@ class _Group:
 
 def _prepare(
     rival: Rival, case: Case, data: Data, exact: tuple[Any, Any, Any] | None, device: torch.device
-) -> tuple[Loss, dict[str, Any]]:
+) -> tuple[DataLoss, dict[str, Any]]:
     """Build an implementation, choose its fastest variant, and measure its memory and its error."""
     variants = rival.variants or ((),)
-    best: tuple[float, Loss] | None = None
+    best: tuple[float, DataLoss] | None = None
     for variant in variants:
         loss = rival.make(case, variant) if rival.variants else rival.make(case)  # pyright: ignore[reportCallIssue]
         measure.step(loss, data, case)

@@ -11,22 +11,19 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from ..api import linear_cross_entropy
 from .command import add_places, finish, output_of, typed
+from .measure import turn
+from .problems import Data
+from .rivals import Case, DataLoss, rivals
 from .tables import Report
 
 __all__ = ["losses", "main", "measure_peak_bytes", "time_ratio"]
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 CASES = ((0.0, None), (0.1, None), (0.1, 30.0))  # (label smoothing, softcap)
 SHAPES = ((4096, 65536, 64), (2048, 32768, 256), (1024, 4096, 256))  # (N, V, D)
 ROUNDS = 5
@@ -37,53 +34,42 @@ examples:
 """
 
 
-def losses(label_smoothing: float, softcap: float | None) -> dict[str, Loss]:
-    """The two mean losses compared, by name."""
-
-    def eager(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        logits = input @ weight.T
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-
-    def chunked(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        options: dict[str, Any] = {"label_smoothing": label_smoothing, "softcap": softcap}
-        return linear_cross_entropy(input, weight, target, **options, implementation="chunked")
-
-    return {"eager": eager, "chunked": chunked}
+def losses(label_smoothing: float, softcap: float | None) -> dict[str, DataLoss]:
+    """Return the two mean losses that are compared, by name."""
+    made = {rival.name: rival.make for rival in rivals(0)}
+    case = Case(label_smoothing=label_smoothing, softcap=softcap)
+    return {name: made[name](case) for name in ("eager", "chunked")}
 
 
-def _inputs(n: int, v: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(n: int, v: int, d: int) -> Data:
     generator = torch.Generator().manual_seed(0)
     input = torch.randn(n, d, generator=generator).requires_grad_()
     weight = (torch.randn(v, d, generator=generator) * (2 / d**0.5)).requires_grad_()
-    return input, weight, torch.randint(v, (n,), generator=generator)
+    return Data(input, weight, torch.randint(v, (n,), generator=generator))
 
 
 def time_ratio(
     n: int, v: int, d: int, label_smoothing: float, softcap: float | None, rounds: int = ROUNDS
 ) -> tuple[float, float]:
-    """Median and spread (largest minus smallest) over rounds of the time chunked / eager, loss and both gradients."""
-    input, weight, target = _inputs(n, v, d)
+    """Time loss and both gradients; return median and range over rounds of the ratio chunked / eager."""
+    data = _inputs(n, v, d)
 
-    def seconds(loss: Loss) -> float:
-        input.grad = weight.grad = None
-        start = time.perf_counter()
-        loss(input, weight, target).backward()
-        return time.perf_counter() - start
+    def milliseconds(loss: DataLoss) -> float:
+        data.hidden.grad = data.weight.grad = None
+        return turn(lambda: loss(data).backward(), torch.device("cpu")).ms
 
     compared = losses(label_smoothing, softcap)
     for loss in compared.values():
-        seconds(loss)  # warm-up: threads, pages
+        milliseconds(loss)  # warm-up: threads, pages
     ratios = []
     for _ in range(rounds):
-        taken = {name: seconds(loss) for name, loss in compared.items()}
+        taken = {name: milliseconds(loss) for name, loss in compared.items()}
         ratios.append(taken["chunked"] / taken["eager"])
     return statistics.median(ratios), max(ratios) - min(ratios)
 
 
 def measure_peak_bytes(name: str, n: int, v: int, d: int, label_smoothing: float, softcap: float | None) -> int:
-    """Peak resident bytes over the inputs of one loss with both gradients, in a fresh process (Linux only)."""
+    """Return the peak of resident bytes beyond the inputs, of loss and gradients in a new process (Linux only)."""
     arguments = (name, n, v, d, label_smoothing, softcap)
     code = f"from kernel.benchmark.cpu import _print_peak; _print_peak{arguments!r}"
     root = Path(__file__).resolve().parents[2]
@@ -93,11 +79,11 @@ def measure_peak_bytes(name: str, n: int, v: int, d: int, label_smoothing: float
 
 def _print_peak(name: str, n: int, v: int, d: int, label_smoothing: float, softcap: float | None) -> None:
     loss = losses(label_smoothing, softcap)[name]
-    loss(*_inputs(8, 16, 4)).backward()  # load libraries and start threads before the baseline
+    loss(_inputs(8, 16, 4)).backward()  # load libraries and start threads before the baseline
     inputs = _inputs(n, v, d)
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
     before = _status("VmRSS")
-    loss(*inputs).backward()
+    loss(inputs).backward()
     print(_status("VmHWM") - before)
 
 
@@ -107,7 +93,7 @@ def _status(field: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure every shape, and write the table and its sidecar; returns the exit status."""
+    """Measure every shape, write the table and its sidecar, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kernel.benchmark.cpu",
         description=__doc__,

@@ -39,7 +39,7 @@ examples:
 
 
 def measure_here(shape: str, scale: int, device: torch.device) -> dict[str, Any]:
-    """Two calls in this process."""
+    """Call the loss twice in this process; return seconds and peak MiB of each call, by column of the table."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     full = next(s for s in SHAPES if s.name == shape)
     small = replace(full, n=max(full.n // scale, 1), vocab_size=max(full.vocab_size // scale, 2))
@@ -63,7 +63,7 @@ def measure_here(shape: str, scale: int, device: torch.device) -> dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; returns the exit status."""
+    """Measure, write the table and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kernel.benchmark.first_call",
         description=(__doc__ or "").splitlines()[0],

@@ -43,7 +43,7 @@ ERROR_TOKENS = 256  # float64 logits of 256 tokens and 256,000 classes take 0.5 
 
 
 def errors(data: Data, softcap: float | None, temperatures: tuple[float, ...]) -> dict[str, float]:
-    """Largest error of each score against float64, relative where the value exceeds 1; and whether ranks agree."""
+    """Return the largest error of each score against float64 (relative above 1), and those of argmax and rank."""
     few = slice(None, ERROR_TOKENS)
     hidden, weight, target = data.hidden.detach()[few], data.weight.detach(), data.target[few]
     options = {"softcap": softcap, "temperatures": temperatures}
@@ -87,7 +87,7 @@ def _ratios(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; returns the exit status."""
+    """Measure, write the table and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kernel.benchmark.head_statistics",
         description=(__doc__ or "").partition(": ``")[0] + ".",

@@ -15,15 +15,15 @@ from torch import Tensor
 from ..options import LossOptions
 from ..reference import loss as reference_loss
 from .problems import Data
-from .rivals import Case, Loss
+from .rivals import Case, DataLoss
 
 __all__ = ["AHEAD_MS", "Turn", "ahead", "errors", "exact_gradients", "peak_bytes", "step", "three_products", "turn"]
 
 AHEAD_MS = 20.0  # of work queued before each timed run: more than any of the losses takes the host
 
 
-def step(loss: Loss, data: Data, case: Case) -> Tensor:
-    """One call: the loss, and the gradients if the case wants them; earlier gradients are dropped first."""
+def step(loss: DataLoss, data: Data, case: Case) -> Tensor:
+    """Compute the loss, and the gradients if the case wants them; drop earlier gradients first."""
     data.hidden.grad = data.weight.grad = None
     with torch.set_grad_enabled(case.gradients):
         value = loss(data)
@@ -87,7 +87,7 @@ def turn(run: Callable[[], object], device: torch.device, before: Callable[[], o
 
 
 def ahead(run: Callable[[], object], device: torch.device, ms: float = AHEAD_MS) -> Callable[[], None]:
-    """Work for :func:`turn`'s ``before``: ``run`` as often as takes the device about ``ms``; once on a CPU."""
+    """Return work for ``before`` of :func:`turn`: ``run``, as often as takes a GPU about ``ms``, or once on a CPU."""
     times = 1
     if device.type == "cuda":
         times = math.ceil(ms / min(turn(run, device, before=run).ms for _ in range(3)))
@@ -118,8 +118,8 @@ def exact_gradients(data: Data, case: Case, tokens: int = 512) -> tuple[Tensor, 
     return value, hidden.grad, weight.grad
 
 
-def errors(loss: Loss, data: Data, case: Case, exact: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float]:
-    """Relative errors, norm-wise, of loss, input gradient and weight gradient."""
+def errors(loss: DataLoss, data: Data, case: Case, exact: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float]:
+    """Return the relative errors of loss, input gradient and weight gradient, in the Frobenius norm."""
     value = step(loss, data, case)
     assert data.hidden.grad is not None
     assert data.weight.grad is not None

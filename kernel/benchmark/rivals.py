@@ -17,7 +17,7 @@ from .problems import Data
 
 __all__ = ["Case", "Rival", "rivals"]
 
-Loss = Callable[[Data], Tensor]
+DataLoss = Callable[[Data], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Rival:
     """One implementation. ``refuses`` gives the reason why it does not run a case, or None."""
 
     name: str
-    make: Callable[[Case], Loss]
+    make: Callable[[Case], DataLoss]
     refuses: Callable[[Case, torch.device], str | None]
     workspace_bytes: int | None = None
     variants: tuple[Any, ...] = field(default=())  # arguments of make besides the case, of which the fastest counts
 
 
-def _eager(upcast: bool) -> Callable[[Case], Loss]:
-    def make(case: Case) -> Loss:
+def _eager(upcast: bool) -> Callable[[Case], DataLoss]:
+    def make(case: Case) -> DataLoss:
         def loss(data: Data) -> Tensor:
             z = data.hidden @ data.weight.T
             z = z.float() if upcast else z
-            if case.softcap is not None:
+            if case.softcap is not None:  # as users write it: kernel.softcap's exact slope takes time and memory
                 z = case.softcap * torch.tanh(z / case.softcap)
             return F.cross_entropy(z, data.target, label_smoothing=case.label_smoothing)
 
@@ -55,15 +55,15 @@ def _eager(upcast: bool) -> Callable[[Case], Loss]:
     return make
 
 
-def _compiled(case: Case) -> Loss:
+def _compiled(case: Case) -> DataLoss:
     torch.compiler.reset()
     return torch.compile(_eager(upcast=True)(case))
 
 
-def _package(implementation: Any, workspace_bytes: int | None = None) -> Callable[[Case], Loss]:
+def _package(implementation: Any, workspace_bytes: int | None = None) -> Callable[[Case], DataLoss]:
     options: dict[str, Any] = {} if workspace_bytes is None else {"workspace_bytes": workspace_bytes}
 
-    def make(case: Case) -> Loss:
+    def make(case: Case) -> DataLoss:
         def loss(data: Data) -> Tensor:
             return linear_cross_entropy(
                 data.hidden,
@@ -80,14 +80,14 @@ def _package(implementation: Any, workspace_bytes: int | None = None) -> Callabl
     return make
 
 
-def _torch_chunked(case: Case) -> Loss:
+def _torch_chunked(case: Case) -> DataLoss:
     options = importlib.import_module("torch.nn.modules.linear_cross_entropy_options").LinearCrossEntropyOptions()
     function = F.linear_cross_entropy  # pyright: ignore[reportAttributeAccessIssue]
     return lambda data: function(data.hidden, data.weight, data.target, options=options)
 
 
-def _liger(accum_dtype: torch.dtype | None) -> Callable[..., Loss]:
-    def make(case: Case, chunk: int = 1) -> Loss:
+def _liger(accum_dtype: torch.dtype | None) -> Callable[..., DataLoss]:
+    def make(case: Case, chunk: int = 1) -> DataLoss:
         function = importlib.import_module("liger_kernel.ops").LigerFusedLinearCrossEntropyFunction
         names = list(importlib.import_module("inspect").signature(function.forward).parameters)[1:]
         values = {
@@ -114,8 +114,8 @@ def _liger(accum_dtype: torch.dtype | None) -> Callable[..., Loss]:
     return make
 
 
-def _cce(filter_eps: str | None) -> Callable[[Case], Loss]:
-    def make(case: Case) -> Loss:
+def _cce(filter_eps: str | None) -> Callable[[Case], DataLoss]:
+    def make(case: Case) -> DataLoss:
         function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
         return lambda data: function(
             data.hidden, data.weight, data.target, softcap=case.softcap, filter_eps=filter_eps, impl="cce"
@@ -158,7 +158,7 @@ def _needs_triton(case: Case, device: torch.device) -> str | None:
 
 
 def rivals(keep_all_bytes: int) -> list[Rival]:
-    """Every implementation; ``keep_all_bytes`` of workspace keep all strips of the problem at hand."""
+    """Return every implementation; with a workspace of ``keep_all_bytes`` ours keeps all of the problem's logits."""
     budgets = {"default": 128 * 2**20, "32 MiB": 32 * 2**20, "all kept": keep_all_bytes}
     ours = [Rival(f"triton, {k}", _package("triton", v), _needs_triton, v) for k, v in budgets.items()]
     return [

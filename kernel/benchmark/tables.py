@@ -71,7 +71,7 @@ class Report:
         check_writable(*_paths(output), *_paths(self._partial))
 
     def add(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Keep a row, with the raw times behind it."""
+        """Add a row, and the raw times behind it to the samples; write the partial table."""
         self.rows.append(row)
         self.samples += samples
         self._write(self._partial)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .command import committed, finish
 from .problems import SHAPES
@@ -43,7 +44,7 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether the measured figure is on the right side."""
+        """True if the measured figure is as good as was asked."""
         return self.measured >= self.asked if self.at_least else self.measured <= self.asked
 
     def __str__(self) -> str:
@@ -53,22 +54,17 @@ class Target:
         return f"{line}; {self.note}" if self.note else line
 
 
+def _key(row: Mapping[str, Any]) -> tuple[str | float, ...]:
+    """What tells the rows of a table apart."""
+    names, case = ("shape", "implementation", "softcap", "mode"), ("label_smoothing", "ignored")
+    return (*(row[name] for name in names), *(float(row[name]) for name in case))
+
+
 class Table:
     """Rows of kernel.csv by shape, implementation and case."""
 
     def __init__(self, rows: Sequence[dict[str, str]]) -> None:
-        self.rows = {
-            (
-                r["shape"],
-                r["implementation"],
-                float(r["label_smoothing"]),
-                r["softcap"],
-                float(r["ignored"]),
-                r["mode"],
-            ): r
-            for r in rows
-            if not r["skipped"]
-        }
+        self.rows = {_key(row): row for row in rows if not row["skipped"]}
         self.shapes = [s.name for s in SHAPES if any(key[0] == s.name for key in self.rows)]
 
     def number(
@@ -81,24 +77,25 @@ class Table:
         ignored: float = 0.0,
         mode: str = "loss and gradients",
     ) -> float | None:
-        """One number without softcap; None where it was not measured."""
-        row = self.rows.get((shape, implementation, smoothing, "", ignored, mode))
+        """Return a number from the column of the case without softcap, or None if it was not measured."""
+        case = {"label_smoothing": smoothing, "ignored": ignored, "softcap": "", "mode": mode}
+        row = self.rows.get(_key({"shape": shape, "implementation": implementation, **case}))
         return float(row[column]) if row and row[column] else None
 
     def products(self, shape: str, implementation: str, **case: str | float) -> float | None:
-        """Time in t_mm."""
+        """Return the time of an implementation in t_mm, or None if it was not measured."""
         ms = self.number(shape, implementation, "ms", **case)  # pyright: ignore[reportArgumentType]
         unit = self.number(shape, implementation, "matmul_ms", **case)  # pyright: ignore[reportArgumentType]
         return None if ms is None or unit is None else ms / unit
 
     def beyond(self, shape: str, implementation: str) -> float | None:
-        """Memory in MiB beyond the output gradients."""
+        """Return the peak memory in MiB beyond the output gradients, or None if it was not measured."""
         peak, own = (self.number(shape, implementation, column) for column in ("peak_mib", "gradient_mib"))
         return None if peak is None or own is None else peak - own
 
 
 def targets(table: Table, first_calls: Sequence[dict[str, str]] = ()) -> Iterator[Target]:
-    """Every figure that the table can decide, in the order of the requirement; then those of first_call.csv."""
+    """Yield every figure that was asked for and that the table holds, then one for each row of ``first_calls``."""
     for target in _asked(table):
         if target.measured == target.measured:  # what was not measured is nan and cannot be judged
             yield target
@@ -150,12 +147,10 @@ def _against_rivals(table: Table) -> Iterator[Target]:
 
 def _parts(table: Table) -> Iterator[Target]:
     for shape in table.shapes:
-        time, memory = (
-            table.products(shape, DEFAULT, mode="loss"),
-            table.number(shape, DEFAULT, "peak_mib", mode="loss"),
-        )
-        yield Target("loss only: time", shape, _value(time), 1.06, "t_mm")
-        yield Target("loss only: memory", shape, _value(memory), 4, "MiB")
+        time = _value(table.products(shape, DEFAULT, mode="loss"))
+        yield Target("loss only: time", shape, time, 1.06, "t_mm")
+        memory = _value(table.number(shape, DEFAULT, "peak_mib", mode="loss"))
+        yield Target("loss only: memory", shape, memory, 4, "MiB")
         few = table.number(shape, DEFAULT, "ms", ignored=0.8)
         ratio = _ratio(few, table.number(shape, DEFAULT, "ms"))
         yield Target("80 % of rows ignored: time / that of all rows", shape, ratio, 0.25)
@@ -174,7 +169,7 @@ def _ratio(a: float | None, b: float | None) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print every line; returns the exit status, 2 where the table holds nothing that was asked."""
+    """Print every figure and return the exit status: 2 if the table holds no figure that was asked for."""
     parser = argparse.ArgumentParser(
         prog="python -m kernel.benchmark.targets",
         description=(__doc__ or "").partition(": ``")[0] + ".",
@@ -222,7 +217,7 @@ def _no_table(path: Path | None, maker: str, error: Exception) -> ValueError:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Rows of a table."""
+    """Return the rows of a CSV file by column."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

@@ -101,7 +101,7 @@ def _measure(tokens: Tensor, scale: int, rounds: int) -> Iterator[dict[str, obje
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; returns the exit status."""
+    """Measure, write the table and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kernel.benchmark.training_step",
         description=(__doc__ or "").splitlines()[0].split(":")[0] + ".",

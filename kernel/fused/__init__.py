@@ -2,9 +2,10 @@
 
 Forward: one persistent kernel sweeps the vocabulary and keeps per-token statistics, never logits (:mod:`.forward`), a
 second one joins them (:mod:`.merge`). Backward: strip by strip of the vocabulary, the gradient of the logits in a
-workspace (:mod:`.logit_gradient`), then its products with the hidden states (:mod:`.weight_gradient`) and with the
-head (:mod:`.input_gradient`). Ignored tokens are dropped before the first product (:mod:`.rows`); the number of kept
-ones stays on the device. Launch parameters are in :mod:`.launch`, the strips in :mod:`.schedule`.
+workspace (:mod:`.gradient_rows`, :mod:`.logit_gradient`), then its products with the hidden states
+(:mod:`.weight_gradient`) and with the head (:mod:`.input_gradient`). Ignored tokens are dropped before the first
+product (:mod:`.rows`); the number of kept ones stays on the device. Launch parameters are in :mod:`.launch`, the strips
+in :mod:`.schedule`, the launches in :mod:`.run_forward`, :mod:`.run_strip` and :mod:`.run_backward`.
 
 Importing this package needs no Triton; calling :func:`loss` does.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..options import LossOptions
+from ..reference import reduced
 from ..token_statistics import TokenStatistics
 from .launch import available
 
@@ -57,16 +59,9 @@ def loss(
         statistics = (
             TokenStatistics._make([*[token_loss] * 3, token_loss.detach(), target]) if return_statistics else None
         )
-    weight = kept  # which is where the losses are not zero
     if token_weight is not None:
         weight = torch.where(kept, token_weight.float(), 0)
-        token_loss = token_loss * weight
-    if options.reduction == "none":
-        return token_loss, statistics
-    if options.reduction == "sum":
-        return token_loss.sum(), statistics
-    total = weight.sum()
-    if token_weight is None:  # nan and no gradient where no token is kept: none has a row that the kernels read
-        return token_loss.sum() / total, statistics
-    # No weight at all: the value is torch's nan, the gradient zero rather than 0 / 0.
-    return torch.where(total > 0, token_loss.sum() / torch.where(total > 0, total, 1), torch.nan), statistics
+        return reduced(token_loss * weight, weight, options.reduction), statistics
+    if options.reduction == "mean":  # nan and no gradient where no token is kept: none has a row that the kernels read
+        return token_loss.sum() / kept.sum(), statistics
+    return reduced(token_loss, kept, options.reduction), statistics

@@ -1,4 +1,4 @@
-"""What the launches share: the tensors and numbers of a loss, what the forward keeps, tensor descriptors."""
+"""What the launches share: the tensors and numbers of a loss, what the forward keeps, arguments that recur."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..options import LossOptions
 from .codes import LARGEST_CAP, Code
-from .launch import Launch
-from .schedule import Schedule
+from .launch import Launch, precise
 
-__all__ = ["Head", "Kept", "Scalars", "Storage", "describe", "kept_views", "reference_rows", "storage", "tiling"]
+__all__ = ["Head", "Kept", "Scalars", "Storage", "Tiles", "logit_arguments", "product_arguments", "tiling"]
 
 Storage = Literal["", "softmax", "code", "raw"]
 
@@ -48,19 +48,32 @@ class Scalars:
     confidence_penalty: float
     ignore_index: int
 
+    @classmethod
+    def of(cls, options: LossOptions) -> Scalars:
+        """Take them from the options of a loss."""
+        return cls(
+            options.label_smoothing,
+            options.softcap or 0.0,
+            options.temperature,
+            options.logit_scale,
+            options.z_loss,
+            options.confidence_penalty,
+            options.ignore_index,
+        )
+
     def pack(self) -> tuple[list[float], int]:
-        """As the registered operators take them."""
+        """Return the numbers and ``ignore_index``, as the registered operators take them."""
         *numbers, ignore_index = astuple(self)
         return numbers, ignore_index
 
     @classmethod
     def unpack(cls, numbers: Sequence[float], ignore_index: int) -> Scalars:
-        """From :meth:`pack`."""
+        """Make the options of what :meth:`pack` returned."""
         label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty = map(float, numbers)
         return cls(label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, int(ignore_index))
 
     def gains(self) -> dict[str, float]:
-        """Arguments of a kernel that makes logits of products: see ``tiles.logit_argument``."""
+        """Return the factors by which a kernel makes logits of products: see ``tiles.logit_argument``."""
         log2_e = math.log2(math.e)
         if self.softcap:
             inner, cap = 2 * log2_e / self.softcap, self.softcap * log2_e / self.temperature
@@ -70,54 +83,88 @@ class Scalars:
 
     @property
     def mixed(self) -> bool:
-        """Whether the gradient of a logit has other parts than the cross entropy's."""
+        """True if z_loss or a confidence penalty adds to the cross entropy's gradient of a logit."""
         return self.z_loss > 0 or self.confidence_penalty > 0
 
     @property
     def code(self) -> Code:
-        """Constants of the code of kept logits."""
+        """The constants by which kept logits are coded in 16 bits."""
         return Code.of(self.softcap, self.temperature)
 
+    def storage(self, dtype: torch.dtype) -> Storage:
+        """What the forward keeps for the backward; "" where that would cost accuracy.
 
-def storage(dtype: torch.dtype, scalars: Scalars) -> Storage:
-    """What the forward keeps for the backward; "" where that would cost accuracy.
+        The softmax enters the backward's products as it is (:mod:`.keep`). It cannot in float16, which has too few
+        exponents for one reference per token; with z_loss or a confidence penalty, where a token's factor may vanish or
+        depends on the logit; nor under a softcap, whose slope it hides. Then logits are kept, from which the backward
+        makes dz: raw ones in float32, codes in half precision. No code is as exact as float16 under a softcap, or as
+        bfloat16 where a cap allows for more than 80 nats between two logits.
+        """
+        if dtype != torch.float16 and not self.softcap and not self.mixed:
+            return "softmax"
+        if dtype == torch.float32:
+            return "raw"
+        if self.softcap and (dtype == torch.float16 or self.softcap > LARGEST_CAP * self.temperature):
+            return ""
+        return "code"
 
-    The softmax enters the backward's products as it is (:mod:`.keep`). It cannot in float16, which has too few
-    exponents for one reference per token; with z_loss or a confidence penalty, where a token's factor may vanish or
-    depends on the logit; nor under a softcap, whose slope it hides. Then logits are kept, from which the backward makes
-    dz: raw ones in float32, codes in half precision. No code is as exact as float16 under a softcap, or as bfloat16
-    where a cap allows for more than 80 nats between two logits.
+
+class Tiles:
+    """Hands matrices to kernels: as descriptors of tiles, each made once, or as they are.
+
+    Args:
+        descriptor: Whether the copy engine loads and stores (``launch.uses_descriptors``).
     """
-    if dtype != torch.float16 and not scalars.softcap and not scalars.mixed:
-        return "softmax"
-    if dtype == torch.float32:
-        return "raw"
-    if scalars.softcap and (dtype == torch.float16 or scalars.softcap > LARGEST_CAP * scalars.temperature):
-        return ""
-    return "code"
+
+    def __init__(self, descriptor: bool) -> None:
+        self.descriptor = descriptor
+        self._made: dict[tuple[Any, ...], TensorDescriptor] = {}
+
+    def __call__(self, matrix: Tensor, rows: int, columns: int) -> Any:
+        """Return the matrix in tiles of ``rows x columns``."""
+        if not self.descriptor:
+            return matrix
+        key = (matrix.data_ptr(), matrix.shape, matrix.dtype, rows, columns)
+        if key not in self._made:
+            self._made[key] = TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
+        return self._made[key]
+
+    def forget(self) -> None:
+        """Let go of the matrices, whose memory the descriptors hold."""
+        self._made.clear()
 
 
-def reference_rows(kind: Storage, scalars: Scalars, plan: Schedule, columns: int) -> int:
-    """Rows of :class:`Kept`'s reference for tiles of ``columns``."""
-    if not plan.kept or kind == "raw":
-        return 0
-    return 1 + (plan.kept // columns if kind == "code" and not scalars.softcap else 0)
+def logit_arguments(hidden: Tensor, weight: Tensor, bias: Tensor | None, scalars: Scalars) -> dict[str, Any]:
+    """Return what every kernel that makes logits is told: where rows lie and how a product becomes a logit."""
+    return {
+        "n": hidden.shape[0],
+        "hidden_size": hidden.shape[1],
+        "hidden_row_stride": hidden.stride(0),
+        "weight_row_stride": weight.stride(0),
+        "weight_column_stride": weight.stride(1),
+        "bias": bias,
+        **scalars.gains(),
+        "HAS_BIAS": bias is not None,
+        "SOFTCAP": scalars.softcap > 0,
+        "PRECISE": precise(hidden),
+    }
 
 
-def kept_views(memory: Tensor, kind: Storage, plan: Schedule, n: int, references: int) -> Kept:
-    """The arrays of :class:`Kept`: columns at the beginning of ``memory``, flat; the references elsewhere."""
-    reference = torch.empty(references, n, dtype=torch.float32, device=memory.device)
-    columns = memory[: n * plan.kept]
-    return Kept((columns.view(torch.int16) if kind == "code" else columns).view(n, plan.kept), reference)
-
-
-def describe(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """Tensor descriptor for tiles of ``rows x columns``."""
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [rows, columns])
+def product_arguments(tiles: Tiles, hidden: Tensor, weight: Tensor, launch: Launch) -> dict[str, Any]:
+    """Return the operands of ``tiles.product`` and the sizes of its tiles."""
+    return {
+        "hidden": tiles(hidden, launch.rows, launch.depth),
+        "weight": tiles(weight, launch.columns, launch.depth),
+        "vocab_size": weight.shape[0],
+        "BLOCK_ROWS": launch.rows,
+        "BLOCK_VOCAB": launch.columns,
+        "BLOCK_HIDDEN": launch.depth,
+        "DESCRIPTOR": tiles.descriptor,
+    }
 
 
 def tiling(launch: Launch) -> dict[str, Any]:
-    """Arguments of a matrix-product kernel that do not depend on the tensors."""
+    """Return the arguments of a matrix-product kernel that do not depend on the tensors."""
     return {
         "num_warps": launch.warps,
         "num_stages": launch.stages,

@@ -12,6 +12,7 @@ compilation is noted down, so that memory is free again as early as in a call th
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
@@ -25,11 +26,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 __all__ = ["compile_ahead", "recording", "run_kernel"]
 
-_recorded: ContextVar[list[_Launch] | None] = ContextVar("recorded", default=None)
+_recorded: ContextVar[list[_RecordedLaunch] | None] = ContextVar("recorded", default=None)
 _known: set[Hashable] = set()
 
 
-class _Launch(NamedTuple):
+class _RecordedLaunch(NamedTuple):
     kernel: Any
     grid: tuple[Any, ...]
     arguments: dict[str, Any]
@@ -76,7 +77,7 @@ def run_kernel(kernel: Any, grid: tuple[Any, ...], **arguments: Any) -> None:
     if recorded is None:
         kernel[grid](**arguments)
     else:
-        recorded.append(_Launch(kernel, grid, {name: _without_memory(x) for name, x in arguments.items()}))
+        recorded.append(_RecordedLaunch(kernel, grid, {name: _without_memory(x) for name, x in arguments.items()}))
 
 
 def _without_memory(argument: Any) -> Any:
@@ -103,7 +104,9 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
     if device.type != "cuda" or key in _known:
         return
     _known.add(key)
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+    # Triton 3.6 changes the filters of warnings, which all threads share, for every node that it compiles: without a
+    # copy for the pool, those of the caller would come out of the race changed.
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         driver = pool.submit(lambda: triton.runtime.driver.active)  # a C program as well: built in the meantime
         recorded = _record(launches)
         recorded.sort(key=lambda launch: len(launch.arguments), reverse=True)
@@ -114,8 +117,8 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
                 kernel.warmup(grid=grid, **arguments)
 
 
-def _record(launches: Callable[[], object]) -> list[_Launch]:
-    recorded: list[_Launch] = []
+def _record(launches: Callable[[], object]) -> list[_RecordedLaunch]:
+    recorded: list[_RecordedLaunch] = []
     token = _recorded.set(recorded)
     try:
         launches()

@@ -1,9 +1,8 @@
 """Kernels for the gradient of the input: float32 sums of ``dz @ weight[strip]``, rounded and unpacked at the end.
 
-The result has few tiles, 4.4 for each multiprocessor of an H100 at 8192 x 2304, and the last round of a strip would
-leave two thirds of the device idle. The tiles of that round are therefore cut along the sum into equal pieces, as many
-as occupy it best; pieces after the first add up in rows of their own behind those of the kept tokens and join once,
-when all strips are done. Every address is added to by one program a strip: no race, one order of summation.
+The tiles of the last round are cut along the sum into pieces (:mod:`.last_round`); those after the first add up in rows
+of their own behind those of the kept tokens and join once, when all strips are done. Every address is added to by one
+program a strip: no race, one order of summation.
 """
 
 from __future__ import annotations
@@ -11,49 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .last_round import last_round
 from .tiles import column_part, load_tile, merged_strip
 
-__all__ = ["CUTS", "extra_row_blocks", "input_gradient_kernel", "unpack_kernel"]
-
-# How the choice of the cuts reckons: in steps of the sum, of which a strip of 8192 columns has 128; the first loads and
-# the store of a piece take the time of four.
-CUTS = {"MAX_CUTS": 8, "STEPS": 128, "PIECE": 4}
-
-
-def extra_row_blocks(row_blocks: int, column_blocks: int, programs: int) -> int:
-    """Blocks of rows of the accumulator beyond its own: for up to 4 pieces in one round, if all tokens are kept.
-
-    Fewer tokens leave room for more.
-    """
-    most = 0
-    for cuts in (2, 3, 4):
-        rest = min(programs // cuts, row_blocks * column_blocks)
-        most = max(most, (cuts - 1) * (-(-rest // column_blocks) + 1))
-    return most
-
-
-@triton.jit
-def _last_round(
-    row_blocks,
-    column_blocks,
-    programs,
-    memory_blocks,  # blocks of rows that the accumulator has
-    MAX_CUTS: tl.constexpr,
-    STEPS: tl.constexpr,
-    PIECE: tl.constexpr,
-):
-    """Tiles in whole rounds, and the pieces that each tile of the incomplete last round is cut into."""
-    tiles = row_blocks * column_blocks
-    rest = tiles % programs
-    extra = row_blocks - (tiles - rest) // column_blocks
-    cuts = 1
-    least = STEPS + PIECE
-    for more in tl.static_range(2, MAX_CUTS + 1):  # pyright: ignore[reportGeneralTypeIssues]
-        time = tl.cdiv(rest * more, programs) * (tl.cdiv(STEPS, more) + PIECE)
-        better = (time < least) & (row_blocks + (more - 1) * extra <= memory_blocks)
-        cuts = tl.where(better, more, cuts)
-        least = tl.where(better, time, least)
-    return tiles - rest, cuts
+__all__ = ["input_gradient_kernel", "unpack_kernel"]
 
 
 @triton.jit
@@ -169,7 +129,7 @@ def input_gradient_kernel(
     row_blocks = tl.where(columns > 0, tl.cdiv(row_count, BLOCK_ROWS), 0)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     programs = tl.num_programs(0)
-    whole, cuts = _last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
+    whole, cuts = last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
     for tile in tl.range(tl.program_id(0), whole, programs, flatten=FLATTEN):
         row_start = (tile // column_blocks) * BLOCK_ROWS
         _add_tile(
@@ -259,7 +219,7 @@ def unpack_kernel(
     """Join the pieces of cut tiles, scale, round and move kept tokens to their places; ignored ones get 0."""
     row_blocks = tl.cdiv(tl.load(count), BLOCK_ROWS)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
-    whole, cuts = _last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
+    whole, cuts = last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
     extra = row_blocks - whole // column_blocks
     factor = tl.load(scale) * constant
     origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

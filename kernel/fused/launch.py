@@ -83,7 +83,7 @@ def _family(device: torch.device) -> str:
 
 
 def launch_table(device: torch.device, dtype: torch.dtype) -> LaunchTable:
-    """Parameters for inputs of ``dtype`` on ``device``."""
+    """Return the launch parameters for inputs of ``dtype`` on ``device``."""
     key = (_family(device), dtype.itemsize)
     return _chosen.get(key, _TABLES[key])
 
@@ -98,12 +98,12 @@ def set_launch_table(device: torch.device, dtype: torch.dtype, table: LaunchTabl
 
 
 def blocks(length: int, size: int) -> int:
-    """Blocks of ``size`` that cover ``length``."""
+    """Return how many blocks of ``size`` cover ``length``."""
     return -(-length // size)
 
 
 def precise(tensor: torch.Tensor) -> bool:
-    """Whether logits keep float32's relative accuracy near 0: those of float32, and all in the interpreter."""
+    """True if logits near 0 keep float32's relative accuracy: those of float32 inputs, and all in the interpreter."""
     return tensor.dtype == torch.float32 or tensor.device.type == "cpu"
 
 
@@ -127,7 +127,7 @@ def uses_descriptors(*tensors: torch.Tensor) -> bool:
 
 
 def available(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot run on ``device`` with inputs of ``dtype``; None if they can."""
+    """Return why the kernels cannot run on ``device`` with inputs of ``dtype``, or None if they can."""
     try:
         import triton  # noqa: F401
     except ImportError:

@@ -3,7 +3,7 @@
     dz = (row_scale (p - (1 - b) [k = target] - b / V) + p (A + B log p) + C [k = target]) sech(z / c)^2
 
 The first part is the cross entropy's. The others are there if MIXED: of z_loss, of the confidence penalty and of
-upstream gradients of log-probability, log-partition and entropy (``gradient_rows_kernel``).
+upstream gradients of log-probability, log-partition and entropy (:mod:`.gradient_rows`).
 
 p is formed in float32 from a float32 logit and the row's lse; dz is rounded once, to the dtype of the inputs. It is of
 order one, the token's upstream gradients being divided by the largest one: in float16 the 1 / N of a mean would push
@@ -20,87 +20,9 @@ import triton.language as tl
 from .codes import bits_below, decode
 from .tiles import capped, column_part, logit_argument, merged_strip, product, store_tile
 
-__all__ = ["gradient_rows_kernel", "kept_strip_kernel", "largest_kernel", "recomputed_strip_kernel"]
+__all__ = ["kept_strip_kernel", "recomputed_strip_kernel"]
 
-_LN2 = tl.constexpr(0.6931471805599453)
 _LOWEST = tl.constexpr(-1e4)  # bits; there p is 0, and so is p log p
-
-
-@triton.jit(do_not_specialize=["n"])
-def largest_kernel(
-    upstream,  # (N,) input order
-    of_statistics,  # (4, N) input order, if STATISTICS; the last is of what has no gradient
-    position,  # (N,)
-    largest,  # (1,) written: the largest magnitude of the kept tokens, 1 if that is 0
-    n,
-    STATISTICS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """What the upstream gradients are divided by; one program."""
-    most = tl.zeros((BLOCK,), dtype=tl.float32)
-    for start in range(0, n, BLOCK):
-        row = start + tl.arange(0, BLOCK)
-        kept = tl.load(position + row, mask=row < n, other=-1) >= 0
-        most = tl.maximum(most, tl.abs(tl.load(upstream + row, mask=kept, other=0.0)))
-        if STATISTICS:
-            for j in tl.static_range(3):
-                most = tl.maximum(most, tl.abs(tl.load(of_statistics + j * n + row, mask=kept, other=0.0)))
-    magnitude = tl.max(most, 0)
-    tl.store(largest, tl.where(magnitude > 0, magnitude, 1.0))
-
-
-@triton.jit(do_not_specialize=["n"])
-def gradient_rows_kernel(
-    upstream,  # (N,) input order
-    of_statistics,  # (4, N) input order, if STATISTICS
-    largest,  # (1,) of the kernel above
-    target,  # (N,)
-    position,  # (N,)
-    lse,  # (N,) packed, bits
-    entropy,  # (N,) packed, nats, if ENTROPY
-    reference,  # (N,) packed, bits, if DIRECT
-    row_scale,  # (N,) packed, written
-    row_factor,  # (N,) packed, written if DIRECT: factor of the kept softmax
-    mix,  # (3, N) packed, written if MIXED: A, B per bit of log p, and C
-    label,  # (N,) packed int32, written
-    n,
-    z_loss,
-    confidence_penalty,
-    DIRECT: tl.constexpr,
-    MIXED: tl.constexpr,
-    ENTROPY: tl.constexpr,
-    STATISTICS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Move what the backward needs of each kept token to packed order.
-
-    With g, l, s and h the upstream gradients of loss, log-probability, log-partition and entropy H,
-
-        A = 2 z_loss lse g - l + s + B H,    B = confidence_penalty g - h,    C = l
-    """
-    origin = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(position + origin, mask=origin < n, other=-1)
-    valid = row >= 0
-    divisor = tl.load(largest)
-    g = tl.load(upstream + origin, mask=valid, other=0.0) / divisor
-    tl.store(row_scale + row, g, mask=valid)
-    bits = tl.load(lse + row, mask=valid, other=0.0)
-    if DIRECT:
-        tl.store(row_factor + row, g * tl.exp2(tl.load(reference + row, mask=valid, other=0.0) - bits), mask=valid)
-    if MIXED:
-        plain = g * (2.0 * z_loss * _LN2 * bits)
-        bend = g * confidence_penalty
-        own = g * 0.0
-        if STATISTICS:
-            own = tl.load(of_statistics + origin, mask=valid, other=0.0) / divisor
-            plain += tl.load(of_statistics + n + origin, mask=valid, other=0.0) / divisor - own
-            bend -= tl.load(of_statistics + 2 * n + origin, mask=valid, other=0.0) / divisor
-        if ENTROPY:
-            plain += bend * tl.load(entropy + row, mask=valid, other=0.0)
-        tl.store(mix + row, plain, mask=valid)
-        tl.store(mix + n + row, bend * _LN2, mask=valid)
-        tl.store(mix + 2 * n + row, own, mask=valid)
-    tl.store(label + row, tl.load(target + origin, mask=valid, other=0).to(tl.int32), mask=valid)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Small kernels of the forward: the targets' logits, and the losses from them and the partial statistics."""
+"""Kernel that makes losses and statistics of the targets' logits and the partial statistics of the sweep."""
 
 from __future__ import annotations
 
@@ -6,61 +6,12 @@ import triton
 import triton.language as tl
 
 from .forward import FLOOR, group_count
-from .tiles import capped, row_largest
+from .tiles import row_largest
 
-__all__ = ["merge_kernel", "target_logit_kernel"]
+__all__ = ["merge_kernel"]
 
 _FLOOR = tl.constexpr(FLOOR)
 _LN2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit(do_not_specialize=["n"])
-def target_logit_kernel(
-    hidden,  # (N, D), input order, contiguous rows
-    weight,  # (V, D)
-    bias,  # (V,)
-    target,  # (N,)
-    position,  # (N,)
-    target_logit,  # (N,) packed order, in bits, written
-    argument,  # (N,) packed order, written: what the cap is taken of (tiles.logit_argument)
-    n,
-    hidden_size,
-    hidden_row_stride,
-    weight_row_stride,
-    weight_column_stride,
-    product_gain,
-    bias_gain,
-    cap,
-    HAS_BIAS: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    PRECISE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
-):
-    """Logits of the targets of ROWS tokens, through the same arithmetic as the tiles' logits but for the sum's order.
-
-    In float32 the two differ in the last bits of a logit, 1e-6 at a logit of 10: what is left of a loss and of
-    gradients that should vanish, as those of a vocabulary of one class.
-    """
-    origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row = tl.load(position + origin, mask=origin < n, other=-1)
-    valid = row >= 0
-    label = tl.load(target + origin, mask=valid, other=0)
-    h = hidden + origin.to(tl.int64)[:, None] * hidden_row_stride
-    w = weight + label.to(tl.int64)[:, None] * weight_row_stride
-    dot = tl.zeros((ROWS,), dtype=tl.float32)
-    for k in range(0, hidden_size, BLOCK_HIDDEN):
-        column = (k + tl.arange(0, BLOCK_HIDDEN)).to(tl.int64)[None, :]
-        mask = valid[:, None] & (column < hidden_size)
-        a = tl.load(h + column, mask=mask, other=0.0).to(tl.float32)
-        b = tl.load(w + column * weight_column_stride, mask=mask, other=0.0).to(tl.float32)
-        dot += tl.sum(a * b, 1)
-    z = dot * product_gain
-    if HAS_BIAS:
-        z += tl.load(bias + label, mask=valid, other=0.0).to(tl.float32) * bias_gain
-    tl.store(argument + row, z, mask=valid)
-    z, _slope = capped(z, cap, SOFTCAP, PRECISE)
-    tl.store(target_logit + row, z, mask=valid)
 
 
 @triton.jit(do_not_specialize=["n", "vocab_size", "parts", "first_tiles", "second_tiles", "rerun"])

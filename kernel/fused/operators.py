@@ -16,18 +16,13 @@ from torch import Tensor
 
 from ..options import LossOptions
 from ..token_statistics import TokenStatistics
-from .arguments import Head, Kept, Scalars, kept_views, reference_rows, storage
-from .compile_ahead import compile_ahead
-from .launch import launch_table, processors, uses_descriptors
-from .rows import KeptRows, aligned, index_size, with_plain_rows
-from .run_backward import Upstream, backward
-from .run_forward import Forward, forward
-from .schedule import Schedule, every_kind, schedule
+from .arguments import Head, Scalars
+from .call import LossCall, Needs, gathered
+from .rows import aligned, index_size, with_plain_rows
+from .run_forward import forward
+from .schedule import Schedule
 
-__all__ = ["FusedLoss", "fused_backward", "fused_forward", "token_losses"]
-
-_TRIAL_TOKENS = 16  # of the launches that are only noted down
-_Needs = tuple[bool, bool, bool]  # input, weight, bias
+__all__ = ["EagerLoss", "fused_backward", "fused_forward", "token_losses"]
 
 
 def token_losses(
@@ -40,15 +35,7 @@ def token_losses(
     return_statistics: bool,
 ) -> tuple[Tensor, TokenStatistics | None]:
     """Loss of every token ``(N,)``, without weights and reduction, and statistics if asked for."""
-    scalars = Scalars(
-        options.label_smoothing,
-        options.softcap or 0.0,
-        options.temperature,
-        options.logit_scale,
-        options.z_loss,
-        options.confidence_penalty,
-        options.ignore_index,
-    )
+    scalars = Scalars.of(options)
     # the kernels read both by their index alone
     target, linear_bias = target.contiguous(), None if linear_bias is None else linear_bias.contiguous()
     tensors = (input, linear_weight, linear_bias, target)
@@ -59,7 +46,7 @@ def token_losses(
         flags = [needs, linear_weight.requires_grad, return_statistics]
         found = fused_forward(*tensors, numbers, [ignore_index, workspace_bytes], flags)
     else:
-        found = FusedLoss.apply(*tensors, scalars, workspace_bytes, return_statistics, grad_enabled)
+        found = EagerLoss.apply(*tensors, scalars, workspace_bytes, return_statistics, grad_enabled)
     token_loss, statistics, argmax, *_ = found
     if not return_statistics:
         return token_loss, None
@@ -67,93 +54,7 @@ def token_losses(
     return token_loss, TokenStatistics._make([*differentiable, confidence.detach(), argmax])
 
 
-def _plan(
-    head: Head, scalars: Scalars, workspace_bytes: int, *, keep: bool, keep_in_gradient: bool, weight_gradient: bool
-) -> Schedule:
-    hidden, weight = head.hidden, head.weight
-    kind = storage(hidden.dtype, scalars)
-    return schedule(
-        int(hidden.shape[0]),
-        int(weight.shape[0]),
-        int(weight.shape[1]),
-        hidden.element_size(),
-        int(workspace_bytes),
-        keep=keep and kind != "",
-        direct=kind == "softmax",
-        keep_in_gradient=keep_in_gradient,
-        weight_gradient=weight_gradient,
-        processors=processors(hidden.device),
-        table=launch_table(hidden.device, hidden.dtype),
-    )
-
-
-def _references(head: Head, scalars: Scalars, plan: Schedule) -> int:
-    columns = launch_table(head.hidden.device, head.hidden.dtype).forward.columns
-    return reference_rows(storage(head.hidden.dtype, scalars), scalars, plan, columns)
-
-
-def _kept(head: Head, scalars: Scalars, plan: Schedule, memory: Tensor) -> Kept | None:
-    if not plan.kept:
-        return None
-    kind = storage(head.hidden.dtype, scalars)
-    return kept_views(memory, kind, plan, head.hidden.shape[0], _references(head, scalars, plan))
-
-
-def _without_kept(head: Head, scalars: Scalars, workspace_bytes: int, needs: Sequence[bool]) -> Schedule:
-    """The plan of a backward to which nothing that was kept is of use."""
-    return _plan(head, scalars, workspace_bytes, keep=False, keep_in_gradient=False, weight_gradient=needs[1])
-
-
-def _backward(
-    head: Head,
-    scalars: Scalars,
-    upstream: Upstream,
-    plan: Schedule,
-    kept: Kept | None,
-    workspace_bytes: int,
-    needs: _Needs,
-    gradient: Tensor | None = None,
-) -> tuple[Tensor | None, ...]:
-    """The backward, without a kept softmax where statistics have upstream gradients."""
-    if upstream.statistics is not None and kept is not None and storage(head.hidden.dtype, scalars) == "softmax":
-        plan, kept = _without_kept(head, scalars, workspace_bytes, needs), None
-    return backward(head, scalars, upstream, plan, kept, needs, gradient)
-
-
-def _compile_ahead(head: Head, scalars: Scalars, needs: _Needs, return_statistics: bool) -> None:
-    """Compile every kernel of losses like this one, whatever their tokens and workspace."""
-    hidden, weight, bias, _ = head
-    kind, table = storage(hidden.dtype, scalars), launch_table(hidden.device, hidden.dtype)
-    number_kinds = scalars.label_smoothing > 0, scalars.softcap > 0, scalars.z_loss > 0, scalars.confidence_penalty > 0
-    layouts = hidden.stride(0) % 16, weight.shape, weight.stride(), weight.data_ptr() % 16, bias is None
-    layouts += (None if bias is None else bias.data_ptr() % 16, uses_descriptors(hidden, weight))
-    key = (hidden.device, hidden.dtype, layouts, number_kinds, kind, table, needs, return_statistics)
-    compile_ahead(key, hidden.device, lambda: _every_launch(head, scalars, needs, return_statistics))
-
-
-def _every_launch(head: Head, scalars: Scalars, needs: _Needs, return_statistics: bool) -> None:
-    """Go through the launches of losses of a few tokens, and of their gradients if any are needed."""
-    hidden = head.hidden[:_TRIAL_TOKENS]
-    n, kind = hidden.shape[0], storage(hidden.dtype, scalars)
-    head = Head(hidden, head.weight, head.bias, torch.zeros(n, dtype=torch.int64, device=hidden.device))
-    if not any(needs):
-        forward(head, scalars, None, packed=False, return_statistics=return_statistics)
-        return
-    table, programs = launch_table(hidden.device, hidden.dtype), processors(hidden.device)
-    size = int(head.weight.shape[0]), int(head.weight.shape[1])
-    for plan in every_kind(n, *size, keep=kind != "", direct=kind == "softmax", processors=programs, table=table):
-        kept = _kept(head, scalars, plan, hidden.new_empty(n * plan.kept))
-        found = forward(head, scalars, kept, packed=True, return_statistics=return_statistics)
-        backward(head, scalars, _upstream(found, None), plan, kept, needs)
-        if found.statistics is not None and (kept is None or kind != "softmax"):
-            backward(head, scalars, _upstream(found, found.statistics), plan, kept, needs)
-
-
-def _upstream(found: Forward, statistics: Tensor | None) -> Upstream:
-    return Upstream(found.token_loss, statistics, found.lse, found.entropy, found.rows)
-
-
-class FusedLoss(torch.autograd.Function):
+class EagerLoss(torch.autograd.Function):
     """Token losses in eager mode; statistics ``(4, N)`` and classes ``(N,)`` too, or nothing twice."""
 
     @staticmethod
@@ -169,21 +70,22 @@ class FusedLoss(torch.autograd.Function):
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         head = Head(with_plain_rows(hidden), weight, bias, aligned(target))
+        call = LossCall(head, scalars, workspace_bytes)
         differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
-        needs: _Needs = tuple(ctx.needs_input_grad[:3]) if differentiable else (False, False, False)
-        _compile_ahead(head, scalars, needs, return_statistics)
+        needs: Needs = tuple(ctx.needs_input_grad[:3]) if differentiable else (False, False, False)
+        call.compile_ahead(needs, return_statistics)
         ctx.set_materialize_grads(False)
         if not differentiable:
             found = forward(head, scalars, None, packed=False, return_statistics=return_statistics)
             return found.token_loss, found.statistics, found.argmax
-        plan = _plan(head, scalars, workspace_bytes, keep=True, keep_in_gradient=needs[1], weight_gradient=needs[1])
+        plan = call.plan(keep=True, keep_in_gradient=needs[1], weight_gradient=needs[1])
         gradient, memory = None, weight
         if plan.kept and plan.in_gradient:
             gradient = weight.new_empty(weight.shape)
             memory = gradient.view(-1)
         elif plan.kept:
             memory = weight.new_empty(head.hidden.shape[0] * plan.kept)
-        kept = _kept(head, scalars, plan, memory)
+        kept = call.kept(plan, memory)
         found = forward(head, scalars, kept, packed=True, return_statistics=return_statistics)
         ctx.save_for_backward(*head, found.lse, found.entropy, found.row_index)
         ctx.scalars, ctx.plan, ctx.kept, ctx.gradient = scalars, plan, kept, gradient
@@ -196,29 +98,36 @@ class FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():  # create_graph=True; a detached gradient would be silently wrong
             raise RuntimeError("The fused loss has no second derivative; use implementation='reference'.")
-        hidden, weight, bias, target, lse, entropy, index = ctx.saved_tensors
-        head, needs = Head(hidden, weight, bias, target), ctx.needs_input_grad[:3]
+        *tensors, lse, entropy, index = ctx.saved_tensors
+        call, needs = LossCall(Head(*tensors), ctx.scalars, ctx.workspace_bytes), ctx.needs_input_grad[:3]
         plan, kept, gradient = ctx.plan, ctx.kept, ctx.gradient
         if plan.in_gradient:  # handed out now: whoever comes again recomputes
             ctx.kept, ctx.gradient = None, None
             if gradient is None:
-                plan = _without_kept(head, ctx.scalars, ctx.workspace_bytes, needs)
-        upstream = _gathered(grad_outputs[0], grad_outputs[1], lse, entropy, index)
-        gradients = _backward(head, ctx.scalars, upstream, plan, kept, ctx.workspace_bytes, needs, gradient)
-        return (*gradients, None, None, None, None, None)
+                plan = call.without_kept(needs)
+        upstream = gathered(grad_outputs[0], grad_outputs[1], lse, entropy, index)
+        return (*call.backward(upstream, plan, kept, needs, gradient), None, None, None, None, None)
 
 
-def _gathered(
-    of_loss: Tensor | None, of_statistics: Tensor | None, lse: Tensor, entropy: Tensor | None, index: Tensor
-) -> Upstream:
-    """Upstream gradients as the kernels read them; None is that of an output that nothing was made of."""
-    of_loss = torch.zeros_like(lse) if of_loss is None else aligned(of_loss.contiguous())
-    of_statistics = None if of_statistics is None else aligned(of_statistics.contiguous())
-    return Upstream(of_loss, of_statistics, lse, entropy, KeptRows.within(index, lse.shape[0]))
-
-
-# Lists of options, in both operators: the numbers of Scalars.pack; ignore_index and workspace_bytes; whether any
+# Both operators take lists of options: the numbers of Scalars.pack; ignore_index and workspace_bytes; whether any
 # gradient is needed, the weight's is, and statistics are returned.
+
+
+def _packed_call(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    numbers: Sequence[float],
+    sizes: Sequence[int],
+    *,
+    keep: bool,
+    weight_gradient: bool,
+) -> tuple[LossCall, Schedule]:
+    """The call that an operator's arguments describe, and its plan, in which the gradient's memory holds nothing."""
+    ignore_index, workspace_bytes = sizes
+    call = LossCall(Head(hidden, weight, bias, target), Scalars.unpack(numbers, ignore_index), workspace_bytes)
+    return call, call.plan(keep=keep, keep_in_gradient=False, weight_gradient=weight_gradient)
 
 
 @torch.library.custom_op("confidence_ceiling::fused_forward", mutates_args=())
@@ -235,17 +144,14 @@ def fused_forward(
 
     What there is none of is empty.
     """
-    (ignore_index, workspace_bytes), (differentiable, need_weight, return_statistics) = sizes, flags
-    head, scalars = Head(with_plain_rows(hidden), weight, bias, aligned(target)), Scalars.unpack(numbers, ignore_index)
+    differentiable, need_weight, return_statistics = flags
+    tensors = with_plain_rows(hidden), weight, bias, aligned(target)
+    call, plan = _packed_call(*tensors, numbers, sizes, keep=differentiable, weight_gradient=need_weight)
     # The operator is not told which of input and bias need a gradient: kernels for both are compiled.
-    needs = (differentiable, need_weight, differentiable and bias is not None)
-    _compile_ahead(head, scalars, needs, return_statistics)
-    plan = _plan(
-        head, scalars, workspace_bytes, keep=differentiable, keep_in_gradient=False, weight_gradient=need_weight
-    )
+    call.compile_ahead((differentiable, need_weight, differentiable and bias is not None), return_statistics)
     memory = weight.new_empty(hidden.shape[0] * plan.kept)
-    kept = _kept(head, scalars, plan, memory)
-    found = forward(head, scalars, kept, packed=differentiable, return_statistics=return_statistics)
+    kept = call.kept(plan, memory)
+    found = forward(call.head, call.scalars, kept, packed=differentiable, return_statistics=return_statistics)
     nothing = [hidden.new_empty(0, dtype=torch.float32) for _ in range(2)]
     return (
         found.token_loss,
@@ -261,21 +167,12 @@ def fused_forward(
 
 @fused_forward.register_fake
 def _(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    numbers: Sequence[float],
-    sizes: Sequence[int],
-    flags: Sequence[bool],
+    hidden: Tensor, weight: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    (ignore_index, workspace_bytes), (differentiable, need_weight, return_statistics) = sizes, flags
-    head, scalars = Head(hidden, weight, bias, target), Scalars.unpack(numbers, ignore_index)
-    plan = _plan(
-        head, scalars, workspace_bytes, keep=differentiable, keep_in_gradient=False, weight_gradient=need_weight
-    )
+    *described, (differentiable, need_weight, return_statistics) = others
+    call, plan = _packed_call(hidden, weight, *described, keep=differentiable, weight_gradient=need_weight)
     n = hidden.shape[0]
-    want_entropy = return_statistics or scalars.confidence_penalty > 0
+    want_entropy = return_statistics or call.scalars.confidence_penalty > 0
 
     def new(*shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
         return hidden.new_empty(shape, dtype=dtype)
@@ -288,7 +185,7 @@ def _(
         new(n if want_entropy else 0),
         new(index_size(n), dtype=torch.int32),
         weight.new_empty(n * plan.kept),
-        new(_references(head, scalars, plan) * n),
+        new(call.references(plan) * n),
     )
 
 
@@ -310,14 +207,11 @@ def fused_backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias; empty where not needed."""
-    ignore_index, workspace_bytes = sizes
-    head, scalars = Head(with_plain_rows(hidden), weight, bias, aligned(target)), Scalars.unpack(numbers, ignore_index)
-    plan = _plan(head, scalars, workspace_bytes, keep=True, keep_in_gradient=False, weight_gradient=needs[1])
-    kept = _kept(head, scalars, plan, columns)
-    if kept is not None:
-        kept = kept._replace(reference=reference.view(-1, hidden.shape[0]))
-    upstream = _gathered(of_loss, of_statistics, lse, entropy if entropy.numel() else None, index)
-    gradients = _backward(head, scalars, upstream, plan, kept, workspace_bytes, (needs[0], needs[1], needs[2]))
+    tensors = with_plain_rows(hidden), weight, bias, aligned(target)
+    call, plan = _packed_call(*tensors, numbers, sizes, keep=True, weight_gradient=needs[1])
+    kept = call.kept(plan, columns, reference)
+    upstream = gathered(of_loss, of_statistics, lse, entropy if entropy.numel() else None, index)
+    gradients = call.backward(upstream, plan, kept, (needs[0], needs[1], needs[2]))
     a, b, c = (hidden.new_empty(0) if g is None else g for g in gradients)
     return a, b, c
 

@@ -39,12 +39,12 @@ class KeptRows(NamedTuple):
 
 
 def index_size(n: int) -> int:
-    """Integers that :class:`KeptRows` takes for ``n`` tokens."""
+    """Return how many integers :class:`KeptRows` takes for ``n`` tokens."""
     return _ALIGN + 2 * blocks(n, _ALIGN) * _ALIGN
 
 
 def index_memory(n: int, device: torch.device) -> Tensor:
-    """Memory of :class:`KeptRows` for ``n`` tokens."""
+    """Return memory for the :class:`KeptRows` of ``n`` tokens."""
     return torch.empty(index_size(n), dtype=torch.int32, device=device)
 
 
@@ -112,12 +112,12 @@ def _pack_kernel(
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy if its address is no multiple of 16 bytes, for which kernels would be compiled anew."""
+    """Return the tensor, or a copy if its address is no multiple of 16 bytes: kernels would be compiled anew for it."""
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def with_plain_rows(hidden: Tensor) -> Tensor:
-    """The matrix, or a copy if its rows are not contiguous or not placed as those of a matrix of its own."""
+    """Return the matrix, or a copy if its rows are not contiguous or lie in those of a wider matrix."""
     plain = hidden.stride(1) == 1 and (hidden.stride(0) - hidden.shape[1]) % 16 == 0 and hidden.data_ptr() % 16 == 0
     return hidden if plain else torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device).copy_(hidden)
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .arguments import Head, Kept, Scalars, Storage, describe, storage, tiling
+from .arguments import Head, Kept, Scalars, Storage, Tiles, logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
 from .forward import MAX_UNITS, forward_kernel
+from .gradient_rows import GradientRows
 from .keep import overflow, target_column_kernel
-from .launch import blocks, launch_table, precise, processors, uses_descriptors
-from .logit_gradient import recomputed_strip_kernel
-from .merge import merge_kernel, target_logit_kernel
+from .launch import blocks, launch_table, processors, uses_descriptors
+from .merge import merge_kernel
 from .rows import KeptRows, index_memory, index_rows, pack_hidden
+from .run_strip import StripColumns, recompute_strip
+from .target_logit import target_logits
 
-__all__ = ["Forward", "forward"]
+__all__ = ["ForwardResult", "forward"]
 
 _ROWS, _TARGETS = 16, 4  # tokens of a program that joins groups, and of one that gathers targets' rows
 _WIDTH = 32  # columns of the arrays in which the largest logit of a tile is looked for
 
 
-class Forward(NamedTuple):
+class ForwardResult(NamedTuple):
     """What the forward knows of each token; packed means by rank among the kept ones."""
 
     token_loss: Tensor  # (N,)
@@ -40,8 +43,8 @@ class Forward(NamedTuple):
 
 def forward(
     head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool, return_statistics: bool = False
-) -> Forward:
-    """Losses of all tokens.
+) -> ForwardResult:
+    """Compute the losses of all tokens, and what the backward needs of them.
 
     Args:
         head: Inputs, the rows of ``hidden`` contiguous.
@@ -55,14 +58,13 @@ def forward(
     launch = launch_table(device, hidden.dtype).forward
     index = index_memory(n, device)
     rows = index_rows(target, scalars.ignore_index, vocab_size, index)
-    target_logit, argument = _target_logit(head, scalars, rows)
-    kind = storage(hidden.dtype, scalars)
+    target_logit, argument = target_logits(head, scalars, rows, tokens=_TARGETS, block_hidden=256)
+    kind = scalars.storage(hidden.dtype)
     if kept is not None and kept.reference.shape[0]:
         kept.reference[0].copy_(argument)
-    source = hidden
     if packed:
-        source = hidden.new_empty(hidden.shape)
-        pack_hidden(hidden, rows, source)
+        head = head._replace(hidden=hidden.new_empty(hidden.shape))
+        pack_hidden(hidden, rows, head.hidden)
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=device)
@@ -74,10 +76,10 @@ def forward(
     want_entropy = return_statistics or scalars.confidence_penalty > 0
     planes = 6 if return_statistics else 4 if want_entropy else 3 if scalars.label_smoothing else 2
     partial = new(len(parts), planes, units * launch.rows)
-    sweep = _Sweep(head, scalars, rows, source, packed, partial, want_entropy, return_statistics)
+    sweep = _Sweep(head, scalars, rows, packed, partial, want_entropy, return_statistics)
     for part, (first, count, keep) in enumerate(parts):
         sweep.run(part, first, count, rows.number, kept if keep else None, kind if keep else "")
-    found = Forward(
+    found = ForwardResult(
         new(n),
         new(n),
         new(n) if want_entropy else None,
@@ -126,39 +128,9 @@ def forward(
         sweep.run(len(parts) - 1, first, kept_tiles, again, None, "")
         merge(again, rerun=True)
         kept.reference.copy_(torch.where(again > 0, found.lse, kept.reference))
-        _store_softmax(head, scalars, source, found.lse, again, kept, first * launch.columns)
+        _store_softmax(head, scalars, found.lse, again, kept, first * launch.columns)
         _store_targets(head, scalars, rows, target_logit, found.lse, kept, first * launch.columns)
     return found
-
-
-def _target_logit(head: Head, scalars: Scalars, rows: KeptRows) -> tuple[Tensor, Tensor]:
-    """Logits of the targets ``(N,)``, packed, in bits, and what the cap is taken of."""
-    hidden, weight, bias, target = head
-    n, hidden_size = hidden.shape
-    logit, argument = (torch.empty(n, dtype=torch.float32, device=hidden.device) for _ in range(2))
-    run_kernel(
-        target_logit_kernel,
-        (blocks(n, _TARGETS),),
-        hidden=hidden,
-        weight=weight,
-        bias=bias,
-        target=target,
-        position=rows.position,
-        target_logit=logit,
-        argument=argument,
-        n=n,
-        hidden_size=hidden_size,
-        hidden_row_stride=hidden.stride(0),
-        weight_row_stride=weight.stride(0),
-        weight_column_stride=weight.stride(1),
-        **scalars.gains(),
-        HAS_BIAS=bias is not None,
-        SOFTCAP=scalars.softcap > 0,
-        PRECISE=precise(hidden),
-        ROWS=_TARGETS,
-        BLOCK_HIDDEN=256,
-    )
-    return logit, argument
 
 
 class _Sweep:
@@ -169,126 +141,65 @@ class _Sweep:
         head: Head,
         scalars: Scalars,
         rows: KeptRows,
-        source: Tensor,
         packed: bool,
         partial: Tensor,
         want_entropy: bool,
         want_argmax: bool,
     ) -> None:
-        self.head, self.scalars, self.rows, self.source = head, scalars, rows, source
-        self.partial = partial
+        self.head, self.scalars, self.rows, self.partial = head, scalars, rows, partial
         self.wanted = {"ENTROPY": want_entropy, "ARGMAX": want_argmax}
-        by_descriptor = uses_descriptors(source, head.weight)
+        by_descriptor = uses_descriptors(head.hidden, head.weight)
         if packed:
-            self.runs = [("always", by_descriptor, False)]
+            self.runs = [("always", Tiles(by_descriptor), False)]
         elif by_descriptor:
             # whether rows must be gathered is known on the device alone: of two launches one does nothing
-            self.runs = [("all kept", True, False), ("some ignored", False, True)]
+            self.runs = [("all kept", Tiles(True), False), ("some ignored", Tiles(False), True)]
         else:
-            self.runs = [("always", False, True)]
+            self.runs = [("always", Tiles(False), True)]
 
     def run(self, part: int, first: int, count: int, number: Tensor, kept: Kept | None, keep: Storage) -> None:
         """Statistics of ``count`` tiles from ``first`` on, of ``number`` tokens, into ``partial[part]``."""
-        weight, bias = self.head.weight, self.head.bias
-        (n, hidden_size), vocab_size = self.source.shape, weight.shape[0]
+        (hidden, weight, bias, _), scalars = self.head, self.scalars
         launch = launch_table(weight.device, weight.dtype).forward
-        code = self.scalars.code
-        for run_if, descriptor, gather in self.runs:
-            columns: Any = None if kept is None else kept.columns
-            stride = 0 if kept is None else kept.columns.stride(0)
-            if kept is not None and descriptor:
-                columns = describe(columns, launch.rows, launch.columns // launch.parts)
+        for run_if, tiles, gather in self.runs:
             run_kernel(
                 forward_kernel,
                 (processors(weight.device),),
-                hidden=describe(self.source, launch.rows, launch.depth) if descriptor else self.source,
-                weight=describe(weight, launch.columns, launch.depth) if descriptor else weight,
-                bias=bias,
                 count=number,
                 source=self.rows.source,
                 partial=self.partial[part],
                 partial_stride=self.partial.stride(1),
-                kept=columns,
+                kept=None if kept is None else tiles(kept.columns, launch.rows, launch.columns // launch.parts),
                 reference=None if kept is None else kept.reference,
-                n=n,
-                vocab_size=vocab_size,
-                hidden_size=hidden_size,
                 kept_columns=count * launch.columns,
-                kept_stride=stride,
+                kept_stride=0 if kept is None else kept.columns.stride(0),
                 first_tile=first,
                 tile_count=count,
-                hidden_row_stride=self.source.stride(0),
-                weight_row_stride=weight.stride(0),
-                weight_column_stride=weight.stride(1),
-                **self.scalars.gains(),
-                **code._asdict(),
-                HAS_BIAS=bias is not None,
-                SOFTCAP=self.scalars.softcap > 0,
-                LOGIT_SUM=self.scalars.label_smoothing > 0,
-                MASK_VOCAB=(first + count) * launch.columns > vocab_size,
+                **logit_arguments(hidden, weight, bias, scalars),
+                **scalars.code._asdict(),
+                LOGIT_SUM=scalars.label_smoothing > 0,
+                MASK_VOCAB=(first + count) * launch.columns > weight.shape[0],
                 **self.wanted,
                 KEEP=keep,
-                PIECES=launch.parts if keep == "code" and self.scalars.softcap else 1,
+                PIECES=launch.parts if keep == "code" and scalars.softcap else 1,
                 RUN_IF=run_if,
-                BLOCK_ROWS=launch.rows,
-                BLOCK_VOCAB=launch.columns,
-                BLOCK_HIDDEN=launch.depth,
-                DESCRIPTOR=descriptor,
                 GATHER=gather,
-                PRECISE=precise(weight),
                 WIDTH=min(_WIDTH, launch.columns // 4),
+                **product_arguments(tiles, hidden, weight, launch),
                 **tiling(launch),
             )
 
 
-def _store_softmax(
-    head: Head, scalars: Scalars, source: Tensor, lse: Tensor, number: Tensor, kept: Kept, boundary: int
-) -> None:
+def _store_softmax(head: Head, scalars: Scalars, lse: Tensor, number: Tensor, kept: Kept, boundary: int) -> None:
     """Store exp(z - lse) for the columns from ``boundary`` on and ``number`` tokens: what repairs an overflow.
 
     That is the gradient of a loss without target and smoothing.
     """
-    _, weight, bias, _ = head
-    (n, hidden_size), vocab_size, device = source.shape, weight.shape[0], source.device
-    launch = launch_table(device, source.dtype).logit_gradient
-    descriptor = uses_descriptors(source, weight)
-    columns = kept.columns.shape[1]
-    run_kernel(
-        recomputed_strip_kernel,
-        (processors(device),),
-        hidden=describe(source, launch.rows, launch.depth) if descriptor else source,
-        weight=describe(weight, launch.columns, launch.depth) if descriptor else weight,
-        bias=bias,
-        count=number,
-        lse=lse,
-        row_scale=torch.ones_like(lse),
-        mix=None,
-        label=torch.full_like(lse, -1, dtype=torch.int32),
-        dz=describe(kept.columns, launch.rows, launch.columns // launch.parts) if descriptor else kept.columns,
-        n=n,
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        run_start=boundary,
-        run_columns=columns,
-        run_offset=0,
-        strip_columns=columns,
-        dz_stride=kept.columns.stride(0),
-        hidden_row_stride=source.stride(0),
-        weight_row_stride=weight.stride(0),
-        weight_column_stride=weight.stride(1),
-        **scalars.gains(),
-        label_smoothing=0.0,
-        HAS_BIAS=bias is not None,
-        SOFTCAP=scalars.softcap > 0,
-        MIXED=False,
-        MASK_VOCAB=boundary + columns > vocab_size,
-        BLOCK_ROWS=launch.rows,
-        BLOCK_VOCAB=launch.columns,
-        BLOCK_HIDDEN=launch.depth,
-        DESCRIPTOR=descriptor,
-        PRECISE=precise(source),
-        **tiling(launch),
-    )
+    ones = torch.ones_like(lse)
+    rows = GradientRows(ones[:1], ones, None, None, torch.full_like(lse, -1, dtype=torch.int32))
+    width = kept.columns.shape[1]
+    columns, tiles = StripColumns(boundary, width, 0, width), Tiles(uses_descriptors(head.hidden, head.weight))
+    recompute_strip(head, replace(scalars, label_smoothing=0.0), number, lse, rows, kept.columns, columns, tiles)
 
 
 def _store_targets(

@@ -12,21 +12,16 @@ memory. The last columns are the rare words of most vocabularies: what keeping c
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
-from .launch import Launch, LaunchTable
+from .launch import LaunchTable
+from .strip_times import MAX_WIDTH, StripTimes
 
 __all__ = ["Schedule", "Strip", "every_kind", "schedule"]
 
-# Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, and of a strip apart from its tiles
-# (launches, the accumulator's traffic), and bytes moved in one: fitted to an H100; only their ratios matter.
-_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _BYTES = 0.70, 0.67, 0.70, 25.0, 2.5e6
-_EPILOGUE = 4  # of a tile of dz, in steps
-_MAX_WIDTH = 16384
 _WORTHWHILE = 4  # tiles of logits: to keep fewer saves no time, and their rounding errors may all point one way
 _ALIGN = 64  # elements: 128 bytes or more, what the copy engine and the caches like
 
@@ -92,27 +87,28 @@ def schedule(
     column = n * itemsize  # bytes of a column of dz, and of a kept one apart from its share of a tile's peak
     memory = vocab_size * hidden_size if weight_gradient else 0
     most = max(workspace_bytes // column // tile * tile, tile)
-    model = _Model(n, vocab_size, hidden_size, memory, tile, direct, processors, table)
+    times = StripTimes(n, vocab_size, hidden_size, table, processors, direct=direct, weight_gradient=weight_gradient)
+    planner = _Planner(vocab_size, memory, times)
     worthwhile = keep and n * vocab_size >= _WORTHWHILE * tile * table.logit_gradient.rows
     plans: list[_Plan] = []
     for width in sorted({max(most // share // tile * tile, tile) for share in (1, 2, 4, 8, 16, 32, 64)}):
-        plans.append(model.plan(width, 0))
+        plans.append(planner.plan(width, 0))
         if not worthwhile:
             continue
         spare = workspace_bytes if direct else workspace_bytes - column * width
-        kept = min(model.vocab, spare // (column + 4 * n // tile) // tile * tile)
-        if kept < model.vocab and direct:  # dz of the other strips comes on top
+        kept = min(planner.vocab, spare // (column + 4 * n // tile) // tile * tile)
+        if kept < planner.vocab and direct:  # dz of the other strips comes on top
             kept = max(0, min(kept, (workspace_bytes - column * width) // column // tile * tile))
-        plans += [model.plan(width, kept)] if kept > 0 else []
+        plans += [planner.plan(width, kept)] if kept > 0 else []
         # Room beside the kept columns: the scaled hidden states, or strips of dz of different widths.
-        for room in ((hidden_size,) if direct else range(tile, _MAX_WIDTH, 4 * tile)) if keep_in_gradient else ():
+        for room in ((hidden_size,) if direct else range(tile, MAX_WIDTH, 4 * tile)) if keep_in_gradient else ():
             whole = vocab_size // tile * tile  # boundary D >= n (kept + room)
             kept = (whole * hidden_size - n * room - 2 * _ALIGN) // (n + hidden_size) // tile * tile
-            plans += [model.plan(width, kept, in_gradient=True)] if kept > 0 else []
+            plans += [planner.plan(width, kept, in_gradient=True)] if kept > 0 else []
     fastest = min(plan.time for plan in plans)
     # Among the plans that are as fast to half a percent, the one that needs the least memory.
     near = [plan for plan in plans if plan.time <= 1.005 * fastest]
-    return model.schedule(min(near, key=lambda plan: (plan.memory, plan.time)))
+    return planner.schedule(min(near, key=lambda plan: (plan.memory, plan.time)))
 
 
 def every_kind(
@@ -123,10 +119,11 @@ def every_kind(
     Nothing kept, some columns, and all of them; in at least two strips, of which the last may be clipped.
     """
     tile = table.logit_gradient.columns
-    model = _Model(n, vocab_size, hidden_size, 0, tile, direct, processors, table)
-    width = max(model.vocab // 2 // tile, 1) * tile
-    kept = sorted({0, tile, model.vocab}) if keep else [0]
-    return [model.schedule(model.plan(width, columns)) for columns in kept]
+    times = StripTimes(n, vocab_size, hidden_size, table, processors, direct=direct, weight_gradient=False)
+    planner = _Planner(vocab_size, 0, times)
+    width = max(planner.vocab // 2 // tile, 1) * tile
+    kept = sorted({0, tile, planner.vocab}) if keep else [0]
+    return [planner.schedule(planner.plan(width, columns)) for columns in kept]
 
 
 class _Series(NamedTuple):
@@ -159,31 +156,19 @@ class _Plan(NamedTuple):
     series: list[_Series]
 
 
-class _Model:
-    """Builds plans and estimates their times, for one problem.
+class _Planner:
+    """Builds plans and estimates their times, for one problem: strips alike are counted, not listed.
 
-    A training loop whose sequences differ in length asks for a plan in every step, so that the search must take little
-    of it: strips alike are counted, not listed, and the fastest width within a limit is looked up.
+    Args:
+        vocab_size: V.
+        memory: Elements of the weight's gradient, 0 if it needs none.
+        times: Of the problem's strips.
     """
 
-    def __init__(
-        self,
-        n: int,
-        vocab_size: int,
-        hidden_size: int,
-        memory: int,
-        tile: int,
-        direct: bool,
-        processors: int,
-        table: LaunchTable,
-    ) -> None:
-        self.n, self.vocab_size, self.hidden_size, self.memory, self.tile = n, vocab_size, hidden_size, memory, tile
-        self.direct = direct
-        self.vocab = -(-vocab_size // tile) * tile
-        self.processors, self.table = processors, table
-        self.times: dict[tuple[int, bool], float] = {}
+    def __init__(self, vocab_size: int, memory: int, times: StripTimes) -> None:
+        self.vocab_size, self.memory, self.times = vocab_size, memory, times
+        self.n, self.hidden_size, self.tile, self.vocab = times.n, times.hidden_size, times.tile, times.vocab
         self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
-        self.fastest: dict[bool, list[int]] = {False: [], True: []}  # fastest width of at most 1, 2, ... tiles
 
     def plan(self, width: int, kept: int, *, in_gradient: bool = False) -> _Plan:
         """The plan with strips of up to ``width`` columns in the workspace."""
@@ -191,26 +176,26 @@ class _Model:
         used = -(-self.n * kept // _ALIGN) * _ALIGN if in_gradient else 0  # by kept columns, at the beginning
         unwritten = min(boundary * self.hidden_size, self.memory)  # while the kept columns' rows are written
         tail: list[_Series] = []
-        time = self.microseconds(kept, True) if kept and self.direct else 0.0
-        if kept and not self.direct:
+        time = self.times.microseconds(kept, True) if kept and self.times.direct else 0.0
+        if kept and not self.times.direct:
             room = max(0, unwritten - used) // self.n // self.tile * self.tile
-            for start, padded, count in self.equal(boundary, self.vocab, max(room, width), True):
+            for start, padded, count in self.times.equal(boundary, self.vocab, max(room, width), True):
                 tail.append(_Series(start, padded, count, True, used if padded <= room else None))
         first = self.in_gradient(boundary, unwritten)
         # While more fits the gradient's memory than the workspace; then strips alike, the early ones still in there.
         number = bisect_left(first.limits, -width)
         start = first.series[number - 1].start + first.series[number - 1].padded if number else 0
-        for begin, padded, count in self.equal(start, boundary, width, False):
+        for begin, padded, count in self.times.equal(start, boundary, width, False):
             last = (unwritten - _ALIGN - padded * (self.n + self.hidden_size)) // self.hidden_size if unwritten else -1
             inside = min(count, max(0, (last - begin) // padded + 1))
             if inside:
                 tail.append(_Series(begin, padded, inside, False, self.offset(unwritten, padded)))
             if count > inside:
                 tail.append(_Series(begin + inside * padded, padded, count - inside, False, None))
-        time += first.times[number] + sum(s.number * self.microseconds(s.padded, s.kept) for s in tail)
+        time += first.times[number] + sum(s.number * self.times.microseconds(s.padded, s.kept) for s in tail)
         workspace = max((self.n * s.padded for s in tail if s.offset is None), default=0)
         fits = used + self.n * self.hidden_size <= unwritten
-        scaled_offset = used if kept and self.direct and fits else None
+        scaled_offset = used if kept and self.times.direct and fits else None
         memory = workspace + (0 if in_gradient else self.n * kept)
         kept_strips = [s for s in tail if s.kept]
         series = [*kept_strips, *first.series[:number], *tail[len(kept_strips) :]]
@@ -230,10 +215,10 @@ class _Model:
                 limit = (unwritten - _ALIGN - start * self.hidden_size) // each // self.tile * self.tile
                 if limit <= self.tile:  # the workspace holds one tile at least
                     break
-                padded = min(self.width(limit, False), boundary - start)
+                padded = min(self.times.width(limit, False), boundary - start)
                 found.limits.append(-limit)
                 found.series.append(_Series(start, padded, 1, False, self.offset(unwritten, padded)))
-                found.times.append(found.times[-1] + self.microseconds(padded, False))
+                found.times.append(found.times[-1] + self.times.microseconds(padded, False))
                 start += padded
             self.prefixes[boundary] = found
         return self.prefixes[boundary]
@@ -241,16 +226,6 @@ class _Model:
     def offset(self, unwritten: int, padded: int) -> int:
         """Place of a strip's dz at the end of the gradient's unwritten memory."""
         return (unwritten - self.n * padded) // _ALIGN * _ALIGN
-
-    def equal(self, start: int, end: int, limit: int, kept: bool) -> Iterator[tuple[int, int, int]]:
-        """Strips (start, padded columns, how many) of the fastest width within ``limit``, and a narrower last one."""
-        if start < end:
-            padded = self.width(limit, kept)
-            count, rest = divmod(end - start, padded)
-            if count:
-                yield start, padded, count
-            if rest:
-                yield end - rest, rest, 1
 
     def schedule(self, plan: _Plan) -> Schedule:
         """A plan with its strips listed, those at the vocabulary's end clipped, each told the run it belongs to."""
@@ -275,37 +250,3 @@ class _Model:
         return Schedule(
             tuple(listed), plan.kept, boundary, plan.in_gradient, plan.scaled_offset, plan.workspace, plan.memory
         )
-
-    def width(self, limit: int, kept: bool) -> int:
-        """Fastest width of at most ``limit``; of those as fast the widest."""
-        tiles = max(1, min(limit, self.vocab, _MAX_WIDTH) // self.tile)
-        fastest = self.fastest[kept]
-        while len(fastest) < tiles:
-            new = (len(fastest) + 1) * self.tile
-            old = fastest[-1] if fastest else new
-            better = self.microseconds(new, kept) / new <= self.microseconds(old, kept) / old
-            fastest.append(new if better else old)
-        return fastest[tiles - 1]
-
-    def microseconds(self, width: int, kept: bool) -> float:
-        """Modelled time of one strip: whole rounds of tiles in each of the three kernels, and what comes on top."""
-        if (width, kept) not in self.times:
-            dz, weight, input = self.table.logit_gradient, self.table.weight_gradient, self.table.input_gradient
-            time = _STRIP
-            if kept and not self.direct:
-                time += 2 * self.n * width * 2 / _BYTES
-            elif not kept:
-                depth = self.hidden_size + _EPILOGUE * dz.depth
-                time += _STEP_DZ * self.steps(self.n, width, depth, dz)
-            if self.memory:
-                time += _STEP_WEIGHT * self.steps(width, self.hidden_size, self.n, weight)
-            # The last round of the input's gradient is cut along the sum: count it by halves.
-            time += _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width, input) / 2
-            self.times[width, kept] = time
-        return self.times[width, kept]
-
-    def steps(self, rows: int, columns: int, depth: int, launch: Launch) -> float:
-        """Steps of 128 x 256 x 64 that each multiprocessor makes."""
-        tiles = -(-rows // launch.rows) * -(-columns // launch.columns)
-        step = launch.rows * launch.columns * launch.depth / (128 * 256 * 64)
-        return step * -(-tiles // self.processors) * -(-depth // launch.depth)

@@ -47,7 +47,7 @@ def tune(
     repeats: int = 5,
     candidates: Sequence[Launch] = CANDIDATES,
 ) -> LaunchTable:
-    """Fastest table for loss and gradients of one shape, kernel after kernel; it is in use afterwards.
+    """Measure launch parameters for one shape, kernel after kernel, and use the fastest from then on.
 
     Args:
         n: Tokens.
@@ -59,7 +59,7 @@ def tune(
         candidates: What to try beside the table in use.
 
     Returns:
-        The table.
+        The fastest table.
     """
     device = torch.device(device)
     generator = torch.Generator(device).manual_seed(0)
@@ -133,7 +133,7 @@ def load(path: str | Path, device: torch.device | str, dtype: torch.dtype) -> La
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; returns the exit status."""
+    """Measure, write the table and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kernel.fused.tuner",
         description=(__doc__ or "").splitlines()[0],

@@ -54,9 +54,8 @@ def head_statistics(
         ignore_index: Tokens with this target are left out: their fields are nan, or -1 where integers.
         top_k: Also return this many largest logits with their classes.
         implementation: ``"chunked"`` (any device, blocks of tokens; heads of half precision are copied to float32),
-            ``"triton"`` (one sweep over the vocabulary for up
-            to eight temperatures; no ``top_k``), or ``"auto"``: ``"triton"`` on a CUDA device that can run it, else
-            ``"chunked"``.
+            ``"triton"`` (one sweep over the vocabulary for up to eight temperatures; no ``top_k``), or ``"auto"``:
+            ``"triton"`` on a CUDA device that can run it, else ``"chunked"``.
 
     Returns:
         A :class:`HeadStatistics`; float64 for float64 inputs, else float32.

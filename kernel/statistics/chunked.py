@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..chunked import BLOCK_BYTES, BLOCK_BYTES_ELSEWHERE
+from ..blocks import block_logits, block_tokens, spread
 from ..options import LossOptions
 from ..reference import compute_dtype
-from .fields import HeadStatistics, allocate, check_finite, spread
+from .fields import HeadStatistics, allocate, check_finite
 
 __all__ = ["statistics"]
 
@@ -42,27 +42,17 @@ def statistics(
     weight = linear_weight.to(dtype)
     bias = None if linear_bias is None else linear_bias.to(dtype)
     out = allocate(n, len(temperatures), top_k, has_target=target is not None, dtype=dtype, device=device)
-    budget = BLOCK_BYTES.get(device.type, BLOCK_BYTES_ELSEWHERE)
-    size = max(1, min(n, budget // (vocab_size * weight.element_size())))
+    size = block_tokens(n, weight)
     buffers = weight.new_empty(2, size, vocab_size)
     for start in range(0, n, size):
         part = slice(start, min(start + size, n))
         z, scratch = buffers[:, : part.stop - start]
-        _capped_logits(input[part].to(dtype), weight, bias, options, z)
+        block_logits(input[part].to(dtype), weight, bias, options, z)
         _block(z, scratch, None if target is None else target[part].unsqueeze(-1), temperatures, part, out)
     check_finite(out.max_logit, out.mean_logit)
-    return out if rows is None else spread(out, rows, tokens)
-
-
-def _capped_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, options: LossOptions, out: Tensor) -> None:
-    """Logits after scale, bias and softcap, into ``out`` (block, V)."""
-    torch.mm(hidden, weight.T, out=out)
-    if options.logit_scale != 1:
-        out.mul_(options.logit_scale)
-    if bias is not None:
-        out.add_(bias)
-    if options.softcap is not None:
-        out.div_(options.softcap).tanh_().mul_(options.softcap)
+    if rows is None:
+        return out
+    return out._replace(**{name: spread(x, rows, tokens) for name, x in out._asdict().items() if x is not None})
 
 
 def _block(

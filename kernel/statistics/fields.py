@@ -1,4 +1,4 @@
-"""The result of head_statistics: its fields, their allocation and the rows that were left out."""
+"""The result of head_statistics: its fields, their allocation, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["HeadStatistics", "allocate", "check_finite", "spread"]
+__all__ = ["HeadStatistics", "allocate", "check_finite"]
 
 
 class HeadStatistics(NamedTuple):
@@ -49,7 +49,7 @@ class HeadStatistics(NamedTuple):
 def allocate(
     n: int, temperatures: int, top_k: int, *, has_target: bool, dtype: torch.dtype, device: torch.device
 ) -> HeadStatistics:
-    """Uninitialised fields of ``n`` tokens."""
+    """Return fields of ``n`` tokens whose memory is not initialised."""
 
     def new(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(n, *shape, dtype=dtype, device=device)
@@ -71,18 +71,8 @@ def allocate(
     )
 
 
-def spread(fields: HeadStatistics, rows: Tensor, n: int) -> HeadStatistics:
-    """Fields of ``n`` tokens from those of the ``rows`` given; nan and -1 elsewhere."""
-
-    def put(x: Tensor) -> Tensor:
-        empty = x.new_full((n, *x.shape[1:]), float("nan") if x.is_floating_point() else -1)
-        return empty.index_copy_(0, rows, x)
-
-    return fields._replace(**{name: put(x) for name, x in fields._asdict().items() if x is not None})
-
-
 def check_finite(max_logit: Tensor, mean_logit: Tensor, ignored: Tensor | None = None) -> None:
-    """Refuse logits that are not finite; on devices other than the CPU by a device-side assertion."""
+    """Raise a ValueError for logits that are not finite; on other devices than the CPU fail a device-side assertion."""
     good = torch.isfinite(max_logit) & torch.isfinite(mean_logit)
     good = (good if ignored is None else good | ignored).all()
     text = "input, linear_weight and linear_bias must give finite logits"

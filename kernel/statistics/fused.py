@@ -4,9 +4,6 @@ Memory beyond inputs and results: the partial statistics, 16 MiB at eight temper
 vocabulary. Importing this module needs no Triton; calling :func:`statistics` does.
 """
 
-# pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
-# (a Triton kernel is launched by indexing it with a grid)
-
 from __future__ import annotations
 
 from functools import partial
@@ -14,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..fused.launch import Launch, available, launch_table, precise, processors, uses_descriptors
+from ..fused.launch import Launch, available, blocks, launch_table, processors, uses_descriptors
 from ..options import LossOptions
 from .fields import HeadStatistics, check_finite
 
@@ -106,108 +103,66 @@ def _pass(
     indices: Tensor,  # (2, N)
 ) -> None:
     """One sweep over the vocabulary."""
-    import triton
-
-    from ..fused.arguments import Scalars, describe
+    from ..fused.arguments import Head, Scalars, Tiles, logit_arguments, product_arguments
     from ..fused.compile_ahead import run_kernel
-    from ..fused.merge import target_logit_kernel
     from ..fused.rows import index_rows
+    from ..fused.target_logit import target_logits
     from .join import join_kernel
     from .sweep import sweep_kernel
 
-    (n, hidden_size), vocab_size, device = hidden.shape, weight.shape[0], hidden.device
+    n, vocab_size, device = hidden.shape[0], weight.shape[0], hidden.device
     # No target: every token is kept.
     labels = torch.zeros(n, dtype=torch.int64, device=device) if target is None else target
     rows = index_rows(labels, options.ignore_index if target is not None else -1)
-    scalars = Scalars(0.0, options.softcap or 0.0, 1.0, options.logit_scale, 0.0, 0.0, options.ignore_index)
-    head = {"HAS_BIAS": bias is not None, "SOFTCAP": scalars.softcap > 0, "PRECISE": precise(hidden)}
+    scalars = Scalars.of(options)
     own = torch.empty(n, dtype=torch.float32, device=device)
     if target is not None:
-        run_kernel(
-            target_logit_kernel,
-            (triton.cdiv(n, 16),),
-            hidden=hidden,
-            weight=weight,
-            bias=bias,
-            target=target,
-            position=rows.position,
-            target_logit=own,
-            argument=torch.empty_like(own),
-            n=n,
-            hidden_size=hidden_size,
-            hidden_row_stride=hidden.stride(0),
-            weight_row_stride=weight.stride(0),
-            weight_column_stride=weight.stride(1),
-            **scalars.gains(),
-            **head,
-            ROWS=16,
-            BLOCK_HIDDEN=128,
-        )
-    tiles = triton.cdiv(vocab_size, launch.columns)
-    units = max(MAX_UNITS if device.type == "cuda" else 12, triton.cdiv(n, launch.rows))
-    several = triton.next_power_of_2(len(temperatures))
+        own, _ = target_logits(Head(hidden, weight, bias, target), scalars, rows, tokens=16, block_hidden=128)
+    units = max(MAX_UNITS if device.type == "cuda" else 12, blocks(n, launch.rows))
+    several = 1 << (len(temperatures) - 1).bit_length()  # the next power of two
     padded = [*temperatures, *[1.0] * (several - len(temperatures))]
-    inverse = torch.tensor([1 / t for t in padded], dtype=torch.float32).to(device, non_blocking=True)
     stride = units * launch.rows
-    partials = torch.empty(3 + 3 * several, stride, dtype=torch.float32, device=device)
-    classes = torch.empty(2, stride, dtype=torch.int32, device=device)
-    common = {"HAS_TARGET": target is not None, "K": several, "BLOCK_ROWS": launch.rows}
+    common = {
+        "count": rows.number,
+        "target": labels,
+        "target_logit": own,
+        "inverse_temperature": torch.tensor([1 / t for t in padded], dtype=torch.float32).to(device, non_blocking=True),
+        "partial": torch.empty(3 + 3 * several, stride, dtype=torch.float32, device=device),
+        "classes": torch.empty(2, stride, dtype=torch.int32, device=device),
+        "stride": stride,
+        "tile_count": blocks(vocab_size, launch.columns),
+        "HAS_TARGET": target is not None,
+        "K": several,
+    }
     # Whether rows are dropped is known on the device alone; descriptors load blocks of neighbours only.
     runs = [("all kept", True), ("some ignored", False)] if uses_descriptors(hidden, weight) else [("always", False)]
     for run_if, descriptor in runs:
         run_kernel(
             sweep_kernel,
             (processors(device),),
-            hidden=describe(hidden, launch.rows, launch.depth) if descriptor else hidden,
-            weight=describe(weight, launch.columns, launch.depth) if descriptor else weight,
-            bias=bias,
-            count=rows.number,
             source=rows.source,
-            target=labels,
-            target_logit=own,
-            inverse_temperature=inverse,
-            partial=partials,
-            classes=classes,
-            stride=stride,
-            n=n,
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            tile_count=tiles,
-            hidden_row_stride=hidden.stride(0),
-            weight_row_stride=weight.stride(0),
-            weight_column_stride=weight.stride(1),
-            **scalars.gains(),
-            **head,
             **common,
+            **logit_arguments(hidden, weight, bias, scalars),
             MASK_VOCAB=vocab_size % launch.columns != 0,
             RUN_IF=run_if,
-            BLOCK_VOCAB=launch.columns,
-            BLOCK_HIDDEN=launch.depth,
-            DESCRIPTOR=descriptor,
             WIDTH=min(WIDTH, launch.columns // 4),
+            **product_arguments(Tiles(descriptor), hidden, weight, launch),
             PRECISION="ieee",
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
     run_kernel(
         join_kernel,
-        (triton.cdiv(n, 16),),
-        count=rows.number,
+        (blocks(n, 16),),
         position=rows.position,
-        target=labels,
-        target_logit=own,
-        inverse_temperature=inverse,
-        partial=partials,
-        classes=classes,
-        stride=stride,
+        **common,
         scores=scores,
         logits=logits,
         indices=indices,
         plane=scores.stride(0),
         n=n,
         vocab_size=vocab_size,
-        tile_count=tiles,
         temperatures=len(temperatures),
-        **common,
+        BLOCK_ROWS=launch.rows,
         ROWS=16,
     )

@@ -64,30 +64,6 @@ class TestModel:
         assert head.weight() is head.raw_weight
         assert head.config.norm_budget is None
 
-    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-    @pytest.mark.parametrize(
-        ("softcap", "form", "transform"),
-        [
-            (None, "contraction", lambda z: z),
-            (2.0, "contraction", lambda z: 2 * torch.tanh(z / 2)),
-            (2.0, "gain", lambda z: 2 * torch.tanh(z)),
-        ],
-    )
-    def test_the_loss_is_the_definition(self, softcap, form, transform, smoothing):
-        config = FitConfig(
-            teacher=lowrank(7, 5), hidden_size=3, norm_coefficient=1.0, temperature=0.5, softcap=softcap,
-            softcap_form=form, label_smoothing=smoothing, dtype="float64",
-        )  # fmt: skip
-        head = SoftmaxBottleneck(config)
-        seen = Observations(*map(torch.tensor, ([0, 0, 2, 4], [1, 6, 2, 0], [3.0, 1.0, 2.0, 5.0])))
-        seen = seen._replace(weight=seen.weight.double())
-        logits = transform(head.hidden() @ head.weight().T) / 0.5
-        torch.testing.assert_close(head.logits(), logits)
-        rows = torch.nn.functional.cross_entropy(
-            logits[seen.context], seen.token, label_smoothing=smoothing, reduction="none"
-        )
-        torch.testing.assert_close(head(seen), (rows * seen.weight).sum() / seen.weight.sum())
-
     def test_a_population_is_a_soft_target(self):
         config = FitConfig(teacher=lowrank(samples=None), hidden_size=4, label_smoothing=0.2, dtype="float64")
         fitted = train(dataclasses.replace(config, max_steps=1))
@@ -294,10 +270,6 @@ class TestConvergence:
         assert once["steps"] < 4 * once["converged_at"] <= four["steps"]
         assert four["confidence"] == pytest.approx(once["confidence"], abs=1e-5)
 
-    def test_a_run_cut_short_did_not_converge_anywhere(self):
-        row = fit(FitConfig(teacher=lowrank(), hidden_size=6, norm_coefficient=2.0, max_steps=10))
-        assert (row["converged"], row["converged_at"]) == (False, None)
-
 
 class TestRecord:
     def test_measures_against_independent_formulas(self, noisy):
@@ -354,7 +326,7 @@ class TestRecord:
 
     def test_a_run_cut_short_says_so(self):
         row = fit(det(64, 16, 20, max_steps=10))
-        assert not row["converged"]
+        assert (row["converged"], row["converged_at"]) == (False, None)
         assert row["relative_loss_fall"] == pytest.approx(row["loss_fall"] / row["loss"])
 
     def test_the_same_config_gives_the_same_row_and_seeds_are_apart(self):

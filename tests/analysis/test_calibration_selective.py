@@ -81,9 +81,5 @@ def test_risk_at_coverage_rounds_up_to_whole_samples():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="confidence must not be empty"):
-        selective_scores([], [])
-    with pytest.raises(ValueError, match="confidence must not be NaN"):
-        risk_coverage_curve([np.nan], [1])
     with pytest.raises(ValueError, match=r"log1m_confidence must be log\(1 - confidence\)"):
         risk_coverage_curve([0.5], [1], log1m_confidence=[-5.0])

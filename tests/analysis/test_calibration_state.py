@@ -318,11 +318,6 @@ def test_sum_over_two_processes(tmp_path):
         assert f"n_bins and groups must be the same in every process, got {15 + rank} and 1 here" in outputs[rank]
 
 
-def test_torch_is_not_imported():
-    code = "import sys, analysis.calibration as c; c.CalibrationState().update([.5], [1]); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [

@@ -1,7 +1,5 @@
 """Rank, spectral, margin and packing caps (A3, A5, A6) against explicit heads, a convex solver and quadrature."""
 
-import re
-
 import numpy as np
 import pytest
 from scipy.integrate import quad
@@ -167,22 +165,6 @@ def test_rank_cap_of_a_line():
     )
     assert -best.fun <= caps.rank_cap(1.0, 3, 1)
     assert caps.rank_cap(1.0, 3, 1) >= 1 / 3
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: caps.rank_cap(1, 4, 0), "hidden_size must be finite and at least 1, got 0."),
-        (lambda: caps.rank_gap(-1, 4, 2), "norm_product must be finite and at least 0, got -1."),
-        (lambda: caps.spectral_cap(-1, 1, 4, 2), "spectral_norm must be finite and at least 0, got -1."),
-        (lambda: caps.frobenius_cap(1, -1, 4), "feature_norm_max must be finite and at least 0, got -1."),
-        (lambda: caps.margin_bounds(1, 2), "vocab_size must be finite and at least 2, got 1."),
-        (lambda: caps.packing_cap(1, 4, 1.5), "hidden_size must be a whole number, got 1.5."),
-    ],
-)
-def test_errors(call, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        call()
 
 
 def test_margin_of_many_rows_in_few_dimensions_is_the_packing_bound():

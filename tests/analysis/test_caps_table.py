@@ -8,7 +8,7 @@ import pytest
 from analysis import caps, caps_table
 from analysis.command import committed_folder
 from analysis.head_shapes import HEAD_SHAPES
-from analysis.lab.tables import SCHEMA
+from analysis.lab.provenance import SCHEMA
 
 COMMITTED = committed_folder() / "caps.csv"
 

@@ -8,10 +8,10 @@ import pytest
 import paper_figures
 from analysis.claims.effects import difference
 from analysis.claims.findings import COLUMNS, Findings, headlines
+from analysis.claims.judging import CLAIMS, MODEL_CLAIMS, decide, judge
 from analysis.claims.report import STATEMENTS, number
 from analysis.claims.sources import MissingTableError, Tables
 from analysis.claims.statistics import Effect, mean_effect
-from analysis.claims.verdicts import CLAIMS, MODEL_CLAIMS, decide, judge
 from analysis.lab.tables import read_table
 from analysis.study.__main__ import main
 
@@ -283,7 +283,7 @@ class TestUnfinished:
         monkeypatch.setitem(CLAIMS, "K9", CLAIMS["K9"]._replace(rule=rule))
         (tmp_path / "S7.csv").touch()
         tables = Tables([tmp_path], not_run={"S7": (3, 7)})
-        monkeypatch.setattr("analysis.claims.verdicts.CLAIMS", {"K9": CLAIMS["K9"]})
+        monkeypatch.setattr("analysis.claims.judging.CLAIMS", {"K9": CLAIMS["K9"]})
         line = judge(tables, "full").verdicts.iloc[0]
         assert (line["verdict"], line["cells_not_run"]) == (word, "3 of 7")
         assert line["mean"] == pytest.approx(1.5) if rows else pd.isna(line["mean"])

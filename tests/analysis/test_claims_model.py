@@ -5,7 +5,7 @@ import itertools
 import pandas as pd
 import pytest
 
-from analysis.claims.verdicts import MODEL_CLAIMS, judge_model
+from analysis.claims.judging import MODEL_CLAIMS, judge_model
 from analysis.instruction import main
 from analysis.study.real_tuning.predictions import PREDICTIONS
 

@@ -18,13 +18,18 @@ from analysis.lab.records import config_key
 from analysis.language_models.documents import batches, encode_text
 from analysis.language_models.features import HiddenStates, ModelHead, hidden_states
 from analysis.smoothing import activity_index
-from analysis.study.real_tuning import InstructionConfig, configs, read_questions, tune, write_questions
 from analysis.study.real_tuning.encoding import encode_question, letter_tokens, load
 from analysis.study.real_tuning.evaluation import Reading, measure, spectrum
 from analysis.study.real_tuning.facts import Fact
-from analysis.study.real_tuning.questions import LETTERS, _with_digest, make_questions
+from analysis.study.real_tuning.questions import (
+    LETTERS,
+    _with_digest,
+    make_questions,
+    read_questions,
+    write_questions,
+)
 from analysis.study.real_tuning.responses import shared_falls
-from analysis.study.real_tuning.tuning import seconds
+from analysis.study.real_tuning.tuning import InstructionConfig, configs, seconds, tune
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 import analysis
 from analysis.audit import verdict
 from analysis.audit._verdict import Lookup
-from analysis.claims.verdicts import judge_model
-from analysis.study.real_tuning import configs
+from analysis.claims.judging import judge_model
 from analysis.study.real_tuning.predictions import PREDICTIONS
+from analysis.study.real_tuning.tuning import configs
 
 ROOT = Path(analysis.__file__).parent.parent
 DATA = ROOT / "paper_figures" / "data"

@@ -5,21 +5,15 @@ import math
 import os
 import stat
 import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from sweep_jobs import Square
 
 from analysis.bottleneck import FitConfig
-from analysis.lab import records
 from analysis.lab.files import write_atomically
-from analysis.lab.records import (
-    RowStore,
-    config_key,
-    environment,
-)
+from analysis.lab.provenance import environment
+from analysis.lab.records import RowStore, config_key
 from analysis.teachers import TeacherConfig
 
 MADE_BY = {"python": "3", "commit": None}
@@ -95,20 +89,6 @@ def test_a_row_is_missing_until_it_is_whole(tmp_path):
         assert store.read(Square(3)) is None
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, "old")
-
-    def full_disk(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_a_file_appears_whole(tmp_path, monkeypatch):
     path, seen = tmp_path / "file", []
     replace = os.replace
@@ -153,9 +133,3 @@ def test_the_environment_names_versions_and_commit(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", no_git)
     assert environment()["commit"] is None
-
-
-def test_records_need_no_torch():
-    code = "import sys, analysis.lab.records, analysis.lab.tables; sys.exit('torch' in sys.modules)"
-    root = Path(records.__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -164,7 +164,6 @@ def test_optimal_gap_under_cap_at_its_ends():
     ("call", "message"),
     [
         (lambda: smoothing.smoothing_penalty(1.0), "logits must have shape (..., vocab_size), got the shape ()."),
-        (lambda: smoothing.dirichlet_concentration(1, 4, 3), "label_smoothing must be in [0, 1), got 1."),
         (
             lambda: smoothing.smoothed_calibration_error([0.5, 0.5], 0.1),
             "shape (..., contexts, vocab_size), got the shape (2,)",

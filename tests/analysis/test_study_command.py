@@ -5,9 +5,6 @@ import gzip
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -15,18 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
-import study_jobs
 import torch
 
 import paper_figures
 from analysis.lab import records, registry, running
 from analysis.lab.bundles import pack, unpack
 from analysis.lab.cells import coverage
+from analysis.lab.placement import Job, compute_job, lanes, order, visible_gpus, where
 from analysis.lab.records import config_key
 from analysis.lab.registry import Experiment, tidy
-from analysis.lab.running import Job, compute_job, lanes, order, visible_gpus, where
 from analysis.lab.tables import read_table
 from analysis.study import s1_ceilings as ceilings
 from analysis.study.__main__ import main
@@ -116,32 +111,6 @@ class TestRun:
         assert capsys.readouterr().out.split()[-4:] == ["S1", "3", "0", "1"]
         (finished / "rows" / "S1").chmod(0o755)
         assert {path: path.read_bytes() for path in (finished / "rows" / "S1").glob("*.json")} == rows
-
-    def test_kill_9_of_the_command_loses_no_row_and_leaves_no_worker(self, monkeypatch, tmp_path, capsys):
-        folder, tests = tmp_path / "rows" / "S1", Path(study_jobs.__file__).parent
-        path = os.pathsep.join([str(tests.parent), str(tests)])
-        command = [sys.executable, study_jobs.__file__, str(tmp_path)]
-        driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob("*.json"))) < 4:
-            assert driver.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        workers = psutil.Process(driver.pid).children(recursive=True)
-        driver.kill()
-        driver.wait()
-        assert not psutil.wait_procs(workers, timeout=20)[1]
-        finished = {path: path.read_bytes() for path in folder.glob("*.json")}
-        assert 4 <= len(finished) < len(study_jobs.GRID)
-
-        monkeypatch.setattr(
-            ceilings, "EXPERIMENT", replace(ceilings.EXPERIMENT, configs=lambda preset: study_jobs.GRID)
-        )
-        assert main(["status", "S1", "--out", str(tmp_path)]) == 1
-        assert capsys.readouterr().out.split()[-3:] == [str(len(finished)), "0", str(30 - len(finished))]
-        assert main(["run", "S1", "--workers", "1", "--out", str(tmp_path)]) == 0
-        assert f"{30 - len(finished)} computed now, 0 failed" in capsys.readouterr().out
-        assert {path: path.read_bytes() for path in finished} == finished
 
     @pytest.mark.parametrize(
         "arguments",
@@ -358,18 +327,6 @@ class TestPack:
         assert len(error.splitlines()) == 1
         assert len(list(kept.iterdir())) == 1  # whole, and no litter
         assert unpack(tmp_path / "b", tmp_path / "rows.gz") == (2, 1)
-
-    def test_a_full_disk_leaves_an_earlier_packed_file_as_it_was(self, finished, tmp_path, monkeypatch):
-        pack(finished, tmp_path / "rows.gz")
-        before = (tmp_path / "rows.gz").read_bytes()
-
-        def full(_):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            pack(finished, tmp_path / "rows.gz", digits=3)
-        assert (tmp_path / "rows.gz").read_bytes() == before
 
     def test_memory_is_that_of_a_row_not_of_the_file(self, tmp_path, monkeypatch):
         """A file of 256 MiB in one line is refused having read one row's worth of it."""

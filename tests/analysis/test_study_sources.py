@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from analysis.command import committed_folder
+from analysis.lab.provenance import SCHEMA, check_schema
 from analysis.lab.records import configs_hash
 from analysis.lab.registry import EXPERIMENTS, PRESETS, experiment
-from analysis.lab.tables import SCHEMA, check_schema, find_table
+from analysis.lab.tables import find_table
 from analysis.study.__main__ import main
 from analysis.study.real_tuning.tuning import configs as tunings
 from analysis.study.sources import sources

@@ -19,10 +19,10 @@ NOISY = TeacherConfig(kind="lowrank", vocab_size=24, n_contexts=16)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"softcap": 3.0}, {"softcap": 3.0, "softcap_form": "gain", "temperature": 0.5}]
+    "options", [{}, {"softcap": 3.0, "temperature": 0.5}, {"softcap": 3.0, "softcap_form": "gain", "temperature": 0.5}]
 )
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_grouping_by_context_changes_no_loss_and_no_gradient(options, smoothing):
+def test_the_loss_is_the_definition_and_grouping_by_context_changes_no_gradient(options, smoothing):
     config = FitConfig(
         teacher=NOISY, hidden_size=5, label_smoothing=smoothing, norm_coefficient=0.7, dtype="float64", **options
     )
@@ -32,6 +32,7 @@ def test_grouping_by_context_changes_no_loss_and_no_gradient(options, smoothing)
     z = (head.hidden() @ head.weight().T) * config.logit_scale
     if config.softcap:
         z = config.softcap * torch.tanh(z / config.softcap)
+    torch.testing.assert_close(head.logits(), z / config.temperature)
     z = (z / config.temperature)[seen.context]
     rows = F.cross_entropy(z, seen.token, label_smoothing=smoothing, reduction="none")
     expected = (rows * seen.weight).sum() / seen.weight.sum()

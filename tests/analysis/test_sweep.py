@@ -17,7 +17,8 @@ from sweep_jobs import Square, jobs, square, threads
 
 import analysis
 from analysis.lab.records import RowStore, config_key
-from analysis.lab.sweep import Lane, available_cores, local_engine, read_rows, run
+from analysis.lab.sweep import read_rows, run
+from analysis.lab.workers import Lane, available_cores, local_engine
 
 JOBS = Path(__file__).parent.parent / "sweep_jobs.py"
 

@@ -7,18 +7,10 @@ import pandas as pd
 import pytest
 from sweep_jobs import Square
 
+from analysis.lab.computed import write_computed
+from analysis.lab.provenance import SCHEMA, made_here, made_of_rows
 from analysis.lab.records import RowStore, config_key
-from analysis.lab.tables import (
-    SCHEMA,
-    find_table,
-    made_here,
-    made_of_rows,
-    read_sidecar,
-    read_table,
-    shortened,
-    write_computed,
-    write_table,
-)
+from analysis.lab.tables import find_table, read_sidecar, read_table, shortened, write_table
 
 MADE = {**dict.fromkeys(SCHEMA, "known"), "config": {}}
 

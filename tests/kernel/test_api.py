@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import problem
+from helpers import call, problem
 from torch import nn
 
 from kernel import LinearCrossEntropy, linear_cross_entropy
@@ -86,10 +86,7 @@ def test_masked_tokens_take_part_in_nothing(implementation):
 
 
 def test_one_class_costs_nothing():
-    loss = linear_cross_entropy(
-        torch.randn(3, 2), torch.randn(1, 2), torch.zeros(3, dtype=torch.int64), label_smoothing=0.3
-    )
-    assert loss.item() == 0.0
+    assert call(problem(3, 1, 2), label_smoothing=0.3).item() == 0.0
 
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
@@ -164,6 +161,9 @@ def test_bad_arguments_are_named(change, error, text):
         linear_cross_entropy(**{**GOOD, **change})
 
 
+TIED = nn.Parameter(torch.zeros(6, 4))
+
+
 class TestModule:
     def test_equals_linear_and_cross_entropy(self):
         torch.manual_seed(0)
@@ -196,19 +196,11 @@ class TestModule:
         [
             ({"weight": nn.Parameter(torch.zeros(6, 5))}, ValueError, r"weight must have shape \(6, 4\), got \(6, 5\)"),
             ({"weight": torch.zeros(6, 4)}, TypeError, "weight must be a torch.nn.Parameter.*got Tensor"),
-            ({"weight": nn.Parameter(torch.zeros(6, 4)), "bias": True}, ValueError, "bias must be False"),
-            (
-                {"weight": nn.Parameter(torch.zeros(6, 4)), "dtype": torch.float64},
-                ValueError,
-                "device and dtype must be None",
-            ),
+            ({"weight": TIED, "bias": True}, ValueError, "bias must be False"),
+            ({"weight": TIED, "dtype": torch.float64}, ValueError, "device and dtype must be None"),
             ({"vocab_size": 0}, ValueError, "vocab_size must be at least 1, got 0"),
             ({"hidden_size": 4.0}, TypeError, "hidden_size must be an int, got float"),
-            (
-                {"options": {}},
-                TypeError,
-                r"LinearCrossEntropy\(\) got an unexpected keyword argument 'options': torch's",
-            ),
+            ({"options": {}}, TypeError, r"LinearCrossEntropy\(\) got an unexpected .* 'options': torch's"),
             ({"token_weight": None}, TypeError, "'token_weight': it is an argument of forward"),
             ({"foo": 1}, TypeError, "'foo': no such argument"),
             ({"label_smoothing": 2.0}, ValueError, "label_smoothing must be"),

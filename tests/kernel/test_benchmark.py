@@ -5,16 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers import write_csv
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from kernel.benchmark import compare, first_call, measure, targets
+from kernel.benchmark import compare, first_call, head_statistics, measure, targets
 from kernel.benchmark.__main__ import COLUMNS, main
 from kernel.benchmark.compare import GROUPS
 from kernel.benchmark.problems import Shape, make_data
@@ -104,6 +101,19 @@ def test_first_call_measures_fresh_processes(tmp_path):
     assert json.loads(output.with_suffix(".json").read_text())["versions"]["torch"] == torch.__version__
 
 
+def test_the_statistics_are_measured_for_each_number_of_temperatures(tmp_path):
+    arguments = ["--device", "cpu", "--scale", "4096", "--rounds", "1", "--out", str(tmp_path / "table.csv")]
+    assert head_statistics.main(arguments) == 0
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [row["temperatures"] for row in rows] == ["0", "1", "8"] * 2
+    measured = [row for row in rows if row["temperatures"] != "0"]
+    assert all(0 < float(row["ratio"]) < 1000 for row in rows)
+    assert all(float(row["lse"]) < 1e-4 and float(row["argmax_differs"]) == 0 for row in measured)
+    made = json.loads((tmp_path / "table.json").read_text())
+    assert made["command"] == "python -m kernel.benchmark.head_statistics --rounds 1 --scale 4096 --device cpu"
+    assert list(made) == ["command", "config", "seeds", "versions", "device", "commit", "wall_seconds"]
+
+
 def _table(**changed: str) -> list[dict[str, str]]:
     """Rows of Gemma-2-2B that meet everything, but for what is changed: IMPLEMENTATION__COLUMN."""
     names = {
@@ -154,13 +164,6 @@ def test_targets_of_a_table_that_meets_all():
 def test_targets_notice_what_misses(change, lines):
     found = targets.targets(targets.Table(_table(**change)))
     assert [t.line for t in found if not t.met] == lines
-
-
-def write_csv(path, rows):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def test_targets_command(tmp_path, capsys):

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from helpers import file_size_limit
+from helpers import file_size_limit, refused, write_csv
 
 from kernel.benchmark import __main__ as comparison
 from kernel.benchmark import command, cpu, first_call, head_statistics, measure, tables, targets, training_step
@@ -25,18 +19,6 @@ ON_A_GPU = [comparison, first_call, head_statistics, training_step]
 MEASURED = {comparison: "compare", first_call: "subprocess", head_statistics: "_measure", training_step: "_measure"}
 ids = [module.__name__.rpartition(".")[2] for module in ON_A_GPU]
 COMMITTED = Path(command.__file__).resolve().parents[2] / "paper_figures" / "data"
-
-
-def refused(module, arguments, capsys) -> str:
-    """The last line of a call that is refused, by argparse or by the command."""
-    try:
-        status = module.main(list(map(str, arguments)))
-    except SystemExit as end:
-        status = end.code
-    assert status == 2
-    *usage, line = capsys.readouterr().err.splitlines()
-    assert not usage or usage[0].startswith("usage: ")
-    return line.partition("error: ")[2]
 
 
 @pytest.fixture
@@ -186,30 +168,23 @@ class TestTargets:
         "mode": "loss and gradients", "ms": "41", "matmul_ms": "10",
     }  # fmt: skip
 
-    def write(self, path, rows):
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, comparison.COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        return path
-
     def test_an_empty_table_meets_nothing(self, tmp_path, capsys):
         (tmp_path / "first_call.csv").write_text("shape,process,first_seconds\nGemma-2-2B,0,1\n")
         for name, rows in (("empty", []), ("other", [self.ROW | {"shape": "other"}])):
-            path = self.write(tmp_path / f"{name}.csv", rows)
+            path = write_csv(tmp_path / f"{name}.csv", rows, comparison.COLUMNS)
             line = refused(targets, ["--table", path], capsys)
             assert line == f"{path} must hold figures that were asked for, got none in {len(rows)} rows."
         (tmp_path / "none.csv").write_text("")
         assert "got none in 0 rows" in refused(targets, ["--table", tmp_path / "none.csv"], capsys)
 
     def test_what_a_table_lacks_is_counted(self, tmp_path, capsys):
-        path = self.write(tmp_path / "t.csv", [self.ROW])
+        path = write_csv(tmp_path / "t.csv", [self.ROW], comparison.COLUMNS)
         assert targets.main(["--table", str(path)]) == 0
         assert capsys.readouterr().out.splitlines()[-1].startswith("1 of 1 met; ")
         assert "0 not in the table" not in capsys.readouterr().out
 
     def test_first_calls_are_those_beside_the_table(self, tmp_path, capsys):
-        path = self.write(tmp_path / "t.csv", [self.ROW])
+        path = write_csv(tmp_path / "t.csv", [self.ROW], comparison.COLUMNS)
         targets.main(["--table", str(path)])
         assert "first call" not in capsys.readouterr().out
         (tmp_path / "first_call.csv").write_text("shape,process,first_seconds\nGemma-2-2B,0,1\n")
@@ -227,7 +202,7 @@ class TestTargets:
         assert line.startswith(f"{tmp_path / 't.csv'} {reason}")
 
     def test_a_number_that_is_none_is_named(self, tmp_path, capsys):
-        path = self.write(tmp_path / "t.csv", [self.ROW | {"ms": "soon"}])
+        path = write_csv(tmp_path / "t.csv", [self.ROW | {"ms": "soon"}], comparison.COLUMNS)
         assert "could not convert string to float: 'soon'" in refused(targets, ["--table", path], capsys)
 
     def test_without_a_table_it_says_how_to_make_one(self, tmp_path, capsys):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import random
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,15 +14,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-if not torch.cuda.is_available():  # before the kernels are first imported
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from kernel import head_statistics, linear_cross_entropy
 from kernel.fused.launch import interpreted
+from kernel.options import LossOptions
 
 triton = pytest.importorskip("triton")
 compile_ahead = importlib.import_module("kernel.fused.compile_ahead")
-operators = importlib.import_module("kernel.fused.operators")
+calls = importlib.import_module("kernel.fused.call")
 arguments_of = importlib.import_module("kernel.fused.arguments")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
@@ -39,7 +37,6 @@ class RecordingKernel:
 
 
 def use_driver(monkeypatch, driver):
-    triton = pytest.importorskip("triton")
     active = SimpleNamespace(driver=SimpleNamespace(active=driver))
     double = SimpleNamespace(runtime=active, AsyncCompileMode=triton.AsyncCompileMode)
     monkeypatch.setattr("kernel.fused.compile_ahead.triton", double)
@@ -65,6 +62,22 @@ def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none(monke
     assert len(calls) == 4
     launches()
     assert calls[4:] == [("ran", *small[1:]), ("ran", *large[1:])]
+
+
+def test_a_first_call_leaves_the_filters_of_warnings_as_they_were(monkeypatch):
+    """Triton 3.6 compiles each node under a filter of its own, and the threads of the pool share them all."""
+    use_driver(monkeypatch, None)
+
+    class Careless:
+        def warmup(self, grid, **arguments):
+            warnings.filters.clear()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        before = list(warnings.filters)
+        launches = partial(compile_ahead.run_kernel, Careless(), (1,), n=1)
+        compile_ahead.compile_ahead(object(), torch.device("cuda"), launches)
+        assert warnings.filters == before
 
 
 def test_the_host_part_of_a_launch_is_compiled_with_its_kernel(monkeypatch):
@@ -106,16 +119,10 @@ def specialisations(launches):
         unspecific = kernel.kwargs.get("do_not_specialize") or ()
         constants = {n for n, p in inspect.signature(kernel.fn).parameters.items() if "constexpr" in str(p.annotation)}
         assert set(unspecific) <= set(given) - constants, f"{kernel.__name__}: no such parameter"
-        key = []
-        for name, value in given.items():
-            fixed = name in constants or name.startswith("num_")
-            key.append(
-                (
-                    name,
-                    value if fixed else native_specialize_impl(CUDABackend, value, False, name not in unspecific, True),
-                )
-            )
-        keys.add((kernel.__name__, tuple(sorted(key, key=lambda item: item[0]))))
+        key = dict(given)
+        for name in key.keys() - constants - {"num_warps", "num_stages"}:
+            key[name] = native_specialize_impl(CUDABackend, given[name], False, name not in unspecific, True)
+        keys.add((kernel.__name__, tuple(sorted(key.items(), key=lambda item: item[0]))))
     return keys
 
 
@@ -148,24 +155,15 @@ KINDS = {
 def test_no_number_of_tokens_and_no_workspace_compiles_anything_new(kind, v, d, return_statistics, monkeypatch):
     options, dtype = KINDS[kind]
     monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
-    numbers = [options.get(name, default) for name, default in DEFAULTS.items()]
-    scalars = arguments_of.Scalars(*numbers, ignore_index=-100)
+    scalars = arguments_of.Scalars.of(LossOptions(**options))
     generator, choose = torch.Generator().manual_seed(0), random.Random(0)
     bias = v != 128
 
     def call(n, workspace_bytes, *, no_grad=False, of_statistics=False):
         hidden, weight, linear_bias, target = tensors(n, v, d, dtype, bias, generator)
+        how = {"implementation": "triton", "workspace_bytes": workspace_bytes, "return_statistics": return_statistics}
         with torch.set_grad_enabled(not no_grad):
-            found = linear_cross_entropy(
-                hidden,
-                weight,
-                target,
-                linear_bias=linear_bias,
-                implementation="triton",
-                workspace_bytes=workspace_bytes,
-                return_statistics=return_statistics,
-                **options,
-            )
+            found = linear_cross_entropy(hidden, weight, target, linear_bias=linear_bias, **how, **options)
         loss = found[0] if return_statistics else found
         if not no_grad:
             (loss + found[1].entropy.sum() if of_statistics else loss).backward()
@@ -173,7 +171,7 @@ def test_no_number_of_tokens_and_no_workspace_compiles_anything_new(kind, v, d, 
     def ahead(needs):
         hidden, weight, linear_bias, target = tensors(1, v, d, dtype, bias, generator)
         head = arguments_of.Head(hidden.detach(), weight, linear_bias, target)
-        return specialisations(lambda: operators._every_launch(head, scalars, needs, return_statistics))
+        return specialisations(lambda: calls.LossCall(head, scalars, 0).every_launch(needs, return_statistics))
 
     with torch.no_grad():
         known = ahead((True, True, bias)), ahead((False, False, False))
@@ -186,30 +184,14 @@ def test_no_number_of_tokens_and_no_workspace_compiles_anything_new(kind, v, d, 
         assert not specialisations(partial(call, n, workspace_bytes, no_grad=True)) - known[1], n
 
 
-DEFAULTS = {
-    "label_smoothing": 0.0,
-    "softcap": 0.0,
-    "temperature": 1.0,
-    "logit_scale": 1.0,
-    "z_loss": 0.0,
-    "confidence_penalty": 0.0,
-}
-
-
 @pytest.mark.parametrize("has_target", [False, True])
 def test_head_statistics_compile_nothing_for_another_number_of_tokens(has_target):
     generator = torch.Generator().manual_seed(0)
 
     def call(n):
         hidden, weight, bias, target = tensors(n, 70, 16, torch.float32, True, generator)
-        head_statistics(
-            hidden,
-            weight,
-            target if has_target else None,
-            linear_bias=bias,
-            temperatures=(0.5, 1.0, 2.0),
-            implementation="triton",
-        )
+        options = {"linear_bias": bias, "temperatures": (0.5, 1.0, 2.0), "implementation": "triton"}
+        head_statistics(hidden, weight, target if has_target else None, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kernel.statistics.fused.check_finite", lambda *args: None)  # of what no kernel has written

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel.fused import launch
 from kernel.fused.launch import Launch, LaunchTable, launch_table, processors, set_launch_table, uses_descriptors
-from kernel.fused.schedule import _Model, schedule
+from kernel.fused.schedule import schedule
+from kernel.fused.strip_times import StripTimes
 
 pytest.importorskip("triton")
 HOPPER = launch._TABLES["hopper", 2]
@@ -42,17 +38,9 @@ def plan(n, v, d, workspace_bytes, table=HOPPER, **options):
 def test_plans_cover_the_vocabulary_and_overwrite_nothing_in_use(
     n, v, d, workspace_bytes, keep, direct, weight_gradient
 ):
-    found = plan(
-        n,
-        v,
-        d,
-        workspace_bytes,
-        table=SMALL,
-        keep=keep,
-        direct=direct,
-        keep_in_gradient=weight_gradient,
-        weight_gradient=weight_gradient,
-    )
+    options = {"keep": keep, "direct": direct}
+    options |= {"keep_in_gradient": weight_gradient, "weight_gradient": weight_gradient}
+    found = plan(n, v, d, workspace_bytes, table=SMALL, **options)
     tile = SMALL.logit_gradient.columns
     covered = sorted((s.start, s.start + s.columns) for s in found.strips)
     if direct and found.kept:
@@ -96,13 +84,13 @@ def test_plans_cover_the_vocabulary_and_overwrite_nothing_in_use(
 @pytest.mark.parametrize(("n", "v", "d"), [(1, 7000, 64), (333, 50257, 768), (8192, 256000, 2304)])
 @pytest.mark.parametrize("direct", [True, False])
 def test_widths_are_the_fastest_within_every_limit(n, v, d, direct):
-    model = _Model(n, v, d, v * d, 256, direct, 132, HOPPER)
+    times = StripTimes(n, v, d, HOPPER, 132, direct=direct, weight_gradient=True)
     widths = range(256, 16384 + 1, 256)
     for limit in (20000, *reversed(widths), 1000, 1, 0):  # whatever was asked before
         allowed = [w for w in widths if w <= min(limit, -(-v // 256) * 256)] or [256]
         for kept in (False, True):
-            fastest = min(allowed, key=lambda w: (model.microseconds(w, kept) / w, -w))
-            assert model.width(limit, kept) == fastest
+            fastest = min(allowed, key=lambda w: (times.microseconds(w, kept) / w, -w))
+            assert times.width(limit, kept) == fastest
 
 
 def test_budgets_of_a_large_head():

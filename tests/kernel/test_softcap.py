@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():  # before the kernels are first imported
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from helpers import Problem, eager, problem, relative_error, value_and_gradients
+from helpers import Problem, call, capped_gradients, eager, problem, relative_error, value_and_gradients
 
 from kernel import linear_cross_entropy
+from kernel.options import LossOptions
 from kernel.softcap import slope, softcap
 
 triton = pytest.importorskip("triton")
@@ -50,32 +46,15 @@ def saturated(seed: int) -> tuple[Problem, dict[str, float]]:
     return base._replace(linear_bias=bias.requires_grad_()), {"softcap": 0.5, "temperature": 0.05}
 
 
-def exact_gradients(args: Problem, softcap: float, temperature: float, label_smoothing: float = 0.0):
-    """In float64, with the slope from cosh: eager float64 code loses half of the digits here."""
-    hidden, weight, bias = (t.detach().double() for t in (args.input, args.linear_weight, args.linear_bias))
-    x = (hidden @ weight.T + bias) / softcap
-    z = softcap * torch.tanh(x) / temperature
-    q = torch.nn.functional.one_hot(args.target, len(weight)) * (1 - label_smoothing) + label_smoothing / len(weight)
-    dz = (torch.softmax(z, -1) - q) / torch.cosh(x) ** 2 / temperature / len(hidden)
-    return dz @ weight, dz.T @ hidden, dz.sum(0)
-
-
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("workspace_bytes", [0, 2**27])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_saturated_gradients_keep_relative_accuracy(implementation, workspace_bytes, label_smoothing):
     args, options = saturated(0)
     args = args.to(torch.float32)
-    loss = linear_cross_entropy(
-        *args[:3],
-        linear_bias=args.linear_bias,
-        label_smoothing=label_smoothing,
-        implementation=implementation,
-        workspace_bytes=workspace_bytes,
-        **options,
-    )
-    loss.backward()
-    exact = exact_gradients(args, label_smoothing=label_smoothing, **options)
+    options["label_smoothing"] = label_smoothing
+    call(args, implementation=implementation, workspace_bytes=workspace_bytes, **options).backward()
+    exact = capped_gradients(*args[:4], **options)
     assert 0 < exact[0].norm() < 1e-4
     for leaf, want in zip((args.input, args.linear_weight, args.linear_bias), exact, strict=True):
         assert relative_error(leaf.grad.double(), want) < 1e-4
@@ -120,8 +99,7 @@ def test_codes_spend_what_a_small_cap_leaves_on_the_logit():
 @pytest.fixture
 def coded(monkeypatch):
     """Codes where float16 under a cap keeps nothing: in half precision the interpreter has no other dtype."""
-    for name in ("arguments", "operators", "run_forward", "run_backward"):
-        monkeypatch.setattr(f"kernel.fused.{name}.storage", lambda dtype, scalars: "code")
+    monkeypatch.setattr("kernel.fused.arguments.Scalars.storage", lambda scalars, dtype: "code")
 
 
 @on_host
@@ -147,17 +125,11 @@ def test_the_workspace_does_not_change_the_error(seed):
     cap, spread, temperature = torch.rand(3, generator=generator).tolist()
     args = problem(40, 120, 16, seed=seed, bias=True, scale=0.3 * 100**spread).to(torch.float32)
     options = {"softcap": 0.3 * 100**cap, "temperature": 0.05 + temperature, "label_smoothing": 0.1 * (seed % 2)}
-    exact = exact_gradients(args, **options)
+    exact = capped_gradients(*args[:4], **options)
     errors = []
     for workspace_bytes in (0, 2**27):
         leaves = args.to(torch.float32)
-        linear_cross_entropy(
-            *leaves[:3],
-            linear_bias=leaves.linear_bias,
-            implementation="triton",
-            workspace_bytes=workspace_bytes,
-            **options,
-        ).backward()
+        call(leaves, implementation="triton", workspace_bytes=workspace_bytes, **options).backward()
         found = (leaves.input.grad, leaves.linear_weight.grad, leaves.linear_bias.grad)
         errors.append([relative_error(a.double(), b) for a, b in zip(found, exact, strict=True)])
     assert all(kept <= 1.3 * recomputed for recomputed, kept in zip(*errors, strict=True)), errors
@@ -181,7 +153,6 @@ def test_the_workspace_does_not_change_the_error(seed):
 )
 def test_what_is_kept(dtype, options, kind):
     arguments = importlib.import_module("kernel.fused.arguments")
-    defaults = {"label_smoothing": 0.1, "softcap": 0.0, "temperature": 1.0, "logit_scale": 1.0, "z_loss": 0.0}
-    scalars = arguments.Scalars(**{**defaults, "confidence_penalty": 0.0, "ignore_index": -100, **options})
-    assert arguments.storage(dtype, scalars) == kind
+    scalars = arguments.Scalars.of(LossOptions(label_smoothing=0.1, **options))
+    assert scalars.storage(dtype) == kind
     assert arguments.Scalars.unpack(*scalars.pack()) == scalars

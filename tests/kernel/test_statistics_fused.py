@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():  # before the kernels are first imported
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from helpers import problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,20 +21,9 @@ SCORES = ("lse", "entropy", "participation", "log_probability", "confidence", "l
 
 def both(args, dtype=torch.float32, **options):
     """Statistics of the rounded inputs: float64 from the chunked path, and ours."""
-    low = args.to(dtype)
-    exact = low.to(torch.float64)
-    truth = head_statistics(
-        exact.input,
-        exact.linear_weight,
-        args.target,
-        linear_bias=exact.linear_bias,
-        implementation="chunked",
-        **options,
-    )
-    tensors = [
-        None if t is None else t.to(DEVICE) for t in (low.input, low.linear_weight, args.target, low.linear_bias)
-    ]
-    stats = head_statistics(*tensors[:3], linear_bias=tensors[3], implementation="triton", **options)
+    exact, low = args.to(dtype).to(torch.float64), args.to(dtype, DEVICE)
+    truth = head_statistics(*exact[:3], linear_bias=exact.linear_bias, implementation="chunked", **options)
+    stats = head_statistics(*low[:3], linear_bias=low.linear_bias, implementation="triton", **options)
     return [None if x is None else x.cpu() for x in stats], truth
 
 
@@ -51,14 +34,8 @@ def check(args, dtype=torch.float32, tolerance=2e-5, **options):
         if got is None:
             continue
         assert got.shape == want.shape
-        torch.testing.assert_close(
-            got.to(want.dtype),
-            want,
-            rtol=tolerance,
-            atol=tolerance,
-            equal_nan=True,
-            msg=lambda text, name=name: f"{name}: {text}",
-        )
+        about = {"equal_nan": True, "msg": lambda text, name=name: f"{name}: {text}"}
+        torch.testing.assert_close(got.to(want.dtype), want, rtol=tolerance, atol=tolerance, **about)
 
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 3.0}, {"softcap": 30.0, "logit_scale": -0.5}], ids=str)
@@ -116,10 +93,7 @@ def test_strides_without_target_and_equal_logits():
 
 
 def test_targets_and_biases_with_gaps_between_their_numbers():
-    args = problem(20, 70, 16, bias=True).to(torch.float32)
-    hidden, weight, target, bias = (
-        t.detach().to(DEVICE) for t in (args.input, args.linear_weight, args.target, args.linear_bias)
-    )
+    hidden, weight, target, bias, _ = problem(20, 70, 16, bias=True).to(torch.float32, DEVICE)
     ours = head_statistics(
         hidden, weight, torch.stack([target, target.flip(0)], 1)[:, 0],
         linear_bias=torch.stack([bias, bias + 9], 1)[:, 0], implementation="triton",
@@ -168,9 +142,7 @@ def test_refusals(monkeypatch):
     tensors = [t.to(DEVICE) for t in args[:3]]
     with pytest.raises(ValueError, match="implementation='triton' has no top_k, got 2"):
         head_statistics(*tensors, top_k=2, implementation="triton")
-    with pytest.raises(
-        ValueError, match="implementation='triton' cannot run here: it takes float16, bfloat16 and float32"
-    ):
+    with pytest.raises(ValueError, match="implementation='triton' cannot run here: it takes float16, bfloat16 and"):
         head_statistics(tensors[0].double(), tensors[1].double(), implementation="triton")
     if DEVICE == "cpu":
         with pytest.raises(ValueError, match="must give finite logits"):

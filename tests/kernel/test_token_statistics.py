@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
+from helpers import call, eager, problem, relative_error, value_and_gradients
 
-if not torch.cuda.is_available():  # before the kernels are first imported
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from helpers import eager, problem, relative_error, value_and_gradients
-
-from kernel import LinearCrossEntropy, TokenStatistics, chunked, head_statistics, linear_cross_entropy
+from kernel import LinearCrossEntropy, TokenStatistics, head_statistics, linear_cross_entropy
+from kernel.blocks import BLOCK_BYTES
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
@@ -26,15 +21,7 @@ OPTIONS = [
 
 def both(args, implementation, dtype=torch.float32, **options):
     leaves = args.to(dtype)
-    found = linear_cross_entropy(
-        *leaves[:3],
-        linear_bias=leaves.linear_bias,
-        token_weight=leaves.token_weight,
-        implementation=implementation,
-        return_statistics=True,
-        **options,
-    )
-    return leaves, *found
+    return leaves, *call(leaves, implementation=implementation, return_statistics=True, **options)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -43,13 +30,7 @@ def test_fields_are_those_of_the_full_logits(implementation, options):
     args = problem(37, 140, 20, bias=True, weighted=True, ignored=0.3)
     _, loss, of = both(args, implementation, **options)
     assert isinstance(of, TokenStatistics)
-    alone = linear_cross_entropy(
-        *args[:3],
-        linear_bias=args.linear_bias,
-        token_weight=args.token_weight,
-        implementation="reference",
-        **options,
-    )
+    alone = call(args, implementation="reference", **options)
     torch.testing.assert_close(loss.double(), alone, rtol=1e-6, atol=1e-6)
     want = head_statistics(
         *args[:3],
@@ -68,7 +49,9 @@ def test_fields_are_those_of_the_full_logits(implementation, options):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("workspace_bytes", [0, 2**27])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_gradients_of_statistics(implementation, workspace_bytes, options):
+def test_gradients_of_statistics(implementation, workspace_bytes, options, monkeypatch):
+    if workspace_bytes:  # several blocks of the chunked loss
+        monkeypatch.setitem(BLOCK_BYTES, "cpu", 10 * 140 * 4)
     args = problem(37, 140, 20, bias=True, weighted=True, ignored=0.3)
     kept = args.target != -100
 
@@ -109,27 +92,6 @@ def test_reference_gradients_of_the_entropy_by_finite_differences():
     assert torch.autograd.gradgradcheck(entropy, leaves)
 
 
-def test_gradients_of_chunked_statistics_by_finite_differences(monkeypatch):
-    monkeypatch.setitem(chunked.BLOCK_BYTES, "cpu", 8 * 9 * 2)
-    args = problem(5, 9, 3, bias=True)
-
-    def everything(input, weight, bias):
-        loss, of = linear_cross_entropy(
-            input,
-            weight,
-            args.target,
-            linear_bias=bias,
-            softcap=2.0,
-            confidence_penalty=0.3,
-            label_smoothing=0.1,
-            implementation="chunked",
-            return_statistics=True,
-        )
-        return loss, *of[:3]
-
-    assert torch.autograd.gradcheck(everything, (args.input, args.linear_weight, args.linear_bias))
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_without_gradients(implementation):
     args = problem(20, 70, 16, ignored=0.2).to(torch.float32)
@@ -158,9 +120,7 @@ def test_classes_that_are_ruled_out_add_nothing(implementation):
         args.target[:] = args.target % 40
     short = problem(20, 70, 16, bias=True).to(torch.float64)
     options = {"confidence_penalty": 0.3, "z_loss": 1e-3}
-    loss = linear_cross_entropy(
-        *args[:3], linear_bias=args.linear_bias, implementation=implementation, workspace_bytes=2**27, **options
-    )
+    loss = call(args, implementation=implementation, workspace_bytes=2**27, **options)
     gradients = torch.autograd.grad(loss, (args.input, args.linear_weight))
     head = short.linear_weight[:40].detach().requires_grad_()
     want = eager(short.input, head, args.target, linear_bias=short.linear_bias[:40], **options)
@@ -175,32 +135,20 @@ def test_classes_that_are_ruled_out_add_nothing(implementation):
 def test_first_of_equal_logits(implementation):
     weight = torch.zeros(90, 4)
     weight[[7, 33, 80]] = 1.0
-    _, of = linear_cross_entropy(
-        torch.ones(3, 4),
-        weight,
-        torch.zeros(3, dtype=torch.int64),
-        implementation=implementation,
-        return_statistics=True,
-    )
+    args = problem(3, 90, 4)._replace(input=torch.ones(3, 4), linear_weight=weight)
+    _, of = call(args, implementation=implementation, return_statistics=True)
     assert of.argmax.tolist() == [7, 7, 7]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_no_tokens_and_leading_axes(implementation):
     args = problem(6, 9, 4).to(torch.float32)
-    loss, of = linear_cross_entropy(
-        args.input.view(2, 3, 4),
-        args.linear_weight,
-        args.target.view(2, 3),
-        implementation=implementation,
-        reduction="none",
-        return_statistics=True,
-    )
+    folded = args._replace(input=args.input.view(2, 3, 4), target=args.target.view(2, 3))
+    options = {"implementation": implementation, "return_statistics": True}
+    loss, of = call(folded, reduction="none", **options)
     assert loss.shape == (2, 3)
     assert all(field.shape == (2, 3) for field in of)
-    _, of = linear_cross_entropy(
-        args.input[:0], args.linear_weight, args.target[:0], implementation=implementation, return_statistics=True
-    )
+    _, of = call(args._replace(input=args.input[:0], target=args.target[:0]), **options)
     assert all(field.shape == (0,) for field in of)
     of.entropy.sum().backward()
     assert not args.linear_weight.grad.any()
@@ -210,13 +158,8 @@ def test_no_tokens_and_leading_axes(implementation):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_penalty_subtracts_the_entropy(implementation, reduction):
     args = problem(37, 70, 16, bias=True, weighted=True, ignored=0.2)
-    options = {
-        "confidence_penalty": 0.4,
-        "softcap": 2.0,
-        "temperature": 0.7,
-        "logit_scale": 1.3,
-        "reduction": reduction,
-    }
+    options = {"confidence_penalty": 0.4, "softcap": 2.0, "temperature": 0.7, "logit_scale": 1.3}
+    options["reduction"] = reduction
     exact = value_and_gradients(eager, args, **options)
     without = value_and_gradients(eager, args, **{**options, "confidence_penalty": 0.0})
     found = value_and_gradients(

@@ -16,7 +16,7 @@ from kernel.softcap import softcap as capped
 
 from ...calibration import fit_head_temperature, fit_temperature, option_confidence, score_predictions
 from ...language_models.documents import Encoded
-from ...language_models.features import HiddenStates, ModelHead, head_of, hidden_states
+from ...language_models.features import HiddenStates, ModelHead, feature_spectrum, head_of, hidden_states
 from ...language_models.scoring import score_tokens
 from ...smoothing import activity_index
 from .responses import shared_falls
@@ -71,14 +71,9 @@ def _options(known: HiddenStates, head: ModelHead, letters: Sequence[int], readi
 
 
 def spectrum(hidden: Tensor) -> dict[str, float]:
-    """Diversity of features: exp of the spectral entropy of their covariance, and the share of its smaller half."""
-    values = torch.linalg.eigvalsh(torch.cov(hidden.double().T)).clamp_min(0).cpu()
-    share = values / values.sum()
-    return {
-        "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())),
-        "smallest_share": float(share[: len(share) // 2].sum()),
-        "feature_norm_rms": float(hidden.double().norm(dim=-1).square().mean().sqrt()),
-    }
+    """Diversity of features, and the root mean square of their norms."""
+    rms = float(hidden.double().norm(dim=-1).square().mean().sqrt())
+    return {**feature_spectrum(hidden), "feature_norm_rms": rms}
 
 
 def measure(

@@ -68,13 +68,6 @@ def make_questions(known: Sequence[Fact], seed: int = 0) -> list[Question]:
     Wrong options are answers to other facts of the same kind; a fact whose kind has fewer than four different answers
     becomes a short answer. Splits follow a hash of the fact's key: half train, 15 % validation, 35 % test.
 
-    Args:
-        known: The facts.
-        seed: Of formats, options and order.
-
-    Returns:
-        The questions.
-
     Example:
         >>> known = [Fact("sum", "made up", f"{i} + 1 =", str(i + 1), f"sum:{i}") for i in range(9)]
         >>> question = next(q for q in make_questions(known) if q.options)

@@ -14,8 +14,7 @@ import torch
 
 from kernel.huggingface import fuse_loss, head_scale
 
-from ..._arguments import check_fields
-from ..._validation import check_number
+from ...checks import check_fields, check_number
 from ...language_models.documents import Encoded, batches, encode_text
 from .encoding import encode_question, letter_tokens, load
 from .evaluation import Reading, head_norms, measure

@@ -1,7 +1,4 @@
-"""Argument checks shared by the theory and the measurements: real, finite, in range, broadcastable, possible.
-
-Every check returns a float64 array or raises an error that names the argument, what is allowed and what came.
-"""
+"""Numbers and arrays of them, as float64: real, finite, in range, broadcastable, possible."""
 
 from __future__ import annotations
 
@@ -13,27 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from ._arguments import check_flag, converted, shown
 
-__all__ = [
-    "check_losses",
-    "check_number",
-    "check_numbers",
-    "distribution",
-    "interval",
-    "one_whole",
-    "real",
-    "refuse_probabilities",
-    "require_broadcast",
-    "softcap_or_inf",
-    "sum_to_one",
-    "whole",
-]
-
 # What sums of float32 numbers may be off by, in nats and as a share: losses of a large vocabulary have an lse of 1000.
 _ROUNDING = 1e-3
 
 
 def real(name: str, value: Any) -> NDArray[np.float64]:
-    """The argument as a float64 array; NaN, booleans, complex numbers and anything not numeric are refused."""
+    """Return the argument as a float64 array; refuse NaN, booleans, complex numbers and anything not numeric."""
     array = converted(name, value)
     if array is None or array.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be a real number or an array of them, got {shown(value)}.")
@@ -52,7 +34,7 @@ def interval(
     open_low: bool = False,
     open_high: bool = False,
 ) -> NDArray[np.float64]:
-    """The argument as a float64 array inside [low, high]; an infinite end is always excluded."""
+    """Return the argument as a float64 array inside [low, high]; infinite values are always refused."""
     array = real(name, value)
     open_low, open_high = open_low or math.isinf(low), open_high or math.isinf(high)
     above = array > low if open_low else array >= low
@@ -69,7 +51,7 @@ def interval(
 
 
 def whole(name: str, value: ArrayLike, low: int) -> NDArray[np.float64]:
-    """The argument as a float64 array of whole numbers of at least ``low`` (sizes: vocabulary, hidden)."""
+    """Return the argument as a float64 array of whole numbers of at least ``low`` (sizes: vocabulary, hidden)."""
     array = interval(name, value, low)
     if not np.all(array == np.floor(array)):
         raise ValueError(f"{name} must be a whole number, got {shown(value)}.")
@@ -77,7 +59,7 @@ def whole(name: str, value: ArrayLike, low: int) -> NDArray[np.float64]:
 
 
 def one_whole(name: str, value: ArrayLike, low: int) -> int:
-    """The argument as one whole number of at least ``low``, where arrays make no sense."""
+    """Return the argument as one whole number of at least ``low``, where arrays make no sense."""
     array = whole(name, value, low)
     if array.ndim:
         raise ValueError(f"{name} must be one number here, got the shape {array.shape}.")
@@ -87,7 +69,7 @@ def one_whole(name: str, value: ArrayLike, low: int) -> int:
 def check_number(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
 ) -> float:
-    """One finite number of Python's, as fields of a config hold: a NumPy scalar has another type and rounding."""
+    """Return one finite Python number, as fields of a config hold; a NumPy scalar has another type and rounding."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a Python number, got {shown(value)}.")
     if math.isnan(value):
@@ -98,7 +80,7 @@ def check_number(
 
 
 def check_numbers(name: str, values: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    """A tuple of numbers, each as :func:`check_number` asks: a list could not be hashed with its config."""
+    """Refuse all but a tuple of numbers that pass :func:`check_number`; a list could not be hashed with its config."""
     if not isinstance(values, tuple):
         raise TypeError(f"{name} must be a tuple of numbers, got {shown(values)}.")
     for value in values:
@@ -106,12 +88,12 @@ def check_numbers(name: str, values: Any, low: float = -math.inf, high: float = 
 
 
 def softcap_or_inf(softcap: ArrayLike | None) -> NDArray[np.float64]:
-    """The cap as a positive float64 array; None means no cap and becomes infinity."""
+    """Return the cap as a positive float64 array; None means no cap and becomes infinity."""
     return np.asarray(np.inf) if softcap is None else interval("softcap", softcap, 0, open_low=True)
 
 
 def require_broadcast(**arrays: NDArray[np.float64]) -> tuple[int, ...]:
-    """The common shape of the named arrays, or a ValueError that lists their shapes."""
+    """Return the common shape of the named arrays, or raise a ValueError that lists their shapes."""
     try:
         return np.broadcast_shapes(*(array.shape for array in arrays.values()))
     except ValueError as error:
@@ -124,7 +106,7 @@ def check_losses(
     cross_entropy: NDArray[np.float64],
     uniform_cross_entropy: NDArray[np.float64] | None = None,
 ) -> None:
-    """Refuse means that no softmax has: 0 <= H, 0 <= CE and H <= CE_u, in nats; rounding of sums may break each.
+    """Refuse means that no softmax has: 0 <= H, 0 <= CE and H <= CE_u in nats must hold up to the rounding of sums.
 
     H = lse - sum p z and CE_u = lse - mean z: a softmax puts its weight where the logits are large.
     """
@@ -144,7 +126,7 @@ def check_losses(
 
 
 def distribution(name: str, value: ArrayLike, *, tolerance: float = 1e-4) -> NDArray[np.float64]:
-    """The argument as probabilities (..., V): at least 0, summing to 1 over the last axis within ``tolerance``."""
+    """Return the argument as probabilities (..., V), whose last axis sums to 1 within ``tolerance``."""
     array = interval(name, value, 0)
     if array.ndim == 0 or array.shape[-1] == 0:
         raise ValueError(f"{name} must have shape (..., vocab_size), got the shape {array.shape}.")
@@ -156,12 +138,12 @@ def distribution(name: str, value: ArrayLike, *, tolerance: float = 1e-4) -> NDA
 
 
 def sum_to_one(rows: NDArray[np.float64]) -> bool:
-    """Whether all of these rows of numbers in [0, 1] are distributions, as half precision may have rounded them."""
+    """Tell whether every row of these numbers in [0, 1] sums to 1, up to the rounding of half precision."""
     return bool((np.abs(rows.sum(-1) - 1) <= 1e-2).all())
 
 
 def refuse_probabilities(name: str, logits: NDArray[Any], allowed: bool) -> None:
-    """Refuse logits ``(..., V)`` whose rows all lie in [0, 1] and sum to 1: almost surely they are probabilities."""
+    """Refuse logits ``(..., V)`` whose rows all lie in [0, 1] and sum to 1: they are probabilities, almost surely."""
     if check_flag("allow_probabilities", allowed) or logits.ndim < 1 or logits.shape[-1] < 2 or not logits.size:
         return
     if logits.min() >= 0 and logits.max() <= 1 + 1e-2 and sum_to_one(logits.astype(np.float64, copy=False)):

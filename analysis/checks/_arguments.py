@@ -1,8 +1,4 @@
-"""Arguments as they come: arrays of any origin, options, and pandas objects that may be paired by position.
-
-Every check returns what it was given in a form to compute with, or raises an error that names the argument, what is
-allowed and what came.
-"""
+"""Arguments as they come: arrays of any origin, options, and pandas objects that may be paired by position."""
 
 from __future__ import annotations
 
@@ -17,30 +13,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "as_numpy",
-    "check_choice",
-    "check_count",
-    "check_fields",
-    "check_flag",
-    "check_index",
-    "check_int",
-    "converted",
-    "one_index",
-    "shown",
-]
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def shown(value: object) -> str:
-    """The value as the caller wrote it, cut to a readable length."""
+    """Return the value as the caller wrote it, cut to a readable length."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def converted(name: str, value: Any) -> NDArray[Any] | None:
-    """The argument as an array of any dtype, None where it is none; the mask of a masked array would be lost."""
+    """Return the argument as an array of any dtype, None where it is none; refuse masked arrays: the mask is lost."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must not be a masked array: select the entries to use.")
     try:
@@ -53,7 +36,7 @@ def converted(name: str, value: Any) -> NDArray[Any] | None:
 
 
 def as_numpy(name: str, value: Any) -> NDArray[Any]:
-    """The argument as an array; a torch tensor is detached and copied to the host, bfloat16 through float32."""
+    """Return the argument as an array; a torch tensor is detached and copied to the host, bfloat16 through float32."""
     array = converted(name, value)
     if array is None:
         raise TypeError(f"{name} must be an array, got {type(value).__name__}.")
@@ -63,13 +46,13 @@ def as_numpy(name: str, value: Any) -> NDArray[Any]:
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """One of a few words."""
+    """Refuse a value that is not one of the allowed words."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
 
 
 def check_count(name: str, value: Any, low: int = 1, high: float = math.inf) -> int:
-    """A whole number of at least ``low`` and at most ``high``, a Python or NumPy integer."""
+    """Return a whole number from ``low`` to ``high``, given as a Python or NumPy integer."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}.")
     if value < low:
@@ -80,7 +63,7 @@ def check_count(name: str, value: Any, low: int = 1, high: float = math.inf) -> 
 
 
 def check_int(name: str, value: Any, low: int) -> None:
-    """One whole number of Python's of at least ``low``, as fields of a config hold."""
+    """Refuse what is not a Python integer of at least ``low``: fields of a config hold those."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {shown(value)}.")
     if value < low:
@@ -88,20 +71,20 @@ def check_int(name: str, value: Any, low: int) -> None:
 
 
 def check_fields(config: object, **lowest: int) -> None:
-    """Fields of a config that hold whole numbers, by the least that each may hold."""
+    """Refuse a config whose named fields are not Python integers of at least the given values."""
     for name, low in lowest.items():
         check_int(name, getattr(config, name), low)
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """True or False; a text such as "no" or a number would count as true."""
+    """Return True or False; refuse texts such as "no" and numbers, which Python would count as true."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {shown(value)}.")
     return bool(value)
 
 
 def check_index(**arguments: Any) -> None:
-    """Refuse pandas objects whose indexes differ: arrays are paired by position, and a reader would pair by label."""
+    """Refuse pandas objects of different indexes: arrays are paired by position, and a reader would expect by label."""
     pandas = sys.modules.get("pandas")
     if pandas is None:
         return
@@ -116,7 +99,7 @@ def check_index(**arguments: Any) -> None:
 
 
 def one_index(function: Function) -> Function:
-    """Let a function of several arrays refuse pandas arguments of different indexes (:func:`check_index`)."""
+    """Make a function of several arrays refuse pandas arguments of different indexes (:func:`check_index`)."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)

@@ -1,0 +1,107 @@
+"""Launches that write dz, the gradient of the logits of a strip: from the logits themselves or from what was kept."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import Head, Kept, Scalars, Tiles, logit_arguments, product_arguments, tiling
+from .compile_ahead import run_kernel
+from .gradient_rows import GradientRows
+from .launch import blocks, launch_table, precise, processors
+from .logit_gradient import kept_strip_kernel, recomputed_strip_kernel
+
+__all__ = ["StripColumns", "convert_strip", "recompute_strip"]
+
+
+class StripColumns(NamedTuple):
+    """Which columns of the vocabulary a strip stands for, as the kernels take it (``tiles.merged_strip``)."""
+
+    run_start: int
+    run_columns: int
+    run_offset: int
+    strip_columns: int
+
+
+def recompute_strip(
+    head: Head,  # its hidden states packed
+    scalars: Scalars,
+    number: Tensor,  # (1,) rows
+    lse: Tensor,  # (N,) packed, bits
+    rows: GradientRows,
+    dz: Tensor,  # (N, strip)
+    columns: StripColumns,
+    tiles: Tiles,
+) -> None:
+    """Write dz of a strip from the logits, computed once more."""
+    hidden, weight, bias, _ = head
+    launch = launch_table(hidden.device, hidden.dtype).logit_gradient
+    run_kernel(
+        recomputed_strip_kernel,
+        (processors(hidden.device),),
+        count=number,
+        lse=lse,
+        row_scale=rows.row_scale,
+        mix=rows.mix,
+        label=rows.label,
+        dz=tiles(dz, launch.rows, launch.columns // launch.parts),
+        **columns._asdict(),
+        dz_stride=dz.stride(0),
+        **logit_arguments(hidden, weight, bias, scalars),
+        label_smoothing=scalars.label_smoothing,
+        MIXED=rows.mix is not None,
+        MASK_VOCAB=columns.run_start + columns.run_columns > weight.shape[0],
+        **product_arguments(tiles, hidden, weight, launch),
+        **tiling(launch),
+    )
+
+
+def convert_strip(
+    head: Head,
+    scalars: Scalars,
+    number: Tensor,
+    lse: Tensor,
+    rows: GradientRows,
+    dz: Tensor,
+    kept: Kept,
+    start: int,
+    boundary: int,
+) -> None:
+    """Write dz of the columns from ``start`` on from the kept logits, which begin at column ``boundary``."""
+    (n, width), vocab_size = dz.shape, head.weight.shape[0]
+    tile = launch_table(dz.device, dz.dtype).logit_gradient.columns
+    per_program = 32 if dz.is_cuda else 8
+    cap, code = scalars.gains()["cap"], scalars.code
+    run_kernel(
+        kept_strip_kernel,
+        (blocks(n, per_program), width // tile),
+        kept=kept.columns,
+        reference=kept.reference,
+        count=number,
+        lse=lse,
+        row_scale=rows.row_scale,
+        mix=rows.mix,
+        label=rows.label,
+        dz=dz,
+        n=n,
+        vocab_size=vocab_size,
+        strip_start=start,
+        boundary=boundary,
+        kept_stride=kept.columns.stride(0),
+        dz_stride=dz.stride(0),
+        cap=cap,
+        knee=code.knee,
+        offset=code.offset,
+        **code.steps(cap),
+        label_smoothing=scalars.label_smoothing,
+        CODE=kept.columns.dtype == torch.int16,
+        SOFTCAP=scalars.softcap > 0,
+        MIXED=rows.mix is not None,
+        MASK_VOCAB=start + width > vocab_size,
+        BLOCK_VOCAB=tile,
+        PRECISE=precise(dz),
+        ROWS=per_program,
+        ALIGNED_ROWS=128,
+    )

@@ -1,0 +1,94 @@
+"""How long the backward of one strip takes, by a model of the three kernels, and the width that is fastest for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .launch import Launch, LaunchTable
+
+__all__ = ["MAX_WIDTH", "StripTimes"]
+
+# Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, and of a strip apart from its tiles
+# (launches, the accumulator's traffic), and bytes moved in one: fitted to an H100; only their ratios matter.
+_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _BYTES = 0.70, 0.67, 0.70, 25.0, 2.5e6
+_EPILOGUE = 4  # of a tile of dz, in steps
+MAX_WIDTH = 16384
+
+
+class StripTimes:
+    """Times of strips of one problem.
+
+    A training loop whose sequences differ in length asks for a plan in every step, so that the search must take little
+    of it: each time is reckoned once, and the fastest width within a limit is looked up.
+
+    Args:
+        n: Tokens N.
+        vocab_size: V.
+        hidden_size: D.
+        table: Launch parameters.
+        processors: Multiprocessors of the device.
+        direct: Whether kept columns enter the products as they are, without a strip of dz.
+        weight_gradient: Whether the weight needs a gradient.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        vocab_size: int,
+        hidden_size: int,
+        table: LaunchTable,
+        processors: int,
+        *,
+        direct: bool,
+        weight_gradient: bool,
+    ) -> None:
+        self.n, self.hidden_size, self.table, self.processors = n, hidden_size, table, processors
+        self.direct, self.weight_gradient = direct, weight_gradient
+        self.tile = table.logit_gradient.columns
+        self.vocab = -(-vocab_size // self.tile) * self.tile  # in whole tiles
+        self.times: dict[tuple[int, bool], float] = {}
+        self.fastest: dict[bool, list[int]] = {False: [], True: []}  # fastest width of at most 1, 2, ... tiles
+
+    def width(self, limit: int, kept: bool) -> int:
+        """Fastest width of at most ``limit``; of those as fast the widest."""
+        tiles = max(1, min(limit, self.vocab, MAX_WIDTH) // self.tile)
+        fastest = self.fastest[kept]
+        while len(fastest) < tiles:
+            new = (len(fastest) + 1) * self.tile
+            old = fastest[-1] if fastest else new
+            better = self.microseconds(new, kept) / new <= self.microseconds(old, kept) / old
+            fastest.append(new if better else old)
+        return fastest[tiles - 1]
+
+    def equal(self, start: int, end: int, limit: int, kept: bool) -> Iterator[tuple[int, int, int]]:
+        """Strips (start, padded columns, how many) of the fastest width within ``limit``, and a narrower last one."""
+        if start < end:
+            padded = self.width(limit, kept)
+            count, rest = divmod(end - start, padded)
+            if count:
+                yield start, padded, count
+            if rest:
+                yield end - rest, rest, 1
+
+    def microseconds(self, width: int, kept: bool) -> float:
+        """Modelled time of one strip: whole rounds of tiles in each of the three kernels, and what comes on top."""
+        if (width, kept) not in self.times:
+            dz, weight, input = self.table.logit_gradient, self.table.weight_gradient, self.table.input_gradient
+            time = _STRIP
+            if kept and not self.direct:
+                time += 2 * self.n * width * 2 / _BYTES
+            elif not kept:
+                depth = self.hidden_size + _EPILOGUE * dz.depth
+                time += _STEP_DZ * self.steps(self.n, width, depth, dz)
+            if self.weight_gradient:
+                time += _STEP_WEIGHT * self.steps(width, self.hidden_size, self.n, weight)
+            # The last round of the input's gradient is cut along the sum: count it by halves.
+            time += _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width, input) / 2
+            self.times[width, kept] = time
+        return self.times[width, kept]
+
+    def steps(self, rows: int, columns: int, depth: int, launch: Launch) -> float:
+        """Steps of 128 x 256 x 64 that each multiprocessor makes."""
+        tiles = -(-rows // launch.rows) * -(-columns // launch.columns)
+        step = launch.rows * launch.columns * launch.depth / (128 * 256 * 64)
+        return step * -(-tiles // self.processors) * -(-depth // launch.depth)
