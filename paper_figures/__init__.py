@@ -13,6 +13,7 @@ __all__ = ["FIGURES"]
 
 # Name of a figure -> its module, imported when drawn.
 FIGURES = {
+    "response": "paper_figures.response",
     "activity": "paper_figures.activity",
     "ceilings": "paper_figures.ceilings",
     "phase": "paper_figures.phase",

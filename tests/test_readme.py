@@ -81,7 +81,7 @@ CHEAP = {
         *("--file", "{tmp}/verdicts.csv"),
     ),
     "python -m paper_figures --list": (),
-    "python -m paper_figures --only activity --preset full": ("--out", "{tmp}"),
+    "python -m paper_figures --only response --preset full": ("--out", "{tmp}"),
 }
 EXPENSIVE = (
     "python -m analysis.study run ",
@@ -146,12 +146,12 @@ def test_jupyter_lab_is_there_and_has_notebooks():
 
 
 def test_first_hour_redraw_figure_1(tmp_path, monkeypatch):
-    (command,) = [c for c in TYPED if c.startswith("python -m paper_figures --only activity")]
+    (command,) = [c for c in TYPED if c.startswith("python -m paper_figures --only response")]
     monkeypatch.chdir(ROOT)
     assert python_m(command, "--out", str(tmp_path))() == 0
-    assert (tmp_path / "activity.pdf").read_bytes().startswith(b"%PDF")
-    assert (tmp_path / "activity.png").read_bytes().startswith(b"\x89PNG")
-    (picture,) = re.findall(r"^!\[.*\]\((.*activity\.png)\)$", README, re.MULTILINE)
+    assert (tmp_path / "response.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "response.png").read_bytes().startswith(b"\x89PNG")
+    (picture,) = re.findall(r"^!\[.*\]\((.*response\.png)\)$", README, re.MULTILINE)
     assert (ROOT / picture).exists()
 
 

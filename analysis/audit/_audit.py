@@ -62,16 +62,17 @@ def audit_model(
     and are never held for more than a block of tokens (:func:`kernel.head_statistics`). What is held: hidden states,
     4 D bytes for each of ``max_tokens``, and a float32 copy of a head of half precision.
 
-    Parts of the table: ``source``; ``model``; ``head`` and ``spectrum`` (:class:`analysis.diagnostics.HeadGeometry` of
-    s h against W; with a bias, of (s h, 1) against (W, bias), for which all caps hold); ``prediction`` (means in
-    nats); ``smoothing`` (for each b: ``activity``, :func:`analysis.smoothing.activity_index`; ``slope`` d CE_b / d log
-    T and the ``pull`` b (CE_u - CE) in it; ``asked_gap`` and ``asked_confidence`` of its optimum; ``share_above``, of
-    tokens whose gap is larger); ``gap`` (quantiles of log((V - 1) p / (1 - p)), p the largest probability); ``cap``
-    (each bound on it, and whether it lies below what b asks for); ``calibration`` and ``reliability`` of the most
-    probable token (15 bins of equal width; ``rms_sorted``: bins of 100); the same by ``frequency`` of that token in the
-    other documents and by ``entropy`` of the prediction, in fifths, and by ``context``, the number of tokens before the
-    predicted one, in ranges that begin at 1, 8, 32, 128, ...; ``temperature`` (the one that fits this text best, and
-    the errors left at it).
+    Parts of the table: ``source``; ``model``; ``head`` and ``spectrum`` (:class:`analysis.diagnostics.HeadGeometry`
+    of s h against W; with a bias, of (s h, 1) against (W, bias), for which all caps hold); ``prediction`` (means in
+    nats); ``smoothing`` (for each b: ``activity``, :func:`analysis.smoothing.activity_index`; ``predicted_fall`` in
+    confidence, :func:`analysis.response.clipped_fall`, for features that are free, which a trained model's are not;
+    ``slope`` d CE_b / d log T and the ``pull`` b (CE_u - CE) in it; ``asked_gap`` and ``asked_confidence`` of its
+    optimum; ``share_above``, of tokens whose gap is larger); ``gap`` (quantiles of log((V - 1) p / (1 - p)), p the
+    largest probability); ``cap`` (each bound on it, and whether it lies below what b asks for); ``calibration`` and
+    ``reliability`` of the most probable token (15 bins of equal width; ``rms_sorted``: bins of 100); the same by
+    ``frequency`` of that token in the other documents and by ``entropy`` of the prediction, in fifths, and by
+    ``context``, the number of tokens before the predicted one, in ranges that begin at 1, 8, 32, 128, ...;
+    ``temperature`` (the one that fits this text best, and the errors left at it).
 
     The activity index is about the distribution that it is measured on: a text unlike the one that is to be trained on
     answers another question. Intervals resample documents.

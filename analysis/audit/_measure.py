@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..calibration import CalibrationState, SignedError, TemperatureFit, frequency_groups, sorted_rms_error
 from ..diagnostics import HeadGeometry
+from ..response import clipped_fall
 from ..smoothing import activity_index, optimal_confidence, optimal_gap
 from ._intervals import Documents, Estimate
 
@@ -82,6 +83,14 @@ def smoothing(
         ones = np.ones(len(tokens.nll))
         index_row = documents.estimate(index, tokens.entropy, tokens.nll, tokens.uniform, ones)
         yield row("smoothing", "activity", index_row, b)
+
+        def fall(h: Array, ce: Array, u: Array, p: Array, n: Array, b: float = b) -> Array:
+            # an index far below 0 says that plain training would lower the confidence too: it is not extrapolated
+            a = np.maximum(activity_index(h / n, ce / n, u / n, b), -1.0)
+            return clipped_fall(np.clip(p / n, 0, 1), a, head.vocab_size, b)
+
+        parts = (tokens.entropy, tokens.nll, tokens.uniform, tokens.confidence, ones)
+        yield row("smoothing", "predicted_fall", documents.estimate(fall, *parts), b)
         pull = b * (tokens.uniform - tokens.nll)
         yield row("smoothing", "pull", documents.mean(pull), b)
         yield row("smoothing", "slope", documents.mean(tokens.entropy - tokens.nll - pull), b)

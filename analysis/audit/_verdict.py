@@ -94,6 +94,13 @@ def _smoothing(get: Lookup) -> Iterator[str]:
             f"{shown(below)}, below 1: smoothing would act and make logits smaller, confidence lower: {way}. It pulls "
             f"with {pulls} nats for each unit of log T; the data with {-gap.value:.2f}."
         )
+    falls = {b: get("smoothing", "predicted_fall", b) for b in get.groups("smoothing", "predicted_fall")}
+    if falls:  # not in tables of earlier audits
+        yield (
+            "Predicted fall in confidence " + ", ".join(f"{_text(fall)} (b = {b})" for b, fall in falls.items()) + ", "
+            "from the confidence and A alone. It is for targets and features that are free in every context; the "
+            "features of a trained model are not free: tunings of one fell by a third to twice as much on new texts."
+        )
 
 
 def _ceiling(get: Lookup) -> Iterator[str]:

@@ -1,8 +1,10 @@
 """Claims K5 and K6: whether temperature and logit capping restore the effect of smoothing, in S5 and on a real model.
 
-Effects are gains of b = .1 in calibration error, and rises: the gain of an arm minus that of the same arm and seed at
-T = 1 without a cap, read as trained. The simulation asks in which way norms are limited; of the real model it is asked
-whether smoothing acted without, as then there is nothing to restore.
+Effects are gains of b = .1 in calibration error, falls in confidence that it brings, and rises: either of an arm minus
+that of the same arm and seed at T = 1 without a cap, read as trained. A cap restores where smoothing takes more
+confidence than without *and* gains: where it takes less, a harm disappears and nothing is restored. The simulation asks
+in which way norms are limited; of the real model it is asked whether smoothing acted without, as then there is nothing
+to restore.
 """
 
 from __future__ import annotations
@@ -51,9 +53,13 @@ def temperature(tables: Tables, found: Findings) -> str:
 
 
 def _gains(table: pd.DataFrame) -> pd.DataFrame:
-    """Gain of b = .1 in true ECE for every training and reading of S5, and its rise; how norms and caps are set."""
+    """Gain of b = .1 in true ECE and fall in confidence for every training and reading of S5, and their rises."""
     on = [*_CELL, "eval_softcap", "eval_form", *SEEDS]
-    gains = difference(table, "true_ece", column="label_smoothing", first=0.0, second=0.1, on=on)
+    gains, falls = (
+        difference(table, value, column="label_smoothing", first=0.0, second=0.1, on=on)
+        for value in ("true_ece", "confidence")
+    )
+    gains = gains.merge(falls.rename(columns={"difference": "fall"}), on=on)
     base = (gains["temperature"] == 1) & gains["softcap"].isna() & (gains["evaluation"] == "as_trained")
     only_read = gains["softcap"].isna() & gains["eval_softcap"].notna()
     norms = gains["norm"].map({"budget": "budget", "free": "free norms"})
@@ -68,13 +74,14 @@ def _gains(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_rise(gains: pd.DataFrame, base: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
-    """Gains with their rise above the base that agrees in ``on``; nan where there is none."""
-    both = gains.merge(base[[*on, "difference"]], on=list(on), how="left", suffixes=("", "_base"))
-    return both.assign(rise=both["difference"] - both["difference_base"])
+    """Gains, and falls where there are any, with their rise above the base of ``on``; nan where there is none."""
+    rises = {name: rise for name, rise in (("difference", "rise"), ("fall", "fall_rise")) if name in base}
+    both = gains.merge(base[[*on, *rises]], on=list(on), how="left", suffixes=("", "_base"))
+    return both.assign(**{rise: both[name] - both[f"{name}_base"] for name, rise in rises.items()})
 
 
-def _rise(gains: pd.DataFrame, chosen: pd.Series) -> Effect:
-    return mean_effect(gains.loc[chosen].dropna(subset="rise"), "rise", cell=_CELL)
+def _rise(gains: pd.DataFrame, chosen: pd.Series, value: str = "rise") -> Effect:
+    return mean_effect(gains.loc[chosen].dropna(subset=value), value, cell=_CELL)
 
 
 def _read_at_one(gains: pd.DataFrame, found: Findings) -> None:
@@ -98,11 +105,13 @@ def _both_against_neither(table: pd.DataFrame, found: Findings) -> None:
 
 
 def capping(tables: Tables, found: Findings) -> str:
-    """K6: whether some way to cap raises the gain, asked of every cap by itself: the sign of a rise changes with c."""
+    """K6: whether some way to cap raises the fall, with a gain, asked of every cap by itself: signs change with c."""
     table = without_penalty(tables("S5"))
     gains = _gains(table)
     kept = (gains["form"] == "contraction") & (gains["norms"] == "budget") & (gains["way"] == "kept")
-    found.add("mean_rise", _rise(gains, kept), "ECE")
+    found.add("mean_fall_rise", _rise(gains, kept, "fall_rise"), "probability")
+    units = {"fall_rise": "probability", "difference": "ECE", "rise": "ECE"}
+    names = {"difference": "gain", "rise": "gain_rise"}
     for form, norms, ways in (("contraction", NORMS, WAYS), ("gain", ("budget",), ("kept", "in reading only"))):
         for setting in ({"form": form, "norms": norm, "way": way} for norm in norms for way in ways):
             rows = gains.loc[(gains[list(setting)] == list(setting.values())).all(axis=1)].dropna(subset="rise")
@@ -110,22 +119,24 @@ def capping(tables: Tables, found: Findings) -> str:
                 c, v, *what = cell  # pyright: ignore[reportGeneralTypeIssues]
                 control = " ".join(name for name in what if name in _CONTROLS)
                 at = {"c": c, "V": v} | ({"control": control} if control else {})
-                found.add("rise", mean_effect(arm, "rise", cell=_CELL), "ECE", **setting, **at)
+                for value, unit in units.items():
+                    found.add(names.get(value, value), mean_effect(arm, value, cell=_CELL), unit, **setting, **at)
     _price(table, found)
-    under_budget = [found.at("rise", form="contraction", norms="budget", way=way) for way in WAYS]
-    others = [found.at("rise", form="contraction", norms=n, way=way) for n in NORMS[1:] for way in WAYS]
-    every = [*under_budget, *others, *(found.at("rise", form="gain", way=way) for way in ("kept", "in reading only"))]
-    restored_anywhere = any(restores(rise) for rises in every for rise in rises)
+    under_budget = [found.at("fall_rise", form="contraction", norms="budget", way=way) for way in WAYS]
+    others = [found.at("fall_rise", form="contraction", norms=n, way=way) for n in NORMS[1:] for way in WAYS]
+    gain_form = [found.at("fall_rise", form="gain", way=way) for way in ("kept", "in reading only")]
+    every = [*under_budget, *others, *gain_form]
+    restored_anywhere = any(restores(found, rise) for rises in every for rise in rises)
     return word(
-        supported=any(all(restores(rise) for rise in rises) for rises in under_budget),
-        refuted=all(rise.high <= SMALL for rises in every for rise in rises),
+        supported=any(all(restores(found, rise) for rise in rises) for rises in under_budget),
+        refuted=all(rise.high <= SMALL or found("gain", **rise.cell).high <= 0 for rises in every for rise in rises),
         known=all(any(rise.known for rise in rises) for rises in (under_budget if restored_anywhere else every)),
     )
 
 
-def restores(rise: Finding) -> bool:
-    """Whether a cap raises the gain by more than counts as none."""
-    return rise.low > SMALL
+def restores(found: Findings, rise: Finding) -> bool:
+    """Whether with a cap smoothing lowers the confidence by more than counts as none beyond without, and gains."""
+    return rise.low > SMALL and found("gain", **rise.cell).low > 0
 
 
 def _price(table: pd.DataFrame, found: Findings) -> None:
@@ -166,13 +177,15 @@ def restored(column: str, values: Sequence[float]) -> Callable[[Runs, Findings],
         for value, name in arms.items():
             gains = difference(asked, "error", column="method", first=f"b=0{name}", second=f"b=0.1{name}", on=on)
             found.add("rise", runs.mean(_with_rise(gains, base, on), "rise"), "ECE", **{suffix: value})
+            found.add("gain_with", runs.mean(gains), "ECE", **{suffix: value})
         found.add("gain", runs.mean(base), "ECE")
         plain = runs.at_end(runs.train)
         found.add("activity", runs.mean(plain.loc[plain["method"] == "b=0"], "activity"), "index")
         _mean_errors(asked, {**arms, "none": ""}, suffix, found)
         rise, activity = found("rise", **{suffix: next(iter(arms))}), found("activity")
         inert = activity.low > 1
-        return word(supported=rise.low > 0 and inert, refuted=rise.high < 0 and inert)
+        gain = found("gain_with", **rise.cell)  # a harm that disappears is no effect restored
+        return word(supported=min(rise.low, gain.low) > 0 and inert, refuted=rise.high < 0 and inert)
 
     return rule
 

@@ -129,7 +129,8 @@ def headlines(verdicts: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
         are empty.
     """
     key = ["claim", "finding", "cell"]
-    text = [name for name in ("depends_on", "predicted", "effect", *key[1:]) if name in verdicts]
+    texts = ("depends_on", "predicted", "effect", "interval_over", "early_verdict", *key[1:])
+    text = [name for name in texts if name in verdicts]
     verdicts = verdicts.assign(**verdicts[text].fillna("")).drop(columns=["mean", "low", "high", "seeds", "cells"])
     return verdicts.merge(findings.assign(cell=findings["cell"].fillna("")), on=key, how="left")
 
@@ -147,6 +148,9 @@ class Verdict:
         condition: Under which conditions it was found.
         counter_evidence: What speaks against the verdict.
         tables: Names of the tables behind it.
+        interval_over: What varies within the interval.
+        early: The word of the same rule at the epochs of the paper's budget; empty where nothing has epochs.
+        early_size: The number then.
     """
 
     claim: str
@@ -157,6 +161,9 @@ class Verdict:
     condition: str = ""
     counter_evidence: str = ""
     tables: tuple[str, ...] = ()
+    interval_over: str = "seeds"
+    early: str = ""
+    early_size: Finding | None = None
 
 
 def word(*, supported: bool, refuted: bool, known: bool = True) -> str:

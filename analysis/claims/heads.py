@@ -40,7 +40,7 @@ def capacity(tables: Tables, found: Findings) -> str:
     found.add("spread_at_full_rank", _spread_at_full_rank(det), "probability")
     _by_vocabulary(heads, found)
     steps = [*below_full_rank(found, 64), *below_full_rank(found, 16)]
-    falls = [b.high < a.low for a, b in pairwise(found.at("confidence"))]
+    falls = [b.high < a.low for a, b in pairwise(found.at("confidence_share"))]
     moves = [step.low > SMALL for step in steps]
     exceeded = found["above_a_cap"] > 0
     return word(
@@ -74,7 +74,7 @@ def _step(det: pd.DataFrame, first: int, second: int, found: Findings) -> None:
     steps = difference(det, "confidence", column="hidden_size", first=first, second=second, on=[*cell, *SEEDS])
     name = f"step_from_{second}"
     if second == 64:
-        found.add(name, mean_effect(steps, "difference", cell=["vocab_size", "norm_budget"]), "probability")
+        found.add(name, mean_effect(steps, "difference", cell=cell), "probability")
     for (v, temperature, m), rows in steps.groupby(cell):  # pyright: ignore[reportGeneralTypeIssues]
         found.add(name, mean_effect(rows, "difference", cell=cell), "probability", V=v, T=temperature, m=m)
 
@@ -91,15 +91,26 @@ def moves(found: Findings) -> tuple[int, int]:
 
 
 def _by_vocabulary(heads: pd.DataFrame, found: Findings) -> None:
-    """Confidence of plain low-rank heads that differ in V alone, of those V that have several seeds."""
-    alike = heads.loc[
-        (heads["teacher"] == "lowrank") & (heads["hidden_size"] == 64) & (heads["norm_coefficient"] == 0.1)
-        & (heads["temperature"] == 1) & heads["softcap"].isna() & (heads["label_smoothing"] == 0)
-    ]  # fmt: skip
+    """Confidence of plain low-rank heads that differ in V alone, of those V that have several seeds, and its share.
+
+    The teacher's own ceiling falls with V: a head of any norm ends at the counts of its sample. So the share is that of
+    the saturated head, which is the one of largest m / T.
+    """
+    plain = heads.loc[(heads["teacher"] == "lowrank") & heads["softcap"].isna() & (heads["label_smoothing"] == 0)]
+    scale = plain["norm_coefficient"] * plain["hidden_size"] / plain["temperature"]
+    by = ["vocab_size", *SEEDS]
+    most = plain.loc[scale == scale.groupby(plain["vocab_size"]).transform("max")]
+    ceiling = most.groupby(by)["confidence"].mean().rename("saturated").reset_index()
+    alike = plain.loc[
+        (plain["hidden_size"] == 64) & (plain["norm_coefficient"] == 0.1) & (plain["temperature"] == 1)
+    ].merge(ceiling, on=by)
+    alike = alike.assign(share=alike["confidence"] / alike["saturated"])
+    columns = {"confidence": "confidence", "saturated_confidence": "saturated", "confidence_share": "share"}
     for v, rows in alike.groupby("vocab_size"):
-        effect = mean_effect(rows, "confidence", cell=["vocab_size"])
-        if effect.seeds > 1:
-            found.add("confidence", effect, "probability", V=v)
+        for name, column in columns.items():
+            effect = mean_effect(rows, column, cell=["vocab_size"])
+            if effect.seeds > 1:
+                found.add(name, effect, "share" if column == "share" else "probability", V=v)
 
 
 def _spread_at_full_rank(det: pd.DataFrame) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 
 import pandas as pd
 
@@ -18,9 +19,11 @@ from .runs import Runs, tuned_model, tuned_simulation
 from .sources import MissingTableError, Tables
 from .tuning import degrades, diversity, keeps, regularises
 
-__all__ = ["CLAIMS", "MODEL_CLAIMS", "Judged", "decide", "judge", "judge_model"]
+__all__ = ["CLAIMS", "EARLY", "MODEL_CLAIMS", "Judged", "decide", "judge", "judge_model"]
 
 ClaimRule = Callable[[Tables, Findings], str]
+_NUMBERS = ("mean", "low", "high")
+EARLY = 2  # epochs of tuning, the budget of the paper
 
 
 class Claim(NamedTuple):
@@ -56,6 +59,17 @@ MODEL_CLAIMS: dict[str, Callable[[Runs, Findings], str]] = {
 }
 
 
+class _Early:
+    """Tables of which tunings end at the paper's budget."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables, self.has = tables, tables.has
+
+    def __call__(self, name: str) -> pd.DataFrame:
+        table = self._tables(name)
+        return table.loc[table["epoch"] <= EARLY] if "epoch" in table else table
+
+
 class Judged(NamedTuple):
     """Verdicts, one line a claim, and their findings, one line a number (:class:`~.findings.Finding`)."""
 
@@ -63,11 +77,26 @@ class Judged(NamedTuple):
     findings: pd.DataFrame
 
 
-def _verdict(found: Findings, decided: str, said: report.Sentences, tables: tuple[str, ...]) -> Verdict:
-    """The verdict in words; an effect that no complete cell shows decides nothing."""
+def _verdict(
+    found: Findings,
+    decided: str,
+    said: report.Sentences,
+    tables: tuple[str, ...],
+    early: Callable[[Findings], str] | None = None,
+) -> Verdict:
+    """The verdict in words; an effect that no complete cell shows decides nothing. ``early`` judges at ``EARLY``."""
     known = bool(said.headline.cells)
     decided = decided if known else "not decided"
+    then, size = "", None
+    if early is not None:
+        before = Findings(found.claim)
+        then, made = early(before), before(said.headline.finding, **said.headline.cell)
+        size = found.add(f"{made.finding}_at_epoch_{EARLY}", made.effect, made.unit, **made.cell)
+        then = then if size.cells else "not decided"
     return Verdict(
+        early=then,
+        early_size=size,
+        interval_over=said.interval_over,
         claim=found.claim,
         verdict=decided,
         depends_on=said.depends_on if decided == "depends on" else "",
@@ -86,8 +115,9 @@ def decide(claim: str, tables: Tables) -> tuple[Verdict, Findings]:
         MissingTableError: If a table is missing that the claim cannot do without.
     """
     found, (rule, reads) = Findings(claim), CLAIMS[claim]
-    word = rule(tables, found)
-    return _verdict(found, word, report.STUDY[claim](found), tuple(filter(tables.has, reads))), found
+    word, said = rule(tables, found), report.STUDY[claim](found)
+    early = (lambda before: rule(cast("Tables", _Early(tables)), before)) if reads[0] == "S7" else None
+    return _verdict(found, word, said, tuple(filter(tables.has, reads)), early), found
 
 
 def judge(tables: Tables, preset: Preset) -> Judged:
@@ -96,7 +126,10 @@ def judge(tables: Tables, preset: Preset) -> Judged:
     Returns:
         Verdicts: ``claim``, ``statement`` (the claim), ``verdict``, ``depends_on``, ``predicted`` (each experiment's
         word), ``effect``, ``finding`` and ``cell`` (which of the findings it is), ``mean``, ``low``, ``high`` (95 %,
-        :func:`~.statistics.mean_effect`), ``seeds``, ``cells``, ``condition``, ``counter_evidence``, ``tables``,
+        :func:`~.statistics.mean_effect`), ``seeds``, ``cells``, ``interval_over`` (what varies within the interval:
+        ``seeds``; only the ``first values of the solver`` where targets are deterministic; ``shapes``),
+        ``early_verdict``, ``early_mean``, ``early_low``, ``early_high`` (of the same rule where tuning ends after 2
+        epochs, the budget of the paper; empty where nothing is tuned), ``condition``, ``counter_evidence``, ``tables``,
         ``rows_left_out`` (not converged, of all), ``cells_not_run`` (not complete, of all in the grid; only of tables
         whose sidecar tells), ``preset``. A claim whose table is missing is ``not decided``, with the reason as its
         condition, and one whose effect no complete cell shows. And the findings.
@@ -148,6 +181,7 @@ def judge_model(table: pd.DataFrame, predictions: Sequence[Prediction]) -> Judge
         ValueError: If runs that a claim compares are missing.
     """
     words, runs = {prediction.claim: prediction.verdict for prediction in predictions}, tuned_model(table)
+    begun = tuned_model(table.loc[table["epoch"] <= EARLY])
     lines, several = [], []
     for name, rule in MODEL_CLAIMS.items():
         found = Findings(name)
@@ -155,13 +189,14 @@ def judge_model(table: pd.DataFrame, predictions: Sequence[Prediction]) -> Judge
         if not all(made.cells for made in found.listed):
             lacking = next(made.finding for made in found.listed if not made.cells)
             raise ValueError(f"table must hold all runs of the preset full; {name} lacks some (of {lacking})")
-        lines.append(_line(_verdict(found, decided, report.MODEL[name](found), ("instruction",)), words[name]))
+        verdict = _verdict(found, decided, report.MODEL[name](found), ("instruction",), partial(rule, begun))
+        lines.append(_line(verdict, words[name]))
         several.append(found)
     return Judged(pd.DataFrame(lines), Findings.table(several))
 
 
 def _line(verdict: Verdict, predicted: str) -> dict[str, object]:
-    size = verdict.size
+    size, early = verdict.size, verdict.early_size
     return {
         "claim": verdict.claim,
         "statement": report.STATEMENTS[verdict.claim],
@@ -171,8 +206,11 @@ def _line(verdict: Verdict, predicted: str) -> dict[str, object]:
         "effect": verdict.effect,
         "finding": "" if size is None else size.finding,
         "cell": "" if size is None else size.where,
-        **{name: None if size is None else round(getattr(size, name), 5) for name in ("mean", "low", "high")},
+        **{name: None if size is None else round(getattr(size, name), 5) for name in _NUMBERS},
         **{name: None if size is None else getattr(size, name) for name in ("seeds", "cells")},
+        "interval_over": "" if size is None else verdict.interval_over,
+        "early_verdict": verdict.early,
+        **{f"early_{name}": None if early is None else round(getattr(early, name), 5) for name in _NUMBERS},
         "condition": verdict.condition,
         "counter_evidence": verdict.counter_evidence,
         "tables": " ".join(verdict.tables),

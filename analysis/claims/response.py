@@ -204,15 +204,18 @@ def _judge(preset: Preset, out: Path | None, file: Path) -> int:
             f"  P ahead {line['ahead']:+.4f} [{line['ahead_low']:+.4f}, {line['ahead_high']:+.4f}]"
             f"  slope {line['slope']:.3f}  largest error {line['largest_error']:.4f}"
         )
-    not_confirmed = int((~pairs["confirmed"]).sum())
+    off = int((pairs["confidence_off"].abs() > _TOLERANCE).sum())
+    unsolved = int((~_flags(pairs["solved"])).sum())
+    left_out = f"{off} whose head was trained to another confidence, {unsolved} whose response was not solved"
     made = made_here(
         "python -m analysis.claims.response",
-        config={"preset": preset, "pairs": len(pairs), "not_confirmed": not_confirmed},
+        config={"preset": preset, "pairs": len(pairs), "not_confirmed": int((~pairs["confirmed"]).sum())},
+        note=f"pairs left out: {left_out}",
         seeds=sorted(pairs["data_seed"].unique().tolist()),
         wall_seconds=round(time.perf_counter() - start, 3),
     )
     write_table(table, file, made, digits=6)
-    print(f"{len(pairs)} pairs, {not_confirmed} not confirmed and left out -> {shown(file)}")
+    print(f"{len(pairs)} pairs, left out: {left_out} -> {shown(file)}")
     return 0
 
 

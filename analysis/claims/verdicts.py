@@ -17,7 +17,7 @@ from ..lab.records import configs_hash
 from ..lab.registry import EXPERIMENTS, PRESETS, Preset, experiment
 from ..lab.running import committed_folder
 from ..lab.tables import find_table, read_sidecar, sidecar_of, write_table
-from .judging import Judged, judge
+from .judging import EARLY, Judged, judge
 from .sources import Tables
 
 __all__ = ["write_judged", "write_verdicts"]
@@ -63,6 +63,11 @@ def write_verdicts(preset: Preset, out: Path | None, file: Path | None) -> int:
     for line in table.to_dict("records"):
         interval = "" if pd.isna(line["mean"]) else f"  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]"
         print(f"{line['claim']}  {line['verdict']:12}{line['statement']}\n    {line['effect']}{interval}")
+        if line["early_verdict"]:
+            print(
+                f"    at epoch {EARLY}: {line['early_verdict']}  {line['early_mean']:.4f} "
+                f"[{line['early_low']:.4f}, {line['early_high']:.4f}]"
+            )
         print(f"    {line['condition']}")
         if line["counter_evidence"]:
             print(f"    but: {line['counter_evidence']}")

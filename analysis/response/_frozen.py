@@ -35,7 +35,9 @@ class FrozenHeadResponse(NamedTuple):
         confidence: Mean smoothed confidence, S.
         confidence_per_context: S + (N,).
         entropy: Mean smoothed entropy in nats, S.
-        plain_confidence: Of the plain optimum, solved again with the head frozen, (N,).
+        plain_hidden: Hidden states of the plain optimum, solved again with the head frozen, (N, D), without the part
+            that no logit sees.
+        plain_confidence: Of that optimum, (N,).
         plain_entropy: Its mean entropy in nats, ().
         true_ece: True calibration error of the smoothed predictions in 15 equal bins, S; None without the conditionals.
         true_ece_gain: That of the plain ones minus ``true_ece``, S: above 0 where smoothing helps; None likewise.
@@ -48,6 +50,7 @@ class FrozenHeadResponse(NamedTuple):
     confidence: Array
     confidence_per_context: Array
     entropy: Array
+    plain_hidden: Array
     plain_confidence: Array
     plain_entropy: float
     true_ece: Array | None
@@ -137,9 +140,9 @@ def frozen_head_response(
     q = Distributions("target_distribution", target_distribution, n, v, h.device)
     truth = None if true_conditionals is None else Distributions("true_conditionals", true_conditionals, n, v, h.device)
     values = np.concatenate([[0.0], b.reshape(-1)])
-    read = np.empty((4, values.size, n))
+    read, plain = np.empty((4, values.size, n)), torch.empty_like(h)
     for part in blocks(n, v, h.device, block_entries):
-        read[:, :, part] = _block(
+        read[:, :, part], plain[part] = _block(
             small,
             h[part],
             q.block(part),
@@ -164,6 +167,7 @@ def frozen_head_response(
         confidence=smoothed.mean(-1),
         confidence_per_context=smoothed,
         entropy=entropy[1:].mean(-1).reshape(b.shape),
+        plain_hidden=(plain @ small.axes.T).cpu().numpy(),
         plain_confidence=confidence[0],
         plain_entropy=float(entropy[0].mean()),
         true_ece=None if ece is None else ece[1:].reshape(b.shape),
@@ -188,9 +192,9 @@ def domain_of(hidden: Tensor, feature_norm: float | None, kind: Features, *, unl
 
 def _block(
     small: Reduced, hidden: Tensor, q: Tensor, values: Array, domain: Domain, decay: float, truth: Tensor | None
-) -> Array:
-    """Confidence, entropy, accuracy and residual of a block of contexts at each b, ``(4, B, n)``; values[0] is 0."""
-    head, start, read = small.head, hidden, np.empty((4, values.size, len(hidden)))
+) -> tuple[Array, Tensor]:
+    """Confidence, entropy, accuracy and residual of contexts at each b, ``(4, B, n)``; the plain hidden states."""
+    head, start, plain, read = small.head, hidden, hidden, np.empty((4, values.size, len(hidden)))
     for index in np.argsort(values, kind="stable"):  # upwards, each from the last
         b = float(values[index])
         loss = ContextLoss(head, q, b, decay)
@@ -208,7 +212,8 @@ def _block(
         lines = (p.amax(-1), -(p * log_p).sum(-1), accuracy, found.residual)
         read[:, index] = torch.stack(lines).cpu().numpy()
         start = found.hidden
-    return read
+        plain = start if index == 0 else plain  # values[0] is 0 and comes first
+    return read, plain
 
 
 def _best_start(small: Reduced, loss: ContextLoss, start: Tensor, q: Tensor, b: float, domain: Domain) -> Tensor:

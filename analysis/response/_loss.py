@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernel.softcap import slope, softcap
+
 from ._inputs import ScaledHead
 
 __all__ = ["ContextLoss", "Point", "forward"]
@@ -61,8 +63,7 @@ def forward(head: ScaledHead, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
     a = hidden @ head.rows.T
     if head.softcap is None:
         return a, None
-    squashed = torch.tanh(a / head.softcap)
-    return head.softcap * squashed, 1 - squashed.square()
+    return softcap(a, head.softcap), slope(a / head.softcap)
 
 
 class ContextLoss:
@@ -89,19 +90,25 @@ class ContextLoss:
 
     def at(self, hidden: Tensor) -> Point:  # (n, D)
         """Loss and derivatives."""
-        z, slope = forward(self._head, hidden)
+        z, incline = forward(self._head, hidden)
         lse = z.logsumexp(-1)
         p = (z - lse.unsqueeze(-1)).exp_()
         bulk = (z.mean(-1) - lse).exp()
         squares = 0.5 * self.decay * hidden.square().sum(-1)
-        if slope is None or self._head.softcap is None:
+        if incline is None or self._head.softcap is None:
             value = lse - (hidden * self._targets).sum(-1) + squares
             return Point(value, p @ self._head.rows - self._targets + self.decay * hidden, p, bulk, None, None)
         residual = p - self._targets
         value = lse - (z * self._targets).sum(-1) + squares
-        gradient = (residual * slope) @ self._head.rows + self.decay * hidden
-        bend = -2 * (z / self._head.softcap**2) * slope * residual  # f'' = -2 f f' / c^2
-        return Point(value, gradient, p, bulk, slope, bend)
+        gradient = (residual * incline) @ self._head.rows + self.decay * hidden
+        bend = -2 * (z / self._head.softcap**2) * incline * residual  # f'' = -2 f f' / c^2
+        return Point(value, gradient, p, bulk, incline, bend)
+
+    def value(self, hidden: Tensor) -> Tensor:  # (n,)
+        """Loss alone."""
+        z = forward(self._head, hidden)[0]
+        linear = hidden * self._targets if self._head.softcap is None else z * self._targets
+        return z.logsumexp(-1) - linear.sum(-1) + 0.5 * self.decay * hidden.square().sum(-1)
 
     def curvature(self, point: Point, vectors: Tensor) -> Tensor:  # (n, D)
         """Hessian times one vector a context."""

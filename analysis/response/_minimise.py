@@ -17,6 +17,8 @@ from ._newton import ENOUGH, Domain, Minimum, Solver
 
 __all__ = ["give_way", "minimise"]
 
+_EDGE = 1e-2  # share of the radius within which a start is on the sphere
+
 
 def minimise(
     loss: ContextLoss, start: Tensor, domain: Domain, *, squares: Tensor, scale: float, tolerance: float
@@ -38,14 +40,15 @@ def minimise(
         return Solver(loss, start, domain, squares, scale, tolerance).run()
     sphere, free = Domain("sphere", domain.radius), Domain("free", None)
     found = Minimum(start.clone(), torch.full_like(domain.radius, math.inf))
-    on_edge = todo = wrong = torch.ones_like(domain.radius, dtype=torch.bool)
+    todo = wrong = torch.ones_like(domain.radius, dtype=torch.bool)
+    on_edge = start.norm(dim=-1) >= (1 - _EDGE) * domain.radius  # the first guess is where the start is
     for turn in range(4):  # the first two give up a context early; where each guess was wrong, two more do not
-        there, place = (on_edge, sphere) if turn % 2 == 0 else (~on_edge, free)
-        which = (todo & there).nonzero().squeeze(-1)
-        leave = None if turn > 1 else domain.radius[which]
-        solver = Solver(loss.part(which), found.hidden[which], place.part(which), squares, scale, tolerance, leave)
-        solved = solver.run()
-        found.hidden[which], found.residual[which] = solved.hidden, solved.residual
+        for there, place in ((on_edge, sphere), (~on_edge, free)):
+            which = (todo & there).nonzero().squeeze(-1)
+            leave = None if turn > 1 else domain.radius[which]
+            solver = Solver(loss.part(which), found.hidden[which], place.part(which), squares, scale, tolerance, leave)
+            solved = solver.run()
+            found.hidden[which], found.residual[which] = solved.hidden, solved.residual
         inside = found.hidden.norm(dim=-1) <= domain.radius
         wrong = torch.where(on_edge, ~_outward(loss, found.hidden, tolerance * scale), ~inside)
         todo = wrong | (found.residual > ENOUGH)
@@ -78,7 +81,7 @@ def give_way(
     if solver.squared is not None:
         pull = (-(solver.point.gradient * x).sum(-1, keepdim=True) / solver.squared).clamp_min(0)
         push = push - x * ((push * x).sum(-1, keepdim=True) / solver.squared)
-    move, _ = solver.conjugate_gradients(-push, pull, torch.zeros_like(push[:, 0]), solver.diagonal(pull))
+    move, _ = solver.conjugate_gradients(-push, pull, torch.zeros_like(push[:, 0]))
     left = (solver.curvature(move, pull) - push).norm(dim=-1)
     return move, left / push.norm(dim=-1).clamp_min(1e-300)
 

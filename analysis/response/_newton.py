@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,9 @@ _INNER = 400
 # left moves max p by at most sqrt(x / 2), by Cauchy and Schwarz in the metric of the Hessian.
 _NOISE = 1e-13
 _LEAST = 1e-14  # curvature that the preconditioner assumes everywhere, in units of the largest row's square
+_FULL = 0.75  # share of a batch below which it is made smaller
+_FASTER, _LONGER = 1.1, (2.0, 4.0, 8.0)
+_SLOWER, _SHORTER = 0.1, (0.5, 0.25, 0.1)
 ENOUGH = 1e-6  # of the gradient, beside such a fall
 
 
@@ -108,7 +112,9 @@ class Solver:
             return torch.zeros_like(self.active, dtype=torch.bool)
         if self.squared is None:
             return self.x.norm(dim=-1) > 2 * self.leave
-        return (self.point.gradient * self.x).sum(-1) > self.tolerance * self.scale * self.leave
+        inward = (self.point.gradient * self.x).sum(-1) / self.leave
+        along = self.gradient(self.x, self.point).norm(dim=-1)  # where this is larger the place is not known yet
+        return (inward > self.tolerance * self.scale) & (inward > along)
 
     def keep(self, which: Tensor) -> None:
         self.loss = self.loss.part(which)
@@ -116,6 +122,14 @@ class Solver:
         self.active, self.point = self.active[which], self.point.part(which)
         self.squared = None if self.squared is None else self.squared[which]
         self.leave = None if self.leave is None else self.leave[which]
+
+    def part(self, which: Tensor) -> Solver:
+        """A view of some contexts."""
+        part = copy(self)
+        part.loss, part.x, part.region = self.loss.part(which), self.x[which], self.region[which]
+        part.point = self.point.part(which)
+        part.squared = None if self.squared is None else self.squared[which]
+        return part
 
     def gradient(self, x: Tensor, point: Point) -> Tensor:
         """Along the domain."""
@@ -135,62 +149,104 @@ class Solver:
         pull = torch.zeros_like(gradient[:, :1])
         if self.squared is not None:
             pull = -(self.point.gradient * self.x).sum(-1, keepdim=True) / self.squared
-        move, predicted = self.conjugate_gradients(gradient, pull, left, self.diagonal(pull))
-        trial = self.x + move
-        if self.squared is not None:
-            trial = trial * (self.squared.sqrt() / trial.norm(dim=-1, keepdim=True))
+        move, predicted = self.conjugate_gradients(gradient, pull, left)
+        trial = self.moved(move)
         point = self.loss.at(trial)
         fall = self.point.value - point.value
         # below rounding the loss cannot judge a step, the gradient can
         blind = predicted <= _NOISE * (1 + self.point.value.abs())
         then = self.gradient(trial, point).norm(dim=-1) / self.scale
         ratio = torch.where(blind, (then < left).double(), fall / predicted.clamp_min(1e-300))
-        accepted = ratio > 0.05  # False for nan
         size = move.norm(dim=-1)
-        self.region = torch.where(
+        length = self.searched(move, fall, ratio, blind)
+        other = length != 1
+        if bool(other.any()):
+            trial = self.moved(length.unsqueeze(-1) * move)
+            point = self.loss.at(trial)
+            fall = self.point.value - point.value
+            then = self.gradient(trial, point).norm(dim=-1) / self.scale
+        accepted = torch.where(other, fall > 0, ratio > 0.05)  # False for nan
+        region = torch.where(
             (ratio < 0.25) | ratio.isnan(),
             0.25 * size,
             torch.where(ratio > 0.75, torch.minimum(torch.maximum(self.region, 2 * size), self.largest), self.region),
         )
+        self.region = torch.where(other, torch.minimum(2 * length * size, self.largest), region)
         self.x = torch.where(accepted.unsqueeze(-1), trial, self.x)
         self.point = point.where(accepted, self.point)
         return blind & (~accepted | (then <= ENOUGH))
 
-    def conjugate_gradients(
-        self, gradient: Tensor, pull: Tensor, left: Tensor, diagonal: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Steihaug's step ``(n, D')`` and the fall that the quadratic model promises, ``(n,)``."""
-        precondition = self.preconditioner(diagonal)
-        move, residual = torch.zeros_like(gradient), gradient
+    def moved(self, move: Tensor) -> Tensor:
+        """Hidden states after a move, in their domain."""
+        trial = self.x + move
+        if self.squared is None:
+            return trial
+        return trial * (self.squared.sqrt() / trial.norm(dim=-1, keepdim=True))
+
+    def searched(self, move: Tensor, fall: Tensor, ratio: Tensor, blind: Tensor) -> Tensor:
+        """Length along the move, ``(n,)``: longer where the loss falls faster than a square, as exponentials do.
+
+        A saturated head's loss is a sum of exponentials, of which a Newton step takes a factor e each: the model is
+        right about the way, and wrong about how far. Where it promised too much shorter steps are tried.
+        """
+        length, best = torch.ones_like(fall), fall
+        for longer, chosen in ((True, ratio > _FASTER), (False, ratio < _SLOWER)):
+            which = (chosen & ~blind).nonzero().squeeze(-1)
+            for factor in _LONGER if longer else _SHORTER:
+                if not len(which):
+                    break
+                value = self.loss.part(which).value(self.moved(factor * move)[which])
+                gained = self.point.value[which] - value
+                better = gained > (best[which] if longer else 0)
+                kept = which[better]
+                length[kept], best[kept] = factor, gained[better]
+                which = kept if longer else which[~better]
+        return length
+
+    def conjugate_gradients(self, gradient: Tensor, pull: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        """Steihaug's step ``(n, D')`` and the fall that the quadratic model promises, ``(n,)``.
+
+        Contexts that are done leave the batch when they are a quarter of it.
+        """
+        moves, curves = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        here, view, precondition = torch.arange(len(gradient), device=gradient.device), self, self.preconditioner(pull)
+        move, curved, residual = moves, curves, gradient  # curved: Hessian times the move
         conditioned = precondition(residual)
         direction, square = -conditioned, (residual * conditioned).sum(-1)
         goal = gradient.square().sum(-1) * left.clamp(1e-4, 0.1).square()  # of the squared residual: superlinear
         going = square > 0
-        curved = torch.zeros_like(move)  # Hessian times the move
         for _ in range(min(2 * gradient.shape[1] + 10, _INNER)):
-            product = self.curvature(direction, pull)
+            product = view.curvature(direction, pull)
             along = (direction * product).sum(-1)
             length = square / along
-            edge = _to_edge(move, direction, self.region)
+            edge = _to_edge(move, direction, view.region)
             out = going & ((along <= 0) | (length >= edge) | ~length.isfinite())
             taken = torch.where(going, torch.where(out, edge, length), 0.0).unsqueeze(-1)
             move, curved = move + taken * direction, curved + taken * product
             residual = residual + taken * product
             going = going & ~out & (residual.square().sum(-1) > goal)
-            if not bool(going.any()):
-                break
+            count = int(going.sum())
+            if count < _FULL * len(here):
+                moves[here], curves[here] = move, curved
+                if not count:
+                    break
+                which = going.nonzero().squeeze(-1)
+                move, curved, residual, direction = move[which], curved[which], residual[which], direction[which]
+                square, goal, going, pull, here = square[which], goal[which], going[which], pull[which], here[which]
+                view = view.part(which)
+                precondition = view.preconditioner(pull)
             conditioned = precondition(residual)
             new = (residual * conditioned).sum(-1)
             share = torch.where(going, new / square, 0.0).unsqueeze(-1)
             direction, square = -conditioned + share * direction, torch.where(going, new, square)
-        return move, -(move * (gradient + 0.5 * curved)).sum(-1)
+        else:
+            moves[here], curves[here] = move, curved
+        return moves, -(moves * (gradient + 0.5 * curves)).sum(-1)
 
-    def diagonal(self, pull: Tensor) -> Tensor:
-        """What the Hessian is about, in the axes of the rows, ``(n, D)``."""
-        return self.point.bulk.unsqueeze(-1) * self.axes + pull.abs() + self.loss.decay + _LEAST * self.scale**2
-
-    def preconditioner(self, diagonal: Tensor) -> Callable[[Tensor], Tensor]:
-        """Inverse of the diagonal, on a sphere of its restriction to the tangent space."""
+    def preconditioner(self, pull: Tensor) -> Callable[[Tensor], Tensor]:
+        """Inverse of what the Hessian is about, in the axes of the rows; on a sphere of its tangential part."""
+        added = pull.abs() + self.loss.decay + _LEAST * self.scale**2
+        diagonal = self.point.bulk.unsqueeze(-1) * self.axes + added
         if self.squared is None:
             return lambda v: v / diagonal
         normal = self.x / diagonal

@@ -127,7 +127,8 @@ def _predictions(
     )
     sphere = ball
     if not free and config.hidden_size < config.teacher.vocab_size:  # a wider sphere is a ball
-        sphere = frozen_head_response(weight, hidden, fitted.training, smoothings, features="sphere", **shape, **norms)
+        solved = torch.from_numpy(ball.plain_hidden).to(weight)  # the same plain optimum, where its norms bind
+        sphere = frozen_head_response(weight, solved, fitted.training, smoothings, features="sphere", **shape, **norms)
     chi = susceptibility(weight, hidden, fitted.training, weight_decay=config.weight_decay if free else None, **shape)
     angle = stationarity(weight, hidden, **shape).sin_squared.mean()
     p, v = min(before["confidence"], 1.0), config.teacher.vocab_size
@@ -158,8 +159,15 @@ def _predictions(
 
 
 def _leftover(config: ResponseConfig) -> int:
-    """V = 256 first, then up to 4096, then the largest."""
-    return int(config.vocab_size > 256) + int(config.vocab_size > LARGEST)
+    """What the verdict needs most first: S3's cells of few dimensions, where the transition is; larger V later.
+
+    Last the heads of D = 4 whose norms are free: most of them never converge, and are in no verdict.
+    """
+    if config.head.norm == "free" and config.hidden_size == 4:
+        return 4
+    if config.vocab_size > 256:
+        return 2 + int(config.vocab_size > LARGEST)
+    return int(config.source != "S3" or config.hidden_size > 64)
 
 
 def _queue(config: ResponseConfig) -> str:

@@ -15,7 +15,7 @@ __all__ = ["Source", "sources"]
 # Committed files that are no tables -> the command that makes them.
 _OTHERS = {
     "full_rows.xz": "python -m analysis.study pack paper_figures/data/full_rows.xz --digits 6 --preset full",
-    "activity.png": "python -m paper_figures --only activity --preset full",
+    "response.png": "python -m paper_figures --only response --preset full",
 }
 _READERS = (
     "README.md", "docs/*.md", "docs/readme_tables.py", "paper_figures/*.py", "notebooks/*.py", "analysis/claims/*.py",

@@ -102,16 +102,66 @@ class TestVerdicts:
             (table["softcap_form"] == "contraction") & (table["norm"] == "budget") & (table["label_smoothing"] == 0)
         )
         before, _ = decide("K6", Given(S5=table.copy()))
-        table.loc[chosen & (table["softcap"] == 2) & (table["evaluation"] == "plain"), "true_ece"] += 0.2
-        table.loc[chosen & (table["softcap"] == 20) & (table["evaluation"] == "plain"), "true_ece"] -= 0.2
+        for c, change in ((2, 0.2), (20, -0.2)):
+            rows = chosen & (table["softcap"] == c) & (table["evaluation"] == "plain")
+            table.loc[rows, ["true_ece", "confidence"]] += change
         after, found = decide("K6", Given(S5=table))
         assert "budget, in training only" not in before.counter_evidence
         assert "budget, in training only" in after.counter_evidence
-        rises = {r.cell["c"]: r for r in found.at("rise", form="contraction", norms="budget", way="in training only")}
+        where = {"form": "contraction", "norms": "budget", "way": "in training only"}
+        rises = {rise.cell["c"]: rise for rise in found.at("fall_rise", **where)}
         assert rises[2].low > 0.01
         assert rises[20].high < -0.01
         assert "(restores at c = 2 at V = 256, lowers it at c = 20 at V = 256)" in after.condition
         assert (after.verdict, after.depends_on) == ("depends on", "form, norms and c")
+
+    def test_harm_that_disappears_is_no_effect_restored(self):
+        """A gain that rises while smoothing takes less confidence, as at c = 2, or that stays below 0, restores nothing."""
+        table = s5()
+        plain = (table["norm"] == "budget") & (table["label_smoothing"] == 0) & (table["softcap"] == 2)
+        plain &= table["evaluation"] == "plain"
+        for column in ("true_ece", "confidence"):  # either alone
+            changed = table.assign(**{column: table[column] + 0.2 * plain})
+            assert "budget, in training only" not in decide("K6", Given(S5=changed))[0].counter_evidence
+        verdict, found = decide("K6", Given(S5=s5(DATA)))
+        kept = {"form": "contraction", "norms": "budget", "way": "kept", "c": 2.0}
+        assert found.at("gain_rise", **kept)[0].low > 0.004  # what had been called a rise
+        assert found.at("gain", **kept)[0].high < 0.001
+        assert found.at("fall_rise", **kept)[0].high < 0
+        assert verdict.size is not None
+        assert verdict.size.high < 0
+
+    def test_a_cell_of_k3_has_one_temperature_and_the_largest_step_is_in_the_headline(self):
+        full = Tables([DATA], shared=DATA)
+        verdict, found = decide("K3", full)
+        steps = found.at("step_from_64")
+        assert len(steps) == verdict.size.cells == 8
+        assert verdict.size.mean == pytest.approx(sum(step.mean for step in steps) / 8)
+        assert f"D = 64 minus D = 16: up to {max(step.mean for step in found.at('step_from_16')):.3f}" in verdict.effect
+
+    def test_confidence_over_vocabularies_is_a_share_of_the_saturated_heads(self):
+        _, found = decide("K3", Tables([DATA], shared=DATA))
+        ceiling = {f.cell["V"]: f.mean for f in found.at("saturated_confidence")}
+        assert ceiling[256] == pytest.approx(0.482, abs=1e-3)
+        assert ceiling[32768] == pytest.approx(0.306, abs=1e-3)
+        for share, own in zip(found.at("confidence_share"), found.at("confidence"), strict=True):
+            assert share.mean == pytest.approx(own.mean / ceiling[own.cell["V"]], rel=0.02)
+
+    def test_tunings_are_judged_at_two_epochs_too(self):
+        rows = read_table(DATA / "quick" / "S7.csv").query("converged")
+        others = {name: read_table(DATA / "quick" / f"{name}.csv") for name in ("S4", "S5", "S6")}
+        for claim in ("K1", "K2", "K8", "K9"):
+            verdict, found = decide(claim, Given(S7=rows, **others))
+            short, _ = decide(claim, Given(S7=rows.query("epoch <= 2 or reading == 'post_hoc'"), **others))
+            assert verdict.early_size.mean == short.size.mean != verdict.size.mean
+            assert found(f"{verdict.size.finding}_at_epoch_2").mean == short.size.mean
+            assert verdict.early in {"supported", "refuted", "depends on"}
+        assert decide("K5", Given(S5=s5()))[0].early == ""
+
+    def test_intervals_say_what_varies_in_them(self, table):
+        over = table["interval_over"].to_dict()
+        assert {claim for claim, what in over.items() if what == "first values of the solver"} == {"K3", "K4"}
+        assert {what for claim, what in over.items() if claim not in ("K3", "K4", "K7")} == {"seeds"}
 
     def test_a_trunk_is_judged_under_each_norm_apart(self):
         """K5 reads the trunk under the budget alone; other norms change nothing there."""

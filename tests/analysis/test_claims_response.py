@@ -12,6 +12,7 @@ from analysis.bottleneck import FitConfig, fit
 from analysis.claims.response import accuracy, joined, main, unfitted_share
 from analysis.lab.records import config_key
 from analysis.lab.registry import experiment, tidy
+from analysis.lab.running import order
 from analysis.lab.tables import find_table, read_table
 from analysis.study.s9_grid import ResponseConfig
 from analysis.study.s9_response import respond
@@ -57,6 +58,16 @@ def test_the_arms_are_there():
     assert {c.teacher.n_contexts for c in configs if c.arm == "contexts"} == {128, 512, 1024, 4096}
     assert {c.vocab_size for c in configs if c.arm == "det"} == {1024, 4096, 32768}
     assert all(c.head.features == "trunk" for c in configs if c.arm == "trunk")
+
+
+def test_the_transition_comes_first_and_the_largest_vocabulary_last():
+    listed = [job.config for job in order([experiment("S9")], "full", "cuda")]
+    first = sum(c.source == "S3" and c.vocab_size == 256 and c.hidden_size <= 64 for c in listed)
+    assert all(c.source == "S3" and c.vocab_size == 256 and c.hidden_size <= 64 for c in listed[:first])
+    assert [c.head.norm == "free" and c.hidden_size == 4 for c in listed[-45:]] == [True] * 45
+    sizes = [c.vocab_size for c in listed[:-45]]
+    assert max(sizes[: -sizes.count(32768)]) == 4096
+    assert sizes == sorted(sizes, key=lambda v: (v > 256) + (v > 4096))
 
 
 def test_a_row_holds_what_the_fits_say(config, row):

@@ -88,6 +88,9 @@ def test_the_numbers_are_those_of_full_logits(model_type):
     close(get("prediction", "confidence"), want["confidence"].mean())
     for b in (0.1, 0.3):
         close(get("smoothing", "activity", str(b)), (h - ce) / (b * (u - ce)))
+        index = max((h - ce) / (b * (u - ce)), -1.0)
+        fall = b * (want["confidence"].mean() - 1 / V) * max(0.0, 1 - index)
+        close(get("smoothing", "predicted_fall", str(b)), fall)
         close(get("smoothing", "slope", str(b)), h - ce - b * (u - ce))
         asked = math.log(1 + (1 - b) * V / b)
         close(get("smoothing", "asked_gap", str(b)), asked)

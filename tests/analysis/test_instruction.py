@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from tiny_models import save_folder
 
 from analysis.calibration import calibration_error, score_predictions
 from analysis.instruction import main
 from analysis.lab.records import config_key
 from analysis.language_models.documents import batches, encode_text
-from analysis.language_models.features import hidden_states
+from analysis.language_models.features import HiddenStates, ModelHead, hidden_states
 from analysis.smoothing import activity_index
 from analysis.study.real_tuning.encoding import encode_question, letter_tokens, load
 from analysis.study.real_tuning.evaluation import Reading, measure, spectrum
@@ -27,6 +28,7 @@ from analysis.study.real_tuning.questions import (
     read_questions,
     write_questions,
 )
+from analysis.study.real_tuning.responses import shared_falls
 from analysis.study.real_tuning.tuning import InstructionConfig, configs, seconds, tune
 
 
@@ -282,6 +284,39 @@ def test_tuning_learns_and_is_measured_on_the_way(files):
     } | {("test", "text")}
     assert set(table.loc[table["reading"] == "post_hoc", "epoch"]) == {0, 4}
     assert row["data_seed"] == 0
+
+
+def test_a_shared_scale_falls_as_its_own_minimisation_says():
+    """Against a search over one number of torch's losses; a gain of every dimension reaches at least as low a loss."""
+    generator = torch.Generator().manual_seed(0)
+    w, h = (torch.randn(n, 6, generator=generator) for n in (11, 400))
+    y = torch.distributions.Categorical(logits=1.5 * h @ w.T).sample()
+    none = torch.zeros(400, dtype=torch.long)
+    seen = HiddenStates(h, y, none, none.bool(), none.bool())
+    found = shared_falls(seen, ModelHead(w, None, 1.0, None), {"seen": seen}, (0.1, 0.2))["seen"]
+    assert set(found) == {f"{kind}_fall_{b}" for kind in ("scale", "gain") for b in ("0.1", "0.2")}
+
+    def confidence(b):
+        losses = lambda s: F.cross_entropy(s * h @ w.T, y, label_smoothing=b).item()  # noqa: E731
+        best = minimize_scalar(losses, bounds=(0.1, 5), method="bounded").x
+        return (best * h @ w.T).softmax(-1).amax(-1).mean().item()
+
+    for b in (0.1, 0.2):
+        assert found[f"scale_fall_{b}"] == pytest.approx(confidence(0.0) - confidence(b), abs=2e-3)
+        assert found[f"gain_fall_{b}"] > 0.01
+
+
+def test_tunings_without_smoothing_record_what_shared_changes_predict(files):
+    plain, smoothed = (rows(small(files, label_smoothing=b, epochs=1), files)[1] for b in (0.0, 0.1))
+    names = [f"{kind}_fall_{b}" for kind in ("scale", "gain") for b in ("0.1", "0.2")]
+    assert not set(names) & set(smoothed)
+    there = plain.loc[plain[names].notna().all(axis=1)]
+    assert set(there["epoch"]) == {1}
+    assert set(there["reading"]) == {"as_trained"}
+    assert {("train", "letter"), ("test", "tokens"), ("test", "text")} <= set(
+        zip(there["split"], there["view"], strict=True)
+    )
+    assert len(there) == plain[names].notna().any(axis=1).sum()
 
 
 def test_seeds_draw_the_examples_and_runs_of_a_seed_share_them(files):

@@ -8,28 +8,32 @@ from ..capping import NORMS, WAYS, restores
 from ..cost import efficient_rivals
 from ..findings import SMALL, Finding, Findings
 from ..heads import MAIN_SIZE, below_full_rank, moves
-from ._phrases import UNKNOWN, Sentences, number, span
+from ._phrases import SOLVER, UNKNOWN, Sentences, number, span
 
 
 def k3(found: Findings) -> Sentences:
     depends_on, (moved, steps) = "the norm product m", moves(found)
     narrow = ", ".join(f"{f.mean:.0%} at V = {f.cell['V']}" for f in found.at("geometry_share_narrow")) or "not known"
-    by_vocabulary = ", ".join(f"{f.mean:.3f} at V = {f.cell['V']}" for f in found.at("confidence"))
+    of_saturated = zip(found.at("confidence_share"), found.at("confidence"), strict=True)
+    by_vocabulary = ", ".join(f"{f.mean:.2f} at V = {f.cell['V']} ({p.mean:.3f})" for f, p in of_saturated)
     sizes = {step.cell["V"] for start in (64, 16) for step in found.at(f"step_from_{start}")}
     return Sentences(
         headline=found("step_from_64"),
-        effect="confidence at D = 256 minus D = 64, det teacher, one norm product",
+        effect="confidence at D = 256 minus D = 64, det teacher, one norm product (D = 64 minus D = 16: up to "
+        f"{_most(below_full_rank(found, 16))})",
         depends_on=depends_on,
         condition=f"{depends_on}: at fixed k = .1 (m = k D) the same step adds {found('step_at_fixed_k')}; at one m it "
         f"adds up to {_largest(below_full_rank(found, 64))}, the step from D = 16 to 64 up to "
         f"{_largest(below_full_rank(found, 16))} (V = {', '.join(map(str, sorted(sizes))) or 'none'}). Vocabulary: "
-        f"lowrank, D = 64, k = .1, T = 1, confidence {by_vocabulary}. "
+        "lowrank, D = 64, k = .1, T = 1, confidence as a share of the saturated head's (and itself), which falls with "
+        f"V too: {by_vocabulary}. "
         f"{found['above_a_cap']:.0f} of {found['compared_with_a_cap']:.0f} attained confidences exceed a proven cap. "
         f"Geometry takes at most {number(found['geometry_share'], '.1%')} of the gap at public model shapes, and for D "
         f"<= 4 at least {narrow}",
         counter_evidence=f"at one norm product hidden size moves the confidence by more than .01 in {moved} of "
         f"{steps} steps that begin below full rank; among hidden sizes >= V - 1 it differs by "
         f"{number(found['spread_at_full_rank'], '.1e')} at most",
+        interval_over=SOLVER,
     )
 
 
@@ -38,6 +42,10 @@ def _largest(steps: Sequence[Finding]) -> str:
         return UNKNOWN
     step = max(steps, key=lambda step: abs(step.mean))
     return f"{step.mean:.3f} at m / T = {step.cell['m'] / step.cell['T']:g}"
+
+
+def _most(steps: Sequence[Finding]) -> str:
+    return _largest(steps).partition(" at ")[0]
 
 
 def k4(found: Findings) -> Sentences:
@@ -66,6 +74,7 @@ def k4(found: Findings) -> Sentences:
         f"still falls by up to {number(found['largest_fall_blurred'], '.3f')}; {found['pairs_of_other_sizes']:.0f} of "
         f"the {found['pairs_inert']:.0f} and {found['pairs_acting']:.0f} det pairs of the rule lie outside V = "
         f"{MAIN_SIZE}",
+        interval_over=SOLVER,
     )
 
 
@@ -95,25 +104,26 @@ def k5(found: Findings) -> Sentences:
 
 def k6(found: Findings) -> Sentences:
     depends_on = "form, norms and c"
-    rises = {f"{n}, {way}": found.at("rise", form="contraction", norms=n, way=way) for n in NORMS for way in WAYS}
-    gain_form = {way: found.at("rise", form="gain", way=way) for way in ("kept", "in reading only")}
-    restoring = [name for name, several in rises.items() if any(restores(rise) for rise in several)]
+    rises = {f"{n}, {way}": found.at("fall_rise", form="contraction", norms=n, way=way) for n in NORMS for way in WAYS}
+    gain_form = {way: found.at("fall_rise", form="gain", way=way) for way in ("kept", "in reading only")}
+    restoring = [name for name, several in rises.items() if any(restores(found, rise) for rise in several)]
     return Sentences(
-        headline=found("mean_rise"),
-        effect="gain of b = .1 in true ECE, contraction cap in training and reading minus none, norm budget",
+        headline=found("mean_fall_rise"),
+        effect="fall in confidence from b = .1, contraction cap in training and reading minus none, norm budget",
         depends_on=depends_on,
         condition=f"{depends_on}. Contraction: "
-        + "; ".join(f"{name} {_over_caps(several)}" for name, several in rises.items())
+        + "; ".join(f"{name} {_over_caps(found, several)}" for name, several in rises.items())
         + ". Gain form, budget: "
-        + "; ".join(f"{way} {_over_caps(several)}" for way, several in gain_form.items()),
+        + "; ".join(f"{way} {_over_caps(found, several)}" for way, several in gain_form.items())
+        + ". (It restores where the fall rises by more than .01 and smoothing gains.)",
         counter_evidence=f"a contraction restores at some c: {'; '.join(restoring) or 'nowhere'}{_price(found)}",
     )
 
 
-def _over_caps(rises: Sequence[Finding]) -> str:
+def _over_caps(found: Findings, rises: Sequence[Finding]) -> str:
     """The least and largest rise over caps and arms, and which of them restore the effect or turn it round."""
     beyond = (
-        ("restores at c =", [rise for rise in rises if restores(rise)]),
+        ("restores at c =", [rise for rise in rises if restores(found, rise)]),
         ("lowers it at c =", [rise for rise in rises if rise.high < -SMALL]),
     )
     said = [f"{words} {_caps(several)}" for words, several in beyond if several]
@@ -190,4 +200,5 @@ def k7(found: Findings) -> Sentences:
         f"{found['memory_ratio']:.2f} times",
         counter_evidence=f"time over that of the fastest rival: {min(shapes):.2f} to {max(shapes):.2f} over shapes; "
         f"all that ran with smoothing: {', '.join(name for name in ran if not name.startswith('torch'))}",
+        interval_over="shapes",
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ..findings import Finding
 
 UNKNOWN = "not known (no rows)"
+SOLVER = "first values of the solver"  # deterministic targets are the same for every seed
 
 
 class Sentences(NamedTuple):
@@ -19,6 +20,7 @@ class Sentences(NamedTuple):
         depends_on: On what the claim depends, should the verdict say so.
         condition: Under which conditions it was found.
         counter_evidence: What speaks against the verdict.
+        interval_over: What varies within the interval of the headline.
     """
 
     headline: Finding
@@ -26,6 +28,7 @@ class Sentences(NamedTuple):
     depends_on: str
     condition: str
     counter_evidence: str
+    interval_over: str = "seeds"
 
 
 def number(value: float, form: str) -> str:

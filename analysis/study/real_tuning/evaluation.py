@@ -19,6 +19,9 @@ from ...language_models.documents import Encoded
 from ...language_models.features import HiddenStates, ModelHead, feature_spectrum, head_of, hidden_states
 from ...language_models.scoring import score_tokens
 from ...smoothing import activity_index
+from .responses import shared_falls
+
+_PREDICTED = ("letter", "tokens", "text")
 
 __all__ = ["Reading", "head_norms", "measure", "spectrum"]
 
@@ -81,6 +84,7 @@ def measure(
     pad: int,
     readings: Sequence[Reading],
     post_hoc: bool,
+    smoothings: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
     """All scores of a model as it stands.
 
@@ -92,6 +96,8 @@ def measure(
         readings: How the logits are read; the first is the one that the post-hoc temperature is fitted under.
         post_hoc: Whether to fit one temperature for each view of questions on the validation questions and to read the
             test questions with it, and text with that of the short answers.
+        smoothings: b whose effect shared changes of the features predict from this model, tuned without smoothing
+            (:func:`.responses.shared_falls`), on the tokens of the questions tuned on; read as the first reading says.
 
     Returns:
         One line for each split, view and reading. Views: ``options`` (letters renormalised over the four), ``letter``
@@ -107,6 +113,7 @@ def measure(
         if documents
     }
     views = {key: view for key, known in seen.items() for key, view in _views(*key, known)}
+    falls = _shared(views, head, readings[0], smoothings)
     lines = []
     for (split, view), known in views.items():
         read = [*readings]
@@ -116,10 +123,28 @@ def measure(
         extra = spectrum(known.hidden) if split == "test" and view in ("letter", "tokens") else {}
         for reading in read:
             made = _options(known, head, letters, reading) if view == "options" else _vocabulary(known, head, reading)
+            if reading is readings[0]:
+                made |= falls.get((split, view), {})
             lines.append(
                 {"split": split, "view": view, "reading": reading.name, "read_at": reading.temperature, **made, **extra}
             )
     return lines
+
+
+def _shared(
+    views: Mapping[tuple[str, str], HiddenStates], head: ModelHead, reading: Reading, smoothings: Sequence[float]
+) -> dict[tuple[str, str], dict[str, float]]:
+    """Falls that shared changes predict, fitted on letters and short answers of the questions tuned on."""
+    seen = [views["train", view] for view in ("letter", "tokens") if ("train", view) in views]
+    if not smoothings or not seen:
+        return {}
+    if reading.temperature != 1 and (head.bias is not None or reading.softcap is not None):
+        return {}  # a temperature is a scale of the logits only where nothing comes between
+    known = HiddenStates(*(torch.cat(column) for column in zip(*seen, strict=True)))
+    asked = {f"{split} {view}": states for (split, view), states in views.items() if view in _PREDICTED}
+    trained = head._replace(softcap=reading.softcap, logit_scale=head.logit_scale / reading.temperature)
+    falls = shared_falls(known, trained, asked, smoothings)
+    return {(name.split()[0], name.split()[1]): numbers for name, numbers in falls.items()}
 
 
 def _views(split: str, name: str, known: HiddenStates) -> list[tuple[tuple[str, str], HiddenStates]]:

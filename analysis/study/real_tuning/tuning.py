@@ -23,6 +23,7 @@ from .questions import QuestionSet, read_questions
 __all__ = ["PRESETS", "InstructionConfig", "TuningPreset", "configs", "seconds", "tune"]
 
 TuningPreset = Literal["rehearsal", "full"]
+_ASKED = (0.1, 0.2)  # b whose effect a tuning without smoothing is asked to predict
 PRESETS: tuple[TuningPreset, ...] = ("rehearsal", "full")
 
 
@@ -114,7 +115,8 @@ def tune(config: InstructionConfig, *, model: Path, questions: Path, device: str
         The config's numbers and ``measurements``, one for each epoch and line of
         :func:`analysis.study.real_tuning.evaluation.measure`. Readings: ``as_trained``, with the loss's temperature
         and cap; ``plain``, without them, where they differ; ``post_hoc``, at the fitted temperature, before and after
-        tuning.
+        tuning. Tunings without smoothing also have, as trained, ``scale_fall_B`` and ``gain_fall_B``: the falls that
+        shared changes of the features predict (:func:`.responses.shared_falls`).
 
     Raises:
         ValueError: If a file is another one than the config names, or there are too few training questions.
@@ -140,6 +142,7 @@ def tune(config: InstructionConfig, *, model: Path, questions: Path, device: str
             pad=_pad(tokenizer),
             readings=readings,
             post_hoc=ends,
+            smoothings=() if config.label_smoothing or not epoch else _ASKED,
         )
         lines += [{"epoch": epoch, "training_loss": loss, **line, **head_norms(tuned)} for line in measured]
     return {

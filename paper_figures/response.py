@@ -1,0 +1,143 @@
+"""How far smoothing lowers confidence: measured, against what the model trained without it predicts, nothing fitted.
+
+Caption. Each mark is a cell of S9, the mean over seeds of pairs of heads that differ in label smoothing alone. *Up:*
+the fall in mean max p that training with smoothing brought. *Across:* what the plain head says beforehand; on the
+line it is right. *Left:* the frozen-head response P, which moves the hidden states alone. *Right:* two numbers of the
+plain head, its confidence p and its activity index A. Axes are linear below .001 and logarithmic above. Stars: a real
+language model tuned on questions, on its training examples at the last epoch; its features are not free, so that P is
+no prediction, and its table has the two numbers alone. Only pairs whose response was solved and whose plain head is
+that of its table; a grid that is not finished says how many of its plain heads there are. Tables S9, and S3, S4 and
+S5 for the measured falls; the tuned model: instruction_full.csv, where it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.claims.effects import summarise
+from analysis.claims.response import joined, unfitted_share
+from analysis.lab.registry import experiment
+from analysis.response import clipped_fall
+
+from .drawing import check, panel, stamp
+from .style import HIDDEN_SIZE_COLOURS, RC, TEXT_WIDTH, THEORY_COLOUR
+
+__all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
+
+TABLES, OPTIONAL = ("S9", "S3"), ("S4", "S5", "instruction_full")
+_CELL = [
+    "source", "arm", "teacher", "vocab_size", "n_contexts", "samples_per_context", "hidden_size", "norm",
+    "norm_coefficient", "temperature", "softcap", "softcap_form", "features", "optimiser", "label_smoothing",
+]  # fmt: skip
+COLUMNS = [
+    "kind", "vocab_size", "hidden_size", "label_smoothing", "seeds", "heads", "predicted", "clipped", "fall",
+]  # fmt: skip
+_TUNED = "tuned language model"
+_LOOKS: dict[str, dict[str, Any]] = {
+    "deterministic targets": {"marker": "o", "color": HIDDEN_SIZE_COLOURS[3], "ms": 3.4, "mfc": "none", "mew": 0.8},
+    "noisy targets": {"marker": "^", "color": HIDDEN_SIZE_COLOURS[0], "ms": 3.8, "mec": "#8a7a12", "mew": 0.4},
+    _TUNED: {"marker": "*", "color": THEORY_COLOUR, "ms": 9, "mec": "white", "mew": 0.5},
+}
+_SMOOTHING, _VOCABULARY = 0.1, 49152  # that the tuned model's index is stated at, and its V
+_LINEAR = 1e-3  # falls below this are drawn on a linear scale
+
+
+def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Cells of S9 with their measured falls, and the tuned model.
+
+    Returns:
+        ``COLUMNS``; ``kind`` is the kind of targets, or the tuned model; ``heads`` how many plain heads S9 has.
+    """
+    pairs = joined(tables["S9"], {name: tables[name] for name in ("S3", "S4", "S5") if name in tables})
+    pairs = pairs.loc[pairs["confirmed"]]
+    pairs = pairs.rename(columns={"predicted_fall": "predicted", "clipped_fall": "clipped"})
+    by = [name for name in _CELL if name in pairs]
+    cells = summarise(pairs, by, ["predicted", "clipped", "fall"])
+    noisy = cells["teacher"] != "det"
+    kind = np.where(noisy, "noisy targets", "deterministic targets")
+    parts = [cells.assign(kind=kind, heads=tables["S9"]["key"].nunique())]
+    if "instruction_full" in tables:
+        parts.append(_tuned(tables["instruction_full"]).assign(kind=_TUNED))
+    return pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
+
+
+def _tuned(tuned: pd.DataFrame) -> pd.DataFrame:
+    """Falls of the tuned model on its training examples, and what its plain confidence and index say."""
+    kept = tuned.loc[
+        (tuned["split"] == "train") & (tuned["reading"] == "as_trained") & (tuned["temperature"] == 1)
+        & tuned["softcap"].isna() & (tuned["epoch"] == tuned["epoch"].max()) & tuned["view"].isin(["letter", "tokens"])
+    ]  # fmt: skip
+    keys = ["view", "data_seed"]
+    plain = kept.loc[kept["label_smoothing"] == 0, [*keys, "confidence", "activity"]]
+    smoothed = kept.loc[kept["label_smoothing"] > 0, [*keys, "label_smoothing", "confidence"]]
+    both = smoothed.merge(plain, on=keys, suffixes=("", "_plain"))
+    b, p = both["label_smoothing"], both["confidence_plain"]
+    both["fall"] = p - both["confidence"]
+    both["clipped"] = clipped_fall(p, both["activity"] * _SMOOTHING / b, _VOCABULARY, b)
+    return summarise(both, ["view", "label_smoothing"], ["clipped", "fall"])
+
+
+def make(table: pd.DataFrame, *, preset: str) -> Figure:
+    """Measured against predicted fall, see the caption above.
+
+    Args:
+        table: From :func:`prepare`.
+        preset: Printed in the figure.
+
+    Returns:
+        The figure, unsaved. Redraw: ``python -m paper_figures --only response``.
+
+    Raises:
+        ValueError: If a column is missing or there is no cell.
+    """
+    check(table, COLUMNS)
+    cells = table.loc[table["kind"] != _TUNED]
+    check(cells, COLUMNS)
+    most = 1.25 * float(np.nanmax(table[["predicted", "clipped", "fall"]].to_numpy()))
+    with mpl.rc_context(RC):
+        fig = Figure(figsize=(TEXT_WIDTH, 3.3))
+        left, right = (fig.add_axes((x, 0.145, 0.415, 0.77)) for x in (0.075, 0.575))
+        _panel(left, table, "predicted", most)
+        _panel(right, table, "clipped", most)
+        panel(left, "a", "the frozen-head response $P$")
+        panel(right, "b", r"two numbers: $b\,(p - 1/V)\,\max(0, 1 - A)$")
+        left.set_ylabel("measured fall in confidence")
+        left.legend(
+            *right.get_legend_handles_labels(), loc="upper left", handletextpad=0.2, labelspacing=0.4, fontsize=8
+        )
+        heads, planned = (
+            int(cells["heads"].iloc[0]),
+            len(experiment("S9").configs("quick" if preset == "quick" else "full")),
+        )
+        if heads != planned:
+            left.text(0.97, 0.19, f"{heads:,} of {planned:,} plain heads so far", transform=left.transAxes, ha="right",
+                      fontsize=8)  # fmt: skip
+        stamp(fig, preset, cells["seeds"])
+    return fig
+
+
+def _panel(ax: Axes, table: pd.DataFrame, x: str, most: float) -> None:
+    """Measured falls against one prediction, and how far that is off."""
+    ax.plot([-_LINEAR / 2, most], [-_LINEAR / 2, most], color="0.6", lw=0.9, zorder=1)
+    for kind, look in _LOOKS.items():
+        rows = table.loc[(table["kind"] == kind) & table[x].notna()].sort_values([x, "fall"], kind="stable")
+        if len(rows):
+            ax.plot(rows[x], rows["fall"], ls="", label=kind, zorder=4 if kind == _TUNED else 3, **look)
+    for axis in ("x", "y"):
+        getattr(ax, f"set_{axis}scale")("symlog", linthresh=_LINEAR, linscale=0.4)
+        getattr(ax, f"set_{axis}ticks")([0, 0.001, 0.01, 0.1], ["0", ".001", ".01", ".1"])
+        getattr(ax, f"set_{axis}lim")(-_LINEAR / 2, most)
+    ax.minorticks_off()
+    ax.set_xlabel("predicted fall in confidence, from the plain head alone")
+    cells = table.loc[table["kind"] != _TUNED]
+    share = unfitted_share(cells[x].to_numpy(), cells["fall"].to_numpy())
+    error = float((cells[x] - cells["fall"]).abs().max())
+    note = f"{len(cells)} cells, nothing fitted:\n$R^2$ = {share:.3f}, largest error {error:.3f}"
+    ax.text(0.97, 0.05, note, transform=ax.transAxes, ha="right", va="bottom", fontsize=8, linespacing=1.25)
