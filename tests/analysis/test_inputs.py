@@ -106,7 +106,7 @@ ELSEWHERE = {
     "from_statistics", "frozen_head_response", "head_of", "hidden_states", "load_model", "losses_of", "make_teacher", "measure",
     "packaged_smollm2", "programme_gap", "python_text", "random_streams", "read_text", "score_against_truth",
     "score_tokens", "stationarity", "susceptibility", "tied_accuracy", "train", "uniform_index",
-    "verdict",
+    "verdict", "describe", "draw_predictions", "measure_predictions", "read_predictions",
 }  # fmt: skip
 
 
