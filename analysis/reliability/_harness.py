@@ -25,7 +25,7 @@ def is_sample(row: Mapping[str, Any]) -> bool:
     return {"doc_id", "target", "arguments", "filtered_resps", "filter"} <= row.keys()
 
 
-class _Question(NamedTuple):
+class _AnsweredQuestion(NamedTuple):
     line: int
     answer: Answer
     options: list[str]  # with the delimiter
@@ -45,7 +45,7 @@ class HarnessFile:
     def __init__(self, path: Path, group: str | None) -> None:
         named = re.fullmatch(r"samples_(.+)_\d{4}-\d\d-\d\dT[\d.:-]+\.jsonl(\.gz)?", path.name)
         self.file, self.task, self.group = str(path), named[1] if named else path.name.partition(".")[0], group
-        self.questions: list[_Question] = []
+        self.questions: list[_AnsweredQuestion] = []
         self._seen: dict[str, int] = {}
 
     def add(self, line: int, row: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ class HarnessFile:
         label = _label(str(row["target"]), options, scores, row.get("acc"))
         if self._seen.setdefault(str(row["doc_id"]), line) != line:
             raise ValueError(f"doc_id {row['doc_id']} was in line {self._seen[str(row['doc_id'])]} before")
-        self.questions.append(_Question(line, Answer(scores, label, group), options, row.get("acc_norm")))
+        self.questions.append(_AnsweredQuestion(line, Answer(scores, label, group), options, row.get("acc_norm")))
 
     def answers(self) -> tuple[list[Answer], str, list[BadRow]]:
         """The predictions, how they were read, and the questions that have no score per character."""

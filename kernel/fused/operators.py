@@ -79,17 +79,12 @@ class EagerLoss(torch.autograd.Function):
             found = forward(head, scalars, None, packed=False, return_statistics=return_statistics)
             return found.token_loss, found.statistics, found.argmax
         plan = call.plan(keep=True, keep_in_gradient=needs[1], weight_gradient=needs[1])
-        gradient, memory = None, weight
-        if plan.kept and plan.in_gradient:
-            gradient = weight.new_empty(weight.shape)
-            memory = gradient.view(-1)
-        elif plan.kept:
-            memory = weight.new_empty(head.hidden.shape[0] * plan.kept)
+        gradient = weight.new_empty(weight.shape) if plan.kept and plan.in_gradient else None
+        memory = weight.new_empty(head.hidden.shape[0] * plan.kept) if gradient is None else gradient.view(-1)
         kept = call.kept(plan, memory)
         found = forward(head, scalars, kept, packed=True, return_statistics=return_statistics)
         ctx.save_for_backward(*head, found.lse, found.entropy, found.row_index)
-        ctx.scalars, ctx.plan, ctx.kept, ctx.gradient = scalars, plan, kept, gradient
-        ctx.workspace_bytes = workspace_bytes
+        ctx.options, ctx.plan, ctx.kept, ctx.gradient = (scalars, workspace_bytes), plan, kept, gradient
         if found.argmax is not None:
             ctx.mark_non_differentiable(found.argmax)
         return found.token_loss, found.statistics, found.argmax
@@ -99,7 +94,7 @@ class EagerLoss(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True; a detached gradient would be silently wrong
             raise RuntimeError("The fused loss has no second derivative; use implementation='reference'.")
         *tensors, lse, entropy, index = ctx.saved_tensors
-        call, needs = LossCall(Head(*tensors), ctx.scalars, ctx.workspace_bytes), ctx.needs_input_grad[:3]
+        call, needs = LossCall(Head(*tensors), *ctx.options), ctx.needs_input_grad[:3]
         plan, kept, gradient = ctx.plan, ctx.kept, ctx.gradient
         if plan.in_gradient:  # handed out now: whoever comes again recomputes
             ctx.kept, ctx.gradient = None, None

@@ -118,9 +118,8 @@ def every_kind(
 
     Nothing kept, some columns, and all of them; in at least two strips, of which the last may be clipped.
     """
-    tile = table.logit_gradient.columns
     times = StripTimes(n, vocab_size, hidden_size, table, processors, direct=direct, weight_gradient=False)
-    planner = _Planner(vocab_size, 0, times)
+    planner, tile = _Planner(vocab_size, 0, times), times.tile
     width = max(planner.vocab // 2 // tile, 1) * tile
     kept = sorted({0, tile, planner.vocab}) if keep else [0]
     return [planner.schedule(planner.plan(width, columns)) for columns in kept]
