@@ -10,9 +10,9 @@ import pytest
 import paper_figures
 from analysis.bottleneck import FitConfig, fit
 from analysis.claims.response import accuracy, joined, main, unfitted_share
+from analysis.lab.placement import order
 from analysis.lab.records import config_key
 from analysis.lab.registry import experiment, tidy
-from analysis.lab.running import order
 from analysis.lab.tables import find_table, read_table
 from analysis.study.s9_grid import ResponseConfig
 from analysis.study.s9_response import respond
