@@ -86,8 +86,8 @@ def simulate_all(
 ) -> SweepResult:
     """Compute the missing rows of experiments and write their tables with sidecars, where there is any row.
 
-    All experiments share the workers, and the costliest cells start first (:func:`~.placement.order`), so that no fit
-    is alone at the end.
+    All experiments share the workers, and the costliest cells start first (:func:`~analysis.lab.placement.order`), so
+    that no fit is alone at the end.
 
     Args:
         studies: What.

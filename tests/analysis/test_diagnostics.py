@@ -34,6 +34,8 @@ def test_slopes_are_derivatives_in_log_temperature(b):
     assert smoothing_slope(entropy, ce, uniform, b) == pytest.approx(slope, abs=1e-12)
     if b == 0:
         assert scale_gap(entropy, ce) == pytest.approx(slope, abs=1e-12)
+    else:
+        assert (smoothing.activity_index(entropy, ce, uniform, b) - 1) * b * (uniform - ce) == pytest.approx(slope)
 
 
 @pytest.mark.parametrize(("index", "temperature"), [(0, 1.0), (1, 0.3)])

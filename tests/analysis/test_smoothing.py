@@ -107,20 +107,6 @@ def test_the_index_has_the_sign_of_the_derivative_for_every_input(entropy, cross
         assert np.sign(index - 1) == np.sign(slope)
 
 
-def test_the_index_is_the_derivative_of_torchs_smoothed_loss_in_log_temperature():
-    generator = torch.Generator().manual_seed(0)
-    z = 3 * torch.randn(40, 9, generator=generator, dtype=torch.float64)
-    y = torch.randint(0, 9, (40,), generator=generator)
-    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    loss = torch.nn.functional.cross_entropy(z / log_t.exp(), y, label_smoothing=0.3)
-    slope = torch.autograd.grad(loss, log_t)[0].item()
-    log_p = z.log_softmax(-1)
-    h = -(log_p.exp() * log_p).sum(-1).mean().item()
-    ce, uniform = torch.nn.functional.cross_entropy(z, y).item(), -log_p.mean().item()
-    index = smoothing.activity_index(h, ce, uniform, 0.3)
-    assert (index - 1) * 0.3 * (uniform - ce) == pytest.approx(slope)
-
-
 @pytest.mark.parametrize(
     ("arguments", "index"),
     [
