@@ -21,6 +21,8 @@ __all__ = [
     "DeterministicTeacher",
     "LogLinearTeacher",
     "Observations",
+    "PaddedTeacher",
+    "PaddedTeacherConfig",
     "Teacher",
     "TeacherConfig",
     "TeacherKind",
@@ -99,6 +101,36 @@ class Observations(NamedTuple):
     context: Tensor  # (P,) int64, ascending
     token: Tensor  # (P,) int64
     weight: Tensor  # (P,) float64, positive; counts or probabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedTeacherConfig(TeacherConfig):
+    """A teacher whose last tokens never occur: the same contexts, samples and difficulty at any vocabulary.
+
+    Attributes:
+        dead_tokens: How many of the ``vocab_size`` tokens no context ever has; at least 1, and 2 must be left.
+
+    Raises:
+        TypeError: As for :class:`TeacherConfig`.
+        ValueError: If the tokens that are left make no teacher.
+
+    Example:
+        >>> PaddedTeacherConfig(kind="lowrank", vocab_size=1024, dead_tokens=768).live.vocab_size
+        256
+    """
+
+    dead_tokens: int
+
+    def __post_init__(self) -> None:
+        check_int("dead_tokens", self.dead_tokens, 1)
+        check_int("vocab_size", self.vocab_size, self.dead_tokens + 2)
+        _ = self.live
+
+    @property
+    def live(self) -> TeacherConfig:
+        """The teacher of the tokens that occur."""
+        fields = {name: getattr(self, name) for name in TeacherConfig.__dataclass_fields__}
+        return TeacherConfig(**{**fields, "vocab_size": self.vocab_size - self.dead_tokens})
 
 
 class Teacher(abc.ABC):
@@ -242,6 +274,26 @@ class LogLinearTeacher(Teacher):
         )
 
 
+class PaddedTeacher(Teacher):
+    """Another teacher with tokens after its own that never occur; samples are those of the other."""
+
+    def __init__(self, live: Teacher, dead_tokens: int) -> None:
+        self.live, self.dead_tokens = live, check_count("dead_tokens", dead_tokens)
+        self.n_contexts, self.vocab_size = live.n_contexts, live.vocab_size + dead_tokens
+
+    def conditionals(self, contexts: slice) -> Tensor:
+        """Those of the other teacher, and zeros."""
+        return torch.nn.functional.pad(self.live.conditionals(contexts), (0, self.dead_tokens))
+
+    def to(self, device: torch.device | str) -> PaddedTeacher:
+        """The same teacher on ``device``."""
+        return PaddedTeacher(self.live.to(device), self.dead_tokens)
+
+    def sample(self, samples_per_context: int, generator: torch.Generator) -> Observations:
+        """Draws of the other teacher."""
+        return self.live.sample(samples_per_context, generator)
+
+
 def _check_tokens(name: str, tokens: Tensor, low: int, vocab_size: int) -> None:
     if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
         raise TypeError(f"{name} must be an int64 tensor, got {getattr(tokens, 'dtype', type(tokens).__name__)}.")
@@ -269,6 +321,8 @@ def make_teacher(config: TeacherConfig, generator: torch.Generator) -> Teacher:
         >>> teacher.conditionals(slice(0, 4)).sum(-1).round(decimals=12).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
+    if isinstance(config, PaddedTeacherConfig):
+        return PaddedTeacher(make_teacher(config.live, generator), config.dead_tokens)
     n, v = config.n_contexts, config.vocab_size
     if config.kind == "det":
         return DeterministicTeacher(torch.arange(n) % v, v)

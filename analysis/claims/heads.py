@@ -39,6 +39,8 @@ def capacity(tables: Tables, found: Findings) -> str:
     found.add("step_at_fixed_k", mean_effect(at_k, "difference", cell=["vocab_size"]), "probability")
     found.add("spread_at_full_rank", _spread_at_full_rank(det), "probability")
     _by_vocabulary(heads, found)
+    if tables.has("S10"):
+        _at_fixed_difficulty(tables("S10"), found)
     steps = [*below_full_rank(found, 64), *below_full_rank(found, 16)]
     falls = [b.high < a.low for a, b in pairwise(found.at("confidence_share"))]
     moves = [step.low > SMALL for step in steps]
@@ -111,6 +113,14 @@ def _by_vocabulary(heads: pd.DataFrame, found: Findings) -> None:
             effect = mean_effect(rows, column, cell=["vocab_size"])
             if effect.seeds > 1:
                 found.add(name, effect, "share" if column == "share" else "probability", V=v)
+
+
+def _at_fixed_difficulty(table: pd.DataFrame, found: Findings) -> None:
+    """Confidence of plain heads on one problem, by how many tokens there are that never occur (S10)."""
+    plain = table.loc[table["label_smoothing"] == 0]
+    for (t, v), rows in plain.groupby(["temperature", "vocab_size"]):  # pyright: ignore[reportGeneralTypeIssues]
+        effect = mean_effect(rows, "confidence", cell=["vocab_size"])
+        found.add("confidence_with_dead_tokens", effect, "probability", T=t, V=v)
 
 
 def _spread_at_full_rank(det: pd.DataFrame) -> float:

@@ -40,7 +40,7 @@ def _of_tuning(rule: Callable[[Runs, Findings], str]) -> ClaimRule:
 CLAIMS = {
     "K1": Claim(_of_tuning(degrades), ("S7",)),
     "K2": Claim(keeps_in_simulation, ("S7", "S4", "S5", "S6")),
-    "K3": Claim(capacity, ("S1", "S3")),
+    "K3": Claim(capacity, ("S1", "S3", "S10")),
     "K4": Claim(small_hidden_size, ("S3", "S4")),
     "K5": Claim(temperature, ("S5",)),
     "K6": Claim(capping, ("S5",)),

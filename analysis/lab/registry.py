@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "S6": "analysis.study.s6_population",
     "S7": "analysis.study.s7_tuning",
     "S9": "analysis.study.s9_response",
+    "S10": "analysis.study.s10_vocabulary",
 }
 
 

@@ -98,7 +98,7 @@ class TestGrids:
         assert all(study.predictions for study in experiments(["all"]))
 
     def test_unknown_names_are_refused(self):
-        with pytest.raises(ValueError, match=r"^name must be one of \('S1', .*'S9'\), got 'S8'\.$"):
+        with pytest.raises(ValueError, match=r"^name must be one of \('S1', .*'S10'\), got 'S8'\.$"):
             experiment("S8")
 
     def test_names_come_once_and_in_order(self):

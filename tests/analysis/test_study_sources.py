@@ -75,7 +75,7 @@ def test_the_packed_rows_are_those_of_the_tables():
     packed = {name: set() for name in EXPERIMENTS}
     with lzma.open(DATA / "full_rows.xz", "rt", encoding="utf-8") as lines:
         for line in lines:
-            found = re.search(r'"experiment": "(S\d)".*"key": "([0-9a-f]{20})"', line)
+            found = re.search(r'"experiment": "(S\d+)".*"key": "([0-9a-f]{20})"', line)
             assert found
             packed[found[1]].add(found[2])
     for name, keys in packed.items():

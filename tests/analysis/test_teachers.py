@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
-from analysis.teachers import DeterministicTeacher, TeacherConfig, make_teacher, random_streams
+from analysis.teachers import DeterministicTeacher, PaddedTeacherConfig, TeacherConfig, make_teacher, random_streams
 
 
 def generator(seed=0):
@@ -127,3 +127,19 @@ def test_one_seed_fixes_all_and_each_stream_is_its_own():
 def test_config_errors_say_what_is_allowed(fields, kind, message):
     with pytest.raises(kind, match=f"^{message}$"):
         TeacherConfig(**fields)
+
+
+def test_dead_tokens_change_neither_conditionals_nor_samples():
+    """The problem of S10: one and the same at every vocabulary."""
+    live = TeacherConfig(kind="lowrank", vocab_size=12, n_contexts=20)
+    padded = PaddedTeacherConfig(kind="lowrank", vocab_size=30, n_contexts=20, dead_tokens=18)
+    first, second = (make_teacher(config, random_streams(0, 1)[0]) for config in (live, padded))
+    q = second.conditionals(slice(0, 20))
+    assert q.shape == (20, 30)
+    assert torch.equal(q[:, :12], first.conditionals(slice(0, 20)))
+    assert not q[:, 12:].any()
+    for a, b in zip(*(t.sample(8, random_streams(1, 1)[0]) for t in (first, second.to("cpu"))), strict=True):
+        assert torch.equal(a, b)
+    assert len(second.population().token) == len(first.population().token)
+    with pytest.raises(ValueError, match="vocab_size must be at least 20, got 19"):
+        PaddedTeacherConfig(kind="lowrank", vocab_size=19, n_contexts=20, dead_tokens=18)

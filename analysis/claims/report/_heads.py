@@ -26,7 +26,7 @@ def k3(found: Findings) -> Sentences:
         f"adds up to {_largest(below_full_rank(found, 64))}, the step from D = 16 to 64 up to "
         f"{_largest(below_full_rank(found, 16))} (V = {', '.join(map(str, sorted(sizes))) or 'none'}). Vocabulary: "
         "lowrank, D = 64, k = .1, T = 1, confidence as a share of the saturated head's (and itself), which falls with "
-        f"V too: {by_vocabulary}. "
+        f"V too: {by_vocabulary}.{_dead_tokens(found)} "
         f"{found['above_a_cap']:.0f} of {found['compared_with_a_cap']:.0f} attained confidences exceed a proven cap. "
         f"Geometry takes at most {number(found['geometry_share'], '.1%')} of the gap at public model shapes, and for D "
         f"<= 4 at least {narrow}",
@@ -35,6 +35,15 @@ def k3(found: Findings) -> Sentences:
         f"{number(found['spread_at_full_rank'], '.1e')} at most",
         interval_over=SOLVER,
     )
+
+
+def _dead_tokens(found: Findings) -> str:
+    """Confidences on one problem with tokens that never occur, by T."""
+    listed: dict[float, list[str]] = {}
+    for f in found.at("confidence_with_dead_tokens"):
+        listed.setdefault(f.cell["T"], []).append(f"{f.mean:.3f} at V = {f.cell['V']}")
+    by_t = "; ".join(f"T = {t:g}: {', '.join(numbers)}" for t, numbers in listed.items())
+    return f" With tokens that never occur added to one problem, {by_t}." if listed else ""
 
 
 def _largest(steps: Sequence[Finding]) -> str:
