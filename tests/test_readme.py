@@ -160,13 +160,15 @@ def test_the_index_of_your_own_head(capsys):
     weight, hidden = torch.randn(40, 12, generator=generator), torch.randn(200, 12, generator=generator)
     target = (hidden @ weight.T).argmax(-1)
     exec(yours(block("analysis.activity_index(")), {"weight": weight, "hidden": hidden, "target": target})
-    shown = re.fullmatch(r"mean confidence ([\d.]+), activity index ([-\d.]+)\n", capsys.readouterr().out)
+    shown = re.fullmatch(r"confidence ([\d.]+), activity index ([-\d.]+), fall ([\d.]+)\n", capsys.readouterr().out)
     assert shown
     z = hidden.double().numpy() @ weight.double().numpy().T  # independently: full logits
     log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
     entropy, loss = -(np.exp(log_p) * log_p).sum(axis=1).mean(), -log_p[np.arange(200), target.numpy()].mean()
     assert float(shown[1]) == pytest.approx(np.exp(log_p).max(axis=1).mean(), abs=0.0051)
-    assert float(shown[2]) == pytest.approx((entropy - loss) / (0.1 * (-log_p.mean() - loss)), abs=0.0051)
+    index = (entropy - loss) / (0.1 * (-log_p.mean() - loss))
+    assert float(shown[2]) == pytest.approx(index, abs=0.0051)
+    assert float(shown[3]) == pytest.approx(0.1 * np.exp(log_p).max(axis=1).mean() * max(0, 1 - index), abs=0.0051)
 
 
 @pytest.mark.parametrize("text", ["analysis.activity_index(", "calibration_error("])
