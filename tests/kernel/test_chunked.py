@@ -77,7 +77,7 @@ def test_gradients_by_hypothesis(
         patch.setitem(BLOCK_BYTES, "cpu", block)
         check(
             args,
-            floor=1e-6 if n >= 4 and d >= 4 else 1e-5,  # a few numbers can cancel to far less than their terms
+            floor=1e-5,  # a few numbers can cancel to far less than their terms, a small loss between large logits
             label_smoothing=smoothing,
             softcap=softcap,
             temperature=temperature,
