@@ -82,7 +82,8 @@ def k4(found: Findings) -> Sentences:
         depends_on=depends_on,
         condition=f"{depends_on}, at any D, V, T, cap: where A > 1.25 the fall is {still} (rule obeyed, |fall| < "
         f"{SMALL:g} and fall > 0, by {number(found['obeyed_inert'], '.0%')} and "
-        f"{number(found['obeyed_acting'], '.0%')} of pairs). Explained variance of the fall, {explained('explained')}; of the transition, .05 < A < 6, "
+        f"{number(found['obeyed_acting'], '.0%')} of pairs). Explained variance of the fall, {explained('explained')}; "
+        "of the transition, .05 < A < 6, "
         f"{explained('explained_of_transition')}. Whether it helps: {rule}",
         counter_evidence=f"with free norms smoothing acts at {free}; in noisy cells with A from 1.3 to 3 confidence "
         f"still falls by up to {number(found['largest_fall_blurred'], '.3f')}; the det pairs of the rule are seeds of "
