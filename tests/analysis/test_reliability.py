@@ -475,6 +475,13 @@ def test_the_run_of_the_docs_prints_and_draws_what_the_page_shows(capsys):
     assert re.sub(number, "#", printed) == re.sub(number, "#", shown)
     values = [np.array(re.findall(number, text), float) for text in (printed, shown)]
     np.testing.assert_allclose(*values, atol=2.1e-3)
+    (english,) = pd.read_csv(names["folder"] / "reliability.csv").query("group == 'English'").itertuples()
+    said = [english.ece, english.ece_low, english.ece_high, english.ece_if_calibrated, 100 * english.ece_p_value]
+    (told,) = re.findall(r"English above.*?error may be", page, re.DOTALL)
+    told = [
+        float(x) for x in re.findall(r"\d\.\d+", told)
+    ]  # 0.043, 0.026, 0.043, 0.9 %, 0.026, 0.043, and the interval
+    np.testing.assert_allclose(said, [told[0], *told[-2:], told[1], told[3]], atol=2.1e-3, rtol=0.3)
     drawn, committed = (imread(p) for p in (names["folder"] / "reliability.png", root / "docs/_static/reliability.png"))
     if f'matplotlib=={matplotlib.__version__}; python_version >= "3.11"' in (root / "constraints.txt").read_text():
         assert drawn.shape == committed.shape
