@@ -33,8 +33,8 @@ class _PassedBy:
         self.warned = True
         warnings.warn(
             f"{type(self.model).__name__} was fused with {', '.join(f'{n}={x}' for n, x in lost.items())}, but is "
-            "trained on another loss: its forward was replaced by one with a head of its own, as by TRL's trainers. Use "
-            "class SmoothedSFTTrainer(SmoothedLossMixin, SFTTrainer), and remove() this fused loss.",
+            "trained on another loss: its forward was replaced by one with a head of its own, as by TRL's trainers. "
+            "Use class SmoothedSFTTrainer(SmoothedLossMixin, SFTTrainer), and remove() this fused loss.",
             stacklevel=2,
         )
 
