@@ -59,6 +59,23 @@ class Layout(NamedTuple):
         """Logits, probabilities or confidence."""
         return next(iter(self.columns))
 
+    @property
+    def names(self) -> list[str]:
+        """What the columns of the options, if there are several, call them: their names less what they share."""
+        columns = self.columns[self.kind]
+        stem = re.sub(r"\d+$", "", columns[0]) if columns[0][-1].isdigit() else re.sub("[^_.]*$", "", columns[0])
+        return [name.removeprefix(stem) for name in columns] if all(stem in c for c in columns) else list(columns)
+
+    def how(self, asked: Mapping[str, Sequence[str] | None]) -> str:
+        """Which columns were read, which of them were guessed, and how labels count if not from 0."""
+        each = []
+        for role, names in self.columns.items():
+            shown = ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
+            each.append(f"{role} from {shown}" + ("" if asked.get(role) else " (guessed)"))
+        if len(self.columns[self.kind]) > 1 and all(map(_WHOLE.fullmatch, self.names)) and min(map(int, self.names)):
+            each.append(f"labels count from {min(map(int, self.names))}, as the columns do")
+        return "; ".join(each)
+
     def take(self, row: Mapping[str, Any]) -> Answer:
         """The prediction of a row; ValueError says what is wrong with it."""
         group = self.file if self.group == "file" else "" if self.group is None else str(look_up(row, self.group))
@@ -101,8 +118,7 @@ class Layout(NamedTuple):
         columns, names = self.columns[self.kind], list[str]()
         values = look_up(row, columns[0])
         if len(columns) > 1:
-            stem = re.sub(r"\d+$", "", columns[0]) if columns[0][-1].isdigit() else re.sub("[^_.]*$", "", columns[0])
-            names = [name.removeprefix(stem) for name in columns] if all(stem in c for c in columns) else list(columns)
+            names = self.names
             values = [look_up(row, name) for name in columns]
         elif isinstance(values, Mapping):
             names, values = [_plain(name) for name in values], list(values.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
 from ..checks import shares
-from ._columns import ROLES, Answer, Layout, Misread, choose_columns
+from ._columns import ROLES, Answer, Misread, choose_columns
 from ._files import BadRow, check_files, rows
 from ._harness import HarnessFile, is_sample
 
@@ -123,7 +123,7 @@ def read_predictions(
                     f"files must be one of each task unless group is 'file', got {tasks[read.task]} and {file}."
                 )
         elif read is not None:
-            how = _how(read, asked)
+            how = read.how(asked)
             past = [bad for bad in left_out if bad.file == file and "option's number" in bad.problem]
             if past and all(answer.label for answer in answers[before:]):  # a wrong label for every other row
                 raise ValueError(f"label must count options from 0, got none of 0 in {file} but {past[0].problem}.")
@@ -136,15 +136,6 @@ def read_predictions(
         first = "".join(f", such as {file}, line {line}: {problem}" for file, line, problem in left_out[:1])
         raise ValueError(f"files must hold at least one prediction, got {total} rows without{first}.")
     return PredictionFiles(_views(next(iter(kinds)), answers), said, left_out, total)
-
-
-def _how(layout: Layout, asked: Mapping[str, Sequence[str] | None]) -> str:
-    """Which columns were read, and which of them were guessed."""
-    each = []
-    for role, names in layout.columns.items():
-        shown = ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
-        each.append(f"{role} from {shown}" + ("" if asked.get(role) else " (guessed)"))
-    return "; ".join(each)
 
 
 def _views(kind: str, answers: Sequence[Answer]) -> list[Predictions]:

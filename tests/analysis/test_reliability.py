@@ -263,7 +263,9 @@ def test_labels_count_as_the_columns_do_or_the_file_is_refused(first, form, tmp_
     """A perfect model: labels one off would let it be always wrong, but for a row left out."""
     path = columns_from(tmp_path / "a.csv", first, range(first, first + 4), form)
     options = {"probabilities": form.replace("{}", "?"), "label": "label"}
-    assert read_predictions(path, **options).predictions[0].correct.all()
+    read = read_predictions(path, **options)
+    assert read.predictions[0].correct.all()
+    assert read.said[0].endswith("; labels count from 1, as the columns do") == bool(first)
     other = 1 - first
     columns_from(path, first, range(other, other + 4), form)
     line, label = (2, 0) if first else (5, 4)
