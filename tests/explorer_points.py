@@ -26,15 +26,15 @@ def points(number: int) -> list[Point]:
     rng = np.random.default_rng(0)
     found = []
     for i in range(number):
-        v = int(np.exp(rng.uniform(np.log(2), np.log(300_000))))
-        d = int(np.exp(rng.uniform(0, np.log(2 * np.log(v) + 2 if i % 3 == 0 else 16_384))))
+        v = int(np.exp(rng.uniform(np.log(2), np.log(1e7))))
+        d = int(np.exp(rng.uniform(0, np.log(2 * np.log(v) + 2 if i % 3 == 0 else 1e6))))
         found.append(
             {
-                "m": float(np.exp(rng.uniform(np.log(0.1), np.log(600)))),
+                "m": float(np.exp(rng.uniform(np.log(0.1), np.log(5000)))),
                 "V": v,
                 "D": max(d, 1),
-                "T": float(np.exp(rng.uniform(np.log(0.05), np.log(20)))) if i % 2 else 1.0,
-                "c": float(np.exp(rng.uniform(np.log(0.5), np.log(200)))) if i % 4 == 1 else None,
+                "T": float(np.exp(rng.uniform(np.log(0.1), np.log(20)))) if i % 2 else 1.0,
+                "c": float(np.exp(rng.uniform(np.log(0.1), np.log(1000)))) if i % 4 == 1 else None,
                 "b": float(rng.uniform(0.001, 0.99)),
             }
         )

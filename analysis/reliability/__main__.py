@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import shlex
 import sys
 import time
@@ -64,7 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words)
     command = shlex.join(Path(word).name if "/" in word else word for word in words)  # no folders of this machine
-    return finish(lambda: _measure(options, f"python -m analysis.reliability {command}"))
+    return finish(lambda: _translated(options, f"python -m analysis.reliability {command}"))
+
+
+def _translated(options: argparse.Namespace, command: str) -> int:
+    """Measure; an error that names an argument of a function names the option instead."""
+    try:
+        return _measure(options, command)
+    except ValueError as error:
+        text = re.sub(
+            "^files must", "FILE must", str(error).replace("unless group is 'file'", "unless --group is file")
+        )
+        raise ValueError(re.sub("^([a-z]+) must (name|have at most|be logits)", r"--\1 must \2", text)) from error
 
 
 def _measure(options: argparse.Namespace, command: str) -> int:

@@ -31,15 +31,15 @@ def check_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         ending, packed = _form(path)
         if ending not in _ENDINGS or (packed and ending == ".parquet"):
-            raise ValueError(f"FILE must end in {', '.join(_ENDINGS)} (but for Parquet also with .gz), got {path}.")
+            raise ValueError(f"files must end in {', '.join(_ENDINGS)} (but for Parquet also with .gz), got {path}.")
         if path.resolve() in found:
-            raise ValueError(f"FILE must name each file once, got {path} twice.")
+            raise ValueError(f"files must name each file once, got {path} twice.")
         if ending == ".parquet" and find_spec("pyarrow") is None:
             raise ImportError(f"{path} needs pyarrow to be read: pip install pyarrow.")
         path.open("rb").close()
         found[path.resolve()] = path
     if not found:
-        raise ValueError("FILE must name at least one file.")
+        raise ValueError("files must name at least one file.")
     return list(found.values())
 
 

@@ -56,7 +56,7 @@ def measure_predictions(predictions: Sequence[Predictions], *, n_bins: int = 15)
     for view in predictions:
         names = sorted(set(view.group.tolist()))
         if len(names) > _MOST_GROUPS:
-            raise ValueError(f"--group must have at most {_MOST_GROUPS} values, got {len(names)}.")
+            raise ValueError(f"group must have at most {_MOST_GROUPS} values, got {len(names)}.")
         parts = {POOLED: view}
         if len(names) > 1:
             parts |= {name if name != POOLED else f"'{name}'": view.take(view.group == name) for name in names}

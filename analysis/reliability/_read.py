@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
-from ..checks import refuse_probabilities
-from ._columns import ROLES, Answer, Layout, choose_columns
+from ..checks import shares
+from ._columns import ROLES, Answer, Misread, choose_columns
 from ._files import BadRow, check_files, rows
 from ._harness import HarnessFile, is_sample
 
@@ -84,8 +84,8 @@ def read_predictions(
 
     Raises:
         TypeError: If a role is not known.
-        ValueError: If a file is none, columns cannot be found, files are of different kinds, no row can be used or
-            "logits" are probabilities.
+        ValueError: If a file is none, columns cannot be found, files are of different kinds, no row can be used,
+            "logits" are probabilities, confidences are percentages or labels do not count as the options do.
         OSError: If a file cannot be read.
         ImportError: If a Parquet file is to be read without pyarrow.
     """
@@ -109,6 +109,8 @@ def read_predictions(
                     read.add(line, row)
                 else:
                     answers.append(read.take(row))
+            except Misread as problem:
+                raise ValueError(f"{problem}, in {file}, line {line}.") from None
             except ValueError as problem:
                 left_out.append(BadRow(file, line, str(problem)))
         how = "no rows"
@@ -117,9 +119,11 @@ def read_predictions(
             answers, left_out = answers + found, left_out + further
             how = f"lm-evaluation-harness, task {read.task}; {how}"
             if tasks.setdefault(read.task, file) != file and group is None:
-                raise ValueError(f"FILE must be one of each task, got {tasks[read.task]} and {file} (or --group file).")
+                raise ValueError(
+                    f"files must be one of each task unless group is 'file', got {tasks[read.task]} and {file}."
+                )
         elif read is not None:
-            how = _how(read, asked)
+            how = read.how(asked)
             past = [bad for bad in left_out if bad.file == file and "option's number" in bad.problem]
             if past and all(answer.label for answer in answers[before:]):  # a wrong label for every other row
                 raise ValueError(f"label must count options from 0, got none of 0 in {file} but {past[0].problem}.")
@@ -127,27 +131,22 @@ def read_predictions(
         if read is not None:
             kinds.setdefault(read.kind, file)
     if len(kinds) > 1:
-        raise ValueError(f"FILE must be of one kind, got {', '.join(f'{k} ({file})' for k, file in kinds.items())}.")
+        raise ValueError(f"files must be of one kind, got {', '.join(f'{k} ({file})' for k, file in kinds.items())}.")
     if not answers:
         first = "".join(f", such as {file}, line {line}: {problem}" for file, line, problem in left_out[:1])
-        raise ValueError(f"FILE must hold at least one prediction, got {total} rows without{first}.")
+        raise ValueError(f"files must hold at least one prediction, got {total} rows without{first}.")
     return PredictionFiles(_views(next(iter(kinds)), answers), said, left_out, total)
-
-
-def _how(layout: Layout, asked: Mapping[str, Sequence[str] | None]) -> str:
-    """Which columns were read, and which of them were guessed."""
-    each = []
-    for role, names in layout.columns.items():
-        shown = ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
-        each.append(f"{role} from {shown}" + ("" if asked.get(role) else " (guessed)"))
-    return "; ".join(each)
 
 
 def _views(kind: str, answers: Sequence[Answer]) -> list[Predictions]:
     views = [_arrays(kind, answers, [a.scores for a in answers])]
     if kind == "logits":
         z = views[0].logits
-        refuse_probabilities("--logits", np.where(z > z.max() - FAR / 2, z, 0), False)
+        if total := shares(np.where(z > z.max() - FAR / 2, z, 0)):
+            raise ValueError(
+                f"logits must be logits, got rows without a negative number that sum to {total}: read these columns as "
+                "probabilities."
+            )
     scores = [a.per_character for a in answers if a.per_character is not None]
     if scores:
         views.append(_arrays(f"{kind} per character", [a for a in answers if a.per_character is not None], scores))

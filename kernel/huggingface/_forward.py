@@ -17,6 +17,7 @@ from ._heads import linear_head, output_head
 from ._installed import current, set_current, uninstall
 from ._keywords import OF_THE_HEAD, check_keywords, known_keywords
 from ._outputs import field_names, output_class, own_output
+from ._passed_by import unwatch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -63,6 +64,7 @@ class FusedLoss:
             set_current(self.model, None)
         if current(self.model) is None:
             uninstall(self.model)
+            unwatch(self.model)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[Self]:

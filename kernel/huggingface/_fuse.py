@@ -13,6 +13,7 @@ from ._compare import compare, computes, entry
 from ._forward import FusedLoss
 from ._heads import linear_head
 from ._installed import current, install, set_current
+from ._passed_by import watch
 from ._undisturbed import unwrapped
 
 __all__ = ["fuse_loss", "fused"]
@@ -90,6 +91,7 @@ def fuse_loss(
     handle = FusedLoss(model, chosen, eval_logits)
     install(model, again=hidden)
     set_current(model, handle)
+    watch(model)
     return handle
 
 

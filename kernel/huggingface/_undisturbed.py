@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -37,13 +39,18 @@ def _is_wrapper(model: Any) -> bool:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards mode, random state, buffers, numbers and hooks are as before."""
+    """Evaluation mode without gradients; afterwards mode, random state, hooks, buffers and attributes are as before.
+
+    Tensors get their numbers back, dicts, lists and sets what they held, new attributes and hooks go. Not seen is what
+    lies deeper: tensors changed in place inside of a container, fields of other objects, globals; and of FSDP, which
+    keeps its weights as attributes, all but mode, buffers and old hooks.
+    """
     modules = list(model.modules())
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None}
-    flat = any(type(m).__name__ == "FullyShardedDataParallel" for m in modules)  # keeps its weights as attributes
+    flat = any(type(m).__name__ == "FullyShardedDataParallel" for m in modules)
     training = [m.training for m in modules]
-    buffers = [{k: (b, None if b is None else b.detach().clone()) for k, b in m._buffers.items()} for m in modules]
-    plain = [{k: v for k, v in vars(m).items() if _is_plain(k, v) and not flat} for m in modules]
+    scopes = [m._buffers for m in modules] + ([] if flat else [vars(m) for m in modules])
+    saved = [(scope, dict(scope), _copies(scope)) for scope in scopes]
     hooks = [getattr(m, name) for m in modules for name in ("_forward_pre_hooks", "_forward_hooks")]
     kept = [dict(one) for one in hooks]
     try:
@@ -56,25 +63,40 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for m, mode, saved, numbers in zip(modules, training, buffers, plain, strict=True):
+        for m, mode in zip(modules, training, strict=True):
             m.training = mode
-            vars(m).update(numbers)
-            _put_back(m, saved)
+        for scope, before, copies in saved:
+            for name in scope.keys() - before.keys():
+                del scope[name]
+            scope.update(before)
+            for name, copied in copies.items():
+                _put_back(scope[name], copied)
         for one, before in zip(hooks, kept, strict=True):
-            late = {key: hook for key, hook in one.items() if key not in before}  # transformers installs some once
+            late = {key: hook for key, hook in one.items() if flat and key not in before}
             one.clear()
             one.update(before)
             one.update(late)
 
 
-def _put_back(module: nn.Module, saved: Mapping[str, tuple[Tensor | None, Tensor | None]]) -> None:
-    for name, (buffer, copy) in saved.items():
-        module._buffers[name] = buffer
-        if buffer is not None and copy is not None and not buffer.is_meta and not torch.equal(buffer, copy):
-            buffer.copy_(copy)
+def _copies(scope: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of what can change in place, but for the dicts of every module: its hooks, parameters, buffers."""
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy(value)
+        for name, value in scope.items()
+        if name not in _OF_ALL
+        and (type(value) in _CONTAINERS or (isinstance(value, Tensor) and not (value.is_meta or value.requires_grad)))
+    }
 
 
-def _is_plain(name: str, value: object) -> bool:
-    """Whether an attribute is a counter or a cache of the forward: positions of images, lengths seen."""
-    mutable = value is None or isinstance(value, (bool, int, float)) or type(value) is Tensor
-    return mutable and not name.startswith("_") and name != "training"
+def _put_back(value: Any, copied: Any) -> None:
+    if isinstance(value, Tensor):
+        if not torch.equal(value, copied):
+            with torch.no_grad():
+                value.copy_(copied)
+    else:
+        value.clear()
+        (value.extend if hasattr(value, "extend") else value.update)(copied)
+
+
+_OF_ALL = frozenset(vars(nn.Module()))
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)

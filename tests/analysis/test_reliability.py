@@ -141,7 +141,7 @@ class TestSamplesOfLmEval:
     def test_one_task_twice_is_refused_unless_files_are_groups(self, tmp_path):
         twin = tmp_path / FILES[0].name
         twin.write_bytes(FILES[0].read_bytes())
-        with pytest.raises(ValueError, match=r"^FILE must be one of each task, got .* \(or --group file\)\.$"):
+        with pytest.raises(ValueError, match=r"^files must be one of each task unless group is 'file', got .*\.$"):
             read_predictions([FILES[0], twin])
         assert len(read_predictions([FILES[0], twin], group="file").predictions[0].label) == 40
 
@@ -250,6 +250,75 @@ def test_labels_that_count_from_1_are_no_predictions_of_the_option_before(tmp_pa
         read_predictions(write_lines(tmp_path / "a.jsonl", rows))
 
 
+def columns_from(path, first, labels, form="logit_{}"):
+    """Four options, of which the label's is most likely, in columns of numbers from ``first`` on."""
+    names = ",".join(form.format(first + k) for k in range(4))
+    rows = [",".join("0.7" if k == y else "0.1" for k in range(4)) for y in range(4)]
+    return write_lines(path, [f"{names},label", *(f"{row},{label}" for row, label in zip(rows, labels, strict=True))])
+
+
+@pytest.mark.parametrize("form", ["logit_{}", "p{}", "prob_0{}"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_labels_count_as_the_columns_do_or_the_file_is_refused(first, form, tmp_path):
+    """A perfect model: labels one off would let it be always wrong, but for a row left out."""
+    path = columns_from(tmp_path / "a.csv", first, range(first, first + 4), form)
+    options = {"probabilities": form.replace("{}", "?"), "label": "label"}
+    read = read_predictions(path, **options)
+    assert read.predictions[0].correct.all()
+    assert read.said[0].endswith("; labels count from 1, as the columns do") == bool(first)
+    other = 1 - first
+    columns_from(path, first, range(other, other + 4), form)
+    line, label = (2, 0) if first else (5, 4)
+    names = ", ".join(map(str, range(first, first + 4)))
+    problem = f"label must count options as their names do, {names}, got {label}, in {path}, line {line}."
+    with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
+        read_predictions(path, **options)
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "NA", "None", "null", " ", "N/A"])
+def test_a_label_that_is_missing_is_no_label(missing, tmp_path):
+    """Two that are missing are not equal, and a prediction beside one is not wrong."""
+    rows = [f"0.9,{missing},{missing}", f"0.9,b,{missing}", f"0.9,{missing},b", "0.8,b,b", "0.7,b,a"]
+    read = read_predictions(write_lines(tmp_path / "a.csv", ["confidence,predicted,label", *rows]))
+    assert read.predictions[0].correct.tolist() == [True, False]
+    text = repr(missing.strip())
+    problems = [
+        f"predicted is missing, got {text}",
+        f"label is missing, got {text}",
+        f"predicted is missing, got {text}",
+    ]
+    assert [(bad.line, bad.problem) for bad in read.left_out] == list(zip((2, 3, 4), problems, strict=True))
+    rows = ["logit_a,logit_b,label", f"1,-1,{missing}", "1,-1,a"]
+    assert len(read_predictions(write_lines(tmp_path / "b.csv", rows)).left_out) == 1
+    rows = [{"logits": [1.0, -2.0], "label": label} for label in (missing, float("nan"), 1)]
+    assert len(read_predictions(write_lines(tmp_path / "c.jsonl", rows)).left_out) == 2  # and no label of 0
+
+
+def test_an_option_may_have_the_name_of_what_is_missing(tmp_path):
+    path = write_lines(tmp_path / "a.csv", ["prob_NA,prob_EU,label", "0.9,0.1,NA"])
+    assert read_predictions(path, probabilities="prob_*").predictions[0].correct.all()
+
+
+def test_probabilities_in_percent_are_refused(tmp_path):
+    rows = [{"probs": [0.5, 0.5], "label": 0}, {"probs": [70.0, 30.0], "label": 0}]
+    with pytest.raises(ValueError, match=r"sum of 100 \(divide percentages by 100\), in .*, line 2\.$"):
+        read_predictions(write_lines(tmp_path / "a.jsonl", rows))
+
+
+def test_functions_name_their_own_arguments(tmp_path):
+    path = write_lines(tmp_path / "a.csv", ["x,y,label,n", *(f"0.9,0.1,x,{i}" for i in range(201))])
+    with pytest.raises(ValueError, match=r"^group must have at most 200 values, got 201\.$"):
+        measure_predictions(read_predictions(path, probabilities=["x", "y"], group="n").predictions)
+    with pytest.raises(
+        ValueError, match=r"^logits must be logits, .* sum to 1: read these columns as probabilities\.$"
+    ):
+        read_predictions(path, logits=["x", "y"])
+    with pytest.raises(ValueError, match=r"^probabilities must name a column of .*, got 'z'"):
+        read_predictions(path, probabilities="z")
+    with pytest.raises(ValueError, match=r"^files must end in "):
+        read_predictions("a.txt")
+
+
 def test_what_happened_at_probability_0_has_an_infinite_loss_and_no_temperature(tmp_path):
     path = write_lines(tmp_path / "a.csv", ["confidence,correct", "1.0,0", "0.7,1"])
     line = measure_predictions(read_predictions([path]).predictions).scores.iloc[0]
@@ -268,7 +337,7 @@ def test_rows_of_unlike_numbers_of_options_do_not_touch_each_other(tmp_path):
 
 BAD = {  # row of a CSV of confidence, correct and lang -> what is wrong with it
     "0.9,1": "has 2 of 3 columns",
-    "87,1,en": "confidence must be in [0, 1], got 87 (divide percentages by 100)",
+    "1.5,1,en": "confidence must be in [0, 1], got 1.5",
     "-0.1,1,en": "confidence must be in [0, 1], got -0.1",
     ",1,en": "confidence is empty",
     "high,1,en": "confidence must be a number, got 'high'",
@@ -290,7 +359,7 @@ def test_bad_rows_are_counted_and_named(tmp_path, capsys):
     assert main([str(path), "--group", "lang", "--out", str(tmp_path / "o.csv")]) == 0
     shown = capsys.readouterr().out
     assert "left out: 8 of 10 rows\n" in shown
-    assert f"  {path}, line 5: confidence must be in [0, 1], got 87 (divide percentages by 100)\n" in shown
+    assert f"  {path}, line 5: confidence must be in [0, 1], got 1.5\n" in shown
     beside = json.loads((tmp_path / "o.json").read_text())
     assert beside["left_out"][0] == {"file": "a.csv", "line": 4, "problem": "has 2 of 3 columns"}
     assert len(beside["left_out"]) == 8
@@ -330,6 +399,10 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(tmp_path,
     quote = write_lines(Path("quote.csv"), ["confidence,correct", '"0.9,1', "0.8,0"])
     cut = Path("cut.csv.gz")
     cut.write_bytes(gzip.compress(good.read_bytes())[:-9])
+    many = write_lines(Path("many.csv"), ["confidence,correct,n", *(f"0.9,1,{i}" for i in range(201))])
+    twin = Path(FILES[0].name)
+    twin.write_bytes(FILES[0].read_bytes())
+    percent = write_lines(Path("percent.csv"), ["confidence,correct", "0.9,1", "87,1"])
     before = sorted(tmp_path.iterdir())
     for arguments, text in (
         (["a.txt"], "FILE must end in .csv, .tsv, .jsonl, .ndjson, .jsonlines, .json, .parquet (but for Parquet also"),
@@ -341,8 +414,14 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(tmp_path,
             "--confidence must name a column of good.csv, got 'p'; it has confidence, correct.",
         ),
         ([good, "--group", "lang"], "--group must name a column of good.csv, got 'lang'; it has confidence, correct."),
-        ([good, "--label", "correct"], "good.csv must have columns for --logits or --probabilities and --label, for"),
+        ([good, "--label", "correct"], "good.csv must have columns for logits or probabilities and label, for confid"),
         ([other], "--label must name one column of other.csv, which has label, gold."),
+        (
+            [percent],
+            "confidence must be in [0, 1], got 87 (divide percentages by 100), in percent.csv, line 3.",
+        ),
+        ([many, "--group", "n"], "--group must have at most 200 values, got 201."),
+        ([FILES[0], twin], f"FILE must be one of each task unless --group is file, got {FILES[0]} and {twin}."),
         ([other, "--label", "gold"], "--logits must be logits, got rows without a negative number that sum to 1"),
         ([quote], "quote.csv must be a whole file of the form that its name says: unexpected end of data"),
         ([empty], "FILE must hold at least one prediction, got 0 rows without."),
@@ -398,6 +477,13 @@ def test_the_run_of_the_docs_prints_and_draws_what_the_page_shows(capsys):
     assert re.sub(number, "#", printed) == re.sub(number, "#", shown)
     values = [np.array(re.findall(number, text), float) for text in (printed, shown)]
     np.testing.assert_allclose(*values, atol=2.1e-3)
+    (english,) = pd.read_csv(names["folder"] / "reliability.csv").query("group == 'English'").itertuples()
+    said = [english.ece, english.ece_low, english.ece_high, english.ece_if_calibrated, 100 * english.ece_p_value]
+    (told,) = re.findall(r"English above.*?error may be", page, re.DOTALL)
+    told = [
+        float(x) for x in re.findall(r"\d\.\d+", told)
+    ]  # 0.043, 0.026, 0.043, 0.9 %, 0.026, 0.043, and the interval
+    np.testing.assert_allclose(said, [told[0], *told[-2:], told[1], told[3]], atol=2.1e-3, rtol=0.3)
     drawn, committed = (imread(p) for p in (names["folder"] / "reliability.png", root / "docs/_static/reliability.png"))
     if f'matplotlib=={matplotlib.__version__}; python_version >= "3.11"' in (root / "constraints.txt").read_text():
         assert drawn.shape == committed.shape

@@ -50,6 +50,25 @@ class OwnBody(transformers.LlamaForCausalLM):
         return super().forward(*args, **kwargs)
 
 
+class Remembers(transformers.LlamaForCausalLM):
+    """Keeps things of each call, in place and anew."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.counts, self.seen, self.by_length, self.lengths = torch.tensor([1.0, 2.0]), ["a"], {1: "a"}, {1}
+        self.last, self._calls = "a", 0
+
+    def forward(self, *args, **kwargs):
+        self.counts += 1
+        self.seen.append("b")
+        self.by_length.update({1: "b", 2: "b"})
+        self.lengths.add(2)
+        self.last, self._calls = "b", self._calls + 1
+        self.fresh = self._fresh = [*getattr(self, "fresh", []), "b"]
+        self.register_buffer("cached", torch.ones(1), persistent=False)
+        return super().forward(*args, **kwargs)
+
+
 class TestComparison:
     def test_a_subclass_with_another_forward(self):
         model, (tokens, labels) = of_class(Divided), batch()
@@ -206,6 +225,26 @@ class TestComparison:
         assert all(p.grad is None for p in model.parameters())
         model(batch()[0])
         assert (seen, float(model.model.steps), list(model.model.norm._forward_hooks)) == ([1], 1.0, hooks)
+
+    def test_what_a_forward_keeps_is_as_before(self):
+        model = of_class(Remembers)
+        before = {name: getattr(model, name) for name in ("counts", "seen", "by_length", "lengths", "last")}
+        fuse_loss(model)
+        assert all(getattr(model, name) is value for name, value in before.items())
+        assert (model.counts.tolist(), model.seen, model.by_length, model.lengths) == ([1.0, 2.0], ["a"], {1: "a"}, {1})
+        assert (model.last, model._calls) == ("a", 0)
+        assert not hasattr(model, "fresh")
+        assert not hasattr(model, "_fresh")
+        assert not hasattr(model, "cached")
+        model(batch()[0], output_hidden_states=True)
+        assert (model._calls, len(model.fresh)) == (1, 1)
+
+    def test_hidden_states_are_still_captured(self):
+        """By hooks that transformers installs at the first call, and notes that it did."""
+        model = make()
+        for _ in range(2):
+            fuse_loss(model)
+            assert len(model(batch()[0], output_hidden_states=True).hidden_states) > 1
 
     def test_everything_is_put_back_after_an_error_too(self):
         model = make().train()

@@ -262,28 +262,12 @@ class TestPeft:
         assert losses[-1] < losses[0] - 0.1
 
 
-def test_trl(tmp_path, monkeypatch):
+@pytest.fixture
+def sft(tmp_path):
+    """Arguments of an SFTTrainer."""
     import datasets
     import tokenizers
     import trl
-
-    steps = []
-
-    def eager(inputs):
-        weights = {name: value.detach() for name, value in trained.state_dict().items()}
-        plain = model()
-        plain.load_state_dict(weights)
-        logits = plain(inputs["input_ids"], attention_mask=inputs.get("attention_mask")).logits
-        return F.cross_entropy(logits[:, :-1].reshape(-1, V), inputs["labels"][:, 1:].reshape(-1), label_smoothing=0.1)
-
-    class SmoothedSFTTrainer(SmoothedLossMixin, trl.SFTTrainer):
-        def compute_loss(self, module, inputs, *args, **kwargs):
-            if module.training:
-                expected = eager(inputs).item()
-                loss = super().compute_loss(module, inputs, *args, **kwargs)
-                steps.append((loss.item(), expected))
-                return loss
-            return super().compute_loss(module, inputs, *args, **kwargs)
 
     words = {f"w{i}": i for i in range(V - 2)} | {"[PAD]": V - 2, "[EOS]": V - 1}
     plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[PAD]"))
@@ -304,11 +288,55 @@ def test_trl(tmp_path, monkeypatch):
     args = trl.SFTConfig(
         **{k: fields[k] for k in kept}, per_device_train_batch_size=4, dataloader_pin_memory=False, bf16=False
     )
-    trained = model()
     data = datasets.Dataset.from_list(rows)
-    trainer = SmoothedSFTTrainer(
-        trained, args, train_dataset=data, eval_dataset=data, processing_class=tokenizer, label_smoothing=0.1
-    )
+    return {"args": args, "train_dataset": data, "eval_dataset": data, "processing_class": tokenizer}
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_trl_without_the_mixin_is_told_that_it_passes_by_the_fused_loss(sft, peft):
+    import trl
+
+    trained = TestPeft().adapted() if peft else model()
+    handle = fuse_loss(trained, label_smoothing=0.5)
+    sft["args"].max_steps = 2
+    trainer = trl.SFTTrainer(trained, **sft)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.evaluate()
+        tokens = torch.arange(6)[None]
+        trained.train()(input_ids=tokens, labels=tokens)  # through TRL's forward to the fused loss
+        trained(input_ids=tokens)
+        assert not [w for w in said if "was fused" in str(w.message)]
+        trainer.train()
+    (told,) = [str(w.message) for w in said if "was fused" in str(w.message)]
+    assert "was fused with label_smoothing=0.5, but is trained on another loss" in told
+    handle.remove()
+    assert not handle.model.base_model._forward_pre_hooks
+
+
+def test_trl(sft, monkeypatch):
+    import trl
+
+    steps = []
+
+    def eager(inputs):
+        weights = {name: value.detach() for name, value in trained.state_dict().items()}
+        plain = model()
+        plain.load_state_dict(weights)
+        logits = plain(inputs["input_ids"], attention_mask=inputs.get("attention_mask")).logits
+        return F.cross_entropy(logits[:, :-1].reshape(-1, V), inputs["labels"][:, 1:].reshape(-1), label_smoothing=0.1)
+
+    class SmoothedSFTTrainer(SmoothedLossMixin, trl.SFTTrainer):
+        def compute_loss(self, module, inputs, *args, **kwargs):
+            if module.training:
+                expected = eager(inputs).item()
+                loss = super().compute_loss(module, inputs, *args, **kwargs)
+                steps.append((loss.item(), expected))
+                return loss
+            return super().compute_loss(module, inputs, *args, **kwargs)
+
+    trained = model()
+    trainer = SmoothedSFTTrainer(trained, **sft, label_smoothing=0.1)
     calls = count_calls(monkeypatch, trained)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
