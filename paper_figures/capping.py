@@ -6,8 +6,9 @@ while training. Rows: what was done to the logits in training (top) or when a he
 Filled: read as trained; open: cap or temperature taken away for the reading. Under a budget a training temperature
 restores the effect, and so does the gain form c tanh z where c is 8 or more (at 4 hardly, at 2 not), as both lower the
 index A; a contraction c tanh(z / c) does not, at any c. Of what is done in reading alone under a budget the gain form
-at c = 4 does most: it raises the gain by up to .023, to .014. Weight decay (.2) is such a budget, and there a
-contraction turns the gain into harm. With free norms smoothing acts without help. A cap in training alone leaves raw
+at c = 4 does most: it raises the gain by up to .023, to .014. Under weight decay (.2) a training temperature raises the
+gain too, though not the fall in confidence, and a contraction turns the gain into harm. With free norms smoothing acts
+without help. A cap in training alone leaves raw
 logits too large there, and what smoothing then does depends on c: far more at 5 and 15, nothing at 2, and at 48 more or
 less than without a cap, the interval does not tell; a temperature in training alone makes it harmful, at any T and
 under a budget too. Controls: peaks in the targets, Adam at a tuned step size, and features from a trained trunk, which

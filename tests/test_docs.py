@@ -111,7 +111,8 @@ def test_the_glossary_has_every_column_of_the_tables():
 
     text = (DOCS / "glossary.md").read_text(encoding="utf-8")
     words = set(re.findall(r"`(\w+)`", text))
-    for name in (*(f"S{i}" for i in range(1, 8)), "caps", "transition", "instruction_full", "verdicts", "findings"):
+    studies = (*(f"S{i}" for i in (1, 2, 3, 4, 5, 6, 7, 9, 10)), "S9_accuracy")
+    for name in (*studies, "caps", "transition", "instruction_full", "verdicts", "findings"):
         path = find_table(readme_tables.DATA, name)
         assert path is not None
         columns = {re.sub(r"_(error|exact|limit)$", "", c) if name == "S2" else c for c in read_table(path)}
@@ -122,7 +123,9 @@ def test_the_glossary_names_each_symbol_once():
     text = (DOCS / "glossary.md").read_text(encoding="utf-8")
     symbols = re.findall(r"^\| (\$[^|]+\$) \|", text, re.MULTILINE)
     assert len(symbols) == len(set(symbols)) >= 15
-    assert all(f"\n{word}" in text for word in ("Gain", "Fall", "Budget", "True ECE", "Effective rank"))
+    words = ("Gain", "Fall", "Budget", "True ECE", "Effective rank", "Head", "Scale gap", "NLL", "Teacher, student")
+    assert all(f"\n{word}\n: " in text for word in (*words, "Preset", "Binds, vacuous", "To restore"))
+    assert "\n### Activity index\n" in text  # the README links here
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/study.md", "docs/theory.md", "docs/will_smoothing_help.md"])

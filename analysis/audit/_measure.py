@@ -85,9 +85,7 @@ def smoothing(
         yield row("smoothing", "activity", index_row, b)
 
         def fall(h: Array, ce: Array, u: Array, p: Array, n: Array, b: float = b) -> Array:
-            # an index far below 0 says that plain training would lower the confidence too: it is not extrapolated
-            a = np.maximum(activity_index(h / n, ce / n, u / n, b), -1.0)
-            return clipped_fall(np.clip(p / n, 0, 1), a, head.vocab_size, b)
+            return clipped_fall(np.clip(p / n, 0, 1), activity_index(h / n, ce / n, u / n, b), head.vocab_size, b)
 
         parts = (tokens.entropy, tokens.nll, tokens.uniform, tokens.confidence, ones)
         yield row("smoothing", "predicted_fall", documents.estimate(fall, *parts), b)

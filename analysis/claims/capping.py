@@ -1,10 +1,10 @@
 """Claims K5 and K6: whether temperature and logit capping restore the effect of smoothing, in S5 and on a real model.
 
 Effects are gains of b = .1 in calibration error, falls in confidence that it brings, and rises: either of an arm minus
-that of the same arm and seed at T = 1 without a cap, read as trained. A cap restores where smoothing takes more
-confidence than without *and* gains: where it takes less, a harm disappears and nothing is restored. The simulation asks
-in which way norms are limited; of the real model it is asked whether smoothing acted without, as then there is nothing
-to restore.
+that of the same arm and seed at T = 1 without a cap, read as trained. A temperature or a cap restores where smoothing
+takes more confidence than without *and* gains (:func:`restores`): where it takes less, a harm disappears and nothing is
+restored. The simulation asks in which way norms are limited; of the real model it is asked whether smoothing acted
+without, as then there is nothing to restore.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from .effects import HEAD, SEEDS, difference, named, without_penalty
 from .findings import SMALL, Finding, Findings, word
 from .runs import Runs
 from .sources import Tables
-from .statistics import Effect, mean_effect
+from .statistics import mean_effect
 
-__all__ = ["NORMS", "WAYS", "capping", "restored", "temperature"]
+__all__ = ["NORMS", "WAYS", "capping", "restored", "restores", "temperature"]
 
 NORMS = ("budget", "free norms", "weight decay")
 WAYS = ("kept", "in training only", "in reading only")
 _COLD = 0.25  # the training temperature that K5 is asked at
 _CELL = [*HEAD, "temperature", "softcap", "softcap_form", "evaluation"]
 _CONTROLS = ("sparse", "trunk", "adam")
+# Column of the effects -> the finding that it is of an arm, and its unit.
+_EFFECTS = {"fall_rise": ("fall_rise", "probability"), "difference": ("gain", "ECE"), "rise": ("rise", "ECE")}
 
 
 def temperature(tables: Tables, found: Findings) -> str:
-    """K5: whether training at T = .25 raises the gain, under a budget and with free norms."""
+    """K5: whether training at T = .25 raises the fall, with a gain, under a budget and with free norms."""
     table = without_penalty(tables("S5"))
     gains = _gains(table)
     as_trained = (gains["temperature"] == _COLD) & gains["softcap"].isna() & (gains["evaluation"] == "as_trained")
@@ -40,15 +42,19 @@ def temperature(tables: Tables, found: Findings) -> str:
         "trunk with free norms": trunk & (norms == "free norms"),
     }
     for name, rows in arms.items():
-        found.add("rise", _rise(gains, as_trained & rows), "ECE", arm=name)
+        arm = gains.loc[as_trained & rows].dropna(subset="rise")
+        for value, (finding, unit) in _EFFECTS.items():
+            found.add(finding, mean_effect(arm, value, cell=_CELL), unit, arm=name)
     found.add("seeds_run", gains["data_seed"].nunique(), "count")
     later = gains.loc[(gains["evaluation"] == f"T={_COLD:g}") & (norms == "budget")]
     found.add("gain_read_cold", mean_effect(later, "difference", cell=HEAD), "ECE")
     _read_at_one(gains, found)
     _both_against_neither(table, found)
-    budget, free = found("rise", arm="budget"), found("rise", arm="free norms")
+    budget, free = (found("fall_rise", arm=name) for name in ("budget", "free norms"))
     return word(
-        supported=budget.low > 0 and free.low > SMALL, refuted=budget.high <= SMALL, known=budget.known and free.known
+        supported=restores(found, budget) and restores(found, free),
+        refuted=_restores_not(found, budget),
+        known=budget.known and free.known,
     )
 
 
@@ -74,14 +80,10 @@ def _gains(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_rise(gains: pd.DataFrame, base: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
-    """Gains, and falls where there are any, with their rise above the base of ``on``; nan where there is none."""
-    rises = {name: rise for name, rise in (("difference", "rise"), ("fall", "fall_rise")) if name in base}
+    """Gains and falls with their rise above the base of ``on``; nan where there is none."""
+    rises = {"difference": "rise", "fall": "fall_rise"}
     both = gains.merge(base[[*on, *rises]], on=list(on), how="left", suffixes=("", "_base"))
     return both.assign(**{rise: both[name] - both[f"{name}_base"] for name, rise in rises.items()})
-
-
-def _rise(gains: pd.DataFrame, chosen: pd.Series, value: str = "rise") -> Effect:
-    return mean_effect(gains.loc[chosen].dropna(subset=value), value, cell=_CELL)
 
 
 def _read_at_one(gains: pd.DataFrame, found: Findings) -> None:
@@ -109,9 +111,9 @@ def capping(tables: Tables, found: Findings) -> str:
     table = without_penalty(tables("S5"))
     gains = _gains(table)
     kept = (gains["form"] == "contraction") & (gains["norms"] == "budget") & (gains["way"] == "kept")
-    found.add("mean_fall_rise", _rise(gains, kept, "fall_rise"), "probability")
-    units = {"fall_rise": "probability", "difference": "ECE", "rise": "ECE"}
-    names = {"difference": "gain", "rise": "gain_rise"}
+    found.add(
+        "mean_fall_rise", mean_effect(gains.loc[kept].dropna(subset="rise"), "fall_rise", cell=_CELL), "probability"
+    )
     for form, norms, ways in (("contraction", NORMS, WAYS), ("gain", ("budget",), ("kept", "in reading only"))):
         for setting in ({"form": form, "norms": norm, "way": way} for norm in norms for way in ways):
             rows = gains.loc[(gains[list(setting)] == list(setting.values())).all(axis=1)].dropna(subset="rise")
@@ -119,8 +121,8 @@ def capping(tables: Tables, found: Findings) -> str:
                 c, v, *what = cell  # pyright: ignore[reportGeneralTypeIssues]
                 control = " ".join(name for name in what if name in _CONTROLS)
                 at = {"c": c, "V": v} | ({"control": control} if control else {})
-                for value, unit in units.items():
-                    found.add(names.get(value, value), mean_effect(arm, value, cell=_CELL), unit, **setting, **at)
+                for value, (finding, unit) in _EFFECTS.items():
+                    found.add(finding, mean_effect(arm, value, cell=_CELL), unit, **setting, **at)
     _price(table, found)
     under_budget = [found.at("fall_rise", form="contraction", norms="budget", way=way) for way in WAYS]
     others = [found.at("fall_rise", form="contraction", norms=n, way=way) for n in NORMS[1:] for way in WAYS]
@@ -129,14 +131,19 @@ def capping(tables: Tables, found: Findings) -> str:
     restored_anywhere = any(restores(found, rise) for rises in every for rise in rises)
     return word(
         supported=any(all(restores(found, rise) for rise in rises) for rises in under_budget),
-        refuted=all(rise.high <= SMALL or found("gain", **rise.cell).high <= 0 for rises in every for rise in rises),
+        refuted=all(_restores_not(found, rise) for rises in every for rise in rises),
         known=all(any(rise.known for rise in rises) for rises in (under_budget if restored_anywhere else every)),
     )
 
 
 def restores(found: Findings, rise: Finding) -> bool:
-    """Whether with a cap smoothing lowers the confidence by more than counts as none beyond without, and gains."""
+    """Whether smoothing lowers the confidence by more than counts as none beyond without, and gains, at its cell."""
     return rise.low > SMALL and found("gain", **rise.cell).low > 0
+
+
+def _restores_not(found: Findings, rise: Finding) -> bool:
+    """Whether the intervals leave no room for it."""
+    return rise.high <= SMALL or found("gain", **rise.cell).high <= 0
 
 
 def _price(table: pd.DataFrame, found: Findings) -> None:
@@ -159,9 +166,9 @@ def _price(table: pd.DataFrame, found: Findings) -> None:
 
 
 def restored(column: str, values: Sequence[float]) -> Callable[[Runs, Findings], str]:
-    """The rule of K5 or K6 for a real model: whether training with another value of ``column`` raises the gain.
+    """The rule of K5 or K6 for a real model: whether training with another value of ``column`` restores.
 
-    Where smoothing acts without, there is nothing to restore: then a larger gain does not support the claim, nor does
+    Where smoothing acts without, there is nothing to restore: then a larger fall does not support the claim, nor does
     a smaller one refute it, and the verdict is that it depends on this.
 
     Args:
@@ -173,19 +180,25 @@ def restored(column: str, values: Sequence[float]) -> Callable[[Runs, Findings],
         asked, on = runs.at_end(runs.asked), [*runs.cell, *runs.seeds]
         suffix = {"temperature": "T", "softcap": "cap"}[column]
         arms = {f"{value:g}": f" {suffix}={value:g}" for value in values}
-        base = difference(asked, "error", column="method", first="b=0", second="b=0.1", on=on)
+
+        def effects(name: str) -> pd.DataFrame:
+            gains, falls = (
+                difference(asked, value, column="method", first=f"b=0{name}", second=f"b=0.1{name}", on=on)
+                for value in ("error", "confidence")
+            )
+            return gains.merge(falls.rename(columns={"difference": "fall"}), on=on)
+
+        base = effects("")
         for value, name in arms.items():
-            gains = difference(asked, "error", column="method", first=f"b=0{name}", second=f"b=0.1{name}", on=on)
-            found.add("rise", runs.mean(_with_rise(gains, base, on), "rise"), "ECE", **{suffix: value})
-            found.add("gain_with", runs.mean(gains), "ECE", **{suffix: value})
+            both = _with_rise(effects(name), base, on)
+            for effect, (finding, unit) in _EFFECTS.items():
+                found.add(finding, runs.mean(both, effect), unit, **{suffix: value})
         found.add("gain", runs.mean(base), "ECE")
         plain = runs.at_end(runs.train)
         found.add("activity", runs.mean(plain.loc[plain["method"] == "b=0"], "activity"), "index")
         _mean_errors(asked, {**arms, "none": ""}, suffix, found)
-        rise, activity = found("rise", **{suffix: next(iter(arms))}), found("activity")
-        inert = activity.low > 1
-        gain = found("gain_with", **rise.cell)  # a harm that disappears is no effect restored
-        return word(supported=min(rise.low, gain.low) > 0 and inert, refuted=rise.high < 0 and inert)
+        rise, inert = found("fall_rise", **{suffix: next(iter(arms))}), found("activity").low > 1
+        return word(supported=restores(found, rise) and inert, refuted=_restores_not(found, rise) and inert)
 
     return rule
 

@@ -138,13 +138,14 @@ def small_hidden_size(tables: Tables, found: Findings) -> str:
     det, noisy = kinds.values()
     inert, acting = det.loc[det["activity_index"] > _INERT], det.loc[det["activity_index"] < _ACTING]
     for name, rows in (("acting", acting), ("inert", inert)):
-        fall = mean_effect(rows, "confidence_fall", cell=[*CELL, "label_smoothing"])
-        found.add(f"fall_where_{name}", fall, "probability")
+        setting = [*CELL, "label_smoothing"]
+        found.add(f"fall_where_{name}", mean_effect(rows, "confidence_fall", cell=setting), "probability")
         found.add(f"pairs_{name}", len(rows), "count")
+        # det targets are the same for every seed: pairs of one setting differ in the solver's first values alone
+        found.add(f"settings_{name}", rows.groupby(setting, dropna=False).ngroups, "count")
+        found.add(f"pairs_{name}", (rows["vocab_size"] == MAIN_SIZE).sum(), "count", V=MAIN_SIZE)
     found.add("obeyed_inert", (inert["confidence_fall"].abs() < SMALL).mean(), "share")
     found.add("obeyed_acting", (acting["confidence_fall"] > 0).mean(), "share")
-    elsewhere = (det["vocab_size"] != MAIN_SIZE).loc[inert.index.union(acting.index)].sum()
-    found.add("pairs_of_other_sizes", elsewhere, "count")
     for name, turning in (("explained", False), ("explained_of_transition", True)):
         for kind, frame in kinds.items():
             for predictor, share in _explained(frame, turning=turning).items():

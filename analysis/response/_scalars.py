@@ -59,13 +59,14 @@ def rational_fall(
 def clipped_fall(
     confidence: ArrayLike, activity_index: ArrayLike, vocab_size: ArrayLike, label_smoothing: ArrayLike
 ) -> Array:
-    r"""The fall b (confidence - 1/V) max(0, 1 - A), from two numbers of the plain head.
+    r"""The fall b (confidence - 1/V) max(0, 1 - A), A floored at -1, from two numbers of the plain head.
 
     For balanced deterministic targets at D >= V - 1 the fall is b (V - 1)/V max(0, 1 - A), exactly (C5): there A is
     (1 - confidence) V / ((V - 1) b), so that A < 1 says no more than that the confidence exceeds the smoothed target
     (:func:`exceeds_smoothed_target`), and the fall is what it exceeds it by. This function has the measured confidence
     in the place of 1, as a noisy head's amplitude is smaller; for deterministic targets it is off by the factor
-    1 - (1 - confidence) V / (V - 1).
+    1 - (1 - confidence) V / (V - 1). An index below 0, of a text that the head was not trained on, says that plain
+    training there would lower the confidence too: the line is not followed beyond A = -1.
 
     Args:
         confidence: Mean max p of the plain head.
@@ -80,11 +81,11 @@ def clipped_fall(
         ValueError: If an argument is outside its range or the shapes do not broadcast.
 
     Example:
-        >>> clipped_fall(0.5, [0.0, 0.6, 4.0], 100, 0.1).round(4).tolist()
-        [0.049, 0.0196, 0.0]
+        >>> clipped_fall(0.5, [-7.0, 0.0, 0.6, 4.0], 100, 0.1).round(4).tolist()
+        [0.098, 0.049, 0.0196, 0.0]
     """
     amplitude, a = _checked(confidence, activity_index, vocab_size, label_smoothing)
-    return (amplitude * np.maximum(0.0, 1 - np.minimum(a, 1.0)))[()]
+    return (amplitude * (1 - np.clip(a, -1.0, 1.0)))[()]
 
 
 @one_index

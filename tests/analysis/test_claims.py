@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 import paper_figures
-from analysis.claims.effects import difference
+from analysis.claims.capping import restores
+from analysis.claims.effects import difference, paired_effects
 from analysis.claims.findings import COLUMNS, Findings, headlines
 from analysis.claims.judging import CLAIMS, MODEL_CLAIMS, decide, judge
 from analysis.claims.report import STATEMENTS, number
@@ -125,11 +126,38 @@ class TestVerdicts:
             assert "budget, in training only" not in decide("K6", Given(S5=changed))[0].counter_evidence
         verdict, found = decide("K6", Given(S5=s5(DATA)))
         kept = {"form": "contraction", "norms": "budget", "way": "kept", "c": 2.0}
-        assert found.at("gain_rise", **kept)[0].low > 0.004  # what had been called a rise
+        assert found.at("rise", **kept)[0].low > 0.004  # what had been called a rise
         assert found.at("gain", **kept)[0].high < 0.001
         assert found.at("fall_rise", **kept)[0].high < 0
         assert verdict.size is not None
         assert verdict.size.high < 0
+
+    def test_restore_means_the_same_of_a_temperature_and_of_a_cap(self):
+        """Under weight decay the gain of a cold head rises and its fall does not: no effect is restored."""
+        verdict, found = decide("K5", Given(S5=s5(DATA)))
+        decay = {"arm": "weight decay"}
+        assert found("rise", **decay).low > 0.02
+        assert found("gain", **decay).low > 0
+        assert abs(found("fall_rise", **decay).mean) < 0.01
+        assert "; restores: budget, Adam under the budget, trunk under the budget. " in verdict.condition
+        assert restores(found, found("fall_rise", arm="budget"))
+        assert not restores(found, found("fall_rise", **decay))
+        assert "cold and smoothed is no better than plain at T = 1 in 3 of 5 arms" in verdict.counter_evidence
+        table = s5(DATA)
+        at_one = (table["temperature"] == 1) | (table["label_smoothing"] == 0)
+        as_much = table["confidence"].where(at_one, table["confidence"] + 0.05)  # cold heads fall by .05 less
+        assert decide("K5", Given(S5=table.assign(confidence=as_much)))[0].verdict == "refuted"
+
+    def test_inert_pairs_are_counted_by_setting_too(self):
+        verdict, found = decide("K4", Tables([DATA], shared=DATA))
+        rows = read_table(DATA / "S3.csv.gz").query("teacher == 'det' and converged")
+        setting = ["vocab_size", "hidden_size", "norm_coefficient", "temperature", "softcap", "softcap_form"]
+        pairs = paired_effects(rows).query("activity_index > 1.25")
+        assert found["pairs_inert"] == len(pairs) == 355
+        by_hand = pairs[[*setting, "label_smoothing"]].drop_duplicates()
+        assert found["settings_inert"] == len(by_hand) == 71
+        assert "355 inert ones of 71 (335 of 355 at V = 256)" in verdict.counter_evidence
+        assert "|fall| < 0.01" in verdict.condition
 
     def test_a_cell_of_k3_has_one_temperature_and_the_largest_step_is_in_the_headline(self):
         full = Tables([DATA], shared=DATA)

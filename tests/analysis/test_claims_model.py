@@ -28,8 +28,12 @@ def planted(
     opposed=0.0,
     narrowed=0.0,
     rank_apart=0.0,
+    felt=True,
 ):
-    """A table with these effects of b = .1 at the last epoch, each larger by a little from seed to seed."""
+    """A table with these effects of b = .1 at the last epoch, each larger by a little from seed to seed.
+
+    Confidence falls by as much as the error, or, if that is not ``felt``, by as much everywhere.
+    """
     rows = []
     for (t, c, b), seed, epoch, (split, view) in itertools.product(
         ARMS,
@@ -55,6 +59,7 @@ def planted(
             "view": view,
             "reading": "as_trained",
             "accuracy": 0.5 - (accuracy + opposed * side) * strength + noise,
+            "confidence": 0.8 - (lower - (0 if felt else extra) + noise) * strength,
             "ece": base - (lower + noise) * strength,
             "rms": base,
             "aurc": 0.3 + noise - opposed * side * strength,
@@ -87,12 +92,14 @@ def verdict(claim, **effects):
         ("K2", {}, "supported", 0.05),
         ("K2", {"gain": -0.05}, "refuted", -0.05),
         ("K2", {"text_gain": -0.05}, "depends on", 0.05),
-        ("K5", {}, "supported", 0.04 - 0.01),  # b = 0 itself is .01 lower at T = .5
-        ("K5", {"activity": 0.6}, "depends on", 0.04 - 0.01),  # smoothing acted: nothing to restore
-        ("K5", {"tempered": -0.04}, "refuted", -0.05),
-        ("K5", {"tempered": -0.04, "activity": 0.6}, "depends on", -0.05),
-        ("K6", {"capped": 0.01, "activity": 0.6}, "depends on", 0.01),
-        ("K6", {"capped": 0.01}, "supported", 0.01),
+        ("K5", {}, "supported", 0.04),
+        ("K5", {"activity": 0.6}, "depends on", 0.04),  # smoothing acted: nothing to restore
+        ("K5", {"felt": False}, "refuted", 0.0),  # the error falls by more, the confidence does not
+        ("K5", {"gain": -0.05}, "refuted", 0.04),  # the confidence falls by more, to no gain
+        ("K5", {"tempered": -0.04}, "refuted", -0.04),
+        ("K5", {"tempered": -0.04, "activity": 0.6}, "depends on", -0.04),
+        ("K6", {"capped": 0.02, "activity": 0.6}, "depends on", 0.02),
+        ("K6", {"capped": 0.02}, "supported", 0.02),
         ("K6", {}, "refuted", -0.01),
         ("K6", {"activity": 0.6}, "depends on", -0.01),  # nothing to restore: nothing refuted either
         ("K8", {}, "supported", 3.0),

@@ -8,17 +8,20 @@ import pandas as pd
 import pytest
 
 import paper_figures
+from analysis.audit import verdict
 from analysis.bottleneck import FitConfig, fit
 from analysis.claims.response import accuracy, joined, main, unfitted_share
 from analysis.lab.placement import order
 from analysis.lab.records import config_key
 from analysis.lab.registry import experiment, tidy
 from analysis.lab.tables import find_table, read_table
+from analysis.response import clipped_fall, frozen_head_response
 from analysis.study.s9_grid import ResponseConfig
 from analysis.study.s9_response import respond
 from analysis.teachers import TeacherConfig
 
-QUICK = Path(paper_figures.__file__).parent / "data" / "quick"
+DATA = Path(paper_figures.__file__).parent / "data"
+QUICK = DATA / "quick"
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +113,73 @@ def test_the_committed_quick_rows_agree_with_the_law(tmp_path):
     assert table.loc[("noisy, .05 < A < 6", "clipped_fall"), "ahead_low"] > 0
     assert main(["--preset", "quick", "--file", str(tmp_path / "out.csv")]) == 0
     assert (tmp_path / "out.csv").exists()
+
+
+@pytest.fixture(scope="module")
+def full():
+    tables = {name: read_table(find_table(DATA, name)) for name in ("S3", "S4", "S5")}
+    return joined(read_table(find_table(DATA, "S9")), tables)
+
+
+def test_the_committed_accuracy_is_that_of_the_committed_rows(full):
+    key = ["group", "predictor"]
+    made, kept = accuracy(full).set_index(key), read_table(find_table(DATA, "S9_accuracy")).set_index(key)
+    pd.testing.assert_frame_equal(made.drop(columns="largest_error_cell"), kept[list(made)[:-1]], rtol=1e-4, atol=1e-5)
+
+
+def test_the_notes_say_where_the_law_misses():
+    notes = (DATA.parents[1] / "docs" / "study_notes.md").read_text(encoding="utf-8")
+    notes = notes.partition("## The law so far (S9)")[2].partition("\n## ")[0]
+    table = read_table(find_table(DATA, "S9_accuracy")).set_index(["group", "predictor"])
+    noisy, det = ("noisy, .05 < A < 6", "predicted_fall"), ("det, .05 < A < 6", "predicted_fall")
+    assert f"{table.loc[noisy, 'slope']:.3f}"[1:] in notes
+    assert abs(table.loc[noisy, "slope"] - 1) > 0.05  # what was registered
+    assert f"has {table.loc[det, 'cells']} cells so far" in notes
+    for arm in ("trunk", "contexts"):
+        sphere, ball = (
+            f"{table.loc[(f'arm {arm}', name), 'r2']:.3f}"[1:] for name in ("sphere_fall", "predicted_fall")
+        )
+        assert f"{sphere} against {ball}" in notes
+        assert table.loc[(f"arm {arm}", "sphere_fall"), "ahead_high"] < 0
+        assert f"{sphere} against" in " ".join((frozen_head_response.__doc__ or "").split())
+
+
+def test_the_audit_says_how_far_noisy_heads_fall_above_one(full):
+    above = full.loc[full["confirmed"] & (full["teacher"] != "det") & (full["activity_index"] > 1)]
+    largest = above["fall"].max()
+    assert above.loc[above["fall"].idxmax(), "activity_index"] < 3
+    said = audited(activity=1.5)
+    assert f"confidence still fell at indices of 1 to 3, by up to {largest:.3f}".replace("0.", ".") in said
+    amplitude = above["label_smoothing"] * (above["plain_confidence"] - 1 / above["vocab_size"])
+    notes = (DATA.parents[1] / "docs" / "study_notes.md").read_text(encoding="utf-8")
+    assert f"Of the {len(above)} noisy pairs with A above 1, {(above['fall'] > 0.01).sum()} fall by" in notes
+    assert f"the median {(above['fall'] / amplitude).median():.2f} of b".replace("0.", ".") in notes
+
+
+def test_the_audit_says_how_its_prediction_fared_on_new_texts():
+    """The audit's own number, read off plain tunings, beside the fall of their twins."""
+    table = read_table(find_table(DATA, "instruction_full")).query(
+        "split == 'test' and reading == 'as_trained' and temperature == 1 and view in ('letter', 'tokens', 'text')"
+    )
+    last = table.loc[table["softcap"].isna() & (table["epoch"] == table["epoch"].max())]
+    cells = last.set_index(["view", "label_smoothing", "data_seed"]).sort_index()
+    ratios = {}
+    for view in ("letter", "tokens", "text"):
+        plain = cells.loc[view, 0.0]
+        p, a = plain["confidence"].to_numpy(), plain["activity"].to_numpy()  # the index is that of b = .1
+        for b in (0.1, 0.2):
+            fall = p - cells.loc[view, b].loc[plain.index, "confidence"].to_numpy()
+            ratios[view, b] = fall.mean() / clipped_fall(p, 0.1 * a / b, 49152, b).mean()
+    said = audited(activity=0.5)
+    assert f"fell by {min(ratios.values()):.1f} to {max(ratios.values()):.1f} times as much on new texts" in said
+    assert "two to three times on ordinary text" in said
+    assert [round(ratios["text", b]) for b in (0.2, 0.1)] == [2, 3]
+
+
+def audited(activity):
+    """The committed audit in words, as if it had found this index, and a predicted fall."""
+    table = read_table(find_table(DATA, "audit_smollm2"))
+    index = (table["part"] == "smoothing") & (table["name"] == "activity")
+    fall = table.loc[index].assign(name="predicted_fall", value=0.1, low=0.1, high=0.1)
+    table.loc[index, ["value", "low", "high"]] = activity
+    return verdict(pd.concat([table, fall]))

@@ -294,16 +294,35 @@ def test_a_shared_scale_falls_as_its_own_minimisation_says():
     none = torch.zeros(400, dtype=torch.long)
     seen = HiddenStates(h, y, none, none.bool(), none.bool())
     found = shared_falls(seen, ModelHead(w, None, 1.0, None), {"seen": seen}, (0.1, 0.2))["seen"]
-    assert set(found) == {f"{kind}_fall_{b}" for kind in ("scale", "gain") for b in ("0.1", "0.2")}
+    assert set(found) == {
+        f"{kind}_{name}" for kind in ("scale", "gain") for name in ("confidence", "fall_0.1", "fall_0.2")
+    }
 
     def confidence(b):
         losses = lambda s: F.cross_entropy(s * h @ w.T, y, label_smoothing=b).item()  # noqa: E731
         best = minimize_scalar(losses, bounds=(0.1, 5), method="bounded").x
         return (best * h @ w.T).softmax(-1).amax(-1).mean().item()
 
+    assert found["scale_confidence"] == pytest.approx(confidence(0.0), abs=2e-3)
     for b in (0.1, 0.2):
         assert found[f"scale_fall_{b}"] == pytest.approx(confidence(0.0) - confidence(b), abs=2e-3)
         assert found[f"gain_fall_{b}"] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["gain", "scale"])
+def test_where_a_shared_change_separates_the_tokens_nothing_is_predicted(kind):
+    """The plain loss then falls to 0 with the change without bound: where a solver stops is no optimum."""
+    generator = torch.Generator().manual_seed(0)
+    w, h = (torch.randn(n, 64, generator=generator) for n in (500, 400))
+    separating = 0.2 + 2 * torch.rand(64 if kind == "gain" else 1, generator=generator)
+    y = ((h * separating) @ w.T).argmax(-1)
+    none = torch.zeros(400, dtype=torch.long)
+    seen = HiddenStates(h, y, none, none.bool(), none.bool())
+    found = shared_falls(seen, ModelHead(w, None, 1.0, None), {"seen": seen}, (0.1, 0.2))["seen"]
+    unknown = {"gain"} if kind == "gain" else {"gain", "scale"}
+    assert {name for name, value in found.items() if np.isnan(value)} == {
+        f"{each}_{name}" for each in unknown for name in ("confidence", "fall_0.1", "fall_0.2")
+    }
 
 
 def test_tunings_without_smoothing_record_what_shared_changes_predict(files):

@@ -349,6 +349,7 @@ def test_scalars():
     assert rational_fall(0.6, 2.0, 10, 0.1) == pytest.approx(0.1 * 0.5 / 3)
     assert clipped_fall(0.6, 0.25, 10, 0.1) == pytest.approx(0.1 * 0.5 * 0.75)
     assert clipped_fall(0.6, [1.0, 7.0, np.inf], 10, 0.1).tolist() == [0, 0, 0]
+    assert clipped_fall(0.6, [-1.0, -7.0, -np.inf], 10, 0.1) == pytest.approx(2 * 0.1 * 0.5)  # no further than A = -1
     assert rational_fall(0.6, np.inf, 10, 0.1) == 0
     assert np.isnan(rational_fall(0.6, -1.5, 10, 0.1))
     with pytest.raises(ValueError, match=r"confidence must be in \[0, 1\], got 1.2"):

@@ -65,6 +65,11 @@ def k4(found: Findings) -> Sentences:
         listed = {kind: ", ".join(f"{f.cell['predictor']} {f}" for f in shares) for kind, shares in kinds.items()}
         return "; ".join(f"{kind}: {shares}" for kind, shares in listed.items())
 
+    def counted(name: str) -> str:
+        pairs, settings = found[f"pairs_{name}"], found[f"settings_{name}"]
+        main = found(f"pairs_{name}", V=MAIN_SIZE).mean
+        return f"{pairs:.0f} {name} ones of {settings:.0f} ({main:.0f} of {pairs:.0f} at V = {MAIN_SIZE})"
+
     free, rule = "any width: not known (no S4)", "not known (no S4)"
     if found.has("sign_rule_cells"):
         free = f"D = {found['least_free_size']:.0f} too: {found('fall_at_free_norms')}"
@@ -75,39 +80,46 @@ def k4(found: Findings) -> Sentences:
         headline=found("fall_where_acting"),
         effect=f"fall in confidence by smoothing where A < .8 (A > 1.25: {nearly}), det teacher under a norm budget",
         depends_on=depends_on,
-        condition=f"{depends_on}, at any D, V, T, cap: where A > 1.25 the fall is {still} (rule obeyed by "
-        f"{number(found['obeyed_inert'], '.0%')} and {number(found['obeyed_acting'], '.0%')} of pairs). Explained "
-        f"variance of the fall, {explained('explained')}; of the transition, .05 < A < 6, "
+        condition=f"{depends_on}, at any D, V, T, cap: where A > 1.25 the fall is {still} (rule obeyed, |fall| < "
+        f"{SMALL:g} and fall > 0, by {number(found['obeyed_inert'], '.0%')} and "
+        f"{number(found['obeyed_acting'], '.0%')} of pairs). Explained variance of the fall, {explained('explained')}; "
+        "of the transition, .05 < A < 6, "
         f"{explained('explained_of_transition')}. Whether it helps: {rule}",
         counter_evidence=f"with free norms smoothing acts at {free}; in noisy cells with A from 1.3 to 3 confidence "
-        f"still falls by up to {number(found['largest_fall_blurred'], '.3f')}; {found['pairs_of_other_sizes']:.0f} of "
-        f"the {found['pairs_inert']:.0f} and {found['pairs_acting']:.0f} det pairs of the rule lie outside V = "
-        f"{MAIN_SIZE}",
+        f"still falls by up to {number(found['largest_fall_blurred'], '.3f')}; the det pairs of the rule are seeds of "
+        f"fewer settings, whose targets are the same for every seed: {counted('inert')} and {counted('acting')}",
         interval_over=SOLVER,
     )
 
 
 def k5(found: Findings) -> Sentences:
-    depends_on, rise = "norms that bind while training", {f.cell["arm"]: f for f in found.at("rise")}
-    trunk = rise["trunk under the budget"]
+    depends_on, falls = "a norm budget that binds while training", {f.cell["arm"]: f for f in found.at("fall_rise")}
+    trunk, both = falls["trunk under the budget"], found.at("gain_of_both")
     parts = []
     for name in dict.fromkeys((f.cell["norm"], f.cell["T"]) for f in found.at("gain_read_at_one")):
         gains = found.at("gain_read_at_one", norm=name[0], T=name[1])
         parts.append(f"{name[0]} T = {name[1]:g} {span(gain.mean for gain in gains)}")
-    both = [
-        f"{f.cell['teacher']} V = {f.cell['V']} {f.cell['features']} features {f.cell['optimiser']} {f}"
-        for f in found.at("gain_of_both")
+    arms = [
+        f"{f.cell['teacher']} V = {f.cell['V']} {f.cell['features']} features {f.cell['optimiser']} {f}" for f in both
     ]
+    others = [
+        f"{name} {fall}" + (f" ({trunk.seeds} of {found['seeds_run']:.0f} seeds converged)" if fall is trunk else "")
+        for name, fall in falls.items()
+        if name != "budget"
+    ]
+    gained = [f"{name} {found('rise', arm=name)}" for name in falls]
     return Sentences(
-        headline=rise["budget"],
-        effect="gain of b = .1 in true ECE, trained at T = .25 minus trained at T = 1, norm budget",
+        headline=falls["budget"],
+        effect="fall in confidence from b = .1, trained at T = .25 minus trained at T = 1, norm budget",
         depends_on=depends_on,
-        condition=f"{depends_on}: free norms {rise['free norms']}, weight decay {rise['weight decay']}, Adam under the "
-        f"budget {rise['Adam under the budget']}, trunk under the budget {trunk} ({trunk.seeds} of "
-        f"{found['seeds_run']:.0f} seeds converged), trunk with free norms {rise['trunk with free norms']}. Reading T "
-        f"= 1 heads at T = .25 afterwards, the gain is {found('gain_read_cold')}",
-        counter_evidence=f"trained at T and read at T = 1, the gain is {', '.join(parts) or UNKNOWN}; true ECE of "
-        f"plain heads at T = 1 minus smoothed ones at T = .25, by budget arm: {', '.join(both)}",
+        condition=f"{depends_on}: {', '.join(others)}; restores: "
+        f"{', '.join(name for name, fall in falls.items() if restores(found, fall)) or 'nowhere'}. The gain in true "
+        f"ECE rises by {', '.join(gained)}. Reading T = 1 heads at T = "
+        f".25 afterwards, it is {found('gain_read_cold')}. (It restores where the fall rises by more than .01 and "
+        "smoothing gains.)",
+        counter_evidence=f"cold and smoothed is no better than plain at T = 1 in {sum(f.low <= 0 for f in both)} of "
+        f"{len(both)} arms under the budget; true ECE of plain heads at T = 1 minus smoothed ones at T = .25: "
+        f"{', '.join(arms)}; trained at T and read at T = 1, the gain is {', '.join(parts) or UNKNOWN}",
     )
 
 
@@ -165,7 +177,7 @@ def restored(column: str, name: str) -> Callable[[Findings], Sentences]:
     """K5 or K6 of a real model; ``column`` is what the cells of its findings are named by."""
 
     def sentences(found: Findings) -> Sentences:
-        strongest, *rest = found.at("rise")
+        strongest, *rest = found.at("fall_rise")
         common = list(dict.fromkeys(f.cell["b"] for f in found.at("error")))
         lowest = {arm: min(f.mean for f in found.at("error", **{column: arm})) for arm in _arms(found, column)}
         errors = ", ".join(
@@ -174,11 +186,13 @@ def restored(column: str, name: str) -> Callable[[Findings], Sentences]:
         activity = found("activity")
         return Sentences(
             headline=strongest,
-            effect=f"gain of b = .1 in ECE on new questions at {name} {strongest.cell[column]} minus that without, "
-            "read as trained",
+            effect=f"fall in confidence from b = .1 on new questions at {name} {strongest.cell[column]} minus that "
+            "without, read as trained",
             depends_on="whether smoothing acted without",
             condition="; ".join(f"at {name} {rise.cell[column]}: {rise}" for rise in rest)
-            + f"; without, the gain is {found('gain')} and the activity index of b = 0 on its examples {activity} "
+            + "; the gain in ECE rises by "
+            + ", ".join(f"{rise} at {name} {rise.cell[column]}" for rise in found.at("rise"))
+            + f"; without, it is {found('gain')} and the activity index of b = 0 on its examples {activity} "
             f"({_acted(activity)})",
             counter_evidence=f"the lowest ECE over b of {', '.join(f'{b:g}' for b in common)} is {errors}",
         )
