@@ -108,7 +108,6 @@ def found(data: Path) -> str:
     ].set_index("implementation")
     share = cost.at[_OURS, "peak_mib"] / cost.at["eager", "peak_mib"]
     words: Any = pd.read_csv(data / "verdicts.csv")["verdict"].value_counts()
-    inert: Any = numbers[numbers["cell"].isna() & (numbers["finding"] == "fall_where_inert")]
     sentences = (
         "**Long tuning makes models over-confident**: in simulated instruction tuning the calibration error on all but "
         f"the tuning task rose by {of_all['K1', 'rise_elsewhere_at_epoch_2']:.2f} after two epochs and "
@@ -119,7 +118,7 @@ def found(data: Path) -> str:
         "**Norms cap confidence, hidden size less so**: at fixed norms, hidden size 64 to 256 adds "
         f"{of_all['K3', 'step_from_64']:.2f}, 16 to 64 up to {steps.max():.2f}.",
         "**What smoothing takes can be predicted** in simulation (figure). It took less than 0.01 of confidence in all "
-        f"{inert['cells'].item():.0f} settings with deterministic targets and an index above 1.25.",
+        f"{of_all['K4', 'settings_inert']:.0f} settings with deterministic targets and an index above 1.25.",
         "**Training at a lower temperature gives smoothing its effect back** under a bound on the norms, by "
         f"{budget['K5', 'rise']:.2f} of calibration error. Capping the logits rarely does.",
         f"**The loss is lean**: at {_SHAPES[0]}'s size it needs {share:.0%} of the memory of eager PyTorch's in the "
