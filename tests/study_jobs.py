@@ -8,7 +8,7 @@ from dataclasses import replace
 from analysis.study import s1_ceilings as ceilings
 from analysis.study.__main__ import main as command
 
-GRID = [ceilings.CeilingConfig(vocab_size=600 + n, hidden_size=64, model="any") for n in range(30)]
+GRID = [ceilings.CeilingConfig(vocab_size=600 + n, hidden_size=64, model="any") for n in range(5000)]
 
 
 def with_grid() -> None:

@@ -231,7 +231,7 @@ class TestInterrupted:
         out, err = driver.communicate(timeout=60)
         kept = len(list(folder.glob("*.json")))
         assert (driver.returncode, out) == (130, "")
-        assert err == f"interrupted: {kept} of 30 rows are kept; run again to go on\n"
+        assert err == f"interrupted: {kept} of {len(study_jobs.GRID)} rows are kept; run again to go on\n"
         with contextlib.suppress(psutil.NoSuchProcess):
             assert not psutil.wait_procs(workers, timeout=20)[1]
 
