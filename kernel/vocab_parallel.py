@@ -71,7 +71,7 @@ def agree(group: Any, check: Callable[[], LossOptions], input: Any, linear_weigh
         raise RuntimeError(f"process {wrong.index(1)} of process_group refused its arguments; its error says why.")
     if len(set(digests)) > 1:
         raise ValueError(
-            "input's shape, dtype and requires_grad and the options must be the same in all processes of process_group, "
+            "input's shape, dtype and requires_grad and the options must be the same in every process of the group, "
             f"got {tuple(input.shape)}, {input.dtype}, {input.requires_grad} and {options} here, not elsewhere."
         )
     return options, Share(sum(rows[: dist.get_rank(group)]), sum(rows), rows)
