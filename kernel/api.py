@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from . import chunked, fused, reference
+from . import chunked, fused, reference, vocab_parallel
 from .options import LossOptions, Reduction
 from .reference import compute_dtype
 from .token_statistics import TokenStatistics
@@ -61,6 +61,7 @@ def linear_cross_entropy(
     implementation: Implementation = "auto",
     workspace_bytes: int = fused.DEFAULT_WORKSPACE_BYTES,
     return_statistics: Literal[False] = False,
+    process_group: Any = None,
     **unsupported: object,
 ) -> Tensor: ...
 def linear_cross_entropy(
@@ -81,6 +82,7 @@ def linear_cross_entropy(
     implementation: Implementation = "auto",
     workspace_bytes: int = fused.DEFAULT_WORKSPACE_BYTES,
     return_statistics: bool = False,
+    process_group: Any = None,
     **unsupported: object,
 ) -> Tensor | tuple[Tensor, TokenStatistics]:
     r"""Cross entropy of a linear head with label smoothing, softcap and temperature, without materialising the logits.
@@ -119,6 +121,10 @@ def linear_cross_entropy(
             changes time and memory, never the result beyond rounding.
         return_statistics: Also return each token's log-probability, log-partition, entropy, confidence and argmax, from
             the same pass over the head. A loss of any function of the first three has exact gradients.
+        process_group: A group of :mod:`torch.distributed` whose processes hold the head's rows between them, any number
+            each, in the order of their ranks: ``linear_weight`` and ``linear_bias`` are this process's rows, ``target``
+            counts over all. Tokens and options are the same in every process, and so are loss, statistics and the
+            gradient of ``input``; the gradient of the rows stays with them. Waits for the other processes.
         **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
 
     Returns:
@@ -128,7 +134,9 @@ def linear_cross_entropy(
 
     Raises:
         TypeError: Wrong type or dtype, class probabilities as target, ``weight`` or ``options`` given.
-        ValueError: Wrong shape, device or range; the text names the argument, what is allowed and what came.
+        ValueError: Wrong shape, device or range; the text names the argument, what is allowed and what came. With
+            ``process_group``, too, if input's shape or the options differ between processes.
+        RuntimeError: Another process of ``process_group`` refused its arguments.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, Sec. 7. arXiv:1512.00567
@@ -145,16 +153,34 @@ def linear_cross_entropy(
         >>> [round(h, 4) for h in of.entropy.tolist()], of.argmax.tolist()
         ([0.6656, 0.6656, 0.6656], [0, 1, 2])
     """
-    refuse_unsupported("linear_cross_entropy", list(unsupported))
-    check_choices(implementation, workspace_bytes)
-    if not isinstance(return_statistics, bool):
-        raise TypeError(f"return_statistics must be a bool, got {type(return_statistics).__name__}.")
-    options = LossOptions(
-        label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, ignore_index, reduction
-    )
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
-    check_tensor("target", target)
-    check_tensors(input, linear_weight, target, linear_bias, token_weight)
+
+    def checked() -> LossOptions:
+        refuse_unsupported("linear_cross_entropy", list(unsupported))
+        check_choices(implementation, workspace_bytes)
+        if not isinstance(return_statistics, bool):
+            raise TypeError(f"return_statistics must be a bool, got {type(return_statistics).__name__}.")
+        options = LossOptions(
+            label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, ignore_index, reduction
+        )
+        check_tensor("target", target)
+        check_tensors(input, linear_weight, target, linear_bias, token_weight)
+        return options
+
+    if process_group is not None:
+
+        def local(input: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, TokenStatistics]:
+            return linear_cross_entropy(
+                *(input, linear_weight, target), linear_bias=linear_bias, label_smoothing=smoothing, softcap=softcap,
+                temperature=temperature, logit_scale=logit_scale, ignore_index=ignore_index, reduction="none",
+                implementation=implementation, workspace_bytes=workspace_bytes, return_statistics=True,
+            )  # fmt: skip
+
+        options, share = vocab_parallel.agree(process_group, checked, input, linear_weight)
+        with autocast_off(input):
+            found = vocab_parallel.loss(local, input, target, token_weight, options, group=process_group, share=share)
+        return found if return_statistics else found[0]
+    options = checked()
     function = _resolve(implementation, input)
     traceable = function is reference.loss
     if traceable:
