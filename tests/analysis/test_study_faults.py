@@ -219,7 +219,13 @@ class TestInterrupted:
     def test_the_command_says_so_in_one_line_and_leaves_no_worker(self, tmp_path):
         order = [sys.executable, study_jobs.__file__, str(tmp_path)]
         driver = subprocess.Popen(
-            order, env=PATHS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            order,
+            env=PATHS,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
         )
         folder, deadline = tmp_path / "rows" / "S1", time.monotonic() + 120
         while len(list(folder.glob("*.json"))) < 3:
