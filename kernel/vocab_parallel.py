@@ -20,7 +20,7 @@ from .reference import compute_dtype, reduced
 from .token_statistics import TokenStatistics
 from .validation import check_target_range, check_token_weight_range
 
-__all__ = ["Share", "agree", "loss"]
+__all__ = ["Share", "SummedGradient", "agree", "loss"]
 
 
 class Share(NamedTuple):
@@ -108,7 +108,7 @@ def loss(
     owned = kept & (here >= 0) & (here < rows)
     own_target = torch.where(owned, here, torch.where(kept, 0, options.ignore_index))
     # With all weight on uniform targets the local loss is lse - mean z.
-    smoothed, found = local(_Enter.apply(input, group), own_target, 1.0 if options.label_smoothing else 0.0)
+    smoothed, found = local(SummedGradient.apply(input, group), own_target, 1.0 if options.label_smoothing else 0.0)
     lse = found.lse
     mine = {
         "lse": torch.where(kept, lse, 0),
@@ -142,16 +142,18 @@ def loss(
     return reduced(torch.where(kept, token_loss, 0) * weight, weight, options.reduction), statistics
 
 
-class _Enter(torch.autograd.Function):
+class SummedGradient(torch.autograd.Function):
     """Hidden states as they are; their gradient is summed over the processes, in float32 at least."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, group: Any) -> Tensor:
+        """Return the hidden states."""
         ctx.group = group
         return input.view_as(input)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        """Return the sum of all processes' gradients."""
         (given,) = upstream
         total = given.to(compute_dtype(given.dtype), copy=True, memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.group)

@@ -1,0 +1,198 @@
+"""The loss of a head split over processes against one process: ``python -m kernel.benchmark.parallel``.
+
+Starts the processes by torchrun, or is started by it. Every process computes the whole head alone first, then its rows
+of an even and of an uneven split, and, without smoothing, torch's loss_parallel. The slowest process counts, and the
+largest memory and error; times are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..api import linear_cross_entropy
+from ..vocab_parallel import SummedGradient
+from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .measure import ahead, peak_bytes, turn
+from .problems import SHAPES, Data, Shape, make_data
+from .tables import Report
+
+__all__ = ["main"]
+
+_EXAMPLES = """
+examples:
+  python -m kernel.benchmark.parallel --output paper_figures/data/parallel.csv   every GPU of this host
+  python -m kernel.benchmark.parallel --processes 3 --device cpu --scale 512 --output /tmp/p.csv
+"""
+_SHAPES = (SHAPES[0], Shape("V 262144, D 4096", 16384, 262144, 4096))
+_SOFTCAPS = (None, 30.0)
+_SMOOTHING = 0.1
+_Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of hidden states, rows and targets
+
+
+def _splits(vocab_size: int, processes: int) -> dict[str, list[int]]:
+    """Rows of each process: as even as they go, and with twice as many for the last one."""
+    even = [vocab_size // processes + (i < vocab_size % processes) for i in range(processes)]
+    part = vocab_size // (processes + 1)
+    return {"even": even, "uneven": [part] * (processes - 1) + [vocab_size - part * (processes - 1)]}
+
+
+def _loss_parallel(hidden: Tensor, rows: Tensor, target: Tensor) -> Tensor:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    mesh = init_device_mesh(hidden.device.type, (dist.get_world_size(),))
+    logits = SummedGradient.apply(hidden, dist.group.WORLD) @ rows.T
+    with loss_parallel():
+        return F.cross_entropy(DTensor.from_local(logits, mesh, [Shard(1)]), target)
+
+
+def _run(loss: _Loss, hidden: Tensor, rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and both gradients."""
+    hidden.grad = rows.grad = None
+    value = loss(hidden, rows, target)
+    if loss is _loss_parallel:
+        from torch.distributed.tensor.parallel import loss_parallel
+
+        with loss_parallel():
+            value.backward()
+    else:
+        value.backward()
+    assert hidden.grad is not None
+    assert rows.grad is not None
+    return value.detach(), hidden.grad, rows.grad
+
+
+def _worst(values: Sequence[float], device: torch.device) -> list[float]:
+    """The largest of each number over the processes."""
+    found = torch.tensor(list(values), dtype=torch.float64, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return found.tolist()
+
+
+def _measure(data: Data, softcap: float | None, rounds: int) -> Iterator[dict[str, object]]:
+    """A row for one process, each split, and loss_parallel where it computes the same loss but for the smoothing."""
+    device, rank, processes = data.hidden.device, dist.get_rank(), dist.get_world_size()
+    options = {"label_smoothing": _SMOOTHING, "softcap": softcap}
+    alone: Any = partial(linear_cross_entropy, **options)
+    value, whole_hidden, whole_rows = _run(alone, data.hidden, data.weight, data.target)
+    whole_hidden, whole_rows = whole_hidden.double(), whole_rows.double()
+    vocab_size = len(data.weight)
+    cases: list[tuple[str, list[int], _Loss]] = [("one process", [vocab_size], alone)]
+    together: Any = partial(linear_cross_entropy, **options, process_group=dist.group.WORLD)
+    splits = _splits(vocab_size, processes)
+    cases += [(f"process_group, {name}", rows, together) for name, rows in splits.items()]
+    if softcap is None and vocab_size % processes == 0:
+        cases.append(("loss_parallel, no smoothing", splits["even"], _loss_parallel))
+    for name, rows, loss in cases:
+        begin = 0 if len(rows) == 1 else sum(rows[:rank])
+        mine = slice(begin, begin + rows[0 if len(rows) == 1 else rank])
+        part = data.weight.detach()[mine].clone().requires_grad_()
+        call = partial(_run, loss, data.hidden, part, data.target)
+        first, second = ([t.clone() for t in call()] for _ in range(2))
+        repeats = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        before = ahead(lambda: data.hidden.detach() @ data.weight.detach()[:4096].T, device)
+        times = []
+        for _ in range(rounds):
+            dist.barrier()
+            times.append(turn(call, device, before=before).ms)
+        peak = peak_bytes(call, device)
+        compared = loss is not _loss_parallel
+        off = (
+            (first[0].double() - value.double()).abs() / value.double().abs(),
+            (first[1].double() - whole_hidden).norm() / whole_hidden.norm(),
+            (first[2].double() - whole_rows[mine]).norm() / whole_rows[mine].norm(),
+        )
+        measured = [statistics.median(times), float(peak or 0) / 2**20, part.numel() * part.element_size() / 2**20]
+        ms, peak_mib, head_mib, *errors, differs = _worst([*measured, *map(float, off), float(not repeats)], device)
+        yield {
+            "softcap": softcap,
+            "implementation": name,
+            "processes": len(rows),
+            "rows": " ".join(map(str, rows)),
+            "label_smoothing": _SMOOTHING if compared else 0.0,
+            "ms": round(ms, 4),
+            "peak_mib": round(peak_mib, 2) if peak is not None else None,
+            "head_gradient_mib": round(head_mib, 3),
+            "loss_difference": f"{errors[0]:.3g}" if compared else None,
+            "input_gradient_difference": f"{errors[1]:.3g}" if compared else None,
+            "weight_gradient_difference": f"{errors[2]:.3g}" if compared else None,
+            "repeats_bitwise": not differs,
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write the table in the first process and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark.parallel",
+        description=(__doc__ or "").partition(": ``")[0] + ".",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=whole(1), default=10, help="timed calls of each (default: 10)")
+    parser.add_argument("--scale", type=whole(1), default=1, help="divide N, V and D by this, for a trial")
+    text = "to start, unless torchrun did (default: one for each GPU, 2 on a CPU)"
+    parser.add_argument("--processes", type=whole(1), metavar="N", help=text)
+    add_places(parser, "parallel")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = parser.parse_args(words)
+    return finish(lambda: _main(given, typed(parser, given)) if "RANK" in os.environ else _start(given, words))
+
+
+def _start(given: argparse.Namespace, words: list[str]) -> int:
+    device = resolve_device(given)
+    processes = given.processes or (torch.cuda.device_count() if device.type == "cuda" else 2)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run([*run, "-m", "kernel.benchmark.parallel", *words], check=False).returncode
+
+
+def _main(given: argparse.Namespace, command: str) -> int:
+    device = resolve_device(given)
+    cuda = device.type == "cuda"
+    if cuda:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast over NVLink is not everywhere allowed
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        dtype = torch.bfloat16 if cuda else torch.float32
+        config = {"rounds": given.rounds, "scale": given.scale, "dtype": str(dtype).removeprefix("torch.")}
+        config["processes"] = dist.get_world_size()
+        if dist.get_rank():
+            for _ in _rows(given, dtype, device):
+                pass
+            return 0
+        with Report(output_of(given, "parallel"), command=command, config=config, device=device) as report:
+            for row in _rows(given, dtype, device):
+                report.add(row)
+        print(f"wrote {output_of(given, 'parallel')}")
+        return 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _rows(given: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> Iterator[dict[str, object]]:
+    for shape in _SHAPES:
+        sizes = {name: max(getattr(shape, name) // given.scale, 2) for name in ("n", "vocab_size", "hidden_size")}
+        data = make_data(replace(shape, **sizes), dtype, device)
+        about = {"shape": shape.name, "tokens": sizes["n"], **{k: sizes[k] for k in ("vocab_size", "hidden_size")}}
+        for softcap in _SOFTCAPS:
+            for row in _measure(data, softcap, given.rounds):
+                yield {**about, "dtype": str(dtype).removeprefix("torch."), **row}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
