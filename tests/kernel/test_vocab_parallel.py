@@ -43,7 +43,7 @@ for i, options in enumerate(eval(sys.argv[4])):
         parts = head, bias
         exact = results(torch.float64, **options)
         parts = head[mine], bias[mine]
-        for dtype, near in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
+        for dtype, near in ((torch.float64, 1e-11), (torch.float32, 1e-4)):  # the gradient of one row's bias cancels
             got = results(dtype, **options, process_group=group)
             again = results(dtype, **options, process_group=group)
             for n, (ours, twice, whole) in enumerate(zip(got, again, exact, strict=True)):
@@ -81,7 +81,7 @@ def run(folder, rows, program, *more):
         for rank in range(len(rows))
     ]
     found = [worker.communicate(timeout=120) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * len(rows), [error[-2000:] for _, error in found]
+    assert [worker.returncode for worker in workers] == [0] * len(rows), [error[:3000] for _, error in found]
     return [out for out, _ in found]
 
 
