@@ -1,7 +1,5 @@
 """The state: exact where it says so, independent of order and splitting, mergeable, storable, summable over processes."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import in_processes
 
 from analysis.calibration import CalibrationState, calibration_error, reliability_table
 
@@ -280,13 +279,9 @@ def test_save_and_load_without_pickle(tmp_path):
 
 
 WORKER = """
-import sys
 import numpy as np
-import torch.distributed as dist
 from analysis.calibration import CalibrationState
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
 rng = np.random.default_rng(rank)
 state = CalibrationState(groups=["a", "b"])
 state.update(rng.random(500 + rank), rng.random(500 + rank) < 0.5, rng.integers(0, 2, 500 + rank)).all_reduce()
@@ -295,19 +290,12 @@ try:
     CalibrationState(15 + rank).all_reduce()
 except ValueError as error:
     print(error)
-dist.destroy_process_group()
 """
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
 def test_sum_over_two_processes(tmp_path):
-    command = [sys.executable, "-c", WORKER]
-    workers = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0]
+    outputs = in_processes(WORKER, 2, tmp_path)
     expected = CalibrationState(groups=["a", "b"])
     for rank in range(2):
         rng = np.random.default_rng(rank)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import in_processes
 from tiny_models import V, count_calls, make
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -294,15 +295,10 @@ except ImportError as error:
 
 
 DISTRIBUTED = """
-import sys
-import torch
-import torch.distributed as dist
 import transformers
 from torch.nn.parallel import DistributedDataParallel
 from kernel.huggingface import fuse_loss
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 torch.manual_seed(0)
 sizes = dict(vocab_size=67, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
 model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, tie_word_embeddings=True)).train()
@@ -318,19 +314,12 @@ loss = 2 * wrapped(input_ids=part, labels=part, num_items_in_batch=44).loss
 loss.backward()
 for name, parameter in model.named_parameters():
     torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=1e-6, msg=name)
-dist.destroy_process_group()
 """
 
 
 def test_two_processes_share_one_batch(tmp_path):
     pytest.importorskip("transformers")
-    processes = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", DISTRIBUTED, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]  # fmt: skip
-    for process in processes:
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
+    in_processes(DISTRIBUTED, 2, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")  # dynamo looks at what warns when looked at

@@ -1,24 +1,20 @@
 """A head whose rows lie in several processes: loss, statistics and gradients are those of one process."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
 from helpers import OPTIONS
+from processes import in_processes
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and sys.platform.startswith("linux")), reason="needs gloo"
 )
 
 START = """
-import sys
-import torch
-import torch.distributed as dist
 from kernel import linear_cross_entropy
 
-rank, rows, folder = int(sys.argv[1]), eval(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(rows))
+rows = eval(arguments[0])
 group, begin = dist.group.WORLD, sum(rows[:rank])
 mine = slice(begin, begin + rows[rank])
 generator = torch.Generator().manual_seed(0)
@@ -37,7 +33,7 @@ def results(dtype, **options):
     (loss.square().sum() + 0.1 * told).backward()
     return loss.detach(), *(x.detach().nan_to_num(-7) for x in of), h.grad, w.grad, b.grad
 
-for i, options in enumerate(eval(sys.argv[4])):
+for i, options in enumerate(eval(arguments[1])):
     for implementation in ("reference", "chunked"):
         options |= {"reduction": ("none", "mean", "sum")[i % 3], "implementation": implementation}
         parts = head, bias
@@ -71,18 +67,7 @@ assert linear_cross_entropy(hidden, head[mine], target, process_group=group).isf
 
 
 def run(folder, rows, program, *more):
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", START + program, str(rank), repr(rows), str(folder), *more],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(len(rows))
-    ]
-    found = [worker.communicate(timeout=120) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * len(rows), [error[:3000] for _, error in found]
-    return [out for out, _ in found]
+    return in_processes(START + program, len(rows), folder, repr(rows), *more)
 
 
 @pytest.mark.parametrize("rows", [(9, 4), (1, 7, 12)])
