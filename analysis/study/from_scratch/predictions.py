@@ -6,8 +6,8 @@ from ...lab.registry import Prediction
 
 __all__ = ["LANGUAGES"]
 
-# Of S11: pretrained on a hidden-Markov language, tuned on few sequences of a shifted one, all norms free and the gain of
-# the last norm learnt. "Comparable over V": the divergence of the pretrained model from the truth at the largest D is
+# Of S11: pretrained on a hidden-Markov language, tuned on few sequences of a shifted one, all norms free and the last
+# norm's gain learnt. "Comparable over V": the divergence of the pretrained model from the truth at the largest D is
 # within .02 nats of that at the least V; else a comparison over V is confounded, as rare split symbols are seen less
 # often, and the arm with dead tokens carries it.
 LANGUAGES = (
@@ -22,15 +22,15 @@ LANGUAGES = (
         claim="K4",
         verdict="refuted",
         statement="V matters little: the fall in confidence on new shifted tokens over b (confidence - 1/V) differs by "
-        "less than .2 between V = 256 and 65536, at D = 256, comparable. Where D = 16 falls less it is further from the "
-        "truth, not capped: no cell has A > 1 on the tokens tuned on after 16 epochs.",
+        "less than .2 between V = 256 and 65536, at D = 256, comparable. Where D = 16 falls less it is further from "
+        "the truth, not capped: no cell has A > 1 on the tokens tuned on after 16 epochs.",
     ),
     Prediction(
         claim="law",
         verdict="depends on",
         statement="The shared response (one scale, or a gain for each dimension, of the hidden states, solved on the "
-        "tokens tuned on) is within 20 % of the fall on new shifted tokens; the frozen-head response P of free features "
-        "is at least the fall.",
+        "tokens tuned on) is within 20 % of the fall on new shifted tokens; the frozen-head response P of free "
+        "features is at least the fall.",
     ),
     Prediction(
         claim="K1",
