@@ -109,7 +109,7 @@ def _data(config: TransformerConfig, world: World, device: str) -> dict[str, Kno
     for name, count in {**counts, "validation": _VALIDATION}.items():
         language = world.broad if name == "broad" else world.shifted
         sequences = world.draw(language, count, config.sequence + 1, (next(streams), next(streams)))
-        found[name] = known(sequences, language, world.vocabulary, next(streams)).to(device)
+        found[name] = known(sequences, language.to(device), world.vocabulary, next(streams)).to(device)
     return found
 
 

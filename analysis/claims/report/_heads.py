@@ -194,7 +194,8 @@ def restored(column: str, name: str, asked: str = "new questions") -> Callable[[
             + ", ".join(f"{rise} at {name} {rise.cell[column]}" for rise in found.at("rise"))
             + f"; without, it is {found('gain')} and the activity index of b = 0 on its examples {activity} "
             f"({_acted(activity)})",
-            counter_evidence=f"the lowest ECE over b of {', '.join(f'{b:g}' for b in common)} is {errors}",
+            counter_evidence=f"the lowest ECE over b of {', '.join(f'{b:g}' for b in common)} is {errors}"
+            * bool(errors),
         )
 
     return sentences

@@ -128,8 +128,7 @@ class Language:
         next class has a_t A E.
         """
         seen = self.emission.T[classes]  # (n, length, S)
-        belief, following = self.start, torch.empty(*classes.shape, self.emission.shape[1], dtype=torch.float64)
-        following = following.to(self.emission.device)
+        belief, following = self.start, self.emission.new_empty(*classes.shape, self.emission.shape[1])
         for t in range(classes.shape[1]):
             belief = belief * seen[:, t]
             belief = belief / belief.sum(-1, keepdim=True) @ self.transition

@@ -48,12 +48,13 @@ class Known(NamedTuple):
 
 
 def known(sequences: Tensor, language: Language, vocabulary: Vocabulary, generator: torch.Generator) -> Known:
-    """Find out what is known of sequences, and draw the options.
+    """Find out what is known of sequences, filtering where the language is, and draw the options on the CPU.
 
     The others are different tokens, drawn from the unigram distribution without the token that came.
     """
-    classes = language.conditionals(sequences[:, :-1] // vocabulary.split).flatten(0, 1)
-    frequency = vocabulary.spread(language.unigram.unsqueeze(0)).squeeze(0)
+    before = (sequences[:, :-1] // vocabulary.split).to(language.emission.device)
+    classes = language.conditionals(before).flatten(0, 1)
+    frequency = vocabulary.spread(language.unigram.cpu().unsqueeze(0)).squeeze(0)
     if int((frequency > 0).sum()) <= _OTHERS:
         raise ValueError(f"language must say more than {_OTHERS} tokens, got {int((frequency > 0).sum())}.")
     cumulative = frequency.cumsum(0)
