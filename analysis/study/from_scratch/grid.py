@@ -23,7 +23,7 @@ _TUNINGS = (
     ("b=0 frozen", "b=0.1 frozen"),
 )
 _TINY = Sizes(
-    trunk=Trunk(layers=2, width=32, heads=2, context=16), states=8, classes=16, successors=2, exponent=2.5,
+    trunk=Trunk(layers=2, width=32, heads=2, context=16), states=8, classes=16, successors=2,
     shifted_exponent=4.0, step_size=3e-3,
 )  # fmt: skip
 # Estimates of row_seconds: a GPU's is bound by launches in the trunk and by arithmetic in the head. Not timed yet.

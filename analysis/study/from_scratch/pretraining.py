@@ -44,7 +44,7 @@ class Sizes:
     states: int = 256
     classes: int = 256
     successors: int = 4
-    exponent: float = 1.5
+    exponent: float = 2.5
     split_exponent: float = 2.0
     sharpness: float = 3.0
     shifted_exponent: float = 3.5
