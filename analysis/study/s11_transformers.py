@@ -22,7 +22,7 @@ from ..teachers import random_streams
 from .from_scratch.grid import TransformerConfig, cell_name, configs, leftover, row_seconds
 from .from_scratch.measures import Known, falls, features, known, scores
 from .from_scratch.predictions import LANGUAGES
-from .from_scratch.pretraining import World, pretrain
+from .from_scratch.pretraining import Languages, pretrain
 from .from_scratch.transformer import Transformer
 from .from_scratch.tuning import Arm, arm_of, tuned
 
@@ -53,7 +53,7 @@ def compute(config: TransformerConfig, *, device: str = "cpu", shared: Path | No
         predicts.
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    world = World(config)
+    world = Languages(config)
     model, falling = _pretrained(config, world, device, shared)
     data = _data(config, world, device)
     # the start of all tunings stands in the row of the plain one
@@ -83,7 +83,9 @@ def compute(config: TransformerConfig, *, device: str = "cpu", shared: Path | No
     }
 
 
-def _pretrained(config: TransformerConfig, world: World, device: str, shared: Path | None) -> tuple[Transformer, float]:
+def _pretrained(
+    config: TransformerConfig, world: Languages, device: str, shared: Path | None
+) -> tuple[Transformer, float]:
     wanted = config.pretraining
     model = Transformer(wanted.vocab_size, wanted.hidden_size, wanted.sizes.trunk, tied=wanted.tied, seed=0)
 
@@ -101,7 +103,7 @@ def _pretrained(config: TransformerConfig, world: World, device: str, shared: Pa
     return kept(shared, key, lambda: pretrain(wanted, world, device=device), save, load)
 
 
-def _data(config: TransformerConfig, world: World, device: str) -> dict[str, Known]:
+def _data(config: TransformerConfig, world: Languages, device: str) -> dict[str, Known]:
     """What is tuned on and measured, the same on every device, with classes that are the same at every V."""
     streams = iter(random_streams(config.seed, 3 + 3 * 4)[3:])  # the first three are pretraining's
     counts = {"train": config.sequences, "broad": config.evaluated, "shifted": config.evaluated}

@@ -20,7 +20,7 @@ from analysis.study.from_scratch import pretraining
 from analysis.study.from_scratch.grid import MAIN, TransformerConfig, configs
 from analysis.study.from_scratch.language import Vocabulary, broad_language
 from analysis.study.from_scratch.measures import falls, known, scores
-from analysis.study.from_scratch.pretraining import PretrainingConfig, Sizes, World, pretrain
+from analysis.study.from_scratch.pretraining import Languages, PretrainingConfig, Sizes, pretrain
 from analysis.study.from_scratch.transformer import Transformer, Trunk
 from analysis.study.from_scratch.tuning import arm_of, tuned
 
@@ -34,7 +34,7 @@ DRAWS = tuple(torch.Generator().manual_seed(seed) for seed in (1, 2))
 
 
 def sequences(config=SMALL, count=5):
-    world = World(config)
+    world = Languages(config)
     return world.draw(world.broad, count, config.sequence + 1, (torch.Generator().manual_seed(3), DRAWS[1]))
 
 
@@ -69,7 +69,7 @@ class TestTransformer:
 class TestPretraining:
     def test_it_learns_the_language(self):
         config = replace(SMALL, tokens=150 * 8 * 6).pretraining
-        world = World(config)
+        world = Languages(config)
         model, falling = pretrain(config, world)
         text = known(sequences(count=40), world.broad, world.vocabulary, torch.Generator().manual_seed(0))
         start = Transformer(12, 3, TRUNK, seed=1000)
@@ -85,7 +85,7 @@ class TestPretraining:
         start = PretrainingConfig(vocab_size=6, hidden_size=3, tokens=10 * 8 * 6, sizes=SIZES)
         for v, symbols, distinct in ((6, "live", 0), (24, "live", 0), (9, "dead", 0), (24, "live", 100)):
             config = replace(start, vocab_size=v, symbols=symbols, distinct=distinct)
-            world = World(config)
+            world = Languages(config)
             batches[v, distinct] = torch.cat(list(pretraining._batches(config, world, "cpu"))) // world.vocabulary.split
         assert torch.equal(batches[6, 0], batches[24, 0])
         assert torch.equal(batches[6, 0], batches[9, 0])
@@ -227,7 +227,7 @@ class TestRows:
         _, row = made
         again = experiment("S11").compute(SMALL)
         for one, two in zip(row["measurements"], again["measurements"], strict=True):
-            assert one["confidence"] == pytest.approx(two["confidence"], abs=1e-5)
+            assert one["confidence"] == pytest.approx(two["confidence"], abs=1e-3)
 
     def test_the_first_grid_starts_first_and_is_complete_without_the_others(self):
         study, grid = experiment("S11"), configs("full")

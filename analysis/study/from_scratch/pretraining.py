@@ -14,7 +14,7 @@ from ...teachers import random_streams
 from .language import Language, Vocabulary, broad_language, shifted_language
 from .transformer import Transformer, Trunk
 
-__all__ = ["PretrainingConfig", "Sizes", "World", "adamw", "pretrain"]
+__all__ = ["Languages", "PretrainingConfig", "Sizes", "adamw", "pretrain"]
 
 _CHUNK = 8192  # sequences drawn at a time
 _WARM_UP = 0.05  # share of the steps
@@ -113,7 +113,7 @@ class PretrainingConfig:
         return Vocabulary(classes=classes, exponent=exponent, split=self.vocab_size // classes)
 
 
-class World:
+class Languages:
     """Broad and shifted language of a seed, and the tokens of a vocabulary."""
 
     def __init__(self, config: PretrainingConfig) -> None:
@@ -133,7 +133,7 @@ class World:
         return self.vocabulary.draw(language.draw(count, length, generators[0]), generators[1])
 
 
-def pretrain(config: PretrainingConfig, world: World, *, device: str = "cpu") -> tuple[Transformer, float]:
+def pretrain(config: PretrainingConfig, world: Languages, *, device: str = "cpu") -> tuple[Transformer, float]:
     """Train on the broad language.
 
     Returns:
@@ -174,7 +174,7 @@ def adamw(model: Transformer, step_size: float, weight_decay: float) -> torch.op
     return torch.optim.AdamW(groups, lr=step_size, betas=(0.9, 0.95), fused=model.head.is_cuda)
 
 
-def _batches(config: PretrainingConfig, world: World, device: str) -> Iterator[Tensor]:
+def _batches(config: PretrainingConfig, world: Languages, device: str) -> Iterator[Tensor]:
     """``steps`` batches of sequences, new ones or a text read again and again in another order each time."""
     seeds = [stream.initial_seed() for stream in random_streams(config.seed, 3)]
     classes, symbols, order = (torch.Generator(device).manual_seed(seed) for seed in seeds)
