@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...lab.registry import Prediction
 
-__all__ = ["LANGUAGES"]
+__all__ = ["LANGUAGES", "TEXT"]
 
 # Of S11: pretrained on a hidden-Markov language, tuned on few sequences of a shifted one, all norms free and the last
 # norm's gain learnt. "Comparable over V": the divergence of the pretrained model from the truth at the largest D is
@@ -59,5 +59,26 @@ LANGUAGES = (
         claim="K8",
         verdict="not decided",
         statement="No expectation: measure the effective rank of the features on new shifted tokens against b.",
+    ),
+)
+
+# Of S12: the same trunk on real text, tuned on instruction pairs; errors are estimated, as the truth is not known.
+TEXT = (
+    Prediction(
+        claim="K4",
+        verdict="refuted",
+        statement="V matters little: the fall in confidence on held-out pairs over b (confidence - 1/V) differs by less "
+        "than .2 between V = 1024 and 65536 at D = 256; no cell has A > 1 on the tokens tuned on after 16 epochs.",
+    ),
+    Prediction(
+        claim="K3",
+        verdict="refuted",
+        statement="No cap: where D = 32 is less confident than D = 256 on held-out text, its bits per byte are more.",
+    ),
+    Prediction(
+        claim="law",
+        verdict="depends on",
+        statement="The shared response is within 20 % of the fall on held-out pairs; P of free features is at least the "
+        "fall.",
     ),
 )
