@@ -111,7 +111,7 @@ def test_the_glossary_has_every_column_of_the_tables():
 
     text = (DOCS / "glossary.md").read_text(encoding="utf-8")
     words = set(re.findall(r"`(\w+)`", text))
-    studies = (*(f"S{i}" for i in (1, 2, 3, 4, 5, 6, 7, 9, 10, 11)), "S9_accuracy")
+    studies = (*(f"S{i}" for i in (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12)), "S9_accuracy")
     for name in (*studies, "caps", "transition", "instruction_full", "verdicts", "findings"):
         path = find_table(readme_tables.DATA, name) or find_table(readme_tables.DATA / "quick", name)
         assert path is not None

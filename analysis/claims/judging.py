@@ -159,8 +159,8 @@ def judge(tables: Tables, preset: Preset) -> Judged:
 
 
 def _predicted(claim: str) -> str:
-    """What each experiment expected: ``"S5: refuted; S7: supported"``; S11 has verdicts of its own."""
-    studies = [study for study in EXPERIMENTS if study != "S11"]
+    """What each experiment expected: ``"S5: refuted; S7: supported"``; S11 and S12 are no part of these."""
+    studies = [study for study in EXPERIMENTS if study not in ("S11", "S12")]
     made = [(study, prediction) for study in studies for prediction in experiment(study).predictions]
     words = [f"{study}: {prediction.verdict}" for study, prediction in made if prediction.claim == claim]
     return "; ".join(dict.fromkeys(words))  # of several predictions of one word, one

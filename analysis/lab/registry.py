@@ -27,6 +27,7 @@ EXPERIMENTS = {
     "S9": "analysis.study.s9_response",
     "S10": "analysis.study.s10_vocabulary",
     "S11": "analysis.study.s11_transformers",
+    "S12": "analysis.study.s12_text",
 }
 
 
@@ -55,7 +56,7 @@ class Experiment:
     """One experiment: configs -> rows -> table.
 
     Attributes:
-        name: ``"S1"`` to ``"S11"``; also the name of its table and of its folder of rows.
+        name: ``"S1"`` to ``"S12"``; also the name of its table and of its folder of rows.
         title: One line for people.
         compute: (config, device) -> row of JSON values, importable by name. A row that holds several measurements of
             one training has them as a list of mappings under ``"measurements"``.

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "analysis.study",
-        "Experiments S1 to S7 and S9 to S11: every claim and the law tested by simulation, with a verdict.",
+        "Experiments S1 to S7 and S9 to S12: every claim and the law tested by simulation, with a verdict.",
         _EXAMPLES,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         if name in ("run", "plan", "list", "status", "tables"):
-            command.add_argument("names", nargs="*", default=["all"], metavar="S1..S11|all", type=_name)
+            command.add_argument("names", nargs="*", default=["all"], metavar="S1..S12|all", type=_name)
         if name in ("pack", "unpack"):
             command.add_argument("file", type=Path, metavar="FILE")
         if name not in ("list", "sources"):

@@ -22,7 +22,7 @@ from ..real_tuning.responses import shared_falls
 from .language import Language, Vocabulary
 from .transformer import Transformer
 
-__all__ = ["Known", "falls", "features", "known", "scores"]
+__all__ = ["Known", "drawn_options", "falls", "features", "known", "scores", "states"]
 
 _ENTRIES = {"cpu": 2**20, "cuda": 2**25}  # float64 entries of a block of logits
 _OTHERS = 3  # options beside the token that came
@@ -55,21 +55,27 @@ def known(sequences: Tensor, language: Language, vocabulary: Vocabulary, generat
     before = (sequences[:, :-1] // vocabulary.split).to(language.emission.device)
     classes = language.conditionals(before).flatten(0, 1)
     frequency = vocabulary.spread(language.unigram.cpu().unsqueeze(0)).squeeze(0)
+    options = drawn_options(sequences[:, 1:].flatten(), frequency, generator)
+    return Known(sequences, classes, options, vocabulary)
+
+
+def drawn_options(target: Tensor, frequency: Tensor, generator: torch.Generator) -> Tensor:  # (N, 4)
+    """The tokens that came, and three others each, different ones drawn from the frequencies without that token."""
     if int((frequency > 0).sum()) <= _OTHERS:
-        raise ValueError(f"language must say more than {_OTHERS} tokens, got {int((frequency > 0).sum())}.")
+        raise ValueError(f"frequency must be above 0 of more than {_OTHERS} tokens, got {int((frequency > 0).sum())}.")
     cumulative = frequency.cumsum(0)
 
     def draw(count: int) -> Tensor:
         u = cumulative[-1] * torch.rand(count, generator=generator, dtype=torch.float64)
         return torch.searchsorted(cumulative, u, right=True).clamp_max(len(cumulative) - 1)
 
-    options = sequences[:, 1:].flatten().unsqueeze(-1)
+    options = target.unsqueeze(-1)
     for _ in range(_OTHERS):
         drawn = draw(len(options))
         while (again := (options == drawn.unsqueeze(-1)).any(-1)).any():
             drawn[again] = draw(int(again.sum()))
         options = torch.cat([options, drawn.unsqueeze(-1)], dim=-1)
-    return Known(sequences, classes, options, vocabulary)
+    return options
 
 
 def _rows(vocab_size: int, device: torch.device) -> int:
@@ -162,7 +168,7 @@ def falls(
     """
     whole = ModelHead(head.detach().float(), None, 1.0, None)
     found: dict[str, dict[str, Any]] = shared_falls(
-        _states(*seen), whole, {name: _states(*pair) for name, pair in read.items()}, smoothings
+        states(*seen), whole, {name: states(*pair) for name, pair in read.items()}, smoothings
     )
     hidden, target = (x[:contexts] for x in seen)
     response = frozen_head_response(head.detach(), hidden, target, list(smoothings))
@@ -172,6 +178,7 @@ def falls(
     return found
 
 
-def _states(hidden: Tensor, target: Tensor) -> HiddenStates:
+def states(hidden: Tensor, target: Tensor) -> HiddenStates:
+    """Features and targets as :mod:`analysis.language_models` takes them, of no document."""
     nothing = torch.zeros_like(target)
     return HiddenStates(hidden, target, nothing, nothing.bool(), nothing.bool())

@@ -67,8 +67,8 @@ TEXT = (
     Prediction(
         claim="K4",
         verdict="refuted",
-        statement="V matters little: the fall in confidence on held-out pairs over b (confidence - 1/V) differs by less "
-        "than .2 between V = 1024 and 65536 at D = 256; no cell has A > 1 on the tokens tuned on after 16 epochs.",
+        statement="V matters little: the fall in confidence on held-out pairs over b (confidence - 1/V) differs by "
+        "less than .2 between V = 1024 and 65536 at D = 256; no cell has A > 1 on the tokens tuned on after 16 epochs.",
     ),
     Prediction(
         claim="K3",
@@ -78,7 +78,7 @@ TEXT = (
     Prediction(
         claim="law",
         verdict="depends on",
-        statement="The shared response is within 20 % of the fall on held-out pairs; P of free features is at least the "
-        "fall.",
+        statement="The shared response is within 20 % of the fall on held-out pairs; P of free features is at least "
+        "the fall.",
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from ...teachers import random_streams
 from .language import Language, Vocabulary, broad_language, shifted_language
 from .transformer import Transformer, Trunk
 
-__all__ = ["Languages", "PretrainingConfig", "Sizes", "adamw", "pretrain"]
+__all__ = ["Languages", "PretrainingConfig", "Sizes", "adamw", "pretrain", "step", "train"]
 
 _CHUNK = 8192  # sequences drawn at a time
 _WARM_UP = 0.05  # share of the steps
@@ -142,18 +142,26 @@ def pretrain(config: PretrainingConfig, world: Languages, *, device: str = "cpu"
     model = Transformer(
         config.vocab_size, config.hidden_size, config.sizes.trunk, tied=config.tied, seed=1000 + config.seed
     ).to(device)
-    optimiser = adamw(model, config.sizes.step_size, config.sizes.weight_decay)
+    sizes, batches = config.sizes, _batches(config, world, device)
+    return model, train(model, batches, config.steps, sizes.step_size, sizes.weight_decay, smoothing=config.smoothing)
+
+
+def train(
+    model: Transformer, batches: Iterable[Tensor], steps: int, step_size: float, weight_decay: float, *,
+    smoothing: float = 0.0,
+) -> float:  # fmt: skip
+    """Train on batches of sequences, with a warm-up and a cosine; by how much the loss still fell at the end."""
+    optimiser = adamw(model, step_size, weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.sizes.step_size, total_steps=config.steps + 1, pct_start=_WARM_UP, cycle_momentum=False,
-        final_div_factor=1e9,
-    )  # fmt: skip
+        optimiser, step_size, total_steps=steps + 1, pct_start=_WARM_UP, cycle_momentum=False, final_div_factor=1e9
+    )
     losses = []
-    for batch in _batches(config, world, device):
-        losses.append(step(model, optimiser, batch, label_smoothing=config.smoothing))
+    for batch in batches:
+        losses.append(step(model, optimiser, batch, label_smoothing=smoothing))
         schedule.step()
     course = torch.stack(losses).cpu()
     tenth = max(1, len(course) // _TENTH)
-    return model, float(course[-2 * tenth : -tenth].mean() - course[-tenth:].mean())
+    return float(course[-2 * tenth : -tenth].mean() - course[-tenth:].mean())
 
 
 def step(model: Transformer, optimiser: torch.optim.Optimizer, sequences: Tensor, **options: Any) -> Tensor:

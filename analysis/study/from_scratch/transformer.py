@@ -111,13 +111,14 @@ class Transformer(nn.Module):
             x = block(x)
         return self.bottleneck(self.norm(x))
 
-    def loss(self, sequences: Tensor, **options: Any) -> Tensor:
+    def loss(self, sequences: Tensor, targets: Tensor | None = None, **options: Any) -> Tensor:
         """Mean loss of every token of ``(n, length + 1)`` but the first, through :func:`kernel.linear_cross_entropy`.
 
-        On a GPU under bfloat16 autocast, by the fused kernels.
+        On a GPU under bfloat16 autocast, by the fused kernels. ``targets``: others, ``(n, length)``, -100 for none.
         """
+        targets = sequences[:, 1:] if targets is None else targets
         with autocast_of(sequences.device):
-            return linear_cross_entropy(self.hidden(sequences[:, :-1]), self.head, sequences[:, 1:], **options)
+            return linear_cross_entropy(self.hidden(sequences[:, :-1]), self.head, targets, **options)
 
 
 def autocast_of(device: torch.device) -> torch.autocast:

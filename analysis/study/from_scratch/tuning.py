@@ -66,7 +66,7 @@ def arm_of(name: str) -> Arm:
 
 def tuned(
     pretrained: Transformer, sequences: Tensor, arm: Arm, *, epochs: tuple[int, ...], batch: int, step_size: float,
-    weight_decay: float, seed: int,
+    weight_decay: float, seed: int, targets: Tensor | None = None,
 ) -> Iterator[tuple[int, Transformer]]:  # fmt: skip
     """Yield the model after each of ``epochs``; the order of the sequences is the same in every arm.
 
@@ -81,6 +81,7 @@ def tuned(
         step_size: Of AdamW.
         weight_decay: Of the matrices.
         seed: Of the order.
+        targets: What is predicted after each token, -100 for nothing; None for the next token everywhere.
     """
     model = copy.deepcopy(pretrained)
     model.norm.weight.requires_grad_(not arm.frozen)
@@ -94,7 +95,8 @@ def tuned(
     }  # fmt: skip
     for epoch in range(1, epochs[-1] + 1):
         for part in torch.randperm(len(sequences), generator=order).split(batch):
-            step(model, optimiser, sequences[part.to(sequences.device)], **options)
+            rows = part.to(sequences.device)
+            step(model, optimiser, sequences[rows], targets=None if targets is None else targets[rows], **options)
             schedule.step()
         if epoch in epochs:
             yield epoch, model
