@@ -272,8 +272,7 @@ def _scores(hidden: Tensor, head: ModelHead, options: Tensor, width: Tensor, tem
     chosen = score_predictions(asked.confidence, asked.choice == 0)
     whole = score_predictions(found.confidence, found.correct, log1m_confidence=found.log1m_confidence)
     return {
-        "n": whole["n"], "confidence": whole["confidence"], "accuracy": whole["accuracy"], "estimated_ece": whole["ece"],
-        "rms": whole["rms"], "aurc": whole["aurc"],
+        **{name: whole[name] for name in ("n", "confidence", "accuracy", "rms", "aurc")}, "estimated_ece": whole["ece"],
         **{f"option_{name}": chosen[name] for name in ("confidence", "accuracy", "ece")},
         "bits_per_byte": float(found.nll.sum()) / log(2) / int(width[target.cpu()].sum()),
         "nll": losses[1], "entropy": losses[0], "uniform_cross_entropy": losses[2],
