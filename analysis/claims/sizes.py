@@ -16,7 +16,7 @@ from .findings import SMALL, Finding, Findings, word
 from .runs import main_grid
 from .statistics import Effect, mean_effect
 
-__all__ = ["COMPARABLE", "capped", "little_effect"]
+__all__ = ["COMPARABLE", "capped", "little_effect", "shares_of_fall"]
 
 COMPARABLE = 0.02  # nats
 _SHARE = 0.2  # difference of the fall over b (confidence - 1/V) that counts
@@ -53,7 +53,7 @@ def capped(table: pd.DataFrame, found: Findings) -> str:
 def little_effect(table: pd.DataFrame, found: Findings) -> str:
     """K4: whether the fall in confidence over b (confidence - 1/V) is less at small D and at large V, and A above 1."""
     ended = table.loc[(table["epoch"] == table["epoch"].max()) & (table["reading"] == "as_trained")]
-    shifted, train = (_falls(ended.loc[ended["distribution"] == name]) for name in ("shifted", "train"))
+    shifted, train = (shares_of_fall(ended.loc[ended["distribution"] == name]) for name in ("shifted", "train"))
     for name, falls in (("fall", shifted), ("fall_on_train", train)):
         _beside_predictions(main_grid(falls), name, found)
     live = main_grid(shifted)
@@ -71,7 +71,7 @@ def little_effect(table: pd.DataFrame, found: Findings) -> str:
     )
 
 
-def _falls(rows: pd.DataFrame) -> pd.DataFrame:
+def shares_of_fall(rows: pd.DataFrame) -> pd.DataFrame:
     """Plain rows with the fall that b = .1 brought, and its share of b (confidence - 1/V)."""
     falls = difference(rows, "confidence", column="method", first="b=0", second="b=0.1", on=_ALIKE)
     both = rows.loc[rows["method"] == "b=0"].merge(falls.rename(columns={"difference": "fall"}), on=_ALIKE)

@@ -19,7 +19,7 @@ from ..lab.records import config_key
 from ..lab.registry import Experiment
 from ..lab.shared import kept
 from ..teachers import random_streams
-from .from_scratch.grid import TransformerConfig, cell_name, configs, leftover, row_seconds
+from .from_scratch.grid import TransformerConfig, cell_name, configs, has_more_rows, leftover, row_seconds
 from .from_scratch.measures import Known, falls, features, known, scores
 from .from_scratch.predictions import LANGUAGES
 from .from_scratch.pretraining import Languages, pretrain
@@ -54,7 +54,7 @@ def compute(config: TransformerConfig, *, device: str = "cpu", shared: Path | No
     """
     wall, cpu = time.perf_counter(), time.process_time()
     world = Languages(config)
-    model, falling = _pretrained(config, world, device, shared)
+    model, falling = _pretrained(config, world, device, shared if has_more_rows(config) else None)
     data = _data(config, world, device)
     # the start of all tunings stands in the row of the plain one
     lines = _lines(model, data, arm_of("b=0"), config, 0) if "b=0" in config.arms else []

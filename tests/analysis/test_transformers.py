@@ -17,7 +17,7 @@ from analysis.lab.records import config_key
 from analysis.lab.registry import experiment
 from analysis.lab.shared import kept
 from analysis.study.from_scratch import pretraining
-from analysis.study.from_scratch.grid import MAIN, TransformerConfig, configs
+from analysis.study.from_scratch.grid import MAIN, TransformerConfig, configs, has_more_rows
 from analysis.study.from_scratch.language import Vocabulary, broad_language
 from analysis.study.from_scratch.measures import falls, known, scores
 from analysis.study.from_scratch.pretraining import Languages, PretrainingConfig, Sizes, pretrain
@@ -222,6 +222,14 @@ class TestRows:
         first = [line for line in more["measurements"] if not line["epoch"]]
         for line, known_line in zip(first, row["measurements"], strict=False):
             assert line["true_ece"] == pytest.approx(known_line["true_ece"], abs=1e-9)
+
+    def test_models_of_one_row_are_not_kept(self):
+        grid = configs("full")
+        kept_models = {config_key(c.pretraining) for c in grid if has_more_rows(c)}
+        others = {config_key(c.pretraining) for c in grid if not has_more_rows(c)}
+        assert len(kept_models) == 27
+        assert not kept_models & others
+        assert len(others) == len([c for c in grid if not has_more_rows(c)])
 
     def test_without_a_folder_the_row_is_the_same(self, made):
         _, row = made

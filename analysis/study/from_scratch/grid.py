@@ -12,7 +12,7 @@ from .pretraining import PretrainingConfig, Sizes
 from .transformer import Trunk
 from .tuning import arm_of
 
-__all__ = ["MAIN", "TransformerConfig", "cell_name", "configs", "leftover", "row_seconds"]
+__all__ = ["MAIN", "TransformerConfig", "cell_name", "configs", "has_more_rows", "leftover", "row_seconds"]
 
 MAIN = ("b=0", "b=0.1")
 # Further tunings of the models of the first grid at its corners, a row each.
@@ -106,6 +106,11 @@ def leftover(config: TransformerConfig) -> int:
     if config.smoothing:
         return 4 + len(_TUNINGS)
     return 1 if config.symbols == "dead" else 2 if config.distinct else 3 if config.tied else 0
+
+
+def has_more_rows(config: TransformerConfig) -> bool:
+    """Whether other rows tune the same model: of the first grid and of its further tunings."""
+    return config.symbols == "live" and not (config.tied or config.distinct or config.smoothing)
 
 
 def cell_name(cell: TransformerConfig) -> str:
