@@ -233,13 +233,25 @@ def test_the_site_builds_without_a_warning(tmp_path):
             assert_read_from_a_folder(driven, tmp_path / "site")
 
 
+_CUT = """[...document.querySelectorAll('article mjx-container:not([display])')]
+    .filter((formula) => formula.getBoundingClientRect().right > 375 && !formula.closest('.table-wrapper'))
+    .map((formula) => formula.closest('section').id)"""
+_WIDE = """[...document.querySelectorAll('div.math')]
+    .filter((formula) => formula.scrollWidth > 1.1 * formula.clientWidth)
+    .map((formula) => formula.closest('section').id)"""
+
+
 def assert_read_from_a_folder(driven: browser.Browser, site: Path) -> None:
     """Opened from a folder on a phone no page is wider than that, and the search box finds what is written."""
     driven.resize(375)
-    for name in ("index", "theory", "glossary", "study_notes", "reference/commands", "reference/analysis.calibration"):
+    names = ("index", "theory", "glossary", "study_notes", "theory_notes", "reproduce", "kernel", "will_smoothing_help")
+    for name in (*names, "reference/commands", "reference/analysis.calibration", "reference/analysis.caps"):
         driven.open((site / f"{name}.html").as_uri())
         driven.evaluate("window.MathJax?.startup?.promise?.then(() => 1)")
         assert driven.evaluate("document.documentElement.scrollWidth") <= 375, name
+        assert driven.evaluate(_CUT) == [], f"{name}: formulas in the text, cut at the edge"
+        if name in ("theory", "kernel"):
+            assert driven.evaluate(_WIDE) == [], f"{name}: formulas wider than a phone"
     driven.resize(1200)
     driven.open((site / "reference" / "commands.html").as_uri())
     cut = driven.evaluate("[...document.querySelectorAll('.help pre')].map((box) => box.scrollWidth > box.clientWidth)")
