@@ -18,11 +18,14 @@ import pandas as pd
 __all__ = ["PAGES", "PARTS", "main", "render"]
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # paper_figures is no part of the installed package
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # paper_figures is no part of the installed package
+from notes_tables import rivals, temperature, uncapped
+
 DATA = ROOT / "paper_figures" / "data"
+_MARKED = ("kernel", "reproduce", "study", "study_notes", "theory_notes", "using_the_loss")
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("kernel", "reproduce", "study", "theory_notes", "using_the_loss")),
+    *(ROOT / "docs" / f"{name}.md" for name in _MARKED),
 )
 _FALLS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)  # in confidence
 _SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
@@ -368,6 +371,9 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "models": models,
     "training step": training_step,
     "thresholds": thresholds,
+    "temperature": temperature,
+    "uncapped": uncapped,
+    "rivals": rivals,
 }
 
 
