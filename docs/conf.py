@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent))
 
+from notebook_pages import write_notebooks
 from reference_pages import contents, write_pages
 
 project = "confidence-ceiling"
@@ -142,8 +143,9 @@ def list_members(app: Any, what: str, name: str, value: Any, options: Any, lines
 
 
 def setup(app: Any) -> None:
-    """Write the pages of the reference and connect the handlers."""
+    """Write the pages of the reference and of the notebooks, and connect the handlers."""
     write_pages(HERE / "reference")
+    write_notebooks(HERE / "notebooks")
     app.connect("autodoc-skip-member", skip_foreign)
     app.connect("autodoc-process-docstring", prose_before_colons, priority=400)  # before napoleon's 500
     app.connect("autodoc-process-docstring", list_members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import re
 import sys
 from importlib import import_module
@@ -19,6 +20,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 sys.path.insert(0, str(DOCS))
 pytest.importorskip("pandas")
+import notebook_pages  # noqa: E402
 import readme_tables  # noqa: E402
 import reference_pages  # noqa: E402
 
@@ -163,6 +165,30 @@ def test_a_long_module_opens_with_the_list_of_what_it_offers():
     assert reference_pages.contents("analysis.norm_ball") == []
 
 
+def test_every_notebook_is_a_page_of_the_site_with_all_that_it_showed(tmp_path):
+    notebook_pages.write_notebooks(tmp_path)
+    index = (tmp_path / "index.md").read_text(encoding="utf-8")
+    reproduce = " ".join((DOCS / "reproduce.md").read_text(encoding="utf-8").split())
+    notebooks = sorted(notebook_pages.NOTEBOOKS.glob("*.ipynb"))
+    assert len(notebooks) >= 7
+    for path in notebooks:
+        title, question = notebook_pages.title_of(path)
+        text = (tmp_path / f"{path.stem}.md").read_text(encoding="utf-8")
+        assert text.startswith(f"# {title}\n")
+        assert f"[{title}]({path.stem}.md)" in index
+        assert question in index
+        assert question.endswith("?")
+        assert f"[{title}](notebooks/{path.stem}.md)" in reproduce
+        outputs = [o for cell in json.loads(path.read_text())["cells"] for o in cell.get("outputs", [])]
+        pictures = re.findall(r"^!\[.+\]\((.+)\)$", text, re.MULTILINE)
+        assert len(set(pictures)) == sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+        assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+        assert text.count("{raw} html") == sum("text/html" in output.get("data", {}) for output in outputs)
+        said = [line for output in outputs for line in output.get("text", [])]
+        assert all(line.rstrip() in text for line in said)
+        assert not re.search(r"\]\([^)]*(\.ipynb|\.\./docs/)|<style|<script", text)
+
+
 def test_a_mark_without_an_end_is_refused():
     with pytest.raises(ValueError, match=r"<!-- cpu --> must be followed by <!-- end of cpu -->"):
         readme_tables.render("<!-- cpu -->\n")
@@ -245,7 +271,8 @@ def assert_read_from_a_folder(driven: browser.Browser, site: Path) -> None:
     """Opened from a folder on a phone no page is wider than that, and the search box finds what is written."""
     driven.resize(375)
     names = ("index", "theory", "glossary", "study_notes", "theory_notes", "reproduce", "kernel", "will_smoothing_help")
-    for name in (*names, "reference/commands", "reference/analysis.calibration", "reference/analysis.caps"):
+    names += ("reference/commands", "reference/analysis.calibration", "reference/analysis.caps")
+    for name in (*names, "notebooks/02_when_does_smoothing_act"):
         driven.open((site / f"{name}.html").as_uri())
         driven.evaluate("window.MathJax?.startup?.promise?.then(() => 1)")
         assert driven.evaluate("document.documentElement.scrollWidth") <= 375, name
