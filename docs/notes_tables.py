@@ -1,13 +1,15 @@
-"""Tables of the notes on the study, from the findings of the claims."""
+"""Tables of the notes on the study, from the findings of the claims, and other parts of the docs that tables say."""
 
 from __future__ import annotations
 
+import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-__all__ = ["rivals", "temperature", "uncapped"]
+__all__ = ["audit", "cost", "rivals", "temperature", "uncapped"]
 
 _REMEDIES = {  # method of S7 -> what the notes call it
     "b=0 post_hoc": "temperature fitted afterwards",
@@ -68,6 +70,33 @@ def rivals(data: Path) -> str:
         everywhere = [_signed(t[cell].mean) if cell in t else "" for t in (of_all, cost)]
         lines.append(f"| {name} | {' | '.join(everywhere)} | {here[cell].mean:.3f} | {loss[cell].mean:.3f} |")
     return "\n".join(lines)
+
+
+def audit(data: Path) -> str:
+    """What the audit of the committed table says in its first three paragraphs."""
+    from analysis.audit import verdict
+
+    lines = verdict(pd.read_csv(data / "audit_smollm2.csv")).splitlines()
+    told = [line for line in lines if line.partition(".")[0] in ("Calibration", "Smoothing", "Ceiling")]
+    filled = [textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False) for line in told]
+    return "```{code-block} text\n:class: output\n\n" + "\n\n".join(filled) + "\n```"
+
+
+def cost(data: Path) -> str:
+    """What the rows of the full tables took, from the sidecars: the sum over rows, each in a process of its own."""
+    from analysis.lab.tables import find_table, read_table
+
+    lines = ["| table | rows | hours, one after the other | on |", "|---|---|---|---|"]
+    total = 0.0
+    for name in (*(f"S{n}" for n in (*range(1, 8), 9, 10)), "instruction_full"):
+        about = json.loads((data / f"{name}.json").read_text(encoding="utf-8"))
+        path = find_table(data, name)
+        assert path is not None
+        rows, hours = read_table(path)["key"].nunique(), about["wall_seconds"] / 3600
+        total += hours
+        devices = " and ".join("CPU cores" if device == "cpu" else device for device in about["device"])
+        lines.append(f"| `{name}` | {rows:,} | {hours:.1f} | {devices} |")
+    return "\n".join([*lines, f"| all | | {total:.1f} | |"])
 
 
 def _signed(value: float) -> str:

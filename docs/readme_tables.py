@@ -19,10 +19,10 @@ __all__ = ["PAGES", "PARTS", "main", "render"]
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # paper_figures is no part of the installed package
-from notes_tables import rivals, temperature, uncapped
+from notes_tables import audit, cost, rivals, temperature, uncapped
 
 DATA = ROOT / "paper_figures" / "data"
-_MARKED = ("kernel", "reproduce", "study", "study_notes", "theory_notes", "using_the_loss")
+_MARKED = ("kernel", "reproduce", "study", "study_notes", "theory_notes", "using_the_loss", "will_smoothing_help")
 PAGES = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in _MARKED),
@@ -371,6 +371,8 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "models": models,
     "training step": training_step,
     "thresholds": thresholds,
+    "audit": audit,
+    "full cost": cost,
     "temperature": temperature,
     "uncapped": uncapped,
     "rivals": rivals,

@@ -8,6 +8,7 @@ import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import browser
@@ -52,6 +53,28 @@ def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, monkeypatch):
         lines: list[str] = []
         doctest.DocTestRunner().run(test, out=lines.append, clear_globs=False)
         assert not lines, "".join(lines)
+
+
+def test_losses_of_padded_batches_are_those_of_the_documents_alone():
+    """The page's own function, against full logits of each document without padding, in float64."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers", reason="the huggingface extra is not installed")
+    names: dict[str, Any] = {}
+    for block in blocks(DOCS / "will_smoothing_help.md")[:2]:
+        exec(block, names)
+    model = names["model"]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)  # predictions that differ
+        found = []
+        for document in names["documents"]:
+            z = model(document[None]).logits[0, :-1].double()
+            log_p = z.log_softmax(-1)
+            target = log_p.gather(1, document[1:, None])[:, 0]
+            found.append(torch.stack([-(log_p.exp() * log_p).sum(-1), -target, -log_p.mean(-1)]))
+    pooled = torch.cat(found, dim=1).mean(1).tolist()
+    assert names["pooled_losses"](model, names["padded"](names["documents"])) == pytest.approx(pooled, rel=1e-4)
+    apart = torch.stack([of_tokens.mean(1) for of_tokens in found]).mean(0)
+    assert apart[1].item() != pytest.approx(pooled[1], rel=1e-3)  # so that it matters how documents are weighed
 
 
 def test_every_statement_of_the_theory_has_a_status_a_function_and_a_test():
