@@ -97,7 +97,7 @@ def _output(output: dict[str, Any], image: Path) -> str:
         return f"![Figure drawn by the code above]({image.name})"
     if "text/html" in data:
         table = re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.DOTALL)
-        table = table.replace('class="dataframe"', 'class="docutils dataframe"')
+        table = table.replace('border="1" class="dataframe"', 'class="docutils dataframe"')
         return f'````{{raw}} html\n<div class="table-wrapper docutils container">\n{table}\n</div>\n````'
     text = "".join(output.get("text") or data.get("text/plain", ""))
     return f"````{{code-block}} text\n:class: output\n\n{text.rstrip()}\n````" if text.strip() else ""

@@ -94,7 +94,7 @@ def linear_cross_entropy(
         z &\leftarrow c \tanh(z / c), \quad z \leftarrow z / T, \\
         p &= \operatorname{softmax}(z), \quad q_k = (1 - \beta)\,[k = y] + \beta / V, \\
         \ell &= -\sum_k q_k \log p_k + \text{z\_loss}\,\operatorname{lse}(z)^2 \\
-        &\quad + \text{confidence\_penalty} \sum_k p_k \log p_k
+        &\quad {}+ \text{confidence\_penalty} \sum_k p_k \log p_k
 
     Args:
         input: Hidden states ``(..., D)``; float16, bfloat16, float32 or float64. Under autocast it and the head are
