@@ -22,10 +22,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # paper_figures is no part of th
 from notes_tables import audit, cost, rivals, temperature, uncapped
 
 DATA = ROOT / "paper_figures" / "data"
-_MARKED = ("kernel", "reproduce", "study", "study_notes", "theory_notes", "using_the_loss", "will_smoothing_help")
+_GENERATED = ("kernel", "reproduce", "study", "study_notes", "theory_notes", "using_the_loss", "will_smoothing_help")
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in _MARKED),
+    *(ROOT / "docs" / f"{name}.md" for name in _GENERATED),
 )
 _FALLS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)  # in confidence
 _SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
