@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernel.extras import pip_install
+
 from ..command import finish, parser_of, shown
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_EXAMPLES = """
+_EXAMPLES = f"""
 examples:
   python -m analysis.audit path/to/model --text notes.txt --text more.jsonl
   python -m analysis.audit model.Q4_1.gguf --text notes.txt --out audits/model.csv
@@ -27,7 +29,7 @@ examples:
 
 Writes the table (CSV, with a .json beside it that says what made it) and the figure (PNG), and prints the verdict.
 Models are read from safetensors or GGUF only; no code of theirs runs, and the network is used for hub names alone.
-Needs: pip install 'confidence-ceiling[real]'.
+Needs: {pip_install("real")}.
 """
 
 

@@ -48,6 +48,8 @@ def sources() -> Iterator[Source]:
     """
     data = committed_folder()
     root = data.parents[1]
+    if data.parent.name != "paper_figures":
+        raise FileNotFoundError(f"what reads the tables is in the repository: run this in a clone, got {data}.")
     texts = {
         str(path.relative_to(root)): path.read_text(encoding="utf-8")
         for pattern in _READERS

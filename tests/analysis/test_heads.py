@@ -818,7 +818,7 @@ print("use", main([sys.argv[1], "--text", "python"]))
     assert "help 0" in done.stdout
     assert "use 2" in done.stdout
     assert "examples:" in done.stdout
-    assert "a model needs transformers: pip install 'confidence-ceiling[real]'" in done.stderr
+    assert "a model needs transformers: pip install '.[real]' in a clone" in done.stderr
 
 
 def test_smollm2_in_its_package():
