@@ -137,7 +137,9 @@ print(committed_folder(), output_folder(), len(committed_table("verdicts")), sep
 
 def test_verdicts_are_judged_from_the_tables_of_the_wheel(release, tmp_path):
     shown = done(release.python, "-m", "analysis.study", "verdicts", "--preset", "quick", cwd=tmp_path)
-    assert shown.startswith(f"from the tables of {release.site / 'analysis' / 'data' / 'quick'}, preset quick (preliminary)\n")
+    assert shown.startswith(
+        f"from the tables of {release.site / 'analysis' / 'data' / 'quick'}, preset quick (preliminary)\n"
+    )
     assert re.findall(r"^(K\d)  ", shown, re.MULTILINE) == [f"K{i}" for i in range(1, 10)]
     assert "not decided" not in shown
 
