@@ -52,6 +52,7 @@ def copied(to: Path) -> Path:
 
 class Release(NamedTuple):
     sdist: Path
+    source: Path  # its files
     wheel: Path
     python: Path  # of an environment that has the wheel, and else what this one has
     site: Path
@@ -65,7 +66,8 @@ def release(tmp_path_factory) -> Release:
     (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "unpacked")
-    done(*build, "wheel", cwd=folder / "unpacked" / sdist.name.removesuffix(".tar.gz"))
+    source = folder / "unpacked" / sdist.name.removesuffix(".tar.gz")
+    done(*build, "wheel", cwd=source)
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "venv", symlinks=True)
     python, paths = folder / "venv" / "bin" / "python", sysconfig.get_paths()
@@ -74,7 +76,7 @@ def release(tmp_path_factory) -> Release:
     (site / "dependencies.pth").write_text("\n".join({paths["purelib"]: None, paths["platlib"]: None}) + "\n")
     install = ("install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--force-reinstall")
     done(sys.executable, "-m", "pip", "--python", python, *install, wheel, cwd=folder)
-    return Release(sdist, wheel, python, site)
+    return Release(sdist, source, wheel, python, site)
 
 
 def test_versions_agree():
@@ -87,7 +89,8 @@ def test_versions_agree():
 
 
 def test_the_wheel_holds_the_code_and_the_tables_and_nothing_else(release):
-    names = zipfile.ZipFile(release.wheel).namelist()
+    with zipfile.ZipFile(release.wheel) as wheel:
+        names = wheel.namelist()
     assert {name.split("/")[0] for name in names} == {"analysis", "kernel", f"confidence_ceiling-{VERSION}.dist-info"}
     code = {str(p.relative_to(ROOT)) for package in ("analysis", "kernel") for p in (ROOT / package).rglob("*.py")}
     assert code <= set(names)
@@ -100,6 +103,14 @@ def test_the_wheel_holds_the_code_and_the_tables_and_nothing_else(release):
     with tarfile.open(release.sdist) as archive:
         listed = {name.partition("/")[2] for name in archive.getnames()}
     assert {"tests/test_install.py", "docs/study.md", "constraints.txt", "paper_figures/data/full_rows.xz"} <= listed
+
+
+def test_an_editable_install_leaves_the_tables_where_they_lie(release, tmp_path):
+    hook = "import sys; from hatchling.build import build_editable; print(build_editable(sys.argv[1]))"  # pip's for -e
+    (name,) = done(sys.executable, "-c", hook, tmp_path, cwd=release.source).split()
+    with zipfile.ZipFile(tmp_path / name) as wheel:
+        places = {name.split("/")[0] for name in wheel.namelist()}
+    assert places == {"_confidence_ceiling.pth", f"confidence_ceiling-{VERSION}.dist-info"}
 
 
 def test_what_is_installed_works_without_the_repository(release, tmp_path):

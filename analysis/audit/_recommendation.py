@@ -97,10 +97,11 @@ _EXPECTED = {
 
 
 def _found_inert(studies: _Studies) -> str:
+    fall, settings = abs(studies("K4", "fall_where_inert")), studies("K4", "settings_inert")
     return (
-        f"In small simulated heads of A above {NEAR[1]:g} it took {abs(studies('K4', 'fall_where_inert')):.4f} of the "
-        f"confidence where one token was right ({studies('K4', 'settings_inert'):.0f} settings), up to "
-        f"{studies('K4', 'largest_fall_blurred'):.3f} where several were and A was 1.3 to 3 [K4, findings.csv]."
+        f"In small simulated heads with A above {NEAR[1]:g} it took {fall:.4f} of the confidence where one token was "
+        f"right ({settings:.0f} settings), up to {studies('K4', 'largest_fall_blurred'):.3f} where several were and A "
+        "was 1.3 to 3 [K4, findings.csv]."
     )
 
 
@@ -109,7 +110,7 @@ def _found_acting(studies: _Studies) -> str:
     explained = studies("K4", "explained", "teacher=noisy; predictor=A")
     tuned = studies("K5", "activity", table="instruction_findings")
     return (
-        f"In small simulated heads of A below {NEAR[0]:g} it took {fall:.3f} of the confidence where one token was "
+        f"In small simulated heads with A of 0 to {NEAR[0]:g} it took {fall:.3f} of the confidence where one token was "
         f"right (mean of {settings:.0f} settings); where several were, A explained {explained:.0%} of the fall "
         f"[K4, findings.csv]. It acted on SmolLM2-135M tuned to A = {tuned:.2f} [K5, instruction_findings.csv]."
     )

@@ -15,6 +15,7 @@ from tiny_models import make
 
 from analysis.audit import _recommendation, audit_model, recommendation, verdict
 from analysis.command import committed_folder
+from analysis.lab.tables import find_table, read_table
 
 DATA = committed_folder()
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,10 +45,10 @@ def lines(table):
 @pytest.mark.parametrize(
     ("index", "said", "evidence"),
     [
-        ((-0.07, -0.11, -0.04), "b = 0.1: yes, and plain training on this text would lower confidence too.", "A below 0.8"),
-        ((-0.07, NAN, NAN), "b = 0.1: yes, and plain training on this text", "A below 0.8"),
-        ((0.0, -0.1, 0.1), "b = 0.1: yes.", "A below 0.8"),
-        ((0.4, 0.3, 0.5), "b = 0.1: yes.", "A below 0.8 it took 0.134 of the confidence"),
+        ((-0.07, -0.11, -0.04), "b = 0.1: yes, and plain training on this text would lower confidence too.", "A of 0 to 0.8"),
+        ((-0.07, NAN, NAN), "b = 0.1: yes, and plain training on this text", "A of 0 to 0.8"),
+        ((0.0, -0.1, 0.1), "b = 0.1: yes.", "A of 0 to 0.8"),
+        ((0.4, 0.3, 0.5), "b = 0.1: yes.", "A of 0 to 0.8 it took 0.134 of the confidence"),
         ((0.9, 0.85, 0.95), "b = 0.1: a little.", "About the turn at 1 A explained 96% of the fall"),
         ((1.0, 0.7, 1.2), "b = 0.1: this text cannot tell.", "About the turn at 1"),
         ((1.1, 1.05, 1.2), "b = 0.1: hardly where one next token is right, somewhat where several are", "the turn at 1"),
@@ -69,7 +70,7 @@ def test_several_b_are_told_apart():
     assert "b = 0.05: not once trained to the end" in act
     assert "; b = 0.1: yes. In small" in act
     assert "A above 1.25" in act
-    assert "A below 0.8" in act
+    assert "A of 0 to 0.8" in act
     assert re.search(r"at most\? 0\.\d{3} \(b = 0\.05\), 0\.\d{3} \(b = 0\.1\) of 0\.480, by", most)
 
 
@@ -157,6 +158,15 @@ def test_every_citation_names_a_table_that_has_the_claim():
         (path,) = DATA.glob(f"{name}.csv*")
         table = pd.read_csv(path)
         assert claim in set(table.get("claim", ["K2" if name == "instruction_full" else "S9"]))
+
+
+def test_the_heads_behind_the_first_line_have_the_index_that_it_says():
+    """None below 0, where an audit's text may lie, and none between the two ends that count as near the turn."""
+    plain = read_table(find_table(DATA, "S3")).query("label_smoothing == 0")["activity_index"]
+    assert -1e-4 < plain.min() < 0.01
+    rule = (DATA / "verdicts.csv").read_text(encoding="utf-8")
+    assert "fall in confidence by smoothing where A < .8 (A > 1.25: 0.0000), det teacher" in rule
+    assert _recommendation.NEAR == (0.8, 1.25)
 
 
 def test_the_numbers_are_those_of_the_tables(tmp_path, monkeypatch):
