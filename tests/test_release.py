@@ -65,7 +65,8 @@ def release(tmp_path_factory) -> Release:
     done(*build, "sdist", cwd=copied(folder / "tree"))
     (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.10.12, 3.11.4 and later
+        archive.extractall(folder / "unpacked", **safely)
     source = folder / "unpacked" / sdist.name.removesuffix(".tar.gz")
     done(*build, "wheel", cwd=source)
     (wheel,) = folder.glob("*.whl")
@@ -110,7 +111,7 @@ def test_an_editable_install_leaves_the_tables_where_they_lie(release, tmp_path)
     (name,) = done(sys.executable, "-c", hook, tmp_path, cwd=release.source).split()
     with zipfile.ZipFile(tmp_path / name) as wheel:
         places = {name.split("/")[0] for name in wheel.namelist()}
-    assert places == {"_confidence_ceiling.pth", f"confidence_ceiling-{VERSION}.dist-info"}
+    assert {place for place in places if not place.endswith(".pth")} == {f"confidence_ceiling-{VERSION}.dist-info"}
 
 
 def test_what_is_installed_works_without_the_repository(release, tmp_path):
