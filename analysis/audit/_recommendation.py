@@ -152,7 +152,7 @@ def _capped(studies: _Studies, cap: float) -> str:
 def _at_most(get: Lookup, studies: _Studies) -> str:
     regime, p, v = regimes(get), get("prediction", "confidence").value, int(get("model", "vocab_size").value)
     if "none" in regime.values():
-        return "How much confidence at most? No rule says: each needs an activity index, and there is none here."
+        return "How much confidence would it take? No rule says: each needs an activity index, and there is none here."
     most = ", ".join(f"{_most(get, b, p, v):.3f} (b = {b})" for b in regime)
 
     def missed() -> str:
@@ -165,8 +165,8 @@ def _at_most(get: Lookup, studies: _Studies) -> str:
 
     cited = _cited(missed, tuned) if "below" in regime.values() else _cited(missed)  # else there is no clipped_fall
     return (
-        f"How much confidence at most? {most} of {p:.3f}, by the larger of clipped_fall and rational_fall with its "
-        f"interval, which are no bounds. {cited}"
+        f"How much confidence would it take? By clipped_fall and rational_fall at most {most} of {p:.3f}; they are rules, "
+        f"no bounds. {cited}"
     )
 
 

@@ -6,7 +6,6 @@ import math
 import re
 import shutil
 from io import StringIO
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,7 +17,6 @@ from analysis.command import committed_folder
 from analysis.lab.tables import find_table, read_table
 
 DATA = committed_folder()
-ROOT = Path(__file__).resolve().parents[2]
 NAN = math.nan
 
 
@@ -71,7 +69,7 @@ def test_several_b_are_told_apart():
     assert "; b = 0.1: yes. In small" in act
     assert "A above 1.25" in act
     assert "A of 0 to 0.8" in act
-    assert re.search(r"at most\? 0\.\d{3} \(b = 0\.05\), 0\.\d{3} \(b = 0\.1\) of 0\.480, by", most)
+    assert re.search(r"at most 0\.\d{3} \(b = 0\.05\), 0\.\d{3} \(b = 0\.1\) of 0\.480;", most)
 
 
 def test_a_softcap_is_said_with_what_the_studies_found_of_caps():
@@ -89,7 +87,9 @@ def test_the_most_is_the_larger_rule_at_the_lower_end_of_the_index(index, low):
     amplitude = 0.1 * (0.4795771 - 1 / 49152)
     rules = [amplitude * max(0.0, 1 - low)] + ([amplitude / (1 + low)] if low > 0 else [])
     _, most, _ = lines(audited(index))
-    assert most.startswith(f"How much confidence at most? {max(rules):.3f} (b = 0.1) of 0.480, by")
+    assert most.startswith(
+        f"How much confidence would it take? By clipped_fall and rational_fall at most {max(rules):.3f} (b = 0.1) of 0.480;"
+    )
     assert "no bounds" in most
     assert ("times clipped_fall" in most) == (low < 1)  # 3.1 times nothing says nothing
 
@@ -98,7 +98,7 @@ def test_the_most_is_no_less_than_the_fall_that_the_verdict_predicts():
     table = audited((0.4, 0.3, 0.5))
     fall = pd.DataFrame([{"part": "smoothing", "name": "predicted_fall", "group": "0.1", "value": 0.029, "low": 0.02, "high": 0.2}])  # fmt: skip
     _, most, _ = lines(pd.concat([table, fall]))
-    assert "at most? 0.200 (b = 0.1)" in most
+    assert "at most 0.200 (b = 0.1)" in most
 
 
 OVER, UNDER, NEITHER = (-0.12, -0.18, -0.07), (0.2, 0.1, 0.3), (0.0, -0.1, 0.1)
@@ -132,7 +132,9 @@ def test_without_an_index_there_is_no_rule():
     assert (
         "b = 0.1: not as elsewhere: on this text it only weakens the data's own pull to smaller logits. No study" in act
     )
-    assert most == "How much confidence at most? No rule says: each needs an activity index, and there is none here."
+    assert (
+        most == "How much confidence would it take? No rule says: each needs an activity index, and there is none here."
+    )
 
 
 @pytest.mark.parametrize("gap", [OVER, UNDER, NEITHER])
@@ -204,12 +206,6 @@ def test_an_audit_has_it_in_its_table_and_a_file_of_it_gives_it_again():
     again = pd.read_csv(StringIO(found.table.to_csv(index=False)))
     assert recommendation(again) == found.recommendation
     assert found.recommendation.count("\n") == 2
-
-
-def test_the_page_shows_it_as_it_is():
-    page = (ROOT / "docs" / "will_smoothing_help.md").read_text(encoding="utf-8")
-    quoted = [line.removeprefix("> ") for line in page.splitlines() if line.startswith("> ")]
-    assert quoted == recommendation(pd.read_csv(DATA / "audit_smollm2.csv")).split("\n")
 
 
 def test_what_is_no_audit_is_refused():
