@@ -165,8 +165,8 @@ def _at_most(get: Lookup, studies: _Studies) -> str:
 
     cited = _cited(missed, tuned) if "below" in regime.values() else _cited(missed)  # else there is no clipped_fall
     return (
-        f"How much confidence would it take? By clipped_fall and rational_fall at most {most} of {p:.3f}; they are rules, "
-        f"no bounds. {cited}"
+        f"How much confidence would it take? By clipped_fall and rational_fall at most {most} of {p:.3f}; they are "
+        f"rules, no bounds. {cited}"
     )
 
 

@@ -19,7 +19,7 @@ _OTHERS = {
 }
 _READERS = (
     "README.md", "docs/*.md", "docs/readme_tables.py", "paper_figures/*.py", "notebooks/*.py", "analysis/claims/*.py",
-    "analysis/audit/*.py",     "kernel/benchmark/targets.py",
+    "analysis/audit/*.py", "kernel/benchmark/targets.py",
 )  # fmt: skip
 
 
