@@ -358,6 +358,12 @@ def thresholds(data: Path) -> str:
     return "\n".join([*lines, f"| heads that fall by more | | {' | '.join(counted)} |"])
 
 
+def recommendation(data: Path) -> str:
+    """The recommendation of the committed audit, each line as a paragraph of a quotation."""
+    lines = import_module("analysis.audit").recommendation(pd.read_csv(data / "audit_smollm2.csv")).split("\n")
+    return "\n>\n".join(textwrap.indent(_wrapped(line), "> ") for line in lines)
+
+
 PARTS: dict[str, Callable[[Path], str]] = {
     "found": found,
     "verdicts": verdicts,
@@ -376,6 +382,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "temperature": temperature,
     "uncapped": uncapped,
     "rivals": rivals,
+    "recommendation": recommendation,
 }
 
 
