@@ -112,6 +112,11 @@ def pieces(tex: str) -> list[str]:
     return found
 
 
+def link_notebooks(app: Any, name: str, source: list[str]) -> None:
+    """Lead links to notebooks, which a reader of the repository can open, to their pages in the site."""
+    source[0] = re.sub(r"\]\(\.\./notebooks/(\d\d_\w+)\.ipynb\)", r"](notebooks/\1.md)", source[0])
+
+
 def break_lines(app: Any, tree: nodes.document) -> None:
     """Let long formulas in the text be broken: a phone would cut them at its edge."""
     for node in list(tree.findall(nodes.math)):
@@ -150,5 +155,6 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", prose_before_colons, priority=400)  # before napoleon's 500
     app.connect("autodoc-process-docstring", list_members)
     app.connect("missing-reference", link_outside)
+    app.connect("source-read", link_notebooks)
     app.connect("doctree-read", plain_underscores)
     app.connect("doctree-read", break_lines)

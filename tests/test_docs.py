@@ -201,7 +201,7 @@ def test_every_notebook_is_a_page_of_the_site_with_all_that_it_showed(tmp_path):
         assert f"[{title}]({path.stem}.md)" in index
         assert question in index
         assert question.endswith("?")
-        assert f"[{title}](notebooks/{path.stem}.md)" in reproduce
+        assert f"[{title}](../notebooks/{path.name})" in reproduce
         outputs = [o for cell in json.loads(path.read_text())["cells"] for o in cell.get("outputs", [])]
         pictures = re.findall(r"^!\[.+\]\((.+)\)$", text, re.MULTILINE)
         assert len(set(pictures)) == sum("image/png" in output.get("data", {}) for output in outputs) >= 2
