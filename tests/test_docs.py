@@ -172,6 +172,28 @@ def test_a_page_opens_with_a_sentence(page):
         assert 3 <= len(re.findall(r"[.?](?=\s|$)", first.removeprefix("**In short.**"))) <= 4, "about three sentences"
 
 
+def test_long_formulas_in_the_text_are_cut_in_front_of_their_relations_and_nowhere_else():
+    pytest.importorskip("sphinx", reason="the docs extra is not installed")
+    cut = import_module("conf").pieces
+    assert cut(r"\sum_{k \ne y} (a_k = b) \ge f(t) - V f(1) \ge 0") == [
+        r"\sum_{k \ne y} (a_k = b) ",
+        r"\ge f(t) - V f(1) ",
+        r"\ge 0",
+    ]
+    assert cut(r"D \le V - 1") == [r"D \le V - 1"]  # short
+    assert cut(r"A = (1-p)V/((V-1)b)") == [r"A = (1-p)V/((V-1)b)"]  # a letter alone is no line
+    text = re.sub(r"\$\$.*?\$\$", "", (DOCS / "theory.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    formulas = re.findall(r"\$([^$]+)\$", text)
+    assert len(formulas) > 200
+    for formula in formulas:
+        parts = cut(formula)
+        assert "".join(parts) == formula
+        for part in parts:  # TeX that stands by itself
+            assert part.count("{") == part.count("}")
+            assert len(re.findall(r"\\left\b", part)) == len(re.findall(r"\\right\b", part))
+    assert sum(len(cut(formula)) > 1 for formula in formulas) > 20
+
+
 def test_the_first_page_has_four_doors():
     text = (DOCS / "index.md").read_text(encoding="utf-8")
     doors = re.findall(r"^```\{container\} door\n\*\*\[(.+)\]\(", text, re.MULTILINE)
