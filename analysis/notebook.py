@@ -10,7 +10,7 @@ from .command import committed_folder
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["committed_table", "explore", "look"]
+__all__ = ["committed_table", "explore", "look", "say"]
 
 _RC: Any = {
     "figure.figsize": (7.0, 3.0),  # inches
@@ -84,6 +84,32 @@ def _somebody_is_there() -> bool:
         return False
     # allow_stdin of the execute_request: part of Jupyter's messaging protocol
     return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
+
+
+def say(text: str, width: int = 88) -> None:
+    r"""Print paragraphs in lines that the page of a notebook holds, with an empty line between them.
+
+    Args:
+        text: Sentences, a paragraph in each line.
+        width: Most characters in a line, at least 1.
+
+    Raises:
+        ValueError: If the width is below 1.
+
+    Example:
+        >>> say("Calibration. The model is sure.\nSmoothing. It would act.", width=20)
+        Calibration. The
+        model is sure.
+        <BLANKLINE>
+        Smoothing. It would
+        act.
+    """
+    import textwrap
+
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}.")
+    fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill
+    print("\n\n".join(fill(line) for line in text.splitlines() if line.strip()))
 
 
 def committed_table(name: str) -> pd.DataFrame:

@@ -18,9 +18,11 @@ import pandas as pd
 __all__ = ["PAGES", "PARTS", "main", "render"]
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # paper_figures is no part of the installed package
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # paper_figures is no part of the installed package
+from notes_tables import audit, cost, rivals, temperature, uncapped
+
 DATA = ROOT / "paper_figures" / "data"
-_GENERATED = ("kernel", "reproduce", "study", "theory_notes", "using_the_loss", "will_smoothing_help")
+_GENERATED = ("kernel", "reproduce", "study", "study_notes", "theory_notes", "using_the_loss", "will_smoothing_help")
 PAGES = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in _GENERATED),
@@ -375,6 +377,11 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "models": models,
     "training step": training_step,
     "thresholds": thresholds,
+    "audit": audit,
+    "full cost": cost,
+    "temperature": temperature,
+    "uncapped": uncapped,
+    "rivals": rivals,
     "recommendation": recommendation,
 }
 

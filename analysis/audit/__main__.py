@@ -52,7 +52,14 @@ def _parser() -> argparse.ArgumentParser:
         "--text", action="append", required=True, metavar="FILE", help="text or .jsonl; python; repeatable"
     )
     parser.add_argument("--text-licence", default="not stated", metavar="NAME", help="for the table")
-    parser.add_argument("--label-smoothing", type=float, nargs="+", default=[0.05, 0.1, 0.2], metavar="B")
+    parser.add_argument(
+        "--label-smoothing",
+        type=float,
+        nargs="+",
+        default=[0.05, 0.1, 0.2],
+        metavar="B",
+        help="smoothing to ask about (default: .05 .1 .2)",
+    )
     parser.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="predicted tokens (default: 4096)")
     parser.add_argument("--max-length", type=int, default=256, metavar="N", help="tokens of a document (default: 256)")
     parser.add_argument("--skip", type=int, metavar="N", help="first predictions not counted (default: 1)")

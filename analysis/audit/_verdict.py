@@ -124,7 +124,7 @@ def _ceiling(get: Lookup) -> Iterator[str]:
     binding = {b: [name for group, name, _, text in get.caps if group == b and text == "binds"] for b in asked}
     lowest = min((gap, name) for _, name, gap, _ in get.caps)
     wanted = ", ".join(f"{gap:.1f} (b = {b})" for b, gap in asked.items())
-    named = [f"{' and '.join(names)} (b = {b})" for b, names in binding.items() if names]
+    named = [f"{_listed(names)} (b = {b})" for b, names in binding.items() if names]
     if named:
         so = f"below it for every token at once lie the caps {'; '.join(named)}: they keep smoothing from its optimum"
     else:
@@ -133,6 +133,12 @@ def _ceiling(get: Lookup) -> Iterator[str]:
         f"Ceiling. The confidence gap is {typical:.1f} nats for the median token and {largest:.1f} at most; smoothing "
         f"asks for {wanted}; {so}."
     )
+
+
+def _listed(names: list[str]) -> str:
+    """The names of caps as a sentence has them: a, b and c."""
+    *first, last = (name.replace("_", " ") for name in names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _group(value: object) -> str:
