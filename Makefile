@@ -32,7 +32,7 @@ notebooks: install
 install: $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) $(VENV).wanted paper_figures/out site docs/reference .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV).wanted paper_figures/out site docs/reference docs/notebooks .pytest_cache .ruff_cache .hypothesis
 	find analysis kernel paper_figures tests -name __pycache__ -type d -exec rm -rf {} +
 
 .PHONY: docs

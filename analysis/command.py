@@ -117,18 +117,20 @@ def csv_file(text: str) -> Path:
 
 
 def committed_folder() -> Path:
-    """Find ``paper_figures/data`` of the repository that this code runs from.
+    """Find the committed tables: ``paper_figures/data`` of the repository that this code runs from, or their copy.
+
+    A wheel has them, without raw rows and pictures, in the folder ``data`` of this package (``hatch_build.py``).
 
     Raises:
-        FileNotFoundError: If this is an installation without the repository, with what to do instead.
+        FileNotFoundError: If this code has neither, with what to do instead.
     """
-    data = _ROOT / "paper_figures" / "data"
-    if not data.is_dir():
-        raise FileNotFoundError(
-            "the committed tables are in the repository and not in this installation: run the command in a clone, or "
-            "compute tables (python -m analysis.study run all) and name their folder with --out."
-        )
-    return data
+    for data in (_ROOT / "paper_figures" / "data", _ROOT / "analysis" / "data"):
+        if data.is_dir():
+            return data
+    raise FileNotFoundError(
+        "the committed tables are in the repository and not in this installation: run the command in a clone, or "
+        "compute tables (python -m analysis.study run all) and name their folder with --out."
+    )
 
 
 def output_folder() -> Path:

@@ -61,10 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = commands.add_parser("questions", help="build the questions and the text")
-    build.add_argument("questions", type=Path, metavar="FILE")
+    build.add_argument("questions", type=Path, metavar="FILE", help="where to write them, as JSON")
     verdicts = commands.add_parser("verdicts", help="the claims of the study against a table of the preset full")
-    verdicts.add_argument("table", type=Path, metavar="TABLE")
-    verdicts.add_argument("file", type=csv_file, metavar="FILE")
+    verdicts.add_argument("table", type=Path, metavar="TABLE", help="CSV that run or table wrote")
+    verdicts.add_argument("file", type=csv_file, metavar="FILE", help="CSV to write the verdicts to")
     out = output_folder() / "instruction"
     for name, text in (
         ("run", "compute missing rows, write the table"),
@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         ("status", "left"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("model", type=Path, metavar="MODEL")
-        command.add_argument("questions", type=Path, metavar="FILE")
+        command.add_argument("model", type=Path, metavar="MODEL", help="folder of safetensors or GGUF file")
+        command.add_argument("questions", type=Path, metavar="FILE", help="JSON that questions wrote")
         command.add_argument("--preset", choices=PRESETS, default="full", help="which runs (default: full)")
         command.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
         command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: 1; 8 on cuda)")

@@ -1,17 +1,17 @@
-"""What the notebooks share: one look, figures with controls, and the committed tables of the checkout they lie in."""
+"""What the notebooks share: one look, figures with controls, and the committed tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .command import committed_folder
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["committed_table", "explore", "look"]
+__all__ = ["committed_table", "explore", "look", "say"]
 
-_DATA = Path(__file__).resolve().parent.parent / "paper_figures" / "data"
 _RC: Any = {
     "figure.figsize": (7.0, 3.0),  # inches
     "figure.dpi": 100,
@@ -86,11 +86,37 @@ def _somebody_is_there() -> bool:
     return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
 
 
-def committed_table(name: str) -> pd.DataFrame:
-    """Read a table from ``paper_figures/data`` of the checkout that this package lies in.
+def say(text: str, width: int = 88) -> None:
+    r"""Print paragraphs in lines that the page of a notebook holds, with an empty line between them.
 
     Args:
-        name: Its path there without the ending: ``"quick/S7"``, ``"quick/verdicts"``, ``"chunked"``.
+        text: Sentences, a paragraph in each line.
+        width: Most characters in a line, at least 1.
+
+    Raises:
+        ValueError: If the width is below 1.
+
+    Example:
+        >>> say("Calibration. The model is sure.\nSmoothing. It would act.", width=20)
+        Calibration. The
+        model is sure.
+        <BLANKLINE>
+        Smoothing. It would
+        act.
+    """
+    import textwrap
+
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}.")
+    fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill
+    print("\n\n".join(fill(line) for line in text.splitlines() if line.strip()))
+
+
+def committed_table(name: str) -> pd.DataFrame:
+    """Read a committed table (:func:`analysis.command.committed_folder`).
+
+    Args:
+        name: Its path in that folder without the ending: ``"quick/S7"``, ``"quick/verdicts"``, ``"chunked"``.
 
     Returns:
         The rows.
@@ -104,11 +130,11 @@ def committed_table(name: str) -> pd.DataFrame:
     """
     from .lab.tables import find_table, read_table
 
-    place = _DATA / name
+    place = committed_folder() / name
     path = find_table(place.parent, place.name)
     if path is None:
         raise FileNotFoundError(
-            f"there is no table {name}.csv in paper_figures/data beside this package: the tables need a clone, "
-            "installed with pip install -e . ; python -m analysis.study makes those of the study anew."
+            f"there is no table {name}.csv in {place.parent}: a clone of the repository has all that are committed, "
+            "and python -m analysis.study makes those of the study anew."
         )
     return read_table(path)

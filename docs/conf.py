@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent))
 
+from notebook_pages import write_notebooks
 from reference_pages import contents, write_pages
 
 project = "confidence-ceiling"
@@ -86,6 +87,47 @@ def plain_underscores(app: Any, tree: nodes.document) -> None:
             node += nodes.Text(mended)
 
 
+_LONG = 16  # signs from which on a formula in the text may be broken; $D \le V-1$ is not
+_RELATIONS = {"=", *(rf"\{name}" for name in ("le", "ge", "approx", "propto"))}
+
+
+def pieces(tex: str) -> list[str]:
+    r"""Cut a formula in front of its relations, outside of any brackets, as TeX breaks lines and MathJax 3 cannot.
+
+    Example:
+        >>> pieces(r"\sum_{k \ne y} (a_k = b) \ge f(t) - V f(1) \ge 0")
+        ['\\sum_{k \\ne y} (a_k = b) ', '\\ge f(t) - V f(1) ', '\\ge 0']
+    """
+    signs = re.findall(r"\\(?:[A-Za-z]+|.)|\s+|.", tex, re.DOTALL)
+    shown = [sign not in "{}^_" and not sign.isspace() for sign in signs]
+    if sum(shown) < _LONG:
+        return [tex]
+    found, depth, start = [""], 0, 0
+    for place, sign in enumerate(signs):
+        depth += (sign in "{([") - (sign in "})]")
+        if depth == 0 and sign in _RELATIONS and sum(shown[start:place]) >= _LONG // 4:
+            found.append("")
+            start = place
+        found[-1] += sign
+    return found
+
+
+def link_notebooks(app: Any, name: str, source: list[str]) -> None:
+    """Lead links to notebooks, which a reader of the repository can open, to their pages in the site."""
+    source[0] = re.sub(r"\]\(\.\./notebooks/(\d\d_\w+)\.ipynb\)", r"](notebooks/\1.md)", source[0])
+
+
+def break_lines(app: Any, tree: nodes.document) -> None:
+    """Let long formulas in the text be broken: a phone would cut them at its edge."""
+    for node in list(tree.findall(nodes.math)):
+        first, *rest = pieces(node.astext())
+        parts: list[nodes.Node] = [nodes.math(first, first)]
+        for piece in rest:
+            parts += [nodes.Text(" "), nodes.math(piece, piece)]
+        if rest:
+            node.parent.replace(node, parts)
+
+
 def skip_foreign(app: Any, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
     """Leave out torch's methods, and "Alias for field number 0": a named tuple's class describes its fields."""
     foreign = str(getattr(value, "__module__", "")).startswith("torch.")
@@ -106,10 +148,13 @@ def list_members(app: Any, what: str, name: str, value: Any, options: Any, lines
 
 
 def setup(app: Any) -> None:
-    """Write the pages of the reference and connect the handlers."""
+    """Write the pages of the reference and of the notebooks, and connect the handlers."""
     write_pages(HERE / "reference")
+    write_notebooks(HERE / "notebooks")
     app.connect("autodoc-skip-member", skip_foreign)
     app.connect("autodoc-process-docstring", prose_before_colons, priority=400)  # before napoleon's 500
     app.connect("autodoc-process-docstring", list_members)
     app.connect("missing-reference", link_outside)
+    app.connect("source-read", link_notebooks)
     app.connect("doctree-read", plain_underscores)
+    app.connect("doctree-read", break_lines)

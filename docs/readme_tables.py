@@ -18,11 +18,14 @@ import pandas as pd
 __all__ = ["PAGES", "PARTS", "main", "render"]
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # paper_figures is no part of the installed package
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # paper_figures is no part of the installed package
+from notes_tables import audit, cost, rivals, temperature, uncapped
+
 DATA = ROOT / "paper_figures" / "data"
+_GENERATED = ("kernel", "reproduce", "study", "study_notes", "theory_notes", "using_the_loss", "will_smoothing_help")
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("kernel", "reproduce", "study", "theory_notes", "using_the_loss")),
+    *(ROOT / "docs" / f"{name}.md" for name in _GENERATED),
 )
 _FALLS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)  # in confidence
 _SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
@@ -355,6 +358,12 @@ def thresholds(data: Path) -> str:
     return "\n".join([*lines, f"| heads that fall by more | | {' | '.join(counted)} |"])
 
 
+def recommendation(data: Path) -> str:
+    """The recommendation of the committed audit, each line as a paragraph of a quotation."""
+    lines = import_module("analysis.audit").recommendation(pd.read_csv(data / "audit_smollm2.csv")).split("\n")
+    return "\n>\n".join(textwrap.indent(_wrapped(line), "> ") for line in lines)
+
+
 PARTS: dict[str, Callable[[Path], str]] = {
     "found": found,
     "verdicts": verdicts,
@@ -368,6 +377,12 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "models": models,
     "training step": training_step,
     "thresholds": thresholds,
+    "audit": audit,
+    "full cost": cost,
+    "temperature": temperature,
+    "uncapped": uncapped,
+    "rivals": rivals,
+    "recommendation": recommendation,
 }
 
 

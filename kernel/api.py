@@ -90,11 +90,11 @@ def linear_cross_entropy(
     Equivalent to :func:`torch.nn.functional.linear_cross_entropy` where both are defined, with more options:
 
     .. math::
-        z &= \text{logit\_scale}\; h W^\top + \text{bias}, \quad
-        z \leftarrow c \tanh(z / c), \quad z \leftarrow z / T \\
-        \ell &= -\sum_k q_k \log p_k + \text{z\_loss}\,\operatorname{lse}(z)^2
-        + \text{confidence\_penalty} \sum_k p_k \log p_k, \quad
-        p = \operatorname{softmax}(z), \quad q_k = (1 - \beta)\,[k = y] + \beta / V
+        z &= \text{logit\_scale}\; h W^\top + \text{bias}, \\
+        z &\leftarrow c \tanh(z / c), \quad z \leftarrow z / T, \\
+        p &= \operatorname{softmax}(z), \quad q_k = (1 - \beta)\,[k = y] + \beta / V, \\
+        \ell &= -\sum_k q_k \log p_k + \text{z\_loss}\,\operatorname{lse}(z)^2 \\
+        &\quad {}+ \text{confidence\_penalty} \sum_k p_k \log p_k
 
     Args:
         input: Hidden states ``(..., D)``; float16, bfloat16, float32 or float64. Under autocast it and the head are

@@ -62,9 +62,11 @@ plt.show()
 # Write $h_y$ for the hidden state of the context whose token is $y$. By Jensen the gap $G = \log\frac{(V-1)p}{1-p}$
 # of a context is at most $z_y$ minus the mean of the others; averaged over the contexts,
 #
-# $$\frac1V\sum_y \Bigl(h_y\cdot w_y - \frac{1}{V-1}\sum_{k\ne y} h_y \cdot w_k\Bigr)
-#   = \frac{V}{V-1}\cdot\frac1V\sum_y h_y\cdot(w_y - \bar w) \;\le\; \frac{V}{V-1}\,R\,\sqrt{B^2 - \lVert\bar w\rVert^2}
-#   \;\le\; \frac{mV}{V-1},$$
+# $$\begin{aligned}
+# &\frac1V\sum_y \Bigl(h_y\cdot w_y - \frac{1}{V-1}\sum_{k\ne y} h_y \cdot w_k\Bigr)\\
+# &\quad= \frac{V}{V-1}\cdot\frac1V\sum_y h_y\cdot(w_y - \bar w)\\
+# &\quad\le \frac{V}{V-1}\,R\,\sqrt{B^2 - \lVert\bar w\rVert^2} \;\le\; \frac{mV}{V-1},
+# \end{aligned}$$
 #
 # so the smallest gap is at most $mV/(V-1)$: *half* of what one token could have. A regular simplex of $V$ rows, with
 # each hidden state along its row, attains it, and fits into $D \ge V - 1$ dimensions.

@@ -40,12 +40,17 @@ look()
 #
 # With $z_y$ the target's logit and $d = z_y - \operatorname{mean}_{k\neq y} z_k$, the smoothed loss of one context is
 #
-# $$CE_b = \log\sum_k e^{z_k} - (1-b)\,z_y - b\,\operatorname{mean}_k z_k
-#   = \log\Bigl(1 + \sum_{k\ne y} e^{z_k - z_y}\Bigr) + b\,\tfrac{V-1}{V}\,d .$$
+# $$\begin{aligned}
+# CE_b &= \log\sum_k e^{z_k} - (1-b)\,z_y - b\,\operatorname{mean}_k z_k\\
+# &= \log\Bigl(1 + \sum_{k\ne y} e^{z_k - z_y}\Bigr) + b\,\tfrac{V-1}{V}\,d .
+# \end{aligned}$$
 #
 # By Jensen the sum is at least $(V-1)\,e^{-d}$, with equality if the other logits are equal. So
 #
-# $$CE_b \ge \varphi(d), \qquad \varphi(g) = \log\bigl(1 + (V-1)\,e^{-g}\bigr) + b\,\tfrac{V-1}{V}\,g .$$
+# $$\begin{aligned}
+# CE_b &\ge \varphi(d),\\
+# \varphi(g) &= \log\bigl(1 + (V-1)\,e^{-g}\bigr) + b\,\tfrac{V-1}{V}\,g .
+# \end{aligned}$$
 #
 # $\varphi$ is convex. Its slope is $-(1-p) + b\,(V-1)/V$ with $p = 1/(1 + (V-1)e^{-g})$, so it is lowest where $p = 1
 # - b + b/V$, at the gap $G_{LS} = \log(1 + (1-b)V/b)$. A norm product $m$ lets $d$ grow to $mV/((V-1)T)$ on average
@@ -83,8 +88,10 @@ explore(wall, norm_product=(2.0, 16.0, 0.5), label_smoothing=(0.02, 0.5, 0.02), 
 #
 # Features free inside a ball, every token a target equally often, $D \ge V-1$. Average the loss over the contexts:
 #
-# $$\operatorname{mean} CE_b \;\ge\; \operatorname{mean}\varphi(d_y) \;\ge\; \varphi(\operatorname{mean} d_y),
-#   \qquad \operatorname{mean} d_y \le \frac{mV}{(V-1)\,T}.$$
+# $$\begin{gathered}
+# \operatorname{mean} CE_b \;\ge\; \operatorname{mean}\varphi(d_y) \;\ge\; \varphi(\operatorname{mean} d_y),\\
+# \operatorname{mean} d_y \le \frac{mV}{(V-1)\,T}.
+# \end{gathered}$$
 #
 # The last $\varphi$ falls until $G_{LS}$. So no head has a loss below $\varphi(G^*)$ with
 # $G^* = \min\bigl(\frac{mV}{(V-1)T},\, G_{LS}\bigr)$, and a regular simplex of that gap attains it. Both losses,
@@ -133,14 +140,20 @@ assert np.allclose(rows["logit_gap"], expected, rtol=0.01)
 # multiply all its logits by a common factor $1/T$. Does the smoothed loss want them larger or smaller? With
 # $p = \operatorname{softmax}(z)$, averaging over the data,
 #
-# $$\frac{d}{d\log T}\Bigl[\log\sum_k e^{z_k/T} - \sum_k q_k z_k/T\Bigr]_{T=1} = \sum_k q_k z_k - \sum_k p_k z_k .$$
+# $$\begin{aligned}
+# \frac{d}{d\log T}\Bigl[\log\sum_k e^{z_k/T} - \sum_k q_k z_k/T\Bigr]_{T=1}&\\
+# = \sum_k q_k z_k - \sum_k p_k z_k .&
+# \end{aligned}$$
 #
 # Now write everything through three losses that one forward pass gives: the entropy
 # $H = \operatorname{lse} - \sum_k p_k z_k$, the cross-entropy $CE = \operatorname{lse} - z_y$, and that against
 # uniform targets, $CE_u = \operatorname{lse} - \operatorname{mean}_k z_k$. Since
 # $\sum_k q_k z_k = (1-b)\,z_y + b\operatorname{mean}_k z_k = \operatorname{lse} - (1-b)\,CE - b\,CE_u$,
 #
-# $$\frac{d\,CE_b}{d\log T} = (H - CE) - b\,(CE_u - CE), \qquad A = \frac{H - CE}{b\,(CE_u - CE)} .$$
+# $$\begin{gathered}
+# \frac{d\,CE_b}{d\log T} = (H - CE) - b\,(CE_u - CE),\\
+# A = \frac{H - CE}{b\,(CE_u - CE)} .
+# \end{gathered}$$
 #
 # $A$ is the **activity index**. If $A > 1$, even the smoothed loss still wants *larger* logits: the head is held back
 # by something else, and smoothing has nothing to take. If $A < 1$, smoothing pulls the logits down. First the

@@ -144,7 +144,7 @@ explore(memory, tokens=[128, 256, 512, 1_024], hidden_size=[32, 64, 128, 256])
 peak = {name: measure_peak_bytes(name, 1_024, 16_384, 64, 0.1, None) / 2**20 for name in ("eager", "chunked")}
 assert peak["eager"] > 3 * 64 * 0.9  # three arrays of N x V in float32, 64 MiB each
 assert peak["chunked"] < 40  # gradients, and blocks of 16 MiB
-print("peak over the inputs at N = 1,024, V = 16,384: eager three arrays of N x V, chunked less than one")
+print("peak over the inputs, N = 1,024, V = 16,384:", "eager three arrays of N x V, chunked less than one", sep="\n")
 sizes = ["tokens", "vocab_size", "hidden_size"]
 measured = ["logits_mib", "eager_peak_mib", "chunked_peak_mib", "time_ratio"]
 committed_table("chunked").query("label_smoothing == 0.1 and softcap.isna()").set_index(sizes)[measured]

@@ -267,6 +267,7 @@ assert error["the same, inverted"] > error["smoothing, b = .1"]
 assert error["early stopping"] < error["smoothing, b = .1"] - 0.02
 assert abs(error["weight decay"] - error["smoothing, b = .1"]) < 0.02
 assert np.ptp(result.loc[["nothing", "smoothing, b = .1", "smoothing, b = .2"], ("accuracy", "mean")]) < 0.01
+pd.set_option("display.max_colwidth", None)
 verdict = committed_table("verdicts").set_index("claim").loc[["K1", "K2", "K9"]]
 verdict[["statement", "verdict", "mean", "low", "high"]].round(3)
 

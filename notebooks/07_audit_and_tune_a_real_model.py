@@ -33,7 +33,7 @@ from IPython.utils.capture import capture_output
 
 from analysis.audit import audit_model, draw_audit, verdict
 from analysis.language_models import load_model, packaged_smollm2, python_text
-from analysis.notebook import committed_table, look
+from analysis.notebook import committed_table, look, say
 from kernel.huggingface import fuse_loss
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -59,7 +59,7 @@ said = audit.loc[audit["part"] == "source"].set_index("name")["text"]
 for name in ("model", "revision", "quantisation", "licence", "text", "text_licence"):
     print(f"{name:13}{said[name]}")
 print()
-print(verdict(audit))
+say(verdict(audit))
 
 # %%
 fig, axes = plt.subplots(2, 2, figsize=(8, 6.2))
@@ -104,7 +104,7 @@ else:
     sliced = audit_model(
         real.model, python_text(), tokenizer=real.tokenizer, label_smoothing=(0.1,), max_tokens=256, max_length=64
     )
-    print(sliced.verdict)
+    say(sliced.verdict)
 
 # %% [markdown]
 # ## 2 · Tuning with the smoothed loss
@@ -166,7 +166,7 @@ tiny.round(2)
 # confidence, to its own optimum, where the index is 1. What the audit says of the capped model:
 
 # %%
-print(audits[3.0, 0.0].verdict)
+say(audits[3.0, 0.0].verdict)
 
 # %% [markdown]
 # Its numbers are those of full logits, for which a real vocabulary would not leave the memory:

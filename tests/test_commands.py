@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +25,32 @@ def test_help_names_the_command_and_gives_examples(name, path, capsys):
     text = capsys.readouterr().out
     assert text.startswith(f"usage: python -m {name} ")
     assert len(re.findall(rf"^  python -m {name}\b", text.partition("examples:")[2], re.MULTILINE)) >= 1
+
+
+@pytest.mark.parametrize(("name", "path"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_every_option_says_what_it_is(name, path, monkeypatch, capsys):
+    """Of the parser that the command makes, and of the parsers of its subcommands."""
+    made: list[argparse.ArgumentParser] = []
+    begin = argparse.ArgumentParser.__init__
+
+    def keep(parser, *given, **named):
+        begin(parser, *given, **named)
+        made.append(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "__init__", keep)
+    entry = import_module(f"{name}.__main__" if path.name == "__main__.py" else name)
+    with pytest.raises(SystemExit):
+        entry.main(["--help"])
+    assert f"usage: {made[0].prog} " in capsys.readouterr().out
+    silent = []
+    for parser in made:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                listed = {choice.dest for choice in action._choices_actions if choice.help}
+                silent += [f"{parser.prog} {command}" for command in action.choices if command not in listed]
+            elif not action.help:
+                silent.append(f"{parser.prog} {action.option_strings or action.dest}")
+    assert silent == []
 
 
 def test_every_file_that_reads_arguments_is_a_command():

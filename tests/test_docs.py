@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import doctest
+import json
 import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import browser
@@ -19,6 +21,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 sys.path.insert(0, str(DOCS))
 pytest.importorskip("pandas")
+import notebook_pages  # noqa: E402
 import readme_tables  # noqa: E402
 import reference_pages  # noqa: E402
 
@@ -50,6 +53,28 @@ def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, monkeypatch):
         lines: list[str] = []
         doctest.DocTestRunner().run(test, out=lines.append, clear_globs=False)
         assert not lines, "".join(lines)
+
+
+def test_losses_of_padded_batches_are_those_of_the_documents_alone():
+    """The page's own function, against full logits of each document without padding, in float64."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers", reason="the huggingface extra is not installed")
+    names: dict[str, Any] = {}
+    for block in blocks(DOCS / "will_smoothing_help.md")[:2]:
+        exec(block, names)
+    model = names["model"]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)  # predictions that differ
+        found = []
+        for document in names["documents"]:
+            z = model(document[None]).logits[0, :-1].double()
+            log_p = z.log_softmax(-1)
+            target = log_p.gather(1, document[1:, None])[:, 0]
+            found.append(torch.stack([-(log_p.exp() * log_p).sum(-1), -target, -log_p.mean(-1)]))
+    pooled = torch.cat(found, dim=1).mean(1).tolist()
+    assert names["pooled_losses"](model, names["padded"](names["documents"])) == pytest.approx(pooled, rel=1e-4)
+    apart = torch.stack([of_tokens.mean(1) for of_tokens in found]).mean(0)
+    assert apart[1].item() != pytest.approx(pooled[1], rel=1e-3)  # so that it matters how documents are weighed
 
 
 def test_every_statement_of_the_theory_has_a_status_a_function_and_a_test():
@@ -148,6 +173,28 @@ def test_a_page_opens_with_a_sentence(page):
         assert 3 <= len(re.findall(r"[.?](?=\s|$)", first.removeprefix("**In short.**"))) <= 4, "about three sentences"
 
 
+def test_long_formulas_in_the_text_are_cut_in_front_of_their_relations_and_nowhere_else():
+    pytest.importorskip("sphinx", reason="the docs extra is not installed")
+    cut = import_module("conf").pieces
+    assert cut(r"\sum_{k \ne y} (a_k = b) \ge f(t) - V f(1) \ge 0") == [
+        r"\sum_{k \ne y} (a_k = b) ",
+        r"\ge f(t) - V f(1) ",
+        r"\ge 0",
+    ]
+    assert cut(r"D \le V - 1") == [r"D \le V - 1"]  # short
+    assert cut(r"A = (1-p)V/((V-1)b)") == [r"A = (1-p)V/((V-1)b)"]  # a letter alone is no line
+    text = re.sub(r"\$\$.*?\$\$", "", (DOCS / "theory.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    formulas = re.findall(r"\$([^$]+)\$", text)
+    assert len(formulas) > 200
+    for formula in formulas:
+        parts = cut(formula)
+        assert "".join(parts) == formula
+        for part in parts:  # TeX that stands by itself
+            assert part.count("{") == part.count("}")
+            assert len(re.findall(r"\\left\b", part)) == len(re.findall(r"\\right\b", part))
+    assert sum(len(cut(formula)) > 1 for formula in formulas) > 20
+
+
 def test_the_first_page_has_four_doors():
     text = (DOCS / "index.md").read_text(encoding="utf-8")
     doors = re.findall(r"^```\{container\} door\n\*\*\[(.+)\]\(", text, re.MULTILINE)
@@ -162,6 +209,30 @@ def test_a_long_module_opens_with_the_list_of_what_it_offers():
     assert listed[0] == "calibration_error"
     assert sorted(listed) == sorted(analysis.calibration.__all__)
     assert reference_pages.contents("analysis.norm_ball") == []
+
+
+def test_every_notebook_is_a_page_of_the_site_with_all_that_it_showed(tmp_path):
+    notebook_pages.write_notebooks(tmp_path)
+    index = (tmp_path / "index.md").read_text(encoding="utf-8")
+    reproduce = " ".join((DOCS / "reproduce.md").read_text(encoding="utf-8").split())
+    notebooks = sorted(notebook_pages.NOTEBOOKS.glob("*.ipynb"))
+    assert len(notebooks) >= 7
+    for path in notebooks:
+        title, question = notebook_pages.title_of(path)
+        text = (tmp_path / f"{path.stem}.md").read_text(encoding="utf-8")
+        assert text.startswith(f"# {title}\n")
+        assert f"[{title}]({path.stem}.md)" in index
+        assert question in index
+        assert question.endswith("?")
+        assert f"[{title}](../notebooks/{path.name})" in reproduce
+        outputs = [o for cell in json.loads(path.read_text())["cells"] for o in cell.get("outputs", [])]
+        pictures = re.findall(r"^!\[.+\]\((.+)\)$", text, re.MULTILINE)
+        assert len(set(pictures)) == sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+        assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+        assert text.count("{raw} html") == sum("text/html" in output.get("data", {}) for output in outputs)
+        said = [line for output in outputs for line in output.get("text", [])]
+        assert all(line.rstrip() in text for line in said)
+        assert not re.search(r"\]\([^)]*(\.ipynb|\.\./docs/)|<style|<script", text)
 
 
 def test_a_mark_without_an_end_is_refused():
@@ -234,13 +305,26 @@ def test_the_site_builds_without_a_warning(tmp_path):
             assert_read_from_a_folder(driven, tmp_path / "site")
 
 
+_CUT = """[...document.querySelectorAll('article mjx-container:not([display])')]
+    .filter((formula) => formula.getBoundingClientRect().right > 375 && !formula.closest('.table-wrapper'))
+    .map((formula) => formula.closest('section').id)"""
+_WIDE = """[...document.querySelectorAll('div.math')]
+    .filter((formula) => formula.scrollWidth > 1.1 * formula.clientWidth)
+    .map((formula) => formula.closest('section').id)"""
+
+
 def assert_read_from_a_folder(driven: browser.Browser, site: Path) -> None:
     """Opened from a folder on a phone no page is wider than that, and the search box finds what is written."""
     driven.resize(375)
-    for name in ("index", "theory", "glossary", "study_notes", "reference/commands", "reference/analysis.calibration"):
+    names = ("index", "theory", "glossary", "study_notes", "theory_notes", "reproduce", "kernel", "will_smoothing_help")
+    names += ("reference/commands", "reference/analysis.calibration", "reference/analysis.caps")
+    for name in (*names, "notebooks/02_when_does_smoothing_act"):
         driven.open((site / f"{name}.html").as_uri())
         driven.evaluate("window.MathJax?.startup?.promise?.then(() => 1)")
         assert driven.evaluate("document.documentElement.scrollWidth") <= 375, name
+        assert driven.evaluate(_CUT) == [], f"{name}: formulas in the text, cut at the edge"
+        if name in ("theory", "kernel"):
+            assert driven.evaluate(_WIDE) == [], f"{name}: formulas wider than a phone"
     driven.resize(1200)
     driven.open((site / "reference" / "commands.html").as_uri())
     cut = driven.evaluate("[...document.querySelectorAll('.help pre')].map((box) => box.scrollWidth > box.clientWidth)")

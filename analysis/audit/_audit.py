@@ -22,6 +22,7 @@ from ..language_models.scoring import TokenScores, score_tokens
 from . import _measure as measured
 from ._intervals import Documents
 from ._measure import Tokens, row
+from ._recommendation import NAMES, recommendation
 from ._verdict import verdict
 
 LABEL_SMOOTHING = (0.05, 0.1, 0.2)
@@ -40,6 +41,11 @@ class Audit(NamedTuple):
 
     table: pd.DataFrame
     verdict: str
+
+    @property
+    def recommendation(self) -> str:
+        """What follows, in three lines (:func:`recommendation`), as the table has it."""
+        return "\n".join(self.table.loc[self.table["part"] == "recommendation", "text"])
 
 
 def audit_model(
@@ -72,7 +78,8 @@ def audit_model(
     ``reliability`` of the most probable token (15 bins of equal width; ``rms_sorted``: bins of 100); the same by
     ``frequency`` of that token in the other documents and by ``entropy`` of the prediction, in fifths, and by
     ``context``, the number of tokens before the predicted one, in ranges that begin at 1, 8, 32, 128, ...;
-    ``temperature`` (the one that fits this text best, and the errors left at it).
+    ``temperature`` (the one that fits this text best, and the errors left at it); ``recommendation`` (what follows:
+    ``act``, ``at_most`` and ``instead``, the lines of :func:`recommendation`).
 
     The activity index is about the distribution that it is measured on: a text unlike the one that is to be trained on
     answers another question. Intervals resample documents.
@@ -152,6 +159,8 @@ def audit_model(
     rows += measured.groups(tokens, over)
     rows += measured.contexts(tokens, over)
     rows += measured.temperature(fit, after, over)
+    lines = recommendation(pd.DataFrame(rows)).split("\n")
+    rows += [row("recommendation", name, text=line) for name, line in zip(NAMES, lines, strict=True)]
     table = pd.DataFrame(rows)
     return Audit(table, verdict(table))
 

@@ -20,7 +20,9 @@ def _sklearn(module: str) -> Any:
     try:
         return import_module(f"sklearn.{module}")
     except ImportError as error:
-        raise ImportError("this map needs scikit-learn: pip install 'confidence-ceiling[calibration]'") from error
+        from kernel.extras import pip_install  # here: kernel loads torch, which these maps do without
+
+        raise ImportError(f"this map needs scikit-learn: {pip_install('calibration')}") from error
 
 
 def _shaped(confidence: Any) -> NDArray[np.float64]:

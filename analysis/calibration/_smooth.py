@@ -29,7 +29,7 @@ def smooth_calibration_error(confidence: Any, correct: Any) -> float:
     try:
         import relplot  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError(
-            "smooth_calibration_error needs relplot: pip install 'confidence-ceiling[calibration]'"
-        ) from error
+        from kernel.extras import pip_install  # here: kernel loads torch, which this error does without
+
+        raise ImportError(f"smooth_calibration_error needs relplot: {pip_install('calibration')}") from error
     return float(cast(float, relplot.smECE(c, y.astype(float))))

@@ -106,8 +106,8 @@ def true_calibration_error(
     With c = max_k p_model,k at class k* and a = p_true,k*, its mean over the classes that tie for k*,
 
     .. math::
-        \text{top\_label:}\quad \bigl(\mathbb E\,|c - \mathbb E[a \mid c]|^p\bigr)^{1/p}, \qquad
-        \text{canonical:}\quad \bigl(\mathbb E\,\lVert p - \mathbb E[p_\text{true} \mid p]\rVert_p^p\bigr)^{1/p}
+        \text{top\_label:}\quad &\bigl(\mathbb E\,|c - \mathbb E[a \mid c]|^p\bigr)^{1/p}, \\
+        \text{canonical:}\quad &\bigl(\mathbb E\,\lVert p - \mathbb E[p_\text{true} \mid p]\rVert_p^p\bigr)^{1/p}
 
     The expectation is over the contexts given, weighted by ``weight``. A coarse model may reach 0: see
     :func:`true_decomposition`.
@@ -191,8 +191,8 @@ def true_decomposition(p_model: Any, p_true: Any, *, weight: Any = None) -> True
     With :math:`r = \mathbb E[p_\text{true} \mid p_\text{model}]`,
 
     .. math::
-        \mathbb E[-\log p_Y] &= \mathbb E\,\mathrm{KL}(r \,\|\, p) + \mathbb E\,H(r), \qquad
-            H(r) \ge \text{irreducible} = \mathbb E\,H(p_\text{true}) \\
+        \mathbb E[-\log p_Y] &= \mathbb E\,\mathrm{KL}(r \,\|\, p) + \mathbb E\,H(r), \\
+        \mathbb E\,H(r) &\ge \text{irreducible} = \mathbb E\,H(p_\text{true}), \\
         \mathbb E\,\lVert p - e_Y\rVert^2 &= \mathbb E\,\lVert r - p\rVert^2 + \mathbb E[1 - \lVert r\rVert^2]
 
     Calibration is what a relabelling of the predictions can remove, refinement minus irreducible is what the model

@@ -24,10 +24,12 @@ def welch_moments(
 def rank_gap(norm_product: ArrayLike, vocab_size: ArrayLike, hidden_size: ArrayLike) -> NDArray[np.float64]:
     r"""Bound the gap, in nats, that a head of rank D can give to every token at once: the scale of :func:`rank_cap`.
 
-    .. math:: G \le 2m - \min_{a \in [0, m]} \log\Bigl[1 + \frac{M_1^2}{M_2}\bigl(e^{M_2/M_1} - 1\bigr)\Bigr],
+    .. math::
+        G &\le 2m - \min_{a \in [0, m]} \log\Bigl[1 + \frac{M_1^2}{M_2}\bigl(e^{M_2/M_1} - 1\bigr)\Bigr], \\
+        M_1 &= 2m - \frac{aV}{V-1}, \\
+        M_2 &= 4m^2 - \frac{4maV}{V-1} + \frac{a^2V}{V-1}\Bigl(1 + \frac1D\Bigr),
 
-    :math:`M_1 = 2m - aV/(V-1)` and :math:`M_2 = 4m^2 - 4m\,aV/(V-1) + a^2\,\tfrac{V}{V-1}(1 + 1/D)`, with min(D, V-1)
-    for D.
+    with min(D, V-1) for D.
 
     Reason. Let d be the differences z_y - z_k over all pairs and a the mean of h_y . (w_y - mean w) <= m. Then X = 2m
     - d >= 0 has mean M_1, and second moment at least M_2, because the matrix of h_y . (w_k - mean w) has rank at most

@@ -29,7 +29,9 @@ def connect(address: str | None = None) -> Engine:
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ValueError("engine ray needs the extra: pip install 'confidence-ceiling[ray]'.") from error
+        from kernel.extras import pip_install  # here: kernel loads torch, and grids run without it
+
+        raise ValueError(f"engine ray needs ray: {pip_install('ray')}.") from error
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
     return ray_engine

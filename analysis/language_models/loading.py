@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kernel.extras import pip_install
+
 __all__ = ["LoadedModel", "load_model", "packaged_smollm2"]
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -68,7 +70,7 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError("a model needs transformers: pip install 'confidence-ceiling[real]'") from error
+        raise ImportError(f"a model needs transformers: {pip_install('real')}") from error
     path = Path(name)
     local = path.exists()
     if not local and (isinstance(name, Path) or not _HUB_NAME.fullmatch(name) or path.suffix in (".gguf", ".bin")):

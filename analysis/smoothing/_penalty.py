@@ -21,8 +21,9 @@ class SmoothingPenalty(NamedTuple):
 def smoothing_penalty(logits: ArrayLike, *, allow_probabilities: bool = False) -> SmoothingPenalty:
     r"""Return what smoothing adds to the loss of these logits, and the logit distances that bound it.
 
-    .. math:: CE_b = (1-b)\,CE + b\,\bigl(\log V + KL(u \| p)\bigr), \qquad
-              KL(u \| p) \le \operatorname{mean}_k (\max_j z_j - z_k) \le KL(u \| p) + \log V
+    .. math::
+        CE_b = (1-b)\,CE + b\,\bigl(\log V + KL(u \| p)\bigr), \\
+        KL(u \| p) \le \operatorname{mean}_k (\max_j z_j - z_k) \le KL(u \| p) + \log V
 
     Reason: KL(u || p) = lse - mean z - log V and max z <= lse <= max z + log V. So smoothing penalises the mean
     distance of the logits from their maximum, to within log V, whatever the target is.

@@ -61,9 +61,16 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         if name in ("run", "plan", "list", "status", "tables"):
-            command.add_argument("names", nargs="*", default=["all"], metavar="S1..S12|all", type=_name)
+            command.add_argument(
+                "names",
+                nargs="*",
+                default=["all"],
+                metavar="S1..S12|all",
+                type=_name,
+                help="experiments (default: all)",
+            )
         if name in ("pack", "unpack"):
-            command.add_argument("file", type=Path, metavar="FILE")
+            command.add_argument("file", type=Path, metavar="FILE", help="where the rows are kept, .xz or .gz")
         if name not in ("list", "sources"):
             preset = "full" if name == "verdicts" else "quick"
             command.add_argument("--preset", choices=PRESETS, default=preset, help=f"which grid (default: {preset})")

@@ -51,11 +51,16 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [s.name for s in SHAPES]
-    parser.add_argument("--shapes", nargs="+", choices=names, default=names)
+    parser.add_argument("--shapes", nargs="+", choices=names, default=names, help="heads to measure (default all)")
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N and V by this, for a trial (default 1)")
     parser.add_argument("--rounds", type=whole(1), default=10, help="timed rounds (default 10)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="implementations whose name starts with one of these")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default=None)
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float16", "float32"],
+        default=None,
+        help="of hidden states and weight (default bfloat16 on a GPU, float32 elsewhere)",
+    )
     add_places(parser, "kernel")
     return parser
 

@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shape", choices=[s.name for s in SHAPES], default=SHAPES[0].name)
+    parser.add_argument(
+        "--shape", choices=[s.name for s in SHAPES], default=SHAPES[0].name, help=f"head (default {SHAPES[0].name})"
+    )
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N and V by this, for a trial (default 1)")
     parser.add_argument("--processes", type=whole(1), default=3, help="fresh processes (default 3)")
     parser.add_argument("--here", action="store_true", help="measure in this process and print, what the others do")

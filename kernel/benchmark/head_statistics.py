@@ -94,8 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=whole(1), default=10)
-    parser.add_argument("--shape", default="Gemma-2-2B", choices=[shape.name for shape in SHAPES])
+    parser.add_argument("--rounds", type=whole(1), default=10, help="timed rounds (default 10)")
+    parser.add_argument(
+        "--shape",
+        default="Gemma-2-2B",
+        choices=[shape.name for shape in SHAPES],
+        help="head (default Gemma-2-2B)",
+    )
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N, V and D by this, for a trial")
     parser.add_argument(
         "--tune", action="store_true", help="print the times of other launch parameters and write nothing"

@@ -140,13 +140,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--tokens", type=int, required=True)
-    parser.add_argument("--vocab-size", type=int, required=True)
-    parser.add_argument("--hidden-size", type=int, required=True)
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, required=True, metavar="N", help="of a batch")
+    parser.add_argument("--vocab-size", type=int, required=True, metavar="V", help="rows of the head")
+    parser.add_argument("--hidden-size", type=int, required=True, metavar="D", help="columns of the head")
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float16", "float32"],
+        default="bfloat16",
+        help="of hidden states and weight (default bfloat16)",
+    )
+    parser.add_argument("--device", default="cuda", help="where to measure (default cuda)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timings of each launch (default 5)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON to write the fastest to")
     given = parser.parse_args(arguments)
     dtype = getattr(torch, given.dtype)
     table = tune(

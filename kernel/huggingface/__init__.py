@@ -15,8 +15,7 @@ For TRL: ``class SmoothedSFTTrainer(SmoothedLossMixin, SFTTrainer): ...``.
 
 Why no ``Trainer(compute_loss_func=...)``: that function is handed the model's outputs, and with them the logits that
 are not to exist. The model's forward is the one place that every wrapper (autocast, DDP, PEFT, checkpointing) passes
-through, so the loss sits there. This module imports without transformers; using it needs
-``pip install 'confidence-ceiling[huggingface]'``.
+through, so the loss sits there. This module imports without transformers; using it needs the extra ``huggingface``.
 """
 
 from __future__ import annotations

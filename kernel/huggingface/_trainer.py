@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..extras import pip_install
 from ..options import LossOptions
 from ._compare import computes
 from ._forward import FusedLoss, Nll
@@ -243,9 +244,7 @@ def make_trainer() -> type:
     try:
         from transformers import Trainer  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError(
-            "SmoothedTrainer needs transformers and accelerate: pip install 'confidence-ceiling[huggingface]'"
-        ) from error
+        raise ImportError(f"SmoothedTrainer needs transformers and accelerate: {pip_install('huggingface')}") from error
 
     class SmoothedTrainer(SmoothedLossMixin, Trainer): ...
 

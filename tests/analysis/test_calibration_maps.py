@@ -96,7 +96,7 @@ class TestMaps:
         for name in [module, *(m for m in sys.modules if m.startswith(f"{module}."))]:
             monkeypatch.setitem(sys.modules, name, None)
         name = module.replace("sklearn", "scikit-learn")
-        with pytest.raises(ImportError, match=rf"needs {name}: pip install 'confidence-ceiling\[calibration\]'"):
+        with pytest.raises(ImportError, match=rf"needs {name}: pip install '.\[calibration\]' in a clone"):
             fit([0.5, 0.6], [0, 1])
 
     @pytest.mark.parametrize("fitted", [IsotonicMap(np.array([0.2, 0.8]), np.array([0.1, 0.9])), PlattMap(1.0, 0.0)])

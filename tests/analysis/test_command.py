@@ -86,3 +86,5 @@ def test_an_installation_without_the_repository_says_so_and_makes_no_folder_of_i
     assert output_folder() == Path("out")
     with pytest.raises(FileNotFoundError, match=r"in the repository and not in this installation: run .* in a clone"):
         committed_folder()
+    (tmp_path / "analysis" / "data").mkdir(parents=True)
+    assert committed_folder() == tmp_path / "analysis" / "data"  # what a wheel holds

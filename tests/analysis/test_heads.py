@@ -702,6 +702,7 @@ def test_the_command_writes_table_figure_and_verdict(folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     table = pd.read_csv(out)
     assert verdict(table).splitlines()[0].split(":")[0] in printed
+    assert printed.splitlines()[-3:] == table.loc[table["part"] == "recommendation", "text"].tolist()
     said = table.loc[table["part"] == "source"].set_index("name")["text"]
     assert said["model"] == "tiny"
     assert said["licence"] == "mit"
@@ -818,7 +819,7 @@ print("use", main([sys.argv[1], "--text", "python"]))
     assert "help 0" in done.stdout
     assert "use 2" in done.stdout
     assert "examples:" in done.stdout
-    assert "a model needs transformers: pip install 'confidence-ceiling[real]'" in done.stderr
+    assert "a model needs transformers: pip install '.[real]' in a clone" in done.stderr
 
 
 def test_smollm2_in_its_package():

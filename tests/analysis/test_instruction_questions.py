@@ -114,4 +114,4 @@ sys.exit(main(["questions", "nowhere.json"]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "building questions needs countryinfo: pip install 'confidence-ceiling[instruction]'" in done.stderr
+    assert "building questions needs countryinfo: pip install '.[instruction]' in a clone" in done.stderr

@@ -87,7 +87,18 @@ def test_committed_tables_are_read_and_a_missing_one_says_what_to_do(tmp_path, m
     assert "K1" in set(notebook.committed_table("quick/verdicts")["claim"])
     (tmp_path / "quick").mkdir()
     pd.DataFrame({"a": [1, 2]}).to_csv(tmp_path / "quick" / "S1.csv", index=False)
-    monkeypatch.setattr(notebook, "_DATA", tmp_path)
+    monkeypatch.setattr(notebook, "committed_folder", lambda: tmp_path)
     assert notebook.committed_table("quick/S1")["a"].tolist() == [1, 2]
     with pytest.raises(FileNotFoundError, match=r"no table S1.csv .* python -m analysis.study"):
         notebook.committed_table("S1")
+
+
+def test_what_is_said_fits_the_page_and_keeps_its_words(capsys):
+    text = "Calibration. " + "On this text the model is over-confident. " * 5 + "\nCeiling. No cap stands in the way."
+    notebook.say(text)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 88
+    assert lines.count("") == 1
+    assert " ".join(lines).split() == text.split()
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        notebook.say(text, width=0)

@@ -17,7 +17,7 @@ ROOT = Path(analysis.__file__).parent.parent
 HAS_RAY = importlib.util.find_spec("ray") is not None
 
 
-@pytest.mark.skipif(not HAS_RAY, reason="ray is not installed: pip install 'confidence-ceiling[ray]'")
+@pytest.mark.skipif(not HAS_RAY, reason="ray is not installed: pip install '.[ray]'")
 def test_rows_arrive_once_though_a_node_is_killed(tmp_path):
     path = os.pathsep.join([str(ROOT), str(TESTS)])
     command = [sys.executable, str(TESTS / "ray_jobs.py"), str(tmp_path)]
@@ -37,5 +37,7 @@ def test_rows_arrive_once_though_a_node_is_killed(tmp_path):
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"^engine ray needs the extra: pip install 'confidence-ceiling\[ray\]'\.$"):
+    with pytest.raises(
+        ValueError, match=r"^engine ray needs ray: pip install '\.\[ray\]' in a clone of the repository\.$"
+    ):
         connect()

@@ -291,7 +291,7 @@ except ImportError as error:
 """
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "('afmoe',)" in out
-    assert "SmoothedTrainer needs transformers and accelerate: pip install 'confidence-ceiling[huggingface]'" in out
+    assert "SmoothedTrainer needs transformers and accelerate: pip install '.[huggingface]' in a clone" in out
 
 
 DISTRIBUTED = """

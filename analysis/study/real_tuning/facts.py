@@ -65,7 +65,9 @@ def _module(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ImportError(f"building questions needs {name}: pip install 'confidence-ceiling[instruction]'") from error
+        from kernel.extras import pip_install  # here: kernel loads torch, which facts do without
+
+        raise ImportError(f"building questions needs {name}: {pip_install('instruction')}") from error
 
 
 def _countries() -> Iterator[Fact]:
