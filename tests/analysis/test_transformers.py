@@ -30,12 +30,15 @@ SMALL = TransformerConfig(
     vocab_size=12, hidden_size=3, sizes=SIZES, tokens=40 * 8 * 6, sequences=6, tuning_batch=4, epochs=(1, 2),
     evaluated=8, asked=24,
 )  # fmt: skip
-DRAWS = tuple(torch.Generator().manual_seed(seed) for seed in (1, 2))
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def sequences(config=SMALL, count=5):
     world = Languages(config)
-    return world.draw(world.broad, count, config.sequence + 1, (torch.Generator().manual_seed(3), DRAWS[1]))
+    return world.draw(world.broad, count, config.sequence + 1, (seeded(3), seeded(2)))
 
 
 class TestTransformer:
@@ -71,7 +74,7 @@ class TestPretraining:
         config = replace(SMALL, tokens=150 * 8 * 6).pretraining
         world = Languages(config)
         model, falling = pretrain(config, world)
-        text = known(sequences(count=40), world.broad, world.vocabulary, torch.Generator().manual_seed(0))
+        text = known(sequences(count=40), world.broad, world.vocabulary, seeded(0))
         start = Transformer(12, 3, TRUNK, seed=1000)
         divergence = {
             name: scores(found.hidden(text.sequences[:, :-1]).detach().flatten(0, 1), found.head.detach(), text)
@@ -139,8 +142,8 @@ class TestScores:
     def test_they_are_those_of_the_whole_distributions(self):
         language = broad_language(4, 6, successors=2, exponent=1.0, seed=0)
         words = Vocabulary(classes=6, split=3, exponent=1.0, dead=2)
-        text = words.draw(language.draw(30, 5, DRAWS[0]), DRAWS[1])
-        batch = known(text, language, words, torch.Generator().manual_seed(0))
+        text = words.draw(language.draw(30, 5, seeded(1)), seeded(2))
+        batch = known(text, language, words, seeded(0))
         torch.manual_seed(1)
         hidden, head = torch.randn(120, 4), torch.randn(words.size, 4)
         p = (hidden.double() @ head.double().T / 0.7).softmax(-1).numpy()
@@ -162,8 +165,8 @@ class TestScores:
         """Logits that are the logarithm of the truth, as a head of full rank can give them."""
         language = broad_language(4, 6, successors=2, exponent=1.0, seed=0)
         words = Vocabulary(classes=6, split=2)
-        text = words.draw(language.draw(400, 5, DRAWS[0]), DRAWS[1])
-        batch = known(text, language, words, torch.Generator().manual_seed(0))
+        text = words.draw(language.draw(400, 5, seeded(1)), seeded(2))
+        batch = known(text, language, words, seeded(0))
         hidden = words.spread(batch.classes).log()
         found = scores(hidden, torch.eye(12, dtype=torch.float64), batch)
         assert found["true_ece"] < 1e-3  # tokens within a hundredth tie
@@ -175,8 +178,8 @@ class TestScores:
         """Without the token that came: of 3 drawn in turn, the first has the renormalised unigram."""
         language = broad_language(4, 6, successors=2, exponent=1.0, seed=0)
         words = Vocabulary(classes=6, dead=3)
-        text = language.draw(20000, 2, DRAWS[0])
-        options = known(text, language, words, torch.Generator().manual_seed(0)).options
+        text = language.draw(20000, 2, seeded(1))
+        options = known(text, language, words, seeded(0)).options
         assert torch.equal(options[:, 0], text[:, 1])
         ordered = options.sort(-1).values
         assert (ordered[:, 1:] > ordered[:, :-1]).all()
