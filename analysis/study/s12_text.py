@@ -267,7 +267,9 @@ def _scores(hidden: Tensor, head: ModelHead, options: Tensor, width: Tensor, tem
     if head.softcap is not None:
         z = head.softcap * torch.tanh(z / head.softcap)
     z = (z / temperature).cpu().numpy()
-    asked = option_confidence(np.minimum(z - (found.nll + z[:, 0])[:, None], 0.0))  # nll = lse - z of the token
+    log_p = z - (found.nll + z[:, 0])[:, None]  # nll = lse - z of the token
+    log_p -= np.maximum(np.logaddexp.reduce(log_p, axis=-1, keepdims=True), 0.0)  # lse has the rounding of float32
+    asked = option_confidence(log_p)
     losses = (float(found.entropy.mean()), float(found.nll.mean()), float(found.uniform.mean()))
     chosen = score_predictions(asked.confidence, asked.choice == 0)
     whole = score_predictions(found.confidence, found.correct, log1m_confidence=found.log1m_confidence)

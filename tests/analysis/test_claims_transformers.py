@@ -112,7 +112,7 @@ def test_k4(effects, word):
 
 
 def test_arms_that_were_not_run_decide_nothing(tmp_path):
-    table = judged(planted(), tmp_path)
+    table = judged(planted(dead=False), tmp_path)
     assert table.index.tolist() == ["K1", "K2", "K3", "K4", "K5", "K6", "K8"]
     words = {p.claim: p.verdict for p in LANGUAGES}
     assert table["predicted"].to_dict() == {claim: words[claim] for claim in table.index}
@@ -120,7 +120,7 @@ def test_arms_that_were_not_run_decide_nothing(tmp_path):
     assert table.loc[["K5", "K6", "K8"], "verdict"].tolist() == ["not decided"] * 3
     assert table.loc["K1", "mean"] == pytest.approx(0.16, abs=2e-3)
     assert table.loc["K1", "early_mean"] == pytest.approx(0.02, abs=2e-3)
-    more = judged(planted(arms=("b=0", "b=0.1", *FURTHER)), tmp_path)
+    more = judged(planted(arms=("b=0", "b=0.1", *FURTHER), dead=False), tmp_path)
     assert more.loc["K5", "verdict"] == "depends on"  # smoothing acted: nothing to restore
     assert more.loc["K6", "verdict"] == "not decided"
     assert more.loc["K8", "verdict"] != "not decided"  # tunings at other T are without smoothing too
@@ -133,10 +133,10 @@ def test_models_that_kept_falling_are_left_out_and_counted(tmp_path):
 
 
 def test_the_command_writes_verdicts_and_findings(tmp_path, capsys):
-    judged(planted(), tmp_path)
+    judged(planted(dead=False), tmp_path)
     file = tmp_path / "S11_verdicts.csv"
     assert main(["--out", str(tmp_path), "--file", str(file)]) == 0
-    assert "K3  refuted" in capsys.readouterr().out
+    assert "K1  supported" in capsys.readouterr().out
     assert {"verdict", "predicted", "preset"} <= set(pd.read_csv(file))
     assert set(pd.read_csv(tmp_path / "S11_findings.csv")["claim"]) >= {"K1", "K3", "K4"}
     assert json.loads((tmp_path / "S11_findings.json").read_text())["config"] == {"preset": "full"}
