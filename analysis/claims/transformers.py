@@ -67,6 +67,7 @@ def judge_transformers(tables: Tables, preset: Preset) -> Judged:
         MissingTableError: If there is no table of S11.
     """
     table = tables(_TABLE)
+    runs, begun = tuned_transformers(table), tuned_transformers(table.loc[table["epoch"] <= EARLY])
     words = {prediction.claim: prediction.verdict for prediction in experiment(_TABLE).predictions}
     lines, several = [], []
     for name, said in report.TRANSFORMERS.items():
@@ -75,8 +76,9 @@ def judge_transformers(tables: Tables, preset: Preset) -> Judged:
             decided = _OF_SIZES[name](table, found)
         else:
             rule = _OF_TUNINGS[name]
-            decided = rule(tuned_transformers(table), found)
-            early = partial(rule, tuned_transformers(table.loc[table["epoch"] <= EARLY]))
+            decided = rule(runs, found)
+            if name != "K1" or begun.first < begun.last:  # K1 asks for growth between two epochs
+                early = partial(rule, begun)
         lines.append(
             line_of(verdict_of(found, decided, said(found), (_TABLE,), early), words[name])
             | {
