@@ -20,6 +20,7 @@ FIGURES = {
     "capping": "paper_figures.capping",
     "tuning": "paper_figures.tuning",
     "samples": "paper_figures.samples",
+    "sizes": "paper_figures.sizes",
     "kernel": "paper_figures.kernel",
     "audit": "paper_figures.audit",
     "verdicts": "paper_figures.verdicts",

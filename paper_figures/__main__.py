@@ -34,7 +34,7 @@ examples:
   python -m paper_figures --list                        what there is
   python -m paper_figures --only phase --only capping   two of them
   python -m paper_figures --preset quick                from the small grids that two cores compute
-  python -m paper_figures --preset quick --simulate     the same, S1, S2, S3 and S5 computed here first (minutes)
+  python -m paper_figures --preset quick --simulate     the same, S1, S2, S3, S5 and S11 computed here first (minutes)
 
 Without --preset each figure is drawn from the full tables where they are all there, else from the quick ones, and the
 command says which. PDF, PNG and the drawn numbers as CSV go to paper_figures/out/PRESET.
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--simulate",
         action="store_true",
-        help="first compute the missing rows of S1, S2, S3 and S5, on all cores; may be stopped and started again",
+        help="first compute the missing rows of S1, S2, S3, S5 and S11, on all cores; may be stopped and started again",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: paper_figures/out/PRESET)")
     parser.add_argument("--workers", type=whole(1), metavar="N", help="processes of --simulate (default: all cores)")

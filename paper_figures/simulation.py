@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SIMULATED", "simulate"]
 
-SIMULATED = ("S1", "S2", "S3", "S5")  # S4 and S7 take as long again; they are drawn from the committed tables
+SIMULATED = ("S1", "S2", "S3", "S5", "S11")  # S4 and S7 take as long again; they are drawn from the committed tables
 
 
 def simulate(

@@ -19,7 +19,9 @@ from .runs import Runs, tuned_model, tuned_simulation
 from .sources import MissingTableError, Tables
 from .tuning import degrades, diversity, keeps, regularises
 
-__all__ = ["CLAIMS", "EARLY", "MODEL_CLAIMS", "Judged", "decide", "judge", "judge_model"]
+__all__ = [
+    "CLAIMS", "EARLY", "MODEL_CLAIMS", "Judged", "counted", "decide", "judge", "judge_model", "line_of", "verdict_of",
+]  # fmt: skip
 
 ClaimRule = Callable[[Tables, Findings], str]
 _NUMBERS = ("mean", "low", "high")
@@ -77,7 +79,7 @@ class Judged(NamedTuple):
     findings: pd.DataFrame
 
 
-def _verdict(
+def verdict_of(
     found: Findings,
     decided: str,
     said: report.Sentences,
@@ -117,7 +119,7 @@ def decide(claim: str, tables: Tables) -> tuple[Verdict, Findings]:
     found, (rule, reads) = Findings(claim), CLAIMS[claim]
     word, said = rule(tables, found), report.STUDY[claim](found)
     early = (lambda before: rule(cast("Tables", _Early(tables)), before)) if reads[0] == "S7" else None
-    return _verdict(found, word, said, tuple(filter(tables.has, reads)), early), found
+    return verdict_of(found, word, said, tuple(filter(tables.has, reads)), early), found
 
 
 def judge(tables: Tables, preset: Preset) -> Judged:
@@ -146,10 +148,10 @@ def judge(tables: Tables, preset: Preset) -> Judged:
         else:
             several.append(found)
         lines.append(
-            _line(verdict, _predicted(name))
+            line_of(verdict, _predicted(name))
             | {
-                "rows_left_out": _counted(tables.left_out, verdict.tables),
-                "cells_not_run": _counted(tables.not_run, verdict.tables),
+                "rows_left_out": counted(tables.left_out, verdict.tables),
+                "cells_not_run": counted(tables.not_run, verdict.tables),
                 "preset": preset if preset == "full" else f"{preset} (preliminary)",
             }
         )
@@ -157,8 +159,9 @@ def judge(tables: Tables, preset: Preset) -> Judged:
 
 
 def _predicted(claim: str) -> str:
-    """What each experiment expected: ``"S5: refuted; S7: supported"``."""
-    made = [(study, prediction) for study in EXPERIMENTS for prediction in experiment(study).predictions]
+    """What each experiment expected: ``"S5: refuted; S7: supported"``; S11 and S12 are no part of these."""
+    studies = [study for study in EXPERIMENTS if study not in ("S11", "S12")]
+    made = [(study, prediction) for study in studies for prediction in experiment(study).predictions]
     words = [f"{study}: {prediction.verdict}" for study, prediction in made if prediction.claim == claim]
     return "; ".join(dict.fromkeys(words))  # of several predictions of one word, one
 
@@ -189,13 +192,14 @@ def judge_model(table: pd.DataFrame, predictions: Sequence[Prediction]) -> Judge
         if not all(made.cells for made in found.listed):
             lacking = next(made.finding for made in found.listed if not made.cells)
             raise ValueError(f"table must hold all runs of the preset full; {name} lacks some (of {lacking})")
-        verdict = _verdict(found, decided, report.MODEL[name](found), ("instruction",), partial(rule, begun))
-        lines.append(_line(verdict, words[name]))
+        verdict = verdict_of(found, decided, report.MODEL[name](found), ("instruction",), partial(rule, begun))
+        lines.append(line_of(verdict, words[name]))
         several.append(found)
     return Judged(pd.DataFrame(lines), Findings.table(several))
 
 
-def _line(verdict: Verdict, predicted: str) -> dict[str, object]:
+def line_of(verdict: Verdict, predicted: str) -> dict[str, object]:
+    """The line of a table of verdicts, beside the word that had been predicted."""
     size, early = verdict.size, verdict.early_size
     return {
         "claim": verdict.claim,
@@ -217,6 +221,7 @@ def _line(verdict: Verdict, predicted: str) -> dict[str, object]:
     }
 
 
-def _counted(counts: Mapping[str, tuple[int, int]], tables: Sequence[str]) -> str:
+def counted(counts: Mapping[str, tuple[int, int]], tables: Sequence[str]) -> str:
+    """``"3 of 40"``, summed over tables."""
     chosen = [counts[name] for name in tables if name in counts]
     return f"{sum(out for out, _ in chosen)} of {sum(total for _, total in chosen)}"

@@ -13,7 +13,10 @@ from .findings import Findings
 from .sources import Tables
 from .statistics import Effect, mean_effect
 
-__all__ = ["PENALTY", "STOPPED", "Runs", "penalised_simulation", "tuned_model", "tuned_simulation"]
+__all__ = [
+    "PENALTY", "STOPPED", "Runs", "main_grid", "penalised_simulation", "tuned_model", "tuned_simulation",
+    "tuned_transformers",
+]  # fmt: skip
 
 STOPPED = "early stopping"
 PENALTY = "penalty="  # and gamma: the tunings of S7 with a confidence penalty, in one cell of all
@@ -138,6 +141,17 @@ def _simulated(table: pd.DataFrame) -> Runs:
         run=[*cell, *SEEDS],
         seeds=SEEDS,
     )
+
+
+def main_grid(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of S11 of live symbols and an untied head, pretrained on enough tokens without smoothing."""
+    plain = (table["distinct"] == 0) & (table["pretraining_smoothing"] == 0) & ~table["tied"].astype(bool)
+    return table.loc[plain & (table["symbols"] == "live")]
+
+
+def tuned_transformers(table: pd.DataFrame) -> Runs:
+    """Return the runs of S11's main grid; a cell is a model's (V, D)."""
+    return _simulated(main_grid(table))
 
 
 def tuned_model(table: pd.DataFrame) -> Runs:

@@ -15,6 +15,7 @@ __all__ = ["OTHERS", "RIVALS", "degrades", "diversity", "keeps", "lower_rank_and
 
 RIVALS = ("weight_decay", "dropout")  # other ways to regularise
 _SMALL_ACCURACY = 0.02
+_FEWEST = 3  # tunings that a correlation is computed of
 OTHERS = ("b=0.05", "b=0.2", STOPPED, "b=0 post_hoc", "b=0.1 inverted", *RIVALS)  # what K2 sets beside b = .1
 
 
@@ -104,6 +105,8 @@ def _within(runs: Runs) -> Callable[[pd.DataFrame], Effect]:
     def within(table: pd.DataFrame) -> Effect:
         keys, lines = [*runs.cell, "data_seed"], []
         for values, group in table.groupby(keys):
+            if len(group) < _FEWEST:
+                continue
             r = float(np.corrcoef(group[runs.rank], group["error"])[0, 1])
             lines.append(dict(zip(keys, values, strict=True)) | {"difference": r})  # pyright: ignore
         return runs.mean(pd.DataFrame(lines).dropna())

@@ -6,6 +6,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .registry import Experiment, Preset, experiment
@@ -44,10 +45,11 @@ def where(study: Experiment, config: Any, device: str) -> str:
     return device if slow > max(SMALL_FIT_SECONDS, GPU_IS_WORTH * study.seconds(config, device)) else "cpu"
 
 
-def compute_job(job: Job, *, device: str) -> dict[str, Any]:
-    """Compute the row of a job where :func:`where` says."""
+def compute_job(job: Job, *, device: str, out: Path | None = None) -> dict[str, Any]:
+    """Compute the row of a job where :func:`where` says; what its rows share is kept under ``out``, if anywhere."""
     study = experiment(job.experiment)
-    return dict(study.compute(job.config, device=where(study, job.config, device)))
+    shared = {"shared": None if out is None else out / "shared" / study.name} if study.shares else {}
+    return dict(study.compute(job.config, device=where(study, job.config, device), **shared))
 
 
 def queue_of(job: Job, *, device: str) -> str:

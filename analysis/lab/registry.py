@@ -26,6 +26,8 @@ EXPERIMENTS = {
     "S7": "analysis.study.s7_tuning",
     "S9": "analysis.study.s9_response",
     "S10": "analysis.study.s10_vocabulary",
+    "S11": "analysis.study.s11_transformers",
+    "S12": "analysis.study.s12_text",
 }
 
 
@@ -54,7 +56,7 @@ class Experiment:
     """One experiment: configs -> rows -> table.
 
     Attributes:
-        name: ``"S1"`` to ``"S9"``; also the name of its table and of its folder of rows.
+        name: ``"S1"`` to ``"S12"``; also the name of its table and of its folder of rows.
         title: One line for people.
         compute: (config, device) -> row of JSON values, importable by name. A row that holds several measurements of
             one training has them as a list of mappings under ``"measurements"``.
@@ -69,6 +71,7 @@ class Experiment:
         twin: Cell -> the cell that it is compared with, itself where there is none.
         name_of: Cell -> its name for people.
         columns: Columns of a row that say what was set and not what was measured.
+        shares: Whether ``compute`` takes ``shared`` too, a folder for what several rows need (:mod:`.shared`), or None.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Experiment:
     twin: Callable[[Any], Any] = lambda cell: cell
     name_of: Callable[[Any], str] = _sizes
     columns: tuple[str, ...] = ("vocab_size", "hidden_size", "data_seed")
+    shares: bool = False
 
 
 def experiment(name: str) -> Experiment:

@@ -112,7 +112,7 @@ def simulate_all(
         processes = lanes(device, workers or available_cores(), gpus, gpu_workers, alone=alone)
         engine = partial(local_engine, lanes=processes, queue=queue)
     result = run(
-        partial(compute_job, device=device),
+        partial(compute_job, device=device, out=out.absolute()),
         [job for job, seconds in jobs.items() if seconds <= longest_fit and not leave_out(job.config)],
         shelves,
         workers=workers,

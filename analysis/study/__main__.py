@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "analysis.study",
-        "Experiments S1 to S7, S9 and S10: every claim and the law tested by simulation, with a verdict.",
+        "Experiments S1 to S7 and S9 to S12: every claim and the law tested by simulation, with a verdict.",
         _EXAMPLES,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
                 "names",
                 nargs="*",
                 default=["all"],
-                metavar="S1..S10|all",
+                metavar="S1..S12|all",
                 type=_name,
                 help="experiments (default: all)",
             )

@@ -74,7 +74,7 @@ class TestGrids:
                 if getattr(config, "source", "") and config.vocab_size == 1024 and preset == "quick":
                     continue
             seeds.setdefault(cell, set()).add(seed)
-        assert min(map(len, seeds.values())) >= least
+        assert min(map(len, seeds.values())) >= {"S11": 3, "S12": 2}.get(name, least)  # half a minute a fit
 
     def test_full_holds_the_cube_of_the_design(self):
         configs = experiment("S3").configs("full")
@@ -98,7 +98,7 @@ class TestGrids:
         assert all(study.predictions for study in experiments(["all"]))
 
     def test_unknown_names_are_refused(self):
-        with pytest.raises(ValueError, match=r"^name must be one of \('S1', .*'S10'\), got 'S8'\.$"):
+        with pytest.raises(ValueError, match=r"^name must be one of \('S1', .*'S12'\), got 'S8'\.$"):
             experiment("S8")
 
     def test_names_come_once_and_in_order(self):
@@ -159,7 +159,7 @@ class TestTheoryInTheTables:
     def test_rows_are_complete_cells_and_the_sidecar_counts_the_others(self, preset):
         there = [name for name in EXPERIMENTS if find_table(FOLDERS[preset], name)]
         left = set(EXPERIMENTS) - set(there)
-        assert not left or (preset, left) == ("full", {"S9"})
+        assert not left or (preset == "full" and left <= {"S9", "S11", "S12"})
         for name in there:
             configs, keys = experiment(name).configs(preset), set(committed(preset, name)["key"])
             sidecar = json.loads((FOLDERS[preset] / f"{name}.json").read_text())

@@ -56,7 +56,7 @@ def test_the_rows_of_the_committed_tables_are_those_of_the_grids(preset):
     """A changed key would orphan 5,883 committed rows."""
     folder = DATA if preset == "full" else DATA / preset
     for name in EXPERIMENTS:
-        if (preset, name) == ("full", "S9") and find_table(folder, name) is None:  # not run yet
+        if preset == "full" and name in ("S9", "S11", "S12") and find_table(folder, name) is None:  # not run yet
             continue
         made = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         assert made["config"]["hash"] == configs_hash(experiment(name).configs(preset)), name
@@ -79,7 +79,7 @@ def test_the_packed_rows_are_those_of_the_tables():
             assert found
             packed[found[1]].add(found[2])
     for name, keys in packed.items():
-        if name == "S9" and find_table(DATA, name) is None:  # not run yet
+        if name in ("S9", "S11", "S12") and find_table(DATA, name) is None:  # not run yet
             continue
         table = read_table(Path(find_table(DATA, name) or ""))
         assert set(table["key"]) <= keys, name

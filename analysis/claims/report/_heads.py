@@ -173,8 +173,8 @@ def _price(found: Findings) -> str:
     )
 
 
-def restored(column: str, name: str) -> Callable[[Findings], Sentences]:
-    """K5 or K6 of a real model; ``column`` is what the cells of its findings are named by."""
+def restored(column: str, name: str, asked: str = "new questions") -> Callable[[Findings], Sentences]:
+    """K5 or K6 of a tuned model; ``column`` is what the cells of its findings are named by."""
 
     def sentences(found: Findings) -> Sentences:
         strongest, *rest = found.at("fall_rise")
@@ -186,15 +186,16 @@ def restored(column: str, name: str) -> Callable[[Findings], Sentences]:
         activity = found("activity")
         return Sentences(
             headline=strongest,
-            effect=f"fall in confidence from b = .1 on new questions at {name} {strongest.cell[column]} minus that "
-            "without, read as trained",
+            effect=f"fall in confidence from b = .1 on {asked} at {name} {strongest.cell[column]} minus that without, "
+            "read as trained",
             depends_on="whether smoothing acted without",
             condition="; ".join(f"at {name} {rise.cell[column]}: {rise}" for rise in rest)
             + "; the gain in ECE rises by "
             + ", ".join(f"{rise} at {name} {rise.cell[column]}" for rise in found.at("rise"))
             + f"; without, it is {found('gain')} and the activity index of b = 0 on its examples {activity} "
             f"({_acted(activity)})",
-            counter_evidence=f"the lowest ECE over b of {', '.join(f'{b:g}' for b in common)} is {errors}",
+            counter_evidence=f"the lowest ECE over b of {', '.join(f'{b:g}' for b in common)} is {errors}"
+            * bool(errors),
         )
 
     return sentences

@@ -50,13 +50,14 @@ def _further(found: Findings, names: Mapping[str, str]) -> tuple[str, str]:
     return ", ".join(f"{name} {gain}" for name, gain in others.items()), ", ".join(better) or "none"
 
 
-def _themselves(found: Findings) -> dict[str, str]:
-    return {f.cell["method"]: f.cell["method"] for f in found.at("gain_of")}
+def themselves(found: Findings) -> tuple[str, str]:
+    """Gains of other methods under their own names, and those that gain more than b = .1."""
+    return _further(found, {f.cell["method"]: f.cell["method"] for f in found.at("gain_of")})
 
 
 def k2(found: Findings) -> Sentences:
     depends_on = "how far confidence exceeds accuracy"
-    gains, (others, better) = [*found.at("gain"), *found.at("gain_elsewhere")], _further(found, _themselves(found))
+    gains, (others, better) = [*found.at("gain"), *found.at("gain_elsewhere")], themselves(found)
     sampled = found.at("gain_sampled")
     fitted, smoothed = ([gain.mean for gain in found.at(f"gain_s5_{name}")] for name in ("fitted", "smoothed"))
     ahead = sum(f >= s for f, s in zip(fitted, smoothed, strict=True))

@@ -1,0 +1,90 @@
+"""What findings say of transformers trained from scratch: K1 to K6 and K8 in sentences."""
+
+from __future__ import annotations
+
+from ..findings import Finding, Findings
+from ._heads import restored
+from ._phrases import Sentences, at_sizes, number, span
+from ._tuning import k1, themselves
+
+
+def k2_transformers(found: Findings) -> Sentences:
+    others, better = themselves(found)
+    gains = [*found.at("gain"), *found.at("gain_elsewhere")]
+    return Sentences(
+        headline=found("gain"),
+        effect="true ECE on new shifted tokens at the last epoch, b = 0 minus b = .1",
+        depends_on="the language, hidden size and vocabulary",
+        condition=f"on the broad language {found('gain_elsewhere')}; above 0 in {sum(g.low > 0 for g in gains)} of "
+        f"{len(gains)} (V, D) of both. Gains of others over b = 0: {others}",
+        counter_evidence=f"lowers the true ECE further: {better}; change in AURC {found('aurc_gain')} and in RMS error "
+        f"{found('rms_gain')} (positive: better), accuracy, b = 0 minus b = .1, {found('accuracy_loss')}",
+    )
+
+
+def k3_transformers(found: Findings) -> Sentences:
+    steps, further = found.at("share_step"), found.at("divergence_step")
+    return Sentences(
+        headline=steps[0],
+        effect="confidence over the truth's own on the language of pretraining, largest D minus smallest, at "
+        f"V = {steps[0].cell['V']}",
+        depends_on="vocabulary and fit",
+        condition=f"the narrow model is further from the truth by {_at_v(further)} nats; over V at the largest D the "
+        f"share changes by {_grown(found, 'share_over_v')}",
+        counter_evidence=_gate(found),
+    )
+
+
+def k4_transformers(found: Findings) -> Sentences:
+    shares, indices = found.at("fall_share"), found.at("activity")
+    pairs = [(f, found.at("fall_gain_predicted", **f.cell)) for f in found.at("fall")]
+    ratios = [p[0].mean / f.mean for f, p in pairs if p and f.mean]
+    return Sentences(
+        headline=found.at("fall_share_step")[0],
+        effect="fall in confidence from b = .1 on new shifted tokens over b (confidence - 1/V), largest D minus "
+        f"smallest, at V = {found.at('fall_share_step')[0].cell['V']}",
+        depends_on="hidden size and vocabulary",
+        condition=f"the fall over b (confidence - 1/V) is {at_sizes(shares)}; over V at the largest D it changes by "
+        f"{_grown(found, 'fall_share_over_v')}. A of the tokens tuned on: {span(i.mean for i in indices)}",
+        counter_evidence=f"{_gate(found)}. A gain for each dimension, solved on the tokens tuned on, predicts "
+        f"{number(min(ratios, default=float('nan')), '.2f')} to {number(max(ratios, default=float('nan')), '.2f')} "
+        "times the fall",
+    )
+
+
+def k8_transformers(found: Findings) -> Sentences:
+    return Sentences(
+        headline=found("rank_rise"),
+        effect="effective rank of the features on new shifted tokens at the last epoch, b = .1 minus b = 0",
+        depends_on="hidden size and vocabulary",
+        condition=f"by (V, D): {at_sizes(found.at('rank_rise'))}; correlation of rank and true ECE over tunings "
+        f"without smoothing {found('correlation')}",
+        counter_evidence=f"the smaller half of the spectrum gains {found('smallest_share_rise')} of the variance",
+    )
+
+
+def _at_v(found: list[Finding]) -> str:
+    return ", ".join(f"{made} at V = {made.cell['V']}" for made in found)
+
+
+def _grown(found: Findings, name: str) -> str:
+    listed = [f"{made} at V = {made.cell['V']} ({made.cell['symbols']})" for made in found.at(name)]
+    return ", ".join(listed) or "not known"
+
+
+def _gate(found: Findings) -> str:
+    return (
+        "comparisons over V count where the divergence from the truth at the largest D is within .02 nats of that at "
+        f"the least V; it changes by {_grown(found, 'divergence_over_v')}"
+    )
+
+
+TRANSFORMERS = {
+    "K1": k1,
+    "K2": k2_transformers,
+    "K3": k3_transformers,
+    "K4": k4_transformers,
+    "K5": restored("T", "training T =", "new shifted tokens"),
+    "K6": restored("cap", "a training cap of", "new shifted tokens"),
+    "K8": k8_transformers,
+}

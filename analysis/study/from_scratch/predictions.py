@@ -1,0 +1,84 @@
+"""What was expected of S11 and S12, written before the first run of any of their presets."""
+
+from __future__ import annotations
+
+from ...lab.registry import Prediction
+
+__all__ = ["LANGUAGES", "TEXT"]
+
+# Of S11: pretrained on a hidden-Markov language, tuned on few sequences of a shifted one, all norms free and the last
+# norm's gain learnt. "Comparable over V": the divergence of the pretrained model from the truth at the largest D is
+# within .02 nats of that at the least V; else a comparison over V is confounded, as rare split symbols are seen less
+# often, and the arm with dead tokens carries it.
+LANGUAGES = (
+    Prediction(
+        claim="K3",
+        verdict="refuted",
+        statement="No cap: small D lowers confidence through underfitting. Where D = 16 is less confident than D = 256 "
+        "on the broad language, its divergence from the truth is larger too, and confidence over the truth's own moves "
+        "by less than .01 between V = 256 and 65536 where they are comparable.",
+    ),
+    Prediction(
+        claim="K4",
+        verdict="refuted",
+        statement="V matters little: the fall in confidence on new shifted tokens over b (confidence - 1/V) differs by "
+        "less than .2 between V = 256 and 65536, at D = 256, comparable. Where D = 16 falls less it is further from "
+        "the truth, not capped: no cell has A > 1 on the tokens tuned on after 16 epochs.",
+    ),
+    Prediction(
+        claim="law",
+        verdict="depends on",
+        statement="The shared response (one scale, or a gain for each dimension, of the hidden states, solved on the "
+        "tokens tuned on) is within 20 % of the fall on new shifted tokens; the frozen-head response P of free "
+        "features is at least the fall.",
+    ),
+    Prediction(
+        claim="K1",
+        verdict="supported",
+        statement="Tuning without smoothing raises the true ECE on the broad language above that before tuning, in "
+        "every (V, D), and on new shifted tokens from epoch 2 to epoch 16.",
+    ),
+    Prediction(
+        claim="K2",
+        verdict="depends on",
+        statement="At epoch 16 b = .1 has a lower true ECE on new shifted tokens than b = 0; at epoch 2 it gains less "
+        "than .02. A temperature fitted afterwards does as well.",
+    ),
+    Prediction(
+        claim="K5",
+        verdict="depends on",
+        statement="No norm binds and smoothing acts at T = 1 already: training at T = .5 or .25 raises the fall in "
+        "confidence by less than .01.",
+    ),
+    Prediction(
+        claim="K6",
+        verdict="depends on",
+        statement="A cap of 30 changes the fall in confidence by less than .01; one of 5 takes from it.",
+    ),
+    Prediction(
+        claim="K8",
+        verdict="not decided",
+        statement="No expectation: measure the effective rank of the features on new shifted tokens against b.",
+    ),
+)
+
+# Of S12: the same trunk on real text, tuned on instruction pairs; errors are estimated, as the truth is not known.
+TEXT = (
+    Prediction(
+        claim="K4",
+        verdict="refuted",
+        statement="V matters little: the fall in confidence on held-out pairs over b (confidence - 1/V) differs by "
+        "less than .2 between V = 1024 and 65536 at D = 256; no cell has A > 1 on the tokens tuned on after 16 epochs.",
+    ),
+    Prediction(
+        claim="K3",
+        verdict="refuted",
+        statement="No cap: where D = 32 is less confident than D = 256 on held-out text, its bits per byte are more.",
+    ),
+    Prediction(
+        claim="law",
+        verdict="depends on",
+        statement="The shared response is within 20 % of the fall on held-out pairs; P of free features is at least "
+        "the fall.",
+    ),
+)

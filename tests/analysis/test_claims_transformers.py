@@ -1,0 +1,145 @@
+"""Verdicts on S11, against tables in which every effect is planted; what was not run decides nothing."""
+
+import itertools
+import json
+
+import pandas as pd
+import pytest
+
+from analysis.claims.findings import Findings
+from analysis.claims.sizes import capped, little_effect
+from analysis.claims.sources import Tables
+from analysis.claims.transformers import judge_transformers, main
+from analysis.lab.provenance import made_here
+from analysis.lab.tables import write_table
+from analysis.study.from_scratch.predictions import LANGUAGES
+
+FURTHER = ("b=0 T=0.5", "b=0.1 T=0.5", "b=0 T=0.25", "b=0.1 T=0.25")
+SIZES = ((256, 16), (256, 256), (4096, 16), (4096, 256))
+
+
+def planted(
+    *,
+    arms=("b=0", "b=0.1"),
+    narrow_confidence=0.0,  # of D = 16 minus D = 256, over the truth's own
+    narrow_divergence=0.3,
+    large_confidence=0.0,  # of V = 4096
+    large_divergence=0.0,
+    fall_share=0.8,  # of the fall over b (confidence - 1/V)
+    narrow_share=0.0,
+    large_share=0.0,
+    gain=0.05,
+    dead=True,
+    dead_share=0.0,
+    activity=0.5,
+):
+    """Rows of three seeds with these effects, each a little different from seed to seed."""
+    rows = []
+    kinds = [*(("live", *size) for size in SIZES), *((("dead", 4096, 16), ("dead", 4096, 256)) if dead else ())]
+    for (symbols, v, d), seed, method, epoch, distribution in itertools.product(
+        kinds, range(3), arms, (0, 2, 16), ("train", "broad", "shifted")
+    ):
+        if epoch == 0 and method != "b=0":
+            continue
+        noise, b = 1e-3 * (seed - 1), 0.1 if "b=0.1" in method else 0.0
+        small, large, live = d == 16, v == 4096, symbols == "live"
+        share = 1.0 + narrow_confidence * small + (large_confidence * large if live else dead_share * large) + noise
+        confidence = 0.6 * share
+        fall = fall_share + narrow_share * small + large_share * large + noise
+        error = 0.05 + 0.01 * epoch + noise - 1e-3 * arms.index(method) - gain * (b > 0) * epoch / 16
+        lowered = b * (confidence - 1 / v) * fall if epoch else 0.0
+        rows.append({
+            "key": f"{symbols}{v}{d}{seed}", "vocab_size": v, "hidden_size": d, "symbols": symbols, "tied": False,
+            "distinct": 0, "pretraining_smoothing": 0.0, "data_seed": seed, "model_seed": 1000 + seed,
+            "converged": True, "method": method, "label_smoothing": b, "epoch": epoch, "distribution": distribution,
+            "reading": "as_trained", "confidence": confidence - lowered, "accuracy": 0.55, "true_ece": error,
+            "aurc": 0.3, "rms": error, "true_nll": 1.0 + noise, "nll": 1.0, "validation_nll": 1.0 - 0.01 * epoch,
+            "truth_confidence": 0.6, "activity": activity + noise, "effective_rank": 3.0 + b + noise + 0.01 * arms.index(method),
+            "smallest_share": 0.1, "divergence": 0.1 + narrow_divergence * small
+            + (large_divergence * large if live else 0.0) + noise, "gain_fall_0.1": 0.05,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def judged(table, tmp_path):
+    made = made_here("python -m analysis.study run S11", config={}, seeds=[0], wall_seconds=0.0)
+    write_table(table, tmp_path / "S11.csv", made)
+    return judge_transformers(Tables([tmp_path]), "full").verdicts.set_index("claim")
+
+
+@pytest.mark.parametrize(
+    ("effects", "word"),
+    [
+        ({}, "refuted"),  # no step anywhere
+        ({"narrow_confidence": -0.1}, "refuted"),  # less confident, and further from the truth: underfitting
+        ({"narrow_confidence": -0.1, "narrow_divergence": 0.0}, "depends on"),  # a cap of D, none of V
+        (
+            {"narrow_confidence": -0.1, "narrow_divergence": 0.0, "large_confidence": -0.1},
+            "depends on",
+        ),  # not dead ones
+        (
+            {"narrow_confidence": -0.1, "narrow_divergence": 0.0, "large_confidence": -0.1, "dead_share": -0.1},
+            "supported",
+        ),
+        ({"large_confidence": -0.1}, "depends on"),
+        ({"large_confidence": -0.1, "large_divergence": 0.1}, "refuted"),  # confounded: dead tokens carry it
+        ({"large_divergence": 0.1, "dead": False}, "not decided"),  # nothing left to compare
+    ],
+)
+def test_k3(effects, word):
+    found = Findings("K3")
+    assert capped(planted(**effects), found) == word
+    gate = found("divergence_over_v", V=4096, symbols="live")
+    assert gate.mean == pytest.approx(effects.get("large_divergence", 0.0))
+
+
+@pytest.mark.parametrize(
+    ("effects", "word"),
+    [
+        ({}, "refuted"),
+        ({"activity": 1.5}, "depends on"),
+        ({"narrow_share": -0.5, "large_share": -0.3}, "supported"),
+        ({"large_share": -0.3}, "depends on"),
+        ({"narrow_share": -0.5}, "refuted"),  # D alone: V matters little and nothing is inert
+        ({"large_share": -0.3, "large_divergence": 0.1, "dead": False}, "not decided"),
+    ],
+)
+def test_k4(effects, word):
+    found = Findings("K4")
+    assert little_effect(planted(**effects), found) == word
+    assert found("fall_share", V=256, D=256).mean == pytest.approx(0.8)
+    assert found("fall_gain_predicted", V=256, D=256).mean == pytest.approx(0.05)
+
+
+def test_arms_that_were_not_run_decide_nothing(tmp_path):
+    table = judged(planted(dead=False), tmp_path)
+    assert table.index.tolist() == ["K1", "K2", "K3", "K4", "K5", "K6", "K8"]
+    words = {p.claim: p.verdict for p in LANGUAGES}
+    assert table["predicted"].to_dict() == {claim: words[claim] for claim in table.index}
+    assert table.loc[["K1", "K2"], "verdict"].tolist() == ["supported", "supported"]
+    assert table.loc[["K5", "K6", "K8"], "verdict"].tolist() == ["not decided"] * 3
+    assert table.loc["K1", "mean"] == pytest.approx(0.16, abs=2e-3)
+    assert table.loc["K1", "early_verdict"] == ""  # one epoch by then
+    assert table.loc["K2", "early_mean"] == pytest.approx(0.05 * 2 / 16, abs=2e-3)
+    more = judged(planted(arms=("b=0", "b=0.1", *FURTHER), dead=False), tmp_path)
+    assert more.loc["K5", "verdict"] == "depends on"  # smoothing acted: nothing to restore
+    assert more.loc["K6", "verdict"] == "not decided"
+    assert more.loc["K8", "verdict"] != "not decided"  # tunings at other T are without smoothing too
+
+
+def test_models_that_kept_falling_are_left_out_and_counted(tmp_path):
+    table = planted()
+    rows = table.assign(converged=~((table["vocab_size"] == 256) & (table["data_seed"] == 2)))
+    assert judged(rows, tmp_path).loc["K1", "rows_left_out"] == f"{(~rows['converged']).sum()} of {len(rows)}"
+
+
+def test_the_command_writes_verdicts_and_findings(tmp_path, capsys):
+    judged(planted(dead=False), tmp_path)
+    file = tmp_path / "S11_verdicts.csv"
+    assert main(["--out", str(tmp_path), "--file", str(file)]) == 0
+    assert "K1  supported" in capsys.readouterr().out
+    assert {"verdict", "predicted", "preset"} <= set(pd.read_csv(file))
+    assert set(pd.read_csv(tmp_path / "S11_findings.csv")["claim"]) >= {"K1", "K3", "K4"}
+    assert json.loads((tmp_path / "S11_findings.json").read_text())["config"] == {"preset": "full"}
+    assert main(["--out", str(tmp_path / "none"), "--file", str(file)]) == 2
+    assert "there is no S11.csv in" in capsys.readouterr().err

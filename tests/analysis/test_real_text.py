@@ -1,0 +1,125 @@
+"""S12: files, tokens and pairs, and a row on a text of a second."""
+
+import gzip
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from analysis.lab.placement import Job, compute_job
+from analysis.lab.registry import experiment
+from analysis.study.from_scratch.__main__ import main
+from analysis.study.from_scratch.corpus import (
+    encoded_pairs,
+    find_corpus,
+    prepare,
+    token_bytes,
+    tokenizer_of,
+    written,
+)
+from analysis.study.from_scratch.transformer import Trunk
+from analysis.study.s12_text import TextConfig
+
+TINY = TextConfig(
+    vocab_size=300, hidden_size=4, trunk=Trunk(layers=1, width=8, heads=2, context=40), characters=30_000, batch=16,
+    examples=8, epochs=(1,), tuning_batch=4, evaluated=6, asked=16,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return written()
+
+
+@pytest.fixture
+def files(corpus, tmp_path):
+    """Two texts, one packed as dictionaries are, and pairs."""
+    text = "".join(corpus.text)
+    (tmp_path / "a.txt").write_text(text[:150_000], encoding="utf-8")
+    (tmp_path / "b.dict.dz").write_bytes(gzip.compress(text[150_000:].encode()))
+    lines = [{"instruction": f"say {i}", "input": "twice" * (i % 2), "response": f"{i} {i}"} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return [tmp_path / "a.txt", tmp_path / "b.dict.dz"], tmp_path / "pairs.jsonl"
+
+
+def test_the_files_are_named_once_and_found_again(files, tmp_path, capsys):
+    texts, pairs = files
+    out = tmp_path / "out"
+    arguments = [*map(str, texts), "--pairs", str(pairs), "--out", str(out)]
+    assert main(arguments) == 0
+    assert "b.dict.dz" in capsys.readouterr().out
+    folder = out / "shared" / "S12"
+    found = find_corpus(folder)
+    assert [source["name"] for source in found.sources] == ["a.txt", "b.dict.dz", "pairs.jsonl"]
+    assert found.digest == prepare(texts, pairs, folder).digest
+    assert found.pairs[1] == ("Instruction: say 1\ntwice\nResponse:", " 1 1\n")
+    assert len(found.pairs_held_out) == 8
+    assert not set(found.held_out) & set(found.text)
+    texts[0].write_text("something else " * 20_000, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^files must be as they were when .* got other ones\.$"):
+        find_corpus(folder)
+    assert main(arguments) == 2
+    assert "texts must be those that" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"^S12 reads files: python -m analysis\.study\.from_scratch"):
+        find_corpus(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('{"instruction": "a", "input": "", "response": "b"}\n{"text": "c"}', r"line 2 is not\.$"),
+        ("no", r"line 1 is not\.$"),
+    ],
+)
+def test_what_is_no_pair_is_refused(files, content, text, tmp_path):
+    texts, pairs = files
+    pairs.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"must be an object with instruction, input and response, " + text):
+        prepare(texts, pairs, tmp_path / "new")
+
+
+def test_a_short_text_is_refused(files, tmp_path):
+    texts, pairs = files
+    texts[0].write_text("short", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^texts must fill 50 pieces of 4096 characters, .* got 1 and 40\.$"):
+        prepare(texts[:1], pairs, tmp_path / "new")
+
+
+def test_tokens_are_the_bytes_of_the_text_and_responses_alone_are_predicted(corpus):
+    tokenizer = tokenizer_of(corpus, 300, 20_000)
+    text = corpus.held_out[0] + "é"
+    ids = tokenizer.encode(text).ids
+    assert tokenizer.decode(ids) == text
+    assert int(token_bytes(tokenizer)[ids].sum()) == len(text.encode())
+    prompt, response = "Instruction: ba\nResponse:", " ab\n"
+    sequences, targets = encoded_pairs(tokenizer, [(prompt, response), ("long " * 200, "no")], 64)
+    assert sequences.shape == (1, 65)
+    assert targets.shape == (1, 64)
+    assert tokenizer.decode(targets[targets >= 0].tolist()) == response
+    kept = targets[0] >= 0
+    assert torch.equal(sequences[0, 1:][kept], targets[0][kept])
+    with pytest.raises(ValueError, match=r"^text must have 90000 tokens to find, got \d+\.$"):
+        tokenizer_of(corpus, 90_000, 20_000)
+
+
+def test_a_row_on_given_files(files, tmp_path):
+    texts, pairs = files
+    out = tmp_path / "out"
+    prepare(texts, pairs, out / "shared" / "S12")
+    row = compute_job(Job("S12", TINY), device="cpu", out=out)
+    json.dumps(row)
+    lines = row["measurements"]
+    assert {(line["method"], line["epoch"], line["distribution"]) for line in lines} == {
+        (method, epoch, name)
+        for method, epoch in (("b=0", 0), ("b=0", 1), ("b=0.1", 1))
+        for name in ("text", "pairs", "train")
+    }
+    start = lines[0]
+    bits = start["nll"] / math.log(2)
+    assert start["bits_per_byte"] == pytest.approx(bits / row["bytes_per_token"], rel=0.15)  # some of the text alone
+    assert 0 < start["option_ece"] < 1
+    assert row["text_bytes"] == sum(path.stat().st_size for path in (*texts, pairs))
+    with pytest.raises(FileNotFoundError, match="S12 reads files"):
+        experiment("S12").compute(replace(TINY))
