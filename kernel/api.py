@@ -124,7 +124,8 @@ def linear_cross_entropy(
         process_group: A group of :mod:`torch.distributed` whose processes hold the head's rows between them, any number
             each, in the order of their ranks: ``linear_weight`` and ``linear_bias`` are this process's rows, ``target``
             counts over all. Tokens and options are the same in every process, and so are loss, statistics and the
-            gradient of ``input``; the gradient of the rows stays with them. Waits for the other processes.
+            gradient of ``input``; the gradient of the rows stays with them. Waits for the other processes. A head that
+            is a DTensor sharded by rows over one mesh dimension brings its own group.
         **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
 
     Returns:
@@ -136,7 +137,7 @@ def linear_cross_entropy(
         TypeError: Wrong type or dtype, class probabilities as target, ``weight`` or ``options`` given.
         ValueError: Wrong shape, device or range; the text names the argument, what is allowed and what came. With
             ``process_group``, too, if input's shape or the options differ between processes.
-        RuntimeError: Another process of ``process_group`` refused its arguments.
+        RuntimeError: Another process of ``process_group`` refused its arguments or failed.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, Sec. 7. arXiv:1512.00567
@@ -153,6 +154,9 @@ def linear_cross_entropy(
         >>> [round(h, 4) for h in of.entropy.tolist()], of.argmax.tolist()
         ([0.6656, 0.6656, 0.6656], [0, 1, 2])
     """
+    process_group, linear_weight, linear_bias, input, target, token_weight = vocab_parallel.local_parts(
+        process_group, linear_weight, linear_bias, input=input, target=target, token_weight=token_weight
+    )
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
 
     def checked() -> LossOptions:
@@ -169,16 +173,19 @@ def linear_cross_entropy(
 
     if process_group is not None:
 
-        def local(input: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, TokenStatistics]:
+        def local(
+            input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, smoothing: float
+        ) -> tuple[Tensor, TokenStatistics]:
             return linear_cross_entropy(
-                *(input, linear_weight, target), linear_bias=linear_bias, label_smoothing=smoothing, softcap=softcap,
+                *(input, weight, target), linear_bias=bias, label_smoothing=smoothing, softcap=softcap,
                 temperature=temperature, logit_scale=logit_scale, ignore_index=ignore_index, reduction="none",
                 implementation=implementation, workspace_bytes=workspace_bytes, return_statistics=True,
             )  # fmt: skip
 
-        options, share = vocab_parallel.agree(process_group, checked, input, linear_weight)
+        options, share = vocab_parallel.agree(process_group, checked, input, linear_weight, target)
+        tensors = input, linear_weight, linear_bias, target, token_weight
         with autocast_off(input):
-            found = vocab_parallel.loss(local, input, target, token_weight, options, group=process_group, share=share)
+            found = vocab_parallel.loss(local, *tensors, options, group=process_group, share=share)
         return found if return_statistics else found[0]
     options = checked()
     function = _resolve(implementation, input)
