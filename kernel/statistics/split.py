@@ -8,8 +8,8 @@ With the largest logit m_r and the confidence c_r among the rows of process r, M
     P_r     = exp(a_r - log1p(rest))                         the probability of its rows
     entropy = sum_r P_r (H_r - log P_r)                      a sum of terms of one sign
 
-so that nothing is lost next to a confidence of 1 or at low temperatures, as in :mod:`.chunked`. Ranks need the logits
-of the targets first: who holds the row of a target tells the others.
+so that nothing is lost next to a confidence of 1 or at low temperatures, as in :mod:`kernel.statistics.chunked`. Ranks
+need the logits of the targets first: who holds the row of a target tells the others.
 """
 
 from __future__ import annotations

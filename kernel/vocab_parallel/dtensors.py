@@ -30,8 +30,10 @@ def local_parts(group: Any, linear_weight: Any, linear_bias: Any, **others: Any)
         ValueError: For placements other than rows over one mesh dimension, or another group than the mesh's.
     """
     tensors: dict[str, Any] = {"linear_weight": linear_weight, "linear_bias": linear_bias, **others}
+    if torch.compiler.is_compiling():
+        return group, *tensors.values()
     module: Any = sys.modules.get("torch.distributed.tensor")  # takes .8 s to import; no DTensor exists without it
-    if torch.compiler.is_compiling() or module is None:
+    if module is None:
         return group, *tensors.values()
     found = {name for name, t in tensors.items() if isinstance(t, module.DTensor)}
     if not found:
