@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import chunked, fused, reference, vocab_parallel
+from .gradient_tolerance import GradientTolerance
 from .options import LossOptions, Reduction
 from .reference import compute_dtype
 from .token_statistics import TokenStatistics
@@ -62,6 +63,7 @@ def linear_cross_entropy(
     workspace_bytes: int = fused.DEFAULT_WORKSPACE_BYTES,
     return_statistics: Literal[False] = False,
     process_group: Any = None,
+    gradient_tolerance: float | GradientTolerance = 0.0,
     **unsupported: object,
 ) -> Tensor: ...
 def linear_cross_entropy(
@@ -83,6 +85,7 @@ def linear_cross_entropy(
     workspace_bytes: int = fused.DEFAULT_WORKSPACE_BYTES,
     return_statistics: bool = False,
     process_group: Any = None,
+    gradient_tolerance: float | GradientTolerance = 0.0,
     **unsupported: object,
 ) -> Tensor | tuple[Tensor, TokenStatistics]:
     r"""Cross entropy of a linear head with label smoothing, softcap and temperature, without materialising the logits.
@@ -126,6 +129,9 @@ def linear_cross_entropy(
             counts over all. Tokens and options are the same in every process, and so are loss, statistics and the
             gradient of ``input``; the gradient of the rows stays with them. Waits for the other processes. A head that
             is a DTensor sharded by rows over one mesh dimension brings its own group.
+        gradient_tolerance: Largest relative Frobenius error, in [0, 1), of the gradients of ``input`` and of
+            ``linear_weight``, beyond rounding; 0 computes all of them. Used by ``"chunked"`` in one process; otherwise
+            gradients stay exact. A :class:`GradientTolerance` learns what was left out.
         **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
 
     Returns:
@@ -158,6 +164,7 @@ def linear_cross_entropy(
         process_group, linear_weight, linear_bias, input=input, target=target, token_weight=token_weight
     )
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+    told = gradient_tolerance if isinstance(gradient_tolerance, GradientTolerance) else GradientTolerance(0.0)
 
     def checked() -> LossOptions:
         refuse_unsupported("linear_cross_entropy", list(unsupported))
@@ -165,7 +172,8 @@ def linear_cross_entropy(
         if not isinstance(return_statistics, bool):
             raise TypeError(f"return_statistics must be a bool, got {type(return_statistics).__name__}.")
         options = LossOptions(
-            label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, ignore_index, reduction
+            *(label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, ignore_index, reduction),
+            gradient_tolerance.tolerance if isinstance(gradient_tolerance, GradientTolerance) else gradient_tolerance,
         )
         check_tensor("target", target)
         check_tensors(input, linear_weight, target, linear_bias, token_weight)
@@ -182,6 +190,7 @@ def linear_cross_entropy(
                 implementation=implementation, workspace_bytes=workspace_bytes, return_statistics=True,
             )  # fmt: skip
 
+        told.exact()
         options, share = vocab_parallel.agree(process_group, checked, input, linear_weight, target)
         tensors = input, linear_weight, linear_bias, target, token_weight
         with autocast_off(input):
@@ -194,6 +203,7 @@ def linear_cross_entropy(
         target = checked_target(target, linear_weight.shape[0], ignore_index)
     elif function is not fused.loss or target.device.type == "cpu":  # the fused loss checks on its way
         check_target_range(target, linear_weight.shape[0], ignore_index)
+    told.exact()
     if token_weight is not None:
         token_weight = token_weight.to(compute_dtype(input.dtype))
         if traceable:
@@ -210,6 +220,7 @@ def linear_cross_entropy(
             options,
             return_statistics=return_statistics,
             **({"workspace_bytes": workspace_bytes} if function is fused.loss else {}),
+            **({"told": told} if function is chunked.loss else {}),
         )
     loss = loss.reshape(target.shape) if reduction == "none" else loss
     return loss if statistics is None else (loss, statistics.reshape(target.shape))

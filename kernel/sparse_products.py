@@ -1,0 +1,327 @@
+"""Products of dz, the gradient of the logits, that leave out tiles whose share of the result is certified to be small.
+
+A tile is 128 tokens x 256 rows of the head. In a tile that is left out, dz of a token is replaced by its mean over the
+tile's rows other than the target's. What is lost, r = dz - mean, sums to 0 there; the target's own dz stays exact, and
+so does what is constant in a tile, as smoothing's uniform term is without a softcap. With W_t the tile's rows less
+their mean,
+
+    error of dH_n = sum_t r_nt W_t        at most  sum_t |r_nt| sigma_t,  sigma_t >= |W_t|_2
+    error of dW_t = sum_B r_Bt^T h_B      at most  sum_B min(|r_Bt|_F |h_B|_2, sum_{n in B} |r_nt| |h_n|)
+
+summed over the tiles t and blocks of tokens B that are left out; errors of different tiles of dW are orthogonal. With e
+the bound of an error and g the gradient that has it, |g| - e is at most the exact norm, so that
+
+    e <= tolerance (|g| - e)
+
+certifies the tolerance. For dH it is made to hold in each block, by more tiles while the block is at hand; for dW it is
+looked at in the end, and what is missing takes a second pass over the tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["TILE_ROWS", "TILE_TOKENS", "InputProduct", "SparseProducts", "WeightProduct"]
+
+TILE_TOKENS, TILE_ROWS = 128, 256
+_MANY = 0.6  # active tiles of a block, above which dense products take no more time
+_PAUSE = 31  # blocks that are computed dense after one with so many
+_GUESS = 0.7  # of what seems to be allowed, before the norm of a gradient is known
+_MARGIN = 0.999  # of what is allowed, for rounding of the bounds
+_AT_A_TIME = 16  # tiles whose Gram matrices are formed at a time
+
+
+class SparseProducts:
+    """Gradients ``scale_n dz_n W`` and ``sum_n scale_n dz_n^T h_n`` in the making, to a relative Frobenius error.
+
+    Args:
+        hidden: Hidden states ``(n, D)``.
+        weight: Head ``(V, D)``.
+        labels: Targets ``(n,)``.
+        scale: Factor of each token ``(n, 1)``.
+        tolerance: Largest relative error, in (0, 1).
+        grad_hidden: Memory of the input's gradient ``(n, D)``, or None.
+        grad_weight: Zeros, to become the head's gradient ``(V, D)``, or None.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        scale: Tensor,
+        tolerance: float,
+        grad_hidden: Tensor | None,
+        grad_weight: Tensor | None,
+    ) -> None:
+        shared = hidden, weight, labels, scale, tolerance
+        self.labels, self.tiles = labels, weight.shape[0] // TILE_ROWS
+        self.of_input = None if grad_hidden is None else InputProduct(*shared, grad_hidden)
+        self.of_weight = None if grad_weight is None else WeightProduct(*shared, grad_weight)
+
+    def add(self, part: slice, dz: Tensor) -> None:
+        """Add the tokens ``part``, whose dz ``(block, V)`` is overwritten."""
+        products = [p for p in (self.of_input, self.of_weight) if p is not None]
+        for rows, block in _parts(part, dz):
+            by_tile = [p for p in products if p.wants_tiles()]
+            for p in products:
+                if p not in by_tile:
+                    p.add_dense(rows, block)
+            if by_tile:
+                split = _split(block, self.labels[rows], self.tiles)
+                for p in by_tile:
+                    p.add(rows, split)
+
+    def complete(self) -> bool:
+        """End a pass over all tokens; False asks for another one, of :meth:`add_missing`."""
+        return self.of_weight is None or self.of_weight.complete()
+
+    def add_missing(self, part: slice, dz: Tensor) -> None:
+        """Add what is missing of the tokens ``part``, whose dz is overwritten."""
+        for rows, block in _parts(part, dz):
+            if self.of_weight is not None and rows.start in self.of_weight.missing:
+                self.of_weight.add_missing(rows, _split(block, self.labels[rows], self.tiles))
+
+
+class TiledProduct:
+    """What both products share: tensors, the share of active tiles, and when to go by tiles at all."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, tolerance: float, out: Tensor
+    ) -> None:
+        self.hidden, self.weight, self.labels, self.scale = hidden, weight, labels, scale
+        self.tolerance, self.out = tolerance, out
+        self.tiles = weight.shape[0] // TILE_ROWS
+        self.cut = self.tiles * TILE_ROWS  # the rows behind whole tiles are always computed
+        self.computed, self.seen, self._pause = 0, 0, 1
+
+    @property
+    def active(self) -> float:
+        """Share of the tiles that were computed; 1 where there are none."""
+        return self.computed / self.seen if self.seen else 1.0
+
+    def wants_tiles(self) -> bool:
+        """Whether the next block of tokens goes by tiles. The first does not: it tells how large dW is."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        return self.tiles > 0
+
+    def count(self, active: int, *, dense: bool = False) -> None:
+        """Note the active tiles of a block; where they are many, the next blocks are computed dense."""
+        self.computed += active
+        self.seen += self.tiles
+        if active > _MANY * self.tiles and not dense:
+            self._pause = _PAUSE
+
+
+class InputProduct(TiledProduct):
+    """dz W, certified block by block."""
+
+    _error = _least = 0.0  # squares: of the error's bound, and of the least that the exact norm can be
+    _sums: Tensor | None = None  # (tiles, D) of the rows
+    _sigma: Tensor | None = None  # (tiles,)
+
+    @property
+    def bound(self) -> float:
+        """Certified relative error."""
+        return _relative(self._error**0.5, self._least**0.5)
+
+    def add_dense(self, rows: slice, dz: Tensor) -> None:
+        """Compute a block without tiles."""
+        self.out[rows] = out = (dz @ self.weight).mul_(self.scale[rows])
+        self._least += float(out.norm()) ** 2
+        self.count(self.tiles, dense=True)
+
+    def add(self, rows: slice, split: _Split) -> None:
+        """Compute a block tile by tile."""
+        scale, out = self.scale[rows], self.out[rows]
+        whole = self.weight[: self.cut].unflatten(0, (self.tiles, TILE_ROWS))
+        if self._sums is None:
+            self._sums = whole.sum(1)
+        torch.mm(split.mean, self._sums, out=out)
+        out.addcmul_(split.own, self.weight[self.labels[rows]])
+        out.addmm_(split.residual[:, self.cut :], self.weight[self.cut :]).mul_(scale)
+        norm, lost = float(out.norm()), scale.abs() * split.norm  # (n, tiles)
+        if self._sigma is None:
+            # sigma is at least the norm of the longest row: where that needs many tiles, sigma is not worth its time.
+            longest = torch.linalg.vector_norm(whole - whole.mean(1, keepdim=True), dim=-1).amax(-1)
+            few = (lost * longest).norm(dim=0).sort().values[: math.ceil((1 - _MANY) * self.tiles)]
+            if float(few.norm()) <= _GUESS * self.tolerance * norm:
+                self._sigma = _spectral(whole)
+        size = torch.full_like(lost, torch.inf) if self._sigma is None else lost * self._sigma
+        order = size.norm(dim=0).argsort()
+        errors = size[:, order].cumsum(1).norm(dim=0)  # of leaving out the first so many tiles
+        left_out = int((errors <= _GUESS * self.tolerance * norm).sum())
+        self._add_tiles(out, split, scale, order[left_out:])
+        error, least = self._certified(out, errors, left_out)
+        if not error <= _MARGIN * self.tolerance * least:
+            fewer = int((errors <= _MARGIN * self.tolerance * least).sum())
+            self._add_tiles(out, split, scale, order[fewer:left_out])
+            left_out = fewer
+            error, now = self._certified(out, errors, left_out)
+            least = max(least, now)
+        self._error += error**2
+        self._least += least**2
+        self.count(self.tiles - left_out)
+
+    def _add_tiles(self, out: Tensor, split: _Split, scale: Tensor, tiles: Tensor) -> None:
+        for columns in _runs(tiles):
+            out.addmm_(split.residual[:, columns] * scale, self.weight[columns])
+
+    def _certified(self, out: Tensor, errors: Tensor, left_out: int) -> tuple[float, float]:
+        """Bound of the error, and the least that the exact norm can be."""
+        error = float(errors[left_out - 1]) if left_out else 0.0
+        return error, float(out.norm()) - error
+
+
+class WeightProduct(TiledProduct):
+    """dz^T h, certified in the end."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, tolerance: float, out: Tensor
+    ) -> None:
+        super().__init__(hidden, weight, labels, scale, tolerance, out)
+        self.missing: dict[int, Tensor] = {}  # tiles of the block that begins at a token
+        self._left_out: dict[int, Tensor] = {}  # bounds (tiles,) of what is
+        self._means = weight.new_zeros(self.tiles, weight.shape[1])
+        size = torch.linalg.vector_norm(hidden * scale, dim=1).double()
+        self._shares, self._done, self._blocks, self._estimate = size / size.sum().clamp(min=1e-300), 0.0, 0, 0.0
+        self._least = 0.0  # that the exact norm can be
+
+    @property
+    def bound(self) -> float:
+        """Certified relative error."""
+        return _relative(self._error(), self._least)
+
+    def add_dense(self, rows: slice, dz: Tensor) -> None:
+        """Add a block without tiles."""
+        self.out.addmm_(dz.T, self.hidden[rows] * self.scale[rows])
+        self.count(self.tiles, dense=True)
+        self._next(rows)
+
+    def add(self, rows: slice, split: _Split) -> None:
+        """Add a block tile by tile."""
+        h = self.hidden[rows] * self.scale[rows]
+        self._means.addmm_(split.mean.T, h)
+        self.out.index_add_(0, self.labels[rows], split.own * h)
+        self.out[self.cut :].addmm_(split.residual[:, self.cut :].T, h)
+        largest = torch.linalg.eigvalsh(h @ h.T)[-1].clamp(min=0).sqrt()
+        apart = (split.norm * torch.linalg.vector_norm(h, dim=1, keepdim=True)).sum(0)
+        lost = torch.minimum(split.norm.norm(dim=0) * largest, apart)  # (tiles,)
+        allowed = _GUESS * self.tolerance * self._estimate * float(self._shares[rows].sum())
+        order = lost.argsort()
+        left_out = int((lost[order].square().cumsum(0) <= allowed**2).sum())
+        self._add_tiles(split, h, order[left_out:])
+        self._left_out[rows.start] = lost.index_fill(0, order[left_out:], 0)
+        self.count(self.tiles - left_out)
+        self._next(rows)
+
+    def complete(self) -> bool:
+        """Add the mean field; whether the tolerance is certified. If not, ``missing`` says what is."""
+        self.out[: self.cut].unflatten(0, (self.tiles, TILE_ROWS)).add_(self._means.unsqueeze(1))
+        error = self._error()
+        self._least = float(self.out.norm()) - error
+        allowed = _MARGIN * self.tolerance * self._least
+        if error <= allowed:
+            return True
+        lost = torch.stack(list(self._left_out.values()))  # (blocks, tiles)
+        limits = lost.flatten().sort().values
+        low, high = -1, limits.numel() - 1  # limits[low] keeps within what is allowed, limits[high] does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = float(lost.masked_fill(lost > limits[middle], 0).sum(0).norm()) <= allowed
+            low, high = (middle, high) if fits else (low, middle)
+        limit = limits[low] if low >= 0 else limits.new_zeros(())
+        for start, values in self._left_out.items():
+            if bool((above := values > limit).any()):
+                self.missing[start] = above.nonzero().squeeze(-1)
+                self._left_out[start] = values.masked_fill(above, 0)
+                self.computed += int(above.sum())
+        return False
+
+    def add_missing(self, rows: slice, split: _Split) -> None:
+        """Add the missing tiles of a block."""
+        self._add_tiles(split, self.hidden[rows] * self.scale[rows], self.missing[rows.start])
+
+    def _add_tiles(self, split: _Split, h: Tensor, tiles: Tensor) -> None:
+        for columns in _runs(tiles):
+            self.out[columns].addmm_(split.residual[:, columns].T, h)
+
+    def _error(self) -> float:
+        return float(torch.stack(list(self._left_out.values())).sum(0).norm()) if self._left_out else 0.0
+
+    def _next(self, rows: slice) -> None:
+        self._done += float(self._shares[rows].sum())
+        self._blocks += 1
+        if self._blocks & (self._blocks - 1) == 0:  # 1, 2, 4, ...: the norm is a pass over the whole gradient
+            # A guess, which the certificate does not rely on: blocks add up as if they were independent.
+            self._estimate = float(self.out.norm()) / max(self._done, 1e-300) ** 0.5
+
+
+class _Split(NamedTuple):
+    """A block of dz, taken apart; the residuals lie where it did."""
+
+    mean: Tensor  # (n, tiles)
+    own: Tensor  # (n, 1): dz of the target less the mean of its tile, 0 where the target lies behind the whole tiles
+    residual: Tensor  # (n, V): of whole tiles, 0 at targets; dz itself behind them
+    norm: Tensor  # (n, tiles) of the residuals
+
+
+def _split(dz: Tensor, labels: Tensor, tiles: int) -> _Split:
+    label = labels.unsqueeze(-1)
+    inside, at = label < tiles * TILE_ROWS, (label // TILE_ROWS).clamp(max=tiles - 1)
+    own = dz.gather(-1, label)
+    dz.scatter_(-1, label, torch.where(inside, 0, own))
+    whole = dz[:, : tiles * TILE_ROWS].unflatten(-1, (tiles, TILE_ROWS))
+    mean = whole.sum(-1) / TILE_ROWS
+    of_others = mean.gather(-1, at) * (TILE_ROWS / (TILE_ROWS - 1))
+    mean.scatter_(-1, at, torch.where(inside, of_others, mean.gather(-1, at)))
+    whole.sub_(mean.unsqueeze(-1))
+    dz.scatter_(-1, label, torch.where(inside, 0, own))
+    own = torch.where(inside, own - mean.gather(-1, at), 0)
+    return _Split(mean, own, dz, torch.linalg.vector_norm(whole, dim=-1))
+
+
+def _parts(part: slice, dz: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of 128 tokens."""
+    for start in range(part.start, part.stop, TILE_TOKENS):
+        rows = slice(start, min(start + TILE_TOKENS, part.stop))
+        yield rows, dz[start - part.start : rows.stop - part.start]
+
+
+def _runs(tiles: Tensor) -> Iterator[slice]:
+    """Columns of tiles that lie side by side."""
+    begin = end = -1
+    for tile in sorted(tiles.tolist()):
+        if tile != end:
+            if end >= 0:
+                yield slice(begin * TILE_ROWS, end * TILE_ROWS)
+            begin = tile
+        end = tile + 1
+    if end >= 0:
+        yield slice(begin * TILE_ROWS, end * TILE_ROWS)
+
+
+def _spectral(whole: Tensor) -> Tensor:
+    """Bounds of the largest singular value of each tile ``(tiles, rows, D)`` less its mean row: 0 to 40 % above it.
+
+    The largest eigenvalue of a Gram matrix G is at most the fourth root of the Frobenius norm of G^4.
+    """
+    found = []
+    for tile in whole.split(_AT_A_TIME):
+        rows = tile - tile.mean(1, keepdim=True)
+        gram = rows @ rows.mT if rows.shape[1] <= rows.shape[2] else rows.mT @ rows
+        trace = gram.diagonal(dim1=1, dim2=2).sum(-1).clamp(min=torch.finfo(gram.dtype).tiny)
+        fourth = torch.linalg.matrix_power(gram / trace[:, None, None], 4)
+        found.append((trace * torch.linalg.matrix_norm(fourth) ** 0.25).sqrt())
+    return torch.cat(found)
+
+
+def _relative(error: float, least: float) -> float:
+    return 0.0 if error == 0 else error / least
