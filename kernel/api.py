@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import chunked, fused, reference, vocab_parallel
-from .gradient_tolerance import GradientTolerance
+from .gradient_tolerance import GradientTolerance, tolerance_of
 from .options import LossOptions, Reduction
 from .reference import compute_dtype
 from .token_statistics import TokenStatistics
@@ -164,7 +164,7 @@ def linear_cross_entropy(
         process_group, linear_weight, linear_bias, input=input, target=target, token_weight=token_weight
     )
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
-    told = gradient_tolerance if isinstance(gradient_tolerance, GradientTolerance) else GradientTolerance(0.0)
+    told = gradient_tolerance if isinstance(gradient_tolerance, GradientTolerance) else None
 
     def checked() -> LossOptions:
         refuse_unsupported("linear_cross_entropy", list(unsupported))
@@ -173,7 +173,7 @@ def linear_cross_entropy(
             raise TypeError(f"return_statistics must be a bool, got {type(return_statistics).__name__}.")
         options = LossOptions(
             *(label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, ignore_index, reduction),
-            gradient_tolerance.tolerance if isinstance(gradient_tolerance, GradientTolerance) else gradient_tolerance,
+            tolerance_of(gradient_tolerance),
         )
         check_tensor("target", target)
         check_tensors(input, linear_weight, target, linear_bias, token_weight)
@@ -190,7 +190,8 @@ def linear_cross_entropy(
                 implementation=implementation, workspace_bytes=workspace_bytes, return_statistics=True,
             )  # fmt: skip
 
-        told.exact()
+        if told is not None:
+            told.exact()
         options, share = vocab_parallel.agree(process_group, checked, input, linear_weight, target)
         tensors = input, linear_weight, linear_bias, target, token_weight
         with autocast_off(input):
@@ -203,7 +204,8 @@ def linear_cross_entropy(
         target = checked_target(target, linear_weight.shape[0], ignore_index)
     elif function is not fused.loss or target.device.type == "cpu":  # the fused loss checks on its way
         check_target_range(target, linear_weight.shape[0], ignore_index)
-    told.exact()
+    if told is not None:
+        told.exact()
     if token_weight is not None:
         token_weight = token_weight.to(compute_dtype(input.dtype))
         if traceable:

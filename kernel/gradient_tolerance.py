@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-__all__ = ["GradientTolerance"]
+__all__ = ["GradientTolerance", "tolerance_of"]
+
+
+def tolerance_of(value: Any) -> Any:
+    """Return the number that a ``gradient_tolerance`` stands for."""
+    return value.tolerance if isinstance(value, GradientTolerance) else value
 
 
 class GradientTolerance:
@@ -16,7 +22,7 @@ class GradientTolerance:
     Attributes:
         tolerance: As given.
         input_active: Share of the tiles (128 tokens x 256 rows of the head) that entered the input's gradient as they
-            are; 1 where it was computed exactly or not at all, None before any loss.
+            are; 1 where it was computed exactly or not at all, nan before any loss.
         input_bound: Certified relative error of the input's gradient: at most the tolerance.
         weight_active: As ``input_active``, of the head's gradient.
         weight_bound: As ``input_bound``, of the head's gradient.
@@ -25,18 +31,18 @@ class GradientTolerance:
         >>> import torch
         >>> from kernel import linear_cross_entropy
         >>> told = GradientTolerance(0.01)
-        >>> hidden, head = torch.zeros(2, 3, requires_grad=True), torch.zeros(512, 3)
-        >>> loss = linear_cross_entropy(hidden, head, torch.tensor([0, 1]), gradient_tolerance=told)
+        >>> hidden, head = torch.zeros(256, 3, requires_grad=True), torch.zeros(512, 3)
+        >>> loss = linear_cross_entropy(hidden, head, torch.arange(256), gradient_tolerance=told)
         >>> told.input_active, told.input_bound, told.weight_active
-        (0.0, 0.0, 1.0)
+        (0.5, 0.0, 1.0)
     """
 
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance
-        self.input_active: float | None = None
-        self.input_bound: float | None = None
-        self.weight_active: float | None = None
-        self.weight_bound: float | None = None
+        self.input_active: float = math.nan
+        self.input_bound: float = math.nan
+        self.weight_active: float = math.nan
+        self.weight_bound: float = math.nan
 
     def __repr__(self) -> str:
         """Return the attributes, as a call."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import fused
 from .api import check_choices, linear_cross_entropy, refuse_unsupported
+from .gradient_tolerance import tolerance_of
 from .options import LossOptions
 from .token_statistics import TokenStatistics
 from .vocab_parallel import check_group
@@ -62,7 +63,7 @@ class LinearCrossEntropy(nn.Module):
             check_group(group)
             choices["process_group"] = group
         refuse_unsupported(type(self).__name__, [name for name in options if name not in _OPTIONS])
-        LossOptions(**options)
+        LossOptions(**{name: tolerance_of(value) for name, value in options.items()})
         self.options = {**options, **choices}
         if not isinstance(bias, bool):
             raise TypeError(f"bias must be True or False, got {bias!r}.")
