@@ -159,9 +159,7 @@ def _run(
             products = SparseProducts(
                 hidden, weight, labels, scale, options.gradient_tolerance, grad_hidden, grad_weight
             )
-        sweep = partial(
-            _blocks, hidden, weight, bias, labels, token_loss, statistics, mixed, options, want_gradient=any(needs)
-        )
+        sweep = partial(_blocks, hidden, weight, bias, labels, token_loss, statistics, mixed, options, any(needs))
         for part, h, dz in sweep():
             if grad_bias is not None:
                 grad_bias.addmv_(dz.T, g[part] / options.temperature)
@@ -197,7 +195,6 @@ def _blocks(
     statistics: TokenStatistics | None,  # of n, written here
     mixed: tuple[Tensor, ...] | None,
     options: LossOptions,
-    *,
     want_gradient: bool,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Fill ``token_loss`` block by block; yield (rows, their hidden states, d loss / d (raw logits x scale) x T)."""

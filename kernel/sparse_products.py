@@ -3,18 +3,15 @@
 A tile is 128 tokens x 256 rows of the head. In a tile that is left out, dz of a token is replaced by its mean over the
 tile's rows other than the target's. What is lost, r = dz - mean, sums to 0 there; the target's own dz stays exact, and
 so does what is constant in a tile, as smoothing's uniform term is without a softcap. With W_t the tile's rows less
-their mean,
+their mean::
 
     error of dH_n = sum_t r_nt W_t        at most  sum_t |r_nt| sigma_t,  sigma_t >= |W_t|_2
     error of dW_t = sum_B r_Bt^T h_B      at most  sum_B min(|r_Bt|_F |h_B|_2, sum_{n in B} |r_nt| |h_n|)
 
 summed over the tiles t and blocks of tokens B that are left out; errors of different tiles of dW are orthogonal. With e
-the bound of an error and g the gradient that has it, |g| - e is at most the exact norm, so that
-
-    e <= tolerance (|g| - e)
-
-certifies the tolerance. For dH it is made to hold in each block, by more tiles while the block is at hand; for dW it is
-looked at in the end, and what is missing takes a second pass over the tokens.
+the bound of an error and g the gradient that has it, the exact norm is at least ``|g| - e``: the tolerance is certified
+by ``e <= tolerance (|g| - e)``. For dH that is made to hold in each block, by more tiles while the block is at hand;
+for dW it is looked at in the end, and what is missing takes a second pass over the tokens.
 """
 
 from __future__ import annotations
