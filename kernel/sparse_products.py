@@ -17,20 +17,18 @@ for dW it is looked at in the end, and what is missing takes a second pass over 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["TILE_ROWS", "TILE_TOKENS", "InputProduct", "SparseProducts", "WeightProduct"]
+from . import sparse_tiles
 
-TILE_TOKENS, TILE_ROWS = 128, 256
+__all__ = ["InputProduct", "SparseProducts", "WeightProduct"]
+
 _MANY = 0.6  # active tiles of a block, above which dense products take no more time
 _PAUSE = 31  # blocks that are computed dense after one with so many
 _GUESS = 0.7  # of what seems to be allowed, before the norm of a gradient is known
 _MARGIN = 0.999  # of what is allowed, for rounding of the bounds
-_AT_A_TIME = 16  # tiles whose Gram matrices are formed at a time
 
 
 class SparseProducts:
@@ -57,20 +55,20 @@ class SparseProducts:
         grad_weight: Tensor | None,
     ) -> None:
         shared = hidden, weight, labels, scale, tolerance
-        self.labels, self.tiles = labels, weight.shape[0] // TILE_ROWS
+        self.labels, self.tiles = labels, weight.shape[0] // sparse_tiles.TILE_ROWS
         self.of_input = None if grad_hidden is None else InputProduct(*shared, grad_hidden)
         self.of_weight = None if grad_weight is None else WeightProduct(*shared, grad_weight)
 
     def add(self, part: slice, dz: Tensor) -> None:
         """Add the tokens ``part``, whose dz ``(block, V)`` is overwritten."""
         products = [p for p in (self.of_input, self.of_weight) if p is not None]
-        for rows, block in _parts(part, dz):
+        for rows, block in sparse_tiles.parts(part, dz):
             by_tile = [p for p in products if p.wants_tiles()]
             for p in products:
                 if p not in by_tile:
                     p.add_dense(rows, block)
             if by_tile:
-                split = _split(block, self.labels[rows], self.tiles)
+                split = sparse_tiles.split(block, self.labels[rows], self.tiles)
                 for p in by_tile:
                     p.add(rows, split)
 
@@ -80,9 +78,9 @@ class SparseProducts:
 
     def add_missing(self, part: slice, dz: Tensor) -> None:
         """Add what is missing of the tokens ``part``, whose dz is overwritten."""
-        for rows, block in _parts(part, dz):
+        for rows, block in sparse_tiles.parts(part, dz):
             if self.of_weight is not None and rows.start in self.of_weight.missing:
-                self.of_weight.add_missing(rows, _split(block, self.labels[rows], self.tiles))
+                self.of_weight.add_missing(rows, sparse_tiles.split(block, self.labels[rows], self.tiles))
 
 
 class TiledProduct:
@@ -93,8 +91,8 @@ class TiledProduct:
     ) -> None:
         self.hidden, self.weight, self.labels, self.scale = hidden, weight, labels, scale
         self.tolerance, self.out = tolerance, out
-        self.tiles = weight.shape[0] // TILE_ROWS
-        self.cut = self.tiles * TILE_ROWS  # the rows behind whole tiles are always computed
+        self.tiles = weight.shape[0] // sparse_tiles.TILE_ROWS
+        self.cut = self.tiles * sparse_tiles.TILE_ROWS  # the rows behind whole tiles are always computed
         self.computed, self.seen, self._pause = 0, 0, 1
 
     @property
@@ -135,10 +133,10 @@ class InputProduct(TiledProduct):
         self._least += float(out.norm()) ** 2
         self.count(self.tiles, dense=True)
 
-    def add(self, rows: slice, split: _Split) -> None:
+    def add(self, rows: slice, split: sparse_tiles.Split) -> None:
         """Compute a block tile by tile."""
         scale, out = self.scale[rows], self.out[rows]
-        whole = self.weight[: self.cut].unflatten(0, (self.tiles, TILE_ROWS))
+        whole = self.weight[: self.cut].unflatten(0, (self.tiles, sparse_tiles.TILE_ROWS))
         if self._sums is None:
             self._sums = whole.sum(1)
         torch.mm(split.mean, self._sums, out=out)
@@ -150,7 +148,7 @@ class InputProduct(TiledProduct):
             longest = torch.linalg.vector_norm(whole - whole.mean(1, keepdim=True), dim=-1).amax(-1)
             few = (lost * longest).norm(dim=0).sort().values[: math.ceil((1 - _MANY) * self.tiles)]
             if float(few.norm()) <= _GUESS * self.tolerance * norm:
-                self._sigma = _spectral(whole)
+                self._sigma = sparse_tiles.spectral(whole)
         size = torch.full_like(lost, torch.inf) if self._sigma is None else lost * self._sigma
         order = size.norm(dim=0).argsort()
         errors = size[:, order].cumsum(1).norm(dim=0)  # of leaving out the first so many tiles
@@ -167,8 +165,8 @@ class InputProduct(TiledProduct):
         self._least += least**2
         self.count(self.tiles - left_out)
 
-    def _add_tiles(self, out: Tensor, split: _Split, scale: Tensor, tiles: Tensor) -> None:
-        for columns in _runs(tiles):
+    def _add_tiles(self, out: Tensor, split: sparse_tiles.Split, scale: Tensor, tiles: Tensor) -> None:
+        for columns in sparse_tiles.runs(tiles):
             out.addmm_(split.residual[:, columns] * scale, self.weight[columns])
 
     def _certified(self, out: Tensor, errors: Tensor, left_out: int) -> tuple[float, float]:
@@ -202,7 +200,7 @@ class WeightProduct(TiledProduct):
         self.count(self.tiles, dense=True)
         self._next(rows)
 
-    def add(self, rows: slice, split: _Split) -> None:
+    def add(self, rows: slice, split: sparse_tiles.Split) -> None:
         """Add a block tile by tile."""
         h = self.hidden[rows] * self.scale[rows]
         self._means.addmm_(split.mean.T, h)
@@ -221,7 +219,7 @@ class WeightProduct(TiledProduct):
 
     def complete(self) -> bool:
         """Add the mean field; whether the tolerance is certified. If not, ``missing`` says what is."""
-        self.out[: self.cut].unflatten(0, (self.tiles, TILE_ROWS)).add_(self._means.unsqueeze(1))
+        self.out[: self.cut].unflatten(0, (self.tiles, sparse_tiles.TILE_ROWS)).add_(self._means.unsqueeze(1))
         error = self._error()
         self._least = float(self.out.norm()) - error
         allowed = _MARGIN * self.tolerance * self._least
@@ -242,12 +240,12 @@ class WeightProduct(TiledProduct):
                 self.computed += int(above.sum())
         return False
 
-    def add_missing(self, rows: slice, split: _Split) -> None:
+    def add_missing(self, rows: slice, split: sparse_tiles.Split) -> None:
         """Add the missing tiles of a block."""
         self._add_tiles(split, self.hidden[rows] * self.scale[rows], self.missing[rows.start])
 
-    def _add_tiles(self, split: _Split, h: Tensor, tiles: Tensor) -> None:
-        for columns in _runs(tiles):
+    def _add_tiles(self, split: sparse_tiles.Split, h: Tensor, tiles: Tensor) -> None:
+        for columns in sparse_tiles.runs(tiles):
             self.out[columns].addmm_(split.residual[:, columns].T, h)
 
     def _error(self) -> float:
@@ -259,65 +257,6 @@ class WeightProduct(TiledProduct):
         if self._blocks & (self._blocks - 1) == 0:  # 1, 2, 4, ...: the norm is a pass over the whole gradient
             # A guess, which the certificate does not rely on: blocks add up as if they were independent.
             self._estimate = float(self.out.norm()) / max(self._done, 1e-300) ** 0.5
-
-
-class _Split(NamedTuple):
-    """A block of dz, taken apart; the residuals lie where it did."""
-
-    mean: Tensor  # (n, tiles)
-    own: Tensor  # (n, 1): dz of the target less the mean of its tile, 0 where the target lies behind the whole tiles
-    residual: Tensor  # (n, V): of whole tiles, 0 at targets; dz itself behind them
-    norm: Tensor  # (n, tiles) of the residuals
-
-
-def _split(dz: Tensor, labels: Tensor, tiles: int) -> _Split:
-    label = labels.unsqueeze(-1)
-    inside, at = label < tiles * TILE_ROWS, (label // TILE_ROWS).clamp(max=tiles - 1)
-    own = dz.gather(-1, label)
-    dz.scatter_(-1, label, torch.where(inside, 0, own))
-    whole = dz[:, : tiles * TILE_ROWS].unflatten(-1, (tiles, TILE_ROWS))
-    mean = whole.sum(-1) / TILE_ROWS
-    of_others = mean.gather(-1, at) * (TILE_ROWS / (TILE_ROWS - 1))
-    mean.scatter_(-1, at, torch.where(inside, of_others, mean.gather(-1, at)))
-    whole.sub_(mean.unsqueeze(-1))
-    dz.scatter_(-1, label, torch.where(inside, 0, own))
-    own = torch.where(inside, own - mean.gather(-1, at), 0)
-    return _Split(mean, own, dz, torch.linalg.vector_norm(whole, dim=-1))
-
-
-def _parts(part: slice, dz: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of 128 tokens."""
-    for start in range(part.start, part.stop, TILE_TOKENS):
-        rows = slice(start, min(start + TILE_TOKENS, part.stop))
-        yield rows, dz[start - part.start : rows.stop - part.start]
-
-
-def _runs(tiles: Tensor) -> Iterator[slice]:
-    """Columns of tiles that lie side by side."""
-    begin = end = -1
-    for tile in sorted(tiles.tolist()):
-        if tile != end:
-            if end >= 0:
-                yield slice(begin * TILE_ROWS, end * TILE_ROWS)
-            begin = tile
-        end = tile + 1
-    if end >= 0:
-        yield slice(begin * TILE_ROWS, end * TILE_ROWS)
-
-
-def _spectral(whole: Tensor) -> Tensor:
-    """Bounds of the largest singular value of each tile ``(tiles, rows, D)`` less its mean row: 0 to 40 % above it.
-
-    The largest eigenvalue of a Gram matrix G is at most the fourth root of the Frobenius norm of G^4.
-    """
-    found = []
-    for tile in whole.split(_AT_A_TIME):
-        rows = tile - tile.mean(1, keepdim=True)
-        gram = rows @ rows.mT if rows.shape[1] <= rows.shape[2] else rows.mT @ rows
-        trace = gram.diagonal(dim1=1, dim2=2).sum(-1).clamp(min=torch.finfo(gram.dtype).tiny)
-        fourth = torch.linalg.matrix_power(gram / trace[:, None, None], 4)
-        found.append((trace * torch.linalg.matrix_norm(fourth) ** 0.25).sqrt())
-    return torch.cat(found)
 
 
 def _relative(error: float, least: float) -> float:

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from kernel import GradientTolerance, linear_cross_entropy, sparse_products
+from kernel import GradientTolerance, linear_cross_entropy, sparse_products, sparse_tiles
 from kernel.blocks import BLOCK_BYTES
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of 16 x 16, of which small problems have many, tried every other block."""
-    monkeypatch.setattr(sparse_products, "TILE_TOKENS", 16)
-    monkeypatch.setattr(sparse_products, "TILE_ROWS", 16)
+    monkeypatch.setattr(sparse_tiles, "TILE_TOKENS", 16)
+    monkeypatch.setattr(sparse_tiles, "TILE_ROWS", 16)
     monkeypatch.setattr(sparse_products, "_PAUSE", 1)
 
 
@@ -135,10 +135,10 @@ def test_the_bound_of_a_tile_is_never_below_its_largest_singular_value():
     for rows, d, rank in ((16, 5, 5), (16, 40, 40), (16, 40, 2), (16, 1, 1)):
         tiles = torch.randn(20, rows, rank, generator=generator) @ torch.randn(20, rank, d, generator=generator)
         true = torch.linalg.matrix_norm(tiles - tiles.mean(1, keepdim=True), 2)
-        ratio = sparse_products._spectral(tiles) / true
+        ratio = sparse_tiles.spectral(tiles) / true
         assert ratio.min() > 1 - 1e-4
         assert ratio.max() < rows ** (1 / 16) + 1e-4
-    assert sparse_products._spectral(torch.zeros(3, 16, 4)).max() < 1e-12
+    assert sparse_tiles.spectral(torch.zeros(3, 16, 4)).max() < 1e-12
 
 
 def test_other_paths_stay_exact_and_say_so():
