@@ -1,4 +1,4 @@
-"""Tiles of the gradient of the logits: a block of it taken apart, columns of tiles, and the size of the head's tiles."""
+"""Tiles of the gradient of the logits: a block of it taken apart, columns of tiles, the size of the head's tiles."""
 
 from __future__ import annotations
 
