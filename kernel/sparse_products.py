@@ -135,39 +135,43 @@ class InputProduct(TiledProduct):
 
     def add(self, rows: slice, split: sparse_tiles.Split) -> None:
         """Compute a block tile by tile."""
-        scale, out = self.scale[rows], self.out[rows]
+        scale = self.scale[rows]
         whole = self.weight[: self.cut].unflatten(0, (self.tiles, sparse_tiles.TILE_ROWS))
         if self._sums is None:
             self._sums = whole.sum(1)
-        torch.mm(split.mean, self._sums, out=out)
-        out.addcmul_(split.own, self.weight[self.labels[rows]])
-        out.addmm_(split.residual[:, self.cut :], self.weight[self.cut :]).mul_(scale)
-        norm, lost = float(out.norm()), scale.abs() * split.norm  # (n, tiles)
-        if self._sigma is None:
-            # sigma is at least the norm of the longest row: where that needs many tiles, sigma is not worth its time.
-            longest = torch.linalg.vector_norm(whole - whole.mean(1, keepdim=True), dim=-1).amax(-1)
-            few = (lost * longest).norm(dim=0).sort().values[: math.ceil((1 - _MANY) * self.tiles)]
-            if float(few.norm()) <= _GUESS * self.tolerance * norm:
-                self._sigma = sparse_tiles.spectral(whole)
-        size = torch.full_like(lost, torch.inf) if self._sigma is None else lost * self._sigma
+        total = split.mean @ self._sums
+        total.addcmul_(split.own, self.weight[self.labels[rows]])
+        total.addmm_(split.residual[:, self.cut :], self.weight[self.cut :])
+        lost, allowed = scale.abs() * split.norm, _GUESS * self.tolerance * float((total * scale).norm())
+        if self._sigma is None and self._may_leave_out(whole, self._sums, lost, allowed):
+            self._sigma = sparse_tiles.spectral(whole)
+        size = torch.full_like(lost, torch.inf) if self._sigma is None else lost * self._sigma  # (n, tiles)
         order = size.norm(dim=0).argsort()
         errors = size[:, order].cumsum(1).norm(dim=0)  # of leaving out the first so many tiles
-        left_out = int((errors <= _GUESS * self.tolerance * norm).sum())
-        self._add_tiles(out, split, scale, order[left_out:])
-        error, least = self._certified(out, errors, left_out)
+        left_out = int((errors <= allowed).sum())
+        self._add_tiles(total, split, order[left_out:])
+        error, least = self._certified(total * scale, errors, left_out)
         if not error <= _MARGIN * self.tolerance * least:
             fewer = int((errors <= _MARGIN * self.tolerance * least).sum())
-            self._add_tiles(out, split, scale, order[fewer:left_out])
+            self._add_tiles(total, split, order[fewer:left_out])
             left_out = fewer
-            error, now = self._certified(out, errors, left_out)
+            error, now = self._certified(total * scale, errors, left_out)
             least = max(least, now)
+        torch.mul(total, scale, out=self.out[rows])
         self._error += error**2
         self._least += least**2
         self.count(self.tiles - left_out)
 
-    def _add_tiles(self, out: Tensor, split: sparse_tiles.Split, scale: Tensor, tiles: Tensor) -> None:
+    def _may_leave_out(self, whole: Tensor, sums: Tensor, lost: Tensor, allowed: float) -> bool:
+        """Whether enough tiles might be left out for sigma to be worth its time: by a bound from below."""
+        square = torch.linalg.vector_norm(whole, dim=(1, 2)).square() - sums.square().sum(1) / whole.shape[1]
+        least = (square / min(whole.shape[1:])).clamp(min=0).sqrt()  # the root mean square of the singular values
+        size = (lost * least).norm(dim=0).sort().values
+        return float(size[: math.ceil((1 - _MANY) * self.tiles)].norm()) <= allowed
+
+    def _add_tiles(self, total: Tensor, split: sparse_tiles.Split, tiles: Tensor) -> None:
         for columns in sparse_tiles.runs(tiles):
-            out.addmm_(split.residual[:, columns] * scale, self.weight[columns])
+            total.addmm_(split.residual[:, columns], self.weight[columns])
 
     def _certified(self, out: Tensor, errors: Tensor, left_out: int) -> tuple[float, float]:
         """Bound of the error, and the least that the exact norm can be."""
