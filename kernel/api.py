@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import chunked, fused, reference, vocab_parallel
+from .gradient_tolerance import GradientTolerance, tolerance_of
 from .options import LossOptions, Reduction
 from .reference import compute_dtype
 from .token_statistics import TokenStatistics
@@ -62,6 +63,7 @@ def linear_cross_entropy(
     workspace_bytes: int = fused.DEFAULT_WORKSPACE_BYTES,
     return_statistics: Literal[False] = False,
     process_group: Any = None,
+    gradient_tolerance: float | GradientTolerance = 0.0,
     **unsupported: object,
 ) -> Tensor: ...
 def linear_cross_entropy(
@@ -83,6 +85,7 @@ def linear_cross_entropy(
     workspace_bytes: int = fused.DEFAULT_WORKSPACE_BYTES,
     return_statistics: bool = False,
     process_group: Any = None,
+    gradient_tolerance: float | GradientTolerance = 0.0,
     **unsupported: object,
 ) -> Tensor | tuple[Tensor, TokenStatistics]:
     r"""Cross entropy of a linear head with label smoothing, softcap and temperature, without materialising the logits.
@@ -124,7 +127,11 @@ def linear_cross_entropy(
         process_group: A group of :mod:`torch.distributed` whose processes hold the head's rows between them, any number
             each, in the order of their ranks: ``linear_weight`` and ``linear_bias`` are this process's rows, ``target``
             counts over all. Tokens and options are the same in every process, and so are loss, statistics and the
-            gradient of ``input``; the gradient of the rows stays with them. Waits for the other processes.
+            gradient of ``input``; the gradient of the rows stays with them. Waits for the other processes. A head that
+            is a DTensor sharded by rows over one mesh dimension brings its own group.
+        gradient_tolerance: Largest relative Frobenius error, in [0, 1), of the gradients of ``input`` and of
+            ``linear_weight``, beyond rounding; 0 computes all of them. Used by ``"chunked"`` in one process; otherwise
+            gradients stay exact. A :class:`GradientTolerance` learns what was left out.
         **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
 
     Returns:
@@ -136,7 +143,7 @@ def linear_cross_entropy(
         TypeError: Wrong type or dtype, class probabilities as target, ``weight`` or ``options`` given.
         ValueError: Wrong shape, device or range; the text names the argument, what is allowed and what came. With
             ``process_group``, too, if input's shape or the options differ between processes.
-        RuntimeError: Another process of ``process_group`` refused its arguments.
+        RuntimeError: Another process of ``process_group`` refused its arguments or failed.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, Sec. 7. arXiv:1512.00567
@@ -153,7 +160,11 @@ def linear_cross_entropy(
         >>> [round(h, 4) for h in of.entropy.tolist()], of.argmax.tolist()
         ([0.6656, 0.6656, 0.6656], [0, 1, 2])
     """
+    process_group, linear_weight, linear_bias, input, target, token_weight = vocab_parallel.local_parts(
+        process_group, linear_weight, linear_bias, input=input, target=target, token_weight=token_weight
+    )
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+    told = gradient_tolerance if isinstance(gradient_tolerance, GradientTolerance) else None
 
     def checked() -> LossOptions:
         refuse_unsupported("linear_cross_entropy", list(unsupported))
@@ -161,7 +172,8 @@ def linear_cross_entropy(
         if not isinstance(return_statistics, bool):
             raise TypeError(f"return_statistics must be a bool, got {type(return_statistics).__name__}.")
         options = LossOptions(
-            label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, ignore_index, reduction
+            *(label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, ignore_index, reduction),
+            tolerance_of(gradient_tolerance),
         )
         check_tensor("target", target)
         check_tensors(input, linear_weight, target, linear_bias, token_weight)
@@ -169,16 +181,21 @@ def linear_cross_entropy(
 
     if process_group is not None:
 
-        def local(input: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, TokenStatistics]:
+        def local(
+            input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, smoothing: float
+        ) -> tuple[Tensor, TokenStatistics]:
             return linear_cross_entropy(
-                *(input, linear_weight, target), linear_bias=linear_bias, label_smoothing=smoothing, softcap=softcap,
+                *(input, weight, target), linear_bias=bias, label_smoothing=smoothing, softcap=softcap,
                 temperature=temperature, logit_scale=logit_scale, ignore_index=ignore_index, reduction="none",
                 implementation=implementation, workspace_bytes=workspace_bytes, return_statistics=True,
             )  # fmt: skip
 
-        options, share = vocab_parallel.agree(process_group, checked, input, linear_weight)
+        if told is not None:
+            told.exact()
+        options, share = vocab_parallel.agree(process_group, checked, input, linear_weight, target)
+        tensors = input, linear_weight, linear_bias, target, token_weight
         with autocast_off(input):
-            found = vocab_parallel.loss(local, input, target, token_weight, options, group=process_group, share=share)
+            found = vocab_parallel.loss(local, *tensors, options, group=process_group, share=share)
         return found if return_statistics else found[0]
     options = checked()
     function = _resolve(implementation, input)
@@ -187,6 +204,8 @@ def linear_cross_entropy(
         target = checked_target(target, linear_weight.shape[0], ignore_index)
     elif function is not fused.loss or target.device.type == "cpu":  # the fused loss checks on its way
         check_target_range(target, linear_weight.shape[0], ignore_index)
+    if told is not None:
+        told.exact()
     if token_weight is not None:
         token_weight = token_weight.to(compute_dtype(input.dtype))
         if traceable:
@@ -203,6 +222,7 @@ def linear_cross_entropy(
             options,
             return_statistics=return_statistics,
             **({"workspace_bytes": workspace_bytes} if function is fused.loss else {}),
+            **({"told": told} if function is chunked.loss else {}),
         )
     loss = loss.reshape(target.shape) if reduction == "none" else loss
     return loss if statistics is None else (loss, statistics.reshape(target.shape))

@@ -17,14 +17,17 @@ not the fast one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .blocks import block_logits, block_tokens, spread
+from .gradient_tolerance import GradientTolerance
 from .options import LossOptions
 from .reference import compute_dtype
+from .sparse_products import SparseProducts
 from .token_statistics import TokenStatistics
 
 __all__ = ["loss"]
@@ -39,14 +42,15 @@ def loss(
     options: LossOptions,
     *,
     return_statistics: bool = False,
+    told: GradientTolerance | None = None,
 ) -> tuple[Tensor, TokenStatistics | None]:  # () or (N,)
     """The loss of :mod:`kernel.reference`, in blocks, and statistics if asked for.
 
     Memory: gradients in float32 or float64, one block of logits, another under a softcap and another for the entropy.
+    ``told`` learns what became of ``options.gradient_tolerance``.
     """
-    found = _ChunkedLoss.apply(
-        input, linear_weight, linear_bias, target, token_weight, options, return_statistics, torch.is_grad_enabled()
-    )
+    flags = return_statistics, torch.is_grad_enabled()
+    found = _ChunkedLoss.apply(input, linear_weight, linear_bias, target, token_weight, options, told, *flags)
     return (found[0], TokenStatistics._make(found[1:])) if return_statistics else (found, None)
 
 
@@ -60,10 +64,11 @@ class _ChunkedLoss(torch.autograd.Function):
         target: Tensor,
         token_weight: Tensor | None,
         options: LossOptions,
+        told: GradientTolerance | None,
         return_statistics: bool,
         grad_enabled: bool,
     ) -> Tensor | tuple[Tensor, ...]:
-        ctx.options = options
+        ctx.options, ctx.told = options, told
         ctx.set_materialize_grads(False)
         ctx.dtypes = [None if t is None else t.dtype for t in (input, linear_weight, linear_bias)]
         dtype = compute_dtype(input.dtype)
@@ -75,7 +80,9 @@ class _ChunkedLoss(torch.autograd.Function):
         ahead = options.reduction != "none"
         needs = [grad_enabled and ahead and n for n in ctx.needs_input_grad[:3]]
         arguments = (input, linear_weight, linear_bias, target)
-        value, statistics, gradients = _run(*arguments, upstream, options, needs, want_statistics=return_statistics)
+        value, statistics, gradients = _run(
+            *arguments, upstream, options, needs, want_statistics=return_statistics, told=told
+        )
         ctx.gradients = len(gradients) if ahead else 0
         again = (*arguments, upstream) if return_statistics or not ahead else ()
         ctx.save_for_backward(*gradients[: ctx.gradients], *again)
@@ -105,10 +112,10 @@ class _ChunkedLoss(torch.autograd.Function):
                 mixed = (upstream, *others)
             needs = list(ctx.needs_input_grad[:3])
             arguments = (input, linear_weight, linear_bias, target, upstream)
-            _, _, gradients = _run(*arguments, ctx.options, needs, mixed=mixed)
+            _, _, gradients = _run(*arguments, ctx.options, needs, mixed=mixed, told=ctx.told)
         # Rounded to the arguments' dtype last, after a loss scale has had its chance to lift small float16 gradients.
         rounded = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
-        return (*rounded, None, None, None, None, None)
+        return (*rounded, None, None, None, None, None, None)
 
 
 def _run(
@@ -122,6 +129,7 @@ def _run(
     *,
     want_statistics: bool = False,
     mixed: tuple[Tensor, ...] | None = None,  # upstream gradients of loss, log-probability, lse and entropy, each (N,)
+    told: GradientTolerance | None = None,
 ) -> tuple[Tensor, TokenStatistics | None, tuple[Tensor | None, ...]]:
     """Weighted token losses ``(N,)``, statistics, and the gradients of the losses' sum, in its dtype.
 
@@ -144,15 +152,30 @@ def _run(
         grad_hidden = torch.empty_like(hidden, dtype=dtype) if needs[0] else None
         grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if needs[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
-        blocks = _blocks(hidden.to(dtype), weight, bias, labels, token_loss, statistics, mixed, options, any(needs))
-        for part, h, dz in blocks:
-            scale = (g[part] * (options.logit_scale / options.temperature)).unsqueeze(-1)
-            if grad_hidden is not None:
-                grad_hidden[part] = (dz @ weight).mul_(scale)
-            if grad_weight is not None:
-                grad_weight.addmm_(dz.T, h * scale)
+        hidden = hidden.to(dtype)
+        scale = (g * (options.logit_scale / options.temperature)).unsqueeze(-1)
+        products = None
+        if options.gradient_tolerance and any(needs[:2]):
+            products = SparseProducts(
+                hidden, weight, labels, scale, options.gradient_tolerance, grad_hidden, grad_weight
+            )
+        sweep = partial(_blocks, hidden, weight, bias, labels, token_loss, statistics, mixed, options, any(needs))
+        for part, h, dz in sweep():
             if grad_bias is not None:
                 grad_bias.addmv_(dz.T, g[part] / options.temperature)
+            if products is not None:
+                products.add(part, dz)
+                continue
+            if grad_hidden is not None:
+                grad_hidden[part] = (dz @ weight).mul_(scale[part])
+            if grad_weight is not None:
+                grad_weight.addmm_(dz.T, h * scale[part])
+        if products is not None:
+            if not products.complete():
+                for part, _, dz in sweep():
+                    products.add_missing(part, dz)
+            if told is not None:
+                told.record(products.of_input, products.of_weight)
         token_loss.mul_(g)
         if rows is not None:
             token_loss = torch.zeros_like(upstream).index_copy_(0, rows, token_loss)

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from . import fused
 from .api import check_choices, linear_cross_entropy, refuse_unsupported
+from .gradient_tolerance import tolerance_of
 from .options import LossOptions
 from .token_statistics import TokenStatistics
+from .vocab_parallel import check_group
 
 __all__ = ["LinearCrossEntropy"]
 
@@ -23,13 +25,14 @@ class LinearCrossEntropy(nn.Module):
 
     Args:
         hidden_size: D, features of the input.
-        vocab_size: V, number of classes.
+        vocab_size: V, number of classes; with ``process_group``, of those whose rows this process holds.
         bias: Whether the head has a bias. It may not be combined with ``weight``.
         weight: A parameter ``(V, D)`` to share, for a head tied to an embedding; None makes a new one, initialised as
             :class:`torch.nn.Linear` does.
         device: Device of a new weight.
         dtype: Dtype of a new weight.
-        **options: Keyword arguments of :func:`linear_cross_entropy` other than tensors, checked here.
+        **options: Keyword arguments of :func:`linear_cross_entropy` other than tensors, checked here. A module with a
+            ``process_group`` can be neither copied nor pickled, as the group itself; its ``state_dict`` is plain.
 
     Example:
         >>> embedding = nn.Embedding(10, 4)
@@ -56,8 +59,11 @@ class LinearCrossEntropy(nn.Module):
         choices = {"implementation": "auto", "workspace_bytes": fused.DEFAULT_WORKSPACE_BYTES}
         choices = {name: options.pop(name, default) for name, default in choices.items()}
         check_choices(**choices)
+        if (group := options.pop("process_group", None)) is not None:
+            check_group(group)
+            choices["process_group"] = group
         refuse_unsupported(type(self).__name__, [name for name in options if name not in _OPTIONS])
-        LossOptions(**options)
+        LossOptions(**{name: tolerance_of(value) for name, value in options.items()})
         self.options = {**options, **choices}
         if not isinstance(bias, bool):
             raise TypeError(f"bias must be True or False, got {bias!r}.")
@@ -99,4 +105,5 @@ class LinearCrossEntropy(nn.Module):
     def extra_repr(self) -> str:
         """Return the sizes and options that ``print`` shows."""
         vocab_size, hidden_size = self.weight.shape
-        return ", ".join([f"{hidden_size}, {vocab_size}", *(f"{k}={v!r}" for k, v in self.options.items())])
+        shown = {name: value for name, value in self.options.items() if name != "process_group"}
+        return ", ".join([f"{hidden_size}, {vocab_size}", *(f"{k}={v!r}" for k, v in shown.items())])

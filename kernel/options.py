@@ -41,9 +41,11 @@ class LossOptions:
     confidence_penalty: float = 0.0
     ignore_index: int = -100
     reduction: Reduction = "mean"
+    gradient_tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("label_smoothing", "temperature", "logit_scale", "z_loss", "confidence_penalty"):
+        names = "label_smoothing", "temperature", "logit_scale", "z_loss", "confidence_penalty", "gradient_tolerance"
+        for name in names:
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}.")
@@ -58,6 +60,8 @@ class LossOptions:
         for name in ("z_loss", "confidence_penalty"):
             if not 0 <= getattr(self, name) <= _LARGEST:
                 raise ValueError(f"{name} must be in [0, {_LARGEST}], got {getattr(self, name)}.")
+        if not 0 <= self.gradient_tolerance < 1:
+            raise ValueError(f"gradient_tolerance must be in [0, 1), got {self.gradient_tolerance}.")
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
             raise TypeError(f"ignore_index must be an int, got {type(self.ignore_index).__name__}.")
         if self.reduction not in get_args(Reduction):

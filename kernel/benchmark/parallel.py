@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..api import linear_cross_entropy
-from ..vocab_parallel import SummedGradient
 from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .measure import ahead, peak_bytes, turn
 from .problems import SHAPES, Data, Shape, make_data
@@ -49,13 +48,27 @@ def _splits(vocab_size: int, processes: int) -> dict[str, list[int]]:
     return {"even": even, "uneven": [part] * (processes - 1) + [vocab_size - part * (processes - 1)]}
 
 
+class _SummedGradient(torch.autograd.Function):
+    """Hidden states as they are; their gradient is summed over the processes, in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        return input.view_as(input)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        total = upstream[0].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.to(upstream[0].dtype)
+
+
 def _loss_parallel(hidden: Tensor, rows: Tensor, target: Tensor) -> Tensor:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
     from torch.distributed.tensor.parallel import loss_parallel
 
     mesh = init_device_mesh(hidden.device.type, (dist.get_world_size(),))
-    logits = SummedGradient.apply(hidden, dist.group.WORLD) @ rows.T
+    logits = _SummedGradient.apply(hidden) @ rows.T
     with loss_parallel():
         return F.cross_entropy(DTensor.from_local(logits, mesh, [Shard(1)]), target)
 

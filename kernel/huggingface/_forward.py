@@ -145,6 +145,10 @@ class FusedLoss:
         }
         if self.nll is not None:
             self._read(self.nll, {**common, "softcap": scale.softcap})
+        if (order := options.pop("vocabulary_order", None)) is not None:
+            common["linear_weight"] = order.rows(weight)
+            common["linear_bias"] = None if bias is None else order.rows(common["linear_bias"])
+            common["target"] = order.places(common["target"], ignore_index)
         if num_items_in_batch is None:
             return linear_cross_entropy(**common, **options, reduction="mean")
         if isinstance(num_items_in_batch, Tensor):

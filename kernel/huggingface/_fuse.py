@@ -7,7 +7,9 @@ from typing import Any
 
 from ..api import check_choices
 from ..fused import DEFAULT_WORKSPACE_BYTES
+from ..gradient_tolerance import GradientTolerance, tolerance_of
 from ..options import LossOptions
+from ..vocabulary_order import VocabularyOrder
 from ._architectures import head_scale
 from ._compare import compare, computes, entry
 from ._forward import FusedLoss
@@ -29,6 +31,8 @@ def fuse_loss(
     confidence_penalty: float = 0.0,
     implementation: str = "auto",
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+    gradient_tolerance: float | GradientTolerance = 0.0,
+    vocabulary_order: VocabularyOrder | None = None,
     eval_logits: bool = False,
     verify: bool = True,
 ) -> FusedLoss:
@@ -51,6 +55,9 @@ def fuse_loss(
         confidence_penalty: Coefficient of the entropy, which is subtracted.
         implementation: As in :func:`kernel.linear_cross_entropy`.
         workspace_bytes: As there.
+        gradient_tolerance: As there.
+        vocabulary_order: Order of :func:`kernel.sort_vocabulary` in which the loss takes rows and labels, for a
+            ``gradient_tolerance``. Each call copies the head; the model itself stays as it is, and its checkpoints too.
         eval_logits: Also return logits when labels are given in evaluation mode.
         verify: Compare the fused loss without smoothing with the model's own first (:func:`check_loss`).
 
@@ -82,11 +89,21 @@ def fuse_loss(
     if softcap is not None and scale.softcap is not None:
         raise ValueError(f"softcap must be None for a model whose config caps at {scale.softcap}, got {softcap}.")
     check_choices(implementation, workspace_bytes)
-    options = LossOptions(label_smoothing, softcap, temperature, z_loss=z_loss, confidence_penalty=confidence_penalty)
+    options = LossOptions(
+        *(label_smoothing, softcap, temperature),
+        z_loss=z_loss,
+        confidence_penalty=confidence_penalty,
+        gradient_tolerance=tolerance_of(gradient_tolerance),
+    )
+    if not isinstance(vocabulary_order, (VocabularyOrder, type(None))):
+        raise TypeError(
+            f"vocabulary_order must be a kernel.VocabularyOrder or None, got {type(vocabulary_order).__name__}."
+        )
     linear_head(model, gathered=False)
     names = ("label_smoothing", "softcap", "temperature", "z_loss", "confidence_penalty")
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
     chosen |= {"implementation": implementation, "workspace_bytes": workspace_bytes}
+    chosen |= {"gradient_tolerance": gradient_tolerance, "vocabulary_order": vocabulary_order}
     hidden = compare(outer) if verify else False
     handle = FusedLoss(model, chosen, eval_logits)
     install(model, again=hidden)

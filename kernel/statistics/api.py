@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .. import vocab_parallel
 from ..api import autocast, autocast_off
 from ..fused.launch import available
 from ..options import LossOptions
 from ..validation import check_target_range, check_tensors
-from . import chunked, fused
+from . import chunked, fused, split
 from .fields import HeadStatistics
 
 __all__ = ["HeadStatistics", "head_statistics"]
@@ -34,6 +36,7 @@ def head_statistics(
     ignore_index: int = -100,
     top_k: int = 0,
     implementation: StatisticsImplementation = "auto",
+    process_group: Any = None,
 ) -> HeadStatistics:
     r"""Confidence, entropy, log-probability and more of every token, at several temperatures in one pass over the head.
 
@@ -56,6 +59,8 @@ def head_statistics(
         implementation: ``"chunked"`` (any device, blocks of tokens; heads of half precision are copied to float32),
             ``"triton"`` (one sweep over the vocabulary for up to eight temperatures; no ``top_k``), or ``"auto"``:
             ``"triton"`` on a CUDA device that can run it, else ``"chunked"``.
+        process_group: As in :func:`kernel.linear_cross_entropy`: the processes that hold the head's rows between them.
+            All fields are over all rows, the same in every process.
 
     Returns:
         A :class:`HeadStatistics`; float64 for float64 inputs, else float32.
@@ -63,6 +68,7 @@ def head_statistics(
     Raises:
         TypeError: Wrong type or dtype.
         ValueError: Wrong shape, device or range, or logits that are not finite.
+        RuntimeError: Another process of ``process_group`` refused its arguments or failed.
 
     Example:
         >>> hidden, head = torch.eye(3), 2 * torch.eye(3)
@@ -72,22 +78,37 @@ def head_statistics(
         >>> stats.rank.tolist(), stats.argmax.tolist()
         ([0, 2, -1], [0, 1, -1])
     """
-    if implementation != "auto" and implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {('auto', *_IMPLEMENTATIONS)}, got {implementation!r}.")
-    options = LossOptions(softcap=softcap, logit_scale=logit_scale, ignore_index=ignore_index)
-    values = _check_temperatures(temperatures)
+    process_group, linear_weight, linear_bias, input, target = vocab_parallel.local_parts(
+        process_group, linear_weight, linear_bias, input=input, target=target
+    )
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
-    check_tensors(input, linear_weight, target, linear_bias)
+
+    def checked() -> tuple[LossOptions, tuple[float, ...], int, bool]:
+        if implementation != "auto" and implementation not in _IMPLEMENTATIONS:
+            raise ValueError(f"implementation must be one of {('auto', *_IMPLEMENTATIONS)}, got {implementation!r}.")
+        options = LossOptions(softcap=softcap, logit_scale=logit_scale, ignore_index=ignore_index)
+        values = _check_temperatures(temperatures)
+        check_tensors(input, linear_weight, target, linear_bias)
+        if isinstance(top_k, bool) or not isinstance(top_k, int):
+            raise TypeError(f"top_k must be an int, got {type(top_k).__name__}.")
+        return options, values, top_k, target is None
+
+    share = None
+    if process_group is None:
+        options, values, *_ = checked()
+    else:
+        (options, values, *_), share = vocab_parallel.agree(process_group, checked, input, linear_weight, target)
+    vocab_size = linear_weight.shape[0] if share is None else share.vocab_size
     if target is not None:
-        check_target_range(target, linear_weight.shape[0], ignore_index)
-    if isinstance(top_k, bool) or not isinstance(top_k, int):
-        raise TypeError(f"top_k must be an int, got {type(top_k).__name__}.")
-    if not 0 <= top_k <= linear_weight.shape[0]:
-        raise ValueError(f"top_k must be in [0, {linear_weight.shape[0]}], got {top_k}.")
+        check_target_range(target, vocab_size, ignore_index)
+    if not 0 <= top_k <= vocab_size:
+        raise ValueError(f"top_k must be in [0, {vocab_size}], got {top_k}.")
     if implementation == "auto":
         runs_triton = input.is_cuda and not top_k and available(input.device, input.dtype) is None
         implementation = "triton" if runs_triton else "chunked"
     function = _IMPLEMENTATIONS[implementation]
+    if share is not None and process_group is not None:
+        function = partial(split.statistics, function, group=process_group, share=share)
     with torch.no_grad(), autocast_off(input):
         flat = None if target is None else target.reshape(-1)
         hidden = input.reshape(-1, input.shape[-1])

@@ -30,14 +30,20 @@ def statistics(
     options: LossOptions,
     temperatures: tuple[float, ...],
     top_k: int,
+    given: Tensor | None = None,  # (N,)
 ) -> HeadStatistics:
-    """The fields of :class:`kernel.HeadStatistics`, flat."""
+    """The fields of :class:`kernel.HeadStatistics`, flat.
+
+    ``given`` are logits of the targets, read where a target lies outside of these rows: it counts as before the first
+    or after the last of them.
+    """
     tokens, rows = input.shape[0], None
     if target is not None:
         kept = target != options.ignore_index
         if not kept.all():  # ignored rows cost nothing
             rows = kept.nonzero().squeeze(-1)
             input, target = input[rows], target[rows]
+            given = None if given is None else given[rows]
     (n, vocab_size), dtype, device = (input.shape[0], linear_weight.shape[0]), compute_dtype(input.dtype), input.device
     weight = linear_weight.to(dtype)
     bias = None if linear_bias is None else linear_bias.to(dtype)
@@ -48,7 +54,8 @@ def statistics(
         part = slice(start, min(start + size, n))
         z, scratch = buffers[:, : part.stop - start]
         block_logits(input[part].to(dtype), weight, bias, options, z)
-        _block(z, scratch, None if target is None else target[part].unsqueeze(-1), temperatures, part, out)
+        label, own = (None if t is None else t[part].unsqueeze(-1) for t in (target, given))
+        _block(z, scratch, label, own, temperatures, part, out)
     check_finite(out.max_logit, out.mean_logit)
     if rows is None:
         return out
@@ -59,6 +66,7 @@ def _block(
     z: Tensor,  # (block, V), overwritten
     scratch: Tensor,  # (block, V)
     label: Tensor | None,  # (block, 1)
+    given: Tensor | None,  # (block, 1)
     temperatures: tuple[float, ...],
     part: slice,
     out: HeadStatistics,
@@ -67,13 +75,16 @@ def _block(
         top = z.topk(out.top_logits.shape[-1], dim=-1)
         out.top_logits[part], out.top_indices[part] = top.values, top.indices
     peak, argmax = z.max(-1, keepdim=True)  # the first of equal ones
-    s = z.sub_(peak)
     shift = None
     if label is not None and out.target_logit is not None and out.rank is not None:
-        shift = s.gather(-1, label)
-        out.target_logit[part] = (peak + shift).squeeze(-1)
-        earlier = torch.arange(s.shape[-1], device=s.device) < label
-        out.rank[part] = ((s > shift) | ((s == shift) & earlier)).sum(-1)
+        inside = label.clamp(0, z.shape[-1] - 1)
+        own = z.gather(-1, inside)
+        own = own if given is None else torch.where(inside == label, own, given)
+        earlier = torch.arange(z.shape[-1], device=z.device) < label
+        out.target_logit[part] = own.squeeze(-1)
+        out.rank[part] = ((z > own) | ((z == own) & earlier)).sum(-1)
+        shift = own - peak
+    s = z.sub_(peak)
     out.max_logit[part], out.argmax[part] = peak.squeeze(-1), argmax.squeeze(-1)
     out.mean_logit[part] = (peak + s.mean(-1, keepdim=True)).squeeze(-1)
     scratch.copy_(s).scatter_(-1, argmax, -torch.inf)

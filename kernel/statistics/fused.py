@@ -6,6 +6,7 @@ vocabulary. Importing this module needs no Triton; calling :func:`statistics` do
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -31,10 +32,14 @@ def statistics(
     options: LossOptions,
     temperatures: tuple[float, ...],
     top_k: int,
+    given: Tensor | None = None,  # (N,)
     *,
     launch: Launch | None = None,
 ) -> HeadStatistics:
     """The fields of :class:`kernel.HeadStatistics`, flat; ``launch`` replaces the launch parameters of the table.
+
+    ``given`` are logits of the targets, read where a target lies outside of these rows: it counts as before the first
+    or after the last of them.
 
     Raises:
         ValueError: If the kernels cannot run on these tensors, or ``top_k`` is asked for.
@@ -61,8 +66,8 @@ def statistics(
             several = len(temperatures) > MAX_TEMPERATURES
             into = scores.new_empty(6, n, len(temperatures[part])) if several else scores
             run = partial(
-                _pass, input, linear_weight, target, linear_bias, options, temperatures[part], launch, into, logits,
-                indices,
+                _pass, input, linear_weight, target, linear_bias, given, options, temperatures[part], launch, into,
+                logits, indices,
             )  # fmt: skip
             layouts = (input.dtype, input.stride(0) % 16, linear_weight.shape, linear_weight.stride())
             kinds = (target is None, linear_bias is None, options.softcap is None, len(temperatures[part]), launch)
@@ -95,6 +100,7 @@ def _pass(
     weight: Tensor,
     target: Tensor | None,
     bias: Tensor | None,
+    given: Tensor | None,
     options: LossOptions,
     temperatures: tuple[float, ...],
     launch: Launch,
@@ -117,7 +123,11 @@ def _pass(
     scalars = Scalars.of(options)
     own = torch.empty(n, dtype=torch.float32, device=device)
     if target is not None:
-        own, _ = target_logits(Head(hidden, weight, bias, target), scalars, rows, tokens=16, block_hidden=128)
+        inside = target if given is None else target.clamp(0, vocab_size - 1)
+        own, _ = target_logits(Head(hidden, weight, bias, inside), scalars, rows, tokens=16, block_hidden=128)
+        if given is not None:
+            source = rows.source.clamp(0, n - 1).long()  # undefined beyond the kept rows
+            own = torch.where((inside == target)[source], own, given[source] / math.log(2))
     units = max(MAX_UNITS if device.type == "cuda" else 12, blocks(n, launch.rows))
     several = 1 << (len(temperatures) - 1).bit_length()  # the next power of two
     padded = [*temperatures, *[1.0] * (several - len(temperatures))]

@@ -128,10 +128,12 @@ def join_kernel(
     if HAS_TARGET:
         label = tl.load(target + origin, mask=valid, other=0).to(tl.int32)
         own = tl.load(target_logit + row, mask=valid, other=0.0)
-        # The target's own product may round otherwise than its tile's: the argmax decides.
+        # The target's own product may round otherwise than its tile's: the argmax decides, if the target is one of
+        # these classes.
         top = label == best
-        own = tl.where(top, first, tl.minimum(own, first))
-        rank = tl.where(top, 0, tl.maximum(rank, 1))
+        here = (label >= 0) & (label < vocab_size)
+        own = tl.where(top, first, tl.where(here, tl.minimum(own, first), own))
+        rank = tl.where(top, 0, tl.where(here, tl.maximum(rank, 1), rank))
         log_p = (own - first)[:, None] * inverse * _LN2 - log1p
         tl.store(out + 3 * plane, tl.where(keep, log_p, nothing), mask=mask)
         tl.store(logits + n + origin, tl.where(valid, own * _LN2, nothing), mask=inside)

@@ -7,12 +7,15 @@ import torch
 from helpers import OPTIONS
 from processes import in_processes
 
+from kernel import LinearCrossEntropy, head_statistics, linear_cross_entropy
+
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and sys.platform.startswith("linux")), reason="needs gloo"
 )
 
 START = """
-from kernel import linear_cross_entropy
+import kernel
+from kernel import LinearCrossEntropy, head_statistics, linear_cross_entropy
 
 rows = eval(arguments[0])
 group, begin = dist.group.WORLD, sum(rows[:rank])
@@ -47,10 +50,53 @@ for i, options in enumerate(eval(arguments[1])):
                 assert torch.equal(ours, twice)
                 error = (ours.double() - whole.double()).norm() / whole.double().norm().clamp(min=1e-9)
                 assert error < near, (options, dtype, n, float(error))
+"""
+
+SAME_STATISTICS = """
+def near(ours, whole, dtype):
+    for name, a, b in zip(ours._fields, ours, whole, strict=True):
+        if name not in ("top_indices", "rank", "argmax") and b is not None:
+            low = {"rtol": 1e-9, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+            torch.testing.assert_close(a.double(), b, equal_nan=True, msg=lambda m: name + m, **low)
+        elif b is not None:
+            assert torch.equal(a, b), (name, a, b)
+
+many = {"temperatures": (0.01, 1.0, 3.0), "top_k": 2}
+for options in ({"softcap": 2.0, "logit_scale": 1.5}, {"logit_scale": 30.0}):
+    exact = head_statistics(hidden.double(), head.double(), target, linear_bias=bias.double(), **many, **options)
+    for dtype in (torch.float64, torch.float32):
+        h, w, b = (x.to(dtype) for x in (hidden, head[mine], bias[mine]))
+        near(head_statistics(h, w, target, linear_bias=b, process_group=group, **many, **options), exact, dtype)
+h, w = hidden.round(), head.round()  # exact logits, many of them equal
+exact = head_statistics(h.double(), w.double(), target)
+near(head_statistics(h, w[mine], target, process_group=group), exact, torch.float32)
+without = head_statistics(h, w[mine], process_group=group)
+assert without.rank is None and torch.equal(without.argmax[target != -100], exact.argmax[target != -100])
+"""
+
+# What float32 allows for where no gradient cancels.
+CLOSE = """
+def results(dtype, w, **options):
+    h, w = (x.to(dtype, copy=True).requires_grad_() for x in (hidden, w))
+    loss = linear_cross_entropy(h, w, target, **options)
+    loss.backward()
+    return loss.detach(), h.grad, w.grad
+
+for options in ({}, {"label_smoothing": 0.1}, {"label_smoothing": 0.1, "softcap": 3.0}):
+    exact = results(torch.float64, head, **options)
+    got = results(torch.float32, head[mine], **options, process_group=group)
+    for ours, whole in zip(got, (*exact[:2], exact[2][mine]), strict=True):
+        error = float((ours.double() - whole).norm() / whole.norm())
+        assert error < 1e-6, (options, error)
 print("same")
 """
 
 REFUSED = """
+from torch import nn
+
+unit = LinearCrossEntropy(6, len(head[mine]), weight=nn.Parameter(head[mine]), process_group=group)
+assert torch.equal(unit(hidden, target), linear_cross_entropy(hidden, head[mine], target, process_group=group))
+
 def said(**changed):
     given = {"input": hidden, "linear_weight": head[mine], "target": target, "process_group": group, **changed}
     try:
@@ -62,7 +108,112 @@ said(linear_weight=head[mine, :5] if rank == 1 else head[mine])
 said(label_smoothing=0.1 * rank)
 said(target=target + sum(rows))
 said(**{"softcap": -1.0} if rank == 0 else {})
+said(target=target.roll(rank))
 assert linear_cross_entropy(hidden, head[mine], target, process_group=group).isfinite()  # and goes on
+
+# Fails while it computes: in the forward, in the statistics, in the backward.
+said(token_weight=scale - 10 * rank)
+try:
+    head_statistics(hidden, head[mine] / (1 - rank), target, process_group=group)
+except Exception as error:
+    print(type(error).__name__, error, flush=True)
+h, w = hidden.clone().requires_grad_(), head[mine].clone().requires_grad_()
+loss = linear_cross_entropy(h, w, target, process_group=group)
+run, kernel.chunked._run = kernel.chunked._run, lambda *_, **__: torch.empty(2**60 if rank == 0 else -1)
+if rank == 1:
+    kernel.chunked._run = run
+try:
+    loss.backward(retain_graph=True)
+except Exception as error:
+    print(type(error).__name__, str(error)[:70], flush=True)
+kernel.chunked._run = run
+h.grad = w.grad = None
+loss.backward(retain_graph=True)
+assert h.grad.isfinite().all() and w.grad.isfinite().all()
+try:
+    torch.autograd.grad(loss, h, create_graph=True)[0].sum().backward()
+except RuntimeError as error:
+    assert "differentiate twice" in str(error)
+else:
+    raise AssertionError("a second derivative")
+"""
+
+
+SHARDED = """
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+def grads(h, w, b, **options):
+    loss = linear_cross_entropy(h, w, target, linear_bias=b, label_smoothing=0.1, **options)
+    loss.backward()
+    return loss.detach(), h.grad
+
+# Tensor parallel: the rows of a DTensor in place.
+mesh = init_device_mesh("cpu", (world,))
+leaf = lambda t: t.clone().requires_grad_()
+w, b = leaf(head), leaf(bias)
+exact = grads(leaf(hidden), w, b)
+for placed in (hidden, distribute_tensor(hidden, mesh, [Replicate()])):
+    ours, of = (distribute_tensor(x, mesh, [Shard(0)]).requires_grad_() for x in (head, bias))
+    loss, of_hidden = grads(leaf(placed), ours, of)
+    of_hidden = of_hidden if placed is hidden else of_hidden.full_tensor()
+    for got, whole in zip((loss, of_hidden, ours.grad.full_tensor(), of.grad.full_tensor()), (*exact, w.grad, b.grad)):
+        torch.testing.assert_close(got, whole)
+    assert ours.to_local().shape[0] == (7, 6)[rank]
+found, whole = head_statistics(placed, ours, target, linear_bias=of), head_statistics(hidden, head, target, linear_bias=bias)
+torch.testing.assert_close(found.entropy, whole.entropy, equal_nan=True)
+assert torch.equal(found.rank, whole.rank)
+
+def said(*arguments, **options):
+    try:
+        linear_cross_entropy(*arguments, **options)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+
+said(hidden, distribute_tensor(head, mesh, [Replicate()]), target)
+said(distribute_tensor(hidden, mesh, [Shard(0)]), ours, target)
+said(distribute_tensor(hidden, mesh, [Replicate()]), head, target)
+square = init_device_mesh("cpu", (world, 1))
+said(hidden, distribute_tensor(head, square, [Shard(0), Replicate()]), target)
+said(hidden, ours, target, process_group=[dist.new_group([i]) for i in range(world)][rank])
+
+# FSDP: each process has tokens of its own, and the head is whole inside the forward of its unit.
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 13, bias=False)
+        self.unit = LinearCrossEntropy(6, 13, label_smoothing=0.1)
+    def forward(self, x, y):
+        h = self.body(x)
+        return linear_cross_entropy(h, self.head.weight, y, label_smoothing=0.1) + self.unit(h, y)
+
+torch.manual_seed(0)
+alone, model = Model(), Model()
+model.load_state_dict(alone.state_dict())
+fully_shard(model.unit)
+fully_shard(model)
+x, y = draw(2, 5, 6), torch.randint(13, (2, 5), generator=generator)
+(sum(alone(x[i], y[i]) for i in range(2)) / 2).backward()
+model(x[rank], y[rank]).backward()
+for name, p in model.named_parameters():
+    torch.testing.assert_close(p.grad.full_tensor(), alone.get_parameter(name).grad)
+said(x[rank], model.head.weight, y[rank])  # outside
+"""
+
+FUSED = """
+def results(w, implementation, **options):
+    h, w = (x.clone().requires_grad_() for x in (hidden, w))
+    loss, of = linear_cross_entropy(h, w, target, label_smoothing=0.1, softcap=3.0, implementation=implementation,
+                                    return_statistics=True, **options)
+    loss.backward()
+    told = head_statistics(h.detach(), w.detach(), target, implementation=implementation, **options)
+    return loss.detach(), h.grad, w.grad, of.argmax, told.entropy, told.rank, told.argmax
+
+exact, got = results(head, "chunked"), results(head[mine], "triton", process_group=group)
+for n, (ours, whole) in enumerate(zip(got, exact, strict=True)):
+    torch.testing.assert_close(ours, whole[mine] if n == 2 else whole, equal_nan=True)
 """
 
 
@@ -72,16 +223,48 @@ def run(folder, rows, program, *more):
 
 @pytest.mark.parametrize("rows", [(9, 4), (1, 7, 12)])
 def test_they_are_those_of_one_process(rows, tmp_path):
-    assert run(tmp_path, rows, SAME, repr(OPTIONS)) == ["same\n"] * len(rows)
+    assert run(tmp_path, rows, SAME + SAME_STATISTICS + CLOSE, repr(OPTIONS)) == ["same\n"] * len(rows)
 
 
-def test_one_process_that_is_wrong_stops_all(tmp_path):
+def test_dtensors_fsdp_and_the_fused_kernels(tmp_path):
+    begin = [
+        "ValueError linear_weight must be a plain tensor or a DTensor sharded by rows, Shard(dim=0), over a mesh of one",
+        "ValueError input must be the same in every process, Replicate(), got Shard(dim=0). Redistribute it, or pass",
+        "TypeError input must be a plain tensor where linear_weight is one, got a DTensor",
+        "ValueError linear_weight must be a plain tensor or a DTensor sharded by rows, Shard(dim=0), over a mesh of one",
+        "ValueError process_group must be None or hold the processes [0, 1] of linear_weight's mesh, got [",
+        "ValueError target must be the same in every process of the group",
+    ]
+    for out in run(tmp_path, (7, 6), SHARDED + FUSED):
+        lines = out.splitlines()
+        assert [line.startswith(text) for line, text in zip(lines, begin, strict=True)] == [True] * len(begin), lines
+        assert "with placement Replicate()" in lines[0]
+        assert "over a mesh of 2 dimensions" in lines[3]
+
+
+def test_one_process_that_is_wrong_or_fails_stops_all(tmp_path):
     first, second = (out.splitlines() for out in run(tmp_path, (9, 4), REFUSED))
     assert first[0] == "RuntimeError process 1 of process_group refused its arguments; its error says why."
     assert second[0].startswith("ValueError input must have shape (..., 5) to match linear_weight (4, 5)")
     for out in (first, second):
         assert out[1].startswith("ValueError input's shape, dtype and requires_grad and the options must be the same")
         assert out[2].startswith("ValueError target must be in [0, 13) or equal ignore_index=-100, got ")
-        assert len(out) == 4
+        assert out[4].startswith("ValueError target must be the same in every process of the group")
+        assert len(out) == 8
     assert first[3].startswith("ValueError softcap must be None or in ")
     assert second[3].startswith("RuntimeError process 0 of process_group refused its arguments")
+    failed = "RuntimeError process 1 of process_group failed while it computed; its error says why."
+    assert first[5:7] == [failed, failed]
+    assert second[5].startswith("ValueError token_weight must be finite and at least 0, got ")
+    assert second[6].startswith("ValueError input, linear_weight and linear_bias must give finite logits")
+    assert "alloc" in first[7]
+    assert second[7].startswith("RuntimeError another process of process_group failed while it computed")
+
+
+def test_it_takes_process_groups_alone():
+    arguments = torch.eye(3), torch.eye(3), torch.arange(3)
+    for call in (linear_cross_entropy, head_statistics):
+        with pytest.raises(TypeError, match=r"process_group must be a torch.distributed.ProcessGroup or None, got str"):
+            call(*arguments, process_group="tp")
+    with pytest.raises(TypeError, match=r"process_group must be a torch.distributed.ProcessGroup or None, got int"):
+        LinearCrossEntropy(3, 3, process_group=0)

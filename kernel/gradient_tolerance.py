@@ -1,0 +1,61 @@
+"""How inexact gradients may be, and how exact they became."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["GradientTolerance", "tolerance_of"]
+
+
+def tolerance_of(value: Any) -> Any:
+    """Return the number that a ``gradient_tolerance`` stands for."""
+    return value.tolerance if isinstance(value, GradientTolerance) else value
+
+
+class GradientTolerance:
+    """A ``gradient_tolerance`` that tells what the last loss, or its backward, made of it.
+
+    Args:
+        tolerance: Largest relative Frobenius error of each gradient, in [0, 1).
+
+    Attributes:
+        tolerance: As given.
+        input_active: Share of the tiles (128 tokens x 256 rows of the head) that entered the input's gradient as they
+            are; 1 where it was computed exactly or not at all, nan before any loss.
+        input_bound: Certified relative error of the input's gradient: at most the tolerance.
+        weight_active: As ``input_active``, of the head's gradient.
+        weight_bound: As ``input_bound``, of the head's gradient.
+
+    Example:
+        >>> import torch
+        >>> from kernel import linear_cross_entropy
+        >>> told = GradientTolerance(0.01)
+        >>> hidden, head = torch.zeros(256, 3, requires_grad=True), torch.zeros(512, 3)
+        >>> loss = linear_cross_entropy(hidden, head, torch.arange(256), gradient_tolerance=told)
+        >>> told.input_active, told.input_bound, told.weight_active
+        (0.5, 0.0, 1.0)
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+        self.input_active: float = math.nan
+        self.input_bound: float = math.nan
+        self.weight_active: float = math.nan
+        self.weight_bound: float = math.nan
+
+    def __repr__(self) -> str:
+        """Return the attributes, as a call."""
+        return f"GradientTolerance({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+
+    def exact(self) -> None:
+        """Note that both gradients are computed exactly."""
+        self.input_active = self.weight_active = 1.0
+        self.input_bound = self.weight_bound = 0.0
+
+    def record(self, of_input: Any, of_weight: Any) -> None:
+        """Take ``active`` and ``bound`` of both products; None stands for one that was not asked for."""
+        for name, product in (("input", of_input), ("weight", of_weight)):
+            if product is not None:
+                setattr(self, f"{name}_active", product.active)
+                setattr(self, f"{name}_bound", product.bound)

@@ -1,0 +1,267 @@
+"""Products of dz, the gradient of the logits, that leave out tiles whose share of the result is certified to be small.
+
+A tile is 128 tokens x 256 rows of the head. In a tile that is left out, dz of a token is replaced by its mean over the
+tile's rows other than the target's. What is lost, r = dz - mean, sums to 0 there; the target's own dz stays exact, and
+so does what is constant in a tile, as smoothing's uniform term is without a softcap. With W_t the tile's rows less
+their mean::
+
+    error of dH_n = sum_t r_nt W_t        at most  sum_t |r_nt| sigma_t,  sigma_t >= |W_t|_2
+    error of dW_t = sum_B r_Bt^T h_B      at most  sum_B min(|r_Bt|_F |h_B|_2, sum_{n in B} |r_nt| |h_n|)
+
+summed over the tiles t and blocks of tokens B that are left out; errors of different tiles of dW are orthogonal. With e
+the bound of an error and g the gradient that has it, the exact norm is at least ``|g| - e``: the tolerance is certified
+by ``e <= tolerance (|g| - e)``. For dH that is made to hold in each block, by more tiles while the block is at hand;
+for dW it is looked at in the end, and what is missing takes a second pass over the tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import sparse_tiles
+
+__all__ = ["InputProduct", "SparseProducts", "WeightProduct"]
+
+_MANY = 0.6  # active tiles of a block, above which dense products take no more time
+_PAUSE = 31  # blocks that are computed dense after one with so many
+_GUESS = 0.7  # of what seems to be allowed, before the norm of a gradient is known
+_MARGIN = 0.999  # of what is allowed, for rounding of the bounds
+
+
+class SparseProducts:
+    """Gradients ``scale_n dz_n W`` and ``sum_n scale_n dz_n^T h_n`` in the making, to a relative Frobenius error.
+
+    Args:
+        hidden: Hidden states ``(n, D)``.
+        weight: Head ``(V, D)``.
+        labels: Targets ``(n,)``.
+        scale: Factor of each token ``(n, 1)``.
+        tolerance: Largest relative error, in (0, 1).
+        grad_hidden: Memory of the input's gradient ``(n, D)``, or None.
+        grad_weight: Zeros, to become the head's gradient ``(V, D)``, or None.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        scale: Tensor,
+        tolerance: float,
+        grad_hidden: Tensor | None,
+        grad_weight: Tensor | None,
+    ) -> None:
+        shared = hidden, weight, labels, scale, tolerance
+        self.labels, self.tiles = labels, weight.shape[0] // sparse_tiles.TILE_ROWS
+        self.of_input = None if grad_hidden is None else InputProduct(*shared, grad_hidden)
+        self.of_weight = None if grad_weight is None else WeightProduct(*shared, grad_weight)
+
+    def add(self, part: slice, dz: Tensor) -> None:
+        """Add the tokens ``part``, whose dz ``(block, V)`` is overwritten."""
+        products = [p for p in (self.of_input, self.of_weight) if p is not None]
+        for rows, block in sparse_tiles.parts(part, dz):
+            by_tile = [p for p in products if p.wants_tiles()]
+            for p in products:
+                if p not in by_tile:
+                    p.add_dense(rows, block)
+            if by_tile:
+                split = sparse_tiles.split(block, self.labels[rows], self.tiles)
+                for p in by_tile:
+                    p.add(rows, split)
+
+    def complete(self) -> bool:
+        """End a pass over all tokens; False asks for another one, of :meth:`add_missing`."""
+        return self.of_weight is None or self.of_weight.complete()
+
+    def add_missing(self, part: slice, dz: Tensor) -> None:
+        """Add what is missing of the tokens ``part``, whose dz is overwritten."""
+        for rows, block in sparse_tiles.parts(part, dz):
+            if self.of_weight is not None and rows.start in self.of_weight.missing:
+                self.of_weight.add_missing(rows, sparse_tiles.split(block, self.labels[rows], self.tiles))
+
+
+class TiledProduct:
+    """What both products share: tensors, the share of active tiles, and when to go by tiles at all."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, tolerance: float, out: Tensor
+    ) -> None:
+        self.hidden, self.weight, self.labels, self.scale = hidden, weight, labels, scale
+        self.tolerance, self.out = tolerance, out
+        self.tiles = weight.shape[0] // sparse_tiles.TILE_ROWS
+        self.cut = self.tiles * sparse_tiles.TILE_ROWS  # the rows behind whole tiles are always computed
+        self.computed, self.seen, self._pause = 0, 0, 1
+
+    @property
+    def active(self) -> float:
+        """Share of the tiles that were computed; 1 where there are none."""
+        return self.computed / self.seen if self.seen else 1.0
+
+    def wants_tiles(self) -> bool:
+        """Whether the next block of tokens goes by tiles. The first does not: it tells how large dW is."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        return self.tiles > 0
+
+    def count(self, active: int, *, dense: bool = False) -> None:
+        """Note the active tiles of a block; where they are many, the next blocks are computed dense."""
+        self.computed += active
+        self.seen += self.tiles
+        if active > _MANY * self.tiles and not dense:
+            self._pause = _PAUSE
+
+
+class InputProduct(TiledProduct):
+    """dz W, certified block by block."""
+
+    _error = _least = 0.0  # squares: of the error's bound, and of the least that the exact norm can be
+    _sums: Tensor | None = None  # (tiles, D) of the rows
+    _sigma: Tensor | None = None  # (tiles,)
+
+    @property
+    def bound(self) -> float:
+        """Certified relative error."""
+        return _relative(self._error**0.5, self._least**0.5)
+
+    def add_dense(self, rows: slice, dz: Tensor) -> None:
+        """Compute a block without tiles."""
+        self.out[rows] = out = (dz @ self.weight).mul_(self.scale[rows])
+        self._least += float(out.norm()) ** 2
+        self.count(self.tiles, dense=True)
+
+    def add(self, rows: slice, split: sparse_tiles.Split) -> None:
+        """Compute a block tile by tile."""
+        scale = self.scale[rows]
+        whole = self.weight[: self.cut].unflatten(0, (self.tiles, sparse_tiles.TILE_ROWS))
+        if self._sums is None:
+            self._sums = whole.sum(1)
+        total = split.mean @ self._sums
+        total.addcmul_(split.own, self.weight[self.labels[rows]])
+        total.addmm_(split.residual[:, self.cut :], self.weight[self.cut :])
+        lost, allowed = scale.abs() * split.norm, _GUESS * self.tolerance * float((total * scale).norm())
+        if self._sigma is None and self._may_leave_out(whole, self._sums, lost, allowed):
+            self._sigma = sparse_tiles.spectral(whole)
+        size = torch.full_like(lost, torch.inf) if self._sigma is None else lost * self._sigma  # (n, tiles)
+        order = size.norm(dim=0).argsort()
+        errors = size[:, order].cumsum(1).norm(dim=0)  # of leaving out the first so many tiles
+        left_out = int((errors <= allowed).sum())
+        self._add_tiles(total, split, order[left_out:])
+        error, least = self._certified(total * scale, errors, left_out)
+        if not error <= _MARGIN * self.tolerance * least:
+            fewer = int((errors <= _MARGIN * self.tolerance * least).sum())
+            self._add_tiles(total, split, order[fewer:left_out])
+            left_out = fewer
+            error, now = self._certified(total * scale, errors, left_out)
+            least = max(least, now)
+        torch.mul(total, scale, out=self.out[rows])
+        self._error += error**2
+        self._least += least**2
+        self.count(self.tiles - left_out)
+
+    def _may_leave_out(self, whole: Tensor, sums: Tensor, lost: Tensor, allowed: float) -> bool:
+        """Whether enough tiles might be left out for sigma to be worth its time: by a bound from below."""
+        square = torch.linalg.vector_norm(whole, dim=(1, 2)).square() - sums.square().sum(1) / whole.shape[1]
+        least = (square / min(whole.shape[1:])).clamp(min=0).sqrt()  # the root mean square of the singular values
+        size = (lost * least).norm(dim=0).sort().values
+        return float(size[: math.ceil((1 - _MANY) * self.tiles)].norm()) <= allowed
+
+    def _add_tiles(self, total: Tensor, split: sparse_tiles.Split, tiles: Tensor) -> None:
+        for columns in sparse_tiles.runs(tiles):
+            total.addmm_(split.residual[:, columns], self.weight[columns])
+
+    def _certified(self, out: Tensor, errors: Tensor, left_out: int) -> tuple[float, float]:
+        """Bound of the error, and the least that the exact norm can be."""
+        error = float(errors[left_out - 1]) if left_out else 0.0
+        return error, float(out.norm()) - error
+
+
+class WeightProduct(TiledProduct):
+    """dz^T h, certified in the end."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, tolerance: float, out: Tensor
+    ) -> None:
+        super().__init__(hidden, weight, labels, scale, tolerance, out)
+        self.missing: dict[int, Tensor] = {}  # tiles of the block that begins at a token
+        self._left_out: dict[int, Tensor] = {}  # bounds (tiles,) of what is
+        self._means = weight.new_zeros(self.tiles, weight.shape[1])
+        size = torch.linalg.vector_norm(hidden * scale, dim=1).double()
+        self._shares, self._done, self._blocks, self._estimate = size / size.sum().clamp(min=1e-300), 0.0, 0, 0.0
+        self._least = 0.0  # that the exact norm can be
+
+    @property
+    def bound(self) -> float:
+        """Certified relative error."""
+        return _relative(self._error(), self._least)
+
+    def add_dense(self, rows: slice, dz: Tensor) -> None:
+        """Add a block without tiles."""
+        self.out.addmm_(dz.T, self.hidden[rows] * self.scale[rows])
+        self.count(self.tiles, dense=True)
+        self._next(rows)
+
+    def add(self, rows: slice, split: sparse_tiles.Split) -> None:
+        """Add a block tile by tile."""
+        h = self.hidden[rows] * self.scale[rows]
+        self._means.addmm_(split.mean.T, h)
+        self.out.index_add_(0, self.labels[rows], split.own * h)
+        self.out[self.cut :].addmm_(split.residual[:, self.cut :].T, h)
+        largest = torch.linalg.eigvalsh(h @ h.T)[-1].clamp(min=0).sqrt()
+        apart = (split.norm * torch.linalg.vector_norm(h, dim=1, keepdim=True)).sum(0)
+        lost = torch.minimum(split.norm.norm(dim=0) * largest, apart)  # (tiles,)
+        allowed = _GUESS * self.tolerance * self._estimate * float(self._shares[rows].sum())
+        order = lost.argsort()
+        left_out = int((lost[order].square().cumsum(0) <= allowed**2).sum())
+        self._add_tiles(split, h, order[left_out:])
+        self._left_out[rows.start] = lost.index_fill(0, order[left_out:], 0)
+        self.count(self.tiles - left_out)
+        self._next(rows)
+
+    def complete(self) -> bool:
+        """Add the mean field; whether the tolerance is certified. If not, ``missing`` says what is."""
+        self.out[: self.cut].unflatten(0, (self.tiles, sparse_tiles.TILE_ROWS)).add_(self._means.unsqueeze(1))
+        error = self._error()
+        self._least = float(self.out.norm()) - error
+        allowed = _MARGIN * self.tolerance * self._least
+        if error <= allowed:
+            return True
+        lost = torch.stack(list(self._left_out.values()))  # (blocks, tiles)
+        limits = lost.flatten().sort().values
+        low, high = -1, limits.numel() - 1  # limits[low] keeps within what is allowed, limits[high] does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = float(lost.masked_fill(lost > limits[middle], 0).sum(0).norm()) <= allowed
+            low, high = (middle, high) if fits else (low, middle)
+        limit = limits[low] if low >= 0 else limits.new_zeros(())
+        for start, values in self._left_out.items():
+            if bool((above := values > limit).any()):
+                self.missing[start] = above.nonzero().squeeze(-1)
+                self._left_out[start] = values.masked_fill(above, 0)
+                self.computed += int(above.sum())
+        return False
+
+    def add_missing(self, rows: slice, split: sparse_tiles.Split) -> None:
+        """Add the missing tiles of a block."""
+        self._add_tiles(split, self.hidden[rows] * self.scale[rows], self.missing[rows.start])
+
+    def _add_tiles(self, split: sparse_tiles.Split, h: Tensor, tiles: Tensor) -> None:
+        for columns in sparse_tiles.runs(tiles):
+            self.out[columns].addmm_(split.residual[:, columns].T, h)
+
+    def _error(self) -> float:
+        return float(torch.stack(list(self._left_out.values())).sum(0).norm()) if self._left_out else 0.0
+
+    def _next(self, rows: slice) -> None:
+        self._done += float(self._shares[rows].sum())
+        self._blocks += 1
+        if self._blocks & (self._blocks - 1) == 0:  # 1, 2, 4, ...: the norm is a pass over the whole gradient
+            # A guess, which the certificate does not rely on: blocks add up as if they were independent.
+            self._estimate = float(self.out.norm()) / max(self._done, 1e-300) ** 0.5
+
+
+def _relative(error: float, least: float) -> float:
+    return 0.0 if error == 0 else error / least

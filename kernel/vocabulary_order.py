@@ -1,0 +1,103 @@
+"""A vocabulary in order of frequency: with rare classes side by side, whole tiles of the head carry next to nothing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .blocks import block_logits, block_tokens
+from .options import LossOptions
+from .reference import compute_dtype
+from .validation import check_tensor, check_tensors
+
+__all__ = ["VocabularyOrder", "mean_probabilities", "sort_vocabulary"]
+
+
+class VocabularyOrder(NamedTuple):
+    """Classes by falling frequency. The model stays in its own order, its checkpoints and tied embeddings with it.
+
+    Attributes:
+        permutation: Class at each place ``(V,)``, int64.
+        inverse: Place of each class ``(V,)``, int64.
+    """
+
+    permutation: Tensor
+    inverse: Tensor
+
+    def rows(self, head: Tensor) -> Tensor:
+        """Return a copy of weight ``(V, D)`` or bias ``(V,)`` in this order; its gradient arrives in the model's."""
+        if head.shape[0] != self.permutation.shape[0]:
+            raise ValueError(f"head must have {self.permutation.shape[0]} rows, got shape {tuple(head.shape)}.")
+        return head.index_select(0, self.permutation.to(head.device))
+
+    def places(self, target: Tensor, ignore_index: int = -100) -> Tensor:
+        """Return the places of classes ``(...)``, for a loss of :meth:`rows`; ``ignore_index`` stays what it is."""
+        kept = (target != ignore_index) & (target >= 0) & (target < self.inverse.shape[0])  # the loss refuses the rest
+        return torch.where(kept, self.inverse.to(target.device)[torch.where(kept, target, 0)], target)
+
+    def classes(self, places: Tensor) -> Tensor:
+        """Return the classes at places ``(...)``, such as an argmax; negative ones stay what they are."""
+        found = self.permutation.to(places.device)[places.clamp(min=0)]
+        return torch.where(places >= 0, found, places)
+
+
+def sort_vocabulary(frequency: Tensor) -> VocabularyOrder:
+    """Sort the classes by counts in a text, or by mean probabilities on a sample of it (:func:`mean_probabilities`).
+
+    Args:
+        frequency: Counts or probabilities ``(V,)``, at least 0; equal ones stay in the order of their classes.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it is no vector, or has a value that is negative or no number.
+
+    Example:
+        >>> order = sort_vocabulary(torch.tensor([2, 0, 5]))
+        >>> order.permutation.tolist(), order.places(torch.tensor([2, -100])).tolist()
+        ([2, 0, 1], [0, -100])
+    """
+    check_tensor("frequency", frequency)
+    if frequency.ndim != 1 or not len(frequency):
+        raise ValueError(f"frequency must have shape (vocab_size,), got {tuple(frequency.shape)}.")
+    if not (frequency >= 0).all():
+        raise ValueError(f"frequency must be at least 0, got {frequency[~(frequency >= 0)][0].item()}.")
+    permutation = frequency.argsort(descending=True, stable=True)
+    return VocabularyOrder(permutation, permutation.argsort())
+
+
+def mean_probabilities(
+    input: Tensor,  # (..., D)
+    linear_weight: Tensor,  # (V, D)
+    *,
+    linear_bias: Tensor | None = None,  # (V,)
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> Tensor:
+    """Mean of softmax(z) over tokens ``(V,)``, z the logits of :func:`kernel.head_statistics`, in blocks.
+
+    A few thousand hidden states of text like that of the training are enough: unlike counts, probabilities also tell
+    classes apart that never occur in it.
+
+    Returns:
+        Probabilities in float64 for float64 inputs, else float32.
+
+    Example:
+        >>> mean_probabilities(torch.zeros(3, 2), torch.ones(4, 2)).tolist()
+        [0.25, 0.25, 0.25, 0.25]
+    """
+    options = LossOptions(softcap=softcap, logit_scale=logit_scale)
+    check_tensors(input, linear_weight, None, linear_bias)
+    hidden = input.reshape(-1, input.shape[-1])
+    if not len(hidden):
+        raise ValueError(f"input must hold at least one token, got shape {tuple(input.shape)}.")
+    with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
+        weight = linear_weight.to(compute_dtype(input.dtype))
+        bias = None if linear_bias is None else linear_bias.to(weight.dtype)
+        total = weight.new_zeros(weight.shape[0])
+        for block in hidden.split(block_tokens(len(hidden), weight)):
+            z = weight.new_empty(len(block), len(weight))
+            block_logits(block.to(weight.dtype), weight, bias, options, z)
+            total += z.softmax(-1).sum(0)
+        return total / len(hidden)

@@ -1,0 +1,94 @@
+"""A vocabulary sorted by frequency: the same loss and gradients, in the model's order."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import V, make
+
+from kernel import GradientTolerance, LinearCrossEntropy, linear_cross_entropy, mean_probabilities, sort_vocabulary
+from kernel.blocks import BLOCK_BYTES
+
+
+def test_the_loss_of_sorted_rows_is_the_loss():
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(5, (30,), generator=generator)
+    order = sort_vocabulary(counts)
+    assert counts[order.permutation].tolist() == sorted(counts.tolist(), reverse=True)
+    assert torch.equal(order.permutation[order.inverse], torch.arange(30))
+    target = torch.randint(30, (12,), generator=generator)
+    target[3] = -100
+    tensors = [torch.randn(*shape, generator=generator).double() for shape in ((12, 4), (30, 4), (30,))]
+    found = []
+    for sort in (False, True):
+        h, w, b = (t.clone().requires_grad_() for t in tensors)
+        rows, bias, places = (order.rows(w), order.rows(b), order.places(target)) if sort else (w, b, target)
+        loss, of = linear_cross_entropy(
+            *(h, rows, places), linear_bias=bias, label_smoothing=0.1, softcap=3.0, return_statistics=True
+        )
+        loss.backward()
+        found.append((loss, h.grad, w.grad, b.grad, order.classes(of.argmax) if sort else of.argmax))
+    for ours, whole in zip(*found, strict=True):
+        torch.testing.assert_close(ours, whole)
+    with pytest.raises(ValueError, match=r"target must be in \[0, 30\) or equal ignore_index=-100, got 30"):
+        linear_cross_entropy(tensors[0][:1], order.rows(tensors[1]), order.places(torch.tensor([30])))
+
+
+def test_mean_probabilities(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    h, w, b = (torch.randn(*shape, generator=generator) for shape in ((2, 5, 4), (9, 4), (9,)))
+    expected = (3 * torch.tanh((2 * h @ w.T + b) / 3)).softmax(-1).mean((0, 1))
+    for size in (2**10, 2**24):
+        monkeypatch.setitem(BLOCK_BYTES, "cpu", size)
+        torch.testing.assert_close(mean_probabilities(h, w, linear_bias=b, softcap=3.0, logit_scale=2.0), expected)
+    with pytest.raises(ValueError, match=r"input must hold at least one token, got shape \(0, 4\)"):
+        mean_probabilities(h[0, :0], w)
+
+
+@pytest.mark.parametrize(
+    ("frequency", "error", "text"),
+    [
+        ([1, 2], TypeError, "frequency must be a torch.Tensor, got list"),
+        (torch.ones(2, 2), ValueError, r"frequency must have shape \(vocab_size,\), got \(2, 2\)"),
+        (torch.tensor([1.0, -2.0]), ValueError, "frequency must be at least 0, got -2.0"),
+        (torch.tensor([1.0, torch.nan]), ValueError, "frequency must be at least 0, got nan"),
+    ],
+)
+def test_what_cannot_be_sorted(frequency, error, text):
+    with pytest.raises(error, match=text):
+        sort_vocabulary(frequency)
+
+
+def test_rows_of_another_vocabulary_are_refused():
+    with pytest.raises(ValueError, match=r"head must have 3 rows, got shape \(4, 2\)"):
+        sort_vocabulary(torch.ones(3)).rows(torch.ones(4, 2))
+
+
+def test_a_module_takes_a_tolerance_that_tells():
+    told = GradientTolerance(0.01)
+    LinearCrossEntropy(4, 300, gradient_tolerance=told)(torch.ones(2, 4), torch.tensor([1, 2])).backward()
+    assert told.weight_active == 1.0
+    with pytest.raises(ValueError, match=r"gradient_tolerance must be in \[0, 1\), got 2.0"):
+        LinearCrossEntropy(4, 300, gradient_tolerance=2)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_fused_model_keeps_its_own_order(tied):
+    pytest.importorskip("transformers")
+    from kernel.huggingface import fuse_loss
+
+    tokens = torch.randint(3, V, (3, 10), generator=torch.Generator().manual_seed(1))
+    order, told = sort_vocabulary(torch.arange(V)), GradientTolerance(1e-6)
+    found = []
+    for options in ({}, {"vocabulary_order": order, "gradient_tolerance": told}):
+        model = make(tie_word_embeddings=tied)
+        before = copy.deepcopy(model.state_dict())
+        fuse_loss(model, label_smoothing=0.1, **options)
+        model = copy.deepcopy(model)
+        model(tokens, labels=tokens).loss.backward()
+        assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+        found.append([p.grad for p in model.parameters()])
+    for ours, whole in zip(*found, strict=True):
+        torch.testing.assert_close(ours, whole)
+    with pytest.raises(TypeError, match=r"vocabulary_order must be a kernel.VocabularyOrder or None, got Tensor"):
+        fuse_loss(model, vocabulary_order=order.permutation)  # pyright: ignore[reportArgumentType]
