@@ -136,9 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--tokens", type=whole(1), default=384)
-    parser.add_argument("--vocab-size", type=whole(256), default=32768)
-    parser.add_argument("--hidden-size", type=whole(1), default=512)
+    parser.add_argument("--tokens", type=whole(1), default=384, help="tokens (default 384)")
+    parser.add_argument(
+        "--vocab-size", type=whole(256), default=32768, help="vocabulary, a multiple of 256 (default 32768)"
+    )
+    parser.add_argument("--hidden-size", type=whole(1), default=512, help="hidden size (default 512)")
     add_places(parser, "byte_codes", device=False)
     given = parser.parse_args(arguments)
     return finish(lambda: _run(given, typed(parser, given)))
