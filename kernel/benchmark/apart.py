@@ -76,7 +76,9 @@ class Apart:
             self._process = None
 
     def _ask(self, kind: str, case: Case, *rest: Any) -> Any:
-        if self._process is None:
+        if self._process is None or not self._process.is_alive():
+            if kind != "prepare":  # what was prepared ended with it
+                raise EOFError
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(theirs, *self.problem), daemon=True)

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import apart_rivals
 import pytest
@@ -18,6 +19,7 @@ from kernel.benchmark.__main__ import COLUMNS, main
 from kernel.benchmark.apart import Apart
 from kernel.benchmark.compare import GROUPS
 from kernel.benchmark.cute_rivals import cute_rivals
+from kernel.benchmark.prepare import Entry
 from kernel.benchmark.problems import Shape, make_data
 from kernel.benchmark.rivals import Case, rivals
 
@@ -264,26 +266,25 @@ def test_a_rival_that_fails_is_reported(data):
 
 def test_what_runs_in_a_process_of_its_own_takes_its_turns():
     cpu, case = torch.device("cpu"), Case(label_smoothing=0.0)
-    data = make_data(SHAPE, torch.float32, cpu)
-
-    def rows(*names):
-        other = Apart(SHAPE, torch.float32, cpu, names, apart_rivals.implementations)
-        try:
-            measured = compare._Group(SHAPE, data, 2, other).compare([case], [])
-            return {row["implementation"]: row for row, _ in measured}
-        finally:
-            other.close()
-
-    found = rows("eager", "broken", "ends at once", "elsewhere")
-    assert list(found) == ["matmul", "eager", "broken", "ends at once", "elsewhere"]
-    assert float(found["eager"]["ms"]) > 0
-    assert float(found["eager"]["input_gradient_error"]) < 1e-5, "of the same numbers"
-    assert found["broken"]["skipped"] == "RuntimeError: out of luck"
-    assert found["ends at once"]["skipped"] == "its process ended with status 7"
-    assert found["elsewhere"]["skipped"] == "not installed: elsewhere"
-    last = rows("ends later")["ends later"]
-    assert last["skipped"] == "its process ended during the rounds"
-    assert "ms" not in last
+    names = ["eager", "broken", "ends at once", "elsewhere"]
+    other = Apart(SHAPE, torch.float32, cpu, names, apart_rivals.implementations)
+    try:
+        measured = compare._Group(SHAPE, make_data(SHAPE, torch.float32, cpu), 2, other).compare([case], [])
+        found = {row["implementation"]: row for row, _ in measured}
+        assert list(found) == ["matmul", *names]
+        assert float(found["eager"]["ms"]) > 0
+        assert float(found["eager"]["input_gradient_error"]) < 1e-5, "of the same numbers"
+        assert found["broken"]["skipped"] == "RuntimeError: out of luck"
+        assert found["ends at once"]["skipped"] == "its process ended with status 7"
+        assert found["elsewhere"]["skipped"] == "not installed: elsewhere"
+        other._process.kill()
+        other._process.join()
+        entry = Entry(case, "eager", turn=partial(other._ask, "turn", case, "eager"))
+        assert compare._turn(entry, cpu, lambda: None) is None
+        assert entry.columns["skipped"] == "its process ended during the rounds"
+        assert "skipped" not in other.prepare(case)[0].columns, "a new one"
+    finally:
+        other.close()
 
 
 def test_rivals_in_cute_say_what_is_missing():
