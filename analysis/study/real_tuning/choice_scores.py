@@ -68,7 +68,7 @@ def ask(
     letters: Sequence[int],
     pad: int,
     temperature: float = 1.0,
-    batch_size: int = 128,
+    batch_size: int | None = None,
 ) -> Asked:
     """Ask a model each question in three ways.
 
@@ -80,14 +80,15 @@ def ask(
         letters: Tokens of the letters, in the model's token ids.
         pad: Token to pad with.
         temperature: That the logits of the vocabulary are divided by.
-        batch_size: Documents at a time.
+        batch_size: Documents at a time; None for 512 on CUDA, where launches bound short ones, else 128.
 
     Returns:
         Logits of the options: summed log-likelihoods (``cloze``), these over the number of characters
         (``cloze_norm``), and the letters' log-probabilities (``letters``).
     """
     autocast = torch.bfloat16 if model.device.type == "cuda" else None
-    options = {"pad": pad, "batch_size": batch_size, "autocast": autocast}
+    size = batch_size or (512 if model.device.type == "cuda" else 128)
+    options = {"pad": pad, "batch_size": size, "autocast": autocast}
     known = hidden_states(model, documents["options"], **options)
     scores = score_tokens(known, head, temperature=temperature)
     count = [len(q.options) for q in questions]

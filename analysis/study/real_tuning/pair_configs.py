@@ -133,7 +133,7 @@ def seconds(config: PairConfig, device: str, vocab_size: int, questions: int) ->
     )
     measured = 3 * config.held_out * 100 * (config.epochs + 1)  # tokens
     if device.startswith("cuda"):
-        return steps * 0.4 + asked * 5 / 128 * 0.15 + measured / 20_000
+        return steps * 0.4 + asked * 5 / 512 * 0.3 + measured / 20_000
     rows = vocab_size if config.vocabulary is None else config.vocabulary or 2000
     each = 2 * (1e8 + 640 * rows) / 3e10  # of a token forwards
     return each * (3 * config.epochs * pairs * 100 + asked * 5 * 60 + 5 * measured)
