@@ -122,7 +122,7 @@ def _encode(options: argparse.Namespace) -> int:
     print("pairs: " + ", ".join(f"{count} {part}" for part, count in sorted(parts.items())))
     for (source, part), count in sorted(asked.items()):
         print(f"{source}: {count} {part}")
-    used = int((known.counts() > 0).sum())
+    used = int((known.shares() > 0).sum())
     left_out = known.facts["questions_left_out"]
     print(f"{used} tokens of {known.facts['vocab_size']} occur; {left_out} questions are too long")
     if not options.no_check:

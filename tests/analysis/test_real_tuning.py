@@ -12,6 +12,7 @@ import torch
 from tiny_models import save_folder
 
 from analysis.calibration import calibration_error
+from analysis.lab import sweep
 from analysis.lab.records import config_key
 from analysis.language_models import load_model
 from analysis.language_models.documents import Encoded
@@ -21,7 +22,7 @@ from analysis.study.real_tuning import pair_tuning
 from analysis.study.real_tuning.choice_scores import VIEWS, Asked, ask, choice_lines, letter_documents, option_documents
 from analysis.study.real_tuning.files import ChoiceQuestion, Pair, read_choices, read_pairs
 from analysis.study.real_tuning.pair_configs import PairConfig, configs, seconds
-from analysis.study.real_tuning.pair_documents import documents_of
+from analysis.study.real_tuning.pair_documents import _runs, documents_of
 from analysis.study.real_tuning.pair_tuning import tune_on_pairs
 from analysis.study.real_tuning.sample import write_sample
 from analysis.study.real_tuning.token_files import encode, read_tokens, write_tokens
@@ -334,7 +335,15 @@ def test_tiers_in_the_order_in_which_they_matter():
     assert all(seconds(c, "cuda", 262144, 20000) < seconds(c, "cpu", 262144, 20000) for c in every)
 
 
-def test_the_command(place, known, tmp_path, capsys):
+def in_this_process(function, configs, workers, stop, take):
+    """What computes rows, without a fresh process; that one is tested with :mod:`analysis.instruction`."""
+    for config in configs:
+        if take(config):
+            yield config, function(config), None
+
+
+def test_the_command(place, known, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "local_engine", in_this_process)
     files = [str(place / "tiny"), str(place / "tokens.npz")]
     rows = [*files, "--tier", "smoke", "--out", str(tmp_path)]
     assert main(["plan", *rows]) == 0
@@ -355,3 +364,12 @@ def test_the_command(place, known, tmp_path, capsys):
     wanted = ["--questions", str(questions), "--tuning", str(pairs)]
     assert main(["encode", files[0], str(tmp_path / "t.npz"), *wanted]) == 2  # two tokens for a space and a letter
     assert "tokenizer must have one token for each of" in capsys.readouterr().err
+
+
+def test_text_is_cut_where_it_leaves_the_vocabulary():
+    within = np.ones(9, bool)
+    within[8] = False
+    text = (0, *[1] * 20, 8, *[2] * 15, 8, 8, *[3] * 16)
+    assert list(_runs(text, within)) == [(0, *[1] * 20), (0, *[3] * 16)]
+    assert list(_runs((0, 1, 2), within)) == [(0, 1, 2)]  # whole, however short
+    assert list(_runs((0, 8), within)) == []

@@ -13,7 +13,7 @@ __all__ = ["TIERS", "PairConfig", "Tier", "configs", "seconds"]
 Tier = Literal["smoke", "1", "2", "3"]
 TIERS: tuple[Tier, ...] = ("smoke", "1", "2", "3")
 _SIZES: tuple[int | None, ...] = (0, 16384, 65536, None)  # of the vocabulary: what is read, two sizes, all
-WITHIN = 8192  # documents of the so many most frequent tokens are read in all four
+WITHIN = 12288  # documents of the so many most frequent tokens are read in all four
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from .token_files import AskedQuestion, TokenFile, TokenPair
 from .vocabulary import kept_rows, renumbered
 
 __all__ = ["Documents", "Exam", "documents_of"]
+
+_SHORTEST = 16  # tokens of a piece of text between tokens that are not read
 
 
 class Exam(NamedTuple):
@@ -59,14 +62,14 @@ def documents_of(known: TokenFile, config: PairConfig) -> Documents:
     vocab_size, pad = int(known.facts["vocab_size"]), int(known.facts["pad"])
     letters = [int(i) for i in known.facts["letters"]]
     needed = [pad, *letters]
-    counts = known.counts()
+    shares = known.shares()
     within = np.ones(vocab_size, bool)
     if config.within is not None and config.within < vocab_size:
         within[:] = False
-        within[kept_rows(counts, config.within, config.within, needed)] = True
+        within[kept_rows(shares, config.within, config.within, needed)] = True
     pairs = [p for p in known.pairs if _inside(within, p.prompt, p.response)]
     questions = [q for q in known.questions if _inside(within, q.prompt, q.lettered, *q.options)]
-    texts = [text for text in known.texts if _inside(within, text)][: config.texts]
+    texts = [run for text in known.texts for run in _runs(text, within)][: config.texts]
     pool = [p for p in pairs if p.part == "train"]
     wanted = config.pairs or len(pool)
     if not pool or wanted > len(pool):
@@ -78,7 +81,7 @@ def documents_of(known: TokenFile, config: PairConfig) -> Documents:
     every = {part: [q for q in questions if q.part == part] for part in ("fit", "scored")}
     if lacking := [part for part in ("fit", "scored") if not every[part] or not held[part]]:
         raise ValueError(f"questions and pairs must have some of the part {lacking[0]!r}: give more of them.")
-    kept = kept_rows(counts, config.vocabulary, config.within, needed)
+    kept = kept_rows(shares, config.vocabulary, config.within, needed)
 
     def ids(documents: list[Encoded]) -> list[Encoded]:
         return renumbered(documents, kept, vocab_size)
@@ -101,7 +104,16 @@ def documents_of(known: TokenFile, config: PairConfig) -> Documents:
 
 
 def _inside(within: NDArray[np.bool_], *several: Sequence[int]) -> bool:
-    return all(within[list(ids)].all() for ids in several)
+    return bool(within.all()) or all(within[list(ids)].all() for ids in several)
+
+
+def _runs(text: Sequence[int], within: NDArray[np.bool_]) -> Iterator[tuple[int, ...]]:
+    """A text, or what is left of it between tokens that are not read, each after its first token, the start mark."""
+    start, *rest = text
+    ends = [-1, *np.flatnonzero(~within[rest]).tolist(), len(rest)]
+    for first, end in pairwise(ends):
+        if end - first - 1 >= (_SHORTEST if len(ends) > 2 else 1):
+            yield (start, *rest[first + 1 : end])
 
 
 def _masked(pair: TokenPair) -> Encoded:

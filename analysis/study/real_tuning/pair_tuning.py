@@ -60,7 +60,7 @@ def tune_on_pairs(
         ValueError: If a file is another one than the config names, or holds too little.
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    known = read_tokens(tokens)
+    known = _read(Path(tokens))
     if (Path(model).name, known.digest) != (config.model, config.tokens):
         raise ValueError(
             f"model and tokens must be {config.model} and {config.tokens}, got {Path(model).name} and {known.digest}."
@@ -106,6 +106,12 @@ def checked_cross_entropy(model: Any, known: TokenFile) -> tuple[float, float]:
         total += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
         right, count = right + int((logits.argmax(-1) == target).sum()), count + len(target)
     return total / count, right / count
+
+
+@lru_cache(maxsize=1)
+def _read(tokens: Path) -> TokenFile:
+    """Read once in each process."""
+    return read_tokens(tokens)
 
 
 @lru_cache(maxsize=1)

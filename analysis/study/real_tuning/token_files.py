@@ -84,10 +84,15 @@ class TokenFile:
     facts: Mapping[str, Any]
     digest: str
 
-    def counts(self) -> NDArray[np.int64]:
-        """How often each token of the vocabulary occurs in pairs, questions and texts."""
-        flat, *_ = _flattened(self.pairs, self.questions, self.texts, ())
-        return np.bincount(flat, minlength=int(self.facts["vocab_size"]))
+    def shares(self) -> NDArray[np.float64]:
+        """How much of what is read each token of the vocabulary is ``(V,)``: the mean of its shares.
+
+        Of pairs, of questions and of texts, so that the largest of these does not decide what a cut vocabulary keeps.
+        """
+        size = int(self.facts["vocab_size"])
+        parts = ((self.pairs, (), ()), ((), self.questions, ()), ((), (), self.texts))
+        counts = [np.bincount(_flattened(*part, ())[0], minlength=size) for part in parts]
+        return np.mean([count / max(1, count.sum()) for count in counts], axis=0)
 
 
 def encode(
@@ -223,11 +228,13 @@ def write_tokens(made: TokenFile, path: Path) -> None:
     """Write as ``.npz``, whole or not at all; equal contents give equal bytes."""
     arrays = _arrays(made.pairs, made.questions, made.texts, made.checked, made.facts)
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
+    with zipfile.ZipFile(file, "w") as packed:
         for name, array in arrays.items():
             one = io.BytesIO()
             np.save(one, array, allow_pickle=False)
-            packed.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), one.getvalue())
+            info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            packed.writestr(info, one.getvalue(), compresslevel=9)
     write_atomically(path, file.getvalue())
 
 

@@ -15,14 +15,14 @@ from ...language_models.documents import Encoded
 __all__ = ["cut_vocabulary", "kept_rows", "renumbered"]
 
 
-def kept_rows(counts: NDArray[np.int64], size: int | None, most: int | None, needed: list[int]) -> NDArray[np.int64]:
+def kept_rows(shares: NDArray[Any], size: int | None, most: int | None, needed: list[int]) -> NDArray[np.int64]:
     """Tokens that a cut vocabulary keeps, in order of their ids.
 
     The most frequent first, so that a smaller vocabulary is part of every larger one; tokens that never occur follow in
     the order of their ids, which is that in which they were learnt.
 
     Args:
-        counts: How often each token of the vocabulary occurs in the documents ``(V,)``.
+        shares: How frequent each token of the vocabulary is in the documents, by counts or shares ``(V,)``.
         size: How many to keep; 0 for those that occur, None for all.
         most: Only documents of the so many most frequent tokens are read; None for all documents.
         needed: Tokens that are kept in any case: of padding, of letters.
@@ -30,8 +30,8 @@ def kept_rows(counts: NDArray[np.int64], size: int | None, most: int | None, nee
     Raises:
         ValueError: If ``size`` is above V, or below ``most`` or the number of tokens that are needed.
     """
-    known = np.asarray(counts, np.int64).copy()
-    known[needed] = known.max(initial=0) + 1
+    known = np.array(shares, np.float64)
+    known[needed] = known.max(initial=0.0) + 1.0
     order = np.lexsort((np.arange(known.size), -known))
     within = order if most is None else order[:most]
     occurring = within[known[within] > 0]
@@ -47,6 +47,8 @@ def kept_rows(counts: NDArray[np.int64], size: int | None, most: int | None, nee
 
 def renumbered(documents: list[Encoded], kept: NDArray[np.int64], vocab_size: int) -> list[Encoded]:
     """The same documents in the token ids of a cut vocabulary; each must lie within it."""
+    if len(kept) == vocab_size:
+        return documents
     place = np.full(vocab_size, -1, np.int64)
     place[kept] = np.arange(len(kept))
     found = []
