@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kernel.extras import pip_install
 from kernel.huggingface import fuse_loss, head_scale
 
 from ...calibration import fit_head_temperature
@@ -127,7 +128,7 @@ def _adapted(model: Any, config: PairConfig) -> Any:
     try:
         from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError("adapters need peft: pip install 'confidence-ceiling[gemma]'") from error
+        raise ImportError(f"adapters need peft: {pip_install('gemma')}") from error
     torch.manual_seed(config.seed)
     options = LoraConfig(r=config.lora, lora_alpha=2 * config.lora, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, options)
