@@ -62,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, text: str, *, tokens: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         if tokens:
-            command.add_argument("model", metavar="MODEL")
-            command.add_argument("tokens", type=Path, metavar="TOKENS")
+            command.add_argument("model", metavar="MODEL", help="gemma, smollm2, a folder or a GGUF file")
+            command.add_argument("tokens", type=Path, metavar="TOKENS", help="file of token ids (.npz)")
         else:
             command.add_argument("model", metavar="MODEL", nargs="?", default="gemma", help="default: gemma")
         return command

@@ -36,7 +36,7 @@ class Asked(NamedTuple):
 
     logits: dict[str, NDArray[np.float64]]
     answer: NDArray[np.int64]
-    source: NDArray[np.str_]
+    source: NDArray[Any]
 
     def take(self, rows: NDArray[Any]) -> Asked:
         """Some of the questions."""

@@ -21,11 +21,7 @@ _OVERLAP = 8
 
 
 def shard(text: str) -> tuple[int, int]:
-    """Argument I/N, part I of N parts of a grid.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is no such text.
-    """
+    """Read an argument I/N, part I of N parts of a grid; another text is a wrong call."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise argparse.ArgumentTypeError(f"must be I/N with 1 <= I <= N, got {text!r}")

@@ -16,7 +16,7 @@ from .pair_configs import PairConfig
 from .token_files import AskedQuestion, TokenFile, TokenPair
 from .vocabulary import kept_rows, renumbered
 
-__all__ = ["Documents", "Exam", "documents_of"]
+__all__ = ["Exam", "PairDocuments", "documents_of"]
 
 _SHORTEST = 16  # tokens of a piece of text between tokens that are not read
 
@@ -29,7 +29,7 @@ class Exam(NamedTuple):
     letters: list[Encoded]
 
 
-class Documents(NamedTuple):
+class PairDocuments(NamedTuple):
     """Everything in the ids of the vocabulary that is kept.
 
     Attributes:
@@ -53,7 +53,7 @@ class Documents(NamedTuple):
     pad: int
 
 
-def documents_of(known: TokenFile, config: PairConfig) -> Documents:
+def documents_of(known: TokenFile, config: PairConfig) -> PairDocuments:
     """The documents that a config names.
 
     Raises:
@@ -91,7 +91,7 @@ def documents_of(known: TokenFile, config: PairConfig) -> Documents:
 
     along = {part: exam(list(_first(asked, config.evaluated))) for part, asked in every.items()}
     place = {token: i for i, token in enumerate(kept.tolist())}
-    return Documents(
+    return PairDocuments(
         kept=kept,
         train=ids([_masked(p) for p in chosen]),
         responses={part: ids([_masked(p) for p in several]) for part, several in held.items()},

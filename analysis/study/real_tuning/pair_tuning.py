@@ -23,7 +23,7 @@ from ...language_models.features import HiddenStates, ModelHead, head_of, hidden
 from .choice_scores import Asked, ask, choice_lines
 from .evaluation import Reading, head_norms, spectrum, vocabulary_scores
 from .pair_configs import PairConfig
-from .pair_documents import Documents, Exam, documents_of
+from .pair_documents import Exam, PairDocuments, documents_of
 from .responses import shared_falls
 from .token_files import TokenFile, read_tokens
 from .vocabulary import cut_vocabulary
@@ -147,7 +147,7 @@ def _readings(model: Any, config: PairConfig) -> list[Reading]:
 
 
 def _epochs(
-    model: Any, data: Documents, config: PairConfig, lines: list[dict[str, Any]], place: Path | None
+    model: Any, data: PairDocuments, config: PairConfig, lines: list[dict[str, Any]], place: Path | None
 ) -> Iterator[tuple[int, float | None]]:
     """Train; at each epoch that is to be measured, its number and mean training loss. ``lines`` grow meanwhile."""
     fused = model.device.type == "cuda"
@@ -206,7 +206,7 @@ def _resumed(
 
 
 def _measure(
-    model: Any, data: Documents, readings: list[Reading], *, ends: bool, predict: bool
+    model: Any, data: PairDocuments, readings: list[Reading], *, ends: bool, predict: bool
 ) -> Iterator[dict[str, Any]]:
     """All scores of a model as it stands, one line each."""
     head = head_of(model)
@@ -234,7 +234,7 @@ def _measure(
             yield line
 
 
-def _asked(model: Any, head: ModelHead, exam: Exam, data: Documents, reading: Reading) -> Asked:
+def _asked(model: Any, head: ModelHead, exam: Exam, data: PairDocuments, reading: Reading) -> Asked:
     documents = {"options": exam.options, "letters": exam.letters}
     capped = head._replace(softcap=reading.softcap)
     return ask(
