@@ -31,7 +31,7 @@ from .vocabulary import cut_vocabulary
 __all__ = ["checked_cross_entropy", "tune_on_pairs"]
 
 _ASKED = (0.1, 0.2)  # b whose effect a tuning without smoothing is asked to predict
-_SOLVED = 2048  # tokens that the predictions are solved on: each step is a pass over the head
+_SOLVED = 1024  # tokens that the predictions are solved on: each step is a pass over the head
 _BOUNDS = (0.05, 20.0)  # of temperatures
 
 
