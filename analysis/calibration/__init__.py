@@ -7,6 +7,7 @@ Series or DataFrame is taken in the order in which it stands, whatever its index
 from ._binning import uniform_index
 from ._errors import SortedError, calibration_error, sorted_rms_error
 from ._from_statistics import frequency_groups, from_statistics
+from ._head_temperature import fit_head_temperature
 from ._intervals import ErrorInterval, NoiseFloor, wilson_interval
 from ._options import OptionConfidence, answer_confidence, option_confidence
 from ._recalibration import (
@@ -23,7 +24,7 @@ from ._selective import RiskCoverage, SelectiveScores, risk_at_coverage, risk_co
 from ._smooth import smooth_calibration_error
 from ._state import CalibrationState, SignedError
 from ._tables import reliability_table
-from ._temperature import TemperatureFit, fit_head_temperature, fit_temperature
+from ._temperature import TemperatureFit, fit_temperature
 from ._truth import TrueDecomposition, binned_true_error, tied_accuracy, true_calibration_error, true_decomposition
 
 __all__ = [

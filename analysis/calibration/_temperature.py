@@ -1,4 +1,4 @@
-r"""Temperature scaling by maximum likelihood, from logits or from streamed hidden states and a head.
+r"""Temperature scaling by maximum likelihood, from logits; from hidden states and a head in ``_head_temperature``.
 
 With z the logits at temperature 1, the mean negative log-likelihood L of softmax(z / T) has
 
@@ -11,18 +11,13 @@ L is convex in 1 / T, so E[H - CE] changes sign once and a bracketed root search
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from ..checks import as_numpy
 from ._inputs import logits_and_labels
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BLOCK_ELEMENTS = 1 << 17  # logits handled at a time: the temporaries stay in the caches
 
@@ -47,7 +42,7 @@ class TemperatureFit(NamedTuple):
     n: int
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
     """Means over the samples at one temperature."""
 
     slope: float  # H - CE
@@ -55,7 +50,7 @@ class _Moments(NamedTuple):
     nll: float
 
 
-def _check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
     try:
         low, high = (float(x) for x in bounds)
     except (TypeError, ValueError) as error:
@@ -65,8 +60,8 @@ def _check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def _result(
-    temperature: float, moments: _Moments, curvature: float, before: _Moments, at_bound: bool, n: int
+def fit_result(
+    temperature: float, moments: Moments, curvature: float, before: Moments, at_bound: bool, n: int
 ) -> TemperatureFit:
     # Sandwich: Var(log T) = E[slope^2] / (n curvature^2)
     error = math.nan if at_bound else temperature * math.sqrt(moments.slope_square / n) / curvature
@@ -110,7 +105,7 @@ def fit_temperature(
         >>> round(fit.temperature, 4), round(math.log(9) / math.log(7 / 3), 4)
         (2.5932, 2.5932)
     """
-    low, high = _check_bounds(bounds)
+    low, high = check_bounds(bounds)
     z, y = logits_and_labels(logits, target, ignore_index=ignore_index, allow_probabilities=allow_probabilities)
     shifted = z.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -121,7 +116,7 @@ def fit_temperature(
         raise ValueError("logits must differ within a row: the likelihood of constant ones does not depend on T.")
     at_target = shifted[np.arange(y.size), y]
     step = max(1, BLOCK_ELEMENTS // shifted.shape[-1])
-    found: dict[float, tuple[_Moments, float]] = {}
+    found: dict[float, tuple[Moments, float]] = {}
 
     def slope(log_t: float) -> float:
         if log_t not in found:
@@ -137,13 +132,13 @@ def fit_temperature(
                 gap = (own - mean) / t  # H - CE
                 sums += gap.sum(), gap @ gap, (np.log(total) - own / t).sum(), variance.sum() / t**2
             sums /= y.size
-            found[log_t] = _Moments(*sums[:3].tolist()), float(sums[3] - sums[0])
+            found[log_t] = Moments(*sums[:3].tolist()), float(sums[3] - sums[0])
         return found[log_t][0].slope
 
     root, at_bound = _root(slope, math.log(low), math.log(high))
     slope(root)
     temperature = min((low, high), key=lambda end: abs(math.log(end) - root)) if at_bound else math.exp(root)
-    return _result(temperature, *found[root], found[0.0][0], at_bound, y.size)
+    return fit_result(temperature, *found[root], found[0.0][0], at_bound, y.size)
 
 
 def _root(slope: Callable[[float], float], low: float, high: float) -> tuple[float, bool]:
@@ -156,103 +151,3 @@ def _root(slope: Callable[[float], float], low: float, high: float) -> tuple[flo
             return cast(float, brentq(slope, inner, outer, xtol=1e-9)), False
         inner, stride = outer, 2 * stride
     return end, True
-
-
-def fit_head_temperature(
-    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]] | Iterable[tuple[Tensor, Tensor]],
-    linear_weight: Tensor,  # (V, D)
-    *,
-    linear_bias: Tensor | None = None,  # (V,)
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    ignore_index: int = -100,
-    bounds: tuple[float, float] = (0.01, 100.0),
-) -> TemperatureFit:
-    """Fit the maximum-likelihood temperature to streamed hidden states and a head; N x V logits are never held.
-
-    Each pass over the batches evaluates eight temperatures at once through :func:`kernel.head_statistics`; five or six
-    passes suffice.
-
-    Args:
-        batches: Pairs of hidden states ``(..., D)`` and targets ``(...)``: a sequence, or a function that returns a
-            fresh iterator, as they are read several times.
-        linear_weight: Head ``(V, D)``.
-        linear_bias: Its bias.
-        softcap: Cap of the logits, before the temperature.
-        logit_scale: Scale of the product.
-        ignore_index: Targets to leave out.
-        bounds: Range of T to search, around 1.
-
-    Returns:
-        The fit, to 1e-6 in log T or the accuracy of the statistics' dtype.
-
-    Raises:
-        TypeError: If ``batches`` is an iterator, which could be read only once, or an argument has the wrong type.
-        ValueError: As :func:`kernel.head_statistics`, if no token is left, the likelihood does not depend on T, or the
-            bounds do not hold 1.
-
-    Example:
-        >>> import torch
-        >>> hidden, head = torch.eye(2).repeat(10, 1), 3 * torch.eye(2)
-        >>> target = torch.tensor([0, 1] * 7 + [1, 0] * 3)  # logits 3, 0; accuracy .7
-        >>> fit = fit_head_temperature([(hidden, target)], head)
-        >>> round(fit.temperature, 3), round(3 / math.log(7 / 3), 3)
-        (3.541, 3.541)
-    """
-    from kernel import head_statistics
-
-    low, high = _check_bounds(bounds)
-    if not callable(batches) and iter(batches) is batches:
-        raise TypeError("batches must be a sequence or a function that returns an iterator: it is read several times.")
-
-    def evaluate(log_ts: NDArray[np.float64]) -> tuple[list[_Moments], int]:
-        sums, n = np.zeros((3, log_ts.size)), 0
-        for hidden, target in batches() if callable(batches) else batches:
-            statistics = head_statistics(
-                hidden,
-                linear_weight,
-                target,
-                linear_bias=linear_bias,
-                softcap=softcap,
-                logit_scale=logit_scale,
-                temperatures=tuple(np.exp(log_ts).tolist()),
-                ignore_index=ignore_index,
-            )
-            kept = as_numpy("target", target).reshape(-1) != ignore_index
-            entropy, log_p = (
-                as_numpy("statistics", x).reshape(-1, log_ts.size)[kept].astype(np.float64)
-                for x in (statistics.entropy, statistics.log_probability)
-            )
-            slope = entropy + log_p
-            sums += slope.sum(0), (slope**2).sum(0), -log_p.sum(0)
-            n += int(kept.sum())
-        if not n:
-            raise ValueError("batches must hold at least one token whose target is not ignored.")
-        return [_Moments(*column) for column in (sums / n).T], n
-
-    grid = np.unique([*np.linspace(math.log(low), math.log(high), 7), 0.0])
-    moments, n = evaluate(grid)
-    before = moments[int(np.flatnonzero(grid == 0)[0])]
-    if all(abs(m.slope) < 1e-12 for m in moments):
-        raise ValueError("batches must give logits that differ within a row: else the likelihood does not depend on T.")
-    slopes = np.array([m.slope for m in moments])
-    if not slopes[0] < 0 < slopes[-1]:
-        end = 0 if slopes[0] >= 0 else -1
-        return _result((low, high)[end], moments[end], math.nan, before, True, n)
-    while True:
-        # The ends are known to have slopes of either sign, whatever rounding says of them this time.
-        right = 1 + int(np.argmax(np.append(slopes[1:-1] > 0, True)))
-        a, b, slope_a, slope_b = grid[right - 1], grid[right], slopes[right - 1], slopes[right]
-        root = a - slope_a * (b - a) / (slope_b - slope_a)  # secant
-        if b - a < 1e-3:
-            break
-        # Three temperatures close about the secant's prediction, the rest spread over the bracket.
-        near = root + (b - a) * np.array([-0.03, 0.0, 0.03])
-        grid = np.unique(np.clip(np.concatenate([np.linspace(a, b, 5), near]), a, b))
-        moments, n = evaluate(grid)
-        slopes = np.array([m.slope for m in moments])
-    # Within a bracket of 1e-3 the secant's error is of the order of its square.
-    step = 1e-3
-    (below, final, above), n = evaluate(np.array([root - step, root, root + step]))
-    curvature = (above.slope - below.slope) / (2 * step)
-    return _result(math.exp(root), final, curvature, before, False, n)

@@ -6,7 +6,8 @@ without transformers; loading a model needs the extra ``real``.
 
 from .documents import python_text, read_text
 from .features import HiddenStates, ModelHead, head_of, hidden_states
-from .loading import LoadedModel, load_model, packaged_smollm2
+from .loading import LoadedModel, load_model
+from .packaged import packaged_gemma, packaged_smollm2
 from .scoring import TokenScores, score_tokens
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "head_of",
     "hidden_states",
     "load_model",
+    "packaged_gemma",
     "packaged_smollm2",
     "python_text",
     "read_text",

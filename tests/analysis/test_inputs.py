@@ -103,9 +103,10 @@ CALLS: dict[str, dict[str, Any]] = {
 # tested with its module.
 ELSEWHERE = {
     "audit_model", "binned_true_error", "course", "draw_audit", "fit", "fit_head_temperature",
-    "from_statistics", "frozen_head_response", "head_of", "hidden_states", "load_model", "losses_of", "make_teacher", "measure",
-    "packaged_smollm2", "programme_gap", "python_text", "random_streams", "read_text", "score_against_truth",
-    "score_tokens", "stationarity", "susceptibility", "tied_accuracy", "train", "uniform_index",
+    "from_statistics", "frozen_head_response", "head_of", "hidden_states", "load_model", "losses_of", "make_teacher",
+    "measure", "packaged_gemma", "packaged_smollm2", "programme_gap", "python_text", "random_streams", "read_text",
+    "recommendation",
+    "score_against_truth", "score_tokens", "stationarity", "susceptibility", "tied_accuracy", "train", "uniform_index",
     "verdict", "describe", "draw_predictions", "measure_predictions", "read_predictions",
 }  # fmt: skip
 

@@ -187,3 +187,17 @@ H, W, Y = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, dtype=torch.int64
 def test_refusals(arguments, options, error, text):
     with pytest.raises(error, match=text):
         head_statistics(*arguments, **options)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 7, 40])
+def test_blocks_within_a_product_give_what_one_block_gives(monkeypatch, tokens):
+    args = problem(150, 41, 9)
+    args.target[::5] = -100
+    options = {"softcap": 3.0, "temperatures": (0.5, 1.0), "top_k": 3}
+    one = head_statistics(args.input, args.linear_weight, args.target, **options)
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", tokens * 41 * args.linear_weight.element_size())
+    several = head_statistics(args.input, args.linear_weight, args.target, **options)
+    for name, expected in one._asdict().items():
+        torch.testing.assert_close(
+            getattr(several, name), expected, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}"
+        )

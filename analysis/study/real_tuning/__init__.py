@@ -1,5 +1,7 @@
-"""Instruction tuning of a real language model on real questions: what smoothing does to its calibration.
+"""Instruction tuning of real language models: what smoothing does to their calibration.
 
-Run by ``python -m analysis.instruction``: ``questions`` builds the questions from data packages, ``run`` tunes the
-model with the fused loss and measures it on the way, ``plan`` says what that costs. Needs the extra ``instruction``.
+Two commands. ``python -m analysis.instruction``: ``questions`` builds questions from data packages, on which a chat
+model is tuned and examined. ``python -m analysis.real_tuning``: a model, base models too, is tuned on files of pairs
+and asked files of questions, in token ids that may come from elsewhere (``files``, ``token_files``, ``vocabulary``,
+``pair_*``, ``choice_scores``).
 """

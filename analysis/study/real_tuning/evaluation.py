@@ -23,7 +23,7 @@ from .responses import shared_falls
 
 _PREDICTED = ("letter", "tokens", "text")
 
-__all__ = ["Reading", "head_norms", "measure", "spectrum"]
+__all__ = ["Reading", "head_norms", "measure", "spectrum", "vocabulary_scores"]
 
 
 class Reading(NamedTuple):
@@ -38,7 +38,7 @@ def _take(known: HiddenStates, rows: Tensor) -> HiddenStates:
     return HiddenStates(*(x[rows.to(x.device)] for x in known))
 
 
-def _vocabulary(known: HiddenStates, head: ModelHead, reading: Reading) -> dict[str, float]:
+def vocabulary_scores(known: HiddenStates, head: ModelHead, reading: Reading) -> dict[str, float]:
     """Scores of the most probable token of the whole vocabulary, and what the activity index needs."""
     found = score_tokens(known, head._replace(softcap=reading.softcap), temperature=reading.temperature)
     entropy, nll, uniform = (float(x.mean()) for x in (found.entropy, found.nll, found.uniform))
@@ -122,7 +122,11 @@ def measure(
             read.append(_fitted(view, fitted_on, head, letters, readings[0]))
         extra = spectrum(known.hidden) if split == "test" and view in ("letter", "tokens") else {}
         for reading in read:
-            made = _options(known, head, letters, reading) if view == "options" else _vocabulary(known, head, reading)
+            made = (
+                _options(known, head, letters, reading)
+                if view == "options"
+                else vocabulary_scores(known, head, reading)
+            )
             if reading is readings[0]:
                 made |= falls.get((split, view), {})
             lines.append(

@@ -1,10 +1,10 @@
-"""What was expected of the claims on a real model, written before the first run of the full preset."""
+"""What was expected of the claims on real models, written before the first run of each preset it is about."""
 
 from __future__ import annotations
 
 from ...lab.registry import Prediction
 
-__all__ = ["PREDICTIONS"]
+__all__ = ["PAIR_PREDICTIONS", "PREDICTIONS"]
 
 PREDICTIONS = (
     Prediction(
@@ -40,5 +40,62 @@ PREDICTIONS = (
         verdict="supported",
         statement="b = .1 changes the accuracy on new questions by less than .02 and narrows the gap between held-out "
         "and training NLL, at the last epoch.",
+    ),
+)
+
+# Gemma-3-270M (a base model, V = 262144, D = 640) and SmolLM2-135M-Instruct, tuned on 1,024 pairs of instruction and
+# response for 8 epochs, and scored on questions that were not tuned on (``python -m analysis.real_tuning``, tier 1; K5
+# and K6: tier 2). Confidence, accuracy and ECE on responses are those of the next token over the whole vocabulary.
+PAIR_PREDICTIONS = (
+    Prediction(
+        claim="K1",
+        verdict="supported",
+        statement="Without smoothing the ECE on held-out responses is lowest at epoch 1 or 2 and ends at least .05 "
+        "above that, in both models; on ordinary text it ends at least .02 above that before tuning. In "
+        "answer letters both models stay within .05 of chance on MMLU, so that their ECE there says how "
+        "sure they are and little else.",
+    ),
+    Prediction(
+        claim="K2",
+        verdict="depends on",
+        statement="At the last epoch b = .1 has a lower ECE on held-out responses than b = 0, by .03 to .1; on "
+        "ordinary text it is higher by more than .01, as the model was nearly calibrated there. A "
+        "temperature fitted on other responses, and early stopping, lower the ECE of b = 0 on responses "
+        "at least as far. Among the options of questions, which were not tuned on, b = .1 changes ECE "
+        "and accuracy by less than .02.",
+    ),
+    Prediction(
+        claim="K4",
+        verdict="refuted",
+        statement="The activity index of b = .1 on the responses to tune on is below 0 in Gemma before tuning and "
+        "below .5 after 8 epochs without smoothing: smoothing acts. Confidence on held-out responses "
+        "falls by .06 to .1 from b = .1 at epoch 8, and exceeds accuracy without smoothing by more than "
+        ".05 there. Over the vocabulary, cut to what the documents use, to 16384, to 65536 and whole, "
+        "this fall changes by less than .03. Inertness (a fall below .01) at any of them, or a fall that "
+        "shrinks by more than .03 towards the whole vocabulary, would support the paper.",
+    ),
+    Prediction(
+        claim="K5",
+        verdict="depends on",
+        statement="Norms are free and smoothing acts at T = 1 already, so training at T = .5 or .25 restores "
+        "nothing; as the logits of the start are two or four times what the data want, plain runs end "
+        "more over-confident and the gain in ECE, read as trained, is larger. Read at T = 1, both are "
+        "worse than trained at T = 1.",
+    ),
+    Prediction(
+        claim="K6",
+        verdict="depends on",
+        statement="A cap of 30 changes the fall in confidence from b = .1 by less than .02.",
+    ),
+    Prediction(
+        claim="K8",
+        verdict="depends on",
+        statement="b = .1 changes the effective rank of the features on held-out responses by less than a tenth of it.",
+    ),
+    Prediction(
+        claim="K9",
+        verdict="supported",
+        statement="b = .1 changes the accuracy on held-out responses by less than .02, and narrows the gap between "
+        "their NLL and that of the responses tuned on, at the last epoch.",
     ),
 )

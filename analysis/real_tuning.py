@@ -1,0 +1,267 @@
+"""Command that tunes a real model on pairs and asks it questions: ``python -m analysis.real_tuning --help``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .command import above_zero, finish, output_folder, parser_of, shown, whole
+from .lab.files import check_writable
+from .lab.provenance import made_of_rows
+from .lab.records import RowStore
+from .lab.registry import tidy
+from .lab.sweep import read_rows
+from .lab.tables import write_table
+from .study.real_tuning.grid_command import print_plan, print_status, processes, run_grid, shard
+from .study.real_tuning.pair_configs import TIERS, PairConfig, configs, seconds
+from .study.real_tuning.token_files import TokenFile, encode, file_facts, read_tokens, write_tokens
+
+__all__ = ["main"]
+
+_EXAMPLES = """
+examples:
+  python -m analysis.real_tuning smoke                        that everything works: Gemma cut to few tokens, a CPU
+  python -m analysis.real_tuning encode gemma tokens.npz --questions mmlu.jsonl.gz arc.jsonl --tuning pairs.jsonl.gz
+  python -m analysis.real_tuning check gemma tokens.npz --device cuda        is it the model that was encoded for?
+  python -m analysis.real_tuning plan gemma tokens.npz --tier 1 --device cuda
+  python -m analysis.real_tuning run gemma tokens.npz --tier 1 --device cuda --workers 6 --max-minutes 5
+  python -m analysis.real_tuning table gemma tokens.npz --tier 1             after all shards
+
+MODEL is gemma (Gemma-3-270M from its package, extra gemma; its weights are under the Gemma terms of use), smollm2, a
+folder of safetensors or a GGUF file. Questions are JSON lines of question, options and answer (an index), pairs of
+instruction, response and input; docs/real_tuning.md says how to make such files. `encode` needs a tokenizer that cuts
+text as the model's file says; all else needs the weights and TOKENS alone, and may run under another transformers.
+Every run is a row on disk that is never computed twice; `run` may be stopped and started at will.
+"""
+_CLOSE = 0.05  # nats by which the cross entropy on the checked pieces may differ
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 1 where a run failed or was left, 2 for a wrong call."""
+    options = _parser().parse_args(arguments)
+    return finish(lambda: _COMMANDS[options.command](options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(
+        "analysis.real_tuning",
+        "Tune a real language model on files of pairs with label smoothing, and ask it files of questions.",
+        _EXAMPLES,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    out = output_folder() / "real_tuning"
+
+    def add(name: str, text: str, *, tokens: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text)
+        if tokens:
+            command.add_argument("model", metavar="MODEL", help="gemma, smollm2, a folder or a GGUF file")
+            command.add_argument("tokens", type=Path, metavar="TOKENS", help="file of token ids (.npz)")
+        else:
+            command.add_argument("model", metavar="MODEL", nargs="?", default="gemma", help="default: gemma")
+        return command
+
+    made = add("encode", "cut files into the model's tokens")
+    made.add_argument("--questions", type=Path, nargs="+", required=True, metavar="FILE", help="multiple choice")
+    made.add_argument("--tuning", type=Path, nargs="+", required=True, metavar="FILE", help="pairs to tune on")
+    made.add_argument("--text", default="python", metavar="FILE", help="ordinary text (default: python, Python's own)")
+    made.add_argument("--max-length", type=whole(32), default=512, metavar="N", help="tokens (default: 512)")
+    made.add_argument("--no-check", action="store_true", help="do not measure the model on the pieces to check it by")
+    check = add("check", "compare the model's cross entropy with the one when it was encoded for")
+    check.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    for name, text in (
+        ("run", "compute missing rows, write the table"),
+        ("table", "write the table of the rows that are there"),
+        ("plan", "runs and cost"),
+        ("status", "left"),
+    ):
+        command = add(name, text)
+        command.add_argument("--tier", choices=TIERS, default="1", help="which runs (default: 1)")
+        command.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+        command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: 1; 8 on cuda)")
+        command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {shown(out)}")
+        if name == "run":
+            command.add_argument("--max-minutes", type=above_zero, metavar="M", help="start no run after this time")
+            command.add_argument("--shard", type=shard, metavar="I/N", help="part I of N (from 1), without the table")
+            command.add_argument("--checkpoints", type=Path, metavar="DIR", help="keep the state after each epoch here")
+    smoke = add("smoke", "two tunings of a few steps on questions of the project's own", tokens=False)
+    smoke.add_argument("--out", type=Path, default=out / "smoke", metavar="DIR", help=f"default: {shown(out)}/smoke")
+    return parser
+
+
+def _model(name: str) -> Path:
+    from .language_models import packaged_gemma, packaged_smollm2
+
+    packaged = {"gemma": packaged_gemma, "smollm2": packaged_smollm2}
+    if name in packaged:
+        return packaged[name]()
+    if not Path(name).exists():
+        raise FileNotFoundError(f"MODEL must be gemma, smollm2, a folder or a GGUF file, got {name}: no such file.")
+    return Path(name)
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from .language_models import python_text, read_text
+
+    check_writable(options.tokens)
+    texts = python_text() if options.text == "python" else read_text(Path(options.text))
+    text = "documentation and standard library of Python" if options.text == "python" else Path(options.text).name
+    known = _encoded(
+        _model(options.model), options.questions, options.tuning, texts, text, options.max_length, not options.no_check
+    )
+    write_tokens(known, options.tokens)
+    parts = Counter(pair.part for pair in known.pairs)
+    asked = Counter((q.source, q.part) for q in known.questions)
+    print("pairs: " + ", ".join(f"{count} {part}" for part, count in sorted(parts.items())))
+    for (source, part), count in sorted(asked.items()):
+        print(f"{source}: {count} {part}")
+    used = int((known.shares() > 0).sum())
+    left_out = known.facts["questions_left_out"]
+    print(f"{used} tokens of {known.facts['vocab_size']} occur; {left_out} questions are too long")
+    if not options.no_check:
+        print(f"cross entropy on the checked pieces: {known.facts['checked_cross_entropy']:.4f} nats")
+    print(f"wrote {options.tokens}: {known.digest}")
+    return 0
+
+
+def _encoded(
+    model: Path,
+    questions: Sequence[Path],
+    tuning: Sequence[Path],
+    texts: Sequence[str],
+    text: str,
+    max_length: int,
+    check: bool,
+) -> TokenFile:
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    from .language_models import load_model
+    from .study.real_tuning.files import read_choices, read_pairs
+    from .study.real_tuning.pair_tuning import checked_cross_entropy
+
+    asked, question_files = read_choices(questions)
+    pairs, tuning_files = read_pairs(tuning)
+    topics = import_module("pydoc_data.topics").topics
+    loaded = load_model(model)
+    facts = {
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "quantisation": loaded.quantisation,
+        "licence": loaded.licence,
+        "vocab_size": loaded.model.get_input_embeddings().num_embeddings,
+        "transformers": transformers.__version__,
+        "files": {"questions": file_facts(question_files), "tuning": file_facts(tuning_files)},
+        "text": text,
+        "checked_cross_entropy": None,
+    }
+    checked = "\n\n".join(topics[name] for name in sorted(topics))[:20_000]
+    made = partial(encode, loaded.tokenizer, pairs, asked, texts, checked, max_length=max_length)
+    known = made(facts)
+    return made({**facts, "checked_cross_entropy": checked_cross_entropy(loaded.model, known)[0]}) if check else known
+
+
+def _check(options: argparse.Namespace) -> int:
+    from .language_models import load_model
+    from .study.real_tuning.pair_tuning import checked_cross_entropy
+
+    known, path = read_tokens(options.tokens), _model(options.model)
+    loaded = load_model(path, with_tokenizer=False)
+    found, accuracy = checked_cross_entropy(loaded.model.to(options.device), known)
+    expected = known.facts["checked_cross_entropy"]
+    print(f"{loaded.name} ({loaded.revision}): {found:.4f} nats, accuracy {accuracy:.3f} on {options.device}")
+    if loaded.revision != known.facts["revision"]:
+        raise ValueError(f"MODEL must be the one of {options.tokens} ({known.facts['revision']}), got another file.")
+    if expected is None:
+        print("TOKENS does not say what it was when it was encoded (--no-check)")
+        return 1
+    close = math.isclose(found, expected, abs_tol=_CLOSE)
+    print(f"{'as' if close else 'NOT as'} under transformers {known.facts['transformers']}: {expected:.4f} nats")
+    return int(not close)
+
+
+def _grid(options: argparse.Namespace) -> tuple[TokenFile, list[PairConfig]]:
+    known = read_tokens(options.tokens)
+    return known, configs(known.facts["model"], known.digest, int(known.facts["vocab_size"]), options.tier)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .study.real_tuning.pair_tuning import tune_on_pairs
+
+    known, grid = _grid(options)
+    function = partial(
+        tune_on_pairs,
+        model=_model(options.model),
+        tokens=options.tokens,
+        device=options.device,
+        checkpoints=options.checkpoints,
+    )
+    status = run_grid(function, grid, options)
+    if options.shard is None or options.shard[1] == 1:
+        _write(options, known, grid)
+    return status
+
+
+def _table(options: argparse.Namespace) -> int:
+    return _write(options, *_grid(options))
+
+
+def _write(options: argparse.Namespace, known: TokenFile, grid: Sequence[PairConfig]) -> int:
+    rows = options.out / "rows"
+    found = read_rows(rows, grid)
+    if not found.empty:
+        name = Path(known.facts["model"]).stem.lower().replace(".", "_")
+        path = options.out / f"real_tuning_{name}_{options.tier}.csv"
+        command = f"python -m analysis.real_tuning run {options.model} {options.tokens.name} --tier {options.tier}"
+        made = made_of_rows(f"{command} --device {options.device}", RowStore(rows), grid)
+        source: dict[str, Any] = {**known.facts, "tokens": known.digest}
+        write_table(tidy(found).drop(columns="tokens"), path, {**made, "source": source})
+        print(f"wrote {shown(path)}")
+    return int(len(found) < len(grid))
+
+
+def _plan(options: argparse.Namespace) -> int:
+    known, grid = _grid(options)
+    vocab_size = int(known.facts["vocab_size"])
+    each = [seconds(config, options.device, vocab_size, len(known.questions)) for config in grid]
+    return print_plan(each, options.device, processes(options))
+
+
+def _status(options: argparse.Namespace) -> int:
+    return print_status(_grid(options)[1], options.out)
+
+
+def _smoke(options: argparse.Namespace) -> int:
+    from .study.real_tuning.sample import write_sample
+
+    model = _model(options.model)
+    with tempfile.TemporaryDirectory() as folder:
+        questions, pairs = write_sample(Path(folder))
+        tokens = Path(folder) / "tokens.npz"
+        texts = ["Ten is more than nine, and nine is more than eight.", "It was dark and late when the door shut."]
+        write_tokens(_encoded(model, [questions], [pairs], texts, "of the project's own", 128, False), tokens)
+        run = argparse.Namespace(
+            model=str(model), tokens=tokens, tier="smoke", device="cpu", workers=1, out=options.out, max_minutes=None,
+            shard=None, checkpoints=None,
+        )  # fmt: skip
+        return _run(run)
+
+
+_COMMANDS = {
+    "encode": _encode,
+    "check": _check,
+    "run": _run,
+    "table": _table,
+    "plan": _plan,
+    "status": _status,
+    "smoke": _smoke,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,375 @@
+"""Tuning on files of pairs, with a tiny random model: files, token ids that travel, cut vocabularies, scores, runs."""
+
+import copy
+import dataclasses
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_models import save_folder
+
+from analysis.calibration import calibration_error
+from analysis.lab import sweep
+from analysis.lab.records import config_key
+from analysis.language_models import load_model
+from analysis.language_models.documents import Encoded
+from analysis.language_models.features import head_of
+from analysis.real_tuning import main
+from analysis.study.real_tuning import pair_tuning
+from analysis.study.real_tuning.choice_scores import VIEWS, Asked, ask, choice_lines, letter_documents, option_documents
+from analysis.study.real_tuning.files import ChoiceQuestion, Pair, read_choices, read_pairs
+from analysis.study.real_tuning.pair_configs import PairConfig, configs, seconds
+from analysis.study.real_tuning.pair_documents import _runs, documents_of
+from analysis.study.real_tuning.pair_tuning import tune_on_pairs
+from analysis.study.real_tuning.sample import write_sample
+from analysis.study.real_tuning.token_files import encode, read_tokens, write_tokens
+from analysis.study.real_tuning.vocabulary import cut_vocabulary, kept_rows, renumbered
+
+
+class WithSpaces:
+    """The tiny tokenizer of single characters, to which ' A' to ' H' are one token each."""
+
+    def __init__(self, plain):
+        self.plain = plain
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = plain.bos_token_id, plain.eos_token_id, None
+
+    def __call__(self, texts, add_special_tokens):
+        ids = self.plain(texts, add_special_tokens=add_special_tokens)["input_ids"]
+        short = {self.plain(f" {c}", add_special_tokens=False)["input_ids"][1]: c for c in "ABCDEFGH"}
+        space = self.plain(" ", add_special_tokens=False)["input_ids"]
+        return {"input_ids": [x[1:] if len(x) == 2 and x[:1] == space and x[1] in short else x for x in ids]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny model in a folder, and the sample in its token ids."""
+    folder = tmp_path_factory.mktemp("real")
+    save_folder(folder / "tiny")
+    questions, pairs = write_sample(folder)
+    loaded = load_model(folder / "tiny")
+    facts = {
+        "model": "tiny",
+        "revision": loaded.revision,
+        "vocab_size": 97,
+        "transformers": "9",
+        "files": {},
+        "text": "t",
+    }
+    made = encode(
+        WithSpaces(loaded.tokenizer), read_pairs([pairs])[0], read_choices([questions])[0], ["Some text.", "More of it"],
+        "x" * 700, {**facts, "checked_cross_entropy": None}, max_length=160,
+    )  # fmt: skip
+    write_tokens(made, folder / "tokens.npz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def known(place):
+    return read_tokens(place / "tokens.npz")
+
+
+def config(known, **changes):
+    common = {"pairs": 12, "epochs": 1, "batch_size": 6, "evaluated": 20, "held_out": 6, "step_size": 3e-3}
+    return PairConfig(model="tiny", tokens=known.digest, **{**common, **changes})
+
+
+def tuned(place, known, **changes):
+    row = tune_on_pairs(config(known, **changes), model=place / "tiny", tokens=place / "tokens.npz")
+    return row, pd.DataFrame(row["measurements"])
+
+
+def write_lines(path, rows):
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def test_files_of_questions_and_pairs(tmp_path):
+    question = {"question": "q?", "options": ["a", "b"], "answer": 1, "subject": "s"}
+    path = write_lines(tmp_path / "some_test.jsonl.gz", [question, question, {**question, "question": "r?"}])
+    found, (facts,) = read_choices([path])
+    assert [q[:4] for q in found] == [("some_test", "q?", ("a", "b"), 1), ("some_test", "r?", ("a", "b"), 1)]
+    assert (facts.name, facts.rows, len(facts.sha256)) == ("some_test.jsonl.gz", 3, 64)
+    pairs = write_lines(tmp_path / "p.jsonl", [{"instruction": " do ", "input": "x", "response": "y\n"}])
+    assert read_pairs([pairs])[0][0][:3] == ("p", "do\nx", "y")
+
+
+def test_a_text_is_in_one_part_for_good(tmp_path):
+    many = [{"question": f"question {i}", "options": ["a", "b"], "answer": 0} for i in range(400)]
+    first = read_choices([write_lines(tmp_path / "a.jsonl", many)])[0]
+    other = [{**row, "question": row["question"] + " ", "options": ["c", "d"]} for row in reversed(many)]
+    second = read_choices([write_lines(tmp_path / "b.jsonl", other)])[0]
+    assert [q.part for q in first] == [q.part for q in reversed(second)]
+    share = np.mean([q.part == "fit" for q in first])
+    assert 0.15 < share < 0.35
+    assert {q.part for q in first} == {"fit", "scored"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "q", "options": ["a", "b"]}, "has no field 'answer'"),
+        ({"question": "q", "options": ["a", "b"], "answer": 2}, "answer must be the index of an option, got 2"),
+        ({"question": "q", "options": ["a", "b"], "answer": "b"}, "answer must be the index of an option, got 'b'"),
+        ({"question": "q", "options": ["a"], "answer": 0}, "options must be a list of two or more texts"),
+        ({"question": " ", "options": ["a", "b"], "answer": 0}, "question must be a text that is not empty"),
+        (["q"], "line 1 of .* is not as it must be"),
+    ],
+)
+def test_questions_that_are_none_are_refused(tmp_path, row, message):
+    with pytest.raises(ValueError, match=message):
+        read_choices([write_lines(tmp_path / "a.jsonl", [row])])
+
+
+def test_pairs_that_are_none_are_refused(tmp_path):
+    for row in ({"instruction": "a", "response": ""}, {"instruction": "a", "response": "b", "input": 3}):
+        with pytest.raises(ValueError, match="instruction and response must be texts"):
+            read_pairs([write_lines(tmp_path / "a.jsonl", [row])])
+    with pytest.raises(ValueError, match="must hold a line, got none"):
+        read_pairs([write_lines(tmp_path / "a.jsonl", [])])
+    (tmp_path / "b.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match="packed where it is called"):
+        read_pairs([tmp_path / "b.jsonl.gz"])
+
+
+def test_prompts_are_masked_and_in_the_stated_format(place, known):
+    tokenizer = load_model(place / "tiny").tokenizer
+
+    def text(ids):
+        return "".join(tokenizer.convert_ids_to_tokens(list(ids)))
+
+    pair = next(p for p in known.pairs if "digits" in text(p.prompt))
+    assert text(pair.prompt).startswith("[BOS]Instruction: Write zero in digits.\nResponse:")
+    assert text(pair.response) == " 0[EOS]"
+    q = known.questions[0]
+    assert text(q.prompt) == "[BOS]Question: What is the opposite of hot?\nAnswer:"
+    assert [text(option) for option in q.options] == [" cold", " late", " dry", " slow"]
+    assert q.characters == (4, 4, 3, 4)
+    assert text(q.lettered).endswith("hot?\nA. cold\nB. late\nC. dry\nD. slow\nAnswer:")
+    data = documents_of(known, config(known))
+    for document in (*data.train, *data.along["scored"].options, *data.along["scored"].letters):
+        kept = [label for label in document.labels if label != -100]
+        assert document.tokens[-len(kept) :] == kept
+        assert set(document.labels[: -len(kept)]) == {-100}
+
+
+def test_token_ids_travel(place, known, tmp_path):
+    write_tokens(known, tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == (place / "tokens.npz").read_bytes()
+    again = read_tokens(tmp_path / "again.npz")
+    assert again == known
+    assert len(known.checked) == 3
+    other = dataclasses.replace(known.questions[0], answer=1)
+    changed = dataclasses.replace(known, questions=(other, *known.questions[1:]))
+    write_tokens(changed, tmp_path / "other.npz")
+    assert read_tokens(tmp_path / "other.npz").digest != known.digest
+    for content in (b"", b"no npz", (place / "tokens.npz").read_bytes()[:500]):
+        (tmp_path / "none.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"must be a file of python -m analysis\.real_tuning encode"):
+            read_tokens(tmp_path / "none.npz")
+
+
+def test_letters_must_be_tokens(place):
+    tokenizer = load_model(place / "tiny").tokenizer  # a space and a letter are two of its tokens
+    with pytest.raises(ValueError, match="tokenizer must have one token for each of"):
+        encode(tokenizer, [], [], [], "x", {})
+    nine = ChoiceQuestion("s", "q", tuple("abcdefghi"), 0, "fit")
+    with pytest.raises(ValueError, match="questions must have at most 8 options, got one of 9"):
+        encode(WithSpaces(tokenizer), [Pair("s", "a", "b", "fit")], [nine], [], "x", {"vocab_size": 97})
+
+
+def test_rows_are_kept_by_frequency():
+    counts = np.array([0, 5, 0, 9, 1, 0, 7, 1])
+    assert kept_rows(counts, None, None, []).tolist() == list(range(8))
+    assert kept_rows(counts, 0, None, [0]).tolist() == [0, 1, 3, 4, 6, 7]
+    assert kept_rows(counts, 0, 3, [0]).tolist() == [0, 3, 6]
+    assert kept_rows(counts, 5, 3, [0]).tolist() == [0, 1, 3, 4, 6]  # of equal ones that with the lower id
+    assert kept_rows(counts, 7, None, [0]).tolist() == [0, 1, 2, 3, 4, 6, 7]
+    for size in (4, 9):
+        with pytest.raises(ValueError, match=f"size must be at least 6, .* at most 8, got {size}"):
+            kept_rows(counts, size, None, [0])
+
+
+def test_a_cut_model_has_the_logits_of_the_rows_that_are_kept(place):
+    model = load_model(place / "tiny").model
+    kept = np.array([0, 1, 5, 20, 21, 60])
+    cut = copy.deepcopy(model)
+    cut_vocabulary(cut, kept)
+    assert cut.get_input_embeddings().weight is cut.get_output_embeddings().weight
+    assert cut.config.vocab_size == head_of(cut).weight.shape[0] == 6
+    ids = torch.tensor([[1, 20, 60, 5]])
+    place_of = {token: i for i, token in enumerate(kept.tolist())}
+    inside = torch.tensor([[place_of[i] for i in ids[0].tolist()]])
+    with torch.no_grad():
+        torch.testing.assert_close(cut(inside).logits, model(ids).logits[..., kept])
+    with pytest.raises(ValueError, match="documents must lie within"):
+        renumbered([Encoded([2], [2])], kept, 97)
+
+
+def test_options_are_scored_as_full_logits_say(place, known):
+    model = load_model(place / "tiny").model
+    asked = list(known.questions[:6])
+    letters = known.facts["letters"]
+    documents = {"options": option_documents(asked), "letters": letter_documents(asked, letters)}
+    found = ask(model, head_of(model), asked, documents, letters=letters, pad=0, temperature=2.0, batch_size=5)
+
+    def log_p(ids):
+        with torch.no_grad():
+            return (model(torch.tensor([ids])).logits[0].double() / 2.0).log_softmax(-1)
+
+    for i, q in enumerate(asked):
+        for k, option in enumerate(q.options):
+            of = log_p([*q.prompt, *option])
+            total = sum(of[len(q.prompt) - 1 + t, token].item() for t, token in enumerate(option))
+            assert found.logits["cloze"][i, k] == pytest.approx(total, rel=1e-4)
+            assert found.logits["cloze_norm"][i, k] == pytest.approx(total / q.characters[k], rel=1e-4)
+        z = log_p(list(q.lettered))[-1, letters[:4]]
+        np.testing.assert_allclose(
+            found.logits["letters"][i] - found.logits["letters"][i].max(), (z - z.max()).numpy(), atol=1e-4
+        )
+    assert found.answer.tolist() == [q.answer for q in asked]
+
+
+def test_scores_of_choices():
+    draw = np.random.default_rng(0)
+    z = 3 * draw.normal(size=(400, 5))
+    z[::3, 4] = -np.inf  # four options, or five
+    p = np.exp(z / 2)
+    p /= p.sum(-1, keepdims=True)
+    answer = np.array([draw.choice(5, p=row) for row in p])  # right at a temperature of 2
+    asked = Asked(dict.fromkeys(VIEWS, z), answer, np.array(["a", "b"] * 200))
+    half = np.arange(400) < 200
+    lines = choice_lines(asked.take(half), asked.take(~half), bins=True)
+    table = pd.DataFrame(lines)
+    scores = table.loc[table["bin"].isna()].set_index(["view", "source", "reading"])
+    assert len(scores) == 3 * 3 * 2
+    at = scores.loc["cloze", "all", "as_trained"]
+    own = np.exp(z[~half]) / np.exp(z[~half]).sum(-1, keepdims=True)
+    right = own.argmax(-1) == answer[~half]
+    assert at["accuracy"] == pytest.approx(right.mean())
+    assert at["ece"] == pytest.approx(calibration_error(own.max(-1), right, n_bins=15))
+    assert at["nll"] == pytest.approx(-np.log(own[np.arange(200), answer[~half]]).mean())
+    assert at["ece_low"] < at["ece"] < at["ece_high"]
+    fitted = scores.loc["cloze", "all", "post_hoc"]
+    assert 1.4 < fitted["read_at"] < 2.8
+    assert fitted["ece"] < at["ece"]
+    bins = table.loc[table["bin"].notna() & (table["source"] == "all") & (table["view"] == "cloze")]
+    assert bins.loc[bins["reading"] == "as_trained", "n"].sum() == 200
+
+
+def test_a_tuning_is_measured_after_each_epoch(place, known):
+    row, table = tuned(place, known, epochs=2)
+    assert sorted(set(table["epoch"])) == [0, 1, 2]
+    assert {"response", "text", *VIEWS} == set(table["view"])
+    response = table.loc[(table["view"] == "response") & (table["reading"] == "as_trained")]
+    assert set(response["split"]) == {"train", "fit", "scored"}
+    seen = response.loc[response["split"] == "train"].set_index("epoch")["nll"]
+    assert seen[2] < seen[0]
+    ends = response.loc[response["epoch"] != 1]
+    assert ends[["gain_fall_0.1", "activity"]].notna().any().all()
+    assert set(table.loc[table["reading"] == "post_hoc", "epoch"]) >= {0, 2}
+    assert (row["rows"], row["vocabulary"], row["pairs"]) == (97, None, 12)
+
+
+def test_a_run_that_was_stopped_goes_on(place, known, tmp_path, monkeypatch):
+    whole, _ = tuned(place, known, epochs=3)
+    plain = pair_tuning._measure
+    calls = []
+
+    def stops(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:  # after epoch 2, before it is kept
+            raise KeyboardInterrupt
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(pair_tuning, "_measure", stops)
+    three = config(known, epochs=3)
+    files = {"model": place / "tiny", "tokens": place / "tokens.npz", "checkpoints": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        tune_on_pairs(three, **files)
+    assert (tmp_path / f"{config_key(three)}.pt").exists()
+    again = tune_on_pairs(three, **files)
+    assert not list(tmp_path.iterdir())
+    assert len(calls) == 3 + 2  # epochs 2 and 3
+    assert [line["epoch"] for line in again["measurements"]] == [line["epoch"] for line in whole["measurements"]]
+    for a, b in zip(again["measurements"], whole["measurements"], strict=True):
+        assert a.get("nll", 0) == pytest.approx(b.get("nll", 0), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of PEFT
+def test_other_losses_and_adapters(place, known):
+    row, table = tuned(place, known, temperature=0.5, label_smoothing=0.1, vocabulary=0)
+    assert row["rows"] < 97
+    assert {"as_trained", "plain", "post_hoc"} == set(table["reading"])
+    pytest.importorskip("peft")
+    before = tuned(place, known)[1].query("epoch == 0 and view == 'text'")["nll"].iloc[0]
+    _, adapted = tuned(place, known, lora=2, confidence_penalty=0.1, step_size=1e-2)
+    nll = adapted.query("view == 'text' and reading == 'as_trained'").set_index("epoch")["nll"]
+    assert nll[0] == pytest.approx(before, rel=1e-6)
+    assert nll[1] != nll[0]
+    assert adapted["head_norm"].nunique() == 1  # not tuned
+
+
+def test_what_does_not_fit_is_refused(place, known):
+    with pytest.raises(ValueError, match="model and tokens must be tiny and 0, got tiny and"):
+        tuned(place, dataclasses.replace(known, digest="0"))
+    with pytest.raises(ValueError, match=r"pairs must be at most the \d+ of the training part"):
+        tuned(place, known, pairs=500)
+    with pytest.raises(ValueError, match="questions and pairs must have some of the part 'fit'"):
+        documents_of(dataclasses.replace(known, questions=known.questions[:1]), config(known))
+    with pytest.raises(ValueError, match="tier must be one of"):
+        configs("m", "t", 99, "4")
+
+
+def test_tiers_in_the_order_in_which_they_matter():
+    first = configs("m", "t", 262144, "1")
+    assert len({config_key(c) for c in first}) == len(first) == 6 + 4 * 6
+    assert all(c.whole and c.within is None for c in first[:6])
+    assert [c.vocabulary for c in first[6::6]] == [0, 16384, 65536, None]
+    assert configs("m", "t", 49152, "1") == first[:6]
+    every = [c for tier in "123" for c in configs("m", "t", 262144, tier)]
+    assert len({config_key(c) for c in every}) == len(every)
+    assert all(seconds(c, "cuda", 262144, 20000) < seconds(c, "cpu", 262144, 20000) for c in every)
+
+
+def in_this_process(function, configs, workers, stop, take):
+    """What computes rows, without a fresh process; that one is tested with :mod:`analysis.instruction`."""
+    for config in configs:
+        if take(config):
+            yield config, function(config), None
+
+
+def test_the_command(place, known, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "local_engine", in_this_process)
+    files = [str(place / "tiny"), str(place / "tokens.npz")]
+    rows = [*files, "--tier", "smoke", "--out", str(tmp_path)]
+    assert main(["plan", *rows]) == 0
+    assert "2 runs" in capsys.readouterr().out
+    assert main(["status", *rows]) == 1
+    assert main(["run", *rows]) == 0
+    assert "2 computed now, 2 of 2 there, 0 failed" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "real_tuning_tiny_smoke.csv")
+    assert set(table["label_smoothing"]) == {0.0, 0.1}
+    sidecar = json.loads((tmp_path / "real_tuning_tiny_smoke.json").read_text())
+    assert sidecar["source"]["tokens"] == known.digest
+    assert main(["table", *rows]) == 0
+    assert main(["check", *files]) == 1
+    assert "does not say what it was" in capsys.readouterr().out
+    assert main(["check", "nowhere", files[1]]) == 2
+    assert "error: MODEL must be gemma, smollm2, a folder or a GGUF file, got nowhere" in capsys.readouterr().err
+    questions, pairs = write_sample(tmp_path)
+    wanted = ["--questions", str(questions), "--tuning", str(pairs)]
+    assert main(["encode", files[0], str(tmp_path / "t.npz"), *wanted]) == 2  # two tokens for a space and a letter
+    assert "tokenizer must have one token for each of" in capsys.readouterr().err
+
+
+def test_text_is_cut_where_it_leaves_the_vocabulary():
+    within = np.ones(9, bool)
+    within[8] = False
+    text = (0, *[1] * 20, 8, *[2] * 15, 8, 8, *[3] * 16)
+    assert list(_runs(text, within)) == [(0, *[1] * 20), (0, *[3] * 16)]
+    assert list(_runs((0, 1, 2), within)) == [(0, 1, 2)]  # whole, however short
+    assert list(_runs((0, 8), within)) == []
