@@ -39,7 +39,7 @@ def check_labels_were_not_taken(model: Any) -> None:
     else:
         return
     raise ValueError(
-        f"{asked}: {type(model).__name__} was fused, and with it this Trainer takes the labels away and computes a loss "
-        f"of its own from full logits, so that the fused loss would never run. {way}, as the model smooths by "
+        f"{asked}: {type(model).__name__} was fused, and with it this Trainer takes the labels away and computes a "
+        f"loss of its own from full logits, so that the fused loss would never run. {way}, as the model smooths by "
         "fuse_loss(model, label_smoothing=...), or use kernel.huggingface.SmoothedTrainer on a model that is not fused."
     )

@@ -182,11 +182,11 @@ def test_inputs_without_labels(tmp_path):
 
 
 def test_what_the_trainer_refuses(tmp_path):
-    with pytest.raises(ValueError, match="compute_loss_func must be None"):
+    with pytest.raises(ValueError, match=r"compute_loss_func must be None"):
         smoothed_trainer()(model(), arguments(tmp_path), compute_loss_func=lambda *_: 0)
     parameters = list(inspect.signature(transformers.Trainer.__init__).parameters)[3:]
     before = [None] * parameters.index("compute_loss_func")
-    with pytest.raises(ValueError, match="compute_loss_func must be None"):
+    with pytest.raises(ValueError, match=r"compute_loss_func must be None"):
         smoothed_trainer()(model(), arguments(tmp_path), *before, lambda *_: 0)
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\], got 2.0"):
         smoothed_trainer()(model(), arguments(tmp_path), label_smoothing=2.0)
@@ -323,7 +323,9 @@ def test_a_trainer_that_takes_the_labels_from_a_fused_model_is_refused(tmp_path,
     args = arguments(tmp_path, label_smoothing_factor=0.1, max_steps=1)
     trainer = transformers.Trainer(trained, args, train_dataset=Examples(8), eval_dataset=Examples(8))
     for run in (trainer.train, trainer.evaluate):
-        with pytest.raises(ValueError, match=r"label_smoothing_factor must be 0, got 0\.1: .* labels away .* never run"):
+        with pytest.raises(
+            ValueError, match=r"label_smoothing_factor must be 0, got 0\.1: .* labels away .* never run"
+        ):
             run()
     torch.testing.assert_close(dict(trained.state_dict()), before, rtol=0, atol=0)
     trainer.label_smoother = None
@@ -346,7 +348,7 @@ def test_a_loss_function_of_the_trainer_is_refused_for_its_fused_model_alone(tmp
     transformers.Trainer(trained, args, train_dataset=Examples(8), compute_loss_func=distilled).train()
     fuse_loss(trained)
     trainer = transformers.Trainer(trained, args, train_dataset=Examples(8), compute_loss_func=distilled)
-    with pytest.raises(ValueError, match="compute_loss_func must be None, got a function: .* labels away"):
+    with pytest.raises(ValueError, match=r"compute_loss_func must be None, got a function: .* labels away"):
         trainer.train()
     trained(torch.arange(6)[None])  # without labels, by nobody's compute_loss: its own logits
 
