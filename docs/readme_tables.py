@@ -29,9 +29,8 @@ PAGES = (
 )
 _FALLS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)  # in confidence
 _SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
-_GAIN = (
-    "Gain: true calibration error (ECE) of plain heads minus that of smoothed ones of the same data and first values, "
-    "above 0 where smoothing makes it better. b: the label smoothing. Epoch 2: the same rule where tuning ends after "
+_KEY = (
+    "Epoch 2: the same rule where tuning ends after "
     "two epochs, the budget of the paper. Of the solver alone: deterministic targets are the same for every seed."
 )
 _OURS, _KEPT, _RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
@@ -80,7 +79,7 @@ def verdicts(data: Path) -> str:
         f"From `{_shown(path)}`, preset {table['preset'].iloc[0]}; {unfinished}real model: tunings of {model}, "
         f"which had been instruction-tuned before, `{_shown(data / 'instruction_verdicts.csv')}`."
     )
-    return "\n".join([*lines, "", _wrapped(f"{_GAIN} {source}")])
+    return "\n".join([*lines, "", _wrapped(f"{_KEY} {source}")])
 
 
 def _then(word: str, early: str) -> str:
