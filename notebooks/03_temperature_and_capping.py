@@ -43,7 +43,7 @@ b = 0.1
 # - **Temperature** $z/T$ multiplies all logits by $1/T$.
 # - The **contraction** $c\tanh(z/c)$, the softcap of Gemma 2, leaves small logits alone and keeps large ones below
 #   $c$. Its slope is at most 1: differences can only shrink.
-# - The **scaled tanh** $c\tanh(z)$ (`gain` in tables and labels below) is the contraction after a multiplication by $c$:
+# - The **scaled tanh** $c\tanh(z)$ (`gain` in tables and labels) is the contraction after a multiplication by $c$:
 #   $c\tanh(z) = c\tanh\bigl((c\,z)/c\bigr)$.
 #
 # On the right, what each allows: the largest gap that a head of norm product $m$ can give to every token at once

@@ -291,8 +291,9 @@ pd.DataFrame(lines, columns=columns).set_index(columns[:2]).round(3)
 #   temperature calibrates it.
 #
 # **Not shown:** speed. On a CPU it depends on the machine and the shape (committed table above), on GPUs see
-# [docs/kernel.md](../docs/kernel.md#what-it-costs). `chunked` raises half precision to float32, forms no second derivatives, and breaks the graph of
-# `torch.compile`. A model of a forty thousand words also says nothing about large ones.
+# [docs/kernel.md](../docs/kernel.md#what-it-costs). `chunked` raises half precision to float32, forms no
+# second derivatives, and breaks the graph of `torch.compile`. A model of a forty thousand words also says nothing about
+# large ones.
 #
 # In Hugging Face training not even this line is yours: `kernel.huggingface.SmoothedTrainer` replaces
 # `transformers.Trainer`, and `fuse_loss(model, label_smoothing=0.1)` gives any loop a model whose `loss` is the fused

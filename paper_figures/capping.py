@@ -4,7 +4,7 @@ Caption. Gain of smoothing (b = .1) in true ECE, plain minus smoothed head of th
 smoothing helps; within the grey band (.01) it does nothing that was predicted to matter. Columns: what limits the norms
 while training. Rows: what was done to the logits in training (top) or when a head trained without was read (bottom).
 Filled: read as trained; open: cap or temperature taken away for the reading. Under a budget a training temperature
-restores the effect, and so does the scaled tanh c tanh z where c is 8 or more (at 4 hardly, at 2 not), as both lower the
+restores the effect, and so does the scaled tanh c tanh z where c is 8 or more (at 4 hardly, at 2 not): both lower the
 index A; a contraction c tanh(z / c) does not, at any c. Of what is done in reading alone under a budget the scaled tanh
 at c = 4 does most: it raises the gain by up to .023, to .014. Under weight decay (.2) a training temperature raises the
 gain too, though not the fall in confidence, and a contraction turns the gain into harm. With free norms smoothing acts

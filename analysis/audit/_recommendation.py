@@ -224,6 +224,7 @@ def _found_harm(studies: _Studies) -> str:
     harm = -studies("K2", "gain_population")
     held, cells = (studies("K4", f"sign_rule_{name}") for name in ("holds", "cells"))
     return (
-        f"Where simulated heads were calibrated, b = 0.1 raised the ECE by {harm:.3f} [K2, findings.csv]; it helped where "
-        f"H - CE on new data was below 0, and only there, in {held:.0f} of {cells:.0f} cells [K4, findings.csv]."
+        f"Where simulated heads were calibrated, b = 0.1 raised the ECE by {harm:.3f} [K2, findings.csv]; it "
+        f"helped where H - CE on new data was below 0, and only there, in {held:.0f} of {cells:.0f} cells "
+        "[K4, findings.csv]."
     )
