@@ -96,6 +96,8 @@ def _judged(path: Path) -> pd.DataFrame:
 
 def found(data: Path) -> str:
     """What the study found, in sentences with one number each."""
+    from analysis.lab.registry import experiment
+
     numbers: Any = pd.read_csv(data / "findings.csv")
     of_all = numbers[numbers["cell"].isna()].set_index(["claim", "finding"])["mean"]
     budget: Any = numbers[numbers["cell"] == "arm=budget"].set_index(["claim", "finding"])["mean"]
@@ -115,13 +117,14 @@ def found(data: Path) -> str:
     remedies: Any = numbers[numbers["finding"].isin(["gain_of", "accuracy_loss_of"])]
     remedies = remedies.set_index(["finding", "cell"])["mean"]
     fitted, early = (remedies["gain_of", f"method={method}"] for method in ("b=0 post_hoc", "early stopping"))
+    (examples,) = {config.examples for config in experiment("S7").configs("full")}
     both: Any = numbers.loc[numbers["finding"] == "gain_of_both", "mean"]
     real: Any = pd.read_csv(data / "instruction_findings.csv")
     elsewhere = real[real["cell"].isna()].set_index("finding")["mean"]["gain_elsewhere"]
     sentences = (
         "**Long tuning makes models over-confident**: in simulated instruction tuning the calibration error on the "
         f"pretraining distribution rose by {of_all['K1', 'rise_elsewhere_at_epoch_2']:.2f} after two epochs and "
-        f"{of_all['K1', 'rise_elsewhere']:.2f} after {of_all['K1', 'last_epoch']:.0f} (over 512 examples).",
+        f"{of_all['K1', 'rise_elsewhere']:.2f} after {of_all['K1', 'last_epoch']:.0f} (over {examples} examples).",
         "**Smoothing helps if tuning is long**: with b = 0.1 the error on new questions was "
         f"{of_all['K2', 'gain']:.3f} lower at the end, {of_all['K2', 'gain_at_epoch_2']:.3f} after two epochs. A "
         f"fitted temperature ({fitted:.3f}) and early stopping ({early:.3f}, at "
