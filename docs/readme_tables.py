@@ -29,9 +29,8 @@ PAGES = (
 )
 _FALLS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)  # in confidence
 _SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
-_GAIN = (
-    "Gain: true calibration error (ECE) of plain heads minus that of smoothed ones of the same data and first values, "
-    "above 0 where smoothing makes it better. b: the label smoothing. Epoch 2: the same rule where tuning ends after "
+_KEY = (
+    "Epoch 2: the same rule where tuning ends after "
     "two epochs, the budget of the paper. Of the solver alone: deterministic targets are the same for every seed."
 )
 _OURS, _KEPT, _RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
@@ -80,7 +79,7 @@ def verdicts(data: Path) -> str:
         f"From `{_shown(path)}`, preset {table['preset'].iloc[0]}; {unfinished}real model: tunings of {model}, "
         f"which had been instruction-tuned before, `{_shown(data / 'instruction_verdicts.csv')}`."
     )
-    return "\n".join([*lines, "", _wrapped(f"{_GAIN} {source}")])
+    return "\n".join([*lines, "", _wrapped(f"{_KEY} {source}")])
 
 
 def _then(word: str, early: str) -> str:
@@ -97,9 +96,10 @@ def _judged(path: Path) -> pd.DataFrame:
 
 def found(data: Path) -> str:
     """What the study found, in sentences with one number each."""
+    from analysis.lab.registry import experiment
+
     numbers: Any = pd.read_csv(data / "findings.csv")
     of_all = numbers[numbers["cell"].isna()].set_index(["claim", "finding"])["mean"]
-    steps: Any = numbers.loc[numbers["finding"] == "step_from_16", "mean"]
     budget: Any = numbers[numbers["cell"] == "arm=budget"].set_index(["claim", "finding"])["mean"]
     cost: Any = pd.read_csv(data / "kernel.csv")
     cost = cost[
@@ -110,32 +110,60 @@ def found(data: Path) -> str:
         & (cost["ignored"] == 0)
     ].set_index("implementation")
     share = cost.at[_OURS, "peak_mib"] / cost.at["eager", "peak_mib"]
-    words: Any = pd.read_csv(data / "verdicts.csv")["verdict"].value_counts()
+    judged: Any = pd.read_csv(data / "verdicts.csv")
+    words, kept = judged["verdict"].value_counts(), judged[judged["verdict"] == "supported"]
+    holds = ", ".join(f"{row.claim}: {row.statement}".replace("NLL", "loss") for row in kept.itertuples())
+    steps, of_64 = (numbers.loc[numbers["finding"] == f"step_from_{size}", "mean"] for size in (16, 64))
+    remedies: Any = numbers[numbers["finding"].isin(["gain_of", "accuracy_loss_of"])]
+    remedies = remedies.set_index(["finding", "cell"])["mean"]
+    fitted, early = (remedies["gain_of", f"method={method}"] for method in ("b=0 post_hoc", "early stopping"))
+    (examples,) = {config.examples for config in experiment("S7").configs("full")}
+    both: Any = numbers.loc[numbers["finding"] == "gain_of_both", "mean"]
+    real: Any = pd.read_csv(data / "instruction_findings.csv")
+    elsewhere = real[real["cell"].isna()].set_index("finding")["mean"]["gain_elsewhere"]
     sentences = (
-        "**Long tuning makes models over-confident**: in simulated instruction tuning the calibration error on all but "
-        f"the tuning task rose by {of_all['K1', 'rise_elsewhere_at_epoch_2']:.2f} after two epochs and "
-        f"{of_all['K1', 'rise_elsewhere']:.2f} at the end.",
+        "**Long tuning makes models over-confident**: in simulated instruction tuning the calibration error on the "
+        f"pretraining distribution rose by {of_all['K1', 'rise_elsewhere_at_epoch_2']:.2f} after two epochs and "
+        f"{of_all['K1', 'rise_elsewhere']:.2f} after {of_all['K1', 'last_epoch']:.0f} (over {examples} examples).",
         "**Smoothing helps if tuning is long**: with b = 0.1 the error on new questions was "
-        f"{of_all['K2', 'gain']:.2f} lower at the end, {of_all['K2', 'gain_at_epoch_2']:.3f} after two epochs. It "
-        "harms where confidence does not exceed accuracy.",
+        f"{of_all['K2', 'gain']:.3f} lower at the end, {of_all['K2', 'gain_at_epoch_2']:.3f} after two epochs. A "
+        f"fitted temperature ({fitted:.3f}) and early stopping ({early:.3f}, at "
+        f"{remedies['accuracy_loss_of', 'method=early stopping']:.3f} of accuracy) did more. Smoothing harms where "
+        "confidence exceeds accuracy by less than half of what it takes; on SmolLM2 it cost ordinary text "
+        f"{-elsewhere:.2f} of calibration and {_lost_on_text(data):.2f} of accuracy.",
         "**Norms cap confidence, hidden size less so**: at fixed norms, hidden size 64 to 256 adds "
-        f"{of_all['K3', 'step_from_64']:.2f}, 16 to 64 up to {steps.max():.2f}.",
+        f"{of_all['K3', 'step_from_64']:.2f} on average (at most {of_64.max():.2f}), 16 to 64 up to {steps.max():.2f}.",
         "**What smoothing takes can be predicted** in simulation (figure). It took less than 0.01 of confidence in all "
         f"{of_all['K4', 'settings_inert']:.0f} settings with deterministic targets and an index above 1.25.",
         "**Training at a lower temperature gives smoothing its effect back** under a bound on the norms, by "
-        f"{budget['K5', 'rise']:.2f} of calibration error. Capping the logits rarely does.",
+        f"{budget['K5', 'rise']:.2f} of calibration error; but doing neither was as good or better in "
+        f"{(both <= 0).sum()} of {len(both)} arms. Capping the logits rarely does.",
         f"**The loss is lean**: at {_SHAPES[0]}'s size it needs {share:.0%} of the memory of eager PyTorch's in the "
         "same time ([beside Liger-Kernel and others](docs/kernel.md#what-it-costs)).",
     )
-    first = (
-        f"Of {words.sum()} claims {words.get('supported', 0)} holds as stated and {words.get('depends on', 0)} depend "
-        "on conditions ([each verdict](docs/study.md#claims-and-verdicts)).\n"
+    first = textwrap.fill(
+        f"Of {words.sum()} claims {words.get('supported', 0)} holds as stated ({holds}) and "
+        f"{words.get('depends on', 0)} depend on conditions ([each verdict](docs/study.md#claims-and-verdicts)).",
+        120,
     )
     several = [
         textwrap.fill(f"{n}. {line}", 120, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
         for n, line in enumerate(sentences, 1)
     ]
-    return "\n".join([first, *several])
+    return "\n".join([first, "", *several])
+
+
+def _lost_on_text(data: Path) -> float:
+    """Accuracy that b = .1 costs the tuned real model on ordinary text, at the last epoch, mean over seeds."""
+    from analysis.lab.tables import find_table, read_table
+
+    path = find_table(data, "instruction_full")
+    assert path is not None
+    rows: Any = read_table(path)
+    rows = rows[(rows["view"] == "text") & (rows["reading"] == "as_trained") & (rows["epoch"] == rows["epoch"].max())]
+    rows = rows[rows["softcap"].isna() & (rows["temperature"] == 1)]
+    accuracy = rows.groupby("label_smoothing")["accuracy"].mean()
+    return float(accuracy[0] - accuracy[0.1])
 
 
 def figures(data: Path) -> str:

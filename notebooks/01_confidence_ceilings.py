@@ -41,7 +41,7 @@ look()
 # For one context and one token all that counts is how far its logit can stand above the others. With two rows
 # pointing to opposite sides that is $2m$, so $p \le 1/(1 + (V-1)e^{-2m})$. Likewise, with $\lVert z \rVert_2 \le L$
 # the entropy is lowest for logits that favour one token over all others equally. Hidden size enters through the norm
-# alone: RMSNorm makes $\lVert h\rVert = \sqrt D$ (times its gain), and the norms grow with it. The rank of $W$ plays
+# alone: RMSNorm makes $\lVert h\rVert = \sqrt D$ (times its weight), and the norms grow with it. The rank of $W$ plays
 # no part.
 
 # %%

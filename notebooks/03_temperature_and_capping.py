@@ -43,7 +43,7 @@ b = 0.1
 # - **Temperature** $z/T$ multiplies all logits by $1/T$.
 # - The **contraction** $c\tanh(z/c)$, the softcap of Gemma 2, leaves small logits alone and keeps large ones below
 #   $c$. Its slope is at most 1: differences can only shrink.
-# - The **gain form** $c\tanh(z)$ is the contraction after a multiplication by $c$:
+# - The **scaled tanh** $c\tanh(z)$ (`gain` in tables and labels) is the contraction after a multiplication by $c$:
 #   $c\tanh(z) = c\tanh\bigl((c\,z)/c\bigr)$.
 #
 # On the right, what each allows: the largest gap that a head of norm product $m$ can give to every token at once
@@ -83,7 +83,7 @@ def three(norm_product=6.0, vocab_size=256):
 explore(three, norm_product=(1.0, 20.0, 1.0), vocab_size=[64, 256, 4_096, 262_144])
 
 # %% [markdown]
-# Temperature and gain raise the ceiling; the contraction lowers it, whatever $c$. Where the norms do not reach
+# Temperature and scaled tanh raise the ceiling; the contraction lowers it, whatever $c$. Where the norms do not reach
 # $G_{LS}$, it cannot help.
 #
 # ## 2 · Temperature in training, under a norm budget
@@ -148,7 +148,7 @@ assert fall[["no cap", "contraction, c = 10", "contraction, c = 3"]].abs().max()
 assert fall[["T = 0.5", "gain, c = 4"]].min() > 0.05  # restored
 
 # %% [markdown]
-# The contraction only makes both heads less sure. The gain form restores smoothing *as a temperature $1/c$ would* as
+# The contraction only makes both heads less sure. The scaled tanh restores smoothing *as a temperature $1/c$ would* as
 # long as the $\tanh$ is not saturated.
 #
 # ## 4 · With noisy targets, and with free norms
@@ -274,10 +274,11 @@ print(f"with logits of +-c the gap that smoothing .1 asks for is out of reach be
 # ## What was learnt
 #
 # - Only what *raises* the logits restores smoothing under a norm budget: a training temperature below $T^*$, or the
-#   gain form, which is one. The contraction (the softcap in use) lowers the ceiling, and at usual sizes hardly that.
+#   scaled tanh, which is one. The contraction (the softcap in use) lowers the ceiling, and at usual sizes hardly that.
 # - With free norms temperature has no effect, and smoothing acts without help.
 # - Nothing done after training makes two equal heads differ. Heads that differ a little can be read so that they
-#   differ more: in the study the gain form with $c = 4$, in reading alone, raises the gain under the budget by .02.
+#   differ more: in the study the scaled tanh with $c = 4$, in reading alone, raises the gain of smoothing
+#   under the budget by .02.
 # - Read trained-with-a-cap, evaluated-without comparisons with care: they can show smoothing curing what the cap
 #   caused.
 #

@@ -151,7 +151,7 @@ committed_table("chunked").query("label_smoothing == 0.1 and softcap.isna()").se
 
 # %% [markdown]
 # (The table was made by `python -m kernel.benchmark.cpu` on one machine; `time_ratio` is chunked over eager. For GPUs
-# see the table of the README.)
+# see [docs/kernel.md](../docs/kernel.md#what-it-costs).)
 #
 # ## 3 · A real training, twice
 #
@@ -290,14 +290,15 @@ pd.DataFrame(lines, columns=columns).set_index(columns[:2]).round(3)
 # - The same sweep over the head answers, without logits, how sure a model is, whether smoothing acts on it, and which
 #   temperature calibrates it.
 #
-# **Not shown:** speed. On a CPU it depends on the machine and the shape (committed table above), on GPUs see the
-# README. `chunked` raises half precision to float32, forms no second derivatives, and breaks the graph of
-# `torch.compile`. A model of a forty thousand words also says nothing about large ones.
+# **Not shown:** speed. On a CPU it depends on the machine and the shape (committed table above), on GPUs see
+# [docs/kernel.md](../docs/kernel.md#what-it-costs). `chunked` raises half precision to float32, forms no
+# second derivatives, and breaks the graph of `torch.compile`. A model of a forty thousand words also says nothing about
+# large ones.
 #
 # In Hugging Face training not even this line is yours: `kernel.huggingface.SmoothedTrainer` replaces
 # `transformers.Trainer`, and `fuse_loss(model, label_smoothing=0.1)` gives any loop a model whose `loss` is the fused
 # one.
 #
 # **Next:** [06](06_simulated_instruction_tuning.ipynb), tuning where the truth is known. What the study found on
-# claim K7 (cost of the loss): `paper_figures/data/verdicts.csv` and
-# [docs/study_notes.md](../docs/study_notes.md).
+# claim K7 (cost of the loss): [docs/study.md](../docs/study.md#claims-and-verdicts) and, in full,
+# `paper_figures/data/verdicts.csv`.

@@ -280,7 +280,7 @@ verdict[["statement", "verdict", "mean", "low", "high"]].round(3)
 #   Nothing in the norms holds the model back here; that $A > 1$ halfway does not protect it from smoothing.
 # - "Depends on" for K1: on the distribution. On the new one the error of one of seven models does not grow from the
 #   first epoch on. "Depends on" for K2: on how far confidence exceeds accuracy. Heads that are calibrated, or
-#   over-confident by less than smoothing takes, are made worse by it in other experiments of the study.
+#   over-confident by less than half of what smoothing takes, are made worse by it in other experiments of the study.
 # - On calibration alone it has strong rivals: a temperature fitted afterwards on a few examples and early stopping do
 #   more than $b = .1$ (the latter at some accuracy), weight decay about as much, dropout less. The first two need
 #   further data; smoothing, weight decay and dropout do not.

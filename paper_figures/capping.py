@@ -4,15 +4,15 @@ Caption. Gain of smoothing (b = .1) in true ECE, plain minus smoothed head of th
 smoothing helps; within the grey band (.01) it does nothing that was predicted to matter. Columns: what limits the norms
 while training. Rows: what was done to the logits in training (top) or when a head trained without was read (bottom).
 Filled: read as trained; open: cap or temperature taken away for the reading. Under a budget a training temperature
-restores the effect, and so does the gain form c tanh z where c is 8 or more (at 4 hardly, at 2 not), as both lower the
-index A; a contraction c tanh(z / c) does not, at any c. Of what is done in reading alone under a budget the gain form
+restores the effect, and so does the scaled tanh c tanh z where c is 8 or more (at 4 hardly, at 2 not): both lower the
+index A; a contraction c tanh(z / c) does not, at any c. Of what is done in reading alone under a budget the scaled tanh
 at c = 4 does most: it raises the gain by up to .023, to .014. Under weight decay (.2) a training temperature raises the
 gain too, though not the fall in confidence, and a contraction turns the gain into harm. With free norms smoothing acts
 without help. A cap in training alone leaves raw
 logits too large there, and what smoothing then does depends on c: far more at 5 and 15, nothing at 2, and at 48 more or
 less than without a cap, the interval does not tell; a temperature in training alone makes it harmful, at any T and
 under a budget too. Controls: peaks in the targets, Adam at a tuned step size, and features from a trained trunk, which
-agree under a budget as far as the trunk's two converged seeds tell; with free norms gain forms and caps in reading do
+agree under a budget as far as the trunk's two converged seeds tell; with free norms scaled tanhs and caps in reading do
 more, for good or ill, to a trunk. Means over seeds with 95 % t intervals; runs that break the convergence rule
 are left out. Table S5.
 """
@@ -191,7 +191,7 @@ def _column(ax: Axes, rows: pd.DataFrame, settings: dict[tuple[Any, ...], Look],
 
 
 def _group_lines(axes: list[Axes], forms: list[tuple[bool, str]]) -> None:
-    """Lines between nothing, temperatures, gain forms and contractions; a stronger one before what was only read."""
+    """Lines between nothing, temperatures, scaled tanhs and contractions; a stronger one before what was only read."""
     for i in range(1, len(forms)):
         for ax in axes if forms[i] != forms[i - 1] else ():
             ax.axhline(0.5 - i, color="0.5", lw=0.5 if forms[i][0] == forms[i - 1][0] else 1.2, zorder=1)

@@ -3,11 +3,11 @@
 Caption. Each mark is a cell of S9, the mean over seeds of pairs of heads that differ in label smoothing alone. *Up:*
 the fall in mean max p that training with smoothing brought. *Across:* what the plain head says beforehand; on the
 line it is right. *Left:* the frozen-head response P, which moves the hidden states alone. *Right:* two numbers of the
-plain head, its confidence p and its activity index A. Axes are linear below .001 and logarithmic above. Stars: a real
-language model tuned on questions, on its training examples at the last epoch; its features are not free, so that P is
-no prediction, and its table has the two numbers alone. Only pairs whose response was solved and whose plain head is
-that of its table; a grid that is not finished says how many of its plain heads there are. Tables S9, and S3, S4 and
-S5 for the measured falls; the tuned model: instruction_full.csv, where it is there.
+plain head, its confidence p and its activity index A, counted as -1 where it is lower. Axes are linear below .001 and
+logarithmic above. Stars: a real language model tuned on questions, on its training examples at the last epoch; its
+features are not free, so that P is no prediction, and its table has the two numbers alone. Only pairs whose response
+was solved and whose plain head is that of its table; a grid that is not finished says how many of its plain heads there
+are. Tables S9, and S3, S4 and S5 for the measured falls; the tuned model: instruction_full.csv, where it is there.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         _panel(left, table, "predicted", most)
         _panel(right, table, "clipped", most)
         panel(left, "a", "the frozen-head response $P$")
-        panel(right, "b", r"two numbers: $b\,(p - 1/V)\,\max(0, 1 - A)$")
+        panel(right, "b", r"two numbers: $b\,(p - 1/V)\,\max(0, 1 - A)$, $A \geq -1$")
         left.set_ylabel("measured fall in confidence")
         left.legend(
             *right.get_legend_handles_labels(), loc="upper left", handletextpad=0.2, labelspacing=0.4, fontsize=8

@@ -5,8 +5,8 @@ targets: above 0 smoothing helps, below it hurts (scale logarithmic beyond .1). 
 each context was trained on, one line a hidden size, broken where no pair converged. Few samples are fitted too closely
 and smoothing helps, by up to .1 (.3 in four dimensions); at 64 there is little to mend, and it hurts where it acts, by
 .01 to .057. A norm budget at T = 1 leaves it inert in few dimensions, as it keeps the plain head from over-confidence;
-at T = .25 less so. Last panel: the same gains, of every cell in the table, against the scale gap of the plain head on
-new data, CE - H in nats, which is positive where it is over-confident; the prediction was that both have the same sign
+at T = .25 less so. Last panel: the same gains, of every cell in the table, against the over-confidence of the plain
+head on new data, -(H - CE) in nats, H - CE being its scale gap; the prediction was that both have the same sign
 (the unshaded quarters; in the title, how many of the cells do). It fails most where many samples leave CE above H and
 smoothing hurts all the same. Free norms have a weight decay of 1e-4. Means over seeds with 95 % t intervals;
 runs that break the convergence rule are left out. Table S4.
@@ -41,7 +41,7 @@ _LINEAR_GAIN = 0.1  # the axis of gains is logarithmic beyond, so that one extre
 
 
 def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Paired gains of b = .1, and CE - H of the plain head on new data; converged seeds.
+    """Paired gains of b = .1, and -(H - CE) of the plain head on new data; converged seeds.
 
     Returns:
         ``COLUMNS``, one line a cell.
@@ -114,7 +114,7 @@ def _over_samples(ax: Axes, cells: pd.DataFrame, look_of: dict[int, Look]) -> No
 
 
 def _signs(ax: Axes, table: pd.DataFrame, low: float, high: float, letter: str) -> None:
-    """Gains against CE - H on new data, with the quarters where the signs differ shaded."""
+    """Gains against -(H - CE) on new data, with the quarters where the signs differ shaded."""
     low = min(low, 1.05 * float(table["true_ece_gain_low"].min()))
     high = max(high, 1.05 * float(table["true_ece_gain_high"].max()))
     gaps = table[["over_confidence_low", "over_confidence_high"]]
@@ -134,7 +134,7 @@ def _signs(ax: Axes, table: pd.DataFrame, low: float, high: float, letter: str) 
     known = table.loc[(table["over_confidence"] != 0) & (table["true_ece_gain"] != 0)]
     same = int((np.sign(known["over_confidence"]) == np.sign(known["true_ece_gain"])).sum())
     ax.set_xscale("symlog", linthresh=_LINEAR, linscale=0.5)
-    ax.set(xlim=(left, right), xlabel="CE $-$ H on new data (nats)")
+    ax.set(xlim=(left, right), xlabel="$-$(H $-$ CE) on new data (nats)")
     ticks = [x for x in (-10, -1, 0, 1, 10, 100) if left <= x <= right]
     ax.set_xticks(ticks, [f"{x:g}".replace("-", "\u2212") for x in ticks])
     ax.set_xticks([x for x in (-0.1, 0.1) if left <= x <= right], minor=True)

@@ -170,7 +170,20 @@ def test_the_index_of_your_own_head(capsys):
     assert float(shown[1]) == pytest.approx(np.exp(log_p).max(axis=1).mean(), abs=0.0051)
     index = (entropy - loss) / (0.1 * (-log_p.mean() - loss))
     assert float(shown[2]) == pytest.approx(index, abs=0.0051)
-    assert float(shown[3]) == pytest.approx(0.1 * np.exp(log_p).max(axis=1).mean() * max(0, 1 - index), abs=0.0051)
+    fall = 0.1 * (np.exp(log_p).max(axis=1).mean() - 1 / 40) * max(0, 1 - index)
+    assert float(shown[3]) == pytest.approx(fall, abs=0.0051)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_bad_head_does_not_fall_by_more_than_it_can(shift, capsys):
+    """Wrong tokens: the index is far below 0, or minus infinity, and the fall is counted as at an index of -1."""
+    generator = torch.Generator().manual_seed(0)
+    weight, hidden = torch.randn(40, 12, generator=generator), 2 * torch.randn(200, 12, generator=generator)
+    target = (hidden @ weight.T).argmin(-1) if shift else torch.arange(200) % 40
+    exec(yours(block("analysis.activity_index(")), {"weight": weight, "hidden": hidden, "target": target})
+    confidence, index, fall = map(float, re.findall(r"-?(?:inf|[\d.]+)", capsys.readouterr().out))
+    assert index < -1
+    assert fall == pytest.approx(0.2 * (confidence - 1 / 40), abs=0.0051)
 
 
 @pytest.mark.parametrize("text", ["analysis.activity_index(", "calibration_error("])

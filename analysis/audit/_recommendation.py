@@ -99,9 +99,9 @@ _EXPECTED = {
 def _found_inert(studies: _Studies) -> str:
     fall, settings = abs(studies("K4", "fall_where_inert")), studies("K4", "settings_inert")
     return (
-        f"In small simulated heads with A above {NEAR[1]:g} it took {fall:.4f} of the confidence where one token was "
-        f"right ({settings:.0f} settings), up to {studies('K4', 'largest_fall_blurred'):.3f} where several were and A "
-        "was 1.3 to 3 [K4, findings.csv]."
+        f"In small simulated heads with A above {NEAR[1]:g} it lowered confidence by {fall:.4f} where one token was "
+        f"right (mean of {settings:.0f} settings, several b), by up to "
+        f"{studies('K4', 'largest_fall_blurred'):.3f} where several were and A was 1.3 to 3 [K4, findings.csv]."
     )
 
 
@@ -110,9 +110,9 @@ def _found_acting(studies: _Studies) -> str:
     explained = studies("K4", "explained", "teacher=noisy; predictor=A")
     tuned = studies("K5", "activity", table="instruction_findings")
     return (
-        f"In small simulated heads with A of 0 to {NEAR[0]:g} it took {fall:.3f} of the confidence where one token was "
-        f"right (mean of {settings:.0f} settings); where several were, A explained {explained:.0%} of the fall "
-        f"[K4, findings.csv]. It acted on SmolLM2-135M tuned to A = {tuned:.2f} [K5, instruction_findings.csv]."
+        f"In small simulated heads with A of 0 to {NEAR[0]:g} it lowered confidence by {fall:.3f} where one token was "
+        f"right (mean of {settings:.0f} settings, several b); where several were, A explained {explained:.0%} of the "
+        f"fall [K4, findings.csv]. It acted on SmolLM2-135M tuned to A = {tuned:.2f} [K5, instruction_findings.csv]."
     )
 
 
@@ -154,6 +154,8 @@ def _at_most(get: Lookup, studies: _Studies) -> str:
     if "none" in regime.values():
         return "How much confidence would it take? No rule says: each needs an activity index, and there is none here."
     most = ", ".join(f"{_most(get, b, p, v):.3f} (b = {b})" for b in regime)
+    known = any((index := get("smoothing", "activity", b)).low == index.low for b in regime)
+    where = " at the upper end of the interval" if known else ""
 
     def missed() -> str:
         clipped, rational = (studies.largest_error(rule) for rule in ("clipped_fall", "rational_fall"))
@@ -165,8 +167,8 @@ def _at_most(get: Lookup, studies: _Studies) -> str:
 
     cited = _cited(missed, tuned) if "below" in regime.values() else _cited(missed)  # else there is no clipped_fall
     return (
-        f"How much confidence would it take? By clipped_fall and rational_fall at most {most} of {p:.3f}; they are "
-        f"rules, no bounds. {cited}"
+        f"How much confidence would it take? By clipped_fall and rational_fall {most} of {p:.3f}{where}; they "
+        f"are rules, no bounds. {cited}"
     )
 
 
@@ -222,6 +224,7 @@ def _found_harm(studies: _Studies) -> str:
     harm = -studies("K2", "gain_population")
     held, cells = (studies("K4", f"sign_rule_{name}") for name in ("holds", "cells"))
     return (
-        f"Where simulated heads were calibrated, b = 0.1 raised the ECE by {harm:.3f} [K2, findings.csv]; it helped or "
-        f"harmed as the sign of CE - H on new data says in {held:.0f} of {cells:.0f} cells [K4, findings.csv]."
+        f"Where simulated heads were calibrated, b = 0.1 raised the ECE by {harm:.3f} [K2, findings.csv]; it "
+        f"helped where H - CE on new data was below 0, and only there, in {held:.0f} of {cells:.0f} cells "
+        "[K4, findings.csv]."
     )

@@ -107,7 +107,7 @@ class FitConfig:
 
     @property
     def logit_scale(self) -> float:
-        """Factor of the logits before the cap, c in the gain form, as c tanh(z) = c tanh((c z) / c); else 1."""
+        """Factor of the logits before the cap, c in the scaled tanh, as c tanh(z) = c tanh((c z) / c); else 1."""
         return self.softcap if self.softcap is not None and self.softcap_form == "gain" else 1.0
 
     def columns(self) -> dict[str, str | float | int | None]:

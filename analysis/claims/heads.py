@@ -208,6 +208,6 @@ def _with_samples(samples: pd.DataFrame, found: Findings) -> None:
     pairs = paired_effects(samples)
     both = pairs.loc[pairs["label_smoothing"] == 0.1].merge(plain, on=keys)
     cells = both.groupby(CELL, dropna=False)[["held_out_gap", "true_ece_gain"]].mean()
-    # the gain in true ECE is positive exactly where CE > H on new data
+    # the gain in true ECE is positive exactly where H - CE < 0 on new data
     found.add("sign_rule_holds", ((cells["held_out_gap"] > 0) == (cells["true_ece_gain"] > 0)).sum(), "count")
     found.add("sign_rule_cells", len(cells), "count")

@@ -96,7 +96,7 @@ def frozen_head_response(
         weight_decay: lambda >= 0 of the hidden states, per context as in the formula.
         temperature: Training temperature T > 0, after the softcap.
         softcap: c > 0 of f(x) = c tanh(x / c), or None. Under a softcap the loss is not convex: what is found is the
-            minimum that a descent from ``hidden`` reaches. For the gain form c tanh(x) give c W as ``weight``.
+            minimum that a descent from ``hidden`` reaches. For the scaled tanh c tanh(x) give c W as ``weight``.
         features: ``"ball"``, norms of at most R; ``"sphere"``, norms of R exactly, as RMSNorm makes them. They differ
             only where smoothing wants a smaller scale (A < 1). A whole head can give that by shorter rows, which are
             frozen here, so that the ball is the better prediction for RMS-normed features too where targets are

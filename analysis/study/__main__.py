@@ -22,7 +22,7 @@ examples:
   python -m analysis.study pack rows.jsonl.gz           all finished rows as one file ...
   python -m analysis.study unpack rows.jsonl.gz         ... and back into the folder of another machine
   python -m analysis.study sources                      where every committed table comes from, and what reads it
-  python -m analysis.study verdicts                     claims K1 to K9 against the committed tables, as in the README
+  python -m analysis.study verdicts                     claims K1 to K9 against committed tables, as in docs/study.md
   python -m analysis.study verdicts --preset quick --out DIR     ... against the tables that a run left in DIR
 
 Rows are kept one file each under OUT/rows and named by their config: nothing is computed twice, nothing finished is

@@ -49,6 +49,10 @@ class Forward:
         fused = current(model)
         if fused is not None and (kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None):
             return fused.forward(**kwargs)
+        if fused is not None:
+            from ._without_labels import check_labels_were_not_taken  # which imports from here
+
+            check_labels_were_not_taken(model)
         own = type(model).forward.__get__(model) if before is None else before
         return own(**kwargs)
 

@@ -46,11 +46,11 @@ def lines(table):
         ((-0.07, -0.11, -0.04), "b = 0.1: yes, and plain training on this text would lower confidence too.", "A of 0 to 0.8"),
         ((-0.07, NAN, NAN), "b = 0.1: yes, and plain training on this text", "A of 0 to 0.8"),
         ((0.0, -0.1, 0.1), "b = 0.1: yes.", "A of 0 to 0.8"),
-        ((0.4, 0.3, 0.5), "b = 0.1: yes.", "A of 0 to 0.8 it took 0.134 of the confidence"),
+        ((0.4, 0.3, 0.5), "b = 0.1: yes.", "A of 0 to 0.8 it lowered confidence by 0.134"),
         ((0.9, 0.85, 0.95), "b = 0.1: a little.", "About the turn at 1 A explained 96% of the fall"),
         ((1.0, 0.7, 1.2), "b = 0.1: this text cannot tell.", "About the turn at 1"),
         ((1.1, 1.05, 1.2), "b = 0.1: hardly where one next token is right, somewhat where several are", "the turn at 1"),
-        ((2.0, 1.8, 2.2), "b = 0.1: not once trained to the end where one next token is right, a little where several", "A above 1.25 it took 0.0000"),
+        ((2.0, 1.8, 2.2), "b = 0.1: not once trained to the end where one next token is right, a little where several", "A above 1.25 it lowered confidence by 0.0000"),
     ],
 )  # fmt: skip
 def test_each_regime_of_the_index_has_its_answer(index, said, evidence):
@@ -69,7 +69,7 @@ def test_several_b_are_told_apart():
     assert "; b = 0.1: yes. In small" in act
     assert "A above 1.25" in act
     assert "A of 0 to 0.8" in act
-    assert re.search(r"at most 0\.\d{3} \(b = 0\.05\), 0\.\d{3} \(b = 0\.1\) of 0\.480;", most)
+    assert re.search(r"rational_fall 0\.\d{3} \(b = 0\.05\), 0\.\d{3} \(b = 0\.1\) of 0\.480 at the upper", most)
 
 
 def test_a_softcap_is_said_with_what_the_studies_found_of_caps():
@@ -88,8 +88,9 @@ def test_the_most_is_the_larger_rule_at_the_lower_end_of_the_index(index, low):
     rules = [amplitude * max(0.0, 1 - low)] + ([amplitude / (1 + low)] if low > 0 else [])
     _, most, _ = lines(audited(index))
     assert most.startswith(
-        f"How much confidence would it take? By clipped_fall and rational_fall at most {max(rules):.3f} (b = 0.1) of 0.480;"
+        f"How much confidence would it take? By clipped_fall and rational_fall {max(rules):.3f} (b = 0.1) of 0.480"
     )
+    assert ("0.480 at the upper end of the interval; they" in most) == (index[1] == index[1])
     assert "no bounds" in most
     assert ("times clipped_fall" in most) == (low < 1)  # 3.1 times nothing says nothing
 
@@ -98,7 +99,7 @@ def test_the_most_is_no_less_than_the_fall_that_the_verdict_predicts():
     table = audited((0.4, 0.3, 0.5))
     fall = pd.DataFrame([{"part": "smoothing", "name": "predicted_fall", "group": "0.1", "value": 0.029, "low": 0.02, "high": 0.2}])  # fmt: skip
     _, most, _ = lines(pd.concat([table, fall]))
-    assert "at most 0.200 (b = 0.1)" in most
+    assert "rational_fall 0.200 (b = 0.1)" in most
 
 
 OVER, UNDER, NEITHER = (-0.12, -0.18, -0.07), (0.2, 0.1, 0.3), (0.0, -0.1, 0.1)
@@ -147,7 +148,7 @@ def test_it_never_says_what_the_verdict_denies(gap, index):
     assert ("cannot tell whether smoothing would act" in said) == ("cannot tell" in act)
     assert ("below 1: smoothing would act" in said) == (": yes" in act or ": a little." in act)
     assert ("above 1: smoothing would not act at first" in said) == (": not once" in act or ": hardly" in act)
-    assert ("the model is over-confident: entropy" in said) == ("Do not smooth" not in instead)
+    assert ("the model is slightly over-confident (by 0.020): entropy" in said) == ("Do not smooth" not in instead)
     assert ("under-confident: entropy" in said) == ("under-confident" in instead)
 
 
@@ -181,7 +182,7 @@ def test_the_numbers_are_those_of_the_tables(tmp_path, monkeypatch):
     findings.to_csv(tmp_path / "findings.csv", index=False)
     monkeypatch.setattr(_recommendation, "committed_folder", lambda: tmp_path)
     act, _, instead = lines(audited((-0.4, -0.5, -0.3)))
-    assert "it took 0.777 of the confidence" in act
+    assert "it lowered confidence by 0.777 where" in act
     assert "lowered the ECE by 0.888, " in instead
 
 

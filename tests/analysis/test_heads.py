@@ -28,6 +28,7 @@ from analysis.audit._measure import Tokens, groups
 from analysis.audit._panels import reliability_of
 from analysis.audit._verdict import Lookup
 from analysis.calibration import calibration_error, frequency_groups, reliability_table
+from analysis.command import committed_folder
 from analysis.language_models import load_model, packaged_smollm2, read_text
 from analysis.language_models.documents import cut, python_text
 
@@ -285,9 +286,27 @@ def test_the_verdict_says_what_the_numbers_say(scale_gap, index, expected):
     table = audit_model(model, tokens_of(model), label_smoothing=(0.1,)).table.set_index(["part", "name"])
     table.loc[("prediction", "scale_gap"), ["value", "low", "high"]] = scale_gap
     table.loc[("smoothing", "activity"), ["value", "low", "high"]] = index
+    table.loc[("prediction", "confidence"), "value"] = 0.5
+    table.loc[("prediction", "accuracy"), "value"] = 0.5 + 0.1 * np.sign(scale_gap[0])
     text = verdict(table.reset_index())
     for words in expected:
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("scale_gap", "accuracy", "said"),
+    [
+        (-0.3, 0.48, "slightly over-confident (by 0.020):"),
+        (0.3, 0.54, "slightly under-confident (by 0.040):"),
+        (-0.3, 0.4, "is over-confident:"),
+        (-0.3, 0.52, "is over-confident:"),  # by its losses, not by its confidence
+    ],
+)
+def test_the_verdict_calls_a_little_little(scale_gap, accuracy, said):
+    table = pd.read_csv(committed_folder() / "audit_smollm2.csv")
+    for name, value in (("scale_gap", scale_gap), ("confidence", 0.5), ("accuracy", accuracy)):
+        table.loc[table["part"].eq("prediction") & table["name"].eq(name), ["value", "low", "high"]] = value
+    assert said in verdict(table)
 
 
 def test_a_text_worse_than_uniform_tokens_has_no_activity_index():

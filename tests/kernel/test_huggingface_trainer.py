@@ -182,11 +182,11 @@ def test_inputs_without_labels(tmp_path):
 
 
 def test_what_the_trainer_refuses(tmp_path):
-    with pytest.raises(ValueError, match="compute_loss_func must be None"):
+    with pytest.raises(ValueError, match=r"compute_loss_func must be None"):
         smoothed_trainer()(model(), arguments(tmp_path), compute_loss_func=lambda *_: 0)
     parameters = list(inspect.signature(transformers.Trainer.__init__).parameters)[3:]
     before = [None] * parameters.index("compute_loss_func")
-    with pytest.raises(ValueError, match="compute_loss_func must be None"):
+    with pytest.raises(ValueError, match=r"compute_loss_func must be None"):
         smoothed_trainer()(model(), arguments(tmp_path), *before, lambda *_: 0)
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\], got 2.0"):
         smoothed_trainer()(model(), arguments(tmp_path), label_smoothing=2.0)
@@ -312,6 +312,45 @@ def test_trl_without_the_mixin_is_told_that_it_passes_by_the_fused_loss(sft, pef
     assert "was fused with label_smoothing=0.5, but is trained on another loss" in told
     handle.remove()
     assert not handle.model.base_model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("smoothed", [0.3, 0.0])
+@pytest.mark.parametrize("peft", [False, True])
+def test_a_trainer_that_takes_the_labels_from_a_fused_model_is_refused(tmp_path, smoothed, peft):
+    trained = TestPeft().adapted() if peft else model()
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    handle = fuse_loss(trained, label_smoothing=smoothed)
+    args = arguments(tmp_path, label_smoothing_factor=0.1, max_steps=1)
+    trainer = transformers.Trainer(trained, args, train_dataset=Examples(8), eval_dataset=Examples(8))
+    for run in (trainer.train, trainer.evaluate):
+        with pytest.raises(
+            ValueError, match=r"label_smoothing_factor must be 0, got 0\.1: .* labels away .* never run"
+        ):
+            run()
+    torch.testing.assert_close(dict(trained.state_dict()), before, rtol=0, atol=0)
+    trainer.label_smoother = None
+    trainer.train()
+    handle.remove()
+    trainer = transformers.Trainer(trained, args, train_dataset=Examples(8))  # its own smoothing, of its own loss
+    trainer.train()
+
+
+def test_a_loss_function_of_the_trainer_is_refused_for_its_fused_model_alone(tmp_path):
+    teacher, trained = model(), model()
+    fuse_loss(teacher.eval(), label_smoothing=0.1)
+
+    def distilled(outputs, labels, num_items_in_batch=None):
+        with torch.no_grad():
+            wanted = teacher(labels.clamp(min=0)).logits.softmax(-1)
+        return F.cross_entropy(outputs.logits.flatten(0, 1), wanted.flatten(0, 1))
+
+    args = arguments(tmp_path, max_steps=1)
+    transformers.Trainer(trained, args, train_dataset=Examples(8), compute_loss_func=distilled).train()
+    fuse_loss(trained)
+    trainer = transformers.Trainer(trained, args, train_dataset=Examples(8), compute_loss_func=distilled)
+    with pytest.raises(ValueError, match=r"compute_loss_func must be None, got a function: .* labels away"):
+        trainer.train()
+    trained(torch.arange(6)[None])  # without labels, by nobody's compute_loss: its own logits
 
 
 def test_trl(sft, monkeypatch):

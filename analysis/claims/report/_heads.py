@@ -74,7 +74,9 @@ def k4(found: Findings) -> Sentences:
     if found.has("sign_rule_cells"):
         free = f"D = {found['least_free_size']:.0f} too: {found('fall_at_free_norms')}"
         holds, cells = found["sign_rule_holds"], found["sign_rule_cells"]
-        rule = f"the gain in true ECE has the sign of CE - H on new data in {holds:.0f} of {cells:.0f} cells"
+        rule = (
+            f"smoothing helped where H - CE on new data is below 0, and only there, in {holds:.0f} of {cells:.0f} cells"
+        )
     nearly = number(round(still.mean, 4) + 0.0, ".4f")  # four digits, and no minus before 0
     return Sentences(
         headline=found("fall_where_acting"),
