@@ -285,6 +285,9 @@ def test_the_verdict_says_what_the_numbers_say(scale_gap, index, expected):
     table = audit_model(model, tokens_of(model), label_smoothing=(0.1,)).table.set_index(["part", "name"])
     table.loc[("prediction", "scale_gap"), ["value", "low", "high"]] = scale_gap
     table.loc[("smoothing", "activity"), ["value", "low", "high"]] = index
+    for name in ("confidence", "accuracy"):  # as good as each other, and no error: the scale decides
+        table.loc[("prediction", name), ["value", "low", "high"]] = (0.5, 0.4, 0.6)
+    table.loc[("calibration", "ece"), ["value", "low", "high"]] = 0.0
     text = verdict(table.reset_index())
     for words in expected:
         assert words in text
