@@ -224,7 +224,10 @@ def test_a_long_module_opens_with_the_list_of_what_it_offers():
 
 
 def test_every_notebook_is_a_page_of_the_site_with_all_that_it_showed(tmp_path):
+    for left in ("00_gone.md", "00_gone_1_0.png"):
+        (tmp_path / left).write_text("of a notebook that is no more")
     notebook_pages.write_notebooks(tmp_path)
+    assert not list(tmp_path.glob("00_gone*"))
     index = (tmp_path / "index.md").read_text(encoding="utf-8")
     reproduce = " ".join((DOCS / "reproduce.md").read_text(encoding="utf-8").split())
     notebooks = sorted(notebook_pages.NOTEBOOKS.glob("*.ipynb"))
