@@ -3,16 +3,18 @@
 Caption. One panel a shape (tokens x vocabulary x hidden size): time of loss and gradients with smoothing of .1 against
 the peak memory beyond the inputs, both on logarithmic axes; lower left is better. Dashed: the gradients that any loss
 returns; dotted: the three matrix products that it takes, at the best rate that the library reached at any shape of the
-table. The line joins our kernel at its three workspaces. Open markers: measured without smoothing, which that rival
-does not have. Times are medians over rounds with 94 % intervals from order statistics (of 5 rounds, the shortest and
-the longest), mostly thinner than the markers; memory does not vary. *Last panel, and the key to the others:* relative
-error of the gradients against float64, the larger of input and weight; mark: median over shapes, bar: smallest to
-largest. bfloat16; device, versions and commits are in kernel.json. Tables kernel.csv and kernel_samples.csv.
+table. Lines join our kernel over its workspaces, and a rival over its chunks. Open markers: measured without smoothing,
+which that rival does not have. Times are medians over rounds with 94 % intervals from order statistics (of 5 rounds,
+the shortest and the longest), mostly thinner than the markers; memory does not vary. *Last panel, and the key to the
+others:* relative error of the gradients against float64, the larger of input and weight; mark: median over shapes and
+settings, bar: smallest to largest. bfloat16; device, versions and commits are in kernel.json. Tables kernel.csv and
+kernel_samples.csv.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from string import ascii_lowercase
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +22,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 from scipy.stats import binom
 
@@ -37,23 +40,30 @@ _SMOOTHING = 0.1
 _NO_LOSS = ("matmul", "three products")  # rows of matrix products alone
 _RUN = ["shape", "label_smoothing", "softcap", "ignored", "mode", "implementation"]
 _OURS = ("triton, 32 MiB", "triton, default", "triton, all kept")  # by workspace: one kernel, one line
+_BETWEEN = "triton, between"  # its other workspaces, told apart by their places alone
 _NAMES = {
     "triton, 32 MiB": "ours, 32 MiB workspace", "triton, default": "ours, 128 MiB (default)",
-    "triton, all kept": "ours, all strips kept", "chunked": "ours, PyTorch, any device",
+    _BETWEEN: "ours, 256 MiB to 3 GiB", "triton, all kept": "ours, all strips kept",
+    "chunked": "ours, PyTorch, any device",
     "eager": "PyTorch eager, bfloat16 logits", "eager, float32 logits": "PyTorch eager, float32 logits",
     "torch, chunked": "PyTorch chunked", "Liger-Kernel": "Liger-Kernel, defaults",
     "cut-cross-entropy, filter": "cut-cross-entropy", "cut-cross-entropy, exact": "cut-cross-entropy, exact",
 }  # fmt: skip
 # Who made it: told by colour; each implementation has a marker of its own.
 _FAMILIES = (
-    (("triton", "chunked"), "#00224e"), (("eager", "torch"), "#666970"), (("Liger",), "#8c7a33"), (("cut",), "#cba700"),
+    (("triton", "chunked"), "#00224e", "ours"), (("eager", "torch"), "#666970", "PyTorch"),
+    (("Liger",), "#8c7a33", "Liger-Kernel"), (("cut",), "#cba700", "cut-cross-entropy"),
+    (("quack",), "#a0553f", "quack"),
 )  # fmt: skip
 _MARKERS = {
-    **dict(zip(_OURS, "<o>", strict=True)), "chunked": "p", "eager": "s", "eager, float32 logits": "D",
+    "triton, 32 MiB": "<", "triton, default": "o", _BETWEEN: ".", "triton, all kept": ">",
+    "chunked": "p", "eager": "s", "eager, float32 logits": "D",
     "torch.compile": "P", "torch, chunked": "h", "Liger-Kernel": "^", "Liger-Kernel, float32 sums": "v",
+    "Liger-Kernel CuTe, bfloat16 sums": "8", "Liger-Kernel CuTe, float32 sums": "H", "Liger-Kernel SM90 CuTe": "P",
+    "Liger-Kernel scaled CE": "X", "quack": "s", "quack scaled-exp": "D",
     "cut-cross-entropy, filter": "X", "cut-cross-entropy, exact": "d",
 }  # fmt: skip
-_FREE_MARKERS = "H*84"  # of implementations that a newer benchmark adds
+_FREE_MARKERS = "*oph<>"  # of implementations that a newer benchmark adds
 
 
 def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -103,13 +113,22 @@ def make(table: pd.DataFrame, *, preset: str = "") -> Figure:
         ["size", "shape"], ascending=False
     )
     shapes = list(dict.fromkeys(sizes["shape"]))
-    looks = _looks(table["implementation"])
+    looks = _looks(_series(table["implementation"]))
     with mpl.rc_context(RC):
         lines = -(-(len(shapes) + 1) // 3)
-        height = 2.05 * lines
+        last_line = max(1.0, len(looks) / 12)  # of many names
+        height = 2.05 * (lines - 1 + last_line)
         fig = Figure(figsize=(TEXT_WIDTH, height))
         grid = fig.add_gridspec(
-            lines, 3, left=0.07, right=0.985, bottom=0.42 / height, top=1 - 0.3 / height, wspace=0.24, hspace=0.42
+            lines,
+            3,
+            left=0.07,
+            right=0.985,
+            bottom=0.42 / height,
+            top=1 - 0.3 / height,
+            wspace=0.24,
+            hspace=0.42,
+            height_ratios=[1.0] * (lines - 1) + [last_line],
         )
         for i, shape in enumerate(shapes):
             ax = fig.add_subplot(grid[i // 3, i % 3])
@@ -117,9 +136,10 @@ def make(table: pd.DataFrame, *, preset: str = "") -> Figure:
             _shape(ax, rows, looks)
             size = rows.iloc[0]
             numbers = (f"{size[name]:.0f}" for name in ("tokens", "vocab_size", "hidden_size"))
-            panel(ax, "abcdefgh"[i], f"{shape}, " + r"$\times$".join(numbers), offset=-0.06)
+            panel(ax, ascii_lowercase[i], f"{shape}, " + r"$\times$".join(numbers), offset=-0.06)
             if i == 0:
                 _name_lines(ax, rows)
+                _key(ax, rows)
             if i % 3 == 0:
                 ax.set_ylabel("time (ms)")
             if i + 3 >= len(shapes):
@@ -129,8 +149,19 @@ def make(table: pd.DataFrame, *, preset: str = "") -> Figure:
         names = 0.15  # of the figure's width
         last.set_position((place.x0 + names, place.y0, place.width - names, place.height))
         _errors(last, table, looks)
-        panel(last, "abcdefgh"[len(shapes)], "error of the gradients", offset=-(names + 0.015) / (place.width - names))
+        panel(
+            last,
+            ascii_lowercase[len(shapes)],
+            "error of the gradients",
+            offset=-(names + 0.015) / (place.width - names),
+        )
     return fig
+
+
+def _series(implementations: pd.Series) -> pd.Series:
+    """What has one look: an implementation with all of its chunks, ours with all workspaces that have no name."""
+    joined = implementations.str.replace(r", chunk \d+$", "", regex=True)
+    return joined.where(~joined.str.fullmatch(r"triton, [\d.]+ GiB"), _BETWEEN)
 
 
 def _looks(implementations: pd.Series) -> dict[str, Look]:
@@ -139,21 +170,25 @@ def _looks(implementations: pd.Series) -> dict[str, Look]:
     others = sorted(present - set(_MARKERS))
     listed = [name for name in _MARKERS if name in present] + others
     spare = dict(zip(others, _FREE_MARKERS, strict=False))
-    colour = {name: next((c for starts, c in _FAMILIES if name.startswith(starts)), THEORY_COLOUR) for name in listed}
+    colour = {
+        name: next((c for starts, c, _ in _FAMILIES if name.startswith(starts)), THEORY_COLOUR) for name in listed
+    }
     return {name: Look(colour[name], _MARKERS.get(name) or spare.get(name, "o"), "-") for name in listed}
 
 
 def _shape(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
     ax.axvline(rows["gradient_mib"].iloc[0] / 1024, color=THEORY_COLOUR, lw=0.8, ls=(0, (4, 2)), zorder=1)
     ax.axhline(rows["least_ms"].iloc[0], color=THEORY_COLOUR, lw=0.8, ls=(0, (1, 1)), zorder=1)
-    shown = rows.assign(memory=rows["peak_mib"] / 1024)
-    ours = shown.loc[shown["implementation"].isin(_OURS)].sort_values("memory")
+    shown = rows.assign(memory=rows["peak_mib"] / 1024, series=_series(rows["implementation"]))
+    ours = shown.loc[shown["series"].isin((*_OURS, _BETWEEN))].sort_values("memory")
     ax.plot(ours["memory"], ours["ms"], color="#00224e", lw=0.8, zorder=2)
     for name, look in looks.items():
-        chosen = shown.loc[shown["implementation"] == name]
+        chosen = shown.loc[shown["series"] == name].sort_values("memory")
         if not chosen.empty:
+            if name != _BETWEEN:
+                ax.plot(chosen["memory"], chosen["ms"], color=look.colour, lw=0.6, zorder=2)
             points(
-                ax, chosen, "memory", "ms", look, size=4.2 if look.marker in "oPXp" else 3.6,
+                ax, chosen, "memory", "ms", look, size=_size(look),
                 filled=bool((chosen["label_smoothing"] > 0).all()),
             )  # fmt: skip
     ax.set(xscale="log", yscale="log")
@@ -162,6 +197,24 @@ def _shape(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
     ax.set_ylim(min(float(shown["ms"].min()), float(shown["least_ms"].min())) / 1.45, 1.35 * float(shown["ms"].max()))
     for axis in (ax.xaxis, ax.yaxis):
         _plain_ticks(axis)
+
+
+def _size(look: Look) -> float:
+    return 4.2 if look.marker in (*"oPXp.",) else 3.6
+
+
+def _key(ax: Axes, rows: pd.DataFrame) -> None:
+    """Whose the colours are; markers are named in the last panel."""
+    names = rows["implementation"]
+    handles = [
+        Line2D([], [], color=colour, lw=2.2, label=label)
+        for starts, colour, label in _FAMILIES
+        if names.str.startswith(starts).any()
+    ]
+    ax.legend(
+        handles=handles, loc="upper right", bbox_to_anchor=(1, 0.85), fontsize=LABEL_SIZE, handlelength=0.7,
+        borderaxespad=0, labelspacing=0.2,
+    )  # fmt: skip
 
 
 def _name_lines(ax: Axes, rows: pd.DataFrame) -> None:
@@ -189,13 +242,13 @@ def _plain_ticks(axis: Axis) -> None:
 def _errors(ax: Axes, table: pd.DataFrame, looks: dict[str, Look]) -> None:
     """Median and range over shapes, one row an implementation with its marker and name."""
     for row, (name, look) in enumerate(looks.items()):
-        rows = table.loc[table["implementation"] == name]
+        rows = table.loc[_series(table["implementation"]) == name]
         errors = 1e3 * rows["gradient_error"]
         line = pd.DataFrame(
             {"error": [errors.median()], "error_low": [errors.min()], "error_high": [errors.max()], "row": [-row]}
         )
         filled = bool((rows["label_smoothing"] > 0).all())
-        points(ax, line, "error", "row", look, size=4.2 if look.marker in "oPXp" else 3.6, filled=filled)
+        points(ax, line, "error", "row", look, size=_size(look), filled=filled)
         ax.axhline(-row, color="0.92", lw=0.5, zorder=0)
     names = [_NAMES.get(name, name) for name in looks]
     ax.set_yticks([-row for row in range(len(looks))], names, fontsize=LABEL_SIZE)

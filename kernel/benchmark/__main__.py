@@ -2,6 +2,7 @@
 
     python -m kernel.benchmark --output table.csv     # every shape, on a GPU
     python -m kernel.benchmark --shapes GPT-2 --rounds 5 --output table.csv
+    python -m kernel.benchmark --output table.csv --resume       # goes on with a run that was cut
 
 Columns: ms is the device's time behind 20 ms of other work, the median over the rounds, ms_low and ms_high their
 quartiles; host_ms the median time until the call returns meanwhile, which ms hides as training does (for those that
@@ -9,26 +10,31 @@ wait for the device it contains that work); peak_mib the most memory beyond the 
 time that the operations of a loss that keeps its logits take at the measured rate of ``input @ weight.T`` (matmul_ms
 for the loss, three times that with gradients) over ms; the errors are norm-wise, against float64. Two rows are no
 losses: "matmul" is that product alone, "three products" all that logits and both gradients need, by the same library
-and of the same numbers. What is compared takes turns in the same rounds, in another order in each.
+and of the same numbers. What is compared takes turns in the same rounds, in another order in each; what is written in
+CuTe takes them in a process of its own (:mod:`kernel.benchmark.apart`).
 ``python -m kernel.benchmark.targets`` says what the table meets of what was asked.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .command import add_places, finish, output_of, resolve_device, typed, whole
-from .compare import compare
-from .measure import AHEAD_MS
+from .compare import GROUPS, compare
+from .cute_rivals import cute_rivals
+from .measure import AHEAD_MS, Turn
 from .problems import SHAPES
-from .rivals import rivals
+from .rivals import Case, rivals
 from .tables import Report
+from .targets import read
 
 COLUMNS = (
     *("shape", "tokens", "vocab_size", "hidden_size", "dtype", "label_smoothing", "softcap", "ignored", "mode"),
@@ -55,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N and V by this, for a trial (default 1)")
     parser.add_argument("--rounds", type=whole(1), default=10, help="timed rounds (default 10)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="implementations whose name starts with one of these")
+    parser.add_argument("--resume", action="store_true", help="keep what the same command, cut, left beside the table")
     parser.add_argument(
         "--dtype",
         choices=["bfloat16", "float16", "float32"],
@@ -69,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the table and return the exit status."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    return finish(lambda: _measure(given, typed(parser, given)))
+    typed_before = argparse.Namespace(**{**vars(given), "resume": False})  # the command of the whole table
+    return finish(lambda: _measure(given, typed(parser, typed_before)))
 
 
 def _measure(given: argparse.Namespace, command: str) -> int:
@@ -79,26 +87,53 @@ def _measure(given: argparse.Namespace, command: str) -> int:
     ahead_ms = AHEAD_MS if device.type == "cuda" else 0
     config = {"shapes": given.shapes, "scale": given.scale, "rounds": given.rounds, "only": given.only}
     config |= {"dtype": dtype, "ahead_ms": ahead_ms}
-    shapes = {s.name: s for s in SHAPES}
     output = output_of(given, "kernel")
-    with Report(output, command=command, config=config, device=device, columns=COLUMNS) as report:
+    rows, samples = _earlier(output, config) if given.resume else ([], [])
+    done = {(row["shape"], group) for row in rows for group, cases in enumerate(GROUPS) if _case(row) in cases}
+    shapes = {s.name: s for s in SHAPES}
+    about = {"command": command, "config": config, "device": device, "columns": COLUMNS, "earlier": (rows, samples)}
+    with Report(output, **about) as report:
         for shape in (shapes[name] for name in dict.fromkeys(given.shapes)):
             small = replace(shape, n=max(shape.n // given.scale, 1), vocab_size=max(shape.vocab_size // given.scale, 2))
-            for row, times in compare(small, getattr(torch, dtype), device, given.rounds, given.only):
-                key = {k: row[k] for k in ("shape", "label_smoothing", "softcap", "ignored", "mode", "implementation")}
-                samples = [
-                    {**key, "round": i, "ms": f"{turn.ms:.4f}", "host_ms": f"{turn.host_ms:.4f}"}
-                    for i, turn in enumerate(times)
-                ]
-                report.add(row, samples)
-                print(describe(row), flush=True)
+            ready = {group for name, group in done if name == shape.name}
+            for found in compare(small, getattr(torch, dtype), device, given.rounds, given.only, ready):
+                report.add_all([(row, list(_samples(row, times))) for row, times in found])
+                for row, _ in found:
+                    print(describe(row), flush=True)
     print(f"wrote {output}")
     return 0
 
 
+def _samples(row: dict[str, Any], times: Sequence[Turn]) -> Iterator[dict[str, Any]]:
+    key = {k: row[k] for k in ("shape", "label_smoothing", "softcap", "ignored", "mode", "implementation")}
+    for i, turn in enumerate(times):
+        yield {**key, "round": i, "ms": f"{turn.ms:.4f}", "host_ms": f"{turn.host_ms:.4f}"}
+
+
+def _case(row: dict[str, Any]) -> Case:
+    softcap = float(row["softcap"]) if row["softcap"] else None
+    return Case(float(row["label_smoothing"]), softcap, float(row["ignored"]), row["mode"] != "loss")
+
+
+def _earlier(output: Path, config: dict[str, Any]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Rows and samples that a cut run left: whole groups of cases; none if there was none.
+
+    Raises:
+        ValueError: If it measured something else.
+    """
+    partial = output.with_name(f"{output.stem}.partial.csv")
+    if not partial.exists():
+        return [], []
+    made = json.loads(partial.with_suffix(".json").read_text(encoding="utf-8"))["config"]
+    if made != config:
+        raise ValueError(f"resume goes on with the same options, got {config} after {made} in {partial}.")
+    samples = partial.with_name(f"{partial.stem}_samples.csv")
+    return read(partial), read(samples) if samples.exists() else []
+
+
 def _check_only(only: Sequence[str] | None) -> None:
     """Refuse a beginning of no implementation's name, which would measure nothing."""
-    names = [rival.name for rival in rivals(0)]
+    names = [rival.name for rival in (*rivals(0), *cute_rivals())]
     for beginning in only or ():
         if not any(name.startswith(beginning) for name in names):
             raise ValueError(f"only must begin the name of one of {'; '.join(names)}, got {beginning!r}.")

@@ -15,9 +15,10 @@ from .. import linear_cross_entropy
 from ..fused import available
 from .problems import Data
 
-__all__ = ["Case", "Rival", "rivals"]
+__all__ = ["FRONTIER_GIB", "Case", "DataLoss", "Rival", "liger", "rivals"]
 
 DataLoss = Callable[[Data], Tensor]
+FRONTIER_GIB = (0.25, 0.5, 1, 2, 3)  # workspaces between the default and what keeps everything
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Rival:
     make: Callable[[Case], DataLoss]
     refuses: Callable[[Case, torch.device], str | None]
     workspace_bytes: int | None = None
+    frontier: bool = False  # a point between two others of the same implementation, measured on the first case alone
     variants: tuple[Any, ...] = field(default=())  # arguments of make besides the case, of which the fastest counts
 
 
@@ -86,7 +88,9 @@ def _torch_chunked(case: Case) -> DataLoss:
     return lambda data: function(data.hidden, data.weight, data.target, options=options)
 
 
-def _liger(accum_dtype: torch.dtype | None) -> Callable[..., DataLoss]:
+def liger(accum_dtype: torch.dtype | None, row_kernel: str | None = None) -> Callable[..., DataLoss]:
+    """Liger-Kernel's loss by the dtype of its sums and the name of its row kernel; a maker also takes the chunk."""
+
     def make(case: Case, chunk: int = 1) -> DataLoss:
         function = importlib.import_module("liger_kernel.ops").LigerFusedLinearCrossEntropyFunction
         names = list(importlib.import_module("inspect").signature(function.forward).parameters)[1:]
@@ -102,6 +106,7 @@ def _liger(accum_dtype: torch.dtype | None) -> Callable[..., DataLoss]:
             "return_token_accuracy": False,
             "return_predicted_tokens": False,
             "chunk_mem_const": chunk,
+            "ce_impl": row_kernel,
         }
 
         def loss(data: Data) -> Tensor:
@@ -161,6 +166,8 @@ def rivals(keep_all_bytes: int) -> list[Rival]:
     """Return every implementation; with a workspace of ``keep_all_bytes`` ours keeps all of the problem's logits."""
     budgets = {"default": 128 * 2**20, "32 MiB": 32 * 2**20, "all kept": keep_all_bytes}
     ours = [Rival(f"triton, {k}", _package("triton", v), _needs_triton, v) for k, v in budgets.items()]
+    between = {size: int(size * 2**30) for size in FRONTIER_GIB}
+    ours += [Rival(f"triton, {k:g} GiB", _package("triton", v), _needs_triton, v, True) for k, v in between.items()]
     return [
         *ours,
         Rival("chunked", _package("chunked"), _never),
@@ -168,8 +175,8 @@ def rivals(keep_all_bytes: int) -> list[Rival]:
         Rival("eager, float32 logits", _eager(upcast=True), _never),
         Rival("torch.compile", _compiled, _never),
         Rival("torch, chunked", _torch_chunked, _needs_torch),
-        Rival("Liger-Kernel", _liger(None), _needs("liger_kernel")),
-        Rival("Liger-Kernel, float32 sums", _liger(torch.float32), _needs("liger_kernel"), variants=(1, 4, 16)),
+        Rival("Liger-Kernel", liger(None), _needs("liger_kernel")),
+        Rival("Liger-Kernel, float32 sums", liger(torch.float32), _needs("liger_kernel"), variants=(1, 4, 16)),
         Rival("cut-cross-entropy, filter", _cce("high"), _needs("cut_cross_entropy", smoothing=False)),
         Rival("cut-cross-entropy, exact", _cce(None), _needs("cut_cross_entropy", smoothing=False)),
     ]

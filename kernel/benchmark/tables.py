@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "check_writable", "write_together"]
 
-_PACKAGES = ("triton", "liger_kernel", "cut_cross_entropy", "transformers")
+_PACKAGES = ("triton", "liger_kernel", "cut_cross_entropy", "quack_kernels", "nvidia_cutlass_dsl", "transformers")
 
 
 class Report:
@@ -43,6 +43,7 @@ class Report:
         device: Where it is measured.
         seeds: Of the random numbers in it.
         columns: Of the table; None for those of the first row.
+        earlier: Rows and samples of a run that was cut, to go on from.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class Report:
         device: torch.device,
         seeds: Sequence[int] = (0,),
         columns: Sequence[str] | None = None,
+        earlier: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]] = ((), ()),
     ) -> None:
         self.output, self.columns = output, columns
-        self.rows: list[Mapping[str, Any]] = []
-        self.samples: list[Mapping[str, Any]] = []
+        self.rows: list[Mapping[str, Any]] = list(earlier[0])
+        self.samples: list[Mapping[str, Any]] = list(earlier[1])
         self._partial = output.with_name(f"{output.stem}.partial.csv")
         self._begun = time.monotonic()
         self._about = {
@@ -72,8 +74,13 @@ class Report:
 
     def add(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None:
         """Add a row, and the raw times behind it to the samples; write the partial table."""
-        self.rows.append(row)
-        self.samples += samples
+        self.add_all([(row, samples)])
+
+    def add_all(self, rows: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> None:
+        """Add rows with the raw times behind them; the partial table has all of them or none."""
+        for row, samples in rows:
+            self.rows.append(row)
+            self.samples += samples
         self._write(self._partial)
 
     def _write(self, table: Path) -> None:

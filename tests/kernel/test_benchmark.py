@@ -6,14 +6,20 @@ import csv
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
+import apart_rivals
 import pytest
 import torch
-from helpers import write_csv
+from helpers import refused, write_csv
 
+import kernel.benchmark.__main__ as comparison
 from kernel.benchmark import compare, first_call, head_statistics, measure, targets
 from kernel.benchmark.__main__ import COLUMNS, main
+from kernel.benchmark.apart import Apart
 from kernel.benchmark.compare import GROUPS
+from kernel.benchmark.cute_rivals import cute_rivals
+from kernel.benchmark.prepare import Entry
 from kernel.benchmark.problems import Shape, make_data
 from kernel.benchmark.rivals import Case, rivals
 
@@ -56,7 +62,7 @@ def test_a_run_that_is_cut_keeps_its_rows_and_the_earlier_table(tmp_path, monkey
     def two_rows(*_):
         for name in ("matmul", "eager"):
             row = dict.fromkeys(COLUMNS, "1") | {"implementation": name, "skipped": ""}
-            yield row, [measure.Turn(1.0, 0.5)]
+            yield [(row, [measure.Turn(1.0, 0.5)])]
         raise KeyboardInterrupt
 
     monkeypatch.setattr("kernel.benchmark.__main__.compare", two_rows)
@@ -70,6 +76,36 @@ def test_a_run_that_is_cut_keeps_its_rows_and_the_earlier_table(tmp_path, monkey
     for name in ("kernel.partial.csv", "kernel.partial_samples.csv"):
         rows = list(csv.DictReader((tmp_path / name).read_text().splitlines()))
         assert [r["implementation"] for r in rows] == ["matmul", "eager"]
+
+
+def test_a_run_that_is_cut_goes_on_with_whole_groups(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "kernel.csv"
+    command = ["--shapes", "GPT-2", "--scale", "512", "--rounds", "1", "--device", "cpu", "--output", str(output)]
+    command += ["--only", "eager"]
+    original, measured = comparison.compare, []
+
+    def cut_after_one(*arguments):
+        for rows in original(*arguments):
+            measured.append(rows[0][0])
+            yield rows
+            if len(measured) == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "compare", cut_after_one)
+    assert main(command) == 130
+    capsys.readouterr()
+    assert refused(comparison, [*command[:4], "--rounds", "2", *command[6:], "--resume"], capsys).startswith(
+        "resume goes on with the same options, got {'shapes': ['GPT-2'], 'scale': 512, 'rounds': 2,"
+    )
+    assert main([*command, "--resume"]) == 0
+    assert len(measured) == len(GROUPS), "what was there is not measured again"
+    rows = list(csv.DictReader(output.read_text().splitlines()))
+    cases = [
+        (r["label_smoothing"], r["softcap"], r["ignored"], r["mode"]) for r in rows if r["implementation"] != "matmul"
+    ]
+    assert len(dict.fromkeys(cases)) == sum(map(len, GROUPS))
+    assert "--resume" not in json.loads((tmp_path / "kernel.json").read_text())["command"]
+    assert not list(tmp_path.glob("*.partial*"))
 
 
 def test_cases_of_a_group_are_measured_against_one_product(data):
@@ -226,3 +262,33 @@ def test_a_rival_that_fails_is_reported(data):
     rival = replace(rival, make=lambda case: broken)
     rows = [row for row, _ in compare._Group(SHAPE, data, 1).compare([Case()], [rival])]
     assert rows[-1]["skipped"] == "RuntimeError: out of luck"
+
+
+def test_what_runs_in_a_process_of_its_own_takes_its_turns():
+    cpu, case = torch.device("cpu"), Case(label_smoothing=0.0)
+    names = ["eager", "broken", "ends at once", "elsewhere"]
+    other = Apart(SHAPE, torch.float32, cpu, names, apart_rivals.implementations)
+    try:
+        measured = compare._Group(SHAPE, make_data(SHAPE, torch.float32, cpu), 2, other).compare([case], [])
+        found = {row["implementation"]: row for row, _ in measured}
+        assert list(found) == ["matmul", *names]
+        assert float(found["eager"]["ms"]) > 0
+        assert float(found["eager"]["input_gradient_error"]) < 1e-5, "of the same numbers"
+        assert found["broken"]["skipped"] == "RuntimeError: out of luck"
+        assert found["ends at once"]["skipped"] == "its process ended with status 7"
+        assert found["elsewhere"]["skipped"] == "not installed: elsewhere"
+        other._process.kill()
+        other._process.join()
+        entry = Entry(case, "eager", turn=partial(other._ask, "turn", case, "eager"))
+        assert compare._turn(entry, cpu, lambda: None) is None
+        assert entry.columns["skipped"] == "its process ended during the rounds"
+    finally:
+        other.close()
+
+
+def test_rivals_in_cute_say_what_is_missing():
+    found = {rival.name: rival for rival in cute_rivals()}
+    assert {"quack, chunk 4096", "Liger-Kernel SM90 CuTe", "Liger-Kernel CuTe, float32 sums, chunk 16"} <= set(found)
+    for rival in found.values():
+        reason = rival.refuses(Case(label_smoothing=0.0), torch.device("cpu"))
+        assert reason == "needs a CUDA device" or reason.startswith("not installed: ")

@@ -17,6 +17,7 @@ from helpers import value_and_gradients as gradients
 from torch.utils.checkpoint import checkpoint
 
 from kernel import linear_cross_entropy
+from kernel.benchmark import measure
 
 pytestmark = [
     pytest.mark.cuda,
@@ -48,6 +49,34 @@ def test_bf16_gradients_are_as_exact_as_their_rounding():
         got = gradients(ours, args.to(torch.bfloat16, "cuda"), label_smoothing=0.1, workspace_bytes=workspace_bytes)
         for a, c in zip(got[1:3], exact[1:3], strict=True):
             assert relative_error(a.double(), c) <= most
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"softcap": 30.0}], ids=str)
+@pytest.mark.parametrize("d", [512, 4096])  # less than the tokens, and more
+def test_every_budget_gives_the_same_gradients_within_its_memory(d, options):
+    from kernel.fused.last_round import extra_row_blocks  # needs Triton
+
+    n, v = 2000, 60_001
+    args = problem(n, v, d, ignored=0.1).to(torch.bfloat16, "cuda")
+    row_blocks = -(-n // 128)
+    rows = row_blocks + extra_row_blocks(row_blocks, -(-d // 256), 132)
+    promised = 2 * (n + v) * d + 4 * 128 * rows * d + 2**24  # gradients, float32 sums, partial statistics
+    want = None
+    for workspace_bytes in (0, 2**25, 2**27, 2**27 + 1, 2**28, 2**30):
+
+        def step(workspace_bytes=workspace_bytes):
+            args.input.grad = args.linear_weight.grad = None
+            ours(*args[:3], workspace_bytes=workspace_bytes, **options).backward()
+            return args.input.grad, args.linear_weight.grad
+
+        found = [gradient.clone() for gradient in step()]
+        assert all(torch.equal(a, b) for a, b in zip(found, step(), strict=True))
+        args.input.grad = args.linear_weight.grad = None
+        peak = measure.peak_bytes(step, torch.device("cuda"))
+        assert peak <= promised + max(workspace_bytes, 2 * n * 256), workspace_bytes
+        want = want or found
+        for a, b in zip(found, want, strict=True):
+            assert relative_error(a.double(), b.double()) < 4e-3
 
 
 def test_float16_gradients_of_a_mean_do_not_underflow():

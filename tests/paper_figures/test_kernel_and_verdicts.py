@@ -35,7 +35,7 @@ class TestKernel:
     def test_what_has_no_smoothing_is_open(self, drawn):
         figure = drawn("kernel", "quick")[2]
         looks = kernel._looks(drawn("kernel", "quick")[1]["implementation"])
-        assert len({look.marker for look in looks.values()}) == len(looks)
+        assert len({(look.marker, look.colour) for look in looks.values()}) == len(looks)
         plain = {look.marker for name, look in looks.items() if name.startswith("cut")}
         assert len(plain) == 2
         for ax in figure.axes:
@@ -86,6 +86,28 @@ class TestKernel:
         assert np.mean(inside) == pytest.approx(0.959, abs=0.01)  # ranks 6 and 15 of 20
         assert kernel.median_interval([3.0, 1.0]) == (1.0, 3.0)
 
+    def test_workspaces_and_chunks_lie_on_lines_of_one_look_each(self, bench, check_layout):
+        rounds = pd.read_csv(tables.DATA / "kernel_samples.csv")
+        more = [bench], [rounds]
+        for i, name in enumerate(
+            ("triton, 1 GiB", "triton, 0.5 GiB", "quack scaled-exp, chunk 64", "quack scaled-exp, chunk 9")
+        ):
+            for table, new in zip((bench, rounds), more, strict=True):
+                new.append(table.loc[table["implementation"] == "eager"].assign(implementation=name))
+            more[0][-1]["peak_mib"] = 2000.0 + 900 * i
+        both = [pd.concat(parts, ignore_index=True) for parts in more]
+        rows = kernel.prepare(dict(zip(("kernel", "kernel_samples"), both, strict=True)))
+        figure = kernel.make(rows)
+        lines = [
+            line for line in figure.axes[0].get_lines() if line.get_marker() == "None" and len(line.get_xdata()) > 1
+        ]
+        counts = sorted(len(line.get_xdata()) for line in lines if line.get_color() != THEORY_COLOUR)
+        assert counts[-2:] == [2, 5]
+        names = [text.get_text() for text in figure.axes[-1].get_yticklabels()]
+        assert "ours, 256 MiB to 3 GiB" in names
+        assert "quack scaled-exp" in names
+        check_layout(figure)
+
     def test_a_new_rival_gets_a_look_and_its_name_and_products_are_no_rival(self, bench, check_layout):
         rounds = pd.read_csv(tables.DATA / "kernel_samples.csv")
         more = [bench], [rounds]
@@ -98,6 +120,8 @@ class TestKernel:
         rows = kernel.prepare(dict(zip(("kernel", "kernel_samples"), both, strict=True)))
         assert "three products" not in set(rows["implementation"])
         figure = kernel.make(rows)
+        labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert labels == ["ours", "PyTorch", "Liger-Kernel", "cut-cross-entropy", "quack"]
         assert "quack 0.6" in [text.get_text() for text in figure.axes[-1].get_yticklabels()]
         looks = kernel._looks(rows["implementation"])
         assert len({(look.marker, look.colour) for look in looks.values()}) == len(looks)

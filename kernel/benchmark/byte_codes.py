@@ -1,0 +1,164 @@
+"""What a kept softmax in bytes would cost in accuracy, simulated: ``python -m kernel.benchmark.byte_codes``.
+
+No kernel keeps bytes. A probability would be coded by how many nats its logit lies below the peak of some columns,
+
+    code = round(254 sqrt(nats / 12)) below 12 nats, else 255 for 0
+
+so that steps are finest where probabilities are large. The gradients of the smoothed loss are made of decoded
+probabilities, the target's own from its float32 logit, dz and gradients rounded to bfloat16 as the kernels do, and
+compared with float64 of the same inputs, beside what the kernels keep (bfloat16) and what others keep (bfloat16
+logits). Peaks are those of a tile's columns or of fewer; with "sums" the decoded probabilities of each such block are
+scaled to the block's exact sum, which the forward knows. Errors are norm-wise, of the rows of the head that no token
+names apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .command import add_places, finish, output_of, typed, whole
+from .problems import Data, Shape, make_data
+from .tables import Report
+
+__all__ = ["decoded", "main", "study"]
+
+_EXAMPLES = """
+examples:
+  python -m kernel.benchmark.byte_codes --output /tmp/byte_codes.csv          half a minute, no GPU
+  python -m kernel.benchmark.byte_codes --tokens 128 --vocab-size 4096 --output /tmp/byte_codes.csv
+"""
+_SMOOTHING = 0.1
+_NATS, _STEPS = 12.0, 254
+_KINDS: dict[str, Callable[[Data, torch.Generator], Data]] = {
+    "peaked": lambda data, generator: data,
+    "flat": lambda data, generator: Data(0.3 * data.hidden, data.weight, data.target),
+    "wrong evidence": lambda data, generator: Data(
+        data.hidden, data.weight, data.target[torch.randperm(len(data.target), generator=generator)]
+    ),
+}
+
+
+def decoded(z: Tensor, lse: Tensor, columns: int, *, sums: bool) -> Tensor:
+    """Probabilities ``(N, V)`` after one byte each.
+
+    Args:
+        z: Logits ``(N, V)`` in nats; V is a multiple of ``columns``.
+        lse: Their log-sum-exp ``(N, 1)``.
+        columns: Columns that share a peak.
+        sums: Whether the sum of each block of as many columns is restored.
+    """
+    blocks = z.unflatten(1, (-1, columns))
+    peak = blocks.amax(-1, keepdim=True)
+    code = torch.round(_STEPS * ((peak - blocks) / _NATS).sqrt())
+    mass = torch.exp(peak - lse.unsqueeze(-1))
+    p = torch.where(code > _STEPS, 0, mass * torch.exp(-_NATS * (code / _STEPS).square()))
+    if sums:
+        p = p * (torch.exp(blocks - lse.unsqueeze(-1)).sum(-1, keepdim=True) / p.sum(-1, keepdim=True))
+    return p.flatten(1)
+
+
+def study(n: int, vocab_size: int, hidden_size: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Errors of both gradients, and of the rows of the head without a target, for each kind of data and of storage."""
+    for kind, change in _KINDS.items():
+        made = make_data(Shape(kind, n, vocab_size, hidden_size), torch.float32, torch.device("cpu"), seed)
+        data = change(made, torch.Generator().manual_seed(seed))
+        hidden, weight = (t.detach().bfloat16().double() for t in (data.hidden, data.weight))
+        z, rows = hidden @ weight.T, torch.arange(n)
+        lse = torch.logsumexp(z, -1, keepdim=True)
+        own = torch.exp(z - lse)[rows, data.target]
+        unnamed = torch.ones(vocab_size, dtype=torch.bool)
+        unnamed[data.target] = False
+
+        def dz(p: Tensor, own: Tensor = own, rows: Tensor = rows, target: Tensor = data.target) -> Tensor:
+            p = p.clone()
+            p[rows, target] = own - (1 - _SMOOTHING)
+            return p - _SMOOTHING / vocab_size
+
+        exact = dz(torch.exp(z - lse))
+        want = exact @ weight, exact.T @ hidden
+        for storage, found in _gradients(z, lse, data.target, hidden, weight, exact, dz):
+            rounded = [gradient.bfloat16().double() for gradient in found]
+            errors = [_relative(a, b) for a, b in zip(rounded, want, strict=True)]
+            errors.append(_relative(rounded[1][unnamed], want[1][unnamed]))
+            names = ("input_gradient_error", "weight_gradient_error", "rows_without_target_error")
+            yield {"data": kind, "storage": storage, **{k: f"{e:.5f}" for k, e in zip(names, errors, strict=True)}}
+
+
+def _gradients(
+    z: Tensor,
+    lse: Tensor,
+    target: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    exact: Tensor,
+    dz: Callable[..., Tensor],
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Gradients of input and head by each kind of storage, not yet rounded."""
+
+    def products(gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gradient = gradient.bfloat16().double()
+        return gradient @ weight, gradient.T @ hidden
+
+    yield "none, dz anew", products(exact)
+    # The kernels' own: relative to the target's logit, the factors on the hidden states and on the result.
+    rows = torch.arange(len(z))
+    factor = torch.exp(z[rows, target].unsqueeze(1) - lse)
+    kept = ((exact + _SMOOTHING / z.shape[1]) / factor).bfloat16().double()
+    scaled, uniform = (factor * hidden).bfloat16().double(), _SMOOTHING / z.shape[1]
+    yield (
+        "softmax in bfloat16",
+        (factor * (kept @ weight) - uniform * weight.sum(0), kept.T @ scaled - uniform * hidden.sum(0)),
+    )
+    p = torch.softmax(z.bfloat16().double(), -1)
+    yield "logits in bfloat16", products(dz(p, p[rows, target]))
+    for columns in (256, 128, 64, 32):
+        if z.shape[1] % columns == 0:
+            for sums in (False, True):
+                name = f"bytes, peaks of {columns} columns" + (", sums" if sums else "")
+                yield name, products(dz(decoded(z, lse, columns, sums=sums)))
+
+
+def _relative(got: Tensor, want: Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Simulate, write the table and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.benchmark.byte_codes",
+        description=(__doc__ or "").splitlines()[0].split(":")[0] + ".",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tokens", type=whole(1), default=384, help="tokens (default 384)")
+    parser.add_argument(
+        "--vocab-size", type=whole(256), default=32768, help="vocabulary, a multiple of 256 (default 32768)"
+    )
+    parser.add_argument("--hidden-size", type=whole(1), default=512, help="hidden size (default 512)")
+    add_places(parser, "byte_codes", device=False)
+    given = parser.parse_args(arguments)
+    return finish(lambda: _run(given, typed(parser, given)))
+
+
+def _run(given: argparse.Namespace, command: str) -> int:
+    if given.vocab_size % 256:
+        raise ValueError(f"vocab-size must be a multiple of 256, got {given.vocab_size}.")
+    output = output_of(given, "byte_codes")
+    sizes = given.tokens, given.vocab_size, given.hidden_size
+    config = dict(zip(("tokens", "vocab_size", "hidden_size"), sizes, strict=True)) | {"label_smoothing": _SMOOTHING}
+    with Report(output, command=command, config=config, device=torch.device("cpu")) as report:
+        for row in study(*sizes):
+            report.add(row)
+            print("  ".join(f"{value:32}" for value in row.values()))
+    print(f"wrote {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
