@@ -2,12 +2,14 @@
 
 uv asks the package index, of wheels alone, whether pyproject.toml and constraints.txt fit together there, and the pins
 are compared with what it found. pip cannot do this: it reads markers as of the Python that it runs on. Where the index
-cannot be reached, or not in time, this says so and passes, as nothing was found out.
+cannot be reached, or not in time, or holds a package back, this says so and passes, as nothing was found out; any other
+failure, a wrong option or a file that cannot be read among them, is one of this check.
 """
 
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,15 @@ UV = "uv==0.13.9"
 SOURCE_ONLY = "uncertainty-calibration"  # has no wheel; pure Python
 BROUGHT_BY_TORCH = re.compile(r"(nvidia|cuda|torch-c)-")  # not pinned, as builds of torch differ in these
 UNKNOWN = "not resolved: "
+OURS = re.compile(
+    r"unexpected argument|invalid value '|unrecognized subcommand|no such option|panicked at", re.IGNORECASE
+)
+THE_INDEX = re.compile(  # in the words of pip and uv: the network, the index and what they answer
+    r"request|fetch|download|connect|network|unreachable|dns|resolve host|name resolution|time[d -]*out|timeout|proxy|"
+    r"tls|ssl|certificate|https?:|status code|\b[45]\d\d\b|too many|retr(y|ies)|temporar|offline|stream|body|decod|"
+    r"no matching distribution|could not find a version|was not found in the|failed to build|no answer within|killed",
+    re.IGNORECASE,
+)
 
 
 def main() -> int:
@@ -31,8 +42,8 @@ def main() -> int:
         pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1")
         status, said = _run(*pip, "--no-deps", "--only-binary", ":all:", "--target", folder, UV, seconds=25)
         if status:
-            print(f"{UNKNOWN}no uv: {_last(said)}")
-            return 0
+            print(f"no uv: {failure(said)}")
+            return int(not failure(said).startswith(UNKNOWN))
         with ThreadPoolExecutor(len(PYTHONS)) as several:  # it is the index that takes the time
             results = list(several.map(lambda python: _resolve(python, folder), PYTHONS))
     for python, result in zip(PYTHONS, results, strict=True):
@@ -45,9 +56,15 @@ def _resolve(python: str, folder: str) -> str:
     words += ("--cache-dir", f"{folder}/cache", "--python-version", python, "--extra", "dev")
     words += ("--only-binary", ":all:", "--no-binary", SOURCE_ONLY, "--constraints", "constraints.txt")
     status, said = _run(*words, "pyproject.toml", seconds=60)
-    if "No solution found" in said and "was not found in the" not in said:  # a package that the index holds back
-        return said
-    return f"{UNKNOWN}{_last(said)}" if status else _compared(python, said)
+    return failure(said) if status else _compared(python, said)
+
+
+def failure(said: str) -> str:
+    """What a failed call of pip or uv tells: that the index gave no answer, or else its words."""
+    no_solution = "No solution found" in said and "was not found in the" not in said  # else the index holds one back
+    if no_solution or OURS.search(said) or not THE_INDEX.search(said):
+        return said.strip() or "failed without a word"
+    return f"{UNKNOWN}{_last(said)}"
 
 
 def _run(*words: str, seconds: float) -> tuple[int, str]:
@@ -56,6 +73,8 @@ def _run(*words: str, seconds: float) -> tuple[int, str]:
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return 1, f"no answer within {seconds:g} seconds"
+    if done.returncode == -signal.SIGKILL:  # no memory left
+        return done.returncode, "killed"
     return done.returncode, done.stderr if done.returncode else done.stdout
 
 

@@ -62,9 +62,10 @@ def write_notebooks(folder: Path) -> None:
     listing = "\n".join(
         f"- [{title}]({path.stem}.md): {question}" for path in notebooks for title, question in [title_of(path)]
     )
+    pictures = set(re.findall(r"^!\[.+\]\((.+\.png)\)$", "\n".join(wanted.values()), re.MULTILINE))
     wanted["index.md"] = _INDEX.format(listing=listing, tree="\n".join(path.stem for path in notebooks))
-    for path in folder.glob("*.md"):
-        if path.name not in wanted:
+    for path in (*folder.glob("*.md"), *folder.glob("*.png")):
+        if path.name not in wanted and path.name not in pictures:
             path.unlink()
     for name, text in wanted.items():
         path = folder / name

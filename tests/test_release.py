@@ -51,6 +51,7 @@ def copied(to: Path) -> Path:
 
 
 class Release(NamedTuple):
+    tree: Path  # what it is built from
     sdist: Path
     source: Path  # its files
     wheel: Path
@@ -62,7 +63,8 @@ class Release(NamedTuple):
 def release(tmp_path_factory) -> Release:
     folder = tmp_path_factory.mktemp("release")
     build = (sys.executable, "-m", "hatchling", "build", "-d", folder, "-t")
-    done(*build, "sdist", cwd=copied(folder / "tree"))
+    tree = copied(folder / "tree")
+    done(*build, "sdist", cwd=tree)
     (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.10.12, 3.11.4 and later
@@ -75,9 +77,9 @@ def release(tmp_path_factory) -> Release:
     site = Path(done(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
     # Folders alone: what .pth files there name, an editable install of this tree among them, is not followed.
     (site / "dependencies.pth").write_text("\n".join({paths["purelib"]: None, paths["platlib"]: None}) + "\n")
-    install = ("install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--force-reinstall")
-    done(sys.executable, "-m", "pip", "--python", python, *install, wheel, cwd=folder)
-    return Release(sdist, source, wheel, python, site)
+    install = ("install", "--quiet", "--no-deps", "--no-index", "--no-compile")
+    done(sys.executable, "-m", "pip", *install, "--target", site, wheel, cwd=folder)  # --python: pip 22.3 and later
+    return Release(tree, sdist, source, wheel, python, site)
 
 
 def test_versions_agree():
@@ -93,9 +95,11 @@ def test_the_wheel_holds_the_code_and_the_tables_and_nothing_else(release):
     with zipfile.ZipFile(release.wheel) as wheel:
         names = wheel.namelist()
     assert {name.split("/")[0] for name in names} == {"analysis", "kernel", f"confidence_ceiling-{VERSION}.dist-info"}
-    code = {str(p.relative_to(ROOT)) for package in ("analysis", "kernel") for p in (ROOT / package).rglob("*.py")}
+    tree = release.tree
+    code = {str(p.relative_to(tree)) for package in ("analysis", "kernel") for p in (tree / package).rglob("*.py")}
+    assert len(code) > 100
     assert code <= set(names)
-    data = ROOT / "paper_figures" / "data"
+    data = tree / "paper_figures" / "data"
     tables = {f"analysis/data/{p.relative_to(data)}" for p in data.rglob("*") if re.search(r"\.(csv|csv\.gz|json)$", p.name)}  # fmt: skip
     assert {name for name in names if name.startswith("analysis/data/")} == tables - {
         "analysis/data/kernel_samples.csv"
@@ -144,6 +148,8 @@ print(main(["sources"]))
     assert "  analysis.audit " in shown
     assert "paper_figures" not in shown
     assert done(python, "-m", "analysis.audit", "--help", cwd=tmp_path).startswith("usage: python -m analysis.audit ")
+    asked = done(python, "-m", "kernel.benchmark.targets", cwd=tmp_path)
+    assert re.search(r"^\d+ of \d+ met", asked, re.MULTILINE)
 
 
 def test_verdicts_are_judged_from_the_tables_of_the_wheel(release, tmp_path):

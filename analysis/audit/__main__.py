@@ -29,7 +29,8 @@ examples:
   python -m analysis.audit gemma --text python --max-tokens 2048       Gemma-3-270M from its package (extra gemma)
 
 Writes the table (CSV, with a .json beside it that says what made it) and the figure (PNG), and prints the
-verdict and a recommendation in three lines; the tables that it cites are in paper_figures/data of the repository.
+verdict and a recommendation in three lines; the tables that it cites are in paper_figures/data of the
+repository, and in analysis/data of a wheel.
 Models are read from safetensors or GGUF only; no code of theirs runs, and the network is used for hub names alone.
 Needs: {pip_install("real")}.
 """

@@ -1,75 +1,40 @@
 """An audit's advice in three lines: would smoothing act, how much could it take, what to do instead; with evidence.
 
-Numbers of the model come from the audit's table, numbers of the studies from the committed tables, each with the claim
-and the file that it stands in. Where an installation has no tables the advice stands without them.
+Numbers of the model come from the audit's table, numbers of the studies from the committed tables, each with the file
+that it stands in and the claim or experiment it is of. Where an installation has no tables the advice stands without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
-from ..command import committed_folder
-from ..lab.tables import find_table, read_table
 from ..response import clipped_fall, rational_fall
-from ._verdict import TUNED, Lookup, regimes, sign_of
+from . import _studies as found
+from ._studies import NEAR, Studies, cited
+from ._verdict import Lookup, regimes, side_of
 
 NAMES = ("act", "at_most", "instead")
-NEAR = (0.8, 1.25)  # of A: between them the rule of K4 says nothing
-_NO_TABLES = "What the studies found is not in this installation: it lacks their tables."
 
 
 def recommendation(table: pd.DataFrame) -> str:
     """Put an audit's advice into three lines: would smoothing act, how far, and what to do instead for calibration.
 
-    The first says for each b what the activity index leads to expect, the second the most that the two rules predict
-    that need a confidence and an index alone, the third what the calibration on this text asks for. Each ends with what
-    the studies found, with its claim and table: files in ``paper_figures/data`` of the repository.
+    The first says for each b what the activity index leads to expect, the second what two rules predict that need a
+    confidence and an index alone, the third what the calibration on this text asks for. Each ends with what the studies
+    found, with its claim or experiment and its table: files in ``paper_figures/data`` of the repository, of which a
+    wheel has copies.
 
     Raises:
         ValueError: If the table is no table of an audit.
     """
-    get, studies = Lookup(table), _Studies()
+    get, studies = Lookup(table), Studies()
     return "\n".join((_act(get, studies), _at_most(get, studies), _instead(get, studies)))
 
 
-class _Studies:
-    """Numbers of the committed tables."""
-
-    def __init__(self) -> None:
-        self.read: dict[str, pd.DataFrame] = {}
-
-    def table(self, name: str) -> pd.DataFrame:
-        if name not in self.read:
-            path = find_table(committed_folder(), name)
-            if path is None:
-                raise FileNotFoundError(name)
-            self.read[name] = read_table(path)
-        return self.read[name]
-
-    def __call__(self, claim: str, finding: str, cell: str = "", table: str = "findings") -> float:
-        """The mean of a finding."""
-        found = self.table(table)
-        rows = (found["claim"] == claim) & (found["finding"] == finding) & (found["cell"].fillna("") == cell)
-        return float(found.loc[rows, "mean"].iloc[0])
-
-    def largest_error(self, rule: str) -> float:
-        """The largest miss of a rule in a cell of S9."""
-        found = self.table("S9_accuracy")
-        return float(found.loc[found["predictor"] == rule, "largest_error"].max())
-
-
-def _cited(*made: Callable[[], str]) -> str:
-    """The sentences that the tables give, or one that says that there are none."""
-    try:
-        return " ".join(make() for make in made)
-    except (OSError, LookupError):
-        return _NO_TABLES
-
-
-def _act(get: Lookup, studies: _Studies) -> str:
+def _act(get: Lookup, studies: Studies) -> str:
     kinds: dict[str, list[str]] = {}
     for b, regime in regimes(get).items():
         index, kind = get("smoothing", "activity", b), regime
@@ -79,103 +44,58 @@ def _act(get: Lookup, studies: _Studies) -> str:
             kind = "negative"
         kinds.setdefault(kind, []).append(b)
     said = "; ".join(f"b = {', '.join(several)}: {_EXPECTED[kind]}" for kind, several in kinds.items())
-    made = [partial(find, studies) for find in dict.fromkeys(_EVIDENCE[kind] for kind in kinds)]
+    acting = partial(found.acting, asked=[b for kind in ("below", "negative") for b in kinds.get(kind, ())])
+    evidence: dict[str, Any] = {
+        "none": found.nothing,
+        "above": found.inert,
+        "below": acting,
+        "negative": acting,
+    }
+    made = [partial(find, studies) for find in dict.fromkeys(evidence.get(kind, found.turning) for kind in kinds)]
     if (cap := get("model", "softcap").value) == cap:
-        made.append(partial(_capped, studies, cap))
-    return f"Would smoothing act, if the text is like the training data? {said}. {_cited(*made)}"
+        made.append(partial(found.capped, studies, cap))
+    return f"Would smoothing act, if the text is like the training data? {said}. {cited(*made)}"
 
 
 _EXPECTED = {
     "none": "not as elsewhere: on this text it only weakens the data's own pull to smaller logits",
     "unknown": "this text cannot tell",
-    "above": "not once trained to the end where one next token is right, a little where several are, as in most text",
+    "above": "not once trained to the end where one next token is right, somewhat where several are, as in most text",
     "above, near": "hardly where one next token is right, somewhat where several are, as in most text",
-    "below, near": "a little",
+    "below, near": "a little where one next token is right, more where several are, as in most text",
     "below": "yes",
     "negative": "yes, and plain training on this text would lower confidence too",
 }
 
 
-def _found_inert(studies: _Studies) -> str:
-    fall, settings = abs(studies("K4", "fall_where_inert")), studies("K4", "settings_inert")
-    return (
-        f"In small simulated heads with A above {NEAR[1]:g} it lowered confidence by {fall:.4f} where one token was "
-        f"right (mean of {settings:.0f} settings, several b), by up to "
-        f"{studies('K4', 'largest_fall_blurred'):.3f} where several were and A was 1.3 to 3 [K4, findings.csv]."
-    )
-
-
-def _found_acting(studies: _Studies) -> str:
-    fall, settings = studies("K4", "fall_where_acting"), studies("K4", "settings_acting")
-    explained = studies("K4", "explained", "teacher=noisy; predictor=A")
-    tuned = studies("K5", "activity", table="instruction_findings")
-    return (
-        f"In small simulated heads with A of 0 to {NEAR[0]:g} it lowered confidence by {fall:.3f} where one token was "
-        f"right (mean of {settings:.0f} settings, several b); where several were, A explained {explained:.0%} of the "
-        f"fall [K4, findings.csv]. It acted on SmolLM2-135M tuned to A = {tuned:.2f} [K5, instruction_findings.csv]."
-    )
-
-
-def _found_turning(studies: _Studies) -> str:
-    one, several = (studies("K4", "explained_of_transition", f"teacher={t}; predictor=A") for t in ("det", "noisy"))
-    return (
-        f"About the turn at 1 A explained {one:.0%} of the fall in small simulated heads where one token was right, "
-        f"{several:.0%} where several were [K4, findings.csv]."
-    )
-
-
-def _found_nothing(studies: _Studies) -> str:
-    return "No study had such a model."
-
-
-_EVIDENCE = {
-    "none": _found_nothing,
-    "unknown": _found_turning,
-    "above": _found_inert,
-    "above, near": _found_turning,
-    "below, near": _found_turning,
-    "below": _found_acting,
-    "negative": _found_acting,
-}
-
-
-def _capped(studies: _Studies, cap: float) -> str:
-    verdicts = studies.table("verdicts").set_index("claim")
-    on = verdicts.loc["K6", "depends_on"]
-    word = f"{verdicts.loc['K6', 'verdict']} {on}" if isinstance(on, str) else f"is {verdicts.loc['K6', 'verdict']}"
-    return (
-        f"The index is of logits capped at {cap:g}, as this model's are; whether a cap adds to what smoothing does "
-        f"{word} [K6, verdicts.csv]."
-    )
-
-
-def _at_most(get: Lookup, studies: _Studies) -> str:
+def _at_most(get: Lookup, studies: Studies) -> str:
     regime, p, v = regimes(get), get("prediction", "confidence").value, int(get("model", "vocab_size").value)
     if "none" in regime.values():
         return "How much confidence would it take? No rule says: each needs an activity index, and there is none here."
     most = ", ".join(f"{_most(get, b, p, v):.3f} (b = {b})" for b in regime)
-    known = any((index := get("smoothing", "activity", b)).low == index.low for b in regime)
-    where = " at the upper end of the interval" if known else ""
-
-    def missed() -> str:
-        clipped, rational = (studies.largest_error(rule) for rule in ("clipped_fall", "rational_fall"))
-        return f"In small simulated models they missed by up to {clipped:.3f} and {rational:.3f} [S9, S9_accuracy.csv]."
-
-    def tuned() -> str:
-        studies.table("instruction_full")  # where it is from
-        return f"Tunings of SmolLM2-135M took {TUNED} times clipped_fall on new texts [K2, instruction_full.csv]."
-
-    cited = _cited(missed, tuned) if "below" in regime.values() else _cited(missed)  # else there is no clipped_fall
+    indices = [get("smoothing", "activity", b) for b in regime]
+    low = [_low(get, b) for b in regime]
+    rules = ["clipped_fall", "rational_fall"] if max(low) >= 0 else ["clipped_fall"]
+    made = [partial(found.missed, studies, rules)]
+    if min(low) < 1:  # above, clipped_fall is 0, and 3 times that says nothing
+        made.append(partial(found.tuned, studies))
+    said = "clipped_fall" + (", or rational_fall where it is larger" if len(rules) > 1 else "")
+    end = "with the lower end of A's interval" if any(a.low == a.low for a in indices) else "with A as it is here"
     return (
-        f"How much confidence would it take? By clipped_fall and rational_fall {most} of {p:.3f}{where}; they "
-        f"are rules, no bounds. {cited}"
+        f"How much confidence would it take? By {said}, {end}: {most} of {p:.3f}; these are rules, no bounds. "
+        f"{cited(*made)}"
     )
+
+
+def _low(get: Lookup, b: str) -> float:
+    """The lower end of the index, or the index where it has no interval."""
+    index = get("smoothing", "activity", b)
+    return index.low if index.low == index.low else index.value
 
 
 def _most(get: Lookup, b: str, p: float, v: int) -> float:
     """The larger of the two rules, at the lower end of the index."""
-    index = get("smoothing", "activity", b)
-    low = index.low if index.low == index.low else index.value
+    low = _low(get, b)
     falls = [float(clipped_fall(p, low, v, float(b)))]
     if ("smoothing", "predicted_fall", b) in get.found:  # clipped_fall with its interval; not in earlier tables
         fall = get("smoothing", "predicted_fall", b)
@@ -185,46 +105,55 @@ def _most(get: Lookup, b: str, p: float, v: int) -> float:
     return max(falls)
 
 
-def _instead(get: Lookup, studies: _Studies) -> str:
-    gap, ece, floor = get("prediction", "scale_gap"), get("calibration", "ece"), get("calibration", "ece_if_calibrated")
-    best, after = get("temperature", "best").value, get("temperature", "ece_after").value
-    side = sign_of(gap, negative="over", positive="under", neither="neither")
-    shown, found = f"the best one, {best:.3f}, takes the ECE from {ece.value:.3f} to {after:.3f}", _found_harm
-    if side == "under":
-        said = f"do not smooth, as the model is under-confident; a temperature may help ({shown})"
-    elif side == "neither":
-        said = f"do not smooth, as confidence is right on average; a temperature may help ({shown})"
-    elif get.bounded:
-        said, found = f"take another text, as no temperature fits this one (at {best:g} its ECE is {after:.3f})", None
-    elif ece.value <= floor.high:
-        said = f"leave it: an ECE of {ece.value:.3f} is seen of calibrated predictions too (up to {floor.high:.3f})"
-    elif after < ece.value:
-        said, found = f"fit a temperature ({shown})", _found_rivals
+def _instead(get: Lookup, studies: Studies) -> str:
+    ece, floor = get("calibration", "ece"), get("calibration", "ece_if_calibrated")
+    side, slight = side_of(get), (ece.low if ece.low == ece.low else ece.value) <= floor.high
+    said, evidence = _ADVICE[side].format("slightly " if slight else ""), found.harm
+    if get.bounded:
+        said = f"{said}; take another text, as no temperature fits this one ({_fitted(get)})"
+    elif side != "over" or ece.value <= floor.high:
+        said = f"{said}; {_offer(get)}"
+    elif slight:
+        within = f"its ECE of {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}] may be that of calibrated predictions"
+        said, evidence = f"{said}, but {within} (up to {floor.high:.3f}); {_offer(get)}", found.rivals
+    elif _mends(get):
+        said, evidence = f"fit a temperature ({_fitted(get)})", found.rivals
     else:
-        said, found = f"a temperature does not mend it ({shown}): stop earlier, or smooth and compare", _found_rivals
-    cited = "No study had such a text." if found is None else _cited(partial(found, studies))
-    return f"What to do for calibration, if the text is new to the model? {said[0].upper()}{said[1:]}. {cited}"
+        acts = any(regime in ("below", "unknown") for regime in regimes(get).values())
+        other = "stop earlier, or smooth and compare" if acts else "stop earlier"
+        said, evidence = f"{_offer(get)}: {other}", found.rivals
+    told = "No study had such a text." if get.bounded else cited(partial(evidence, studies))
+    return f"What to do for calibration, if the text is new to the model? {said[0].upper()}{said[1:]}. {told}"
 
 
-def _found_rivals(studies: _Studies) -> str:
-    def gains(table: str, cost: str = "") -> str:
-        fitted, early = (studies("K2", "gain_of", f"method={m}", table) for m in ("b=0 post_hoc", "early stopping"))
-        return f"{fitted:.3f}, {early:.3f}{cost} and {studies('K2', 'gain', table=table):.3f}"
-
-    real, arms = "instruction_findings", studies.table("findings").query("finding == 'gain_s5_fitted'")["mean"]
-    cost = f" (at {studies('K2', 'accuracy_loss_of', 'method=early stopping', real):.3f} of the accuracy)"
-    return (
-        f"A temperature, early stopping and b = 0.1 lowered the ECE by {gains('findings')} in simulated tuning [K2, "
-        f"findings.csv], by {gains(real, cost)} on SmolLM2-135M [K2, {real}.csv]; in heads fitted to few samples a "
-        f"temperature raised it in {(arms < 0).sum()} of {len(arms)} arms [K2, findings.csv]."
-    )
+_ADVICE = {
+    "over": "the model is {}over-confident",
+    "under": "do not smooth, as the model is {}under-confident",
+    "even": "do not smooth, as confidence is right on average",
+    "unknown": "take more documents, as this text cannot tell whether the model is over- or under-confident",
+    "mixed": "this text cannot tell whether the model is over- or under-confident, as entropy and confidence disagree",
+}
 
 
-def _found_harm(studies: _Studies) -> str:
-    harm = -studies("K2", "gain_population")
-    held, cells = (studies("K4", f"sign_rule_{name}") for name in ("holds", "cells"))
-    return (
-        f"Where simulated heads were calibrated, b = 0.1 raised the ECE by {harm:.3f} [K2, findings.csv]; it "
-        f"helped where H - CE on new data was below 0, and only there, in {held:.0f} of {cells:.0f} cells "
-        "[K4, findings.csv]."
-    )
+def _mends(get: Lookup) -> bool:
+    """Whether the best temperature lowers the error."""
+    return not get.bounded and get("temperature", "ece_after").value < get("calibration", "ece").value
+
+
+def _offer(get: Lookup) -> str:
+    """What a temperature can do for the error, if there is any."""
+    ece, most = get("calibration", "ece").value, get("calibration", "ece_if_calibrated").high
+    if ece <= most:
+        return f"leave it: an ECE of {ece:.3f} is seen of calibrated predictions too (up to {most:.3f})"
+    return f"{'a temperature may help' if _mends(get) else 'no temperature mends it'} ({_fitted(get)})"
+
+
+def _fitted(get: Lookup) -> str:
+    """What the best temperature does to the error of the tokens that it is fitted to."""
+    best, ece, after = (get(*key).value for key in _FITTED)
+    if get.bounded:
+        return f"the best lies beyond {best:g}, where the ECE is {after:.3f}"
+    return f"the best one, {best:.3f}, takes the ECE from {ece:.3f} to {after:.3f}, fitted and measured on this text"
+
+
+_FITTED = (("temperature", "best"), ("calibration", "ece"), ("temperature", "ece_after"))

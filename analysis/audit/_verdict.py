@@ -62,16 +62,44 @@ def _calibration(get: Lookup) -> Iterator[str]:
     gap, ece = get("prediction", "scale_gap"), get("calibration", "ece")
     fit, after = get("temperature", "best"), get("temperature", "ece_after")
     best = f"beyond {fit.value:g}" if get.bounded else _text(fit)
-    side = sign_of(gap, negative="over-confident", positive="under-confident", neither="as confident as it should be")
-    excess = round(confidence.value, 3) - round(accuracy.value, 3)  # of the numbers that are shown
-    if side.endswith("-confident") and abs(excess) < _SLIGHT and excess * gap.value < 0:
-        side = f"slightly {side} (by {abs(excess):.3f})"
+    side = side_of(get)
+    said, excess = _SIDES[side], round(confidence.value, 3) - round(accuracy.value, 3)  # of the numbers that are shown
+    if abs(excess) < _SLIGHT and excess * {"over": 1, "under": -1}.get(side, 0) > 0:
+        said = f"the model is slightly {side}-confident (by {abs(excess):.3f})"
     yield (
-        f"Calibration. On this text the model is {side}: entropy minus cross entropy is {_text(gap)} nats, confidence "
-        f"{_text(confidence)} against accuracy {_text(accuracy)}, ECE {_text(ece)} where perfect calibration would "
-        f"show {get('calibration', 'ece_if_calibrated').value:.3f}. The temperature that fits best is {best}; "
-        f"it leaves an ECE of {after.value:.3f}."
+        f"Calibration. On this text {said}: entropy minus cross entropy is {_text(gap)} nats, "
+        f"confidence {_text(confidence)} against accuracy {_text(accuracy)}, ECE {_text(ece)} where perfect "
+        f"calibration would show {get('calibration', 'ece_if_calibrated').value:.3f}. The temperature that "
+        f"fits best is {best}; it leaves an ECE of {after.value:.3f}."
     )
+
+
+_SIDES = {
+    "over": "the model is over-confident",
+    "under": "the model is under-confident",
+    "even": "the model is as confident as it should be",
+    "unknown": "the model is not calibrated, and whether it is over- or under-confident is not told",
+    "mixed": "the model is over-confident by one measure and under-confident by the other",
+}
+
+
+def side_of(get: Lookup) -> str:
+    """Whether confidence is too high (over), too low (under) or right (even) here, or cannot be told.
+
+    Entropy minus cross entropy says so, and confidence beside accuracy: where they contradict each other it is mixed,
+    where neither tells and the ECE exceeds that of calibrated predictions, unknown. An interval that holds 0 is no
+    proof of calibration.
+    """
+    ece, floor = get("calibration", "ece").value, get("calibration", "ece_if_calibrated").high
+    by_scale = sign_of(get("prediction", "scale_gap"), negative="over", positive="under", neither="")
+    sure, right = get("prediction", "confidence"), get("prediction", "accuracy")
+    apart = sure.low > right.high or right.low > sure.high
+    if sure.low != sure.low:  # of one document
+        apart = abs(sure.value - right.value) > floor
+    by_accuracy = ("over" if sure.value > right.value else "under") if apart else ""
+    if by_scale and by_accuracy and by_scale != by_accuracy:
+        return "mixed"
+    return by_scale or by_accuracy or ("even" if ece <= floor else "unknown")
 
 
 def _smoothing(get: Lookup) -> Iterator[str]:
@@ -100,13 +128,8 @@ def _smoothing(get: Lookup) -> Iterator[str]:
         )
     if below:
         gap = get("prediction", "scale_gap")
-        way = sign_of(
-            gap,
-            negative="the right way here, as the model is over-confident, and plain training on this text would go it "
-            "too",
-            positive="the wrong way here, as the model is under-confident",
-            neither="away from where the model is calibrated",
-        )
+        plain = sign_of(gap, negative=", and plain training on this text would go it too", positive="", neither="")
+        way = _WAYS[side_of(get)] + (plain if side_of(get) == "over" else "")
         pulls = ", ".join(f"{get('smoothing', 'pull', b).value:.2f}" for b in below)
         yield (
             f"{shown(below)}, below 1: smoothing would act and make logits smaller, confidence lower: {way}. It pulls "
@@ -120,6 +143,15 @@ def _smoothing(get: Lookup) -> Iterator[str]:
             f"features of a trained model are not free: tunings of one fell by {TUNED} times as much on new texts, "
             "two to three times on ordinary text."
         )
+
+
+_WAYS = {
+    "over": "the right way here, as the model is over-confident",
+    "under": "the wrong way here, as the model is under-confident",
+    "even": "away from where the model is calibrated",
+    "unknown": "whether that is the right way here this text cannot tell",
+    "mixed": "whether that is the right way here this text cannot tell",
+}
 
 
 def _ceiling(get: Lookup) -> Iterator[str]:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit
 
-from ..checks import as_numpy, interval, one_index, refuse_probabilities, whole
+from ..checks import as_numpy, interval, one_index, pip_install, refuse_probabilities, whole
 from ._inputs import confidences, logits_and_labels, pairs
 
 
@@ -20,8 +20,6 @@ def _sklearn(module: str) -> Any:
     try:
         return import_module(f"sklearn.{module}")
     except ImportError as error:
-        from kernel.extras import pip_install  # here: kernel loads torch, which these maps do without
-
         raise ImportError(f"this map needs scikit-learn: {pip_install('calibration')}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from ..checks import pip_install
 from ._inputs import pairs
 
 
@@ -29,7 +30,5 @@ def smooth_calibration_error(confidence: Any, correct: Any) -> float:
     try:
         import relplot  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        from kernel.extras import pip_install  # here: kernel loads torch, which this error does without
-
         raise ImportError(f"smooth_calibration_error needs relplot: {pip_install('calibration')}") from error
     return float(cast(float, relplot.smECE(c, y.astype(float))))

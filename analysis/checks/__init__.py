@@ -29,9 +29,10 @@ from ._arrays import (
     softcap_or_inf,
     whole,
 )  # fmt: skip
+from ._extras import pip_install
 
 __all__ = [
     "as_numpy", "check_choice", "check_count", "check_fields", "check_flag", "check_index", "check_int", "check_losses",
-    "check_number", "check_numbers", "converted", "distribution", "interval", "one_index", "one_whole", "real",
-    "refuse_probabilities", "require_broadcast", "shares", "shown", "softcap_or_inf", "whole",
+    "check_number", "check_numbers", "converted", "distribution", "interval", "one_index", "one_whole",
+    "pip_install", "real", "refuse_probabilities", "require_broadcast", "shares", "shown", "softcap_or_inf", "whole",
 ]  # fmt: skip

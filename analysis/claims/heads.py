@@ -137,13 +137,15 @@ def small_hidden_size(tables: Tables, found: Findings) -> str:
     kinds = {name: pairs.loc[pairs["teacher"] == teacher] for name, teacher in (("det", "det"), ("noisy", "lowrank"))}
     det, noisy = kinds.values()
     inert, acting = det.loc[det["activity_index"] > _INERT], det.loc[det["activity_index"] < _ACTING]
+    setting = [*CELL, "label_smoothing"]
     for name, rows in (("acting", acting), ("inert", inert)):
-        setting = [*CELL, "label_smoothing"]
         found.add(f"fall_where_{name}", mean_effect(rows, "confidence_fall", cell=setting), "probability")
         found.add(f"pairs_{name}", len(rows), "count")
         # det targets are the same for every seed: pairs of one setting differ in the solver's first values alone
         found.add(f"settings_{name}", rows.groupby(setting, dropna=False).ngroups, "count")
         found.add(f"pairs_{name}", (rows["vocab_size"] == MAIN_SIZE).sum(), "count", V=MAIN_SIZE)
+    for b, rows in acting.groupby("label_smoothing"):  # about b p: the mean over b says little of any
+        found.add("fall_where_acting", mean_effect(rows, "confidence_fall", cell=setting), "probability", b=b)
     found.add("obeyed_inert", (inert["confidence_fall"].abs() < SMALL).mean(), "share")
     found.add("obeyed_acting", (acting["confidence_fall"] > 0).mean(), "share")
     for name, turning in (("explained", False), ("explained_of_transition", True)):

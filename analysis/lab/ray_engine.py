@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..checks import pip_install
 from .workers import Engine, attempt
 
 __all__ = ["connect", "ray_engine"]
@@ -29,8 +30,6 @@ def connect(address: str | None = None) -> Engine:
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        from kernel.extras import pip_install  # here: kernel loads torch, and grids run without it
-
         raise ValueError(f"engine ray needs ray: {pip_install('ray')}.") from error
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)

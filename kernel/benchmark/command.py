@@ -92,8 +92,9 @@ def output_of(given: argparse.Namespace, name: str) -> Path:
 
 
 def committed(name: str) -> Path:
-    """Return the path of the committed table ``name``; an installation without the repository does not have it."""
-    return _ROOT / "paper_figures" / "data" / f"{name}.csv"
+    """Return the path of the committed table ``name``; a wheel has a copy beside the code of ``analysis``."""
+    clone, wheel = (_ROOT / room / "data" / f"{name}.csv" for room in ("paper_figures", "analysis"))
+    return wheel if wheel.exists() and not clone.exists() else clone
 
 
 def resolve_device(given: argparse.Namespace, *, writes: bool = True) -> torch.device:

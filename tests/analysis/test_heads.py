@@ -286,8 +286,9 @@ def test_the_verdict_says_what_the_numbers_say(scale_gap, index, expected):
     table = audit_model(model, tokens_of(model), label_smoothing=(0.1,)).table.set_index(["part", "name"])
     table.loc[("prediction", "scale_gap"), ["value", "low", "high"]] = scale_gap
     table.loc[("smoothing", "activity"), ["value", "low", "high"]] = index
-    table.loc[("prediction", "confidence"), "value"] = 0.5
-    table.loc[("prediction", "accuracy"), "value"] = 0.5 + 0.1 * np.sign(scale_gap[0])
+    for name in ("confidence", "accuracy"):  # as good as each other, and no error: the scale decides
+        table.loc[("prediction", name), ["value", "low", "high"]] = (0.5, 0.4, 0.6)
+    table.loc[("calibration", "ece"), ["value", "low", "high"]] = 0.0
     text = verdict(table.reset_index())
     for words in expected:
         assert words in text
@@ -299,7 +300,7 @@ def test_the_verdict_says_what_the_numbers_say(scale_gap, index, expected):
         (-0.3, 0.48, "slightly over-confident (by 0.020):"),
         (0.3, 0.54, "slightly under-confident (by 0.040):"),
         (-0.3, 0.4, "is over-confident:"),
-        (-0.3, 0.52, "is over-confident:"),  # by its losses, not by its confidence
+        (-0.3, 0.52, "is over-confident by one measure and under-confident by the other:"),
     ],
 )
 def test_the_verdict_calls_a_little_little(scale_gap, accuracy, said):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checks import pip_install
 from ...lab.files import write_atomically
 from .language import broad_language
 
@@ -176,7 +177,7 @@ def tokenizer_of(corpus: Corpus, vocab_size: int, most: int) -> Any:
     try:
         from tokenizers import ByteLevelBPETokenizer, Tokenizer
     except ImportError as error:
-        raise ModuleNotFoundError("S12 needs tokenizers: pip install 'confidence-ceiling[huggingface]'") from error
+        raise ModuleNotFoundError(f"S12 needs tokenizers: {pip_install('huggingface')}") from error
     made = ByteLevelBPETokenizer()
     pieces = corpus.text[: max(1, most // _PIECE)]
     made.train_from_iterator(pieces, vocab_size=vocab_size, min_frequency=1, show_progress=False)

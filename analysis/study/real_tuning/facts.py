@@ -11,6 +11,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...checks import pip_install
+
 __all__ = ["SOURCES", "Fact", "facts", "ordinary_text", "source_table"]
 
 
@@ -65,8 +67,6 @@ def _module(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        from kernel.extras import pip_install  # here: kernel loads torch, which facts do without
-
         raise ImportError(f"building questions needs {name}: {pip_install('instruction')}") from error
 
 
