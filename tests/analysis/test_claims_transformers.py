@@ -159,6 +159,16 @@ def test_arms_that_were_not_run_decide_nothing(tmp_path):
     assert more.loc["K8", "verdict"] != "not decided"  # tunings at other T are without smoothing too
 
 
+def test_arms_of_some_cells_are_set_beside_smoothing_there(tmp_path):
+    """b = .1 gains .05 where b = .2 was run, which gains .03, and loses elsewhere."""
+    table = planted(arms=("b=0", "b=0.1", "b=0.2"), dead=False).query("method != 'b=0.2' or vocab_size != 4096")
+    table.loc[table["method"] == "b=0.2", "true_ece"] += 0.002 - 0.03
+    table.loc[(table["method"] == "b=0.1") & (table["vocab_size"] == 4096), "true_ece"] += 0.15
+    line = judged(table, tmp_path).loc["K2"]
+    assert line["counter_evidence"].startswith("lowers the true ECE further: none;")
+    assert "b=0.2 0.0300 [0.0300, 0.0300] (b = .1 there 0.0510 [" in line["condition"]
+
+
 def test_models_that_kept_falling_are_left_out_and_counted(tmp_path):
     table = planted()
     rows = table.assign(converged=~((table["vocab_size"] == 256) & (table["data_seed"] == 2)))
