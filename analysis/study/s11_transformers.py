@@ -20,13 +20,12 @@ from ..teachers import random_streams
 from .from_scratch.grid import TransformerConfig, cell_name, configs, has_more_rows, leftover, row_seconds
 from .from_scratch.measures import Known, falls, features, known, scores
 from .from_scratch.predictions import LANGUAGES
-from .from_scratch.pretraining import Languages, pretrain
+from .from_scratch.pretraining import STILL_FALLING, Languages, pretrain
 from .from_scratch.transformer import Transformer
 from .from_scratch.tuning import Arm, arm_of, tuned
 
 __all__ = ["EXPERIMENT", "compute"]
 
-_STILL_FALLING = 0.05  # nats over the last tenth of pretraining, as in S7
 _PRETRAINING_VERSION = 1  # of kept models: raise it when the same config pretrains another one
 _MEASURED = ("train", "broad", "shifted")
 _VALIDATION = 16  # sequences that a temperature is fitted on
@@ -74,7 +73,7 @@ def compute(config: TransformerConfig, *, device: str = "cpu", shared: Path | No
         "data_seed": config.seed,
         "model_seed": 1000 + config.seed,
         "pretraining_fall": falling,
-        "converged": falling <= _STILL_FALLING,
+        "converged": falling <= STILL_FALLING,
         "measurements": lines,
         "device": device,
         "wall_seconds": time.perf_counter() - wall,
