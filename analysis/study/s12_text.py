@@ -30,7 +30,7 @@ from .from_scratch.measures import drawn_options, falls, features, states
 from .from_scratch.predictions import TEXT
 from .from_scratch.pretraining import STILL_FALLING, train
 from .from_scratch.text_grid import TextConfig, configs, row_seconds
-from .from_scratch.tokens import beginnings, encoded_pairs, fitting, token_bytes, tokenizer_in
+from .from_scratch.tokens import encoded_pairs, excerpts, fitting, token_bytes, tokenizer_in
 from .from_scratch.transformer import Transformer
 from .from_scratch.tuning import Arm, arm_of, tuned
 
@@ -139,7 +139,7 @@ def _data(
     pairs = fit(corpus.pairs)
     chosen = torch.randperm(len(pairs), generator=generator)[: config.examples].tolist()
     parts = {
-        "text": fit(beginnings(corpus.held_out, config.most_bytes))[: config.evaluated],
+        "text": fit(excerpts(corpus.held_out, config.most_bytes))[: config.evaluated],
         "pairs": fit(corpus.pairs_held_out)[: config.evaluated],
         "train": [pairs[i] for i in chosen],
     }

@@ -14,8 +14,8 @@ from analysis.study.from_scratch.__main__ import main
 from analysis.study.from_scratch.corpus import find_corpus, prepare, written
 from analysis.study.from_scratch.text_grid import TextConfig, configs
 from analysis.study.from_scratch.tokens import (
-    beginnings,
     encoded_pairs,
+    excerpts,
     fitting,
     token_bytes,
     tokenizer_in,
@@ -118,7 +118,7 @@ def test_the_same_bytes_are_predicted_at_every_vocabulary(corpus):
     kept = fitting(least, pairs, 48, 21)
     assert 10 < len(kept) < len(pairs)
     assert kept[-1] == ("é", "é" * 10)
-    for part in (kept, fitting(least, beginnings(corpus.held_out[:3], 40), 48, 40)):
+    for part in (kept, fitting(least, excerpts(corpus.held_out[:3], 40), 48, 40)):
         said = []
         for tokenizer in (least, large):
             _, targets = encoded_pairs(tokenizer, part, 48)
@@ -126,6 +126,10 @@ def test_the_same_bytes_are_predicted_at_every_vocabulary(corpus):
         assert said[0] == said[1] == [response for _, response in part]
     with pytest.raises(ValueError, match=r"^pairs must be of at most 2 tokens, responses cut to 9 bytes, got none\.$"):
         fitting(least, pairs[:1], 2, 9)
+
+
+def test_excerpts_are_of_all_pieces_before_more_of_one():
+    assert excerpts(["abcdeé", "fgh"], 3) == [("\n", text) for text in ("abc", "fgh", "de")]
 
 
 def test_vocabularies_are_trained_once(corpus, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from ...checks import pip_install
 from ...lab.files import write_atomically
 from .corpus import Corpus
 
-__all__ = ["beginnings", "encoded_pairs", "fitting", "token_bytes", "tokenizer_in", "tokenizer_of"]
+__all__ = ["encoded_pairs", "excerpts", "fitting", "token_bytes", "tokenizer_in", "tokenizer_of"]
 
 _IGNORED = -100
 _START = "\n"  # what measured text is read after: a word of its own at every V
@@ -75,9 +75,16 @@ def fitting(
     return found
 
 
-def beginnings(pieces: Sequence[str], most: int) -> list[tuple[str, str]]:
-    """The first ``most`` bytes of pieces of text, as a response to the end of a line: every byte is predicted."""
-    return [(_START, piece.lstrip().encode()[:most].decode(errors="ignore")) for piece in pieces]
+def excerpts(pieces: Sequence[str], most: int) -> list[tuple[str, str]]:
+    """Pieces of text cut to ``most`` bytes, as responses to the end of a line, so that every byte is predicted.
+
+    The beginnings of all pieces come first, then what follows ``most`` characters later.
+    """
+    starts = range(0, max(map(len, pieces)), most)
+    found = [
+        piece[start : start + most].encode()[:most].decode(errors="ignore") for start in starts for piece in pieces
+    ]
+    return [(_START, text) for text in found if text]
 
 
 def encoded_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], length: int) -> tuple[Tensor, Tensor]:
