@@ -9,7 +9,7 @@ to the largest V that may be compared, nothing is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -18,11 +18,12 @@ from .findings import SMALL, Finding, Findings, word
 from .runs import main_grid
 from .statistics import Effect, mean_effect
 
-__all__ = ["COMPARABLE", "Grid", "capped", "little_effect", "shares_of_fall"]
+__all__ = ["COMPARABLE", "Grid", "capped", "comparable_vocabularies", "grown", "little_effect", "shares_of_fall"]
 
 COMPARABLE = 0.02  # nats
 _SHARE = 0.2  # difference of the fall over b (confidence - 1/V) that counts
 _B = 0.1
+_GATES = ("divergence_over_v", "tuned_divergence_over_v")  # of pretrained models, of those tuned without smoothing
 _SIZES = ["vocab_size", "hidden_size"]
 _ALIKE = [*_SIZES, "symbols", "tied", "distinct", "pretraining_smoothing", *SEEDS]
 
@@ -46,8 +47,8 @@ def capped(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
     for name, unit in (("divergence", "nats"), ("share", "share"), ("confidence", "probability")):
         _by_size(live, name, name, unit, found)
     steps, further = _over_widths(live, "share", "share_step", "share", grid, found), _further(live, grid, found)
-    _gates(start, "divergence_over_v", grid, found)
-    over = _over_vocabulary(start, "share", "share", grid, ("divergence_over_v",), found)
+    _gates(start, _GATES[0], grid, found)
+    over = _over_vocabulary(start, "share", "share", grid, _GATES[:1], found)
     caps = [step.low > SMALL and worse.high <= COMPARABLE for step, worse in zip(steps, further, strict=True)]
     none = [step.high <= SMALL or worse.low > 0 for step, worse in zip(steps, further, strict=True)]
     return word(
@@ -73,11 +74,9 @@ def little_effect(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
     _by_size(main_grid(train), "activity", "activity", "index", found)
     steps = _over_widths(live, "share", "fall_share_step", "share", grid, found)
     further = _further(live, grid, found)
-    _gates(_pretrained(table), "divergence_over_v", grid, found)
-    _gates(shifted, "tuned_divergence_over_v", grid, found)
-    over = _over_vocabulary(
-        shifted, "share", "fall_share", grid, ("divergence_over_v", "tuned_divergence_over_v"), found
-    )
+    for name, rows in zip(_GATES, (_pretrained(table), shifted), strict=True):
+        _gates(rows, name, grid, found)
+    over = _over_vocabulary(shifted, "share", "fall_share", grid, _GATES, found)
     indices, wide = found.at("activity"), found.at("fall_share", D=grid.widths[-1])
     explained = [step.high <= _SHARE or worse.low > 0 for step, worse in zip(steps, further, strict=True)]
     return word(
@@ -149,7 +148,7 @@ def _over_vocabulary(
     comparable = []
     for symbols, v, step in _steps_over_v(table, value, grid):
         made = found.add(f"{name}_over_v", step, "share", V=v, symbols=symbols)
-        if made.known and all(abs(found(gate, V=v, symbols=symbols).mean) <= COMPARABLE for gate in gates):
+        if made.known and _passes(found, gates, V=v, symbols=symbols):
             comparable.append(made)
     return comparable
 
@@ -157,9 +156,24 @@ def _over_vocabulary(
 def _steps_over_v(table: pd.DataFrame, value: str, grid: Grid) -> Iterator[tuple[str, int, Effect]]:
     """How V grew, V, and ``value`` there minus that at the least V, at the largest D of the grid."""
     least, *others = grid.vocabularies
-    for symbols, rows in _grown(table.loc[table["hidden_size"] == grid.widths[-1]], least):
+    for symbols, rows in grown(table.loc[table["hidden_size"] == grid.widths[-1]], least):
         for v in others:
             yield symbols, v, _between(rows, value, "vocab_size", v, least, ["hidden_size"])
+
+
+def comparable_vocabularies(table: pd.DataFrame, grid: Grid) -> set[tuple[str, int]]:
+    """How V grew, and V, where falls may be compared with those at the least V: by the gates of K4."""
+    found = Findings("K4")
+    ended = (table["epoch"] == table["epoch"].max()) & (table["reading"] == "as_trained") & (table["method"] == "b=0")
+    for name, rows in zip(
+        _GATES, (_pretrained(table), table.loc[ended & (table["distribution"] == "shifted")]), strict=True
+    ):
+        _gates(rows, name, grid, found)
+    return {(f.cell["symbols"], f.cell["V"]) for f in found.at(_GATES[0]) if _passes(found, _GATES, **f.cell)}
+
+
+def _passes(found: Findings, gates: Sequence[str], **cell: Any) -> bool:
+    return all(abs(found(gate, **cell).mean) <= COMPARABLE for gate in gates)
 
 
 def _reaches(over: Sequence[Finding], grid: Grid) -> bool:
@@ -167,7 +181,7 @@ def _reaches(over: Sequence[Finding], grid: Grid) -> bool:
     return any(step.cell["V"] == grid.vocabularies[-1] for step in over)
 
 
-def _grown(table: pd.DataFrame, least: int) -> Iterator[tuple[str, pd.DataFrame]]:
+def grown(table: pd.DataFrame, least: int) -> Iterator[tuple[str, pd.DataFrame]]:
     """Models of each way in which V grows, from the one vocabulary that both have; dead tokens first, if there are."""
     live = main_grid(table)
     dead = main_grid(table.assign(symbols=table["symbols"].replace({"live": "dead", "dead": "live"})))
