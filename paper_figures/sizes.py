@@ -51,7 +51,7 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         line = summarise(rows, _SIZES, ["share"]).assign(symbols=symbols)
         alike = [v for v in grid.vocabularies if v == grid.vocabularies[0] or (symbols, v) in comparable]
         lines.append(line.assign(comparable=line["vocab_size"].isin(alike)))
-    return pd.concat(lines)[COLUMNS]
+    return pd.concat(lines, ignore_index=True).reindex(columns=COLUMNS)
 
 
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
