@@ -4,7 +4,9 @@ Caption. Fall in confidence that smoothing of b = .1 in tuning brings on new tok
 b (p - 1/V), with p the confidence of the model tuned without: 1 where smoothing takes all that it asks of a head that
 follows its targets, 0 where it does nothing. Transformers trained from scratch on a hidden-Markov language, with a
 bottleneck of D in front of the head; V grows by splitting each class of the language into tokens of known weights. Left
-against D, a line for each V, right against V, a line for each D: the same points. Means over seeds with 95 % t
+against D, a line for each V, right against V, a line for each D: the same points. Hollow: at a V that is not comparable
+with the least one, as the models of the largest D know the language less well there (by more than .02 nats, before
+tuning or after). Grey, right: V that grows by tokens that never occur, at the largest D. Means over seeds with 95 % t
 intervals, on the axis up to twice what smoothing asks for; models whose pretraining had not ended are left out. The
 preset quick is of two layers of width 32 and 16 classes: a rehearsal, which says nothing of language models. Table S11.
 """
@@ -20,29 +22,36 @@ from matplotlib.figure import Figure
 
 from analysis.claims.effects import summarise
 from analysis.claims.runs import main_grid
-from analysis.claims.sizes import shares_of_fall
+from analysis.claims.sizes import Grid, comparable_vocabularies, grown, shares_of_fall
 
 from .drawing import check, end_labels, panel, points, stamp
-from .style import RC, TEXT_WIDTH, looks
+from .style import RC, TEXT_WIDTH, Look, looks
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
 TABLES, OPTIONAL = ("S11",), ()
 _SIZES = ["vocab_size", "hidden_size"]
-COLUMNS = [*_SIZES, "seeds", "share", "share_low", "share_high"]
+COLUMNS = ["symbols", *_SIZES, "comparable", "seeds", "share", "share_low", "share_high"]
+_GREY = "0.5"
 _TOP, _BOTTOM = 2.0, -0.5  # of the axis; intervals of three seeds may be wider
 
 
 def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Shares of the fall on new shifted tokens after the last epoch, of the main grid; converged models.
+    """Shares of the fall on new shifted tokens after the last epoch, live symbols and dead ones; converged models.
 
     Returns:
-        ``COLUMNS``, one line a (V, D).
+        ``COLUMNS``, one line a (symbols, V, D); dead tokens begin at the least V, which both have.
     """
-    rows = main_grid(tables["S11"])
-    last = (rows["epoch"] == rows["epoch"].max()) & (rows["reading"] == "as_trained") & rows["converged"].astype(bool)
-    shares = shares_of_fall(rows.loc[last & (rows["distribution"] == "shifted")])
-    return summarise(shares, _SIZES, ["share"]).reindex(columns=COLUMNS)
+    table = tables["S11"].loc[tables["S11"]["converged"].astype(bool)]
+    grid = Grid(*(sorted(main_grid(table)[name].unique()) for name in _SIZES))
+    last = (table["epoch"] == table["epoch"].max()) & (table["reading"] == "as_trained")
+    shares = shares_of_fall(table.loc[last & (table["distribution"] == "shifted")])
+    lines, comparable = [], comparable_vocabularies(table, grid)
+    for symbols, rows in grown(shares, grid.vocabularies[0]):
+        line = summarise(rows, _SIZES, ["share"]).assign(symbols=symbols)
+        alike = [v for v in grid.vocabularies if v == grid.vocabularies[0] or (symbols, v) in comparable]
+        lines.append(line.assign(comparable=line["vocab_size"].isin(alike)))
+    return pd.concat(lines, ignore_index=True).reindex(columns=COLUMNS)
 
 
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
@@ -54,8 +63,10 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
     with mpl.rc_context(RC):
         fig = Figure(figsize=(TEXT_WIDTH, 2.3))
         left, right = (fig.add_axes((x, 0.2, 0.34, 0.68)) for x in (0.1, 0.58))
-        _panel(fig, left, table, "hidden_size", "vocab_size", "hidden size $D$", "$V$")
-        _panel(fig, right, table, "vocab_size", "hidden_size", "vocabulary $V$", "$D$")
+        live = table.loc[table["symbols"] == "live"]
+        _panel(fig, left, live, "hidden_size", "vocab_size", "hidden size $D$", "$V$")
+        _panel(fig, right, live, "vocab_size", "hidden_size", "vocabulary $V$", "$D$")
+        _dead(right, table.loc[(table["symbols"] == "dead") & (table["hidden_size"] == table["hidden_size"].max())])
         left.set_ylabel("fall in confidence over $b\\,(p - 1/V)$\n(1: all that smoothing asks for)")
         panel(left, "a", "what hidden size does")
         panel(right, "b", "what vocabulary does")
@@ -75,6 +86,17 @@ def _panel(fig: Figure, ax: Axes, table: pd.DataFrame, across: str, lines: str, 
     for value, look in looks(sorted(int(x) for x in table[lines].unique())).items():
         line = table.loc[table[lines] == value].sort_values(across)
         ax.plot(line[across], line["share"], color=look.colour, ls=look.dashes, lw=0.9)
-        points(ax, line, across, "share", look)
+        for comparable, part in line.groupby("comparable"):
+            points(ax, part, across, "share", look, filled=bool(comparable))
         ends.append((float(line["share"].iloc[-1]), str(value), look))
     end_labels(fig, ax, ends, title=title)
+
+
+def _dead(ax: Axes, line: pd.DataFrame) -> None:
+    """V that grows by tokens that never occur; the least V is a point of the live ones."""
+    if line.empty:
+        return
+    ax.plot(line["vocab_size"], line["share"], color=_GREY, ls=":", lw=0.9)
+    look = Look(colour=_GREY, marker="x", dashes=":")
+    for comparable, part in line.loc[line["vocab_size"] > line["vocab_size"].min()].groupby("comparable"):
+        points(ax, part, "vocab_size", "share", look, filled=bool(comparable))

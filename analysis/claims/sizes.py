@@ -2,12 +2,14 @@
 
 Vocabularies are compared where the models know the language equally well: the divergence from the truth at the largest
 D is within ``COMPARABLE`` of that at the least V. Else rare symbols were seen too seldom, and tokens that never occur
-carry the comparison.
+carry the comparison. Both are decided over the whole grid: without the smallest and the largest D at every V, or a step
+to the largest V that may be compared, nothing is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -16,42 +18,53 @@ from .findings import SMALL, Finding, Findings, word
 from .runs import main_grid
 from .statistics import Effect, mean_effect
 
-__all__ = ["COMPARABLE", "capped", "little_effect", "shares_of_fall"]
+__all__ = ["COMPARABLE", "Grid", "capped", "comparable_vocabularies", "grown", "little_effect", "shares_of_fall"]
 
 COMPARABLE = 0.02  # nats
 _SHARE = 0.2  # difference of the fall over b (confidence - 1/V) that counts
 _B = 0.1
+_GATES = ("divergence_over_v", "tuned_divergence_over_v")  # of pretrained models, of those tuned without smoothing
 _SIZES = ["vocab_size", "hidden_size"]
 _ALIKE = [*_SIZES, "symbols", "tied", "distinct", "pretraining_smoothing", *SEEDS]
 
 
-def capped(table: pd.DataFrame, found: Findings) -> str:
+class Grid(NamedTuple):
+    """What the full comparison is over: vocabularies and hidden sizes, both ascending, whatever was run of them."""
+
+    vocabularies: Sequence[int]
+    widths: Sequence[int]
+
+
+def capped(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
     """K3: whether confidence over the truth's own is less at small D though the model fits, and at large V.
 
     Of pretrained models, on the language of pretraining. A step in D is a cap if the narrow model is less confident
     and not further from the truth; if it is further, it underfits.
     """
-    start = table.loc[(table["epoch"] == 0) & (table["distribution"] == "broad")]
+    start = _pretrained(table)
     start = start.assign(share=start["confidence"] / start["truth_confidence"])
     live = main_grid(start)
     for name, unit in (("divergence", "nats"), ("share", "share"), ("confidence", "probability")):
         _by_size(live, name, name, unit, found)
-    for v, rows in live.groupby("vocab_size"):
-        found.add("share_step", _over_width(rows, "share"), "share", V=v)
-        found.add("divergence_step", _negative(_over_width(rows, "divergence")), "nats", V=v)
-    steps, further = found.at("share_step"), found.at("divergence_step")
-    over = _over_vocabulary(start, "share", "share", found)
+    steps, further = _over_widths(live, "share", "share_step", "share", grid, found), _further(live, grid, found)
+    _gates(start, _GATES[0], grid, found)
+    over = _over_vocabulary(start, "share", "share", grid, _GATES[:1], found)
     caps = [step.low > SMALL and worse.high <= COMPARABLE for step, worse in zip(steps, further, strict=True)]
     none = [step.high <= SMALL or worse.low > 0 for step, worse in zip(steps, further, strict=True)]
     return word(
         supported=all(caps) and all(step.high < -SMALL for step in over),
         refuted=all(none) and all(_within(step, SMALL) for step in over),
-        known=_known([*steps, *further]) and bool(over),
+        known=_known([*steps, *further]) and _reaches(over, grid),
     )
 
 
-def little_effect(table: pd.DataFrame, found: Findings) -> str:
-    """K4: whether the fall in confidence over b (confidence - 1/V) is less at small D and at large V, and A above 1."""
+def little_effect(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
+    """K4: whether the fall in confidence over b (confidence - 1/V) is less at small D and at large V, and A above 1.
+
+    It is refuted where smoothing acts at the largest D of every V, and narrow models on which it acts less are further
+    from the truth. Vocabularies are compared where models know the broad language equally well when pretrained, and the
+    shifted one when tuned without smoothing.
+    """
     ended = table.loc[(table["epoch"] == table["epoch"].max()) & (table["reading"] == "as_trained")]
     shifted, train = (shares_of_fall(ended.loc[ended["distribution"] == name]) for name in ("shifted", "train"))
     for name, falls in (("fall", shifted), ("fall_on_train", train)):
@@ -59,15 +72,20 @@ def little_effect(table: pd.DataFrame, found: Findings) -> str:
     live = main_grid(shifted)
     _by_size(live, "share", "fall_share", "share", found)
     _by_size(main_grid(train), "activity", "activity", "index", found)
-    for v, rows in live.groupby("vocab_size"):
-        found.add("fall_share_step", _over_width(rows, "share"), "share", V=v)
-    _gates(table.loc[(table["epoch"] == 0) & (table["distribution"] == "broad")], found)
-    over = _over_vocabulary(shifted, "share", "fall_share", found)
-    steps, indices = found.at("fall_share_step"), found.at("activity")
+    steps = _over_widths(live, "share", "fall_share_step", "share", grid, found)
+    further = _further(live, grid, found)
+    for name, rows in zip(_GATES, (_pretrained(table), shifted), strict=True):
+        _gates(rows, name, grid, found)
+    over = _over_vocabulary(shifted, "share", "fall_share", grid, _GATES, found)
+    indices, wide = found.at("activity"), found.at("fall_share", D=grid.widths[-1])
+    explained = [step.high <= _SHARE or worse.low > 0 for step, worse in zip(steps, further, strict=True)]
     return word(
         supported=all(step.low > _SHARE for step in steps) and all(step.high < -_SHARE for step in over),
-        refuted=all(_within(step, _SHARE) for step in over) and not any(index.high > 1 for index in indices),
-        known=_known(steps) and _known(indices) and bool(over),
+        refuted=all(_within(step, _SHARE) for step in over)
+        and all(explained)
+        and all(share.low > _SHARE for share in wide)
+        and not any(index.high > 1 for index in indices),
+        known=_known([*steps, *further]) and _known(indices) and _reaches(over, grid),
     )
 
 
@@ -92,56 +110,90 @@ def _by_size(rows: pd.DataFrame, value: str, name: str, unit: str, found: Findin
         found.add(name, mean_effect(cell, value, cell=_SIZES), unit, V=v, D=d)
 
 
-def _over_width(rows: pd.DataFrame, value: str) -> Effect:
-    """At the largest D minus at the smallest."""
-    widths = rows["hidden_size"]
-    return _between(rows, value, "hidden_size", widths.max(), widths.min(), ["vocab_size"])
+def _pretrained(table: pd.DataFrame) -> pd.DataFrame:
+    """Models before tuning, on their own language."""
+    return table.loc[(table["epoch"] == 0) & (table["distribution"] == "broad")]
 
 
-def _gates(start: pd.DataFrame, found: Findings) -> None:
-    """Divergence of pretrained models of the largest D minus that at the least V, by V and how V grew."""
-    widest = start.loc[start["hidden_size"] == start["hidden_size"].max()]
-    for symbols, rows in _grown(widest):
-        for v in sorted(set(rows["vocab_size"]))[1:]:
-            step = _between(rows, "divergence", "vocab_size", v, min(rows["vocab_size"]), ["hidden_size"])
-            found.add("divergence_over_v", step, "nats", V=v, symbols=symbols)
+def _over_widths(
+    rows: pd.DataFrame, value: str, name: str, unit: str, grid: Grid, found: Findings
+) -> list[Finding]:  # fmt: skip
+    """``value`` at the largest D of the grid minus at the smallest, at each V of it."""
+    narrow, wide, made = grid.widths[0], grid.widths[-1], []
+    for v in grid.vocabularies:
+        step = _between(rows.loc[rows["vocab_size"] == v], value, "hidden_size", wide, narrow, ["vocab_size"])
+        made.append(found.add(name, step, unit, V=v))
+    return made
 
 
-def _over_vocabulary(table: pd.DataFrame, value: str, name: str, found: Findings) -> list[Finding]:
+def _further(rows: pd.DataFrame, grid: Grid, found: Findings) -> list[Finding]:
+    """By how much the smallest D is further from the truth than the largest, at each V of the grid."""
+    turned = rows.assign(nearness=-rows["divergence"])
+    return _over_widths(turned, "nearness", "divergence_step", "nats", grid, found)
+
+
+def _gates(rows: pd.DataFrame, name: str, grid: Grid, found: Findings) -> None:
+    """Divergence of models of the largest D minus that at the least V, by V and how V grew."""
+    for symbols, v, step in _steps_over_v(rows, "divergence", grid):
+        found.add(name, step, "nats", V=v, symbols=symbols)
+
+
+def _over_vocabulary(
+    table: pd.DataFrame, value: str, name: str, grid: Grid, gates: Sequence[str], found: Findings
+) -> list[Finding]:
     """Steps of ``value`` at the largest D from the least V to each other one; those that may be compared.
 
-    Live symbols where the divergence from the truth is the same within ``COMPARABLE``, and dead tokens likewise.
+    Live symbols where every gate is within ``COMPARABLE``, and dead tokens likewise.
     """
-    if not found.has("divergence_over_v"):
-        _gates(table, found)
-    widest = table.loc[table["hidden_size"] == table["hidden_size"].max()]
-    steps = []
-    for symbols, rows in _grown(widest):
-        for v in sorted(set(rows["vocab_size"]))[1:]:
-            step = _between(rows, value, "vocab_size", v, min(rows["vocab_size"]), ["hidden_size"])
-            made = found.add(f"{name}_over_v", step, "share", V=v, symbols=symbols)
-            if made.known and abs(found("divergence_over_v", V=v, symbols=symbols).mean) <= COMPARABLE:
-                steps.append(made)
-    return steps
+    comparable = []
+    for symbols, v, step in _steps_over_v(table, value, grid):
+        made = found.add(f"{name}_over_v", step, "share", V=v, symbols=symbols)
+        if made.known and _passes(found, gates, V=v, symbols=symbols):
+            comparable.append(made)
+    return comparable
 
 
-def _grown(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    """Models of each way in which V grows, from the one vocabulary that both have."""
+def _steps_over_v(table: pd.DataFrame, value: str, grid: Grid) -> Iterator[tuple[str, int, Effect]]:
+    """How V grew, V, and ``value`` there minus that at the least V, at the largest D of the grid."""
+    least, *others = grid.vocabularies
+    for symbols, rows in grown(table.loc[table["hidden_size"] == grid.widths[-1]], least):
+        for v in others:
+            yield symbols, v, _between(rows, value, "vocab_size", v, least, ["hidden_size"])
+
+
+def comparable_vocabularies(table: pd.DataFrame, grid: Grid) -> set[tuple[str, int]]:
+    """How V grew, and V, where falls may be compared with those at the least V: by the gates of K4."""
+    found = Findings("K4")
+    ended = (table["epoch"] == table["epoch"].max()) & (table["reading"] == "as_trained") & (table["method"] == "b=0")
+    for name, rows in zip(
+        _GATES, (_pretrained(table), table.loc[ended & (table["distribution"] == "shifted")]), strict=True
+    ):
+        _gates(rows, name, grid, found)
+    return {(f.cell["symbols"], f.cell["V"]) for f in found.at(_GATES[0]) if _passes(found, _GATES, **f.cell)}
+
+
+def _passes(found: Findings, gates: Sequence[str], **cell: Any) -> bool:
+    return all(abs(found(gate, **cell).mean) <= COMPARABLE for gate in gates)
+
+
+def _reaches(over: Sequence[Finding], grid: Grid) -> bool:
+    """Whether a step to the largest V of the grid may be compared."""
+    return any(step.cell["V"] == grid.vocabularies[-1] for step in over)
+
+
+def grown(table: pd.DataFrame, least: int) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Models of each way in which V grows, from the one vocabulary that both have; dead tokens first, if there are."""
     live = main_grid(table)
-    yield "live", live
     dead = main_grid(table.assign(symbols=table["symbols"].replace({"live": "dead", "dead": "live"})))
     if not dead.empty:
-        yield "dead", pd.concat([live.loc[live["vocab_size"] == live["vocab_size"].min()], dead])
+        yield "dead", pd.concat([live.loc[live["vocab_size"] == least], dead])
+    yield "live", live
 
 
 def _between(rows: pd.DataFrame, value: str, column: str, first: object, second: object, cell: Sequence[str]) -> Effect:
     """``value`` where ``column`` is ``first`` minus where it is ``second``, paired by seed."""
     pairs = difference(rows, value, column=column, first=first, second=second, on=[*cell, *SEEDS])
     return mean_effect(pairs, "difference", cell=cell)
-
-
-def _negative(effect: Effect) -> Effect:
-    return Effect(-effect.mean, -effect.high, -effect.low, effect.seeds, effect.cells)
 
 
 def _within(step: Finding, bound: float) -> bool:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -19,12 +20,13 @@ from ..command import csv_file, finish, output_folder, parser_of, shown
 from ..lab.files import check_writable
 from ..lab.registry import PRESETS, Preset, experiment
 from ..lab.running import committed_folder, run_command
+from ..study.from_scratch.grid import MAIN, leftover
 from . import report
 from .capping import restored
-from .findings import Findings
+from .findings import Findings, Verdict
 from .judging import EARLY, Judged, counted, line_of, verdict_of
-from .runs import Runs, tuned_transformers
-from .sizes import capped, little_effect
+from .runs import Runs, main_grid, tuned_transformers
+from .sizes import Grid, capped, little_effect
 from .sources import Tables
 from .tuning import degrades, diversity, keeps
 from .verdicts import write_judged
@@ -69,26 +71,45 @@ def judge_transformers(tables: Tables, preset: Preset) -> Judged:
     table = tables(_TABLE)
     runs, begun = tuned_transformers(table), tuned_transformers(table.loc[table["epoch"] <= EARLY])
     words = {prediction.claim: prediction.verdict for prediction in experiment(_TABLE).predictions}
-    lines, several = [], []
+    lines, several, grid = [], [], _grid(preset)
+    lacking = set(MAIN) - set(main_grid(table.loc[table["epoch"] > 0])["method"])
     for name, said in report.TRANSFORMERS.items():
         found, early = Findings(name), None
+        if lacking:
+            reason = f"no row of the first grid has {' or '.join(sorted(lacking))}"
+            lines.append(
+                _line(
+                    Verdict(claim=name, verdict="not decided", condition=reason, tables=(_TABLE,)),
+                    tables,
+                    words[name],
+                    preset,
+                )
+            )
+            continue
         if name in _OF_SIZES:
-            decided = _OF_SIZES[name](table, found)
+            decided = _OF_SIZES[name](table, found, grid)
         else:
             rule = _OF_TUNINGS[name]
             decided = rule(runs, found)
             if name != "K1" or begun.first < begun.last:  # K1 asks for growth between two epochs
                 early = partial(rule, begun)
-        lines.append(
-            line_of(verdict_of(found, decided, said(found), (_TABLE,), early), words[name])
-            | {
-                "rows_left_out": counted(tables.left_out, (_TABLE,)),
-                "cells_not_run": counted(tables.not_run, (_TABLE,)),
-                "preset": preset if preset == "full" else f"{preset} (preliminary)",
-            }
-        )
+        lines.append(_line(verdict_of(found, decided, said(found), (_TABLE,), early), tables, words[name], preset))
         several.append(found)
     return Judged(pd.DataFrame(lines), Findings.table(several))
+
+
+def _grid(preset: Preset) -> Grid:
+    """Vocabularies and hidden sizes that a preset asks for, of the first grid."""
+    cells = [config for config in experiment(_TABLE).configs(preset) if not leftover(config)]
+    return Grid(sorted({cell.vocab_size for cell in cells}), sorted({cell.hidden_size for cell in cells}))
+
+
+def _line(verdict: Verdict, tables: Tables, predicted: str, preset: Preset) -> dict[str, Any]:
+    return line_of(verdict, predicted) | {
+        "rows_left_out": counted(tables.left_out, (_TABLE,)),
+        "cells_not_run": counted(tables.not_run, (_TABLE,)),
+        "preset": preset if preset == "full" else f"{preset} (preliminary)",
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -52,6 +52,9 @@ def keeps(runs: Runs, found: Findings, elsewhere: Sequence[Effect] = ()) -> str:
     for method in (name for name in OTHERS if (final["method"] == name).any()):
         found.add("gain_of", runs.gain(final, "error", method), "ECE", method=method)
         found.add("accuracy_loss_of", runs.gain(final, "accuracy", method), "probability", method=method)
+        beside = runs.gain(_where_run(runs, final, method), "error")
+        if beside.cells < found("gain").cells:  # a method that was not run in every cell is compared where it was
+            found.add("gain_beside", beside, "ECE", method=method)
     found.add("accuracy_loss", runs.gain(final, "accuracy"), "probability")
     for name in ("aurc", "rms"):
         if name in final:
@@ -63,6 +66,12 @@ def keeps(runs: Runs, found: Findings, elsewhere: Sequence[Effect] = ()) -> str:
         supported=all(gain.low > 0 for gain in every) and all(effect.low > -SMALL for effect in elsewhere),
         refuted=found("gain").high < 0 or all(gain.high < 0 for gain in every),
     )
+
+
+def _where_run(runs: Runs, table: pd.DataFrame, method: str) -> pd.DataFrame:
+    """The lines of the cells and seeds that a method was run in."""
+    where = [*runs.cell, *runs.seeds]
+    return table.merge(table.loc[table["method"] == method, where].drop_duplicates(), on=where)
 
 
 def diversity(runs: Runs, found: Findings) -> str:

@@ -6,7 +6,6 @@ language, then tuned on few sequences of a shifted one. Label smoothing acts in 
 
 from __future__ import annotations
 
-import io
 import time
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,19 @@ import torch
 from torch import Tensor
 
 from ..calibration import fit_head_temperature
-from ..lab.records import config_key
 from ..lab.registry import Experiment
-from ..lab.shared import kept
+from ..lab.shared import kept, loaded, saved, whole_key
 from ..teachers import random_streams
 from .from_scratch.grid import TransformerConfig, cell_name, configs, has_more_rows, leftover, row_seconds
 from .from_scratch.measures import Known, falls, features, known, scores
 from .from_scratch.predictions import LANGUAGES
-from .from_scratch.pretraining import Languages, pretrain
+from .from_scratch.pretraining import STILL_FALLING, Languages, pretrain
 from .from_scratch.transformer import Transformer
 from .from_scratch.tuning import Arm, arm_of, tuned
 
 __all__ = ["EXPERIMENT", "compute"]
 
-_STILL_FALLING = 0.05  # nats over the last tenth of pretraining, as in S7
+_PRETRAINING_VERSION = 1  # of kept models: raise it when the same config pretrains another one
 _MEASURED = ("train", "broad", "shifted")
 _VALIDATION = 16  # sequences that a temperature is fitted on
 _AT_ONCE = 64  # sequences
@@ -75,7 +73,7 @@ def compute(config: TransformerConfig, *, device: str = "cpu", shared: Path | No
         "data_seed": config.seed,
         "model_seed": 1000 + config.seed,
         "pretraining_fall": falling,
-        "converged": falling <= _STILL_FALLING,
+        "converged": falling <= STILL_FALLING,
         "measurements": lines,
         "device": device,
         "wall_seconds": time.perf_counter() - wall,
@@ -90,16 +88,17 @@ def _pretrained(
     model = Transformer(wanted.vocab_size, wanted.hidden_size, wanted.sizes.trunk, tied=wanted.tied, seed=0)
 
     def save(made: tuple[Transformer, float]) -> bytes:
-        buffer = io.BytesIO()
-        torch.save({"weights": made[0].state_dict(), "falling": made[1]}, buffer)
-        return buffer.getvalue()
+        return saved({"weights": made[0].state_dict(), "falling": made[1]})
 
     def load(content: bytes) -> tuple[Transformer, float]:
-        found = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-        model.load_state_dict(found["weights"])
+        found = loaded(content, device)
+        try:
+            model.load_state_dict(found["weights"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError("content must be the weights of this model, got others.") from error
         return model.to(device), found["falling"]
 
-    key = f"{config_key(wanted)}_{device}"
+    key = f"{whole_key(wanted, _PRETRAINING_VERSION)}_{device}"
     return kept(shared, key, lambda: pretrain(wanted, world, device=device), save, load)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.claims.findings import Findings
-from analysis.claims.sizes import capped, little_effect
+from analysis.claims.sizes import Grid, capped, little_effect
 from analysis.claims.sources import Tables
 from analysis.claims.transformers import judge_transformers, main
 from analysis.lab.provenance import made_here
@@ -15,7 +15,8 @@ from analysis.lab.tables import write_table
 from analysis.study.from_scratch.predictions import LANGUAGES
 
 FURTHER = ("b=0 T=0.5", "b=0.1 T=0.5", "b=0 T=0.25", "b=0.1 T=0.25")
-SIZES = ((256, 16), (256, 256), (4096, 16), (4096, 256))
+GRID = Grid((256, 4096, 65536), (16, 256))
+SIZES = tuple(itertools.product(*GRID))
 
 
 def planted(
@@ -23,8 +24,9 @@ def planted(
     arms=("b=0", "b=0.1"),
     narrow_confidence=0.0,  # of D = 16 minus D = 256, over the truth's own
     narrow_divergence=0.3,
-    large_confidence=0.0,  # of V = 4096
+    large_confidence=0.0,  # of V above 256
     large_divergence=0.0,
+    large_tuned=0.0,  # nats of live symbols after tuning, beside those before
     fall_share=0.8,  # of the fall over b (confidence - 1/V)
     narrow_share=0.0,
     large_share=0.0,
@@ -35,14 +37,14 @@ def planted(
 ):
     """Rows of three seeds with these effects, each a little different from seed to seed."""
     rows = []
-    kinds = [*(("live", *size) for size in SIZES), *((("dead", 4096, 16), ("dead", 4096, 256)) if dead else ())]
+    kinds = [("live", *size) for size in SIZES] + [("dead", *size) for size in SIZES[2:]] * dead
     for (symbols, v, d), seed, method, epoch, distribution in itertools.product(
         kinds, range(3), arms, (0, 2, 16), ("train", "broad", "shifted")
     ):
         if epoch == 0 and method != "b=0":
             continue
         noise, b = 1e-3 * (seed - 1), 0.1 if "b=0.1" in method else 0.0
-        small, large, live = d == 16, v == 4096, symbols == "live"
+        small, large, live = d == 16, v > 256, symbols == "live"
         share = 1.0 + narrow_confidence * small + (large_confidence * large if live else dead_share * large) + noise
         confidence = 0.6 * share
         fall = fall_share + narrow_share * small + large_share * large + noise
@@ -56,7 +58,7 @@ def planted(
             "aurc": 0.3, "rms": error, "true_nll": 1.0 + noise, "nll": 1.0, "validation_nll": 1.0 - 0.01 * epoch,
             "truth_confidence": 0.6, "activity": activity + noise, "effective_rank": 3.0 + b + noise + 0.01 * arms.index(method),
             "smallest_share": 0.1, "divergence": 0.1 + narrow_divergence * small
-            + (large_divergence * large if live else 0.0) + noise, "gain_fall_0.1": 0.05,
+            + (large_divergence + large_tuned * (epoch > 0)) * large * live + noise, "gain_fall_0.1": 0.05,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -88,7 +90,7 @@ def judged(table, tmp_path):
 )
 def test_k3(effects, word):
     found = Findings("K3")
-    assert capped(planted(**effects), found) == word
+    assert capped(planted(**effects), found, GRID) == word
     gate = found("divergence_over_v", V=4096, symbols="live")
     assert gate.mean == pytest.approx(effects.get("large_divergence", 0.0))
 
@@ -100,15 +102,45 @@ def test_k3(effects, word):
         ({"activity": 1.5}, "depends on"),
         ({"narrow_share": -0.5, "large_share": -0.3}, "supported"),
         ({"large_share": -0.3}, "depends on"),
-        ({"narrow_share": -0.5}, "refuted"),  # D alone: V matters little and nothing is inert
+        ({"narrow_share": -0.5}, "refuted"),  # narrow models fall less and are further from the truth
+        ({"narrow_share": -0.7, "narrow_divergence": 0.0}, "depends on"),  # inert though they fit
+        ({"fall_share": 0.0}, "depends on"),  # smoothing acts nowhere
+        ({"large_share": -0.3, "large_tuned": 0.1, "dead": False}, "not decided"),  # confounded by tuning
         ({"large_share": -0.3, "large_divergence": 0.1, "dead": False}, "not decided"),
     ],
 )
 def test_k4(effects, word):
     found = Findings("K4")
-    assert little_effect(planted(**effects), found) == word
-    assert found("fall_share", V=256, D=256).mean == pytest.approx(0.8)
+    assert little_effect(planted(**effects), found, GRID) == word
+    assert found("fall_share", V=256, D=256).mean == pytest.approx(effects.get("fall_share", 0.8), abs=1e-6)
     assert found("fall_gain_predicted", V=256, D=256).mean == pytest.approx(0.05)
+
+
+WIDEST = "vocab_size == 65536 and hidden_size == 256"
+
+
+@pytest.mark.parametrize("rule", [capped, little_effect])
+@pytest.mark.parametrize(
+    ("effects", "left_out"),
+    [
+        ({"large_divergence": 0.1}, "symbols == 'dead' and vocab_size == 65536"),
+        ({}, "vocab_size == 65536"),
+        ({}, f"symbols == 'live' and {WIDEST}"),
+        ({"dead": False}, WIDEST),
+        ({}, "hidden_size == 16"),
+        ({}, "hidden_size == 256 and symbols == 'live' and vocab_size == 256"),
+    ],
+)
+def test_without_the_ends_of_the_grid_nothing_is_decided(rule, effects, left_out):
+    table = planted(**effects)
+    assert rule(table.query(f"not ({left_out})"), Findings("K"), GRID) == "not decided"
+
+
+@pytest.mark.parametrize("kept", ["symbols == 'dead'", "method == 'b=0'"])
+def test_a_table_without_the_first_grid_or_an_arm_of_it_decides_nothing(kept, tmp_path):
+    table = judged(planted().query(kept), tmp_path)
+    assert set(table["verdict"]) == {"not decided"}
+    assert table.loc["K3", "condition"].startswith("no row of the first grid has b=0")
 
 
 def test_arms_that_were_not_run_decide_nothing(tmp_path):
@@ -125,6 +157,16 @@ def test_arms_that_were_not_run_decide_nothing(tmp_path):
     assert more.loc["K5", "verdict"] == "depends on"  # smoothing acted: nothing to restore
     assert more.loc["K6", "verdict"] == "not decided"
     assert more.loc["K8", "verdict"] != "not decided"  # tunings at other T are without smoothing too
+
+
+def test_arms_of_some_cells_are_set_beside_smoothing_there(tmp_path):
+    """b = .1 gains .05 where b = .2 was run, which gains .03, and loses elsewhere."""
+    table = planted(arms=("b=0", "b=0.1", "b=0.2"), dead=False).query("method != 'b=0.2' or vocab_size != 4096")
+    table.loc[table["method"] == "b=0.2", "true_ece"] += 0.002 - 0.03
+    table.loc[(table["method"] == "b=0.1") & (table["vocab_size"] == 4096), "true_ece"] += 0.15
+    line = judged(table, tmp_path).loc["K2"]
+    assert line["counter_evidence"].startswith("lowers the true ECE further: none;")
+    assert "b=0.2 0.0300 [0.0300, 0.0300] (b = .1 there 0.0510 [" in line["condition"]
 
 
 def test_models_that_kept_falling_are_left_out_and_counted(tmp_path):

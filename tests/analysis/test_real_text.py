@@ -11,19 +11,20 @@ import torch
 from analysis.lab.placement import Job, compute_job
 from analysis.lab.registry import experiment
 from analysis.study.from_scratch.__main__ import main
-from analysis.study.from_scratch.corpus import (
+from analysis.study.from_scratch.corpus import find_corpus, prepare, written
+from analysis.study.from_scratch.text_grid import TextConfig, configs
+from analysis.study.from_scratch.tokens import (
     encoded_pairs,
-    find_corpus,
-    prepare,
+    excerpts,
+    fitting,
     token_bytes,
+    tokenizer_in,
     tokenizer_of,
-    written,
 )
 from analysis.study.from_scratch.transformer import Trunk
-from analysis.study.s12_text import TextConfig
 
 TINY = TextConfig(
-    vocab_size=300, hidden_size=4, trunk=Trunk(layers=1, width=8, heads=2, context=40), characters=30_000, batch=16,
+    vocab_size=300, hidden_size=4, least=300, most_bytes=30, trunk=Trunk(layers=1, width=8, heads=2, context=40), characters=20_000, batch=16,
     examples=8, epochs=(1,), tuning_batch=4, evaluated=6, asked=16,
 )  # fmt: skip
 
@@ -47,7 +48,7 @@ def files(corpus, tmp_path):
 def test_the_files_are_named_once_and_found_again(files, tmp_path, capsys):
     texts, pairs = files
     out = tmp_path / "out"
-    arguments = [*map(str, texts), "--pairs", str(pairs), "--out", str(out)]
+    arguments = [*map(str, texts), "--pairs", str(pairs), "--out", str(out), "--vocab-sizes", "300"]
     assert main(arguments) == 0
     assert "b.dict.dz" in capsys.readouterr().out
     folder = out / "shared" / "S12"
@@ -57,6 +58,10 @@ def test_the_files_are_named_once_and_found_again(files, tmp_path, capsys):
     assert found.pairs[1] == ("Instruction: say 1\ntwice\nResponse:", " 1 1\n")
     assert len(found.pairs_held_out) == 8
     assert not set(found.held_out) & set(found.text)
+    everywhere = texts[0].read_text(encoding="utf-8")
+    assert 5 < sum(piece in everywhere for piece in found.text[:20]) < 18  # of both files, whatever part is read
+    assert len(list(folder.glob("tokenizer_300_*.json"))) == 1
+    assert str(tmp_path) not in (folder / "corpus.json").read_text(encoding="utf-8")
     texts[0].write_text("something else " * 20_000, encoding="utf-8")
     with pytest.raises(ValueError, match=r"^files must be as they were when .* got other ones\.$"):
         find_corpus(folder)
@@ -94,14 +99,49 @@ def test_tokens_are_the_bytes_of_the_text_and_responses_alone_are_predicted(corp
     assert tokenizer.decode(ids) == text
     assert int(token_bytes(tokenizer)[ids].sum()) == len(text.encode())
     prompt, response = "Instruction: ba\nResponse:", " ab\n"
-    sequences, targets = encoded_pairs(tokenizer, [(prompt, response), ("long " * 200, "no")], 64)
+    sequences, targets = encoded_pairs(tokenizer, [(prompt, response)], 64)
     assert sequences.shape == (1, 65)
     assert targets.shape == (1, 64)
     assert tokenizer.decode(targets[targets >= 0].tolist()) == response
     kept = targets[0] >= 0
     assert torch.equal(sequences[0, 1:][kept], targets[0][kept])
+    with pytest.raises(ValueError, match=r"^pairs must be of at most 3 tokens, got one of \d+\.$"):
+        encoded_pairs(tokenizer, [(prompt, response)], 2)
     with pytest.raises(ValueError, match=r"^text must have 90000 tokens to find, got \d+\.$"):
         tokenizer_of(corpus, 90_000, 20_000)
+
+
+def test_the_same_bytes_are_predicted_at_every_vocabulary(corpus):
+    """Pairs that fit at the least V alone, cut by bytes and at no half character; text from its first byte on."""
+    least, large = (tokenizer_of(corpus, v, 100_000) for v in (300, 600))
+    pairs = [*corpus.pairs[:20], ("long " * 40, "no"), ("é", "é" * 30)]
+    kept = fitting(least, pairs, 48, 21)
+    assert 10 < len(kept) < len(pairs)
+    assert kept[-1] == ("é", "é" * 10)
+    for part in (kept, fitting(least, excerpts(corpus.held_out[:3], 40), 48, 40)):
+        said = []
+        for tokenizer in (least, large):
+            _, targets = encoded_pairs(tokenizer, part, 48)
+            said.append([tokenizer.decode(row[row >= 0].tolist()) for row in targets])
+        assert said[0] == said[1] == [response for _, response in part]
+    with pytest.raises(ValueError, match=r"^pairs must be of at most 2 tokens, responses cut to 9 bytes, got none\.$"):
+        fitting(least, pairs[:1], 2, 9)
+
+
+def test_excerpts_are_of_all_pieces_before_more_of_one():
+    assert excerpts(["abcdeé", "fgh"], 3) == [("\n", text) for text in ("abc", "fgh", "de")]
+
+
+def test_vocabularies_are_trained_once(corpus, tmp_path, monkeypatch):
+    made = tokenizer_in(tmp_path, corpus, 300, 20_000)
+    monkeypatch.setattr("analysis.study.from_scratch.tokens.tokenizer_of", None)
+    assert tokenizer_in(tmp_path, corpus, 300, 20_000).to_str() == made.to_str()
+
+
+def test_all_cells_of_a_grid_are_measured_on_what_fits_at_its_least_vocabulary():
+    for preset in ("quick", "full"):
+        cells = configs(preset)
+        assert {cell.least for cell in cells} == {min(cell.vocab_size for cell in cells)}
 
 
 def test_a_row_on_given_files(files, tmp_path):
@@ -118,7 +158,7 @@ def test_a_row_on_given_files(files, tmp_path):
     }
     start = lines[0]
     bits = start["nll"] / math.log(2)
-    assert start["bits_per_byte"] == pytest.approx(bits / row["bytes_per_token"], rel=0.15)  # some of the text alone
+    assert start["bits_per_byte"] == pytest.approx(bits / row["bytes_per_token"])
     assert 0 < start["option_ece"] < 1
     assert row["text_bytes"] == sum(path.stat().st_size for path in (*texts, pairs))
     with pytest.raises(FileNotFoundError, match="S12 reads files"):

@@ -1,5 +1,6 @@
 """The figure on sizes shows the falls of its table over what smoothing asks for."""
 
+import pandas as pd
 import pytest
 
 from paper_figures import sizes, tables
@@ -22,3 +23,23 @@ def test_models_that_kept_falling_are_left_out():
     table = tables.read("S11", "quick", tables.DATA)
     kept = sizes.prepare({"S11": table.assign(converged=table["hidden_size"] == 4)})
     assert set(kept["hidden_size"]) == {4}
+
+
+def test_what_cannot_be_compared_is_hollow_and_dead_tokens_have_a_line(at):
+    table = tables.read("S11", "quick", tables.DATA)
+    dead = table.loc[table["vocab_size"] == 64].assign(symbols="dead")
+    least = table.loc[table["vocab_size"] == 16].set_index(
+        ["hidden_size", "data_seed", "method", "epoch", "distribution", "reading"]
+    )
+    keys = dead[list(least.index.names)].apply(tuple, axis=1)
+    dead["divergence"] = least["divergence"].reindex(keys).to_numpy()  # as near to the truth as at V = 16
+    found = sizes.prepare({"S11": pd.concat([table, dead])})
+    lines = found.set_index(["symbols", "vocab_size", "hidden_size"])["comparable"]
+    assert lines["live", 16, 16]
+    assert not lines["live", 64, 16]
+    assert lines["dead", 64, 16]
+    left, right = sizes.make(found, preset="quick").axes
+    share = found.set_index(["symbols", "vocab_size", "hidden_size"])["share"]
+    assert (64, pytest.approx(share["dead", 64, 16])) in at(right)
+    faces = [mark.get_markerfacecolor() for container in left.containers for mark in container.lines[:1]]
+    assert sorted(face == "white" for face in faces) == [False, True]  # a line for each V

@@ -45,7 +45,8 @@ def k4_transformers(found: Findings) -> Sentences:
         f"smallest, at V = {found.at('fall_share_step')[0].cell['V']}",
         depends_on="hidden size and vocabulary",
         condition=f"the fall over b (confidence - 1/V) is {at_sizes(shares)}; over V at the largest D it changes by "
-        f"{_grown(found, 'fall_share_over_v')}. A of the tokens tuned on: {span(i.mean for i in indices)}",
+        f"{_grown(found, 'fall_share_over_v')}. The narrow model is further from the truth by "
+        f"{_at_v(found.at('divergence_step'))} nats. A of the tokens tuned on: {span(i.mean for i in indices)}",
         counter_evidence=f"{_gate(found)}. A gain for each dimension, solved on the tokens tuned on, predicts "
         f"{number(min(ratios, default=float('nan')), '.2f')} to {number(max(ratios, default=float('nan')), '.2f')} "
         "times the fall",
@@ -73,9 +74,12 @@ def _grown(found: Findings, name: str) -> str:
 
 
 def _gate(found: Findings) -> str:
+    tuned = _grown(found, "tuned_divergence_over_v") * found.has("tuned_divergence_over_v")
     return (
         "comparisons over V count where the divergence from the truth at the largest D is within .02 nats of that at "
         f"the least V; it changes by {_grown(found, 'divergence_over_v')}"
+        + f", and on the shifted language after tuning without smoothing by {tuned}"
+        * bool(tuned)
     )
 
 

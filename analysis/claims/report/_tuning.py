@@ -44,10 +44,13 @@ def k1_model(found: Findings) -> Sentences:
 
 
 def _further(found: Findings, names: Mapping[str, str]) -> tuple[str, str]:
-    """Gains of other methods, by what they are to be called, and those that gain more than b = .1."""
-    others = {name: found("gain_of", method=method) for method, name in names.items()}
-    better = [name for name, gain in others.items() if gain.mean > found["gain"]]
-    return ", ".join(f"{name} {gain}" for name, gain in others.items()), ", ".join(better) or "none"
+    """Gains of other methods, by what they are to be called, and those that gain more than b = .1 in the same cells."""
+    listed, better = [], []
+    for method, name in names.items():
+        gain, fewer = found("gain_of", method=method), found.at("gain_beside", method=method)
+        listed.append(f"{name} {gain}" + "".join(f" (b = .1 there {beside})" for beside in fewer))
+        better += [name] * (gain.mean > (fewer[0].mean if fewer else found["gain"]))
+    return ", ".join(listed), ", ".join(better) or "none"
 
 
 def themselves(found: Findings) -> tuple[str, str]:

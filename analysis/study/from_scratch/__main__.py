@@ -9,16 +9,19 @@ from pathlib import Path
 
 from ...command import finish, output_folder, parser_of, shown
 from .corpus import prepare
+from .text_grid import configs
+from .tokens import tokenizer_in
 
 __all__ = ["main"]
 
 _EXAMPLES = """
 examples:
   python -m analysis.study.from_scratch gcide.dict.dz wn.dict.dz --pairs pairs.jsonl.gz
-  python -m analysis.study run S12 --preset full --device cuda --workers 14 --max-minutes 8
+  python -m analysis.study run S12 --preset full --device cuda --workers 6 --max-minutes 5
 
-Texts are in UTF-8, plain or packed by gzip; pairs are JSON lines of instruction, input and response. Their paths and
-SHA-256 are noted in OUT/shared/S12; the files must stay where they are until the run is done.
+Texts are in UTF-8, plain or packed by gzip; pairs are JSON lines of instruction, input and response. Their paths, from
+that folder, and SHA-256 are noted in OUT/shared/S12, and byte-level vocabularies trained on the texts are written
+there, which takes minutes on a CPU once; the files must stay where they are until the run is done.
 """
 
 
@@ -27,13 +30,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("analysis.study.from_scratch", "Name the real text that S12 reads in preset full.", _EXAMPLES)
     parser.add_argument("texts", nargs="+", type=Path, metavar="FILE", help="text to pretrain on, 60 MB or more")
     parser.add_argument("--pairs", type=Path, required=True, metavar="FILE", help="instruction pairs to tune on")
+    cells = configs("full")
+    sizes, most = sorted({cell.vocab_size for cell in cells}), cells[0].characters
+    parser.add_argument(
+        "--vocab-sizes",
+        type=int,
+        nargs="+",
+        default=sizes,
+        metavar="V",
+        help=f"to train (default: {sizes})",
+    )
     out = output_folder() / "full"
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"of the run (default: {shown(out)})")
-    return finish(lambda: _prepare(parser.parse_args(arguments)))
+    return finish(lambda: _prepare(parser.parse_args(arguments), most))
 
 
-def _prepare(options: argparse.Namespace) -> int:
-    corpus = prepare(options.texts, options.pairs, options.out / "shared" / "S12")
+def _prepare(options: argparse.Namespace, most: int) -> int:
+    folder = options.out / "shared" / "S12"
+    corpus = prepare(options.texts, options.pairs, folder)
+    for size in options.vocab_sizes:
+        tokenizer_in(folder, corpus, size, most)
     for source in corpus.sources:
         print(f"{source['name']:30}{source['bytes']:>12}  {source['sha256']}")
     characters = sum(map(len, corpus.text))

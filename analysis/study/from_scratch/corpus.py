@@ -1,10 +1,11 @@
-"""Real text for S12: files and instruction pairs with their digests, and byte-level tokens trained on them."""
+"""Real text for S12: files and instruction pairs with their digests, divided into what is read and what is measured."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ...checks import pip_install
 from ...lab.files import write_atomically
 from .language import broad_language
 
-__all__ = ["Corpus", "encoded_pairs", "find_corpus", "prepare", "token_bytes", "tokenizer_of", "written"]
+__all__ = ["Corpus", "find_corpus", "prepare", "written"]
 
-IGNORED = -100
 _PIECE = 4096  # characters of text that are held out or not, as a whole
 _HELD_OUT = 50  # one piece in so many
 _PAIRS_HELD_OUT = 5
@@ -33,8 +31,8 @@ class Corpus:
     """What models read.
 
     Attributes:
-        text: Pieces to pretrain on.
-        held_out: Pieces that are measured.
+        text: Pieces to pretrain on, of all files in a fixed random order, so that any first part is of all of them.
+        held_out: Pieces that are measured, likewise.
         pairs: (prompt, response) to tune on.
         pairs_held_out: Those that are measured.
         sources: Name, SHA-256 and size in bytes of each file.
@@ -67,10 +65,9 @@ def prepare(texts: Sequence[Path], pairs: Path, folder: Path) -> Corpus:
     corpus, path = _read(texts, pairs), folder / _NAME
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["digest"] != corpus.digest:
         raise ValueError(f"texts must be those that {folder} was prepared with: give another folder.")
-    note = {
-        "digest": corpus.digest, "texts": [str(file.resolve()) for file in texts], "pairs": str(pairs.resolve()),
-        "sources": corpus.sources,
-    }  # fmt: skip
+    # from the folder, so that a copy of both finds them
+    *found, paired = (os.path.relpath(file.resolve(), folder.resolve()) for file in (*texts, pairs))
+    note = {"digest": corpus.digest, "texts": found, "pairs": paired, "sources": corpus.sources}
     write_atomically(path, json.dumps(note, indent=1) + "\n")
     return corpus
 
@@ -87,7 +84,7 @@ def find_corpus(folder: Path | None) -> Corpus:
             "S12 reads files: python -m analysis.study.from_scratch FILE ... --pairs FILE names them."
         )
     note = json.loads((folder / _NAME).read_text(encoding="utf-8"))
-    corpus = _read([Path(file) for file in note["texts"]], Path(note["pairs"]))
+    corpus = _read([folder / file for file in note["texts"]], folder / note["pairs"])
     if corpus.digest != note["digest"]:
         raise ValueError(f"files must be as they were when {folder} was prepared, got other ones.")
     return corpus
@@ -100,7 +97,7 @@ def _read(texts: Sequence[Path], pairs: Path) -> Corpus:
         for file, content in contents
     ]
     *prose, lines = [_unpacked(file, content) for file, content in contents]
-    return _divided("".join(prose), list(_pairs(pairs, lines)), sources)
+    return _divided(prose, list(_pairs(pairs, lines)), sources)
 
 
 def _unpacked(file: Path, content: bytes) -> str:
@@ -126,8 +123,8 @@ def _pairs(file: Path, content: str) -> Iterator[tuple[str, str]]:
         ) from error
 
 
-def _divided(text: str, pairs: list[tuple[str, str]], sources: list[dict[str, Any]]) -> Corpus:
-    pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+def _divided(texts: Sequence[str], pairs: list[tuple[str, str]], sources: list[dict[str, Any]]) -> Corpus:
+    pieces = [text[start : start + _PIECE] for text in texts for start in range(0, len(text), _PIECE)]
     if len(pieces) < _HELD_OUT or len(pairs) < _PAIRS_HELD_OUT:
         raise ValueError(
             f"texts must fill {_HELD_OUT} pieces of {_PIECE} characters, and pairs be {_PAIRS_HELD_OUT} or more, got "
@@ -135,12 +132,17 @@ def _divided(text: str, pairs: list[tuple[str, str]], sources: list[dict[str, An
         )
     last, pair = _HELD_OUT - 1, _PAIRS_HELD_OUT - 1
     return Corpus(
-        [piece for number, piece in enumerate(pieces) if number % _HELD_OUT != last],
-        pieces[last::_HELD_OUT],
+        _shuffled([piece for number, piece in enumerate(pieces) if number % _HELD_OUT != last]),
+        _shuffled(pieces[last::_HELD_OUT]),
         [known for number, known in enumerate(pairs) if number % _PAIRS_HELD_OUT != pair],
         pairs[pair::_PAIRS_HELD_OUT],
         sources,
     )
+
+
+def _shuffled(pieces: list[str]) -> list[str]:
+    order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))
+    return [pieces[i] for i in order.tolist()]
 
 
 def written(characters: int = 250_000) -> Corpus:
@@ -165,46 +167,4 @@ def written(characters: int = 250_000) -> Corpus:
     ]
     text = "".join(sentences)
     source = {"name": "written", "sha256": hashlib.sha256(text.encode()).hexdigest(), "bytes": len(text)}
-    return _divided(text, pairs, [source])
-
-
-def tokenizer_of(corpus: Corpus, vocab_size: int, most: int) -> Any:
-    """Train byte-level pair encoding of exactly V tokens on at most so many characters of the text.
-
-    Raises:
-        ValueError: If the text is too short for V.
-    """
-    try:
-        from tokenizers import ByteLevelBPETokenizer, Tokenizer
-    except ImportError as error:
-        raise ModuleNotFoundError(f"S12 needs tokenizers: {pip_install('huggingface')}") from error
-    made = ByteLevelBPETokenizer()
-    pieces = corpus.text[: max(1, most // _PIECE)]
-    made.train_from_iterator(pieces, vocab_size=vocab_size, min_frequency=1, show_progress=False)
-    if made.get_vocab_size() != vocab_size:
-        raise ValueError(f"text must have {vocab_size} tokens to find, got {made.get_vocab_size()}.")
-    return Tokenizer.from_str(made.to_str())
-
-
-def token_bytes(tokenizer: Any) -> Tensor:  # (V,) int64
-    """Bytes that each token stands for: its byte-level form has one character for each."""
-    return torch.tensor([len(tokenizer.id_to_token(i)) for i in range(tokenizer.get_vocab_size())])
-
-
-def encoded_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], length: int) -> tuple[Tensor, Tensor]:
-    """Sequences ``(n, length + 1)`` of prompt and response, and targets ``(n, length)``, -100 but for the response.
-
-    Pairs whose prompt leaves no room are left out, and what is too long is cut.
-    """
-    sequences, targets = [], []
-    for prompt, response in pairs:
-        asked, said = tokenizer.encode(prompt).ids, tokenizer.encode(response).ids
-        if len(asked) >= length:
-            continue
-        tokens = (asked + said)[: length + 1]
-        padding = length + 1 - len(tokens)
-        sequences.append(tokens + [0] * padding)
-        targets.append([IGNORED] * (len(asked) - 1) + tokens[len(asked) :] + [IGNORED] * padding)
-    if not sequences:
-        raise ValueError(f"pairs must have prompts of fewer than {length} tokens, got none.")
-    return torch.tensor(sequences), torch.tensor(targets)
+    return _divided([text], pairs, [source])

@@ -15,13 +15,13 @@ from .tuning import arm_of
 __all__ = ["MAIN", "TransformerConfig", "cell_name", "configs", "has_more_rows", "leftover", "row_seconds"]
 
 MAIN = ("b=0", "b=0.1")
-# Further tunings of the models of the first grid at its corners, a row each.
+# Further tunings of the models of the first grid at its corners: one row for each model, so that it is pretrained again
+# once at most where the machine that kept it is gone.
 _TUNINGS = (
-    ("b=0.05", "b=0.2", "penalty=0.1"),
-    ("b=0 T=0.5", "b=0.1 T=0.5", "b=0 T=0.25", "b=0.1 T=0.25"),
-    ("b=0 cap=30", "b=0.1 cap=30", "b=0 cap=5", "b=0.1 cap=5"),
-    ("b=0 frozen", "b=0.1 frozen"),
-)
+    "b=0.05", "b=0.2", "penalty=0.1", "b=0 T=0.5", "b=0.1 T=0.5", "b=0 T=0.25", "b=0.1 T=0.25", "b=0 cap=30",
+    "b=0.1 cap=30", "b=0 cap=5", "b=0.1 cap=5", "b=0 frozen", "b=0.1 frozen",
+)  # fmt: skip
+_CORNERS = ((16, 256), (256, 65536))  # D, V
 _TINY = Sizes(
     trunk=Trunk(layers=2, width=32, heads=2, context=16), states=8, classes=16, successors=2,
     shifted_exponent=4.0, step_size=3e-3,
@@ -88,29 +88,30 @@ def configs(preset: Preset) -> list[TransformerConfig]:
             "asked": 256,
         }  # fmt: skip
         return _cells((4, 16), (16, 64), **tiny)
-    widths, vocabularies, corners = (16, 64, 256), (256, 4096, 65536), ((16, 256), (256, 65536))
+    widths, vocabularies = (16, 64, 256), (256, 4096, 65536)
     return [
         *_cells(widths, vocabularies),
+        *_cells(*_CORNERS, arms=_TUNINGS),
         *_cells(widths, vocabularies[1:], symbols="dead"),
         *_cells(widths, vocabularies, distinct=1_000_000),
         *_cells(widths, vocabularies, tied=True),
-        *(config for arms in _TUNINGS for config in _cells(*corners, arms=arms)),
-        *_cells(*corners, smoothing=0.1),
+        *_cells(*_CORNERS, smoothing=0.1),
     ]
 
 
 def leftover(config: TransformerConfig) -> int:
-    """The first grid first; then the dead tokens, which carry comparisons that rare symbols confound; then the rest."""
-    if config.arms in _TUNINGS:
-        return 4 + _TUNINGS.index(config.arms)
+    """The first grid first; then further tunings of its models, while they are kept; then the dead tokens; the rest."""
+    if config.arms == _TUNINGS:
+        return 1
     if config.smoothing:
-        return 4 + len(_TUNINGS)
-    return 1 if config.symbols == "dead" else 2 if config.distinct else 3 if config.tied else 0
+        return 5
+    return 2 if config.symbols == "dead" else 3 if config.distinct else 4 if config.tied else 0
 
 
 def has_more_rows(config: TransformerConfig) -> bool:
-    """Whether other rows tune the same model: of the first grid and of its further tunings."""
-    return config.symbols == "live" and not (config.tied or config.distinct or config.smoothing)
+    """Whether another row tunes the same model: of the first grid, at its corners."""
+    first = config.symbols == "live" and not (config.tied or config.distinct or config.smoothing)
+    return first and config.hidden_size in _CORNERS[0] and config.vocab_size in _CORNERS[1]
 
 
 def cell_name(cell: TransformerConfig) -> str:
@@ -120,14 +121,13 @@ def cell_name(cell: TransformerConfig) -> str:
 
 
 def row_seconds(config: TransformerConfig, device: str) -> float:
-    """Pretraining, where no row of this model was before, tunings, and measurements in float64."""
+    """Pretraining, also of a model that may have been kept, tunings, and measurements in float64."""
     kind, sizes, length = "cuda" if device.startswith("cuda") else "cpu", config.sizes, config.sequence
     trunk, arms = sizes.trunk, len(config.arms)
     weights = 12 * trunk.layers * trunk.width**2 + config.hidden_size * (config.vocab_size + trunk.width)
     tuning = arms * config.epochs[-1] * -(-config.sequences // config.tuning_batch)
-    pretraining = config.steps if config.arms == MAIN else 0  # later rows find the model in its file
-    tokens = length * (pretraining * sizes.batch + tuning * config.tuning_batch)
+    tokens = length * (config.steps * sizes.batch + tuning * config.tuning_batch)
     read = (1 + arms * len(config.epochs)) * (2 * config.evaluated + config.sequences) * length * config.vocab_size
     return (
-        _FIRST[kind] + (pretraining + tuning) * _STEP[kind] + 6 * weights * tokens / _RATE[kind] + read * _ENTRY[kind]
+        _FIRST[kind] + (config.steps + tuning) * _STEP[kind] + 6 * weights * tokens / _RATE[kind] + read * _ENTRY[kind]
     )

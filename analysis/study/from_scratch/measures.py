@@ -98,10 +98,12 @@ def scores(
     Returns:
         ``confidence``, ``accuracy`` (true probability of the prediction), ``true_ece``, ``context_error``, ``aurc``;
         ``estimated_ece`` and ``rms``, the l1 and l2 errors over the vocabulary with the tokens that came;
-        ``option_confidence``, ``option_accuracy`` and ``option_ece``, among four options; ``truth_confidence``, the
-        mean largest probability of the truth itself; ``divergence``, the mean KL divergence from the truth to the
-        model in nats; ``true_nll``, ``nll`` (of the tokens that came), ``entropy``, ``uniform_cross_entropy``, and
-        ``activity``, A at b = .1 on the tokens that came.
+        ``option_confidence``, ``option_accuracy`` and ``option_ece``, among four options, and ``truth_option_ece``,
+        that of the truth itself, which ``option_ece`` is to be read against: it is not 0, as a token that came is
+        likelier than the truth says among others drawn from the unigram distribution, and it grows with V;
+        ``truth_confidence``, the mean largest probability of the truth; ``divergence``, the mean KL divergence from the
+        truth to the model in nats; ``true_nll``, ``nll`` (of the tokens that came), ``entropy``,
+        ``uniform_cross_entropy``, and ``activity``, A at b = .1 on the tokens that came.
     """
     weight, parts = head.double(), []
     size = _rows(len(head), hidden.device)
@@ -114,17 +116,24 @@ def scores(
             confidence.clamp_max(1), tied_accuracy(p, truth), prediction == options[:, 0], truth.amax(-1),
             -surprise, -(truth * log_p).sum(-1), -(p * log_p).sum(-1), -log_p.mean(-1),
         ]  # fmt: skip
-        parts.append(torch.cat([torch.stack(numbers).double(), log_p.gather(-1, options).T]).cpu())
+        parts.append(
+            torch.cat(
+                [torch.stack(numbers).double(), log_p.gather(-1, options).T, truth.gather(-1, options).log().T]
+            ).cpu()
+        )
     sure, accuracy, right, truth, least, true_nll, entropy, uniform, *candidates = torch.cat(parts, dim=1).numpy()
-    options = option_confidence(np.stack(candidates, axis=-1))
+    candidates, of_truth = candidates[: _OTHERS + 1], candidates[_OTHERS + 1 :]
+    options, best = (option_confidence(np.stack(four, axis=-1)) for four in (candidates, of_truth))
     sampled = score_predictions(sure, right.astype(bool))
     asked = score_predictions(options.confidence, options.choice == 0)
+    truly = score_predictions(best.confidence, best.choice == 0)
     losses = (float(entropy.mean()), float(-candidates[0].mean()), float(uniform.mean()))
     return {
         **score_against_truth(sure, accuracy),
         "estimated_ece": sampled["ece"],
         "rms": sampled["rms"],
         **{f"option_{name}": asked[name] for name in ("confidence", "accuracy", "ece")},
+        "truth_option_ece": truly["ece"],
         "truth_confidence": float(truth.mean()),
         "divergence": float((true_nll - least).mean()),
         "true_nll": float(true_nll.mean()),

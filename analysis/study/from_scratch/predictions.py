@@ -10,6 +10,8 @@ __all__ = ["LANGUAGES", "TEXT"]
 # norm's gain learnt. "Comparable over V": the divergence of the pretrained model from the truth at the largest D is
 # within .02 nats of that at the least V; else a comparison over V is confounded, as rare split symbols are seen less
 # often, and the arm with dead tokens carries it.
+# What stands after "Amended" was added after a review of the rules, when only rows of quick had been made and none of
+# full: before that K4 did not say on which tokens, and "law" asked for what is not measured.
 LANGUAGES = (
     Prediction(
         claim="K3",
@@ -23,14 +25,17 @@ LANGUAGES = (
         verdict="refuted",
         statement="V matters little: the fall in confidence on new shifted tokens over b (confidence - 1/V) differs by "
         "less than .2 between V = 256 and 65536, at D = 256, comparable. Where D = 16 falls less it is further from "
-        "the truth, not capped: no cell has A > 1 on the tokens tuned on after 16 epochs.",
+        "the truth, not capped: no cell has A > 1 on the tokens tuned on after 16 epochs. Amended: further from the "
+        "truth on new shifted tokens, tuned without smoothing, and comparable there too; at D = 256 the share is above "
+        ".2 at every V.",
     ),
     Prediction(
         claim="law",
         verdict="depends on",
         statement="The shared response (one scale, or a gain for each dimension, of the hidden states, solved on the "
         "tokens tuned on) is within 20 % of the fall on new shifted tokens; the frozen-head response P of free "
-        "features is at least the fall.",
+        "features is at least the fall. Amended: P is solved on the first 512 tokens tuned on, and set beside the fall "
+        "on all of them; no verdict is drawn on the law, its numbers are findings of K4.",
     ),
     Prediction(
         claim="K1",
@@ -79,6 +84,6 @@ TEXT = (
         claim="law",
         verdict="depends on",
         statement="The shared response is within 20 % of the fall on held-out pairs; P of free features is at least "
-        "the fall.",
+        "the fall. Amended: P is of the tokens tuned on, the first 512, and no verdict is drawn.",
     ),
 )

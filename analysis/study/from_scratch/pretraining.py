@@ -14,8 +14,9 @@ from ...teachers import random_streams
 from .language import Language, Vocabulary, broad_language, shifted_language
 from .transformer import Transformer, Trunk
 
-__all__ = ["Languages", "PretrainingConfig", "Sizes", "adamw", "pretrain", "step", "train"]
+__all__ = ["STILL_FALLING", "Languages", "PretrainingConfig", "Sizes", "adamw", "pretrain", "step", "train"]
 
+STILL_FALLING = 0.05  # nats over the last tenth of pretraining, as in S7
 _CHUNK = 8192  # sequences drawn at a time
 _WARM_UP = 0.05  # share of the steps
 _CLIP = 1.0  # largest norm of a gradient
