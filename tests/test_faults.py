@@ -176,7 +176,7 @@ class TestAudit:
     @pytest.mark.parametrize("limit", [10, 2000])
     def test_a_full_disk_leaves_no_part_of_it(self, limit, tmp_path, monkeypatch, capsys):
         model = SimpleNamespace(model=None, tokenizer=None, name="m", revision="", quantisation="", licence="")
-        found = SimpleNamespace(table=pd.DataFrame({"x": [1.0]}), verdict="")
+        found = SimpleNamespace(table=pd.DataFrame({"x": [1.0]}), verdict="", recommendation="")
         monkeypatch.setattr(language_models, "load_model", lambda *_, **__: model)
         monkeypatch.setattr(analysis.audit._audit, "audit_model", lambda *_, **__: found)
         monkeypatch.setattr(audit, "_figure", lambda _: bytes(10**5))
