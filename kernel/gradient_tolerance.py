@@ -21,8 +21,8 @@ class GradientTolerance:
 
     Attributes:
         tolerance: As given.
-        input_active: Share of the tiles (128 tokens x 256 rows of the head) that entered the input's gradient as they
-            are; 1 where it was computed exactly or not at all, nan before any loss.
+        input_active: Share of the tiles (256 rows of the head x a block of tokens, at most 128) that entered the input's
+            gradient as they are; 1 where it was computed exactly or not at all, nan before any loss.
         input_bound: Certified relative error of the input's gradient: at most the tolerance.
         weight_active: As ``input_active``, of the head's gradient.
         weight_bound: As ``input_bound``, of the head's gradient.
@@ -31,7 +31,7 @@ class GradientTolerance:
         >>> import torch
         >>> from kernel import linear_cross_entropy
         >>> told = GradientTolerance(0.01)
-        >>> hidden, head = torch.zeros(256, 3, requires_grad=True), torch.zeros(512, 3)
+        >>> hidden, head = torch.zeros(256, 3, requires_grad=True), torch.ones(512, 3)
         >>> loss = linear_cross_entropy(hidden, head, torch.arange(256), gradient_tolerance=told)
         >>> told.input_active, told.input_bound, told.weight_active
         (0.5, 0.0, 1.0)
