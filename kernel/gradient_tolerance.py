@@ -21,8 +21,8 @@ class GradientTolerance:
 
     Attributes:
         tolerance: As given.
-        input_active: Share of the tiles (256 rows of the head x a block of tokens, at most 128) that entered the input's
-            gradient as they are; 1 where it was computed exactly or not at all, nan before any loss.
+        input_active: Share of the tiles (256 rows of the head x a block of tokens, at most 128) that entered the
+            input's gradient as they are; 1 where it was computed exactly or not at all, nan before any loss.
         input_bound: Certified relative error of the input's gradient: at most the tolerance.
         weight_active: As ``input_active``, of the head's gradient.
         weight_bound: As ``input_bound``, of the head's gradient.

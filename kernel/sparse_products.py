@@ -1,9 +1,9 @@
 """Products of dz, the gradient of the logits, that leave out tiles whose share of the result is certified to be small.
 
 A tile is a block of tokens, at most 128, x 256 rows of the head. In a tile that is left out, dz of a token is replaced
-by its mean over the tile's rows other than the target's. What is lost, r = dz - mean, sums to 0 there; the target's own dz stays exact, and
-so does what is constant in a tile, as smoothing's uniform term is without a softcap. With W_t the tile's rows less
-their mean::
+by its mean over the tile's rows other than the target's. What is lost, r = dz - mean, sums to 0 there; the target's own
+dz stays exact, and so does what is constant in a tile, as smoothing's uniform term is without a softcap. With W_t the
+tile's rows less their mean::
 
     error of dH_n = sum_t r_nt W_t        at most  sum_t |r_nt| sigma_t,  sigma_t >= |W_t|_2
     error of dW_t = sum_B r_Bt^T h_B      at most  sum_B min(|r_Bt|_F |h_B|_2, sum_{n in B} |r_nt| |h_n|)

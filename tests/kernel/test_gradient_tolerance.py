@@ -17,7 +17,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(sparse_products, "_PAUSE", 1)
 
 
-def single(value):
+def single(value: Any) -> Any:
     return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
 
 
