@@ -29,7 +29,7 @@ from . import sparse_tiles
 __all__ = ["InputProduct", "SparseProducts", "WeightProduct"]
 
 _MANY = 0.6  # active tiles of a block, above which dense products take no more time
-_PAUSE = 31  # blocks that are computed dense after one with so many
+_PAUSE = 31  # blocks that are computed dense after one with so many; twice as many after the next one, and so on
 _GUESS = 0.7  # of what seems to be allowed, before the norm of a gradient is known
 _MARGIN = 0.999  # of what is allowed, for rounding of the bounds
 _SAFE = 1e-30, 1e30  # entries and norms at which float32 neither overflows nor loses digits
@@ -98,7 +98,7 @@ class TiledProduct:
         self.hidden, self.weight, self.labels, self.scale = hidden, weight, labels, scale
         self.tolerance, self.tiles, self.out = tolerance, tiles, out
         self.cut = self.tiles * sparse_tiles.TILE_ROWS  # the rows behind whole tiles are always computed
-        self.computed, self.seen, self._pause = 0, 0, 1
+        self.computed, self.seen, self._pause, self._failed = 0, 0, 1, 0
 
     @property
     def active(self) -> float:
@@ -121,7 +121,8 @@ class TiledProduct:
         self.computed += active
         self.seen += self.tiles
         if active > _MANY * self.tiles and not dense:
-            self._pause = _PAUSE
+            self._pause = _PAUSE << self._failed
+            self._failed += 1
 
 
 class InputProduct(TiledProduct):

@@ -1,5 +1,7 @@
 """Gradients that leave tiles out: the error is measured against the dense ones, and may never exceed what is certified."""
 
+import copy
+import math
 from typing import Any
 
 import pytest
@@ -197,6 +199,19 @@ def test_other_paths_stay_exact_and_say_so():
     wrong: Any = "0.1"
     with pytest.raises(TypeError, match="gradient_tolerance must be a Python number, got str"):
         linear_cross_entropy(torch.eye(3), torch.eye(3), torch.arange(3), gradient_tolerance=wrong)
+
+
+def test_what_the_backward_computes_is_not_told_before():
+    told, hidden = GradientTolerance(0.1), torch.ones(3, 2, requires_grad=True)
+    assert copy.deepcopy([told])[0] is told
+    options: dict[str, Any] = {"gradient_tolerance": told, "implementation": "chunked", "reduction": "none"}
+    loss = linear_cross_entropy(hidden, torch.ones(300, 2), torch.arange(3), **options)
+    assert [math.isnan(told.input_active), math.isnan(told.input_bound), told.weight_active] == [True, True, 1]
+    loss.sum().backward()
+    assert (told.input_active, told.input_bound) == (1, 0)
+    with torch.no_grad():
+        linear_cross_entropy(hidden, torch.ones(300, 2), torch.arange(3), **options)
+    assert told.input_active == 1
 
 
 def test_a_gradient_that_mostly_cancels_is_put_right(small_tiles):
