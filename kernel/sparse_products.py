@@ -58,8 +58,8 @@ class SparseProducts:
         grad_hidden: Tensor | None,
         grad_weight: Tensor | None,
     ) -> None:
-        largest = [float(x.abs().max()) if x.numel() else 0.0 for x in (hidden, weight, scale, hidden * scale)]
-        tiles = weight.shape[0] // sparse_tiles.TILE_ROWS if all(map(_safe, largest)) else 0
+        safe = all(map(_in_range, (hidden, weight, scale, hidden * scale)))
+        tiles = weight.shape[0] // sparse_tiles.TILE_ROWS if safe else 0
         shared = hidden, weight, labels, scale, tolerance, tiles
         self.labels, self.tiles = labels, tiles
         self.of_input = None if grad_hidden is None else InputProduct(*shared, grad_hidden)
@@ -203,7 +203,8 @@ class WeightProduct(TiledProduct):
         self._left_out: dict[int, Tensor] = {}  # bounds (tiles,) of what is
         self._means = weight.new_zeros(self.tiles, weight.shape[1])
         size = torch.linalg.vector_norm(hidden * scale, dim=1, dtype=torch.float64)
-        self._shares, self._done, self._blocks, self._estimate = size / size.sum().clamp(min=1e-300), 0.0, 0, 0.0
+        self._shares, self._done = size / size.sum().clamp(min=1e-300), 0.0
+        self._blocks, self._at, self._estimate = 0, 0, 0.0  # those that are done, and those at the last estimate
         self._least = 0.0  # that the exact norm can be
 
     @property
@@ -226,7 +227,7 @@ class WeightProduct(TiledProduct):
         apart = (split.norm * torch.linalg.vector_norm(h, dim=1, keepdim=True, dtype=torch.float64)).sum(0)
         lost = torch.minimum(split.norm.norm(dim=0) * sparse_tiles.largest(h.unsqueeze(0)), apart)  # (tiles,)
         lost = lost.clamp(min=1e-300)  # 0 is for what is computed
-        allowed = _GUESS * self.tolerance * self._estimate * float(self._shares[rows].sum())
+        allowed = _GUESS * self.tolerance * self._norm() * float(self._shares[rows].sum())
         order = lost.argsort()
         left_out = int((lost[order].square().cumsum(0) <= allowed**2).sum())
         self._add_tiles(split, h, order[left_out:])
@@ -271,13 +272,21 @@ class WeightProduct(TiledProduct):
     def _next(self, rows: slice) -> None:
         self._done += float(self._shares[rows].sum())
         self._blocks += 1
-        if self._blocks & (self._blocks - 1) == 0:  # 1, 2, 4, ...: the norm is a pass over the whole gradient
-            # A guess, which the certificate does not rely on: blocks add up as if they were independent.
+
+    def _norm(self) -> float:
+        """A guess of the gradient's norm, which the certificate does not rely on: blocks add up as independent ones."""
+        if self._blocks >= 2 * self._at:  # a pass over the whole gradient
+            self._at = self._blocks
             self._estimate = sparse_tiles.length(self.out) / max(self._done, 1e-300) ** 0.5
+        return self._estimate
 
 
 def _safe(size: float) -> bool:
     return _SAFE[0] <= size <= _SAFE[1]
+
+
+def _in_range(x: Tensor) -> bool:
+    return x.numel() > 0 and _safe(max(abs(float(end)) for end in x.aminmax()))
 
 
 def _relative(error: float, least: float) -> float:

@@ -82,5 +82,8 @@ def largest(matrices: Tensor) -> Tensor:
 
 
 def length(x: Tensor) -> float:
-    """Frobenius norm, of which float32 rounds nothing to 0 and nothing to infinity."""
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64))
+    """Frobenius norm, of which float32 rounds nothing that counts to 0 and nothing to infinity."""
+    norm = float(torch.linalg.vector_norm(x))
+    if 1e-10 < norm < 1e15:
+        return norm
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64))  # which copies x
