@@ -173,10 +173,14 @@ class InputProduct(TiledProduct):
         self.count(self.tiles - left_out)
 
     def _may_leave_out(self, whole: Tensor, sums: Tensor, lost: Tensor, allowed: float) -> bool:
-        """Whether enough tiles might be left out for sigma to be worth its time: by a bound from below."""
+        """Whether enough tiles might be left out for sigma, as dear as products of 256 tokens or more, to be worth it.
+
+        A guess: the largest singular value of a matrix of independent entries with the tile's norm.
+        """
         square = torch.linalg.vector_norm(whole, dim=(1, 2)).square() - sums.square().sum(1) / whole.shape[1]
-        least = (square / min(whole.shape[1:])).clamp(min=0).sqrt()  # the root mean square of the singular values
-        size = (lost * least).norm(dim=0).sort().values
+        few, many = sorted(whole.shape[1:])
+        sigma = (square / few).clamp(min=0).sqrt() * (1 + (few / many) ** 0.5)
+        size = (lost * sigma).norm(dim=0).sort().values
         return float(size[: math.ceil((1 - _MANY) * self.tiles)].norm()) <= allowed
 
     def _add_tiles(self, total: Tensor, split: sparse_tiles.Split, tiles: Tensor) -> None:
