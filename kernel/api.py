@@ -23,7 +23,15 @@ from .validation import (
     checked_token_weight,
 )
 
-__all__ = ["Implementation", "autocast", "autocast_off", "check_choices", "linear_cross_entropy", "refuse_unsupported"]
+__all__ = [
+    "Implementation",
+    "autocast",
+    "autocast_off",
+    "check_choices",
+    "linear_cross_entropy",
+    "local_tensors",
+    "refuse_unsupported",
+]
 
 Implementation = Literal["auto", "reference", "chunked", "triton"]
 _IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, TokenStatistics | None]]] = {
@@ -124,11 +132,11 @@ def linear_cross_entropy(
             changes time and memory, never the result beyond rounding.
         return_statistics: Also return each token's log-probability, log-partition, entropy, confidence and argmax, from
             the same pass over the head. A loss of any function of the first three has exact gradients.
-        process_group: A group of :mod:`torch.distributed` whose processes hold the head's rows between them, any number
-            each, in the order of their ranks: ``linear_weight`` and ``linear_bias`` are this process's rows, ``target``
-            counts over all. Tokens and options are the same in every process, and so are loss, statistics and the
-            gradient of ``input``; the gradient of the rows stays with them. Waits for the other processes. A head that
-            is a DTensor sharded by rows over one mesh dimension brings its own group.
+        process_group: A group of :mod:`torch.distributed` whose processes hold the head's rows between them, at least
+            one each, in the order of their ranks: ``linear_weight`` and ``linear_bias`` are this process's rows,
+            ``target`` counts over all. Tokens, their weights and options are the same in every process, and so are
+            loss, statistics and the gradient of ``input``; the gradient of the rows stays with them. Waits for the
+            other processes. A head that is a DTensor sharded by rows over one mesh dimension brings its own group.
         gradient_tolerance: Largest relative Frobenius error, in [0, 1), of the gradients of ``input`` and of
             ``linear_weight``, beyond rounding; 0 computes all of them. Used by ``"chunked"`` in one process; otherwise
             gradients stay exact. A :class:`GradientTolerance` learns what was left out.
@@ -160,13 +168,14 @@ def linear_cross_entropy(
         >>> [round(h, 4) for h in of.entropy.tolist()], of.argmax.tolist()
         ([0.6656, 0.6656, 0.6656], [0, 1, 2])
     """
-    process_group, linear_weight, linear_bias, input, target, token_weight = vocab_parallel.local_parts(
-        process_group, linear_weight, linear_bias, input=input, target=target, token_weight=token_weight
+    process_group, refused, input, linear_weight, linear_bias, target, token_weight = local_tensors(
+        process_group, input, linear_weight, linear_bias, target=target, token_weight=token_weight
     )
-    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     told = gradient_tolerance if isinstance(gradient_tolerance, GradientTolerance) else None
 
     def checked() -> LossOptions:
+        if refused is not None:
+            raise refused
         refuse_unsupported("linear_cross_entropy", list(unsupported))
         check_choices(implementation, workspace_bytes)
         if not isinstance(return_statistics, bool):
@@ -192,7 +201,9 @@ def linear_cross_entropy(
 
         if told is not None:
             told.exact()
-        options, share = vocab_parallel.agree(process_group, checked, input, linear_weight, target)
+        options, share = vocab_parallel.agree(
+            process_group, checked, input, linear_weight, target, linear_bias, token_weight
+        )
         tensors = input, linear_weight, linear_bias, target, token_weight
         with autocast_off(input):
             found = vocab_parallel.loss(local, *tensors, options, group=process_group, share=share)
@@ -226,6 +237,26 @@ def linear_cross_entropy(
         )
     loss = loss.reshape(target.shape) if reduction == "none" else loss
     return loss if statistics is None else (loss, statistics.reshape(target.shape))
+
+
+def local_tensors(process_group: Any, input: Any, linear_weight: Any, linear_bias: Any, **others: Any) -> Any:
+    """Take this process's part of DTensors and cast as autocast does.
+
+    Returns:
+        Process group; what was wrong, to be raised where the group's other processes learn of it, or None; input,
+        weight, bias and ``others``.
+    """
+    group, refused, linear_weight, linear_bias, input, *rest = vocab_parallel.local_parts(
+        process_group, linear_weight, linear_bias, input=input, **others
+    )
+    if group is None:
+        input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+    elif refused is None:
+        try:
+            input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+        except Exception as error:
+            refused = error
+    return group, refused, input, linear_weight, linear_bias, *rest
 
 
 def refuse_unsupported(function: str, names: Sequence[str]) -> None:

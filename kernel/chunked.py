@@ -79,6 +79,8 @@ class _ChunkedLoss(torch.autograd.Function):
         upstream = weight / torch.where(total > 0, total, 1) if options.reduction == "mean" else weight
         ahead = options.reduction != "none"
         needs = [grad_enabled and ahead and n for n in ctx.needs_input_grad[:3]]
+        if told is not None and options.gradient_tolerance and grad_enabled and not ahead:
+            told.await_backward(*ctx.needs_input_grad[:2])
         arguments = (input, linear_weight, linear_bias, target)
         value, statistics, gradients = _run(
             *arguments, upstream, options, needs, want_statistics=return_statistics, told=told

@@ -1,9 +1,9 @@
 """Products of dz, the gradient of the logits, that leave out tiles whose share of the result is certified to be small.
 
-A tile is 128 tokens x 256 rows of the head. In a tile that is left out, dz of a token is replaced by its mean over the
-tile's rows other than the target's. What is lost, r = dz - mean, sums to 0 there; the target's own dz stays exact, and
-so does what is constant in a tile, as smoothing's uniform term is without a softcap. With W_t the tile's rows less
-their mean::
+A tile is a block of tokens, at most 128, x 256 rows of the head. In a tile that is left out, dz of a token is replaced
+by its mean over the tile's rows other than the target's. What is lost, r = dz - mean, sums to 0 there; the target's own
+dz stays exact, and so does what is constant in a tile, as smoothing's uniform term is without a softcap. With W_t the
+tile's rows less their mean::
 
     error of dH_n = sum_t r_nt W_t        at most  sum_t |r_nt| sigma_t,  sigma_t >= |W_t|_2
     error of dW_t = sum_B r_Bt^T h_B      at most  sum_B min(|r_Bt|_F |h_B|_2, sum_{n in B} |r_nt| |h_n|)
@@ -12,6 +12,9 @@ summed over the tiles t and blocks of tokens B that are left out; errors of diff
 the bound of an error and g the gradient that has it, the exact norm is at least ``|g| - e``: the tolerance is certified
 by ``e <= tolerance (|g| - e)``. For dH that is made to hold in each block, by more tiles while the block is at hand;
 for dW it is looked at in the end, and what is missing takes a second pass over the tokens.
+
+Bounds are float64, and above what squares that were rounded to 0 could hide. Where head, hidden states or a gradient
+are so small or large that the sums above may leave the range of their numbers, nothing is left out.
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ from . import sparse_tiles
 __all__ = ["InputProduct", "SparseProducts", "WeightProduct"]
 
 _MANY = 0.6  # active tiles of a block, above which dense products take no more time
-_PAUSE = 31  # blocks that are computed dense after one with so many
+_PAUSE = 31  # blocks that are computed dense after one with so many; twice as many after the next one, and so on
 _GUESS = 0.7  # of what seems to be allowed, before the norm of a gradient is known
 _MARGIN = 0.999  # of what is allowed, for rounding of the bounds
+_SAFE = 1e-30, 1e30  # entries and norms at which float32 neither overflows nor loses digits
 
 
 class SparseProducts:
@@ -54,8 +58,10 @@ class SparseProducts:
         grad_hidden: Tensor | None,
         grad_weight: Tensor | None,
     ) -> None:
-        shared = hidden, weight, labels, scale, tolerance
-        self.labels, self.tiles = labels, weight.shape[0] // sparse_tiles.TILE_ROWS
+        safe = all(map(_in_range, (hidden, weight, scale, hidden * scale)))
+        tiles = weight.shape[0] // sparse_tiles.TILE_ROWS if safe else 0
+        shared = hidden, weight, labels, scale, tolerance, tiles
+        self.labels, self.tiles = labels, tiles
         self.of_input = None if grad_hidden is None else InputProduct(*shared, grad_hidden)
         self.of_weight = None if grad_weight is None else WeightProduct(*shared, grad_weight)
 
@@ -87,13 +93,12 @@ class TiledProduct:
     """What both products share: tensors, the share of active tiles, and when to go by tiles at all."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, tolerance: float, out: Tensor
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, tolerance: float, tiles: int, out: Tensor
     ) -> None:
         self.hidden, self.weight, self.labels, self.scale = hidden, weight, labels, scale
-        self.tolerance, self.out = tolerance, out
-        self.tiles = weight.shape[0] // sparse_tiles.TILE_ROWS
+        self.tolerance, self.tiles, self.out = tolerance, tiles, out
         self.cut = self.tiles * sparse_tiles.TILE_ROWS  # the rows behind whole tiles are always computed
-        self.computed, self.seen, self._pause = 0, 0, 1
+        self.computed, self.seen, self._pause, self._failed = 0, 0, 1, 0
 
     @property
     def active(self) -> float:
@@ -107,30 +112,35 @@ class TiledProduct:
             return False
         return self.tiles > 0
 
+    def allowed(self, least: float) -> float:
+        """How large an error may be where the exact norm is at least so large; negative where nothing is certain."""
+        return _MARGIN * self.tolerance * least if _safe(least) else -1.0
+
     def count(self, active: int, *, dense: bool = False) -> None:
         """Note the active tiles of a block; where they are many, the next blocks are computed dense."""
         self.computed += active
         self.seen += self.tiles
         if active > _MANY * self.tiles and not dense:
-            self._pause = _PAUSE
+            self._pause = _PAUSE << self._failed
+            self._failed += 1
 
 
 class InputProduct(TiledProduct):
     """dz W, certified block by block."""
 
-    _error = _least = 0.0  # squares: of the error's bound, and of the least that the exact norm can be
+    _error = _least = 0.0  # the error's bound, and the least that the exact norm can be
     _sums: Tensor | None = None  # (tiles, D) of the rows
     _sigma: Tensor | None = None  # (tiles,)
 
     @property
     def bound(self) -> float:
         """Certified relative error."""
-        return _relative(self._error**0.5, self._least**0.5)
+        return _relative(self._error, self._least)
 
     def add_dense(self, rows: slice, dz: Tensor) -> None:
         """Compute a block without tiles."""
         self.out[rows] = out = (dz @ self.weight).mul_(self.scale[rows])
-        self._least += float(out.norm()) ** 2
+        self._least = math.hypot(self._least, sparse_tiles.length(out))
         self.count(self.tiles, dense=True)
 
     def add(self, rows: slice, split: sparse_tiles.Split) -> None:
@@ -142,7 +152,8 @@ class InputProduct(TiledProduct):
         total = split.mean @ self._sums
         total.addcmul_(split.own, self.weight[self.labels[rows]])
         total.addmm_(split.residual[:, self.cut :], self.weight[self.cut :])
-        lost, allowed = scale.abs() * split.norm, _GUESS * self.tolerance * float((total * scale).norm())
+        lost = scale.abs() * split.norm
+        allowed = _GUESS * self.tolerance * sparse_tiles.length(total * scale)
         if self._sigma is None and self._may_leave_out(whole, self._sums, lost, allowed):
             self._sigma = sparse_tiles.spectral(whole)
         size = torch.full_like(lost, torch.inf) if self._sigma is None else lost * self._sigma  # (n, tiles)
@@ -150,47 +161,54 @@ class InputProduct(TiledProduct):
         errors = size[:, order].cumsum(1).norm(dim=0)  # of leaving out the first so many tiles
         left_out = int((errors <= allowed).sum())
         self._add_tiles(total, split, order[left_out:])
-        error, least = self._certified(total * scale, errors, left_out)
-        if not error <= _MARGIN * self.tolerance * least:
-            fewer = int((errors <= _MARGIN * self.tolerance * least).sum())
+        error, least = self._certified(total, scale, errors, left_out)
+        if not error <= self.allowed(least):
+            fewer = int((errors <= self.allowed(least)).sum())
             self._add_tiles(total, split, order[fewer:left_out])
             left_out = fewer
-            error, now = self._certified(total * scale, errors, left_out)
-            least = max(least, now)
+            error, now = self._certified(total, scale, errors, left_out)
+            least = max(least, now) if left_out else now
         torch.mul(total, scale, out=self.out[rows])
-        self._error += error**2
-        self._least += least**2
+        self._error, self._least = math.hypot(self._error, error), math.hypot(self._least, least)
         self.count(self.tiles - left_out)
 
     def _may_leave_out(self, whole: Tensor, sums: Tensor, lost: Tensor, allowed: float) -> bool:
-        """Whether enough tiles might be left out for sigma to be worth its time: by a bound from below."""
+        """Whether enough tiles might be left out for sigma, as dear as products of 256 tokens or more, to be worth it.
+
+        A guess: the largest singular value of a matrix of independent entries with the tile's norm.
+        """
         square = torch.linalg.vector_norm(whole, dim=(1, 2)).square() - sums.square().sum(1) / whole.shape[1]
-        least = (square / min(whole.shape[1:])).clamp(min=0).sqrt()  # the root mean square of the singular values
-        size = (lost * least).norm(dim=0).sort().values
+        few, many = sorted(whole.shape[1:])
+        sigma = (square / few).clamp(min=0).sqrt() * (1 + (few / many) ** 0.5)
+        size = (lost * sigma).norm(dim=0).sort().values
         return float(size[: math.ceil((1 - _MANY) * self.tiles)].norm()) <= allowed
 
     def _add_tiles(self, total: Tensor, split: sparse_tiles.Split, tiles: Tensor) -> None:
         for columns in sparse_tiles.runs(tiles):
             total.addmm_(split.residual[:, columns], self.weight[columns])
 
-    def _certified(self, out: Tensor, errors: Tensor, left_out: int) -> tuple[float, float]:
-        """Bound of the error, and the least that the exact norm can be."""
-        error = float(errors[left_out - 1]) if left_out else 0.0
-        return error, float(out.norm()) - error
+    def _certified(self, total: Tensor, scale: Tensor, errors: Tensor, left_out: int) -> tuple[float, float]:
+        """Bound of the error, and the least that the exact norm can be; nan where a step may have left the range."""
+        norm = sparse_tiles.length(total * scale)
+        if not left_out:
+            return 0.0, norm
+        error = float(errors[left_out - 1])
+        return error, norm - error if _safe(sparse_tiles.length(total)) else math.nan
 
 
 class WeightProduct(TiledProduct):
     """dz^T h, certified in the end."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, tolerance: float, out: Tensor
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, scale: Tensor, tolerance: float, tiles: int, out: Tensor
     ) -> None:
-        super().__init__(hidden, weight, labels, scale, tolerance, out)
+        super().__init__(hidden, weight, labels, scale, tolerance, tiles, out)
         self.missing: dict[int, Tensor] = {}  # tiles of the block that begins at a token
         self._left_out: dict[int, Tensor] = {}  # bounds (tiles,) of what is
         self._means = weight.new_zeros(self.tiles, weight.shape[1])
-        size = torch.linalg.vector_norm(hidden * scale, dim=1).double()
-        self._shares, self._done, self._blocks, self._estimate = size / size.sum().clamp(min=1e-300), 0.0, 0, 0.0
+        size = torch.linalg.vector_norm(hidden * scale, dim=1, dtype=torch.float64)
+        self._shares, self._done = size / size.sum().clamp(min=1e-300), 0.0
+        self._blocks, self._at, self._estimate = 0, 0, 0.0  # those that are done, and those at the last estimate
         self._least = 0.0  # that the exact norm can be
 
     @property
@@ -210,10 +228,10 @@ class WeightProduct(TiledProduct):
         self._means.addmm_(split.mean.T, h)
         self.out.index_add_(0, self.labels[rows], split.own * h)
         self.out[self.cut :].addmm_(split.residual[:, self.cut :].T, h)
-        largest = torch.linalg.eigvalsh(h @ h.T)[-1].clamp(min=0).sqrt()
-        apart = (split.norm * torch.linalg.vector_norm(h, dim=1, keepdim=True)).sum(0)
-        lost = torch.minimum(split.norm.norm(dim=0) * largest, apart)  # (tiles,)
-        allowed = _GUESS * self.tolerance * self._estimate * float(self._shares[rows].sum())
+        apart = (split.norm * torch.linalg.vector_norm(h, dim=1, keepdim=True, dtype=torch.float64)).sum(0)
+        lost = torch.minimum(split.norm.norm(dim=0) * sparse_tiles.largest(h.unsqueeze(0)), apart)  # (tiles,)
+        lost = lost.clamp(min=1e-300)  # 0 is for what is computed
+        allowed = _GUESS * self.tolerance * self._norm() * float(self._shares[rows].sum())
         order = lost.argsort()
         left_out = int((lost[order].square().cumsum(0) <= allowed**2).sum())
         self._add_tiles(split, h, order[left_out:])
@@ -225,9 +243,9 @@ class WeightProduct(TiledProduct):
         """Add the mean field; whether the tolerance is certified. If not, ``missing`` says what is."""
         self.out[: self.cut].unflatten(0, (self.tiles, sparse_tiles.TILE_ROWS)).add_(self._means.unsqueeze(1))
         error = self._error()
-        self._least = float(self.out.norm()) - error
-        allowed = _MARGIN * self.tolerance * self._least
-        if error <= allowed:
+        self._least = sparse_tiles.length(self.out) - error
+        allowed = self.allowed(self._least)
+        if error == 0 or error <= allowed:
             return True
         lost = torch.stack(list(self._left_out.values()))  # (blocks, tiles)
         limits = lost.flatten().sort().values
@@ -258,9 +276,21 @@ class WeightProduct(TiledProduct):
     def _next(self, rows: slice) -> None:
         self._done += float(self._shares[rows].sum())
         self._blocks += 1
-        if self._blocks & (self._blocks - 1) == 0:  # 1, 2, 4, ...: the norm is a pass over the whole gradient
-            # A guess, which the certificate does not rely on: blocks add up as if they were independent.
-            self._estimate = float(self.out.norm()) / max(self._done, 1e-300) ** 0.5
+
+    def _norm(self) -> float:
+        """A guess of the gradient's norm, which the certificate does not rely on: blocks add up as independent ones."""
+        if self._blocks >= 2 * self._at:  # a pass over the whole gradient
+            self._at = self._blocks
+            self._estimate = sparse_tiles.length(self.out) / max(self._done, 1e-300) ** 0.5
+        return self._estimate
+
+
+def _safe(size: float) -> bool:
+    return _SAFE[0] <= size <= _SAFE[1]
+
+
+def _in_range(x: Tensor) -> bool:
+    return x.numel() > 0 and _safe(max(abs(float(end)) for end in x.aminmax()))
 
 
 def _relative(error: float, least: float) -> float:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .api import autocast_off
 from .blocks import block_logits, block_tokens
 from .options import LossOptions
 from .reference import compute_dtype
@@ -18,6 +19,8 @@ __all__ = ["VocabularyOrder", "mean_probabilities", "sort_vocabulary"]
 class VocabularyOrder(NamedTuple):
     """Classes by falling frequency. The model stays in its own order, its checkpoints and tied embeddings with it.
 
+    On another device than the head each call moves it; :meth:`to` does so once.
+
     Attributes:
         permutation: Class at each place ``(V,)``, int64.
         inverse: Place of each class ``(V,)``, int64.
@@ -25,6 +28,10 @@ class VocabularyOrder(NamedTuple):
 
     permutation: Tensor
     inverse: Tensor
+
+    def to(self, device: torch.device | str) -> VocabularyOrder:
+        """Return it on a device."""
+        return VocabularyOrder(self.permutation.to(device), self.inverse.to(device))
 
     def rows(self, head: Tensor) -> Tensor:
         """Return a copy of weight ``(V, D)`` or bias ``(V,)`` in this order; its gradient arrives in the model's."""
@@ -92,7 +99,7 @@ def mean_probabilities(
     hidden = input.reshape(-1, input.shape[-1])
     if not len(hidden):
         raise ValueError(f"input must hold at least one token, got shape {tuple(input.shape)}.")
-    with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
+    with torch.no_grad(), autocast_off(input):
         weight = linear_weight.to(compute_dtype(input.dtype))
         bias = None if linear_bias is None else linear_bias.to(weight.dtype)
         total = weight.new_zeros(weight.shape[0])

@@ -99,6 +99,8 @@ def fuse_loss(
         raise TypeError(
             f"vocabulary_order must be a kernel.VocabularyOrder or None, got {type(vocabulary_order).__name__}."
         )
+    if vocabulary_order is not None:
+        vocabulary_order = vocabulary_order.to(model.get_output_embeddings().weight.device)
     linear_head(model, gathered=False)
     names = ("label_smoothing", "softcap", "temperature", "z_loss", "confidence_penalty")
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}

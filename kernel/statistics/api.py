@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import vocab_parallel
-from ..api import autocast, autocast_off
+from ..api import autocast_off, local_tensors
 from ..fused.launch import available
 from ..options import LossOptions
 from ..validation import check_target_range, check_tensors
@@ -78,12 +78,13 @@ def head_statistics(
         >>> stats.rank.tolist(), stats.argmax.tolist()
         ([0, 2, -1], [0, 1, -1])
     """
-    process_group, linear_weight, linear_bias, input, target = vocab_parallel.local_parts(
-        process_group, linear_weight, linear_bias, input=input, target=target
+    process_group, refused, input, linear_weight, linear_bias, target = local_tensors(
+        process_group, input, linear_weight, linear_bias, target=target
     )
-    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
 
     def checked() -> tuple[LossOptions, tuple[float, ...], int, bool]:
+        if refused is not None:
+            raise refused
         if implementation != "auto" and implementation not in _IMPLEMENTATIONS:
             raise ValueError(f"implementation must be one of {('auto', *_IMPLEMENTATIONS)}, got {implementation!r}.")
         options = LossOptions(softcap=softcap, logit_scale=logit_scale, ignore_index=ignore_index)
@@ -97,7 +98,9 @@ def head_statistics(
     if process_group is None:
         options, values, *_ = checked()
     else:
-        (options, values, *_), share = vocab_parallel.agree(process_group, checked, input, linear_weight, target)
+        (options, values, *_), share = vocab_parallel.agree(
+            process_group, checked, input, linear_weight, target, linear_bias
+        )
     vocab_size = linear_weight.shape[0] if share is None else share.vocab_size
     if target is not None:
         check_target_range(target, vocab_size, ignore_index)

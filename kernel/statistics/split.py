@@ -62,10 +62,11 @@ def statistics(
         label = torch.where(target != options.ignore_index, target - share.offset, _IGNORED)
         here = (label >= 0) & (label < rows)
         place = torch.where(here, label, 0)
-        found, failed = vocab_parallel.attempt(
-            lambda: torch.where(here, _target_logits(input, linear_weight, linear_bias, place, options), 0)
-        )
-        own = vocab_parallel.gather(found, (n,), failed, group, like).sum(0).to(dtype)
+
+        def logits() -> Tensor:
+            return torch.where(here, _target_logits(input, linear_weight, linear_bias, place, options), 0)
+
+        own = vocab_parallel.gather(logits, (n,), group, like).sum(0).to(dtype)
 
     def compute() -> Tensor:
         ignoring, few = replace(options, ignore_index=_IGNORED), min(top_k, rows)
@@ -78,11 +79,10 @@ def statistics(
         if mine.top_logits is not None and mine.top_indices is not None:
             columns += [pad(mine.top_logits, (0, top_k - few), value=-torch.inf)]
             columns += [pad(mine.top_indices + share.offset, (0, top_k - few))]
-        return torch.cat([x.reshape(n, -1).double() for x in columns], 1)
+        return torch.cat([(x if x.ndim == 2 else x.unsqueeze(-1)).double() for x in columns], 1)
 
-    found, failed = vocab_parallel.attempt(compute)
     size = _SCORES * len(temperatures) + _LOGITS + 2 * top_k
-    every = vocab_parallel.gather(found, (n, size), failed, group, like)
+    every = vocab_parallel.gather(compute, (n, size), group, like)
     shares = every.new_tensor(share.rows).unsqueeze(-1) / share.vocab_size
     return _joined(every, shares, every.new_tensor(temperatures), target, options.ignore_index, dtype)
 

@@ -8,7 +8,7 @@ the others learn of it instead of waiting (:mod:`.exchange`).
 
 from .agreement import Share, agree, check_group
 from .dtensors import local_parts
-from .exchange import attempt, gather
+from .exchange import gather
 from .split_loss import loss
 
-__all__ = ["Share", "agree", "attempt", "check_group", "gather", "local_parts", "loss"]
+__all__ = ["Share", "agree", "check_group", "gather", "local_parts", "loss"]

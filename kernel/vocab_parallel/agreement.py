@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = ["Share", "agree", "check_group"]
 
 _Checked = TypeVar("_Checked")
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 class Share(NamedTuple):
@@ -36,68 +37,87 @@ def check_group(group: object) -> None:
 
 
 def agree(
-    group: Any, check: Callable[[], _Checked], input: Any, linear_weight: Any, target: Any
+    group: Any,
+    check: Callable[[], _Checked],
+    input: Any,
+    linear_weight: Any,
+    target: Any,
+    linear_bias: Any = None,
+    token_weight: Any = None,
 ) -> tuple[_Checked, Share]:
     """Check the arguments everywhere before anything else is exchanged, so that no process waits for one that failed.
 
     Args:
-        group: Process group, of a backend that works on input's device.
+        group: Process group.
         check: Returns the options, or raises an error where this process's arguments are wrong.
         input: Hidden states ``(..., D)``, the same in every process.
         linear_weight: This process's rows ``(V_r, D)``.
         target: Class indices ``(...)``, the same in every process; None for none.
+        linear_bias: Biases ``(V_r,)``; None in every process or in none.
+        token_weight: Weights ``(...)``, the same in every process; None for none.
 
     Returns:
         What ``check`` returned, the same in every process, and which rows this one holds.
 
     Raises:
-        TypeError: If the group is none.
         RuntimeError: In the processes whose own arguments are right, where those of others are not.
-        ValueError: If tokens, hidden size, dtype or options differ between processes, or this process is no member.
+        ValueError: If tokens, hidden size, dtype or options differ between processes, this process is no member, or
+            input lies on a device that the group's backend does not serve.
     """
-    check_group(group)
     rank, processes = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
         raise ValueError("process_group must be a group that this process belongs to.")
-    checked, failed, told, tokens = None, None, [1, 0, 0], None
+    served = [part.partition(":")[0] for part in dist.get_backend_config(group).split(",")]
+    # The same in every process, whatever it was called with.
+    device = torch.device("cpu" if "cpu" in served else served[0])
+    checked, failed = None, None
+    mine = torch.tensor([1, 0, 0, 0, 0], device=device)
     try:
         checked = check()
+        if input.device.type not in served:
+            raise ValueError(f"input must lie on a device that process_group serves, {served}, got {input.device}.")
         differentiable = input.requires_grad and torch.is_grad_enabled()
-        same = zlib.crc32(repr((tuple(input.shape), input.dtype, differentiable, checked)).encode())
-        told, tokens = [0, linear_weight.shape[0], same], _digest(target)
+        given = linear_bias is None, None if token_weight is None else token_weight.dtype
+        same = zlib.crc32(repr((tuple(input.shape), input.dtype, differentiable, given, checked)).encode())
+        mine[3], mine[4] = _digest(target), _digest(token_weight)
+        mine[:3] = torch.tensor([0, linear_weight.shape[0], same])
     except Exception as error:  # told to the others, then raised
         failed = error
-    device = input.device if isinstance(input, Tensor) else torch.device("cpu")
-    mine = torch.zeros(4, dtype=torch.int64, device=device)
-    mine[:3] = torch.tensor(told)
-    if tokens is not None:
-        mine[3] = tokens
     all_told = [torch.empty_like(mine) for _ in range(processes)]
     dist.all_gather(all_told, mine, group=group)
     if failed is not None or checked is None:
         raise failed or AssertionError
-    wrong, rows, digests, targets = zip(*torch.stack(all_told).tolist(), strict=True)
+    wrong, rows, digests, *tokens = zip(*torch.stack(all_told).tolist(), strict=True)
     if any(wrong):
         raise RuntimeError(f"process {wrong.index(1)} of process_group refused its arguments; its error says why.")
     if len(set(digests)) > 1:
         raise ValueError(
             "input's shape, dtype and requires_grad and the options must be the same in every process of the group, "
-            f"got {tuple(input.shape)}, {input.dtype}, {input.requires_grad} and {checked} here, not elsewhere."
+            "and linear_bias and token_weight given in all or in none, "
+            f"got {tuple(input.shape)}, {input.dtype}, {input.requires_grad}, {checked}, linear_bias "
+            f"{_shown(linear_bias)} and token_weight {_shown(token_weight)} here, not elsewhere."
         )
-    if len(set(targets)) > 1:
-        other = next(i for i, digest in enumerate(targets) if digest != targets[rank])
-        raise ValueError(
-            "target must be the same in every process of the group, each of which holds some rows of the head, got "
-            f"another one in process {other}. Where processes have tokens of their own (FSDP), call the loss inside "
-            "the forward of the head's unit: the head is whole there."
-        )
+    for name, told in zip(("target", "token_weight"), tokens, strict=True):
+        if len(set(told)) > 1:
+            other = next(i for i, digest in enumerate(told) if digest != told[rank])
+            raise ValueError(
+                f"{name} must be the same in every process of the group, each of which holds some rows of the head, "
+                f"got another one in process {other}. Where processes have tokens of their own (FSDP), call the loss "
+                "inside the forward of the head's unit: the head is whole there."
+            )
     return checked, Share(sum(rows[:rank]), sum(rows), rows)
 
 
-def _digest(target: Any) -> Tensor | None:
-    """A number of integers ``(...)`` that another sequence will hardly have; on their device, nothing waits for it."""
-    if target is None:
-        return None
-    flat = target.reshape(-1)
+def _shown(tensor: Tensor | None) -> str:
+    return "None" if tensor is None else f"of {tensor.dtype}"
+
+
+def _digest(values: Tensor | None) -> Tensor | int:
+    """A number of values ``(...)``, by their bits, that another sequence will hardly have; 0 for None."""
+    if values is None:
+        return 0
+    flat = values.detach().reshape(-1)
+    if flat.is_floating_point():
+        flat = flat.contiguous().view(_BITS[flat.element_size()])
     place = torch.arange(1, flat.numel() + 1, device=flat.device)
-    return ((flat + 1_000_003) * (place * 0x9E3779B97F4A7C1 + 1)).sum()  # modulo 2^64
+    return ((flat.long() + 1_000_003) * (place * 0x9E3779B97F4A7C1 + 1)).sum()  # modulo 2^64

@@ -2,7 +2,9 @@
 
 A process in which anything raised, its memory exhausted for instance, sends zeros and a mark, and raises its error
 afterwards. The others raise a RuntimeError; off the CPU they fail a device-side assertion, so that the host does not
-wait. What no process can tell of itself, its end or a broken device, is left to the backend's timeout and to torchrun.
+wait, after which CUDA takes no more work in that process. What is sent and received is allocated first, so that a
+process whose memory ends while it computes can still tell. What no process can tell of itself, its end, a broken device
+or no memory for the exchange, is left to the backend's timeout and to torchrun.
 """
 
 from __future__ import annotations
@@ -14,29 +16,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["attempt", "gather", "summed"]
+__all__ = ["gather", "summed"]
 
 _TEXT = "of process_group failed while it computed; its error says why."
 
 
-def attempt(compute: Callable[[], Tensor]) -> tuple[Tensor | None, Exception | None]:
-    """Return what ``compute`` returns, or what it raises, without the memory that its variables held."""
-    try:
-        return compute(), None
-    except Exception as error:
-        traceback.clear_frames(error.__traceback__)
-        return None, error
-
-
-def gather(
-    mine: Tensor | None, shape: tuple[int, ...], failed: Exception | None, group: dist.ProcessGroup, like: Tensor
-) -> Tensor:
+def gather(compute: Callable[[], Tensor], shape: tuple[int, ...], group: dist.ProcessGroup, like: Tensor) -> Tensor:
     """Gather the numbers of every process.
 
     Args:
-        mine: This process's numbers of ``shape``; None if it failed.
+        compute: Returns this process's numbers of ``shape``, or raises an error.
         shape: The same in every process.
-        failed: What this process failed with.
         group: Process group.
         like: Its dtype and device are those of the numbers.
 
@@ -44,35 +34,36 @@ def gather(
         Numbers ``(processes, *shape)``.
 
     Raises:
-        Exception: ``failed`` itself.
+        Exception: What ``compute`` raised here.
         RuntimeError: Another process failed.
     """
-    sent = _marked(mine, shape, failed, like)
-    every = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(every, sent, group=group)
-    received = torch.stack(every)
-    _raise(failed, received[:, -1])
-    return received[:, :-1].view(-1, *shape)
+    sent = like.new_zeros(torch.Size(shape).numel() + 1)
+    every = sent.new_empty(dist.get_world_size(group), len(sent))
+    failed = _fill(sent, compute, shape)
+    dist.all_gather(list(every.unbind()), sent, group=group)
+    _raise(failed, every[:, -1])
+    return every[:, :-1].reshape(len(every), *shape)
 
 
-def summed(
-    mine: Tensor | None, shape: tuple[int, ...], failed: Exception | None, group: dist.ProcessGroup, like: Tensor
-) -> Tensor:
+def summed(compute: Callable[[], Tensor], shape: tuple[int, ...], group: dist.ProcessGroup, like: Tensor) -> Tensor:
     """Sum the numbers of all processes, ``shape``; otherwise as :func:`gather`."""
-    total = _marked(mine, shape, failed, like)
+    total = like.new_zeros(torch.Size(shape).numel() + 1)
+    failed = _fill(total, compute, shape)
     dist.all_reduce(total, group=group)
     _raise(failed, total[-1:])
     return total[:-1].view(shape)
 
 
-def _marked(mine: Tensor | None, shape: tuple[int, ...], failed: Exception | None, like: Tensor) -> Tensor:
-    """The numbers, flat, and behind them whether this process failed."""
-    sent = like.new_zeros(torch.Size(shape).numel() + 1)
-    if mine is not None:
-        sent[:-1].view(shape).copy_(mine)
-    if failed is not None:
+def _fill(sent: Tensor, compute: Callable[[], Tensor], shape: tuple[int, ...]) -> Exception | None:
+    """Write what ``compute`` returns, or a mark; return what it raises, without the memory that its variables held."""
+    try:
+        sent[:-1].view(shape).copy_(compute())
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        sent[:-1] = 0
         sent[-1] = 1
-    return sent
+        return error
+    return None
 
 
 def _raise(failed: Exception | None, marks: Tensor) -> None:

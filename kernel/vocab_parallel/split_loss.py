@@ -20,7 +20,7 @@ from ..reference import compute_dtype, reduced
 from ..token_statistics import TokenStatistics
 from ..validation import check_target_range, check_token_weight_range
 from .agreement import Share
-from .exchange import attempt, gather, summed
+from .exchange import gather, summed
 
 __all__ = ["loss"]
 
@@ -126,27 +126,33 @@ class _Joined(torch.autograd.Function):
         leaves = [
             None if t is None else t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)
         ]
-        with torch.set_grad_enabled(any(needs)):
-            mine, failed = attempt(lambda: numbers(*leaves))
-        ctx.mine, ctx.leaves, ctx.like, ctx.group = mine, leaves, like, group
-        shape = (len(_NUMBERS), *input.shape[:-1])
-        return gather(None if mine is None else mine.detach(), shape, failed, group, like)
+        kept: list[Tensor] = []
+
+        def compute() -> Tensor:
+            with torch.set_grad_enabled(any(needs)):
+                kept.append(numbers(*leaves))
+            return kept[0].detach()
+
+        ctx.leaves, ctx.like, ctx.group = leaves, like, group
+        every = gather(compute, (len(_NUMBERS), *input.shape[:-1]), group, like)
+        ctx.save_for_backward(*kept)  # with their graph, so that it goes when this one does
+        return every
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         needs, gradients = ctx.needs_input_grad[:3], {}
         own, wanted = upstream[0][dist.get_rank(ctx.group)], [i for i in range(3) if needs[i]]
+        (mine,) = ctx.saved_tensors
 
         def compute() -> Tensor:
-            found = torch.autograd.grad(ctx.mine, [ctx.leaves[i] for i in wanted], own, retain_graph=True)
+            found = torch.autograd.grad(mine, [ctx.leaves[i] for i in wanted], own, retain_graph=True)
             gradients.update(zip(wanted, found, strict=True))
             return found[0]
 
-        of_input, failed = attempt(compute)
         if needs[0]:
             shape, dtype = ctx.leaves[0].shape, ctx.leaves[0].dtype
-            gradients[0] = summed(of_input, shape, failed, ctx.group, ctx.like).to(dtype)
-        elif failed is not None:
-            raise failed
+            gradients[0] = summed(compute, shape, ctx.group, ctx.like).to(dtype)
+        else:
+            compute()
         return *(gradients.get(i) for i in range(3)), None, None, None, None

@@ -1,5 +1,7 @@
 """Gradients that leave tiles out: the error is measured against the dense ones, and may never exceed what is certified."""
 
+import copy
+import math
 from typing import Any
 
 import pytest
@@ -15,6 +17,10 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(sparse_tiles, "TILE_TOKENS", 16)
     monkeypatch.setattr(sparse_tiles, "TILE_ROWS", 16)
     monkeypatch.setattr(sparse_products, "_PAUSE", 1)
+
+
+def single(value: Any) -> Any:
+    return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
 
 
 def gradients(hidden, weight, target, told, *, upstream=None, of_entropy=0.0, **options):
@@ -81,6 +87,9 @@ def test_no_error_exceeds_what_is_certified(small_tiles, monkeypatch):
     )
     for i in range(200):
         tensors, options = draw.problem()
+        if i % 4 == 3:  # what float32 rounds is no error
+            hidden, weight, target = tensors
+            tensors, options = (single(hidden), single(weight), target), {k: single(v) for k, v in options.items()}
         told = GradientTolerance(10 ** draw.between(-4, -0.02))
         monkeypatch.setitem(BLOCK_BYTES, "cpu", draw.of(2**14, 2**18, 2**24))
         monkeypatch.setattr(sparse_products, "_GUESS", draw.of(0.7, 0.7, 20.0))  # too bold a one is put right
@@ -89,13 +98,49 @@ def test_no_error_exceeds_what_is_certified(small_tiles, monkeypatch):
         for ours, whole, bound in zip(found, exact, bounds, strict=True):
             assert bound <= told.tolerance
             error, norm = (ours - whole).norm().item(), whole.norm().item()
-            assert error <= (bound + 1e-10) * norm + 1e-12, (i, error, norm, told, options)
+            rounding = 1e-10 if whole.dtype == torch.float64 else 1e-4
+            assert error <= (bound + rounding) * norm + 0.01 * rounding, (i, error, norm, told, options)
             ratios += [error / (bound * norm)] if bound > 1e-8 else []
         shares += [told.input_active, told.weight_active]
     assert sum(share < 0.5 for share in shares) > 40  # and it does leave out
     assert passes.count(False) > 5  # by second passes, too
     assert max(ratios) > 0.9  # as exact as a bound can be, where one row is all there is
     assert sorted(ratios)[len(ratios) // 2] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("factor", "options"),
+    [
+        ({"hidden": 60.0}, {}),  # fitted tokens: every other logit is 60 or more below the target's
+        ({"hidden": 500.0}, {}),
+        ({"hidden": 0.005}, {"softcap": 0.01, "linear_bias": 0.25}),  # all logits at the cap
+        ({}, {"token_weight": 1e-25, "reduction": "sum"}),
+        ({}, {"token_weight": 1e-38, "reduction": "sum"}),
+        ({}, {"token_weight": 1e20, "reduction": "sum"}),
+        ({"head": 1e-25, "hidden": 1e25}, {}),
+        ({"head": 1e34, "hidden": 1e-34}, {}),
+        ({"head": 1e-25}, {}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_that_are_tiny_or_huge(small_tiles, factor, options, dtype):
+    """Their squares leave float32: the certificate must not call that 0, nor anything raise."""
+    generator = torch.Generator().manual_seed(0)
+    target, noise = torch.randint(200, (90,), generator=generator), torch.randn(290, 200, generator=generator) / 500
+    weight = torch.eye(200, dtype=torch.float64) + noise[:200]
+    hidden = weight[target] + noise[200:]
+    for name, size in (("token_weight", 90), ("linear_bias", 200)):
+        options = {**options, **({name: torch.full((size,), options[name], dtype=dtype)} if name in options else {})}
+    h, w = (hidden * factor.get("hidden", 1)).to(dtype), (weight * factor.get("head", 1)).to(dtype)
+    told = GradientTolerance(0.01)
+    exact, found = gradients(h, w, target, 0.0, **options), gradients(h, w, target, told, **options)
+    for ours, whole, bound in zip(found, exact, (told.input_bound, told.weight_bound), strict=True):
+        ours, whole = ours.double(), whole.double()
+        size = whole.abs().max().clamp(min=1e-300)
+        error = ((ours - whole) / size).norm() / (whole / size).norm().clamp(min=1e-300)
+        rounding = 1e-4 if size > 1e-36 else 0.3  # denormal numbers have few digits
+        assert bound <= 0.01
+        assert error <= bound + rounding, (error, told)
 
 
 def test_rare_classes_side_by_side_leave_most_tiles_out():
@@ -122,6 +167,7 @@ def test_what_is_constant_in_a_tile_is_exact(small_tiles):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(160, 5, generator=generator, dtype=torch.float64)
     hidden, target = torch.zeros(64, 5, dtype=torch.float64), torch.randint(160, (64,), generator=generator)
+    hidden[:, 0], weight[:, 0] = 1, 0
     told = GradientTolerance(1e-9)
     exact = gradients(hidden, weight, target, 0.0, label_smoothing=0.1)
     found = gradients(hidden, weight, target, told, label_smoothing=0.1)
@@ -153,6 +199,19 @@ def test_other_paths_stay_exact_and_say_so():
     wrong: Any = "0.1"
     with pytest.raises(TypeError, match="gradient_tolerance must be a Python number, got str"):
         linear_cross_entropy(torch.eye(3), torch.eye(3), torch.arange(3), gradient_tolerance=wrong)
+
+
+def test_what_the_backward_computes_is_not_told_before():
+    told, hidden = GradientTolerance(0.1), torch.ones(3, 2, requires_grad=True)
+    assert copy.deepcopy([told])[0] is told
+    options: dict[str, Any] = {"gradient_tolerance": told, "implementation": "chunked", "reduction": "none"}
+    loss = linear_cross_entropy(hidden, torch.ones(300, 2), torch.arange(3), **options)
+    assert [math.isnan(told.input_active), math.isnan(told.input_bound), told.weight_active] == [True, True, 1]
+    loss.sum().backward()
+    assert (told.input_active, told.input_bound) == (1, 0)
+    with torch.no_grad():
+        linear_cross_entropy(hidden, torch.ones(300, 2), torch.arange(3), **options)
+    assert told.input_active == 1
 
 
 def test_a_gradient_that_mostly_cancels_is_put_right(small_tiles):

@@ -112,7 +112,16 @@ said(target=target.roll(rank))
 assert linear_cross_entropy(hidden, head[mine], target, process_group=group).isfinite()  # and goes on
 
 # Fails while it computes: in the forward, in the statistics, in the backward.
-said(token_weight=scale - 10 * rank)
+said(token_weight=scale + rank)
+said(linear_bias=bias[mine] if rank else None)
+said(**{"input": "none"} if rank else {})
+for call in (linear_cross_entropy, head_statistics):
+    empty = call(hidden[0, :0], head[mine], target[0, :0], process_group=group)
+assert empty.argmax.shape == (0,)
+assert linear_cross_entropy(hidden[0, :0], head[mine], target[0, :0], process_group=group, reduction="sum") == 0
+kernel.chunked._run, run = (lambda *_, **__: torch.empty(2**60)) if rank else kernel.chunked._run, kernel.chunked._run
+said(implementation="chunked")
+kernel.chunked._run = run
 try:
     head_statistics(hidden, head[mine] / (1 - rank), target, process_group=group)
 except Exception as error:
@@ -136,6 +145,22 @@ except RuntimeError as error:
     assert "differentiate twice" in str(error)
 else:
     raise AssertionError("a second derivative")
+
+# What the backward needed goes with it.
+import gc, weakref
+
+class Held:
+    def __init__(self, tensor):
+        self.tensor = tensor.detach()
+        held.add(self)
+
+held = weakref.WeakSet()
+with torch.autograd.graph.saved_tensors_hooks(Held, lambda x: x.tensor):
+    loss = linear_cross_entropy(h, w, target, process_group=group, implementation="reference")
+assert len(held) > 5
+loss.backward()
+gc.collect()
+assert not held
 """
 
 
@@ -172,6 +197,10 @@ def said(*arguments, **options):
     except Exception as error:
         print(type(error).__name__, error, flush=True)
 
+split, whole = (distribute_tensor(hidden, mesh, [placement]) for placement in (Shard(0), Replicate()))
+said(split if rank else hidden, ours, target)  # wrong in one process
+said(hidden, ours, target, process_group="tp" if rank else None)
+said(whole if rank else hidden, head[mine], target, process_group=group)
 said(hidden, distribute_tensor(head, mesh, [Replicate()]), target)
 said(distribute_tensor(hidden, mesh, [Shard(0)]), ours, target)
 said(distribute_tensor(hidden, mesh, [Replicate()]), head, target)
@@ -235,8 +264,15 @@ def test_dtensors_fsdp_and_the_fused_kernels(tmp_path):
         "ValueError process_group must be None or hold the processes [0, 1] of linear_weight's mesh, got [",
         "ValueError target must be the same in every process of the group",
     ]
-    for out in run(tmp_path, (7, 6), SHARDED + FUSED):
-        lines = out.splitlines()
+    first, second = (out.splitlines() for out in run(tmp_path, (7, 6), SHARDED + FUSED))
+    alone = [
+        "ValueError input must be the same in every process, Replicate(), got Shard(dim=0).",
+        "TypeError process_group must be a torch.distributed.ProcessGroup or None, got str.",
+        "TypeError input must be a plain tensor where linear_weight is one, got a DTensor",
+    ]
+    assert [line.startswith(text) for line, text in zip(second[:3], alone, strict=True)] == [True] * 3, second
+    assert first[:3] == ["RuntimeError process 1 of process_group refused its arguments; its error says why."] * 3
+    for lines in (first[3:], second[3:]):
         assert [line.startswith(text) for line, text in zip(lines, begin, strict=True)] == [True] * len(begin), lines
         assert "with placement Replicate()" in lines[0]
         assert "over a mesh of 2 dimensions" in lines[3]
@@ -250,15 +286,19 @@ def test_one_process_that_is_wrong_or_fails_stops_all(tmp_path):
         assert out[1].startswith("ValueError input's shape, dtype and requires_grad and the options must be the same")
         assert out[2].startswith("ValueError target must be in [0, 13) or equal ignore_index=-100, got ")
         assert out[4].startswith("ValueError target must be the same in every process of the group")
-        assert len(out) == 8
+        assert out[5].startswith("ValueError token_weight must be the same in every process of the group")
+        assert "linear_bias and token_weight given in all or in none" in out[6]
+        assert len(out) == 11
     assert first[3].startswith("ValueError softcap must be None or in ")
     assert second[3].startswith("RuntimeError process 0 of process_group refused its arguments")
     failed = "RuntimeError process 1 of process_group failed while it computed; its error says why."
-    assert first[5:7] == [failed, failed]
-    assert second[5].startswith("ValueError token_weight must be finite and at least 0, got ")
-    assert second[6].startswith("ValueError input, linear_weight and linear_bias must give finite logits")
-    assert "alloc" in first[7]
-    assert second[7].startswith("RuntimeError another process of process_group failed while it computed")
+    assert first[7] == first[0]
+    assert second[7] == "TypeError input must be a torch.Tensor, got str."
+    assert first[8:10] == [failed, failed]
+    assert "alloc" in second[8]
+    assert second[9].startswith("ValueError input, linear_weight and linear_bias must give finite logits")
+    assert "alloc" in first[10]
+    assert second[10].startswith("RuntimeError another process of process_group failed while it computed")
 
 
 def test_it_takes_process_groups_alone():

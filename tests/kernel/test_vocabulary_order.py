@@ -85,7 +85,9 @@ def test_a_fused_model_keeps_its_own_order(tied):
         before = copy.deepcopy(model.state_dict())
         fuse_loss(model, label_smoothing=0.1, **options)
         model = copy.deepcopy(model)
+        told.weight_active = 0.0
         model(tokens, labels=tokens).loss.backward()
+        assert not options or told.weight_active == 1  # told by the copy
         assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
         found.append([p.grad for p in model.parameters()])
     for ours, whole in zip(*found, strict=True):
