@@ -49,7 +49,7 @@ def fit_head_temperature(
         bounds: Range of T to search, around 1.
 
     Returns:
-        The fit, to 1e-6 in log T or the accuracy of the statistics' dtype.
+        The fit, to 2e-6 in log T or the accuracy of the statistics' dtype.
 
     Raises:
         TypeError: If ``batches`` is an iterator, which could be read only once, or an argument has the wrong type.

@@ -366,6 +366,30 @@ def test_the_command(place, known, tmp_path, capsys, monkeypatch):
     assert "tokenizer must have one token for each of" in capsys.readouterr().err
 
 
+def test_what_is_cut_off_is_drawn_from_all_of_a_file(known):
+    """Files are sorted, by subject or source: neither their first questions nor their first pairs stand for them."""
+    question = next(q for q in known.questions if q.part == "scored")
+    pair = next(p for p in known.pairs if p.part == "scored")
+    many = dataclasses.replace(
+        known,
+        questions=tuple(
+            dataclasses.replace(question, part=part, characters=(*question.characters[:-1], i + 1))
+            for i in range(400)
+            for part in ("fit", "scored")
+        ),
+        pairs=(
+            *known.pairs,
+            *(dataclasses.replace(pair, response=(*pair.response, i % 20, i // 20)) for i in range(400)),
+        ),
+    )
+    data = documents_of(many, config(known, evaluated=100, held_out=60))
+    for part, count in (("fit", 25), ("scored", 75)):
+        places = [q.characters[-1] for q in data.along[part].questions]
+        assert len(places) == count
+        assert max(places) > 300
+    assert max(d.tokens[-1] for d in data.responses["scored"]) > 14
+
+
 def test_text_is_cut_where_it_leaves_the_vocabulary():
     within = np.ones(9, bool)
     within[8] = False
