@@ -166,6 +166,10 @@ def test_token_ids_travel(place, known, tmp_path):
     changed = dataclasses.replace(known, questions=(other, *known.questions[1:]))
     write_tokens(changed, tmp_path / "other.npz")
     assert read_tokens(tmp_path / "other.npz").digest != known.digest
+    elsewhere = dataclasses.replace(known, facts={**known.facts, "transformers": "10", "checked_cross_entropy": 2.7})
+    write_tokens(elsewhere, tmp_path / "elsewhere.npz")
+    assert read_tokens(tmp_path / "elsewhere.npz").digest == known.digest
+    assert read_tokens(tmp_path / "elsewhere.npz").facts["transformers"] == "10"
     for content in (b"", b"no npz", (place / "tokens.npz").read_bytes()[:500]):
         (tmp_path / "none.npz").write_bytes(content)
         with pytest.raises(ValueError, match=r"must be a file of python -m analysis\.real_tuning encode"):
@@ -313,7 +317,12 @@ def test_other_losses_and_adapters(place, known):
     assert adapted["head_norm"].nunique() == 1  # not tuned
 
 
-def test_what_does_not_fit_is_refused(place, known):
+def test_what_does_not_fit_is_refused(place, known, tmp_path):
+    facts = {**known.facts, "revision": "sha256:0"}
+    write_tokens(dataclasses.replace(known, facts=facts), tmp_path / "of_another.npz")
+    other = read_tokens(tmp_path / "of_another.npz")
+    with pytest.raises(ValueError, match=r"model must be the one of tokens \(sha256:0\), got .*tiny \(sha256:"):
+        tune_on_pairs(config(other), model=place / "tiny", tokens=tmp_path / "of_another.npz")
     with pytest.raises(ValueError, match="model and tokens must be tiny and 0, got tiny and"):
         tuned(place, dataclasses.replace(known, digest="0"))
     with pytest.raises(ValueError, match=r"pairs must be at most the \d+ of the training part"):

@@ -66,8 +66,11 @@ def tune_on_pairs(
         raise ValueError(
             f"model and tokens must be {config.model} and {config.tokens}, got {Path(model).name} and {known.digest}."
         )
+    pretrained, revision = _loaded(Path(model))
+    if revision != known.facts["revision"]:
+        raise ValueError(f"model must be the one of tokens ({known.facts['revision']}), got {model} ({revision}).")
     data = documents_of(known, config)
-    tuned = copy.deepcopy(_loaded(Path(model)))
+    tuned = copy.deepcopy(pretrained)
     cut_vocabulary(tuned, data.kept)
     tuned = _adapted(tuned, config).to(device)
     readings = _readings(tuned, config)
@@ -116,9 +119,10 @@ def _read(tokens: Path) -> TokenFile:
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: Path) -> Any:
-    """Read once in each process; copied for every run."""
-    return load_model(model, with_tokenizer=False).model
+def _loaded(model: Path) -> tuple[Any, str]:
+    """The model and its revision, read once in each process; copied for every run."""
+    loaded = load_model(model, with_tokenizer=False)
+    return loaded.model, loaded.revision
 
 
 def _adapted(model: Any, config: PairConfig) -> Any:
