@@ -264,6 +264,19 @@ def test_scores_of_choices():
     assert bins.loc[bins["reading"] == "as_trained", "n"].sum() == 200
 
 
+def test_the_interval_of_a_calibrated_models_error_begins_at_zero():
+    """Quantiles of resamples lie above an error that is noise: the smallest of them is no lower end."""
+    draw = np.random.default_rng(1)
+    z = draw.normal(size=(1500, 4))
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    answer = (p.cumsum(-1) < draw.random((1500, 1))).sum(-1).clip(0, 3)
+    asked = Asked(dict.fromkeys(VIEWS, z), answer, np.array(["a"] * 1500))
+    line = choice_lines(asked, asked, bins=True)[0]
+    assert line["ece"] < 0.05
+    assert line["ece_low"] == 0
+    assert line["ece_low"] < line["ece_high"] < 2 * line["ece"]
+
+
 def test_a_tuning_is_measured_after_each_epoch(place, known):
     row, table = tuned(place, known, epochs=2)
     assert sorted(set(table["epoch"])) == [0, 1, 2]
