@@ -303,11 +303,13 @@ def test_a_run_that_was_stopped_goes_on(place, known, tmp_path, monkeypatch):
         return plain(*arguments, **options)
 
     monkeypatch.setattr(pair_tuning, "_measure", stops)
+    monkeypatch.setattr(pair_tuning, "_KEPT_EVERY", 0.0)
     three = config(known, epochs=3)
     files = {"model": place / "tiny", "tokens": place / "tokens.npz", "checkpoints": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         tune_on_pairs(three, **files)
     assert (tmp_path / f"{config_key(three)}.pt").exists()
+    (tmp_path / f"{config_key(three)}.unfinished").write_bytes(b"of a process that was killed")
     again = tune_on_pairs(three, **files)
     assert not list(tmp_path.iterdir())
     assert len(calls) == 3 + 2  # epochs 2 and 3

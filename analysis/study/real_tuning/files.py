@@ -84,7 +84,8 @@ def read_choices(paths: Sequence[Path]) -> tuple[list[ChoiceQuestion], list[File
 
 
 def read_pairs(paths: Sequence[Path]) -> tuple[list[Pair], list[FileFacts]]:
-    """Read pairs: ``instruction``, ``response`` and, where there is one, ``input``. The part is the instruction's.
+    """Read pairs: ``instruction``, ``response`` and, where there is one, ``input``. The part is that of the
+    instruction with its input.
 
     Raises:
         OSError: If a file cannot be read.

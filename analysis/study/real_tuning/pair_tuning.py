@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -32,6 +31,7 @@ __all__ = ["checked_cross_entropy", "tune_on_pairs"]
 
 _ASKED = (0.1, 0.2)  # b whose effect a tuning without smoothing is asked to predict
 _SOLVED = 1024  # tokens that the predictions are solved on: each step is a pass over the head
+_KEPT_EVERY = 60.0  # seconds at least between two states of a run: gigabytes each
 _BOUNDS = (0.05, 20.0)  # of temperatures
 
 
@@ -45,8 +45,9 @@ def tune_on_pairs(
         model: Folder or GGUF file of the model.
         tokens: File of token ids.
         device: Where to train; on CUDA under bfloat16 autocast with float32 weights.
-        checkpoints: Folder in which the state after each epoch is kept until the run ends: a run that was stopped goes
-            on from there. Three times the weights in size. None for none.
+        checkpoints: Folder in which the state after an epoch is kept until the run ends, at most once a minute: a run
+            that was stopped goes on from there. Three times the weights in size, and twice that while it is written
+            (3.2 GB for Gemma-3-270M). None for none.
 
     Returns:
         The config's numbers and ``measurements``. Lines have ``epoch``, ``split`` (``train``, ``fit``, ``scored``),
@@ -81,7 +82,8 @@ def tune_on_pairs(
         measured = _measure(_base(tuned), data, readings, ends=ends, predict=ends and not config.label_smoothing)
         lines += [{"epoch": epoch, "training_loss": loss, **line, **head_norms(_base(tuned))} for line in measured]
     if place is not None:
-        place.unlink(missing_ok=True)
+        for path in (place, _unfinished(place)):
+            path.unlink(missing_ok=True)
     return {
         **{name: getattr(config, name) for name in _SET},
         "rows": len(data.kept),
@@ -161,7 +163,7 @@ def _epochs(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / warm_up))
     order = torch.Generator().manual_seed(config.seed)
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
-    done = _resumed(place, parts, order, lines)
+    done, kept = _resumed(place, parts, order, lines), time.monotonic()
     if done is None:
         yield 0, None
         done = 0
@@ -182,14 +184,20 @@ def _epochs(
                 schedule.step()
                 losses.append(loss.detach())
             yield epoch, float(torch.stack(losses).mean())
-            if place is not None and epoch < config.epochs:
+            if place is not None and epoch < config.epochs and time.monotonic() - kept >= _KEPT_EVERY:
                 _keep(place, parts, order, epoch, lines)
+                kept = time.monotonic()
+
+
+def _unfinished(place: Path) -> Path:
+    """Where a state is written first: one name, so that what a killed process left is overwritten."""
+    return place.with_suffix(".unfinished")
 
 
 def _keep(place: Path, parts: dict[str, Any], order: torch.Generator, epoch: int, lines: list[dict[str, Any]]) -> None:
     """Write the state after an epoch, whole or not at all."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_suffix(f".{os.getpid()}")
+    unfinished = _unfinished(place)
     state = {name: part.state_dict() for name, part in parts.items()}
     torch.save({**state, "order": order.get_state(), "epoch": epoch, "lines": lines}, unfinished)
     unfinished.replace(place)
