@@ -89,7 +89,7 @@ def write_lines(path, rows):
 
 def test_files_of_questions_and_pairs(tmp_path):
     question = {"question": "q?", "options": ["a", "b"], "answer": 1, "subject": "s"}
-    path = write_lines(tmp_path / "some_test.jsonl.gz", [question, question, {**question, "question": "r?"}])
+    path = write_lines(tmp_path / "some_test.jsonl.gz", [question, question, {**question, "question": " r?\n"}])
     found, (facts,) = read_choices([path])
     assert [q[:4] for q in found] == [("some_test", "q?", ("a", "b"), 1), ("some_test", "r?", ("a", "b"), 1)]
     assert (facts.name, facts.rows, len(facts.sha256)) == ("some_test.jsonl.gz", 3, 64)
