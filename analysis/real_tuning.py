@@ -176,8 +176,13 @@ def _check(options: argparse.Namespace) -> int:
     known, path = read_tokens(options.tokens), _model(options.model)
     loaded = load_model(path, with_tokenizer=False)
     found, accuracy = checked_cross_entropy(loaded.model.to(options.device), known)
+    if options.device.startswith("cuda"):
+        half, _ = checked_cross_entropy(loaded.model, known, autocast=True)
+        print(f"{half:.4f} nats under bfloat16 autocast, as runs are")
     expected = known.facts["checked_cross_entropy"]
-    print(f"{loaded.name} ({loaded.revision}): {found:.4f} nats, accuracy {accuracy:.3f} on {options.device}")
+    print(
+        f"{loaded.name} ({loaded.revision}): {found:.4f} nats, accuracy {accuracy:.3f} on {options.device} in float32"
+    )
     if loaded.revision != known.facts["revision"]:
         raise ValueError(f"MODEL must be the one of {options.tokens} ({known.facts['revision']}), got another file.")
     if expected is None:

@@ -291,6 +291,18 @@ def test_a_tuning_is_measured_after_each_epoch(place, known):
     assert (row["rows"], row["vocabulary"], row["pairs"]) == (97, None, 12)
 
 
+def test_the_same_questions_are_asked_at_every_epoch(place, known):
+    _, table = tuned(place, known, epochs=2, whole=True, evaluated=8)
+    asked = table.loc[(table["view"] == "cloze") & (table["source"] == "all") & table["accuracy"].notna()]
+    asked = asked.loc[(asked["reading"] == "as_trained") & asked["nll"].notna()]
+    assert asked.loc[asked["exam"] == "along", "epoch"].tolist() == [0, 1, 2]
+    assert asked.loc[asked["exam"] == "whole", "epoch"].tolist() == [0, 2]
+    data = documents_of(known, config(known, whole=True, evaluated=8))
+    assert len(data.along["scored"].questions) < len(data.ends["scored"].questions)
+    fitted = table.loc[(table["reading"] == "post_hoc") & (table["view"] == "response")]
+    assert fitted["epoch"].tolist() == [0, 1, 2]
+
+
 def test_a_run_that_was_stopped_goes_on(place, known, tmp_path, monkeypatch):
     whole, _ = tuned(place, known, epochs=3)
     plain = pair_tuning._measure

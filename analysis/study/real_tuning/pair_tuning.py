@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def tune_on_pairs(
         The config's numbers and ``measurements``. Lines have ``epoch``, ``split`` (``train``, ``fit``, ``scored``),
         ``view``, ``source``, ``reading`` and ``read_at``. Views: ``response`` and ``text`` (next token over the whole
         vocabulary), ``cloze``, ``cloze_norm`` and ``letters`` (options of questions:
-        :func:`.choice_scores.choice_lines`). Readings: ``as_trained``, with the loss's temperature and cap; ``plain``,
+        :func:`.choice_scores.choice_lines`), which have an ``exam``: ``along``, the same questions at every epoch, and
+        with ``config.whole`` also ``whole``, all of them, before and after.
+        Readings: ``as_trained``, with the loss's temperature and cap; ``plain``,
         without them, where they differ; ``post_hoc``, at the temperature that fits the part ``fit``. Before tuning and
         at the end of tunings without smoothing ``response`` and ``text`` also have the falls that shared changes
         predict (:func:`.responses.shared_falls`), and ``response`` of the part ``scored`` has the features' spectrum.
@@ -103,12 +106,13 @@ _SET = (
 
 
 @torch.no_grad()
-def checked_cross_entropy(model: Any, known: TokenFile) -> tuple[float, float]:
-    """Cross entropy in nats and accuracy on the pieces of the file that a model is checked on, in float32."""
+def checked_cross_entropy(model: Any, known: TokenFile, *, autocast: bool = False) -> tuple[float, float]:
+    """Cross entropy in nats and accuracy on the pieces of the file that a model is checked on, in float32 or not."""
     total, right, count = 0.0, 0, 0
     for ids in known.checked:
         tokens = torch.tensor([ids], device=model.device)
-        logits, target = model(tokens).logits[0, :-1].float(), tokens[0, 1:]
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):
+            logits, target = model(tokens).logits[0, :-1].float(), tokens[0, 1:]
         total += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
         right, count = right + int((logits.argmax(-1) == target).sum()), count + len(target)
     return total / count, right / count
@@ -227,23 +231,24 @@ def _measure(
     named |= {("scored", "text"): data.texts} if data.texts else {}
     known = {key: hidden_states(model, documents, pad=data.pad, autocast=autocast) for key, documents in named.items()}
     falls = _falls(known, head, readings[0]) if predict else {}
-    post_hoc = [_fitted(known["fit", "response"], head, readings[0])] if ends else []
+    post_hoc = _fitted(known["fit", "response"], head, readings[0])
     for (split, view), states in known.items():
         extra = spectrum(states.hidden) if ends and (split, view) == ("scored", "response") else {}
-        for reading in (*readings, *(post_hoc if split == "scored" else ())):
+        for reading in (*readings, *([post_hoc] if split == "scored" else ())):
             line = {"split": split, "view": view, "source": "all", "reading": reading.name}
             scores = vocabulary_scores(states, head, reading)
             added = {**extra, **falls.get((split, view), {})} if reading is readings[0] else {}
             yield {**line, "read_at": reading.temperature, **scores, **added}
-    exams = data.ends if ends else data.along
-    for reading in readings:
-        fit, scored = (_asked(model, head, exams[part], data, reading) for part in ("fit", "scored"))
+    # The same questions at every epoch, so that a column of them has no jump; all of them apart.
+    exams = {"along": data.along} | ({"whole": data.ends} if ends and data.ends is not data.along else {})
+    for (exam, asked), reading in product(exams.items(), readings):
+        fit, scored = (_asked(model, head, asked[part], data, reading) for part in ("fit", "scored"))
         for line in choice_lines(fit, scored, bins=ends):
             if line["reading"] == "post_hoc" and reading is not readings[0]:
                 continue  # one fit is enough
             if line["reading"] == "as_trained":
                 line["reading"] = reading.name
-            yield line
+            yield {"exam": exam, **line}
 
 
 def _asked(model: Any, head: ModelHead, exam: Exam, data: PairDocuments, reading: Reading) -> Asked:
