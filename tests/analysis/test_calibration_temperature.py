@@ -247,14 +247,14 @@ def test_ignored_tokens_are_not_in_the_sample(monkeypatch):
 
 
 def test_a_hundred_streams_are_within_the_stated_accuracy():
-    generator = torch.Generator().manual_seed(3)
-    for seed in range(100):
-        n, v, d = (int(torch.randint(*ends, (), generator=generator)) for ends in ((20, 200), (3, 12), (2, 5)))
-        hidden, weight, target = head_problem(1.3, n, v, d, seed)
-        target = torch.where(torch.rand(n, generator=generator) < 0.3, seed % v, target)
+    for seed in range(100):  # more tokens than the sample takes, few targets by chance, sharp logits
+        generator = torch.Generator().manual_seed(seed)
+        hidden = 3 * torch.randn(300, 3, generator=generator, dtype=torch.float64)
+        weight = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+        target = torch.randint(5, (300,), generator=generator)
+        target = torch.where(torch.rand(300, generator=generator) < 0.5, (hidden @ weight.T).argmax(-1), target)
         exact, fit = fit_temperature(hidden @ weight.T, target), fit_head_temperature([(hidden, target)], weight)
-        assert fit.at_bound == exact.at_bound, seed
-        assert math.log(fit.temperature) == pytest.approx(math.log(exact.temperature), abs=5e-6), seed
+        assert math.log(fit.temperature) == pytest.approx(math.log(exact.temperature), abs=2e-6), seed
 
 
 def test_the_sample_does_not_keep_batches_alive():
