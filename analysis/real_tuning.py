@@ -32,7 +32,7 @@ examples:
   python -m analysis.real_tuning encode gemma tokens.npz --questions mmlu.jsonl.gz arc.jsonl --tuning pairs.jsonl.gz
   python -m analysis.real_tuning check gemma tokens.npz --device cuda        is it the model that was encoded for?
   python -m analysis.real_tuning plan gemma tokens.npz --tier 1 --device cuda
-  python -m analysis.real_tuning run gemma tokens.npz --tier 1 --device cuda --workers 6 --max-minutes 5
+  python -m analysis.real_tuning run gemma tokens.npz --tier 1 --device cuda --workers 5 --max-minutes 3
   python -m analysis.real_tuning table gemma tokens.npz --tier 1             after all shards
 
 MODEL is gemma (Gemma-3-270M from its package, extra gemma; its weights are under the Gemma terms of use), smollm2, a
@@ -41,6 +41,7 @@ instruction, response and input; docs/real_tuning.md says how to make such files
 text as the model's file says; all else needs the weights and TOKENS alone, and may run under another transformers.
 Every run is a row on disk that is never computed twice; `run` may be stopped and started at will.
 """
+_AT_ONCE = 5  # runs on one GPU: Gemma needs about 17 GB for each
 _CLOSE = 0.05  # nats by which the cross entropy on the checked pieces may differ
 
 
@@ -85,12 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, text)
         command.add_argument("--tier", choices=TIERS, default="1", help="which runs (default: 1)")
         command.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-        command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: 1; 8 on cuda)")
+        command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: 1; 5 on cuda)")
+        command.set_defaults(at_once=_AT_ONCE)
         command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {shown(out)}")
         if name == "run":
             command.add_argument("--max-minutes", type=above_zero, metavar="M", help="start no run after this time")
             command.add_argument("--shard", type=shard, metavar="I/N", help="part I of N (from 1), without the table")
-            command.add_argument("--checkpoints", type=Path, metavar="DIR", help="keep the state after each epoch here")
+            command.add_argument("--checkpoints", type=Path, metavar="DIR", help="keep a state here, GBs each")
     smoke = add("smoke", "two tunings of a few steps on questions of the project's own", tokens=False)
     smoke.add_argument("--out", type=Path, default=out / "smoke", metavar="DIR", help=f"default: {shown(out)}/smoke")
     return parser
@@ -174,8 +176,13 @@ def _check(options: argparse.Namespace) -> int:
     known, path = read_tokens(options.tokens), _model(options.model)
     loaded = load_model(path, with_tokenizer=False)
     found, accuracy = checked_cross_entropy(loaded.model.to(options.device), known)
+    if options.device.startswith("cuda"):
+        half, _ = checked_cross_entropy(loaded.model, known, autocast=True)
+        print(f"{half:.4f} nats under bfloat16 autocast, as runs are")
     expected = known.facts["checked_cross_entropy"]
-    print(f"{loaded.name} ({loaded.revision}): {found:.4f} nats, accuracy {accuracy:.3f} on {options.device}")
+    print(
+        f"{loaded.name} ({loaded.revision}): {found:.4f} nats, accuracy {accuracy:.3f} on {options.device} in float32"
+    )
     if loaded.revision != known.facts["revision"]:
         raise ValueError(f"MODEL must be the one of {options.tokens} ({known.facts['revision']}), got another file.")
     if expected is None:

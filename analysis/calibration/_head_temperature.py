@@ -18,6 +18,7 @@ Batches = Callable[[], Iterable[tuple[Any, Any]]] | Iterable[tuple[Any, Any]]
 _SAMPLE = 256  # tokens at most that a bracket is searched on, and half of that at least
 _NEAR = 1e-3  # in log T: where three slopes are read for the last step
 _CLOSE = 3e-4  # a last step this short leaves an error of about its square
+_MOST = 40  # rounds at most: where rounding leaves a plateau of zeros no round narrows the bracket
 
 
 def fit_head_temperature(
@@ -48,7 +49,7 @@ def fit_head_temperature(
         bounds: Range of T to search, around 1.
 
     Returns:
-        The fit, to 1e-6 in log T or the accuracy of the statistics' dtype.
+        The fit, to 2e-6 in log T or the accuracy of the statistics' dtype.
 
     Raises:
         TypeError: If ``batches`` is an iterator, which could be read only once, or an argument has the wrong type.
@@ -83,6 +84,9 @@ class _Slopes:
         self.batches, self.weight, self.head = batches, weight, head
         self.at: dict[float, Moments] = {}  # log T -> moments
         self.n = 0
+        double = str(getattr(weight, "dtype", "")) == "torch.float64"
+        self.rounding = 8 * float(np.finfo(np.float64 if double else np.float32).eps)  # of statistics, relative
+        self.constant = math.log(weight.shape[0]) if getattr(weight, "ndim", 0) == 2 and len(weight) else math.nan
 
     def __call__(self, *log_ts: float) -> list[Moments]:
         """The moments at these temperatures, after one pass for those that are new."""
@@ -97,6 +101,14 @@ class _Slopes:
         right = next((x for x in points if self.at[x].slope > 0), None)
         below = [x for x in points if self.at[x].slope < 0 and (right is None or x < right)]
         return (below[-1] if below else None), right
+
+    def flat(self) -> bool:
+        """Whether the logits are constant in each row, as far as the temperatures asked for show.
+
+        A slope of 0 alone does not say so: a head that is sure of every target has it too, with a loss near 0.
+        """
+        error = self.rounding * (1 + self.constant)
+        return all(abs(m.nll - self.constant) < error and math.sqrt(m.slope_square) < error for m in self.at.values())
 
     def _pass(self, log_ts: list[float]) -> list[Moments]:
         from kernel import head_statistics
@@ -139,7 +151,8 @@ def _sample(batches: Batches, ignore_index: int) -> tuple[Tensor, Tensor] | None
         first = -seen % every
         for place in range(first, len(rows), every):
             if (seen + place) % every == 0:  # every may have grown
-                kept.append((seen + place, flat[rows[place]], labels[rows[place]]))
+                # copies: a view would keep its batch alive
+                kept.append((seen + place, flat[rows[place]].clone(), labels[rows[place]].clone()))
             if len(kept) > _SAMPLE:
                 every *= 2
                 kept = [token for token in kept if token[0] % every == 0]
@@ -155,19 +168,20 @@ def _search(slopes: _Slopes, ends: tuple[float, float], width: float) -> tuple[f
     In log T. Twice the standard error is how far off it is as an estimate of what other tokens would give.
     """
     slopes(*np.linspace(*ends, 7), 0.0)
-    if all(abs(m.slope) < 1e-12 for m in slopes.at.values()):
+    if slopes.flat():
         return 0.0, _NEAR  # undefined here: everything will say
-    while True:
+    for tries in range(_MOST):
         a, b = slopes.bracket()
         if a is None or b is None:
             return (ends[0] if a is None else ends[1]), 10 * width
         (below, above), root = slopes(a, b), _secant(slopes, a, b)
-        if b - a < width:
+        if b - a < width or tries == _MOST - 1:
             error = math.sqrt(max(below.slope_square, above.slope_square) / slopes.n)
             return root, max(width, 2 * error * (b - a) / (above.slope - below.slope))
         # Three temperatures close about the secant's prediction, the rest spread over the bracket.
         near = root + (b - a) * np.array([-0.03, 0.0, 0.03])
         slopes(*np.clip(np.concatenate([np.linspace(a, b, 5)[1:-1], near]), a, b))
+    raise AssertionError  # the last round returns
 
 
 def _secant(slopes: _Slopes, a: float, b: float) -> float:
@@ -179,19 +193,18 @@ def _finish(slopes: _Slopes, start: float, reach: float, bounds: tuple[float, fl
     """The temperature where the slope of all tokens is 0, from a guess and how far it may be off."""
     ends = math.log(bounds[0]), math.log(bounds[1])
     slopes(*np.clip([start - reach, start, start + reach], *ends), 0.0)
+    if slopes.flat() and (slopes(ends[0]), slopes.flat())[1]:  # the lowest temperature shows differences best
+        raise ValueError("batches must give logits that differ within a row: else the likelihood does not depend on T.")
     before, tries = slopes.at[0.0], 0
     while True:
         a, b = slopes.bracket()
-        if b is None or a is None:  # the guess was off to one side
-            edge, end = (max(slopes.at), ends[1]) if b is None else (min(slopes.at), ends[0])
+        if b is None or a is None:  # the guess was off to one side; no slope at all: sure of every target, T falls
+            up = b is None and a is not None
+            edge, end = (max(slopes.at), ends[1]) if up else (min(slopes.at), ends[0])
             if edge == end:
-                if all(abs(m.slope) < 1e-12 for m in slopes.at.values()):
-                    raise ValueError(
-                        "batches must give logits that differ within a row: else the likelihood does not depend on T."
-                    )
                 return fit_result(bounds[ends.index(end)], slopes.at[edge], math.nan, before, True, slopes.n)
             reach = max(2 * reach, 0.1)
-            slopes(max(end, edge - reach) if b is not None else min(end, edge + reach))
+            slopes(min(end, edge + reach) if up else max(end, edge - reach))
             continue
         tries += 1  # an interpolation can creep along one side
         guess = _interpolated(slopes, a, b) if tries < 4 else (a + b) / 2
@@ -199,8 +212,17 @@ def _finish(slopes: _Slopes, start: float, reach: float, bounds: tuple[float, fl
         below, final, above = slopes(root - _NEAR, root, root + _NEAR)
         curvature = (above.slope - below.slope) / (2 * _NEAR)
         step = -final.slope / curvature if curvature > 0 else math.inf
-        if abs(step) < _CLOSE or b - a < 2.1 * _NEAR:
-            best = root + step if abs(step) < _CLOSE else root
+        if abs(step) < _CLOSE or b - a < 2.1 * _NEAR or tries == _MOST:
+            best = root + step if abs(step) < 2 * _NEAR else root
+            if above.slope - below.slope <= slopes.rounding * (1 + final.nll):
+                low, high = slopes(*ends)
+                if final.nll >= min(low.nll, high.nll) - slopes.rounding * (1 + final.nll):
+                    # The sign changes by rounding, and the loss is least at a bound: low temperatures tell which.
+                    end = 0 if low.slope >= 0 else 1
+                    return fit_result(bounds[end], (low, high)[end], math.nan, before, True, slopes.n)
+                if curvature <= 0:  # within a plateau
+                    (left, right) = slopes(a, b)
+                    curvature = (right.slope - left.slope) / (b - a)
             within = min(max(math.exp(best), bounds[0]), bounds[1])
             return fit_result(within, final, curvature, before, False, slopes.n)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ __all__ = ["GgufFacts", "quick_reader", "read_facts"]
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_DEEPEST = 16  # lists within lists
+_LOCK = threading.RLock()  # the name of gguf that is replaced is one for all threads
 _PLAIN = {0: "F32", 1: "F16", 30: "BF16"}  # types of weights that are not quantised
 _TYPES = {
     2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
@@ -71,14 +74,16 @@ class _Cursor:
             raise ValueError("it ends within a text")
         return bytes(self.data[self.at - length : self.at]).decode("utf-8", errors="replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
             inner, length = self.numbers("IQ")
             if inner in _SCALARS:
                 return list(self.numbers(f"{length}{_SCALARS[inner]}"))
-            return [self.value(inner) for _ in range(length)]
+            if depth == _DEEPEST:
+                raise ValueError(f"it has lists nested deeper than {_DEEPEST}")
+            return [self.value(inner, depth + 1) for _ in range(length)]
         if kind not in _SCALARS:
             raise ValueError(f"it has a value of the unknown type {kind}")
         return self.numbers(_SCALARS[kind])[0]
@@ -123,18 +128,20 @@ def quick_reader() -> Iterator[None]:
     """Let transformers read a GGUF file once and quickly: while this lasts, gguf's reader is one that does.
 
     Lists are read at once instead of element by element, and a file that was read is not read again. The reader is
-    gguf's own in everything else; a version of gguf whose inside differs reads slowly, and rightly.
+    gguf's own in everything else; a version of gguf whose inside differs reads slowly, and rightly. Other threads that
+    want it wait until it ends; it may be nested.
 
     Raises:
         ImportError: If the package gguf is missing.
     """
     try:
         import gguf  # pyright: ignore[reportMissingImports]
+        from gguf.gguf_reader import GGUFReader  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(f"a GGUF file needs the package gguf: {pip_install('real')}") from error
-    plain, known = gguf.GGUFReader, {}
+    known = {}
 
-    class Quick(plain):
+    class Quick(GGUFReader):
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
             quick = None
             if int(raw_type) == _ARRAY and sys.byteorder == "little" and self.byte_order == "I":
@@ -146,11 +153,13 @@ def quick_reader() -> Iterator[None]:
             known[str(path), mode] = Quick(path, mode)
         return known[str(path), mode]
 
-    gguf.GGUFReader = read
-    try:
-        yield
-    finally:
-        gguf.GGUFReader = plain
+    with _LOCK:
+        before = gguf.GGUFReader
+        gguf.GGUFReader = read
+        try:
+            yield
+        finally:
+            gguf.GGUFReader = before
 
 
 def _list_parts(types: Any, data: Any, start: int) -> tuple[int, list[Any], list[int], list[Any]] | None:

@@ -42,6 +42,8 @@ def known_words(facts: GgufFacts) -> dict[str, int]:
 def check_tokenizer(tokenizer: Any, facts: GgufFacts, name: str, version: str) -> None:
     """Refuse a tokenizer that cuts words which its file has whole, or that does not give a text back.
 
+    A file that has no word of :func:`known_words` as one piece is checked by the latter alone.
+
     Args:
         tokenizer: As it was rebuilt from the file.
         facts: What the file says.

@@ -3,6 +3,7 @@
 import inspect
 import math
 import time
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from scipy.optimize import minimize_scalar
 
 import kernel
-from analysis.calibration import fit_head_temperature, fit_temperature
+from analysis.calibration import _head_temperature, fit_head_temperature, fit_temperature
+from analysis.calibration._temperature import Moments
 
 TRUTHS = (0.05, 0.5, 1.7, 20.0)
 
@@ -242,3 +244,81 @@ def test_ignored_tokens_are_not_in_the_sample(monkeypatch):
     assert fit.n == int(kept.sum())
     assert math.log(fit.temperature) == pytest.approx(math.log(exact.temperature), abs=1e-6)
     assert min(read) <= 300 * 9
+
+
+def test_a_hundred_streams_are_within_the_stated_accuracy():
+    for seed in range(100):  # more tokens than the sample takes, few targets by chance, sharp logits
+        generator = torch.Generator().manual_seed(seed)
+        hidden = 3 * torch.randn(300, 3, generator=generator, dtype=torch.float64)
+        weight = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+        target = torch.randint(5, (300,), generator=generator)
+        target = torch.where(torch.rand(300, generator=generator) < 0.5, (hidden @ weight.T).argmax(-1), target)
+        exact, fit = fit_temperature(hidden @ weight.T, target), fit_head_temperature([(hidden, target)], weight)
+        assert math.log(fit.temperature) == pytest.approx(math.log(exact.temperature), abs=2e-6), seed
+
+
+def test_the_sample_does_not_keep_batches_alive():
+    hidden, _, target = head_problem(1.3)
+    batches = [(hidden[i : i + 1000].clone(), target[i : i + 1000].clone()) for i in range(0, 4000, 1000)]
+    sizes = []
+
+    def watched(tokens):
+        sizes.extend(token.untyped_storage().nbytes() for token in tokens)
+        return stack(tokens)
+
+    stack = torch.stack
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "stack", watched)
+        _head_temperature._sample(batches, -100)
+    assert max(sizes, default=0) == 16 * 8  # a hidden state of its own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_head_that_is_sure_of_every_target_asks_for_the_lowest_temperature(dtype):
+    hidden, target = 200 * torch.eye(4, dtype=dtype).repeat(3, 1), torch.arange(4).repeat(3)
+    fit = fit_head_temperature([(hidden, target)], torch.eye(4, dtype=dtype), bounds=(0.5, 1))
+    assert (fit.temperature, fit.at_bound) == (0.5, True)
+    assert fit_temperature(hidden, target, bounds=(0.5, 1))[0] == 0.5
+    with pytest.raises(ValueError, match="does not depend on T"):
+        fit_head_temperature([(0.3 * torch.ones_like(hidden), target)], torch.eye(4, dtype=dtype))
+
+
+def test_rounding_alone_makes_no_optimum():
+    """Logits so small that the slope's sign is rounding: no standard error below 0, no other bound than the exact."""
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        logits, target = 1e-3 * torch.randn(5, 7, generator=generator), torch.randint(7, (5,), generator=generator)
+        fit = fit_head_temperature([(logits, target)], torch.eye(7), bounds=(0.05, 20))
+        exact = fit_temperature(logits, target, bounds=(0.05, 20))
+        assert math.isnan(fit.standard_error) or fit.standard_error > 0, seed
+        if exact.at_bound:
+            assert (fit.temperature, fit.at_bound) == (exact.temperature, True), seed
+
+
+def test_a_plateau_of_zeros_ends_the_search():
+    """Half the tokens' loss falls with T, half rises: but in between every slope is exactly 0."""
+
+    class Plateau:
+        n, rounding = 10, 1e-15
+
+        def __init__(self):
+            self.at = {}
+
+        def __call__(self, *log_ts):
+            for x in log_ts:
+                slope = math.copysign(max(0.0, abs(x) - 0.5), x)
+                self.at[float(x)] = Moments(slope, slope**2, 1 + slope**2)
+            return [self.at[float(x)] for x in log_ts]
+
+        def flat(self):
+            return False
+
+        bracket = _head_temperature._Slopes.bracket
+
+    ends = math.log(0.1), math.log(10)
+    search, finish = cast(Any, _head_temperature._search), cast(Any, _head_temperature._finish)
+    start, reach = search(Plateau(), ends, 1e-3)
+    assert abs(start) < 0.6
+    fit = finish(Plateau(), start, reach, (0.1, 10))
+    assert abs(math.log(fit.temperature)) < 0.6
+    assert not fit.standard_error < 0

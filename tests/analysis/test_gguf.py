@@ -63,6 +63,17 @@ def test_what_is_no_such_file_is_refused(tmp_path, content):
         load_model(tmp_path / "m.gguf")
 
 
+def test_lists_within_lists_are_read_to_a_depth(tmp_path):
+    def nested(depth):
+        field = text("deep") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * depth + struct.pack("<IQI", 4, 1, 7)
+        (tmp_path / "m.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + field)
+        return read_facts(tmp_path / "m.gguf").fields["deep"]
+
+    assert nested(2) == [[[7]]]
+    with pytest.raises(OSError, match="lists nested deeper than 16"):
+        nested(5000)
+
+
 def test_a_file_that_was_cut_is_refused(tmp_path):
     whole = write(tmp_path / "m.gguf").read_bytes()
     for length in (100, 200, 300):
@@ -77,6 +88,9 @@ def test_the_quick_reader_is_the_plain_one(tmp_path):
     plain = gguf.GGUFReader(path)
     with quick_reader():
         quick = gguf.GGUFReader(path)
+        assert gguf.GGUFReader(path) is quick
+        with quick_reader():
+            assert gguf.GGUFReader(path).fields.keys() == quick.fields.keys()
         assert gguf.GGUFReader(path) is quick
     assert gguf.GGUFReader is reader
     assert list(quick.fields) == list(plain.fields)

@@ -89,7 +89,7 @@ def write_lines(path, rows):
 
 def test_files_of_questions_and_pairs(tmp_path):
     question = {"question": "q?", "options": ["a", "b"], "answer": 1, "subject": "s"}
-    path = write_lines(tmp_path / "some_test.jsonl.gz", [question, question, {**question, "question": "r?"}])
+    path = write_lines(tmp_path / "some_test.jsonl.gz", [question, question, {**question, "question": " r?\n"}])
     found, (facts,) = read_choices([path])
     assert [q[:4] for q in found] == [("some_test", "q?", ("a", "b"), 1), ("some_test", "r?", ("a", "b"), 1)]
     assert (facts.name, facts.rows, len(facts.sha256)) == ("some_test.jsonl.gz", 3, 64)
@@ -166,6 +166,10 @@ def test_token_ids_travel(place, known, tmp_path):
     changed = dataclasses.replace(known, questions=(other, *known.questions[1:]))
     write_tokens(changed, tmp_path / "other.npz")
     assert read_tokens(tmp_path / "other.npz").digest != known.digest
+    elsewhere = dataclasses.replace(known, facts={**known.facts, "transformers": "10", "checked_cross_entropy": 2.7})
+    write_tokens(elsewhere, tmp_path / "elsewhere.npz")
+    assert read_tokens(tmp_path / "elsewhere.npz").digest == known.digest
+    assert read_tokens(tmp_path / "elsewhere.npz").facts["transformers"] == "10"
     for content in (b"", b"no npz", (place / "tokens.npz").read_bytes()[:500]):
         (tmp_path / "none.npz").write_bytes(content)
         with pytest.raises(ValueError, match=r"must be a file of python -m analysis\.real_tuning encode"):
@@ -260,6 +264,19 @@ def test_scores_of_choices():
     assert bins.loc[bins["reading"] == "as_trained", "n"].sum() == 200
 
 
+def test_the_interval_of_a_calibrated_models_error_begins_at_zero():
+    """Quantiles of resamples lie above an error that is noise: the smallest of them is no lower end."""
+    draw = np.random.default_rng(1)
+    z = draw.normal(size=(1500, 4))
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    answer = (p.cumsum(-1) < draw.random((1500, 1))).sum(-1).clip(0, 3)
+    asked = Asked(dict.fromkeys(VIEWS, z), answer, np.array(["a"] * 1500))
+    line = choice_lines(asked, asked, bins=True)[0]
+    assert line["ece"] < 0.05
+    assert line["ece_low"] == 0
+    assert line["ece_low"] < line["ece_high"] < 2 * line["ece"]
+
+
 def test_a_tuning_is_measured_after_each_epoch(place, known):
     row, table = tuned(place, known, epochs=2)
     assert sorted(set(table["epoch"])) == [0, 1, 2]
@@ -274,6 +291,18 @@ def test_a_tuning_is_measured_after_each_epoch(place, known):
     assert (row["rows"], row["vocabulary"], row["pairs"]) == (97, None, 12)
 
 
+def test_the_same_questions_are_asked_at_every_epoch(place, known):
+    _, table = tuned(place, known, epochs=2, whole=True, evaluated=8)
+    asked = table.loc[(table["view"] == "cloze") & (table["source"] == "all") & table["accuracy"].notna()]
+    asked = asked.loc[(asked["reading"] == "as_trained") & asked["nll"].notna()]
+    assert asked.loc[asked["exam"] == "along", "epoch"].tolist() == [0, 1, 2]
+    assert asked.loc[asked["exam"] == "whole", "epoch"].tolist() == [0, 2]
+    data = documents_of(known, config(known, whole=True, evaluated=8))
+    assert len(data.along["scored"].questions) < len(data.ends["scored"].questions)
+    fitted = table.loc[(table["reading"] == "post_hoc") & (table["view"] == "response")]
+    assert fitted["epoch"].tolist() == [0, 1, 2]
+
+
 def test_a_run_that_was_stopped_goes_on(place, known, tmp_path, monkeypatch):
     whole, _ = tuned(place, known, epochs=3)
     plain = pair_tuning._measure
@@ -286,11 +315,13 @@ def test_a_run_that_was_stopped_goes_on(place, known, tmp_path, monkeypatch):
         return plain(*arguments, **options)
 
     monkeypatch.setattr(pair_tuning, "_measure", stops)
+    monkeypatch.setattr(pair_tuning, "_KEPT_EVERY", 0.0)
     three = config(known, epochs=3)
     files = {"model": place / "tiny", "tokens": place / "tokens.npz", "checkpoints": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         tune_on_pairs(three, **files)
     assert (tmp_path / f"{config_key(three)}.pt").exists()
+    (tmp_path / f"{config_key(three)}.unfinished").write_bytes(b"of a process that was killed")
     again = tune_on_pairs(three, **files)
     assert not list(tmp_path.iterdir())
     assert len(calls) == 3 + 2  # epochs 2 and 3
@@ -313,7 +344,12 @@ def test_other_losses_and_adapters(place, known):
     assert adapted["head_norm"].nunique() == 1  # not tuned
 
 
-def test_what_does_not_fit_is_refused(place, known):
+def test_what_does_not_fit_is_refused(place, known, tmp_path):
+    facts = {**known.facts, "revision": "sha256:0"}
+    write_tokens(dataclasses.replace(known, facts=facts), tmp_path / "of_another.npz")
+    other = read_tokens(tmp_path / "of_another.npz")
+    with pytest.raises(ValueError, match=r"model must be the one of tokens \(sha256:0\), got .*tiny \(sha256:"):
+        tune_on_pairs(config(other), model=place / "tiny", tokens=tmp_path / "of_another.npz")
     with pytest.raises(ValueError, match="model and tokens must be tiny and 0, got tiny and"):
         tuned(place, dataclasses.replace(known, digest="0"))
     with pytest.raises(ValueError, match=r"pairs must be at most the \d+ of the training part"):
@@ -364,6 +400,30 @@ def test_the_command(place, known, tmp_path, capsys, monkeypatch):
     wanted = ["--questions", str(questions), "--tuning", str(pairs)]
     assert main(["encode", files[0], str(tmp_path / "t.npz"), *wanted]) == 2  # two tokens for a space and a letter
     assert "tokenizer must have one token for each of" in capsys.readouterr().err
+
+
+def test_what_is_cut_off_is_drawn_from_all_of_a_file(known):
+    """Files are sorted, by subject or source: neither their first questions nor their first pairs stand for them."""
+    question = next(q for q in known.questions if q.part == "scored")
+    pair = next(p for p in known.pairs if p.part == "scored")
+    many = dataclasses.replace(
+        known,
+        questions=tuple(
+            dataclasses.replace(question, part=part, characters=(*question.characters[:-1], i + 1))
+            for i in range(400)
+            for part in ("fit", "scored")
+        ),
+        pairs=(
+            *known.pairs,
+            *(dataclasses.replace(pair, response=(*pair.response, i % 20, i // 20)) for i in range(400)),
+        ),
+    )
+    data = documents_of(many, config(known, evaluated=100, held_out=60))
+    for part, count in (("fit", 25), ("scored", 75)):
+        places = [q.characters[-1] for q in data.along[part].questions]
+        assert len(places) == count
+        assert max(places) > 300
+    assert max(d.tokens[-1] for d in data.responses["scored"]) > 14
 
 
 def test_text_is_cut_where_it_leaves_the_vocabulary():

@@ -63,7 +63,8 @@ def part_of(text: str, shares: tuple[float, float]) -> Part:
 def read_choices(paths: Sequence[Path]) -> tuple[list[ChoiceQuestion], list[FileFacts]]:
     """Read questions: ``question``, ``options`` (two or more texts) and ``answer``, the index of the right one.
 
-    A question that stands in several places, with the same options, is read once.
+    White space around a question goes, as lm-evaluation-harness has it. A question that stands in several places, with
+    the same options, is read once.
 
     Raises:
         OSError: If a file cannot be read.
@@ -78,13 +79,15 @@ def read_choices(paths: Sequence[Path]) -> tuple[list[ChoiceQuestion], list[File
             raise ValueError("options must be a list of two or more texts, none of them empty")
         if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(options):
             raise ValueError(f"answer must be the index of an option, got {answer!r}")
-        return ChoiceQuestion(source, question, tuple(options), answer, part_of(question, _QUESTION_SHARES))
+        return ChoiceQuestion(source, question.strip(), tuple(options), answer, part_of(question, _QUESTION_SHARES))
 
     return _read(paths, made, lambda q: (q.question, q.options))
 
 
 def read_pairs(paths: Sequence[Path]) -> tuple[list[Pair], list[FileFacts]]:
-    """Read pairs: ``instruction``, ``response`` and, where there is one, ``input``. The part is the instruction's.
+    """Read pairs: ``instruction``, ``response`` and, where there is one, ``input``.
+
+    The part is that of the instruction with its input.
 
     Raises:
         OSError: If a file cannot be read.

@@ -16,7 +16,8 @@ from ...lab.workers import available_cores
 
 __all__ = ["print_plan", "print_status", "processes", "run_grid", "shard"]
 
-# Runs that one GPU serves at once: each needs a core of the CPU and 8 GiB of the GPU, and little of its time.
+# Runs that one GPU serves at once: each needs a core of the CPU, little of the GPU's time, and of its memory 8 GiB with
+# SmolLM2. A command whose models need more sets ``at_once``.
 _OVERLAP = 8
 
 
@@ -30,7 +31,9 @@ def shard(text: str) -> tuple[int, int]:
 
 def processes(options: argparse.Namespace) -> int:
     """As many as were asked for; else one, or on CUDA as many as one GPU serves."""
-    return options.workers or (min(_OVERLAP, available_cores()) if options.device.startswith("cuda") else 1)
+    return options.workers or (
+        min(getattr(options, "at_once", _OVERLAP), available_cores()) if options.device.startswith("cuda") else 1
+    )
 
 
 def run_grid(function: Callable[[Any], Any], grid: Sequence[Any], options: argparse.Namespace) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from .vocabulary import kept_rows, renumbered
 
 __all__ = ["Exam", "PairDocuments", "documents_of"]
 
+_T = TypeVar("_T")
 _SHORTEST = 16  # tokens of a piece of text between tokens that are not read
 
 
@@ -69,16 +71,16 @@ def documents_of(known: TokenFile, config: PairConfig) -> PairDocuments:
         within[kept_rows(shares, config.within, config.within, needed)] = True
     pairs = [p for p in known.pairs if _inside(within, p.prompt, p.response)]
     questions = [q for q in known.questions if _inside(within, q.prompt, q.lettered, *q.options)]
-    texts = [run for text in known.texts for run in _runs(text, within)][: config.texts]
+    texts = _mixed([run for text in known.texts for run in _runs(text, within)])[: config.texts]
     pool = [p for p in pairs if p.part == "train"]
     wanted = config.pairs or len(pool)
     if not pool or wanted > len(pool):
         raise ValueError(f"pairs must be at most the {len(pool)} of the training part that can be read, got {wanted}.")
     drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(config.seed))[:wanted]
     chosen = [pool[i] for i in drawn.tolist()]
-    held = {part: [p for p in pairs if p.part == part][: config.held_out] for part in ("fit", "scored")}
+    held = {part: _mixed([p for p in pairs if p.part == part])[: config.held_out] for part in ("fit", "scored")}
     held["train"] = chosen[: config.held_out]
-    every = {part: [q for q in questions if q.part == part] for part in ("fit", "scored")}
+    every = {part: _mixed([q for q in questions if q.part == part]) for part in ("fit", "scored")}
     if lacking := [part for part in ("fit", "scored") if not every[part] or not held[part]]:
         raise ValueError(f"questions and pairs must have some of the part {lacking[0]!r}: give more of them.")
     kept = kept_rows(shares, config.vocabulary, config.within, needed)
@@ -103,6 +105,11 @@ def documents_of(known: TokenFile, config: PairConfig) -> PairDocuments:
     )
 
 
+def _mixed(documents: Iterable[_T]) -> list[_T]:
+    """In an order that says nothing, and is the same for good: files are sorted, by subject or by source."""
+    return sorted(documents, key=lambda document: hashlib.sha256(repr(document).encode()).digest())
+
+
 def _inside(within: NDArray[np.bool_], *several: Sequence[int]) -> bool:
     return bool(within.all()) or all(within[list(ids)].all() for ids in several)
 
@@ -121,7 +128,7 @@ def _masked(pair: TokenPair) -> Encoded:
 
 
 def _first(questions: Sequence[AskedQuestion], most: int) -> Iterable[AskedQuestion]:
-    """The first so many of each file, over both parts in their shares."""
+    """The first so many of each file, of documents that are mixed, over both parts in their shares."""
     seen: dict[str, int] = {}
     for q in questions:
         seen[q.source] = seen.get(q.source, 0) + 1

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ __all__ = ["checked_cross_entropy", "tune_on_pairs"]
 
 _ASKED = (0.1, 0.2)  # b whose effect a tuning without smoothing is asked to predict
 _SOLVED = 1024  # tokens that the predictions are solved on: each step is a pass over the head
+_KEPT_EVERY = 60.0  # seconds at least between two states of a run: gigabytes each
 _BOUNDS = (0.05, 20.0)  # of temperatures
 
 
@@ -45,14 +46,17 @@ def tune_on_pairs(
         model: Folder or GGUF file of the model.
         tokens: File of token ids.
         device: Where to train; on CUDA under bfloat16 autocast with float32 weights.
-        checkpoints: Folder in which the state after each epoch is kept until the run ends: a run that was stopped goes
-            on from there. Three times the weights in size. None for none.
+        checkpoints: Folder in which the state after an epoch is kept until the run ends, at most once a minute: a run
+            that was stopped goes on from there. Three times the weights in size, and twice that while it is written
+            (3.2 GB for Gemma-3-270M). None for none.
 
     Returns:
         The config's numbers and ``measurements``. Lines have ``epoch``, ``split`` (``train``, ``fit``, ``scored``),
         ``view``, ``source``, ``reading`` and ``read_at``. Views: ``response`` and ``text`` (next token over the whole
         vocabulary), ``cloze``, ``cloze_norm`` and ``letters`` (options of questions:
-        :func:`.choice_scores.choice_lines`). Readings: ``as_trained``, with the loss's temperature and cap; ``plain``,
+        :func:`.choice_scores.choice_lines`), which have an ``exam``: ``along``, the same questions at every epoch, and
+        with ``config.whole`` also ``whole``, all of them, before and after.
+        Readings: ``as_trained``, with the loss's temperature and cap; ``plain``,
         without them, where they differ; ``post_hoc``, at the temperature that fits the part ``fit``. Before tuning and
         at the end of tunings without smoothing ``response`` and ``text`` also have the falls that shared changes
         predict (:func:`.responses.shared_falls`), and ``response`` of the part ``scored`` has the features' spectrum.
@@ -66,8 +70,11 @@ def tune_on_pairs(
         raise ValueError(
             f"model and tokens must be {config.model} and {config.tokens}, got {Path(model).name} and {known.digest}."
         )
+    pretrained, revision = _loaded(Path(model))
+    if revision != known.facts["revision"]:
+        raise ValueError(f"model must be the one of tokens ({known.facts['revision']}), got {model} ({revision}).")
     data = documents_of(known, config)
-    tuned = copy.deepcopy(_loaded(Path(model)))
+    tuned = copy.deepcopy(pretrained)
     cut_vocabulary(tuned, data.kept)
     tuned = _adapted(tuned, config).to(device)
     readings = _readings(tuned, config)
@@ -78,7 +85,8 @@ def tune_on_pairs(
         measured = _measure(_base(tuned), data, readings, ends=ends, predict=ends and not config.label_smoothing)
         lines += [{"epoch": epoch, "training_loss": loss, **line, **head_norms(_base(tuned))} for line in measured]
     if place is not None:
-        place.unlink(missing_ok=True)
+        for path in (place, _unfinished(place)):
+            path.unlink(missing_ok=True)
     return {
         **{name: getattr(config, name) for name in _SET},
         "rows": len(data.kept),
@@ -98,12 +106,13 @@ _SET = (
 
 
 @torch.no_grad()
-def checked_cross_entropy(model: Any, known: TokenFile) -> tuple[float, float]:
-    """Cross entropy in nats and accuracy on the pieces of the file that a model is checked on, in float32."""
+def checked_cross_entropy(model: Any, known: TokenFile, *, autocast: bool = False) -> tuple[float, float]:
+    """Cross entropy in nats and accuracy on the pieces of the file that a model is checked on, in float32 or not."""
     total, right, count = 0.0, 0, 0
     for ids in known.checked:
         tokens = torch.tensor([ids], device=model.device)
-        logits, target = model(tokens).logits[0, :-1].float(), tokens[0, 1:]
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):
+            logits, target = model(tokens).logits[0, :-1].float(), tokens[0, 1:]
         total += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
         right, count = right + int((logits.argmax(-1) == target).sum()), count + len(target)
     return total / count, right / count
@@ -116,9 +125,10 @@ def _read(tokens: Path) -> TokenFile:
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: Path) -> Any:
-    """Read once in each process; copied for every run."""
-    return load_model(model, with_tokenizer=False).model
+def _loaded(model: Path) -> tuple[Any, str]:
+    """The model and its revision, read once in each process; copied for every run."""
+    loaded = load_model(model, with_tokenizer=False)
+    return loaded.model, loaded.revision
 
 
 def _adapted(model: Any, config: PairConfig) -> Any:
@@ -157,7 +167,7 @@ def _epochs(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / warm_up))
     order = torch.Generator().manual_seed(config.seed)
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
-    done = _resumed(place, parts, order, lines)
+    done, kept = _resumed(place, parts, order, lines), time.monotonic()
     if done is None:
         yield 0, None
         done = 0
@@ -178,14 +188,20 @@ def _epochs(
                 schedule.step()
                 losses.append(loss.detach())
             yield epoch, float(torch.stack(losses).mean())
-            if place is not None and epoch < config.epochs:
+            if place is not None and epoch < config.epochs and time.monotonic() - kept >= _KEPT_EVERY:
                 _keep(place, parts, order, epoch, lines)
+                kept = time.monotonic()
+
+
+def _unfinished(place: Path) -> Path:
+    """Where a state is written first: one name, so that what a killed process left is overwritten."""
+    return place.with_suffix(".unfinished")
 
 
 def _keep(place: Path, parts: dict[str, Any], order: torch.Generator, epoch: int, lines: list[dict[str, Any]]) -> None:
     """Write the state after an epoch, whole or not at all."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_suffix(f".{os.getpid()}")
+    unfinished = _unfinished(place)
     state = {name: part.state_dict() for name, part in parts.items()}
     torch.save({**state, "order": order.get_state(), "epoch": epoch, "lines": lines}, unfinished)
     unfinished.replace(place)
@@ -215,23 +231,24 @@ def _measure(
     named |= {("scored", "text"): data.texts} if data.texts else {}
     known = {key: hidden_states(model, documents, pad=data.pad, autocast=autocast) for key, documents in named.items()}
     falls = _falls(known, head, readings[0]) if predict else {}
-    post_hoc = [_fitted(known["fit", "response"], head, readings[0])] if ends else []
+    post_hoc = _fitted(known["fit", "response"], head, readings[0])
     for (split, view), states in known.items():
         extra = spectrum(states.hidden) if ends and (split, view) == ("scored", "response") else {}
-        for reading in (*readings, *(post_hoc if split == "scored" else ())):
+        for reading in (*readings, *([post_hoc] if split == "scored" else ())):
             line = {"split": split, "view": view, "source": "all", "reading": reading.name}
             scores = vocabulary_scores(states, head, reading)
             added = {**extra, **falls.get((split, view), {})} if reading is readings[0] else {}
             yield {**line, "read_at": reading.temperature, **scores, **added}
-    exams = data.ends if ends else data.along
-    for reading in readings:
-        fit, scored = (_asked(model, head, exams[part], data, reading) for part in ("fit", "scored"))
+    # The same questions at every epoch, so that a column of them has no jump; all of them apart.
+    exams = {"along": data.along} | ({"whole": data.ends} if ends and data.ends is not data.along else {})
+    for (exam, asked), reading in product(exams.items(), readings):
+        fit, scored = (_asked(model, head, asked[part], data, reading) for part in ("fit", "scored"))
         for line in choice_lines(fit, scored, bins=ends):
             if line["reading"] == "post_hoc" and reading is not readings[0]:
                 continue  # one fit is enough
             if line["reading"] == "as_trained":
                 line["reading"] = reading.name
-            yield line
+            yield {"exam": exam, **line}
 
 
 def _asked(model: Any, head: ModelHead, exam: Exam, data: PairDocuments, reading: Reading) -> Asked:
