@@ -54,7 +54,7 @@ def part_of(text: str, shares: tuple[float, float]) -> Part:
 
     Example:
         >>> [part_of(f"question {i}", (0.0, 0.25)) for i in range(4)]
-        ['fit', 'scored', 'fit', 'scored']
+        ['scored', 'fit', 'scored', 'scored']
     """
     place = int(hashlib.sha256(text.strip().encode()).hexdigest()[:8], 16) / 16**8
     return "train" if place < shares[0] else "fit" if place < shares[1] else "scored"
