@@ -41,7 +41,7 @@ instruction, response and input; docs/real_tuning.md says how to make such files
 text as the model's file says; all else needs the weights and TOKENS alone, and may run under another transformers.
 Every run is a row on disk that is never computed twice; `run` may be stopped and started at will.
 """
-_AT_ONCE = 5  # runs on one GPU: Gemma needs about 17 GB for each
+_AT_ONCE = 5  # runs on one GPU: by estimate Gemma needs 17 GB for each
 _CLOSE = 0.05  # nats by which the cross entropy on the checked pieces may differ
 
 
