@@ -24,6 +24,7 @@ pytest.importorskip("pandas")
 import notebook_pages  # noqa: E402
 import readme_tables  # noqa: E402
 import reference_pages  # noqa: E402
+import study_tables  # noqa: E402
 
 
 def blocks(page: Path) -> list[str]:
@@ -261,17 +262,17 @@ def test_full_verdicts_go_before_quick_ones(tmp_path):
     for name in ("instruction_verdicts.csv", "instruction_full.json", "findings.csv", "quick/findings.csv"):
         (tmp_path / name).write_text((readme_tables.DATA / name).read_text())
     (tmp_path / "quick" / "verdicts.csv").write_text(quick)
-    assert "| K9 | accuracy kept, gap between training and held-out NLL narrower | supported" in readme_tables.verdicts(
+    assert "| K9 | accuracy kept, gap between training and held-out NLL narrower | supported" in study_tables.verdicts(
         tmp_path
     )
     (tmp_path / "verdicts.csv").write_text(quick.replace("held-out NLL narrower", "held-out NLL as it is"))
-    assert "| K9 | accuracy kept, gap between training and held-out NLL as it is | supported" in readme_tables.verdicts(
+    assert "| K9 | accuracy kept, gap between training and held-out NLL as it is | supported" in study_tables.verdicts(
         tmp_path
     )
     (tmp_path / "verdicts.csv").write_text(quick.replace(",supported,", ",not decided,"))
     assert (
         "| K9 | accuracy kept, gap between training and held-out NLL narrower | supported (quick)"
-        in readme_tables.verdicts(tmp_path)
+        in study_tables.verdicts(tmp_path)
     )
 
 
