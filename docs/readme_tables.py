@@ -24,6 +24,7 @@ PAGES = (
 
 PARTS: dict[str, Callable[[Path], str]] = {
     "answer": audits.answer,
+    "caption": studies.caption,
     "found": studies.found,
     "verdicts": studies.verdicts,
     "figures": studies.figures,
