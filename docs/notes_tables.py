@@ -13,14 +13,14 @@ __all__ = ["cost", "rivals", "temperature", "uncapped"]
 
 _REMEDIES = {  # method of S7 -> what the notes call it
     "b=0 post_hoc": "temperature fitted afterwards",
-    "b=0.2": "smoothing, b = .2",
+    "b=0.2": "smoothing, b = 0.2",
     "early stopping": "early stopping",
-    "b=0.1": "smoothing, b = .1",
+    "b=0.1": "smoothing, b = 0.1",
     "weight_decay": "weight decay",
-    "b=0.05": "smoothing, b = .05",
+    "b=0.05": "smoothing, b = 0.05",
     "dropout": "dropout",
-    "penalty=0.2": r"confidence penalty, $\gamma$ = .2",
-    "penalty=0.05": r"confidence penalty, $\gamma$ = .05",
+    "penalty=0.2": r"confidence penalty, $\gamma$ = 0.2",
+    "penalty=0.05": r"confidence penalty, $\gamma$ = 0.05",
 }
 
 
@@ -34,7 +34,7 @@ def temperature(data: Path) -> str:
     """What a training temperature does to fall and gain, arm by arm."""
     fall, gain, restored = (_numbers(data, name) for name in ("fall_rise", "rise", "gain"))
     lines = [
-        "| trained at T = .25 instead of 1 | the fall rises by | the gain rises by | restored |",
+        "| trained at T = 0.25 instead of 1 | the fall rises by | the gain rises by | restored |",
         "|---|---|---|---|",
     ]
     for cell, row in fall.items():

@@ -1,4 +1,7 @@
-"""Write the tables of README and docs anew from the committed ones: ``python docs/readme_tables.py``."""
+"""Write the tables of README and docs anew from the committed ones, and hold numbers in prose to one form.
+
+Run as ``python docs/readme_tables.py``.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,11 @@ import audit_tables as audits  # paper_figures is no part of the installed packa
 import kernel_tables as kernels
 import notes_tables as notes
 import study_tables as studies
-from table_text import DATA, ROOT
+from table_text import DATA, ROOT, numbers_in_full
 
 __all__ = ["PAGES", "PARTS", "main", "render"]
 
-_GENERATED = ("kernel", "reproduce", "study", "study_notes", "theory_notes", "using_the_loss", "will_smoothing_help")
-PAGES = (
-    ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in _GENERATED),
-)
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 
 PARTS: dict[str, Callable[[Path], str]] = {
     "answer": audits.answer,
@@ -49,6 +48,8 @@ PARTS: dict[str, Callable[[Path], str]] = {
 def render(text: str, data: Path = DATA) -> str:
     """A page with every part that it marks written anew, between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
 
+    Numbers in its prose get the digit in front of their point (:func:`table_text.numbers_in_full`).
+
     Raises:
         ValueError: If a mark has no end.
     """
@@ -60,7 +61,7 @@ def render(text: str, data: Path = DATA) -> str:
             if not found:
                 raise ValueError(f"{begin} must be followed by {end}.")
             text = f"{before}{begin}\n{part(data)}\n{end}{after}"
-    return text
+    return numbers_in_full(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DATA", "ROOT", "listed", "output", "shown", "signed", "wrapped"]
+__all__ = ["DATA", "ROOT", "listed", "numbers_in_full", "output", "shown", "signed", "wrapped"]
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "paper_figures" / "data"
@@ -39,3 +39,13 @@ def signed(value: float) -> str:
 def shown(path: Path) -> str:
     """A path as from the root of the repository."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+_NO_PROSE = re.compile(r"(^```.*?^```$|`[^`]*`|\]\([^)]*\)|<[a-zA-Z/!][^>]*>)", re.DOTALL | re.MULTILINE)
+
+
+def numbers_in_full(text: str) -> str:
+    """A page whose prose writes 0.05 where it had .05; code, addresses and tags are left as they are."""
+    parts = _NO_PROSE.split(text)  # prose and the rest, in turn
+    parts[::2] = [re.sub(r"(?<![\w./\\])\.(?=\d)", "0.", part) for part in parts[::2]]
+    return "".join(parts)

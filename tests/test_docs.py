@@ -29,6 +29,7 @@ import notebook_pages  # noqa: E402
 import readme_tables  # noqa: E402
 import reference_pages  # noqa: E402
 import study_tables  # noqa: E402
+from table_text import numbers_in_full  # noqa: E402
 
 
 def blocks(page: Path) -> list[str]:
@@ -314,7 +315,9 @@ def test_the_sentences_of_what_was_found_have_one_number_and_one_link_each():
     for line in lines:
         links = re.findall(r"\]\((docs/[\w#/.-]+)\)", line)
         assert len(links) == 1
-        said = re.sub(r"\]\([^)]*\)|Gemma-2-2B|SmolLM2|(than|above) \d+", "", line)  # names of what was measured are no findings
+        said = re.sub(
+            r"\]\([^)]*\)|Gemma-2-2B|SmolLM2|(than|above) \d+", "", line
+        )  # names of what was measured are no findings
         assert len(re.findall(r"\d[\d.]*", said)) == 1, line
 
 
@@ -326,6 +329,13 @@ def test_words_for_a_number_are_refused_where_the_tables_say_something_else(tmp_
     changed.to_csv(tmp_path / "findings.csv", index=False)
     with pytest.raises(ValueError, match="doing neither was as good or better in most arms"):
         study_tables.found(tmp_path)
+
+
+def test_numbers_in_prose_have_a_digit_in_front_of_their_point():
+    text = "A < .8, [−.01, .05] and > 3\n```sh\nrun --b .05\n```\n`x=.1` [.2](a/.5) V .\n3.11 ... 1/.4"
+    want = "A < 0.8, [−0.01, 0.05] and > 3\n```sh\nrun --b .05\n```\n`x=.1` [0.2](a/.5) V .\n3.11 ... 1/.4"
+    assert numbers_in_full(text) == want
+    assert readme_tables.render(text) == want
 
 
 def test_full_verdicts_go_before_quick_ones(tmp_path):
