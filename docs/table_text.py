@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DATA", "ROOT", "listed", "numbers_in_full", "output", "shown", "signed", "wrapped"]
+__all__ = ["DATA", "ROOT", "listed", "numbers_in_full", "shown", "signed", "wrapped"]
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "paper_figures" / "data"
@@ -17,12 +17,6 @@ def wrapped(text: str) -> str:
     """Lines of at most 120, none broken inside code."""
     whole = re.sub("`[^`]*`", lambda code: code[0].replace(" ", "\0"), text)
     return textwrap.fill(whole, width=120, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
-
-
-def output(text: str, width: int = 100) -> str:
-    """What a command prints, each of its lines wrapped."""
-    lines = text.splitlines()
-    return "\n".join(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines)
 
 
 def listed(values: Any, form: str = ".2f") -> str:
@@ -45,7 +39,7 @@ _NO_PROSE = re.compile(r"(^```.*?^```$|`[^`]*`|\]\([^)]*\)|<[a-zA-Z/!][^>]*>)", 
 
 
 def numbers_in_full(text: str) -> str:
-    """A page whose prose writes 0.05 where it had .05; code, addresses and tags are left as they are."""
+    """A page whose prose writes 0.05 and 95% where it had .05 and 95 %, but for code, addresses and tags."""
     parts = _NO_PROSE.split(text)  # prose and the rest, in turn
-    parts[::2] = [re.sub(r"(?<![\w./\\])\.(?=\d)", "0.", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"(?<=\d) %", "%", re.sub(r"(?<![\w./\\])\.(?=\d)", "0.", part)) for part in parts[::2]]
     return "".join(parts)

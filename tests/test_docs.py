@@ -332,8 +332,8 @@ def test_words_for_a_number_are_refused_where_the_tables_say_something_else(tmp_
 
 
 def test_numbers_in_prose_have_a_digit_in_front_of_their_point():
-    text = "A < .8, [-.01, .05] and > 3\n```sh\nrun --b .05\n```\n`x=.1` [.2](a/.5) V .\n3.11 ... 1/.4"
-    want = "A < 0.8, [-0.01, 0.05] and > 3\n```sh\nrun --b .05\n```\n`x=.1` [0.2](a/.5) V .\n3.11 ... 1/.4"
+    text = "A < .8, [-.01, .05] and > 3 %\n```sh\nrun --b .05\n```\n`x=.1` [.2](a/.5) V .\n3.11 ... 1/.4"
+    want = "A < 0.8, [-0.01, 0.05] and > 3%\n```sh\nrun --b .05\n```\n`x=.1` [0.2](a/.5) V .\n3.11 ... 1/.4"
     assert numbers_in_full(text) == want
     assert readme_tables.render(text) == want
 

@@ -169,11 +169,11 @@ def test_the_answer_for_a_hugging_face_model(tmp_path, monkeypatch, capsys):
     assert len(code.strip().splitlines()) <= 8
     exec(code, {})
     printed = capsys.readouterr().out.splitlines()
-    (shown,) = re.findall(r"<!-- answer -->\n```text\n(.*?)```", README, re.DOTALL)
+    (shown,) = re.findall(r"<!-- answer -->\n(.*?)<!--", README, re.DOTALL)
     starts = ("Would smoothing act", "How much confidence would it take?", "What to do for calibration")
     for start, line in zip(starts, printed, strict=True):
         assert line.startswith(start)
-        assert f"\n{start}" in f"\n{shown}"
+        assert f"\n> {start}" in f"\n{shown}"
     assert "b = 0.1: " in printed[0]
 
 
