@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from .records import ROWS_VERSION, RowStore, config_key, configs_hash
+from .records import ROWS_VERSION, RowStore, config_key, configs_hash, measurement_version
 
 __all__ = ["SCHEMA", "check_schema", "environment", "made_here", "made_of_rows"]
 
@@ -104,9 +104,11 @@ def made_of_rows(
     rows, made_by = (pd.DataFrame([found[part] for found in inside]) for part in ("row", "environment"))
     counts, left_out = _counts(inside), _counts([found for found in stored if found["key"] not in keys])
     commit = _distinct(made_by, "commit")
+    measured = max(map(measurement_version, configs), default=1)
+    version = {"rows_version": ROWS_VERSION, **({"measurement_version": measured} if measured > 1 else {})}
     found = {
         "command": command,
-        "config": {"hash": configs_hash(configs), "configs": len(configs), "rows_version": ROWS_VERSION},
+        "config": {"hash": configs_hash(configs), "configs": len(configs), **version},
         "seeds": {"data": _distinct(rows, "data_seed"), "model": _distinct(rows, "model_seed")},
         "versions": {name: _distinct(made_by, name) for name in made_by if name not in ("commit", "gpu")},
         "device": sorted({_device(one) for one in inside}),

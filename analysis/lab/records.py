@@ -20,10 +20,22 @@ from typing import Any
 from .files import write_atomically
 from .row_locks import RowLocks
 
-__all__ = ["ROWS_VERSION", "RowStore", "check_stored", "config_key", "configs_hash", "decode", "encode"]
+__all__ = [
+    "ROWS_VERSION",
+    "RowStore",
+    "check_stored",
+    "config_key",
+    "configs_hash",
+    "decode",
+    "encode",
+    "measurement_version",
+]
 
 # Part of every key: raise it when a change makes rows of an earlier version wrong.
 ROWS_VERSION = 2
+# A class of configs may have a version of its own, 1 where it has none: what changes in measuring its rows raises it.
+# Their keys stay, by which other tables know them; rows of an earlier version count as none.
+_MEASURED = "measurement_version"
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
@@ -127,9 +139,11 @@ class RowStore:
     def read(self, config: Any) -> dict[str, Any] | None:
         """Everything stored with a config's row (``row``, ``config``, ``environment``); None where there is none.
 
-        A file that is no complete row, for whatever reason, counts as none: it will be computed again and replaced.
+        A file that is no complete row, for whatever reason, counts as none: it will be computed again and replaced. So
+        does a row that was measured by an earlier version of what measures the class of the config.
         """
-        return self._load(self._path(config), "row")
+        stored, (_, named) = self._load(self._path(config), "row"), self._place(config)
+        return None if stored is None or _version(stored) < measurement_version(named) else stored
 
     def failure(self, config: Any) -> str | None:
         """Why a config has no row, or None."""
@@ -144,14 +158,15 @@ class RowStore:
                 yield stored
 
     def insert(self, stored: Mapping[str, Any]) -> bool:
-        """Add a finished row that another store yielded; False where this store has one for that config already.
+        """Add a finished row that another store yielded; False where this store has as new a one for that config.
 
         Raises:
             ValueError: If ``stored`` is no finished row.
         """
         key = check_stored(stored)
         path = self.directory / f"{key}.json"
-        if self._load(path, "row") is not None:
+        there = self._load(path, "row")
+        if there is not None and _version(there) >= _version(stored):
             return False
         write_atomically(path, json.dumps(encode(stored), indent=1, allow_nan=False) + "\n")
         (self.directory / "failed" / f"{key}.json").unlink(missing_ok=True)
@@ -163,7 +178,8 @@ class RowStore:
 
     def _write(self, config: Any, part: str, content: dict[str, Any]) -> None:
         path, (_, named) = self._path(config, part), self._place(config)
-        stored = encode({"key": path.stem, "config": dataclasses.asdict(named), **content})
+        version = {_MEASURED: measured} if (measured := measurement_version(named)) > 1 else {}
+        stored = encode({"key": path.stem, "config": dataclasses.asdict(named), **version, **content})
         write_atomically(path, json.dumps(stored, indent=1, allow_nan=False) + "\n")
 
     @staticmethod
@@ -174,7 +190,19 @@ class RowStore:
             return None
         if not isinstance(stored, dict) or stored.get("key") != path.stem or content not in stored:
             return None
+        if not isinstance(_version(stored), int):
+            return None
         return decode(stored)
+
+
+def measurement_version(config: Any) -> int:
+    """Return the version of what measures a config today."""
+    return getattr(config, _MEASURED, 1)
+
+
+def _version(stored: Mapping[str, Any]) -> int:
+    """The version of what measured a stored row."""
+    return stored.get(_MEASURED, 1)
 
 
 def check_stored(stored: Mapping[str, Any]) -> str:
@@ -188,6 +216,8 @@ def check_stored(stored: Mapping[str, Any]) -> str:
         raise ValueError(f"stored must have a key of 20 hexadecimal digits, got {key!r}.")
     if not all(isinstance(stored.get(part), Mapping) for part in ("config", "row", "environment")):
         raise ValueError(f"stored must have config, row and environment, got {sorted(stored)}.")
+    if not isinstance(_version(stored), int):
+        raise ValueError(f"stored must have a whole number as {_MEASURED}, got {_version(stored)!r}.")
     return key
 
 
