@@ -67,9 +67,6 @@ class FitConfig:
         ValueError: temperature must be finite and greater than 0, got 0.0.
     """
 
-    # 2: accuracy is the mean over tokens of equal counts that tie for the prediction, where it was that of the first
-    measurement_version = 2
-
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     hidden_size: int
     norm: NormKind = "budget"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from .records import ROWS_VERSION, RowStore, config_key, configs_hash, measurement_version
+from .records import ROWS_VERSION, RowStore, config_key, configs_hash
 
 __all__ = ["SCHEMA", "check_schema", "environment", "made_here", "made_of_rows"]
 
@@ -104,7 +104,7 @@ def made_of_rows(
     rows, made_by = (pd.DataFrame([found[part] for found in inside]) for part in ("row", "environment"))
     counts, left_out = _counts(inside), _counts([found for found in stored if found["key"] not in keys])
     commit = _distinct(made_by, "commit")
-    measured = max(map(measurement_version, configs), default=1)
+    measured = min((found.get("measurement_version", 1) for found in inside), default=1)
     version = {"rows_version": ROWS_VERSION, **({"measurement_version": measured} if measured > 1 else {})}
     found = {
         "command": command,

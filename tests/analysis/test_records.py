@@ -19,13 +19,6 @@ from analysis.teachers import TeacherConfig
 MADE_BY = {"python": "3", "commit": None}
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A config whose measurements have a version."""
-
-    number: int
-
-
 def test_keys_do_not_change():
     """Committed rows are found by these: a change here orphans them, and needs a new ROWS_VERSION."""
     config = FitConfig(teacher=TeacherConfig(kind="lowrank", seed=2), hidden_size=16, temperature=0.25)
@@ -123,31 +116,27 @@ def test_reading_makes_no_folder(tmp_path):
 
 def test_a_row_of_an_earlier_measurement_is_none_and_gives_way(tmp_path):
     """Nobody reads it, it is computed again, and it never replaces a newer one, whichever is unpacked first."""
-    old, new, row = RowStore(tmp_path / "old"), RowStore(tmp_path / "new"), {"accuracy": 0.5}
-    old.write(Measured(3), row, MADE_BY)
-    (earlier,) = old.finished()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Measured, "measurement_version", 2, raising=False)
-        assert old.read(Measured(3)) is None
-        new.write(Measured(3), {"accuracy": 0.4}, MADE_BY)
-        (later,) = new.finished()
-        assert later["key"] == earlier["key"] == config_key(Measured(3))
-        assert old.insert(later)
-        assert not new.insert(earlier)
-        for store in (old, new):
-            (stored,) = store.finished()
-            assert store.read(Measured(3)) == stored == later
+    old, new = RowStore(tmp_path / "old"), RowStore(tmp_path / "new", measurement_version=2)
+    old.write(Square(3), {"accuracy": 0.5}, MADE_BY)
+    new.write(Square(3), {"accuracy": 0.4}, MADE_BY)
+    ((earlier,), (later,)) = old.finished(), new.finished()
+    assert later["key"] == earlier["key"] == config_key(Square(3))
+    assert RowStore(tmp_path / "old", measurement_version=2).read(Square(3)) is None
+    assert old.insert(later)
+    assert not new.insert(earlier)
+    for folder in ("old", "new"):
+        assert RowStore(tmp_path / folder, measurement_version=2).read(Square(3)) == later
 
 
 def test_a_measurement_that_is_no_number_makes_no_row(tmp_path):
     store = RowStore(tmp_path)
-    store.write(Measured(3), {}, MADE_BY)
+    store.write(Square(3), {}, MADE_BY)
     (stored,) = store.finished()
     with pytest.raises(ValueError, match="stored must have a whole number as measurement_version, got 'two'"):
         store.insert({**stored, "measurement_version": "two"})
     (path,) = tmp_path.iterdir()
     path.write_text(json.dumps({**stored, "measurement_version": "two"}))
-    assert store.read(Measured(3)) is None
+    assert store.read(Square(3)) is None
 
 
 def test_a_failure_is_kept_until_a_row_replaces_it(tmp_path):
