@@ -46,7 +46,7 @@ class TextConfig:
     vocab_size: int
     hidden_size: int
     least: int = 1024
-    most_bytes: int = 192
+    most_bytes: int = 128
     seed: int = 0
     source: Literal["given", "written"] = "given"
     trunk: Trunk = field(default_factory=Trunk)
