@@ -24,8 +24,8 @@ from analysis.claims.effects import summarise
 from analysis.claims.runs import main_grid
 from analysis.claims.sizes import Grid, comparable_vocabularies, grown, shares_of_fall
 
-from .drawing import check, end_labels, panel, points, stamp
-from .style import LABEL_SIZE, RC, TEXT_WIDTH, Look, looks
+from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp
+from .style import RC, TEXT_WIDTH, Look, looks
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
