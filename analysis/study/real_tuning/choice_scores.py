@@ -90,7 +90,8 @@ def ask(
     size = batch_size or (512 if model.device.type == "cuda" else 128)
     options = {"pad": pad, "batch_size": size, "autocast": autocast}
     known = hidden_states(model, documents["options"], **options)
-    scores = score_tokens(known, head, temperature=temperature)
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast is not None):
+        scores = score_tokens(known, head, temperature=temperature)
     count = [len(q.options) for q in questions]
     summed = np.zeros(sum(count))
     np.add.at(summed, known.document.cpu().numpy(), -scores.nll)
