@@ -7,8 +7,8 @@ With R the root mean square of the features' norms, and x = S^(-1/2) h for their
     gain      h -> h + s h + a factor for each dimension,
     scale     h -> h + s h,
 
-and moving costs (ridge |A|^2 + .1 (s^2 + |c|^2)) / 2 nats: |A|^2 is the mean square of A x, so that ridge / 2 is the
-price of moving all features by their own length. What few unknowns can do, a scale and a shift, is nearly free: .1
+and moving costs (ridge |A|^2 + .03 (s^2 + |c|^2)) / 2 nats: |A|^2 is the mean square of A x, so that ridge / 2 is the
+price of moving all features by their own length. What few unknowns can do, a scale and a shift, is nearly free: .03
 only keeps a scale finite where it separates the tokens. Without a softcap the loss is convex (but in U and V), and the
 penalty makes it steep: with g_i the gradient in the i-th unknown and r_i its price, the least loss is at most
 sum g_i^2 / (2 r_i) below. That this is small is the first-order condition here.
@@ -30,7 +30,7 @@ __all__ = ["RANK", "MapKind", "SharedMap", "Solver", "smoothed_loss"]
 
 MapKind = Literal["scale", "gain", "low_rank", "affine"]
 RANK = 8
-_PRICE = 0.1  # of a scale and a shift
+_PRICE = 0.03  # of a scale and a shift
 _SLICE, _SLICES = 10, 8  # iterations of L-BFGS between two looks at the condition, and how often they are allowed
 _TOLERANCE = 1e-3  # what may be left to gain, as a share of the loss with its penalty
 _SPECTRUM = 1e-7  # second moments below this share of the largest are none, as features are float32
