@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -13,15 +14,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .command import above_zero, finish, output_folder, parser_of, shown, whole
+from .claims.pairs import judge_pairs
+from .claims.verdicts import write_judged
+from .command import above_zero, csv_file, finish, output_folder, parser_of, shown, whole
 from .lab.files import check_writable
 from .lab.provenance import made_of_rows
 from .lab.records import RowStore
 from .lab.registry import tidy
 from .lab.sweep import read_rows
-from .lab.tables import write_table
+from .lab.tables import read_table, write_table
 from .study.real_tuning.grid_command import print_plan, print_status, processes, run_grid, shard
 from .study.real_tuning.pair_configs import TIERS, PairConfig, configs, seconds
+from .study.real_tuning.predictions import PAIR_PREDICTIONS
 from .study.real_tuning.token_files import TokenFile, encode, file_facts, read_tokens, write_tokens
 
 __all__ = ["main"]
@@ -34,6 +38,7 @@ examples:
   python -m analysis.real_tuning plan gemma tokens.npz --tier 1 --device cuda
   python -m analysis.real_tuning run gemma tokens.npz --tier 1 --device cuda --workers 5 --max-minutes 3
   python -m analysis.real_tuning table gemma tokens.npz --tier 1             after all shards
+  python -m analysis.real_tuning verdicts TABLE.csv verdicts.csv             the claims of the study against tier 1
 
 MODEL is gemma (Gemma-3-270M from its package, extra gemma; its weights are under the Gemma terms of use), smollm2, a
 folder of safetensors or a GGUF file. Questions are JSON lines of question, options and answer (an index), pairs of
@@ -93,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--max-minutes", type=above_zero, metavar="M", help="start no run after this time")
             command.add_argument("--shard", type=shard, metavar="I/N", help="part I of N (from 1), without the table")
             command.add_argument("--checkpoints", type=Path, metavar="DIR", help="keep a state here, GBs each")
+    verdicts = commands.add_parser("verdicts", help="the claims of the study against a table of tier 1")
+    verdicts.add_argument("table", type=Path, metavar="TABLE", help="CSV that run or table wrote")
+    verdicts.add_argument("file", type=csv_file, metavar="FILE", help="CSV to write the verdicts to")
     smoke = add("smoke", "two tunings of a few steps on questions of the project's own", tokens=False)
     smoke.add_argument("--out", type=Path, default=out / "smoke", metavar="DIR", help=f"default: {shown(out)}/smoke")
     return parser
@@ -244,6 +252,23 @@ def _status(options: argparse.Namespace) -> int:
     return print_status(_grid(options)[1], options.out)
 
 
+def _verdicts(options: argparse.Namespace) -> int:
+    check_writable(options.file)
+    start = time.perf_counter()
+    try:
+        judged = judge_pairs(read_table(options.table), PAIR_PREDICTIONS)
+    except KeyError as column:
+        raise ValueError(f"{options.table} is no table of tier 1: it has no column or row {column}.") from None
+    command = f"python -m analysis.real_tuning verdicts {shown(options.table)} {shown(options.file)}"
+    findings = write_judged(judged, options.file, command, {"tier": "1"}, time.perf_counter() - start)
+    for line in judged.verdicts.to_dict("records"):
+        print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
+        print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
+        print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
+    print(f"wrote {shown(options.file)} and {shown(findings)}")
+    return 0
+
+
 def _smoke(options: argparse.Namespace) -> int:
     from .study.real_tuning.sample import write_sample
 
@@ -267,6 +292,7 @@ _COMMANDS = {
     "table": _table,
     "plan": _plan,
     "status": _status,
+    "verdicts": _verdicts,
     "smoke": _smoke,
 }
 

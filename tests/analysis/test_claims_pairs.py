@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.claims.pairs import PAIR_CLAIMS, judge_pairs, tuned_pairs
+from analysis.claims.findings import Findings
+from analysis.claims.pairs import PAIR_CLAIMS, judge_pairs, small_hidden_size, tuned_pairs
+from analysis.real_tuning import main
 from analysis.study.real_tuning.predictions import PAIR_PREDICTIONS
 
 
@@ -72,9 +74,13 @@ def test_every_claim_has_a_line_with_numbers_and_what_was_predicted():
 
 
 def test_inertness_at_the_whole_vocabulary_would_support_the_paper():
-    assert words(made(fall=0.002))["verdict"]["K4"] == "supported"
-    assert words(made(fall=0.03, cut_fall=0.09))["verdict"]["K4"] == "supported"  # it shrinks
-    assert words(made(fall=0.07, cut_fall=0.09))["verdict"]["K4"] == "refuted"
+    def word(**falls):
+        table = made(**falls)
+        return small_hidden_size(table, tuned_pairs(table), Findings("K4"))
+
+    assert word(fall=0.002) == "supported"
+    assert word(fall=0.03, cut_fall=0.09) == "supported"  # it shrinks
+    assert word(fall=0.07, cut_fall=0.09) == "refuted"
 
 
 def test_a_model_of_one_vocabulary_has_its_fall_alone():
@@ -90,3 +96,14 @@ def test_runs_that_are_missing_are_named():
         tuned_pairs(table.loc[table["within"].notna()])
     with pytest.raises(ValueError, match=r"must hold all runs of tier 1; K2 lacks some"):
         judge_pairs(table.loc[(table["label_smoothing"] == 0) | table["within"].notna()], PAIR_PREDICTIONS)
+
+
+def test_the_command_writes_verdicts_and_findings(tmp_path, capsys):
+    made().to_csv(tmp_path / "tier.csv", index=False)
+    assert main(["verdicts", str(tmp_path / "tier.csv"), str(tmp_path / "real_verdicts.csv")]) == 0
+    assert "K4  refuted" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "real_verdicts.csv")["claim"].tolist() == list(PAIR_CLAIMS)
+    assert "shrinks" in set(pd.read_csv(tmp_path / "real_findings.csv")["finding"])
+    made().drop(columns="activity").to_csv(tmp_path / "tier.csv", index=False)
+    assert main(["verdicts", str(tmp_path / "tier.csv"), str(tmp_path / "real_verdicts.csv")]) == 2
+    assert "is no table of tier 1: it has no column or row 'activity'" in capsys.readouterr().err
