@@ -22,9 +22,10 @@ from .lab.provenance import made_of_rows
 from .lab.records import RowStore
 from .lab.registry import tidy
 from .lab.sweep import read_rows
-from .lab.tables import read_table, write_table
+from .lab.tables import read_table, shortened, write_table
 from .study.real_tuning.grid_command import print_plan, print_status, processes, run_grid, shard
 from .study.real_tuning.pair_configs import TIERS, PairConfig, configs, seconds
+from .study.real_tuning.pair_tables import essential
 from .study.real_tuning.predictions import PAIR_PREDICTIONS
 from .study.real_tuning.token_files import TokenFile, encode, file_facts, read_tokens, write_tokens
 
@@ -47,6 +48,7 @@ text as the model's file says; all else needs the weights and TOKENS alone, and 
 Every run is a row on disk that is never computed twice; `run` may be stopped and started at will.
 """
 _AT_ONCE = 5  # runs on one GPU: by estimate Gemma needs 17 GB for each
+_PACKED_FROM = 400_000  # bytes of a table in short
 _CLOSE = 0.05  # nats by which the cross entropy on the checked pieces may differ
 
 
@@ -94,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: 1; 5 on cuda)")
         command.set_defaults(at_once=_AT_ONCE)
         command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {shown(out)}")
+        if name == "table":
+            command.add_argument(
+                "--short", type=csv_file, metavar="FILE", help="write what figures and verdicts read too"
+            )
         if name == "run":
             command.add_argument("--max-minutes", type=above_zero, metavar="M", help="start no run after this time")
             command.add_argument("--shard", type=shard, metavar="I/N", help="part I of N (from 1), without the table")
@@ -236,8 +242,13 @@ def _write(options: argparse.Namespace, known: TokenFile, grid: Sequence[PairCon
         command = f"python -m analysis.real_tuning run {options.model} {options.tokens.name} --tier {options.tier}"
         made = made_of_rows(f"{command} --device {options.device}", RowStore(rows), grid)
         source: dict[str, Any] = {**known.facts, "tokens": known.digest}
-        write_table(tidy(found).drop(columns="tokens"), path, {**made, "source": source})
+        table = tidy(found).drop(columns="tokens")
+        write_table(table, path, {**made, "source": source})
         print(f"wrote {shown(path)}")
+        if getattr(options, "short", None) is not None:
+            lines, same = shortened(essential(table), digits=4)
+            write_table(lines, options.short, {**made, "source": source}, constants=same, packed_from=_PACKED_FROM)
+            print(f"wrote {shown(options.short)} in short")
     return int(len(found) < len(grid))
 
 
