@@ -190,7 +190,8 @@ def smoothed_loss(hidden: Tensor, target: Tensor, head: ModelHead, label_smoothi
 
 def _covariance(weight: Tensor) -> Tensor:
     """Of the rows, ``(D, D)`` in float64, block by block."""
-    mean, total = weight.mean(0, dtype=torch.float64), 0.0
+    mean = weight.mean(0, dtype=torch.float64)
+    total = torch.zeros_like(mean).expand(len(mean), -1)
     for rows in weight.split(2**14):
         rest = rows.double() - mean
         total = total + rest.T @ rest
