@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def tune_on_pairs(
     Raises:
         ValueError: If a file is another one than the config names, or holds too little.
     """
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu, measuring = time.perf_counter(), time.process_time(), 0.0
     known = _read(Path(tokens))
     if (Path(model).name, known.digest) != (config.model, config.tokens):
         raise ValueError(
@@ -79,14 +79,18 @@ def tune_on_pairs(
     tuned = copy.deepcopy(pretrained)
     cut_vocabulary(tuned, data.kept)
     tuned = _adapted(tuned, config).to(device)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)  # of the run that this process made before
     readings = _readings(tuned, config)
     lines: list[dict[str, Any]] = []
     place = None if checkpoints is None else Path(checkpoints) / f"{config_key(config)}.pt"
     for epoch, loss in _epochs(tuned, data, config, lines, place):
-        ends = epoch in (0, config.epochs)
+        start, ends = time.perf_counter(), epoch in (0, config.epochs)
         plain = ends and not config.label_smoothing
         measured = _measure(_base(tuned), data, readings, ends=ends, predict=plain, maps=plain and epoch > 0)
-        lines += [{"epoch": epoch, "training_loss": loss, **line, **head_norms(_base(tuned))} for line in measured]
+        norms = head_norms(_base(tuned))
+        lines += [{"epoch": epoch, "training_loss": loss, **line, **norms} for line in measured]
+        measuring += time.perf_counter() - start
     if place is not None:
         for path in (place, _unfinished(place)):
             path.unlink(missing_ok=True)
@@ -99,6 +103,8 @@ def tune_on_pairs(
         "device": device if device == "cpu" else torch.cuda.get_device_name(device),
         "wall_seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
+        "measuring_seconds": measuring,  # of wall_seconds
+        "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if device.startswith("cuda") else None,
     }
 
 
@@ -228,18 +234,23 @@ def _measure(
     model: Any, data: PairDocuments, readings: list[Reading], *, ends: bool, predict: bool, maps: bool
 ) -> Iterator[dict[str, Any]]:
     """All scores of a model as it stands, one line each."""
-    head = head_of(model)
-    autocast = torch.bfloat16 if model.device.type == "cuda" else None
+    head, cuda = head_of(model), model.device.type == "cuda"
+    autocast = torch.bfloat16 if cuda else None
+    # The head's products as those of the loss: in float32 they would take a GPU most of the time.
+    as_trained = partial(torch.autocast, model.device.type, dtype=torch.bfloat16, enabled=cuda)
     named = {(part, "response"): documents for part, documents in data.responses.items()}
     named |= {("scored", "text"): data.texts} if data.texts else {}
     known = {key: hidden_states(model, documents, pad=data.pad, autocast=autocast) for key, documents in named.items()}
+    # a minimum is searched: in float32
     falls = _falls(known, head, readings[0], maps=maps) if predict else {}
-    post_hoc = _fitted(known["fit", "response"], head, readings[0])
+    with as_trained():
+        post_hoc = _fitted(known["fit", "response"], head, readings[0])
     for (split, view), states in known.items():
         extra = spectrum(states.hidden) if ends and (split, view) == ("scored", "response") else {}
         for reading in (*readings, *([post_hoc] if split == "scored" else ())):
             line = {"split": split, "view": view, "source": "all", "reading": reading.name}
-            scores = vocabulary_scores(states, head, reading)
+            with as_trained():
+                scores = vocabulary_scores(states, head, reading)
             added = {**extra, **falls.get((split, view), {})} if reading is readings[0] else {}
             yield {**line, "read_at": reading.temperature, **scores, **added}
     # The same questions at every epoch, so that a column of them has no jump; all of them apart.
