@@ -331,6 +331,11 @@ def test_a_tuning_is_measured_after_each_epoch(place, known):
     assert seen[2] < seen[0]
     ends = response.loc[response["epoch"] != 1]
     assert ends[["gain_fall_0.1", "activity"]].notna().any().all()
+    maps = table.loc[table["affine_fall_0.1"].notna() & table["low_rank_fall_0.1"].notna()]
+    assert set(maps["epoch"]) == {2}
+    assert set(zip(maps["split"], maps["view"], strict=True)) == {
+        ("train", "response"), ("scored", "response"), ("scored", "text"),
+    }  # fmt: skip
     assert set(table.loc[table["reading"] == "post_hoc", "epoch"]) >= {0, 2}
     assert (row["rows"], row["vocabulary"], row["pairs"]) == (97, None, 12)
 
