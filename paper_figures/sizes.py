@@ -24,7 +24,7 @@ from analysis.claims.effects import summarise
 from analysis.claims.runs import main_grid
 from analysis.claims.sizes import Grid, comparable_vocabularies, grown, shares_of_fall
 
-from .drawing import check, end_labels, panel, points, stamp
+from .drawing import LABEL_SIZE, check, end_labels, panel, points, stamp
 from .style import RC, TEXT_WIDTH, Look, looks
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
@@ -68,6 +68,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         _panel(fig, right, live, "vocab_size", "hidden_size", "vocabulary $V$", "$D$")
         _dead(right, table.loc[(table["symbols"] == "dead") & (table["hidden_size"] == table["hidden_size"].max())])
         left.set_ylabel("fall in confidence over $b\\,(p - 1/V)$\n(1: all that smoothing asks for)")
+        _key(right, table)
         panel(left, "a", "what hidden size does")
         panel(right, "b", "what vocabulary does")
         stamp(fig, preset, table["seeds"])
@@ -90,6 +91,16 @@ def _panel(fig: Figure, ax: Axes, table: pd.DataFrame, across: str, lines: str, 
             points(ax, part, across, "share", look, filled=bool(comparable))
         ends.append((float(line["share"].iloc[-1]), str(value), look))
     end_labels(fig, ax, ends, title=title)
+
+
+def _key(ax: Axes, table: pd.DataFrame) -> None:
+    """What the marks mean that are there, so that the figure needs no caption."""
+    meant = [
+        "hollow: models know the language less well" * bool((~table["comparable"]).any()),
+        r"grey $\times$: tokens that never occur" * bool((table["symbols"] == "dead").any()),
+    ]
+    for place, text in enumerate(filter(None, meant)):
+        ax.text(0.03, 0.97 - 0.1 * place, text, transform=ax.transAxes, va="top", fontsize=LABEL_SIZE, color="0.35")
 
 
 def _dead(ax: Axes, line: pd.DataFrame) -> None:

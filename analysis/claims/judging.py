@@ -203,7 +203,7 @@ def line_of(verdict: Verdict, predicted: str) -> dict[str, object]:
     size, early = verdict.size, verdict.early_size
     return {
         "claim": verdict.claim,
-        "statement": report.STATEMENTS[verdict.claim],
+        "statement": report.STATEMENTS.get(verdict.claim, report.LAW),
         "verdict": verdict.verdict,
         "depends_on": verdict.depends_on,
         "predicted": predicted,

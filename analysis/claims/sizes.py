@@ -18,14 +18,17 @@ from .findings import SMALL, Finding, Findings, word
 from .runs import main_grid
 from .statistics import Effect, mean_effect
 
-__all__ = ["COMPARABLE", "Grid", "capped", "comparable_vocabularies", "grown", "little_effect", "shares_of_fall"]
+__all__ = [
+    "COMPARABLE", "SIZES", "Grid", "all_known", "by_size", "capped", "comparable_vocabularies", "grown",
+    "little_effect", "over_widths", "shares_of_fall", "step_between", "within",
+]  # fmt: skip
 
 COMPARABLE = 0.02  # nats
 _SHARE = 0.2  # difference of the fall over b (confidence - 1/V) that counts
 _B = 0.1
 _GATES = ("divergence_over_v", "tuned_divergence_over_v")  # of pretrained models, of those tuned without smoothing
-_SIZES = ["vocab_size", "hidden_size"]
-_ALIKE = [*_SIZES, "symbols", "tied", "distinct", "pretraining_smoothing", *SEEDS]
+SIZES = ["vocab_size", "hidden_size"]
+_ALIKE = [*SIZES, "symbols", "tied", "distinct", "pretraining_smoothing", *SEEDS]
 
 
 class Grid(NamedTuple):
@@ -45,16 +48,16 @@ def capped(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
     start = start.assign(share=start["confidence"] / start["truth_confidence"])
     live = main_grid(start)
     for name, unit in (("divergence", "nats"), ("share", "share"), ("confidence", "probability")):
-        _by_size(live, name, name, unit, found)
-    steps, further = _over_widths(live, "share", "share_step", "share", grid, found), _further(live, grid, found)
+        by_size(live, name, name, unit, found)
+    steps, further = over_widths(live, "share", "share_step", "share", grid, found), _further(live, grid, found)
     _gates(start, _GATES[0], grid, found)
     over = _over_vocabulary(start, "share", "share", grid, _GATES[:1], found)
     caps = [step.low > SMALL and worse.high <= COMPARABLE for step, worse in zip(steps, further, strict=True)]
     none = [step.high <= SMALL or worse.low > 0 for step, worse in zip(steps, further, strict=True)]
     return word(
         supported=all(caps) and all(step.high < -SMALL for step in over),
-        refuted=all(none) and all(_within(step, SMALL) for step in over),
-        known=_known([*steps, *further]) and _reaches(over, grid),
+        refuted=all(none) and all(within(step, SMALL) for step in over),
+        known=all_known([*steps, *further]) and _reaches(over, grid),
     )
 
 
@@ -70,9 +73,9 @@ def little_effect(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
     for name, falls in (("fall", shifted), ("fall_on_train", train)):
         _beside_predictions(main_grid(falls), name, found)
     live = main_grid(shifted)
-    _by_size(live, "share", "fall_share", "share", found)
-    _by_size(main_grid(train), "activity", "activity", "index", found)
-    steps = _over_widths(live, "share", "fall_share_step", "share", grid, found)
+    by_size(live, "share", "fall_share", "share", found)
+    by_size(main_grid(train), "activity", "activity", "index", found)
+    steps = over_widths(live, "share", "fall_share_step", "share", grid, found)
     further = _further(live, grid, found)
     for name, rows in zip(_GATES, (_pretrained(table), shifted), strict=True):
         _gates(rows, name, grid, found)
@@ -81,33 +84,35 @@ def little_effect(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
     explained = [step.high <= _SHARE or worse.low > 0 for step, worse in zip(steps, further, strict=True)]
     return word(
         supported=all(step.low > _SHARE for step in steps) and all(step.high < -_SHARE for step in over),
-        refuted=all(_within(step, _SHARE) for step in over)
+        refuted=all(within(step, _SHARE) for step in over)
         and all(explained)
         and all(share.low > _SHARE for share in wide)
         and not any(index.high > 1 for index in indices),
-        known=_known([*steps, *further]) and _known(indices) and _reaches(over, grid),
+        known=all_known([*steps, *further]) and all_known(indices) and _reaches(over, grid),
     )
 
 
 def shares_of_fall(rows: pd.DataFrame) -> pd.DataFrame:
     """Plain rows with the fall that b = .1 brought, and its share of b (confidence - 1/V)."""
-    falls = difference(rows, "confidence", column="method", first="b=0", second="b=0.1", on=_ALIKE)
-    both = rows.loc[rows["method"] == "b=0"].merge(falls.rename(columns={"difference": "fall"}), on=_ALIKE)
+    alike = [name for name in _ALIKE if name in rows]
+    falls = difference(rows, "confidence", column="method", first="b=0", second="b=0.1", on=alike)
+    both = rows.loc[rows["method"] == "b=0"].merge(falls.rename(columns={"difference": "fall"}), on=alike)
     return both.assign(share=both["fall"] / (_B * (both["confidence"] - 1 / both["vocab_size"])))
 
 
 def _beside_predictions(falls: pd.DataFrame, name: str, found: Findings) -> None:
     """The fall by size, and what was predicted of it from the plain model."""
-    _by_size(falls, "fall", name, "probability", found)
+    by_size(falls, "fall", name, "probability", found)
     for kind in ("scale", "gain", "frozen"):
         column = f"{kind}_fall_{_B:g}"
         if column in falls:
-            _by_size(falls.dropna(subset=column), column, f"{name}_{kind}_predicted", "probability", found)
+            by_size(falls.dropna(subset=column), column, f"{name}_{kind}_predicted", "probability", found)
 
 
-def _by_size(rows: pd.DataFrame, value: str, name: str, unit: str, found: Findings) -> None:
-    for (v, d), cell in rows.groupby(_SIZES):  # pyright: ignore[reportGeneralTypeIssues]
-        found.add(name, mean_effect(cell, value, cell=_SIZES), unit, V=v, D=d)
+def by_size(rows: pd.DataFrame, value: str, name: str, unit: str, found: Findings) -> None:
+    """The mean of ``value`` at each (V, D)."""
+    for (v, d), cell in rows.groupby(SIZES):  # pyright: ignore[reportGeneralTypeIssues]
+        found.add(name, mean_effect(cell, value, cell=SIZES), unit, V=v, D=d)
 
 
 def _pretrained(table: pd.DataFrame) -> pd.DataFrame:
@@ -115,13 +120,13 @@ def _pretrained(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[(table["epoch"] == 0) & (table["distribution"] == "broad")]
 
 
-def _over_widths(
+def over_widths(
     rows: pd.DataFrame, value: str, name: str, unit: str, grid: Grid, found: Findings
 ) -> list[Finding]:  # fmt: skip
     """``value`` at the largest D of the grid minus at the smallest, at each V of it."""
     narrow, wide, made = grid.widths[0], grid.widths[-1], []
     for v in grid.vocabularies:
-        step = _between(rows.loc[rows["vocab_size"] == v], value, "hidden_size", wide, narrow, ["vocab_size"])
+        step = step_between(rows.loc[rows["vocab_size"] == v], value, "hidden_size", wide, narrow, ["vocab_size"])
         made.append(found.add(name, step, unit, V=v))
     return made
 
@@ -129,7 +134,7 @@ def _over_widths(
 def _further(rows: pd.DataFrame, grid: Grid, found: Findings) -> list[Finding]:
     """By how much the smallest D is further from the truth than the largest, at each V of the grid."""
     turned = rows.assign(nearness=-rows["divergence"])
-    return _over_widths(turned, "nearness", "divergence_step", "nats", grid, found)
+    return over_widths(turned, "nearness", "divergence_step", "nats", grid, found)
 
 
 def _gates(rows: pd.DataFrame, name: str, grid: Grid, found: Findings) -> None:
@@ -158,7 +163,7 @@ def _steps_over_v(table: pd.DataFrame, value: str, grid: Grid) -> Iterator[tuple
     least, *others = grid.vocabularies
     for symbols, rows in grown(table.loc[table["hidden_size"] == grid.widths[-1]], least):
         for v in others:
-            yield symbols, v, _between(rows, value, "vocab_size", v, least, ["hidden_size"])
+            yield symbols, v, step_between(rows, value, "vocab_size", v, least, ["hidden_size"])
 
 
 def comparable_vocabularies(table: pd.DataFrame, grid: Grid) -> set[tuple[str, int]]:
@@ -190,15 +195,19 @@ def grown(table: pd.DataFrame, least: int) -> Iterator[tuple[str, pd.DataFrame]]
     yield "live", live
 
 
-def _between(rows: pd.DataFrame, value: str, column: str, first: object, second: object, cell: Sequence[str]) -> Effect:
+def step_between(
+    rows: pd.DataFrame, value: str, column: str, first: object, second: object, cell: Sequence[str]
+) -> Effect:
     """``value`` where ``column`` is ``first`` minus where it is ``second``, paired by seed."""
     pairs = difference(rows, value, column=column, first=first, second=second, on=[*cell, *SEEDS])
     return mean_effect(pairs, "difference", cell=cell)
 
 
-def _within(step: Finding, bound: float) -> bool:
+def within(step: Finding, bound: float) -> bool:
+    """Whether the interval lies within the bound to each side of 0."""
     return -bound <= step.low and step.high <= bound
 
 
-def _known(findings: Sequence[Finding]) -> bool:
+def all_known(findings: Sequence[Finding]) -> bool:
+    """Whether there is a finding, and each has an interval."""
     return bool(findings) and all(made.known for made in findings)

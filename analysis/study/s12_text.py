@@ -66,6 +66,7 @@ def compute(config: TextConfig, *, device: str = "cpu", shared: Path | None = No
 
     Raises:
         FileNotFoundError: If no files were named.
+        ValueError: If fewer pairs fit into the context than are to be tuned on.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     corpus = written() if config.source == "written" else find_corpus(shared)
@@ -137,6 +138,11 @@ def _data(
         return fitting(least, pairs, length, config.most_bytes)
 
     pairs = fit(corpus.pairs)
+    if len(pairs) < config.examples:
+        raise ValueError(
+            f"pairs must be {config.examples} or more of at most {length} tokens at V = {config.least}, responses cut "
+            f"to {config.most_bytes} bytes, got {len(pairs)} of {len(corpus.pairs)}."
+        )
     chosen = torch.randperm(len(pairs), generator=generator)[: config.examples].tolist()
     parts = {
         "text": fit(excerpts(corpus.held_out, config.most_bytes))[: config.evaluated],

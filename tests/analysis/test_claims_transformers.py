@@ -145,7 +145,7 @@ def test_a_table_without_the_first_grid_or_an_arm_of_it_decides_nothing(kept, tm
 
 def test_arms_that_were_not_run_decide_nothing(tmp_path):
     table = judged(planted(dead=False), tmp_path)
-    assert table.index.tolist() == ["K1", "K2", "K3", "K4", "K5", "K6", "K8"]
+    assert table.index.tolist() == ["K1", "K2", "K3", "K4", "K5", "K6", "K8", "law"]
     words = {p.claim: p.verdict for p in LANGUAGES}
     assert table["predicted"].to_dict() == {claim: words[claim] for claim in table.index}
     assert table.loc[["K1", "K2"], "verdict"].tolist() == ["supported", "supported"]

@@ -50,7 +50,9 @@ def test_the_files_are_named_once_and_found_again(files, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [*map(str, texts), "--pairs", str(pairs), "--out", str(out), "--vocab-sizes", "300"]
     assert main(arguments) == 0
-    assert "b.dict.dz" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "b.dict.dz" in printed
+    assert "32 of these pairs have at most 128 tokens at V = 300, responses cut to 128 bytes" in printed
     folder = out / "shared" / "S12"
     found = find_corpus(folder)
     assert [source["name"] for source in found.sources] == ["a.txt", "b.dict.dz", "pairs.jsonl"]
@@ -109,6 +111,13 @@ def test_tokens_are_the_bytes_of_the_text_and_responses_alone_are_predicted(corp
         encoded_pairs(tokenizer, [(prompt, response)], 2)
     with pytest.raises(ValueError, match=r"^text must have 90000 tokens to find, got \d+\.$"):
         tokenizer_of(corpus, 90_000, 20_000)
+
+
+def test_more_examples_than_pairs_that_fit_are_refused():
+    with pytest.raises(
+        ValueError, match=r"^pairs must be 5000 or more of at most 40 tokens at V = 300, .* got \d+ of 160\.$"
+    ):
+        experiment("S12").compute(replace(TINY, source="written", examples=5000, characters=4000))
 
 
 def test_the_same_bytes_are_predicted_at_every_vocabulary(corpus):

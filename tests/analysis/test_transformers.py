@@ -235,13 +235,11 @@ class TestRows:
         for line, known_line in zip(first, row["measurements"], strict=False):
             assert line["true_ece"] == pytest.approx(known_line["true_ece"], abs=1e-9)
 
-    def test_models_of_one_row_are_not_kept_and_the_others_are_read_soon(self):
+    def test_models_of_one_row_are_not_kept(self):
         grid = configs("full")
         counts = Counter(config.pretraining for config in grid)
         assert {c.pretraining for c in grid if has_more_rows(c)} == {p for p, count in counts.items() if count > 1}
         assert sorted(Counter(counts.values())) == [1, 2]
-        started = [job.config for job in order([experiment("S11")], "full", "cuda")]
-        assert all(has_more_rows(config) and config.arms != MAIN for config in started[27:39])
         assert all(row_seconds(c, "cuda") > c.steps * 1e-2 for c in grid)  # each may have to be pretrained
 
     def test_without_a_folder_the_row_is_the_same(self, made):
@@ -260,6 +258,19 @@ class TestRows:
             (v, d) for v in (256, 4096, 65536) for d in (16, 64, 256)
         }
         assert coverage(study, grid, first).keys == first
+        # dead tokens, little text, tied heads, further tunings, smoothed pretraining
+        kinds = [(c.symbols == "dead", c.distinct > 0, c.tied, c.arms != MAIN, c.smoothing > 0) for c in started[27:]]
+        assert [kind.index(True) for kind in kinds] == [*18 * [0], *27 * [1], *27 * [2], *12 * [3], *12 * [4]]
+        # every b that a plain further tuning has is predicted where its model is tuned without
+        predicted = {c.pretraining: set(c.predicted) for c in main}
+        for further in (c for c in started if c.arms != MAIN):
+            plain = {
+                arm.label_smoothing
+                for arm in map(arm_of, further.arms)
+                if arm == (arm.name, *arm_of(f"b={arm.label_smoothing}")[1:])
+            }
+            assert plain == {0.05, 0.2}
+            assert plain | {0.1} == predicted[further.pretraining]
 
 
 class TestKept:

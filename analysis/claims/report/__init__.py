@@ -1,11 +1,12 @@
 """All prose of the verdicts: what findings say, in sentences. Nothing is decided here, and nothing is computed."""
 
 from ._heads import k3, k4, k5, k6, k7, restored
+from ._pairs import PAIRS
 from ._phrases import Sentences, number
-from ._transformers import TRANSFORMERS
+from ._transformers import TEXTS, TRANSFORMERS
 from ._tuning import k1, k1_model, k2, k2_model, k8, k8_model, k9, k9_model
 
-__all__ = ["MODEL", "STATEMENTS", "STUDY", "TRANSFORMERS", "Sentences", "number"]
+__all__ = ["LAW", "MODEL", "PAIRS", "STATEMENTS", "STUDY", "TEXTS", "TRANSFORMERS", "Sentences", "number"]
 
 STATEMENTS = {
     "K1": "instruction tuning degrades calibration",
@@ -18,6 +19,7 @@ STATEMENTS = {
     "K8": "smoothing makes features more diverse, and that helps calibration",
     "K9": "accuracy kept, gap between training and held-out NLL narrower",
 }
+LAW = "the model tuned without smoothing foretells what smoothing takes"  # no claim of the paper
 STUDY = {"K1": k1, "K2": k2, "K3": k3, "K4": k4, "K5": k5, "K6": k6, "K7": k7, "K8": k8, "K9": k9}
 MODEL = {
     "K1": k1_model,

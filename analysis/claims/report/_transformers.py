@@ -1,6 +1,9 @@
-"""What findings say of transformers trained from scratch: K1 to K6 and K8 in sentences."""
+"""What findings say of transformers trained from scratch, K1 to K6, K8 and the law; and of those on real text."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 from ..findings import Finding, Findings
 from ._heads import restored
@@ -64,6 +67,63 @@ def k8_transformers(found: Findings) -> Sentences:
     )
 
 
+def k3_text(found: Findings) -> Sentences:
+    steps, further = found.at("confidence_step"), found.at("bits_step")
+    return Sentences(
+        headline=steps[0],
+        effect="confidence of pretrained models on held-out text, largest D minus smallest, at "
+        f"V = {steps[0].cell['V']}",
+        depends_on="vocabulary and fit",
+        condition=f"by V: {_at_v(steps)}; the narrow model needs more bits per byte by {_at_v(further)}",
+        counter_evidence="confidence is not compared over V, as other tokens are predicted there",
+    )
+
+
+def k4_text(found: Findings) -> Sentences:
+    return Sentences(
+        headline=found.at("fall_share_step")[0],
+        effect="fall in confidence from b = .1 on held-out pairs over b (confidence - 1/V), largest D minus smallest, "
+        f"at V = {found.at('fall_share_step')[0].cell['V']}",
+        depends_on="hidden size and vocabulary",
+        condition=f"the fall over b (confidence - 1/V) is {at_sizes(found.at('fall_share'))}; over V at the largest D "
+        f"it changes by {_at_v(found.at('fall_share_over_v'))}. A of the tokens tuned on: "
+        f"{span(i.mean for i in found.at('activity'))}",
+        counter_evidence="before tuning the models need so many bits per byte of held-out text: "
+        f"{at_sizes(found.at('bits_per_byte'))}",
+    )
+
+
+def law(new: str) -> Callable[[Findings], Sentences]:
+    """The law, its falls read on ``new`` tokens."""
+
+    def said(found: Findings) -> Sentences:
+        cells = len(found.at("gain_ratio"))
+        near = {kind: sum(abs(r.mean - 1) <= 0.2 for r in found.at(f"{kind}_ratio")) for kind in _KINDS}
+        named = [f"{name} {_range(found, kind)}, within 20 % at {near[kind]}" for kind, name in _KINDS.items()]
+        return Sentences(
+            headline=found("gain_error"),
+            effect=f"fall in confidence from b = .1 on {new} that a gain for each dimension predicts, minus the fall",
+            depends_on="hidden size, vocabulary and prediction",
+            condition=f"predicted over measured at {cells} (V, D): {'; '.join(named)}",
+            counter_evidence=f"P of free features over the fall on the tokens tuned on: {_range(found, 'frozen')}",
+        )
+
+    return said
+
+
+_KINDS = {
+    "scale": "one scale",
+    "gain": "a gain for each dimension",
+    "clipped": "b (confidence - 1/V) (1 - A), clipped",
+    "rational": "b (confidence - 1/V) / (1 + A)",
+}
+
+
+def _range(found: Findings, kind: str) -> str:
+    ratios = [ratio.mean for ratio in found.at(f"{kind}_ratio") if ratio.mean == ratio.mean]
+    return " to ".join(dict.fromkeys(f"{end(ratios):.2f}" for end in (min, max))) if ratios else number(math.nan, "")
+
+
 def _at_v(found: list[Finding]) -> str:
     return ", ".join(f"{made} at V = {made.cell['V']}" for made in found)
 
@@ -91,4 +151,6 @@ TRANSFORMERS = {
     "K5": restored("T", "training T =", "new shifted tokens"),
     "K6": restored("cap", "a training cap of", "new shifted tokens"),
     "K8": k8_transformers,
+    "law": law("new shifted tokens"),
 }
+TEXTS = {"K3": k3_text, "K4": k4_text, "law": law("held-out pairs")}

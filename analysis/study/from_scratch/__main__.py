@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ...command import finish, output_folder, parser_of, shown
 from .corpus import prepare
-from .text_grid import configs
-from .tokens import tokenizer_in
+from .text_grid import TextConfig, configs
+from .tokens import fitting, tokenizer_in
 
 __all__ = ["main"]
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("texts", nargs="+", type=Path, metavar="FILE", help="text to pretrain on, 60 MB or more")
     parser.add_argument("--pairs", type=Path, required=True, metavar="FILE", help="instruction pairs to tune on")
     cells = configs("full")
-    sizes, most = sorted({cell.vocab_size for cell in cells}), cells[0].characters
+    sizes = sorted({cell.vocab_size for cell in cells})
     parser.add_argument(
         "--vocab-sizes",
         type=int,
@@ -42,18 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     out = output_folder() / "full"
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"of the run (default: {shown(out)})")
-    return finish(lambda: _prepare(parser.parse_args(arguments), most))
+    return finish(lambda: _prepare(parser.parse_args(arguments), cells[0]))
 
 
-def _prepare(options: argparse.Namespace, most: int) -> int:
+def _prepare(options: argparse.Namespace, cell: TextConfig) -> int:
     folder = options.out / "shared" / "S12"
     corpus = prepare(options.texts, options.pairs, folder)
-    for size in options.vocab_sizes:
-        tokenizer_in(folder, corpus, size, most)
+    least = min(options.vocab_sizes)
+    made = {size: tokenizer_in(folder, corpus, size, cell.characters) for size in options.vocab_sizes}
+    fit = fitting(made[least], corpus.pairs, cell.trunk.context, cell.most_bytes)
     for source in corpus.sources:
         print(f"{source['name']:30}{source['bytes']:>12}  {source['sha256']}")
     characters = sum(map(len, corpus.text))
     print(f"{characters} characters to pretrain on, {len(corpus.pairs)} pairs to tune on, {corpus.digest}")
+    print(
+        f"{len(fit)} of these pairs have at most {cell.trunk.context} tokens at V = {least}, responses cut to "
+        f"{cell.most_bytes} bytes; {cell.examples} are tuned on"
+    )
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
@@ -90,7 +90,7 @@ def configs(preset: Preset) -> list[TransformerConfig]:
         return _cells((4, 16), (16, 64), **tiny)
     widths, vocabularies = (16, 64, 256), (256, 4096, 65536)
     return [
-        *_cells(widths, vocabularies),
+        *(_with_further_b(cell) for cell in _cells(widths, vocabularies)),
         *_cells(*_CORNERS, arms=_TUNINGS),
         *_cells(widths, vocabularies[1:], symbols="dead"),
         *_cells(widths, vocabularies, distinct=1_000_000),
@@ -99,13 +99,19 @@ def configs(preset: Preset) -> list[TransformerConfig]:
     ]
 
 
+def _with_further_b(cell: TransformerConfig) -> TransformerConfig:
+    """At the corners every b that a further tuning has is predicted too."""
+    corner = cell.hidden_size in _CORNERS[0] and cell.vocab_size in _CORNERS[1]
+    return replace(cell, predicted=(0.05, 0.1, 0.2)) if corner else cell
+
+
 def leftover(config: TransformerConfig) -> int:
-    """The first grid first; then further tunings of its models, while they are kept; then the dead tokens; the rest."""
+    """The first grid first; dead tokens, which carry the comparison over V; little text; tied heads; the rest."""
     if config.arms == _TUNINGS:
-        return 1
+        return 4
     if config.smoothing:
         return 5
-    return 2 if config.symbols == "dead" else 3 if config.distinct else 4 if config.tied else 0
+    return 1 if config.symbols == "dead" else 2 if config.distinct else 3 if config.tied else 0
 
 
 def has_more_rows(config: TransformerConfig) -> bool:
