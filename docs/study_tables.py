@@ -78,7 +78,7 @@ def caption(data: Path) -> str:
     done, planned = read_table(data / "S9.csv.gz")["key"].nunique(), len(experiment("S9").configs("full"))
     heads = f"all {planned:,} heads planned" if done == planned else f"{done:,} of {planned:,} heads planned"
     return wrapped(
-        "Each mark is one setting of a small simulated head (its sizes, data and b), trained with and without "
+        "Each mark is one setting of a small simulated head, a last linear layer, trained with and without "
         f"smoothing ({heads}). (a) The fall in confidence follows from the head without smoothing, nothing fitted "
         "([how](docs/theory.md#c6-how-far-confidence-falls)), whether each context has one right next token "
         "(deterministic) or several, as in text (noisy). (b) Two numbers, confidence p and activity index A (below), "
@@ -115,14 +115,14 @@ def found(data: Path) -> str:
         f"**Smoothing mends a part of that**, {gain:.2f} on new questions and little after two epochs; a fitted "
         "temperature or early stopping mends more, and where a model is not over-confident, as SmolLM2 on ordinary "
         "text, smoothing harms ([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
-        "**Norms cap confidence, hidden size less so**: at fixed norms more hidden dimensions than 64 add "
-        f"{of_all['K3', 'step_from_64']:.2f} on average, fewer cost more "
+        "**Norms (lengths of hidden states and of head rows) cap confidence, hidden size less so**: at fixed norms "
+        f"more dimensions than 64 add {of_all['K3', 'step_from_64']:.2f}, fewer cost more "
         "([size](docs/study_notes.md#hidden-size-and-vocabulary-k3)).",
         "**What smoothing takes can be predicted** in simulation: next to nothing in all "
         f"{of_all['K4', 'settings_inert']:.0f} settings with deterministic targets and an index well above 1 "
         "([the index](docs/study_notes.md#two-numbers-that-say-when-smoothing-acts-k4)).",
-        "**Training at a lower temperature gives smoothing its effect back** under a bound on the norms, by "
-        f"{budget['K5', 'rise']:.2f} of calibration error, but doing neither was as good or better in most arms "
+        "**A lower training temperature gives smoothing its effect back** under a bound on the norms, "
+        f"{budget['K5', 'rise']:.2f} of calibration error, but doing neither was mostly as good "
         "([temperature](docs/study_notes.md#temperature-k5)).",
         f"**The loss is lean**: at {_LEAN}'s size it needs {cost:.0%} of the memory of eager PyTorch's in no more time "
         "([beside others](docs/kernel.md#what-it-costs)).",
