@@ -33,7 +33,7 @@ def audit(data: Path) -> str:
 
 
 def _filled(line: str) -> str:
-    return textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(line, 88, break_long_words=False, break_on_hyphens=False)
 
 
 def recommendation(data: Path) -> str:
