@@ -37,6 +37,7 @@ _PRICE = 0.03  # of a scale and a shift
 _SLICE = 10  # iterations of L-BFGS between two looks at the condition
 _SLICES, _ROUGH = 10, 4  # how often they are allowed
 _TOLERANCE = 1e-2  # what may be left to gain, as a share of the loss with its penalty
+_SMALL = 0.1  # nats: a loss of less counts as this there, as a model that knows its tokens by heart has nearly none
 _SPECTRUM = 1e-7  # second moments below this share of the largest are none, as features are float32
 _PARTS = {
     "scale": ("scale",),
@@ -53,7 +54,7 @@ class SharedMap(NamedTuple):
     change: Tensor  # (D, D)
     shift: Tensor  # (D,)
     loss: float  # mean over the tokens solved on, with the penalty
-    gap: float  # what is left to gain, by the gradient, as a share of ``loss``
+    gap: float  # what is left to gain, by the gradient, as a share of ``loss`` or of .1 nats if that is more
 
     @property
     def converged(self) -> bool:
@@ -130,7 +131,7 @@ class Solver:
                 for name, x in unknowns.items()
                 if x.grad is not None
             )
-            gap = left / loss
+            gap = left / max(loss, _SMALL)
             if gap <= _TOLERANCE:
                 break
         found = {name: x.detach() for name, x in unknowns.items()}
