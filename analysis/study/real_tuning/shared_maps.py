@@ -1,7 +1,7 @@
 """The map of the features, the same for all tokens, whose smoothed loss is least, with the head frozen.
 
-Let x = S^(-1/2) h with the second moments S = mean h h^T of the features, G the covariance of the head's rows, and
-R^2 = mean h^T G h, how much the logits of a token vary over the vocabulary. Maps are
+Let x = S^(-1/2) h with the second moments S = mean h h^T of the features, G the covariance of the head's rows, half of
+them taken evenly, half as often as the model predicts them, and R^2 = mean h^T G h, how much logits vary. Maps are
 
     affine    h -> h + s h + R G^(-1/2) (c + A x), which is M h + c of any M and c,
     low_rank  the same with A = U V^T of rank 8: 8 D unknowns, where A has D^2, more than a tuning has tokens,
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from kernel import linear_cross_entropy
+from kernel.softcap import softcap as capped
 
 from ...language_models.features import ModelHead
 
@@ -38,6 +39,7 @@ _SLICE = 10  # iterations of L-BFGS between two looks at the condition
 _SLICES, _ROUGH = 10, 4  # how often they are allowed
 _TOLERANCE = 1e-2  # what may be left to gain, as a share of the loss with its penalty
 _SMALL = 0.1  # nats: a loss of less counts as this there, as a model that knows its tokens by heart has nearly none
+_ENTRIES = 2**25  # of a block of logits
 _SPECTRUM = 1e-7  # second moments below this share of the largest are none, as features are float32
 _PARTS = {
     "scale": ("scale",),
@@ -87,7 +89,7 @@ class Solver:
             self.rough = head._replace(weight=head.weight.to(rough), bias=bias)
         squares = hidden.double().square().mean(0)
         self._each = (squares.sum() / squares).sqrt().where(squares > 0, 0)
-        spread = _covariance(head.weight)
+        spread = _covariance(head.weight, (_mean_prediction(hidden, head) + 1 / len(head.weight)) / 2)
         self._logits = float(torch.einsum("nd,de,ne->n", hidden.double(), spread, hidden.double()).mean().sqrt())
         self._whitening, self._out = _whitening(hidden.double().T @ hidden.double() / len(hidden)), _whitening(spread)
         self._moving = (self._logits * self._out.T).to(hidden.dtype)  # (r', D)
@@ -189,14 +191,26 @@ def smoothed_loss(hidden: Tensor, target: Tensor, head: ModelHead, label_smoothi
     )  # fmt: skip
 
 
-def _covariance(weight: Tensor) -> Tensor:
-    """Of the rows, ``(D, D)`` in float64, block by block."""
-    mean = weight.mean(0, dtype=torch.float64)
+@torch.no_grad()
+def _mean_prediction(hidden: Tensor, head: ModelHead) -> Tensor:
+    """The mean of the model's distributions over the tokens, ``(V,)`` in float64, block by block."""
+    total = torch.zeros(len(head.weight), dtype=torch.float64, device=hidden.device)
+    for h in hidden.split(max(1, _ENTRIES // len(head.weight))):
+        z = head.logit_scale * (h @ head.weight.T)
+        z = z if head.bias is None else z + head.bias
+        total += capped(z, head.softcap).softmax(-1).sum(0, dtype=torch.float64)
+    return total / len(hidden)
+
+
+def _covariance(weight: Tensor, share: Tensor) -> Tensor:
+    """Of the rows, of which each counts as its share ``(V,)``, ``(D, D)`` in float64, block by block."""
+    parts = list(zip(weight.split(2**14), share.split(2**14), strict=True))
+    mean = torch.stack([q @ rows.double() for rows, q in parts]).sum(0)
     total = torch.zeros_like(mean).expand(len(mean), -1)
-    for rows in weight.split(2**14):
+    for rows, q in parts:
         rest = rows.double() - mean
-        total = total + rest.T @ rest
-    return total / len(weight)
+        total = total + rest.T @ (q.unsqueeze(-1) * rest)
+    return total
 
 
 def _whitening(moments: Tensor) -> Tensor:
