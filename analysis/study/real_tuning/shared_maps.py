@@ -30,14 +30,14 @@ from kernel.softcap import softcap as capped
 
 from ...language_models.features import ModelHead
 
-__all__ = ["RANK", "MapKind", "SharedMap", "Solver", "smoothed_loss"]
+__all__ = ["RANK", "TOLERANCE", "MapKind", "SharedMap", "Solver", "smoothed_loss"]
 
 MapKind = Literal["scale", "gain", "low_rank", "affine"]
 RANK = 8
 _PRICE = 0.03  # of a scale and a shift
 _SLICE = 10  # iterations of L-BFGS between two looks at the condition
-_SLICES, _ROUGH = 10, 4  # how often they are allowed
-_TOLERANCE = 1e-2  # what may be left to gain, as a share of the loss with its penalty
+_SLICES, _ROUGH = 15, 4  # how often they are allowed
+TOLERANCE = 0.02  # what may be left to gain, as a share of the loss with its penalty
 _SMALL = 0.1  # nats: a loss of less counts as this there, as a model that knows its tokens by heart has nearly none
 _ENTRIES = 2**25  # of a block of logits
 _SPECTRUM = 1e-7  # second moments below this share of the largest are none, as features are float32
@@ -61,7 +61,7 @@ class SharedMap(NamedTuple):
     @property
     def converged(self) -> bool:
         """Whether the first-order condition holds."""
-        return self.gap <= _TOLERANCE
+        return self.gap <= TOLERANCE
 
     def __call__(self, hidden: Tensor) -> Tensor:  # (n, D)
         """The features where the map moves them."""
@@ -134,7 +134,7 @@ class Solver:
                 if x.grad is not None
             )
             gap = left / max(loss, _SMALL)
-            if gap <= _TOLERANCE:
+            if gap <= TOLERANCE:
                 break
         found = {name: x.detach() for name, x in unknowns.items()}
         return SharedMap(*self._as_map(found), loss, gap), found
