@@ -1,7 +1,7 @@
 """Falls of tuned language models beside those that shared changes of their features predict.
 
 The command is ``python -m analysis.claims.shared_changes``. The rule stands with the prediction, which was written
-before the first run: :data:`analysis.study.real_tuning.predictions.SHARED_CHANGES`.
+before the first run: ``SHARED_CHANGES`` of :mod:`analysis.study.real_tuning.predictions`.
 """
 
 from __future__ import annotations

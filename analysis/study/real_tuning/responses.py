@@ -94,7 +94,7 @@ def mapped_falls(
 ) -> dict[str, dict[str, float]]:
     """Falls in mean confidence that a map of low rank and an affine one predict, solved with and without smoothing.
 
-    Half of the documents are solved on. For each b, 0 too, the ridge is that of :data:`RIDGES`, from the largest on,
+    Half of the documents are solved on. For each b, 0 too, the ridge is that of ``RIDGES``, from the largest on,
     at which the same smoothed loss is least on the other half: they were tuned on as well, so that it is the map that
     is kept from being fitted to its tokens, not the model.
 

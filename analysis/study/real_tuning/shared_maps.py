@@ -8,13 +8,14 @@ them taken evenly, half as often as the model predicts them, and R^2 = mean h^T 
     gain      h -> h + s h + a factor for each dimension,
     scale     h -> h + s h,
 
-and moving costs (ridge |A|^2 + .03 (s^2 + |c|^2)) / 2 nats: |A|^2 is the mean square of A x, so that ridge / 2 is the
-price of changing all logits by as much as they vary, whatever the units of the features. What few unknowns can do, a
-scale and a shift, is nearly free: .03 only keeps a scale finite where it separates the tokens. V holds the 8 directions
-of x in which a uniform target pulls most, whatever b.
+and moving costs ``(ridge |A|^2 + .03 (s^2 + |c|^2)) / 2`` nats: ``|A|^2`` is the mean square of A x, so that ridge / 2
+is the price of changing all logits by as much as they vary, whatever the units of the features. What few unknowns can
+do, a scale and a shift, is nearly free: .03 only keeps a scale finite where it separates the tokens. V holds the 8
+directions of x in which a uniform target pulls most, whatever b.
 
-Without a softcap the loss is convex, and the penalty makes it steep: with g_i the gradient in the i-th unknown and r_i
-its price, the least loss is at most sum g_i^2 / (2 r_i) below. That this is small is the first-order condition here.
+Without a softcap the loss is convex, and the penalty makes it steep: with ``g_i`` the gradient in the i-th unknown and
+``r_i`` its price, the least loss is at most ``sum g_i^2 / (2 r_i)`` below. That this is small is the first-order
+condition here.
 """
 
 from __future__ import annotations
