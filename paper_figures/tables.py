@@ -33,6 +33,21 @@ _COMMANDS = {
     "audit_smollm2": (
         "python -m analysis.audit smollm2 --text python --max-tokens 8192 --out paper_figures/data/audit_smollm2.csv"
     ),
+    "audit_gemma": (
+        "python -m analysis.audit gemma --text python --max-tokens 2048 --out paper_figures/data/audit_gemma.csv"
+    ),
+    **{
+        f"real_{name}": f"python -m analysis.real_tuning table {name} tokens.npz --short paper_figures/data/real_{name}.csv"
+        for name in ("gemma", "smollm2")
+    },
+    **{
+        f"real_{name}_{kind}": (
+            f"python -m analysis.real_tuning verdicts paper_figures/data/real_{name}.csv "
+            f"paper_figures/data/real_{name}_verdicts.csv"
+        )
+        for name in ("gemma", "smollm2")
+        for kind in ("verdicts", "findings")
+    },
     "instruction_full": "python -m analysis.instruction run MODEL.gguf questions.json --device cuda",
     "instruction_verdicts": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
     "instruction_findings": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
