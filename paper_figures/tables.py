@@ -24,6 +24,7 @@ __all__ = ["DATA", "NoTableError", "available", "folders", "is_study", "needed_c
 
 DATA = Path(__file__).resolve().parent / "data"
 
+_REAL = ("gemma", "smollm2")  # models of python -m analysis.real_tuning
 # Tables that no preset changes -> the command that makes them; those of the study are S1 to S7 and their verdicts.
 _COMMANDS = {
     "caps": "python -m analysis.caps_table paper_figures/data/caps.csv",
@@ -36,16 +37,10 @@ _COMMANDS = {
     "audit_gemma": (
         "python -m analysis.audit gemma --text python --max-tokens 2048 --out paper_figures/data/audit_gemma.csv"
     ),
+    **{f"real_{name}": f"python -m analysis.real_tuning table {name} tokens.npz --short FILE" for name in _REAL},
     **{
-        f"real_{name}": f"python -m analysis.real_tuning table {name} tokens.npz --short paper_figures/data/real_{name}.csv"
-        for name in ("gemma", "smollm2")
-    },
-    **{
-        f"real_{name}_{kind}": (
-            f"python -m analysis.real_tuning verdicts paper_figures/data/real_{name}.csv "
-            f"paper_figures/data/real_{name}_verdicts.csv"
-        )
-        for name in ("gemma", "smollm2")
+        f"real_{name}_{kind}": f"python -m analysis.real_tuning verdicts real_{name}.csv real_{name}_verdicts.csv"
+        for name in _REAL
         for kind in ("verdicts", "findings")
     },
     "instruction_full": "python -m analysis.instruction run MODEL.gguf questions.json --device cuda",

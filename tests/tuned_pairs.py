@@ -30,14 +30,22 @@ def measured(epoch, b, seed, fall, text, rank):
         line = {"epoch": epoch, "split": split, "view": "response", "source": "all", "exam": np.nan}
         nll = {"train": 1.5 - 0.1 * epoch + 0.2 * smoothed, "fit": 1.5 + 0.02 * (epoch - 1) ** 2, "scored": 1.5}[split]
         scores = {
-            "confidence": confidence, "accuracy": 0.5, "ece": abs(confidence - 0.5) + 0.01, "rms": 0.1, "aurc": 0.3,
+            "confidence": confidence, "accuracy": 0.5, "ece": abs(confidence - 0.5) + 0.01, "rms": 0.1, "rms_sorted": 0.05, "aurc": 0.3,
             "nll": nll + noise, "activity": 0.1, "effective_rank": 100 + rank * smoothed + noise,
             "smallest_share": 0.01 + noise,
         }  # fmt: skip
         yield line | {"reading": "as_trained", **scores}
         if split == "scored":
             yield line | {"reading": "post_hoc", **scores, "ece": 0.012 + noise}
-    line = {"epoch": epoch, "split": "scored", "source": "all", "reading": "as_trained", "accuracy": 0.4, "rms": 0.1}
+    line = {
+        "epoch": epoch,
+        "split": "scored",
+        "source": "all",
+        "reading": "as_trained",
+        "accuracy": 0.4,
+        "rms": 0.1,
+        "rms_sorted": 0.05,
+    }
     ece = 0.01 + text * epoch / 8 + noise
     yield line | {"view": "text", "ece": ece + 0.02 * smoothed, "nll": 2 + 0.1 * epoch, "aurc": 0.4}
     yield line | {"view": "cloze_norm", "exam": "along", "ece": 0.2 + noise, "nll": 1.3}
