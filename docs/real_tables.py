@@ -15,7 +15,6 @@ _VIEWS = {
     "response": "held-out responses",
     "text": "ordinary text",
     "cloze_norm": "questions, normalised cloze",
-    "cloze": "questions, cloze",
     "letters": "questions, letters",
 }
 _SCORES = {"accuracy": "accuracy", "ece": "ECE", "rms": "RMS-CE", "rms_sorted": "RMS-CE, sorted", "nll": "NLL"}
@@ -31,7 +30,8 @@ def models(data: Path) -> str:
         for view, read in _VIEWS.items():
             for score, called in _SCORES.items():
                 cells = [_mean(rows.loc[rows["view"] == view, score]) for rows in stages.values()]
-                lines.append(f"| {name} | {read} | {called} | {' | '.join(cells)} |")
+                if any(cells):
+                    lines.append(f"| {name} | {read} | {called} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

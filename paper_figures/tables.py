@@ -24,7 +24,6 @@ __all__ = ["DATA", "NoTableError", "available", "folders", "is_study", "needed_c
 
 DATA = Path(__file__).resolve().parent / "data"
 
-_REAL = ("gemma", "smollm2")  # models of python -m analysis.real_tuning
 # Tables that no preset changes -> the command that makes them; those of the study are S1 to S7 and their verdicts.
 _COMMANDS = {
     "caps": "python -m analysis.caps_table paper_figures/data/caps.csv",
@@ -37,12 +36,12 @@ _COMMANDS = {
     "audit_gemma": (
         "python -m analysis.audit gemma --text python --max-tokens 2048 --out paper_figures/data/audit_gemma.csv"
     ),
-    **{f"real_{name}": f"python -m analysis.real_tuning table {name} tokens.npz --short FILE" for name in _REAL},
-    **{
-        f"real_{name}_{kind}": f"python -m analysis.real_tuning verdicts real_{name}.csv real_{name}_verdicts.csv"
-        for name in _REAL
-        for kind in ("verdicts", "findings")
-    },
+    "real_gemma": "python -m analysis.real_tuning table gemma tokens.npz --short real_gemma.csv",
+    "real_gemma_verdicts": "python -m analysis.real_tuning verdicts real_gemma.csv real_gemma_verdicts.csv",
+    "real_gemma_findings": "python -m analysis.real_tuning verdicts real_gemma.csv real_gemma_verdicts.csv",
+    "real_smollm2": "python -m analysis.real_tuning table smollm2 tokens.npz --short real_smollm2.csv",
+    "real_smollm2_verdicts": "python -m analysis.real_tuning verdicts real_smollm2.csv real_smollm2_verdicts.csv",
+    "real_smollm2_findings": "python -m analysis.real_tuning verdicts real_smollm2.csv real_smollm2_verdicts.csv",
     "instruction_full": "python -m analysis.instruction run MODEL.gguf questions.json --device cuda",
     "instruction_verdicts": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
     "instruction_findings": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
