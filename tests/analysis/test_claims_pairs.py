@@ -79,4 +79,4 @@ def test_the_command_writes_verdicts_and_findings(table, tmp_path, capsys):
     assert "shrinks" in set(pd.read_csv(tmp_path / "real_findings.csv")["finding"])
     table.drop(columns="ece").to_csv(tmp_path / "tier.csv", index=False)
     assert main(["verdicts", str(tmp_path / "tier.csv"), str(tmp_path / "real_verdicts.csv")]) == 2
-    assert "is no table of tier 1: it has no column or row 'ece'" in capsys.readouterr().err
+    assert "is no table of the tier 1: it has no column or row 'ece'" in capsys.readouterr().err
