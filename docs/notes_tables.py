@@ -1,26 +1,26 @@
-"""Tables of the notes on the study, from the findings of the claims, and other parts of the docs that tables say."""
+"""Tables of the notes on the study, from the findings of the claims, and what the full tables took."""
 
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from table_text import signed
 
-__all__ = ["audit", "cost", "rivals", "signed", "temperature", "uncapped"]
+__all__ = ["cost", "rivals", "temperature", "uncapped"]
 
 _REMEDIES = {  # method of S7 -> what the notes call it
     "b=0 post_hoc": "temperature fitted afterwards",
-    "b=0.2": "smoothing, b = .2",
+    "b=0.2": "smoothing, b = 0.2",
     "early stopping": "early stopping",
-    "b=0.1": "smoothing, b = .1",
+    "b=0.1": "smoothing, b = 0.1",
     "weight_decay": "weight decay",
-    "b=0.05": "smoothing, b = .05",
+    "b=0.05": "smoothing, b = 0.05",
     "dropout": "dropout",
-    "penalty=0.2": r"confidence penalty, $\gamma$ = .2",
-    "penalty=0.05": r"confidence penalty, $\gamma$ = .05",
+    "penalty=0.2": r"confidence penalty, $\gamma$ = 0.2",
+    "penalty=0.05": r"confidence penalty, $\gamma$ = 0.05",
 }
 
 
@@ -34,7 +34,7 @@ def temperature(data: Path) -> str:
     """What a training temperature does to fall and gain, arm by arm."""
     fall, gain, restored = (_numbers(data, name) for name in ("fall_rise", "rise", "gain"))
     lines = [
-        "| trained at T = .25 instead of 1 | the fall rises by | the gain rises by | restored |",
+        "| trained at T = 0.25 instead of 1 | the fall rises by | the gain rises by | restored |",
         "|---|---|---|---|",
     ]
     for cell, row in fall.items():
@@ -72,16 +72,6 @@ def rivals(data: Path) -> str:
     return "\n".join(lines)
 
 
-def audit(data: Path) -> str:
-    """What the audit of the committed table says in its first three paragraphs."""
-    from analysis.audit import verdict
-
-    lines = verdict(pd.read_csv(data / "audit_smollm2.csv")).splitlines()
-    told = [line for line in lines if line.partition(".")[0] in ("Calibration", "Smoothing", "Ceiling")]
-    filled = [textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False) for line in told]
-    return "```{code-block} text\n:class: output\n\n" + "\n\n".join(filled) + "\n```"
-
-
 def cost(data: Path) -> str:
     """What the rows of the full tables took, from the sidecars: the sum over rows, each in a process of its own."""
     from analysis.lab.tables import find_table, read_table
@@ -97,8 +87,3 @@ def cost(data: Path) -> str:
         devices = " and ".join("CPU cores" if device == "cpu" else device for device in about["device"])
         lines.append(f"| `{name}` | {rows:,} | {hours:.1f} | {devices} |")
     return "\n".join([*lines, f"| all | | {total:.1f} | |"])
-
-
-def signed(value: float) -> str:
-    """Three digits, with a minus sign and not a hyphen, and none before zero."""
-    return f"{value:.3f}".replace("-0.000", "0.000").replace("-", "\N{MINUS SIGN}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from notes_tables import signed
+from table_text import signed
 
 __all__ = ["MODELS", "models", "verdicts", "vocabulary"]
 
