@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +55,7 @@ def hidden_states(
     *,
     pad: int,
     batch_size: int = 128,
+    batch_tokens: int | None = None,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> HiddenStates:
@@ -64,7 +65,8 @@ def hidden_states(
         model: The causal language model; its base model alone runs.
         documents: What it reads.
         pad: Token to pad with.
-        batch_size: Documents at a time.
+        batch_size: Most documents at a time.
+        batch_tokens: Most tokens at a time, padding included, but one document at least; None for no limit.
         autocast: Dtype of the matrix products; None for that of the weights.
         progress: Called with the number of documents after each batch.
     """
@@ -73,14 +75,16 @@ def hidden_states(
     found = []
     order = sorted(range(len(documents)), key=lambda i: len(documents[i].tokens))  # little padding
     position = torch.tensor(order)
-    for start, batch in enumerate(batches([documents[i] for i in order], batch_size, pad)):
+    lengths = [len(documents[i].tokens) for i in order]
+    for start, end in _groups(lengths, batch_size, batch_tokens or sum(lengths) * len(lengths)):
+        (batch,) = batches([documents[i] for i in order[start:end]], end - start, pad)
         b = batch.to(device)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             given = {"input_ids": b.tokens, "attention_mask": b.mask, "use_cache": False, "return_dict": True}
             hidden = body(model, given).last_hidden_state
         labels = b.labels[:, 1:]
         row, column = (labels != IGNORED).nonzero(as_tuple=True)
-        document = position[start * batch_size + row.cpu()]
+        document = position[start + row.cpu()]
         change = document[1:] != document[:-1]
         edge = torch.ones(1, dtype=torch.bool)
         kept = hidden[row, column]
@@ -99,6 +103,17 @@ def hidden_states(
     joined = HiddenStates(*(torch.cat(column) for column in zip(*found, strict=True)))
     back = torch.argsort(joined.document, stable=True)
     return HiddenStates(*(x[back.to(x.device)] for x in joined))
+
+
+def _groups(lengths: Sequence[int], most: int, tokens: int) -> Iterator[tuple[int, int]]:
+    """First and end of each group of documents in the order of their lengths."""
+    start = 0
+    for end, longest in enumerate(lengths):
+        if end - start == most or (end > start and longest * (end - start + 1) > tokens):
+            yield start, end
+            start = end
+    if lengths:
+        yield start, len(lengths)
 
 
 def feature_spectrum(hidden: Tensor) -> dict[str, float]:

@@ -15,7 +15,8 @@ from .features import HiddenStates, ModelHead
 __all__ = ["TokenScores", "score_tokens"]
 
 Array = NDArray[np.float64]
-_BLOCK = 1024  # tokens of one call of head_statistics, so that progress shows
+# Tokens of one call of head_statistics, so that progress shows; a GPU has waited for each to be launched.
+_BLOCK, _BLOCK_CUDA = 1024, 16384
 
 
 class TokenScores(NamedTuple):
@@ -39,6 +40,8 @@ def score_tokens(
 ) -> TokenScores:
     """Compute confidence, entropy and losses of every token that a head predicts from hidden states.
 
+    Under autocast the products with the head are cast as those of a linear layer.
+
     Args:
         known: Hidden states and targets, N of them.
         head: What reads them, with its scale, bias and softcap.
@@ -48,9 +51,9 @@ def score_tokens(
     Returns:
         The statistics of :func:`kernel.head_statistics`, in float64 on the CPU.
     """
-    parts = []
-    for start in range(0, len(known.target), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    parts, block = [], _BLOCK_CUDA if known.hidden.is_cuda else _BLOCK
+    for start in range(0, len(known.target), block):
+        part = slice(start, start + block)
         stats = head_statistics(
             known.hidden[part], head.weight, known.target[part], linear_bias=head.bias, softcap=head.softcap,
             logit_scale=head.logit_scale, temperatures=(temperature,),
@@ -64,5 +67,5 @@ def score_tokens(
         numbers = (x.double().cpu().numpy() for x in columns)
         parts.append((stats.argmax.cpu().numpy(), *numbers, (stats.rank == 0).cpu().numpy()))
         if progress is not None:
-            progress(min(start + _BLOCK, len(known.target)), len(known.target))
+            progress(min(start + block, len(known.target)), len(known.target))
     return TokenScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))

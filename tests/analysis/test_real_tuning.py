@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import gzip
 import json
+from argparse import Namespace
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,10 @@ from analysis.lab import sweep
 from analysis.lab.records import config_key
 from analysis.language_models import load_model
 from analysis.language_models.documents import Encoded
-from analysis.language_models.features import head_of
+from analysis.language_models.features import head_of, hidden_states
+from analysis.language_models.scoring import score_tokens
 from analysis.real_tuning import main
-from analysis.study.real_tuning import pair_tuning
+from analysis.study.real_tuning import grid_command, pair_tuning
 from analysis.study.real_tuning.choice_scores import VIEWS, Asked, ask, choice_lines, letter_documents, option_documents
 from analysis.study.real_tuning.files import ChoiceQuestion, Pair, read_choices, read_pairs
 from analysis.study.real_tuning.pair_configs import PairConfig, configs, seconds
@@ -235,6 +237,47 @@ def test_options_are_scored_as_full_logits_say(place, known):
             found.logits["letters"][i] - found.logits["letters"][i].max(), (z - z.max()).numpy(), atol=1e-4
         )
     assert found.answer.tolist() == [q.answer for q in asked]
+
+
+def test_batches_change_no_hidden_state(place, known):
+    model = load_model(place / "tiny").model
+    documents = option_documents(known.questions[:9])
+    at_once = hidden_states(model, documents, pad=0)
+    longest = max(len(d.tokens) for d in documents)
+    for options in ({"batch_tokens": 2 * longest + 5}, {"batch_tokens": 1}, {"batch_size": 4, "batch_tokens": 10**6}):
+        seen = []
+        found = hidden_states(model, documents, pad=0, progress=seen.append, **options)
+        assert sum(seen) == len(documents)
+        assert len(seen) >= {1: len(documents)}.get(options["batch_tokens"], 2)
+        for a, b in zip(found[1:], at_once[1:], strict=True):
+            assert torch.equal(a, b)
+        torch.testing.assert_close(found.hidden, at_once.hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_under_autocast_are_those_of_rounded_features(place, known):
+    """As on a GPU, where in float32 the products of a large head would take most of a run."""
+    model = load_model(place / "tiny").model
+    states, head = hidden_states(model, option_documents(known.questions[:9]), pad=0), head_of(model)
+    rounded = states._replace(hidden=states.hidden.bfloat16().float())
+    expected = score_tokens(rounded, head._replace(weight=head.weight.bfloat16().float()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = score_tokens(states, head)
+    np.testing.assert_allclose(found.nll, expected.nll, rtol=1e-4)
+    np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-4)
+    exact = score_tokens(states, head)
+    assert 0 < np.abs(found.confidence - exact.confidence).max() < 0.05 * exact.confidence.max()
+
+
+def test_every_gpu_has_its_processes(monkeypatch):
+    monkeypatch.setattr(grid_command, "visible_gpus", lambda: ["4", "7"])
+    options = Namespace(device="cuda", workers=2)
+    engine = grid_command._engine(options)
+    lanes = engine.keywords["lanes"]
+    assert [lane.environment["CUDA_VISIBLE_DEVICES"] for lane in lanes] == ["4", "7", "4", "7"]
+    assert {lane.workers for lane in lanes} == {1}
+    monkeypatch.setattr(grid_command, "visible_gpus", lambda: ["4"])
+    assert grid_command._engine(options) is None
+    assert grid_command._engine(Namespace(device="cuda:1", workers=2)) is None
 
 
 def test_scores_of_choices():

@@ -1,11 +1,12 @@
 """All prose of the verdicts: what findings say, in sentences. Nothing is decided here, and nothing is computed."""
 
 from ._heads import k3, k4, k5, k6, k7, restored
+from ._pairs import PAIRS
 from ._phrases import Sentences, number
 from ._transformers import TEXTS, TRANSFORMERS
 from ._tuning import k1, k1_model, k2, k2_model, k8, k8_model, k9, k9_model
 
-__all__ = ["LAW", "MODEL", "STATEMENTS", "STUDY", "TEXTS", "TRANSFORMERS", "Sentences", "number"]
+__all__ = ["LAW", "MODEL", "PAIRS", "STATEMENTS", "STUDY", "TEXTS", "TRANSFORMERS", "Sentences", "number"]
 
 STATEMENTS = {
     "K1": "instruction tuning degrades calibration",

@@ -19,7 +19,7 @@ from ...language_models.documents import Encoded
 from ...language_models.features import HiddenStates, ModelHead, feature_spectrum, head_of, hidden_states
 from ...language_models.scoring import score_tokens
 from ...smoothing import activity_index
-from .responses import shared_falls
+from .responses import mapped_falls, shared_falls
 
 _PREDICTED = ("letter", "tokens", "text")
 
@@ -97,7 +97,8 @@ def measure(
         post_hoc: Whether to fit one temperature for each view of questions on the validation questions and to read the
             test questions with it, and text with that of the short answers.
         smoothings: b whose effect shared changes of the features predict from this model, tuned without smoothing
-            (:func:`.responses.shared_falls`), on the tokens of the questions tuned on; read as the first reading says.
+            (:func:`.responses.shared_falls`, :func:`.responses.mapped_falls`), on the tokens of the questions tuned on;
+            read as the first reading says.
 
     Returns:
         One line for each split, view and reading. Views: ``options`` (letters renormalised over the four), ``letter``
@@ -148,6 +149,9 @@ def _shared(
     asked = {f"{split} {view}": states for (split, view), states in views.items() if view in _PREDICTED}
     trained = head._replace(softcap=reading.softcap, logit_scale=head.logit_scale / reading.temperature)
     falls = shared_falls(known, trained, asked, smoothings)
+    read = {name: states for name, states in asked.items() if not name.startswith("validation ")}
+    for name, numbers in mapped_falls(known, trained, read, smoothings).items():
+        falls[name] |= numbers
     return {(name.split()[0], name.split()[1]): numbers for name, numbers in falls.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .choice_scores import Asked, ask, choice_lines
 from .evaluation import Reading, head_norms, spectrum, vocabulary_scores
 from .pair_configs import PairConfig
 from .pair_documents import Exam, PairDocuments, documents_of
-from .responses import shared_falls
+from .responses import mapped_falls, shared_falls
 from .token_files import TokenFile, read_tokens
 from .vocabulary import cut_vocabulary
 
@@ -59,12 +59,13 @@ def tune_on_pairs(
         Readings: ``as_trained``, with the loss's temperature and cap; ``plain``,
         without them, where they differ; ``post_hoc``, at the temperature that fits the part ``fit``. Before tuning and
         at the end of tunings without smoothing ``response`` and ``text`` also have the falls that shared changes
-        predict (:func:`.responses.shared_falls`), and ``response`` of the part ``scored`` has the features' spectrum.
+        predict (:func:`.responses.shared_falls`, at the end :func:`.responses.mapped_falls`), and ``response`` of the
+        part ``scored`` has the features' spectrum.
 
     Raises:
         ValueError: If a file is another one than the config names, or holds too little.
     """
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu, measuring = time.perf_counter(), time.process_time(), 0.0
     known = _read(Path(tokens))
     if (Path(model).name, known.digest) != (config.model, config.tokens):
         raise ValueError(
@@ -77,13 +78,18 @@ def tune_on_pairs(
     tuned = copy.deepcopy(pretrained)
     cut_vocabulary(tuned, data.kept)
     tuned = _adapted(tuned, config).to(device)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)  # of the run that this process made before
     readings = _readings(tuned, config)
     lines: list[dict[str, Any]] = []
     place = None if checkpoints is None else Path(checkpoints) / f"{config_key(config)}.pt"
     for epoch, loss in _epochs(tuned, data, config, lines, place):
-        ends = epoch in (0, config.epochs)
-        measured = _measure(_base(tuned), data, readings, ends=ends, predict=ends and not config.label_smoothing)
-        lines += [{"epoch": epoch, "training_loss": loss, **line, **head_norms(_base(tuned))} for line in measured]
+        start, ends = time.perf_counter(), epoch in (0, config.epochs)
+        plain = ends and not config.label_smoothing
+        measured = _measure(_base(tuned), data, readings, ends=ends, predict=plain, maps=plain and epoch > 0)
+        norms = head_norms(_base(tuned))
+        lines += [{"epoch": epoch, "training_loss": loss, **line, **norms} for line in measured]
+        measuring += time.perf_counter() - start
     if place is not None:
         for path in (place, _unfinished(place)):
             path.unlink(missing_ok=True)
@@ -96,6 +102,8 @@ def tune_on_pairs(
         "device": device if device == "cpu" else torch.cuda.get_device_name(device),
         "wall_seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
+        "measuring_seconds": measuring,  # of wall_seconds
+        "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if device.startswith("cuda") else None,
     }
 
 
@@ -222,21 +230,26 @@ def _resumed(
 
 
 def _measure(
-    model: Any, data: PairDocuments, readings: list[Reading], *, ends: bool, predict: bool
+    model: Any, data: PairDocuments, readings: list[Reading], *, ends: bool, predict: bool, maps: bool
 ) -> Iterator[dict[str, Any]]:
     """All scores of a model as it stands, one line each."""
-    head = head_of(model)
-    autocast = torch.bfloat16 if model.device.type == "cuda" else None
+    head, cuda = head_of(model), model.device.type == "cuda"
+    autocast = torch.bfloat16 if cuda else None
+    # The head's products as those of the loss: in float32 they would take a GPU most of the time.
+    as_trained = partial(torch.autocast, model.device.type, dtype=torch.bfloat16, enabled=cuda)
     named = {(part, "response"): documents for part, documents in data.responses.items()}
     named |= {("scored", "text"): data.texts} if data.texts else {}
     known = {key: hidden_states(model, documents, pad=data.pad, autocast=autocast) for key, documents in named.items()}
-    falls = _falls(known, head, readings[0]) if predict else {}
-    post_hoc = _fitted(known["fit", "response"], head, readings[0])
+    # a minimum is searched: in float32
+    falls = _falls(known, head, readings[0], maps=maps) if predict else {}
+    with as_trained():
+        post_hoc = _fitted(known["fit", "response"], head, readings[0])
     for (split, view), states in known.items():
         extra = spectrum(states.hidden) if ends and (split, view) == ("scored", "response") else {}
         for reading in (*readings, *([post_hoc] if split == "scored" else ())):
             line = {"split": split, "view": view, "source": "all", "reading": reading.name}
-            scores = vocabulary_scores(states, head, reading)
+            with as_trained():
+                scores = vocabulary_scores(states, head, reading)
             added = {**extra, **falls.get((split, view), {})} if reading is readings[0] else {}
             yield {**line, "read_at": reading.temperature, **scores, **added}
     # The same questions at every epoch, so that a column of them has no jump; all of them apart.
@@ -268,14 +281,22 @@ def _fitted(known: HiddenStates, head: ModelHead, base: Reading) -> Reading:
 
 
 def _falls(
-    known: dict[tuple[str, str], HiddenStates], head: ModelHead, reading: Reading
+    known: dict[tuple[str, str], HiddenStates], head: ModelHead, reading: Reading, *, maps: bool
 ) -> dict[tuple[str, str], dict[str, float]]:
-    """Falls in confidence that shared changes of the features predict, solved on tokens of the pairs tuned on."""
+    """Falls in confidence that shared changes of the features predict, solved on tokens of the pairs tuned on.
+
+    Maps of many unknowns are solved for if asked, on more tokens, and read on those and on the part that is scored.
+    """
     if reading.temperature != 1 and (head.bias is not None or reading.softcap is not None):
         return {}  # a temperature is a scale of the logits only where nothing comes between
     train = known["train", "response"]
     rows = torch.linspace(0, len(train.target) - 1, min(_SOLVED, len(train.target))).long()
     seen = HiddenStates(*(x[rows.to(x.device)] for x in train))
     trained = head._replace(softcap=reading.softcap, logit_scale=head.logit_scale / reading.temperature)
-    found = shared_falls(seen, trained, {f"{split} {view}": x for (split, view), x in known.items()}, _ASKED)
+    asked = {f"{split} {view}": x for (split, view), x in known.items()}
+    found = shared_falls(seen, trained, asked, _ASKED)
+    if maps:
+        read = {name: x for name, x in asked.items() if not name.startswith("fit ")}
+        for name, numbers in mapped_falls(train, trained, read, _ASKED).items():
+            found[name] |= numbers
     return {(name.split()[0], name.split()[1]): numbers for name, numbers in found.items()}

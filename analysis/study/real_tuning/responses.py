@@ -5,7 +5,8 @@ move without training is shared by all tokens: one scale of the hidden states, o
 as the last norm has. Each is solved for on the tokens that were tuned on, without and with smoothing, the rest of the
 plain model frozen, and the fall in confidence between the two is read on any tokens. Both are candidates, to be judged
 beside the fall that smoothing brought. Where a change separates the tokens, the plain loss has no minimum: nothing is
-predicted then.
+predicted then. Maps of more unknowns, of low rank and affine, pay for how far they move the features
+(:mod:`.shared_maps`); how much, other tokens that were tuned on decide.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ from kernel import linear_cross_entropy
 
 from ...language_models.features import HiddenStates, ModelHead
 from ...language_models.scoring import score_tokens
+from .shared_maps import MapKind, SharedMap, Solver, smoothed_loss
 
-__all__ = ["shared_falls"]
+__all__ = ["RIDGES", "mapped_falls", "shared_falls", "solved_and_checked"]
+
+MAPS: tuple[MapKind, ...] = ("low_rank", "affine")
+RIDGES = tuple(4.0**k for k in range(3, -4, -1))  # half of it, in nats: price of moving features by their own length
+_MAPPED = 4096  # tokens that a map is solved on, and that its ridge is chosen on, each
 
 _ITERATIONS = 50  # of L-BFGS
 # Of the gradient in the logarithm of the gain, as a share of the loss. Where tokens are separated the loss falls to 0
@@ -81,3 +87,72 @@ def _solved(
         if not solved:  # far out: no start for the next
             with torch.no_grad():
                 gain.fill_(1.0)
+
+
+def mapped_falls(
+    seen: HiddenStates, head: ModelHead, read: Mapping[str, HiddenStates], smoothings: Sequence[float]
+) -> dict[str, dict[str, float]]:
+    """Falls in mean confidence that a map of low rank and an affine one predict, solved with and without smoothing.
+
+    Half of the documents are solved on. For each b, 0 too, the ridge is that of :data:`RIDGES`, from the largest on,
+    at which the same smoothed loss is least on the other half: they were tuned on as well, so that it is the map that
+    is kept from being fitted to its tokens, not the model.
+
+    Args:
+        seen: As for :func:`shared_falls`; at most 4096 tokens of each half are read.
+        head: As for :func:`shared_falls`. On CUDA it multiplies in bfloat16 while maps are solved for, as in training.
+        read: Name -> hidden states whose confidence is read.
+        smoothings: b to predict.
+
+    Returns:
+        Name -> ``low_rank_fall_B`` and ``affine_fall_B`` for each b, ``low_rank_confidence`` and
+        ``affine_confidence`` with the map of b = 0, from which they fall, ``affine_ridge_B`` with the ridge that was
+        chosen, of b = 0 too, and ``affine_gap_B``, the larger of what is left to gain at b and at 0 as a share of the
+        loss: solved where that is at most .001 (:attr:`.SharedMap.converged`). No line where there is but one document.
+    """
+    solved, checked = solved_and_checked(seen)
+    if not len(checked.target):
+        return {}
+    found: dict[str, dict[str, float]] = {name: {} for name in read}
+    for kind in MAPS:
+        dtype = torch.bfloat16 if seen.hidden.is_cuda else None
+        solver = Solver(solved.hidden, solved.target, head, kind, dtype)
+        maps = {b: _chosen(solver, checked, b) for b in (0.0, *smoothings)}
+        plain = maps[0.0][0]
+        for name, known in read.items():
+            sure = {
+                b: float(score_tokens(known._replace(hidden=change(known.hidden)), head).confidence.mean())
+                for b, (change, _) in maps.items()
+            }
+            line = found[name]
+            line[f"{kind}_confidence"] = sure[0.0]
+            line |= {f"{kind}_ridge_{b:g}": ridge for b, (_, ridge) in maps.items()}
+            for b in smoothings:
+                line[f"{kind}_fall_{b:g}"] = sure[0.0] - sure[b]
+                line[f"{kind}_gap_{b:g}"] = max(plain.gap, maps[b][0].gap)
+    return found
+
+
+def solved_and_checked(seen: HiddenStates) -> tuple[HiddenStates, HiddenStates]:
+    """Tokens of every other document, and of the rest: at most 4096 of each, evenly among them."""
+    odd = seen.document.to(seen.target.device) % 2 == 1
+    halves = []
+    for half in (~odd, odd):
+        rows = half.nonzero().squeeze(-1)
+        kept = rows[torch.linspace(0, max(0, len(rows) - 1), min(_MAPPED, len(rows))).long().to(rows.device)]
+        halves.append(HiddenStates(*(x[kept.to(x.device)] for x in seen)))
+    return halves[0], halves[1]
+
+
+def _chosen(solver: Solver, checked: HiddenStates, b: float) -> tuple[SharedMap, float]:
+    """The map at the ridge of least loss on other tokens, and that ridge."""
+    best, unknowns, least = None, None, float("inf")
+    for ridge in RIDGES:
+        change, unknowns = solver.solve(b, ridge, unknowns)
+        with torch.no_grad():
+            loss = float(smoothed_loss(change(checked.hidden), checked.target, solver.head, b))
+        if best is not None and not loss < least:
+            break
+        best, least = (change, ridge), loss
+    assert best is not None
+    return best

@@ -117,7 +117,7 @@ def tune(config: InstructionConfig, *, model: Path, questions: Path, device: str
         and cap; ``plain``, without them, where they differ; ``post_hoc``, at the fitted temperature, before and after
         tuning. Tunings without smoothing also have, as trained, ``scale_fall_B`` and ``gain_fall_B``: the falls that
         shared changes of the features predict, from ``scale_confidence`` and ``gain_confidence``, nan where the plain
-        loss has no minimum (:func:`.responses.shared_falls`).
+        loss has no minimum (:func:`.responses.shared_falls`), and the numbers of :func:`.responses.mapped_falls`.
 
     Raises:
         ValueError: If a file is another one than the config names, or there are too few training questions.

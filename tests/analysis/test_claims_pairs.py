@@ -1,0 +1,92 @@
+"""Verdicts on real models tuned on pairs, from tables made by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.claims.pairs import PAIR_CLAIMS, judge_pairs, tuned_pairs
+from analysis.study.real_tuning.predictions import PAIR_PREDICTIONS
+
+
+def made(fall=0.08, cut_fall=0.08, text=0.02, rank=-1.0):
+    """A table of tier 1 whose confidence, on responses at the end, falls by so much where b = .1."""
+    lines = []
+    for vocabulary, within in ((np.nan, np.nan), (0.0, 12288), (16384.0, 12288), (np.nan, 12288)):
+        rows = {0.0: 12288, 16384.0: 16384}.get(vocabulary, 262144)
+        for seed in range(3):
+            for b in (0.0, 0.1):
+                run = {
+                    "label_smoothing": b, "temperature": 1.0, "softcap": np.nan, "confidence_penalty": 0.0,
+                    "vocabulary": vocabulary, "within": within, "lora": 0, "weight_decay": 0.0, "step_size": 2e-5,
+                    "pairs": 1024, "rows": rows, "data_seed": seed,
+                }  # fmt: skip
+                for epoch in (0, 1, 2, 8):
+                    lines += [
+                        run | line for line in measured(epoch, b, seed, fall if rows > 20000 else cut_fall, text, rank)
+                    ]
+    return pd.DataFrame(lines)
+
+
+def measured(epoch, b, seed, fall, text, rank):
+    noise, smoothed = 0.001 * seed, (b > 0) * epoch / 8
+    confidence = 0.5 + 0.02 * epoch - fall * smoothed + noise
+    for split in ("train", "fit", "scored"):
+        line = {"epoch": epoch, "split": split, "view": "response", "source": "all", "exam": np.nan}
+        nll = {"train": 1.5 - 0.1 * epoch + 0.2 * smoothed, "fit": 1.5 + 0.02 * (epoch - 1) ** 2, "scored": 1.5}[split]
+        scores = {
+            "confidence": confidence, "accuracy": 0.5, "ece": abs(confidence - 0.5) + 0.01, "rms": 0.1, "aurc": 0.3,
+            "nll": nll + noise, "activity": 0.1, "effective_rank": 100 + rank * smoothed + noise,
+            "smallest_share": 0.01 + noise,
+        }  # fmt: skip
+        yield line | {"reading": "as_trained", **scores}
+        if split == "scored":
+            yield line | {"reading": "post_hoc", **scores, "ece": 0.012 + noise}
+    line = {"epoch": epoch, "split": "scored", "source": "all", "reading": "as_trained", "accuracy": 0.4, "rms": 0.1}
+    ece = 0.01 + text * epoch / 8 + noise
+    yield line | {"view": "text", "ece": ece + 0.02 * smoothed, "nll": 2 + 0.1 * epoch, "aurc": 0.4}
+    yield line | {"view": "cloze_norm", "exam": "along", "ece": 0.2 + noise, "nll": 1.3}
+    yield line | {"view": "cloze_norm", "exam": "along", "bin": 3.0, "ece": np.nan}
+    if epoch in (0, 8):
+        yield line | {"view": "cloze_norm", "exam": "whole", "ece": 0.9, "nll": 1.3}
+
+
+def words(table):
+    return judge_pairs(table, PAIR_PREDICTIONS).verdicts.set_index("claim")
+
+
+def test_every_claim_has_a_line_with_numbers_and_what_was_predicted():
+    table = words(made())
+    assert table.index.tolist() == list(PAIR_CLAIMS)
+    assert table["verdict"].to_dict() == {
+        "K1": "supported", "K2": "depends on", "K4": "refuted", "K8": "refuted", "K9": "supported",
+    }  # fmt: skip
+    assert table.loc["K4", "predicted"] == "refuted"
+    assert table.loc["K4", "mean"] == pytest.approx(0.08)
+    assert table.loc["K4", "early_mean"] == pytest.approx(0.02)
+    assert "at V = 262144" in table.loc["K4", "condition"]
+    assert "exceeds accuracy by 0.16" in table.loc["K4", "condition"]
+    assert "early stopping" in table.loc["K2", "condition"]
+    assert table.loc["K8", "early_verdict"] == ""
+    text = table[["effect", "condition", "counter_evidence"]].to_numpy().ravel()
+    assert not any("nan" in sentence or "not known" in sentence for sentence in text)
+
+
+def test_inertness_at_the_whole_vocabulary_would_support_the_paper():
+    assert words(made(fall=0.002))["verdict"]["K4"] == "supported"
+    assert words(made(fall=0.03, cut_fall=0.09))["verdict"]["K4"] == "supported"  # it shrinks
+    assert words(made(fall=0.07, cut_fall=0.09))["verdict"]["K4"] == "refuted"
+
+
+def test_a_model_of_one_vocabulary_has_its_fall_alone():
+    table = made()
+    judged = judge_pairs(table.loc[table["within"].isna()], PAIR_PREDICTIONS)
+    assert judged.verdicts.set_index("claim")["verdict"]["K4"] == "refuted"
+    assert "fall_at" not in set(judged.findings["finding"])
+
+
+def test_runs_that_are_missing_are_named():
+    table = made()
+    with pytest.raises(ValueError, match="must hold runs of tier 1 on all documents, got none"):
+        tuned_pairs(table.loc[table["within"].notna()])
+    with pytest.raises(ValueError, match=r"must hold all runs of tier 1; K2 lacks some"):
+        judge_pairs(table.loc[(table["label_smoothing"] == 0) | table["within"].notna()], PAIR_PREDICTIONS)
