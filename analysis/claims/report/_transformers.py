@@ -114,6 +114,8 @@ def law(new: str) -> Callable[[Findings], Sentences]:
 _KINDS = {
     "scale": "one scale",
     "gain": "a gain for each dimension",
+    "low_rank": "a map of low rank",
+    "affine": "an affine map",
     "clipped": "b (confidence - 1/V) (1 - A), clipped",
     "rational": "b (confidence - 1/V) / (1 + A)",
 }
