@@ -20,6 +20,7 @@ __all__ = ["PAGES", "PARTS", "main", "render"]
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # paper_figures is no part of the installed package
 from notes_tables import audit, cost, rivals, temperature, uncapped
+from scratch_tables import transformers
 
 DATA = ROOT / "paper_figures" / "data"
 _GENERATED = ("kernel", "reproduce", "study", "study_notes", "theory_notes", "using_the_loss", "will_smoothing_help")
@@ -411,6 +412,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "uncapped": uncapped,
     "rivals": rivals,
     "recommendation": recommendation,
+    "transformers": transformers,
 }
 
 

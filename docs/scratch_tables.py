@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import lzma
+import statistics
 import textwrap
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +59,7 @@ def _study(name: str, folder: Path, preset: str) -> str:
     where = f"`{folder.relative_to(folder.parents[1 if preset == 'full' else 2])}/{name}_verdicts.csv`"
     beside = f"{where}, with the numbers behind it in `{name}_findings.csv`"
     parts = [_wrapped(f"**On {_ON[name]}.** {_state(name, folder, preset)} Verdicts: {beside}.")]
-    parts += [_judged(verdicts), _sizes(name, known)]
+    parts += [_judged(verdicts), _sizes(name, known, _seconds(folder, name) if preset == "full" else {})]
     return "\n\n".join(part for part in (*parts, _tunings(known), _models(known)) if part)
 
 
@@ -83,15 +86,35 @@ def _judged(verdicts: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _sizes(name: str, known: Mapping[tuple[str, str, str], Any]) -> str:
+def _seconds(folder: Path, name: str) -> dict[str, str]:
+    """Median seconds that a row of the first grid took, by (V, D), from the packed rows; several ran on one GPU."""
+    found = defaultdict[str, list[float]](list)
+    with lzma.open(folder / "full_rows.xz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            if f'"experiment": "{name}"' not in line:
+                continue
+            row = json.loads(line)["row"]
+            first = row.get("symbols", "live") == "live" and not any(
+                row.get(column) for column in ("tied", "distinct", "pretraining_smoothing")
+            )
+            if first and {line["method"] for line in row["measurements"]} == {"b=0", "b=0.1"}:
+                found[f"V={row['vocab_size']}; D={row['hidden_size']}"].append(row["wall_seconds"])
+    return {cell: f"{statistics.median(seconds):.0f}" for cell, seconds in found.items()}
+
+
+def _sizes(name: str, known: Mapping[tuple[str, str, str], Any], seconds: Mapping[str, str]) -> str:
     columns = {**_SIZES[name], **_LAW}
     cells = [cell for claim, finding, cell in known if (claim, finding) == ("K4", "fall_share")]
-    lines = [f"| $V$ | $D$ | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    names = [*columns, *["seconds a row"] * bool(seconds)]
+    lines = [f"| $V$ | $D$ | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
     for cell in cells:
         sizes = [part.partition("=")[2] for part in cell.split("; ")]
         numbers = [_number(known, (claim, finding, cell), form) for claim, finding, form in columns.values()]
+        numbers += [seconds.get(cell, "")] * bool(seconds)
         lines.append(f"| {' | '.join([*sizes, *numbers])} |")
-    said = "By size; of the last four columns, what the plain model predicts over what came (1: right)."
+    said = (
+        f"By size. Under {', '.join(_LAW)}: the fall that the plain model predicts over the one that came (1: right)."
+    )
     return f"{said}\n\n" + "\n".join(lines)
 
 

@@ -231,7 +231,7 @@ def test_every_notebook_is_a_page_of_the_site_with_all_that_it_showed(tmp_path):
     index = (tmp_path / "index.md").read_text(encoding="utf-8")
     reproduce = " ".join((DOCS / "reproduce.md").read_text(encoding="utf-8").split())
     notebooks = sorted(notebook_pages.NOTEBOOKS.glob("*.ipynb"))
-    assert len(notebooks) >= 7
+    assert len(notebooks) >= 8
     for path in notebooks:
         title, question = notebook_pages.title_of(path)
         text = (tmp_path / f"{path.stem}.md").read_text(encoding="utf-8")
