@@ -134,9 +134,7 @@ by_size = start.groupby(sizes)[["share", "divergence"]].mean().unstack("hidden_s
 narrow, wide = start["hidden_size"].min(), start["hidden_size"].max()
 for v, row in by_size.iterrows():
     less, further = row["share", wide] - row["share", narrow], row["divergence", narrow] - row["divergence", wide]
-    print(
-        f"V = {v:>5}: D = {narrow} has {less:+.3f} less of the truth's confidence, is further off by {further:+.3f} nats"
-    )
+    print(f"V = {v:>5}: D = {narrow} has {less:+.3f} less of the truth's confidence, is further off by {further:+.3f}")
 
 # %% [markdown]
 # ## 3 · What they do to smoothing
