@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -13,15 +14,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .command import above_zero, finish, output_folder, parser_of, shown, whole
+from .claims.pairs import judge_pairs
+from .claims.verdicts import write_judged
+from .command import above_zero, csv_file, finish, output_folder, parser_of, shown, whole
 from .lab.files import check_writable
 from .lab.provenance import made_of_rows
 from .lab.records import RowStore
 from .lab.registry import tidy
 from .lab.sweep import read_rows
-from .lab.tables import write_table
+from .lab.tables import read_table, shortened, write_table
 from .study.real_tuning.grid_command import print_plan, print_status, processes, run_grid, shard
 from .study.real_tuning.pair_configs import TIERS, PairConfig, configs, seconds
+from .study.real_tuning.pair_tables import essential
+from .study.real_tuning.predictions import PAIR_PREDICTIONS
 from .study.real_tuning.token_files import TokenFile, encode, file_facts, read_tokens, write_tokens
 
 __all__ = ["main"]
@@ -34,6 +39,7 @@ examples:
   python -m analysis.real_tuning plan gemma tokens.npz --tier 1 --device cuda
   python -m analysis.real_tuning run gemma tokens.npz --tier 1 --device cuda --workers 5 --max-minutes 3
   python -m analysis.real_tuning table gemma tokens.npz --tier 1             after all shards
+  python -m analysis.real_tuning verdicts TABLE.csv verdicts.csv             the claims of the study against tier 1
 
 MODEL is gemma (Gemma-3-270M from its package, extra gemma; its weights are under the Gemma terms of use), smollm2, a
 folder of safetensors or a GGUF file. Questions are JSON lines of question, options and answer (an index), pairs of
@@ -42,6 +48,7 @@ text as the model's file says; all else needs the weights and TOKENS alone, and 
 Every run is a row on disk that is never computed twice; `run` may be stopped and started at will.
 """
 _AT_ONCE = 5  # runs on one GPU: by estimate Gemma needs 17 GB for each
+_PACKED_FROM = 400_000  # bytes of a table in short
 _CLOSE = 0.05  # nats by which the cross entropy on the checked pieces may differ
 
 
@@ -89,10 +96,17 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: 1; 5 on cuda)")
         command.set_defaults(at_once=_AT_ONCE)
         command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {shown(out)}")
+        if name == "table":
+            command.add_argument(
+                "--short", type=csv_file, metavar="FILE", help="write what figures and verdicts read too"
+            )
         if name == "run":
             command.add_argument("--max-minutes", type=above_zero, metavar="M", help="start no run after this time")
             command.add_argument("--shard", type=shard, metavar="I/N", help="part I of N (from 1), without the table")
             command.add_argument("--checkpoints", type=Path, metavar="DIR", help="keep a state here, GBs each")
+    verdicts = commands.add_parser("verdicts", help="the claims of the study against a table of tier 1")
+    verdicts.add_argument("table", type=Path, metavar="TABLE", help="CSV that run or table wrote")
+    verdicts.add_argument("file", type=csv_file, metavar="FILE", help="CSV to write the verdicts to")
     smoke = add("smoke", "two tunings of a few steps on questions of the project's own", tokens=False)
     smoke.add_argument("--out", type=Path, default=out / "smoke", metavar="DIR", help=f"default: {shown(out)}/smoke")
     return parser
@@ -228,8 +242,13 @@ def _write(options: argparse.Namespace, known: TokenFile, grid: Sequence[PairCon
         command = f"python -m analysis.real_tuning run {options.model} {options.tokens.name} --tier {options.tier}"
         made = made_of_rows(f"{command} --device {options.device}", RowStore(rows), grid)
         source: dict[str, Any] = {**known.facts, "tokens": known.digest}
-        write_table(tidy(found).drop(columns="tokens"), path, {**made, "source": source})
+        table = tidy(found).drop(columns="tokens")
+        write_table(table, path, {**made, "source": source})
         print(f"wrote {shown(path)}")
+        if getattr(options, "short", None) is not None:
+            lines, same = shortened(essential(table), digits=4)
+            write_table(lines, options.short, {**made, "source": source}, constants=same, packed_from=_PACKED_FROM)
+            print(f"wrote {shown(options.short)} in short")
     return int(len(found) < len(grid))
 
 
@@ -242,6 +261,23 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     return print_status(_grid(options)[1], options.out)
+
+
+def _verdicts(options: argparse.Namespace) -> int:
+    check_writable(options.file)
+    start = time.perf_counter()
+    try:
+        judged = judge_pairs(read_table(options.table), PAIR_PREDICTIONS)
+    except KeyError as column:
+        raise ValueError(f"{options.table} is no table of tier 1: it has no column or row {column}.") from None
+    command = f"python -m analysis.real_tuning verdicts {shown(options.table)} {shown(options.file)}"
+    findings = write_judged(judged, options.file, command, {"tier": "1"}, time.perf_counter() - start)
+    for line in judged.verdicts.to_dict("records"):
+        print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
+        print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
+        print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
+    print(f"wrote {shown(options.file)} and {shown(findings)}")
+    return 0
 
 
 def _smoke(options: argparse.Namespace) -> int:
@@ -267,6 +303,7 @@ _COMMANDS = {
     "table": _table,
     "plan": _plan,
     "status": _status,
+    "verdicts": _verdicts,
     "smoke": _smoke,
 }
 

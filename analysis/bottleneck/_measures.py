@@ -23,7 +23,7 @@ class _PerContext(NamedTuple):
 
     prediction: Tensor  # int64, argmax p
     confidence: Tensor  # max p
-    accuracy: Tensor  # q at argmax p, its mean over tokens that tie for it
+    accuracy: Tensor  # q at argmax p, its mean over tokens of equal counts that tie for it
     entropy: Tensor  # H(p)
     true_nll: Tensor  # -sum q log p
     true_entropy: Tensor  # H(q)
@@ -32,8 +32,8 @@ class _PerContext(NamedTuple):
     target_gap: Tensor  # effective gap of argmax q
 
 
-def _statistics(z: Tensor, q: Tensor) -> _PerContext:
-    """Statistics of logits and true conditionals, both ``(n, V)``."""
+def _statistics(z: Tensor, q: Tensor, counts: Tensor) -> _PerContext:
+    """Statistics of logits, true conditionals and what was trained on, all ``(n, V)``."""
     log_p = z.log_softmax(-1)
     p = log_p.exp()
     confidence, prediction = p.max(-1)
@@ -43,7 +43,7 @@ def _statistics(z: Tensor, q: Tensor) -> _PerContext:
     return _PerContext(
         prediction=prediction,
         confidence=confidence,
-        accuracy=tied_accuracy(p, q),
+        accuracy=tied_accuracy(p, q, counts=counts),
         entropy=-(p * log_p).sum(-1),
         true_nll=-(q * log_p).sum(-1),
         true_entropy=-torch.xlogy(q, q).sum(-1),
@@ -55,9 +55,18 @@ def _statistics(z: Tensor, q: Tensor) -> _PerContext:
 
 
 @torch.no_grad()
-def _measured(head: SoftmaxBottleneck, contexts: slice, q: Tensor) -> _PerContext:
+def _measured(head: SoftmaxBottleneck, contexts: slice, q: Tensor, training: Observations) -> _PerContext:
     """Statistics of a block of contexts, made where the head lives."""
-    return _PerContext(*(values.cpu() for values in _statistics(head.logits(contexts).to(q.device), q)))
+    context, token, weight = _of_block(training, contexts, q.device)
+    counts = torch.zeros_like(q).index_put_((context - contexts.start, token), weight)
+    return _PerContext(*(values.cpu() for values in _statistics(head.logits(contexts).to(q.device), q, counts)))
+
+
+def _of_block(observations: Observations, contexts: slice, device: torch.device) -> Observations:
+    """The pairs of a block of contexts: they are ascending."""
+    ends = torch.tensor([contexts.start, contexts.stop])
+    low, high = torch.searchsorted(observations.context, ends).tolist()
+    return Observations(*(part[low:high].to(device) for part in observations))
 
 
 def measure(
@@ -70,7 +79,9 @@ def measure(
 
     Returns:
         - ``confidence``: mean max p.
-        - ``accuracy``, ``best_accuracy``: true probability of the predicted and of the best token.
+        - ``accuracy``, ``best_accuracy``: true probability of the predicted and of the best token. Where tokens that
+          were seen equally often tie for the prediction up to 1 %, ``accuracy`` is their mean
+          (:func:`analysis.calibration.tied_accuracy`); ``true_ece``, ``context_error`` and ``aurc`` follow it.
         - ``min_target_probability``: smallest p of a context's most likely token, the quantity that A2 bounds for det.
         - ``logit_gap``: mean effective gap log[(V-1) p / (1-p)] of that token.
         - ``true_ece``: 15 equal bins of confidence, accuracies from the known conditionals: what ``estimated_ece``
@@ -86,7 +97,8 @@ def measure(
     """
     config = head.config
     device = head.raw_weight.device
-    blocks = [_measured(head, part, q) for part, q in teacher.to(device).blocks(_ENTRIES[device.type])]
+    parts = teacher.to(device).blocks(_ENTRIES[device.type])
+    blocks = [_measured(head, contexts, q, training) for contexts, q in parts]
     per = _PerContext(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
     confidence, accuracy = per.confidence.clamp_max(1).numpy(), per.accuracy.numpy()
     counts = held_out.weight.long()
@@ -132,8 +144,8 @@ def _mean_nll(head: SoftmaxBottleneck, observations: Observations) -> float:
     vocab_size, device, total = head.config.teacher.vocab_size, head.raw_weight.device, 0.0
     size = max(1, _ENTRIES[device.type] // vocab_size)
     for start in range(0, head.config.teacher.n_contexts, size):
-        low, high = torch.searchsorted(observations.context, torch.tensor([start, start + size])).tolist()
-        log_p = head.logits(slice(start, start + size)).log_softmax(-1)
-        context, token, weight = (part[low:high].to(log_p.device) for part in observations)
+        contexts = slice(start, start + size)
+        log_p = head.logits(contexts).log_softmax(-1)
+        context, token, weight = _of_block(observations, contexts, log_p.device)
         total -= (weight * log_p[context - start, token]).sum().item()
     return total / observations.weight.sum().item()

@@ -57,23 +57,31 @@ def _conditional(
     return prediction, merged / total[:, None], total
 
 
-def tied_accuracy(p_model: Any, p_true: Any, tolerance: float = 0.01) -> Any:
+def tied_accuracy(p_model: Any, p_true: Any, tolerance: float = 0.01, counts: Any = None) -> Any:
     """Return the true probability of the predicted token; of tokens that tie for the prediction, the mean of theirs.
 
     A head that repeats the counts of its sample gives tokens of equal counts one probability, up to what the training
-    left: which of them comes first says nothing of the head.
+    left: which of them comes first says nothing of the head, and one that swaps them has the same training loss.
 
     Args:
         p_model: Predictions.
         p_true: Conditionals.
-        tolerance: Tokens tie for the prediction whose probability is at least 1 - tolerance times the largest. Trained
-            heads leave .002 of it between equal counts and .2 and more between unequal ones.
+        tolerance: Tokens tie for the prediction whose probability is at least 1 - tolerance times the largest; 0 for
+            exact ties. Trained heads that repeat their counts leave .002 of it between equal ones.
+        counts: What each context was trained on, of the same shape and at least 0: tokens tie within the tolerance only
+            where theirs is that of the predicted one. Without it a head of small norms or under a tight cap, all of
+            whose probabilities are close, has ties where the order of its tokens says much.
 
     Returns:
         ``(...)``.
     """
     top = p_model.max(-1, keepdims=True)
-    tied = p_model >= (1 - tolerance) * getattr(top, "values", top)
+    top = getattr(top, "values", top)
+    tied = p_model >= (1 - tolerance) * top
+    if counts is not None:
+        equal = p_model == top
+        own = (counts * equal).max(-1, keepdims=True)
+        tied = equal | (tied & (counts == getattr(own, "values", own)))
     return (p_true * tied).sum(-1) / tied.sum(-1)
 
 
@@ -125,8 +133,9 @@ def true_calibration_error(
         n_bins: None for the exact error. A number merges confidences within equal-width bins instead, the quantity that
             :func:`calibration_error` estimates and a lower bound of the exact one; top_label only.
         tie_tolerance: Classes tie for k* whose probability is at least 1 - tie_tolerance times the largest; 0 for
-            exact ties. A trained head meets ties of its sample's counts up to what its training left, .002 of itself in
-            the study's heads, where unequal counts differ by .2 and more: .01 tells them apart. top_label only.
+            exact ties. A head that repeats its sample's counts meets their ties up to what its training left: .01 finds
+            these. Where all probabilities are close, as under small norms or a tight cap, it finds others too: give
+            :func:`tied_accuracy` the counts there. top_label only.
 
     Returns:
         The error.

@@ -28,7 +28,7 @@ from .runs import Runs
 from .statistics import Effect, mean_effect
 from .tuning import degrades, keeps, regularises
 
-__all__ = ["PAIR_CLAIMS", "judge_pairs", "tuned_pairs"]
+__all__ = ["PAIR_CLAIMS", "judge_pairs", "small_hidden_size", "tuned_pairs"]
 
 SHRINKS = 0.03  # of the fall in confidence, from the smallest vocabulary to the whole
 _OTHERWISE = {"lora": 0, "weight_decay": 0, "confidence_penalty": 0}  # of the runs that are judged

@@ -104,9 +104,11 @@ def made_of_rows(
     rows, made_by = (pd.DataFrame([found[part] for found in inside]) for part in ("row", "environment"))
     counts, left_out = _counts(inside), _counts([found for found in stored if found["key"] not in keys])
     commit = _distinct(made_by, "commit")
+    measured = min((found.get("measurement_version", 1) for found in inside), default=1)
+    version = {"rows_version": ROWS_VERSION, **({"measurement_version": measured} if measured > 1 else {})}
     found = {
         "command": command,
-        "config": {"hash": configs_hash(configs), "configs": len(configs), "rows_version": ROWS_VERSION},
+        "config": {"hash": configs_hash(configs), "configs": len(configs), **version},
         "seeds": {"data": _distinct(rows, "data_seed"), "model": _distinct(rows, "model_seed")},
         "versions": {name: _distinct(made_by, name) for name in made_by if name not in ("commit", "gpu")},
         "device": sorted({_device(one) for one in inside}),

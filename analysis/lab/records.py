@@ -24,6 +24,7 @@ __all__ = ["ROWS_VERSION", "RowStore", "check_stored", "config_key", "configs_ha
 
 # Part of every key: raise it when a change makes rows of an earlier version wrong.
 ROWS_VERSION = 2
+_MEASURED = "measurement_version"
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
@@ -72,15 +73,21 @@ class RowStore:
 
     Args:
         directory: Need not exist to be read from.
+        measurement_version: Of what measures the rows. Those of an earlier one count as none, but keep their keys, by
+            which other rows know them; a row that says nothing is of version 1.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+    def __init__(self, directory: str | os.PathLike[str], measurement_version: int = 1) -> None:
+        self.directory, self._measured = Path(directory), measurement_version
         self._locks: dict[Path, RowLocks] = {}
 
     def _place(self, config: Any) -> tuple[Path, Any]:
         """The folder of a config's row, and the config that names it; a store of several folders has its own."""
         return self.directory, config
+
+    def _version(self, config: Any) -> int:
+        """The version of what measures a config's row; a store of several folders has one for each."""
+        return self._measured
 
     def _lock(self, config: Any) -> tuple[RowLocks, str]:
         folder, named = self._place(config)
@@ -127,9 +134,11 @@ class RowStore:
     def read(self, config: Any) -> dict[str, Any] | None:
         """Everything stored with a config's row (``row``, ``config``, ``environment``); None where there is none.
 
-        A file that is no complete row, for whatever reason, counts as none: it will be computed again and replaced.
+        A file that is no complete row, for whatever reason, counts as none: it will be computed again and replaced. So
+        does a row of an earlier ``measurement_version``.
         """
-        return self._load(self._path(config), "row")
+        stored = self._load(self._path(config), "row")
+        return None if stored is None or _measured(stored) < self._version(config) else stored
 
     def failure(self, config: Any) -> str | None:
         """Why a config has no row, or None."""
@@ -144,14 +153,15 @@ class RowStore:
                 yield stored
 
     def insert(self, stored: Mapping[str, Any]) -> bool:
-        """Add a finished row that another store yielded; False where this store has one for that config already.
+        """Add a finished row that another store yielded; False where this store has as new a one for that config.
 
         Raises:
             ValueError: If ``stored`` is no finished row.
         """
         key = check_stored(stored)
         path = self.directory / f"{key}.json"
-        if self._load(path, "row") is not None:
+        there = self._load(path, "row")
+        if there is not None and _measured(there) >= _measured(stored):
             return False
         write_atomically(path, json.dumps(encode(stored), indent=1, allow_nan=False) + "\n")
         (self.directory / "failed" / f"{key}.json").unlink(missing_ok=True)
@@ -163,7 +173,8 @@ class RowStore:
 
     def _write(self, config: Any, part: str, content: dict[str, Any]) -> None:
         path, (_, named) = self._path(config, part), self._place(config)
-        stored = encode({"key": path.stem, "config": dataclasses.asdict(named), **content})
+        version = {_MEASURED: measured} if (measured := self._version(config)) > 1 else {}
+        stored = encode({"key": path.stem, "config": dataclasses.asdict(named), **version, **content})
         write_atomically(path, json.dumps(stored, indent=1, allow_nan=False) + "\n")
 
     @staticmethod
@@ -174,7 +185,14 @@ class RowStore:
             return None
         if not isinstance(stored, dict) or stored.get("key") != path.stem or content not in stored:
             return None
+        if not isinstance(_measured(stored), int):
+            return None
         return decode(stored)
+
+
+def _measured(stored: Mapping[str, Any]) -> int:
+    """The version of what measured a stored row."""
+    return stored.get(_MEASURED, 1)
 
 
 def check_stored(stored: Mapping[str, Any]) -> str:
@@ -188,6 +206,8 @@ def check_stored(stored: Mapping[str, Any]) -> str:
         raise ValueError(f"stored must have a key of 20 hexadecimal digits, got {key!r}.")
     if not all(isinstance(stored.get(part), Mapping) for part in ("config", "row", "environment")):
         raise ValueError(f"stored must have config, row and environment, got {sorted(stored)}.")
+    if not isinstance(_measured(stored), int):
+        raise ValueError(f"stored must have a whole number as {_MEASURED}, got {_measured(stored)!r}.")
     return key
 
 

@@ -71,6 +71,8 @@ class Experiment:
         twin: Cell -> the cell that it is compared with, itself where there is none.
         name_of: Cell -> its name for people.
         columns: Columns of a row that say what was set and not what was measured.
+        measurement_version: To be raised when ``compute`` measures a trained model otherwise: rows of an earlier one
+            count as none, and keep their keys.
         shares: Whether ``compute`` takes ``shared`` too, a folder for what several rows need (:mod:`.shared`), or None.
     """
 
@@ -87,6 +89,7 @@ class Experiment:
     twin: Callable[[Any], Any] = lambda cell: cell
     name_of: Callable[[Any], str] = _sizes
     columns: tuple[str, ...] = ("vocab_size", "hidden_size", "data_seed")
+    measurement_version: int = 1
     shares: bool = False
 
 

@@ -36,6 +36,10 @@ class _Shelves(RowStore):
     def __init__(self, out: Path, studies: Sequence[Experiment]) -> None:
         super().__init__(out / "rows")
         self._folders = {study.name: row_folder(out, study.name) for study in studies}
+        self._versions = {study.name: study.measurement_version for study in studies}
+
+    def _version(self, config: Job) -> int:
+        return self._versions[config.experiment]
 
     def _place(self, config: Job) -> tuple[Path, Any]:
         return self._folders[config.experiment], config.config
@@ -46,6 +50,10 @@ class _Shelves(RowStore):
 
     def name(self, config: Job) -> str:
         return f"{config.experiment}/{config_key(config.config)}"
+
+
+def _store(study: Experiment, out: Path) -> RowStore:
+    return RowStore(row_folder(out, study.name), study.measurement_version)
 
 
 class Progress(NamedTuple):
@@ -135,7 +143,7 @@ def table(study: Experiment, preset: Preset, out: Path) -> pd.DataFrame:
 
 def _complete(study: Experiment, preset: Preset, out: Path) -> tuple[pd.DataFrame, Coverage]:
     configs = study.configs(preset)
-    rows = read_rows(row_folder(out, study.name), configs)
+    rows = read_rows(_store(study, out), configs)
     if rows.empty:
         return rows, coverage(study, configs, ())
     covered = coverage(study, configs, set(rows["key"]))
@@ -152,7 +160,7 @@ def write(study: Experiment, preset: Preset, out: Path, path: Path, *, packed_fr
     rows, covered = _complete(study, preset, out)
     if rows.empty:
         return False
-    configs, store = study.configs(preset), RowStore(row_folder(out, study.name))
+    configs, store = study.configs(preset), _store(study, out)
     made = made_of_rows(run_command(study.name, preset), store, configs, covered.keys)
     made["grid"] |= {"cells": covered.cells, "cells_not_run": covered.not_run, "not_run": covered.missing}
     rows, constants = shortened(rows, _DIGITS, study.columns)
@@ -191,7 +199,7 @@ def publish(study: Experiment, preset: Preset, out: Path, folder: Path) -> Path 
 
 def progress(study: Experiment, preset: Preset, out: Path) -> Progress:
     """Count what is done, failed and left."""
-    configs, store = study.configs(preset), RowStore(row_folder(out, study.name))
+    configs, store = study.configs(preset), _store(study, out)
     done = [store.read(config) is not None for config in configs]
     failed = [not there and store.failure(config) is not None for there, config in zip(done, configs, strict=True)]
     return Progress(len(configs), sum(done), sum(failed))

@@ -209,7 +209,7 @@ def _block(
         z, _ = forward(head, found.hidden)
         log_p = z.log_softmax(-1)
         p = log_p.exp()
-        accuracy = torch.zeros_like(p[:, 0]) if truth is None else tied_accuracy(p, truth)
+        accuracy = torch.zeros_like(p[:, 0]) if truth is None else tied_accuracy(p, truth, counts=q)
         lines = (p.amax(-1), -(p * log_p).sum(-1), accuracy, found.residual)
         read[:, index] = torch.stack(lines).cpu().numpy()
         start = found.hidden

@@ -13,8 +13,11 @@ from ..bottleneck import FitConfig
 from ..lab.registry import Experiment
 from ..teachers import TeacherConfig, TeacherKind
 
-__all__ = ["CONTEXTS", "fit_queue", "fit_seconds", "head_experiment", "heads", "smoothing_at_gap"]
+__all__ = ["AVERAGED_TIES", "CONTEXTS", "fit_queue", "fit_seconds", "head_experiment", "heads", "smoothing_at_gap"]
 
+# Measurement version of experiments whose accuracy is the mean over tokens of equal counts that tie for the prediction,
+# where it was that of the first of them. S6 trains on probabilities, no two of which are equal: nothing changed there.
+AVERAGED_TIES = 2
 CONTEXTS = 256  # of a noisy teacher; a det teacher has one for each token, which is all it can tell apart
 
 # Estimates of fit_seconds. CPU: least squares by hand on cpu_seconds of tables of S3 (x86-64, one thread).

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ..bottleneck import FitConfig, fit
 from ..lab.registry import Prediction, Preset
 from ..teachers import PaddedTeacherConfig
-from .grids import head_experiment, heads
+from .grids import AVERAGED_TIES, head_experiment, heads
 
 __all__ = ["EXPERIMENT", "configs"]
 
@@ -56,5 +56,6 @@ EXPERIMENT = head_experiment(
     title="Vocabulary at fixed difficulty: does it cap confidence by itself?",
     compute=fit,
     configs=configs,
+    measurement_version=AVERAGED_TIES,
     predictions=PREDICTIONS,
 )

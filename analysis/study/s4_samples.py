@@ -6,7 +6,7 @@ from typing import Any
 
 from ..bottleneck import FitConfig, fit
 from ..lab.registry import Prediction, Preset
-from .grids import head_experiment, heads
+from .grids import AVERAGED_TIES, head_experiment, heads
 
 __all__ = ["EXPERIMENT", "configs"]
 
@@ -59,5 +59,6 @@ EXPERIMENT = head_experiment(
     title="Samples per context x hidden size: when does smoothing help?",
     compute=fit,
     configs=configs,
+    measurement_version=AVERAGED_TIES,
     predictions=PREDICTIONS,
 )

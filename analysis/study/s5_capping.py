@@ -18,7 +18,7 @@ from ..bottleneck import FitConfig, Fitted, SoftmaxBottleneck, course, measure, 
 from ..calibration import fit_temperature
 from ..lab.registry import Prediction, Preset
 from ..smoothing import unsmooth
-from .grids import head_experiment, heads
+from .grids import AVERAGED_TIES, head_experiment, heads
 
 __all__ = ["EXPERIMENT", "capping", "configs"]
 
@@ -182,5 +182,6 @@ EXPERIMENT = head_experiment(
     title="Temperature and logit capping with every fair chance",
     compute=capping,
     configs=configs,
+    measurement_version=AVERAGED_TIES,
     predictions=PREDICTIONS,
 )

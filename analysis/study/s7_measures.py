@@ -43,7 +43,7 @@ def measured(
 
 def _scores(p: Tensor, batch: Contexts) -> dict[str, float]:
     confidence, prediction = p.max(-1)
-    accuracy = tied_accuracy(p, batch.conditionals).numpy()
+    accuracy = tied_accuracy(p, batch.conditionals, 0.0).numpy()
     log_p = p.clamp_min(1e-300).log()
     return {
         **score_against_truth(confidence.clamp_max(1).double().numpy(), accuracy),
@@ -56,7 +56,7 @@ def _scores(p: Tensor, batch: Contexts) -> dict[str, float]:
 def _reliability(p: Tensor, batch: Contexts) -> str:
     """Bins of ``true_ece`` that hold any context, lowest first: ``count:mean confidence:mean true accuracy;...``."""
     sure = p.amax(-1).clamp_max(1).numpy()
-    accuracy = tied_accuracy(p, batch.conditionals).numpy()
+    accuracy = tied_accuracy(p, batch.conditionals, 0.0).numpy()
     bins = uniform_index(sure, _BINS)
     parts = [bins == index for index in np.unique(bins)]
     return ";".join(f"{part.sum()}:{sure[part].mean():.5f}:{accuracy[part].mean():.5f}" for part in parts)

@@ -201,6 +201,8 @@ def _rows(given: argparse.Namespace, dtype: torch.dtype, device: torch.device) -
     for shape in _SHAPES:
         sizes = {name: max(getattr(shape, name) // given.scale, 2) for name in ("n", "vocab_size", "hidden_size")}
         data = make_data(replace(shape, **sizes), dtype, device)
+        for tensor in (data.hidden, data.weight, data.target):  # from one seed each GPU may draw other targets
+            dist.broadcast(tensor.detach(), 0)
         about = {"shape": shape.name, "tokens": sizes["n"], **{k: sizes[k] for k in ("vocab_size", "hidden_size")}}
         for softcap in _SOFTCAPS:
             for row in _measure(data, softcap, given.rounds):

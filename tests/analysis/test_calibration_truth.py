@@ -146,6 +146,18 @@ def test_tied_predictions_have_their_mean_accuracy():
     assert tied_accuracy(np.array([[3.2, 2.8, 2.0]]) / 8, true, 0.01) == pytest.approx([0.5])  # no tie
 
 
+def test_close_probabilities_of_other_counts_are_no_ties():
+    """A cap leaves counts of 4, 3 and 1 nearly one probability: the head still tells them apart."""
+    true, counts = np.array([[0.5, 0.1, 0.4, 0.0]]), np.array([[4.0, 3.0, 1.0, 0.0]])
+    model = np.array([[0.334, 0.333, 0.332, 0.001]])
+    assert tied_accuracy(model, true, counts=counts) == pytest.approx([0.5])
+    assert tied_accuracy(model, true, counts=np.array([[4.0, 4.0, 1.0, 0.0]])) == pytest.approx([0.3])
+    exact = np.array([[0.333, 0.333, 0.333, 0.001]])  # here it does not
+    for convert in (np.asarray, torch.from_numpy):
+        found = tied_accuracy(convert(exact), convert(true), counts=convert(counts))
+        assert found.tolist() == pytest.approx([1 / 3])
+
+
 def test_the_order_of_tokens_changes_no_error():
     rng = np.random.default_rng(5)
     counts = rng.multinomial(4, distributions(rng, 50, 6)).astype(float) / 4

@@ -4,7 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.claims.pairs import PAIR_CLAIMS, judge_pairs, tuned_pairs
+from analysis.claims.findings import Findings
+from analysis.claims.pairs import PAIR_CLAIMS, judge_pairs, small_hidden_size, tuned_pairs
+from analysis.real_tuning import main
+from analysis.study.real_tuning.pair_tables import essential
 from analysis.study.real_tuning.predictions import PAIR_PREDICTIONS
 
 
@@ -46,16 +49,27 @@ def measured(epoch, b, seed, fall, text, rank):
     yield line | {"view": "text", "ece": ece + 0.02 * smoothed, "nll": 2 + 0.1 * epoch, "aurc": 0.4}
     yield line | {"view": "cloze_norm", "exam": "along", "ece": 0.2 + noise, "nll": 1.3}
     yield line | {"view": "cloze_norm", "exam": "along", "bin": 3.0, "ece": np.nan}
+    yield line | {"view": "cloze_norm", "exam": "along", "source": "arc", "ece": 0.5}
     if epoch in (0, 8):
         yield line | {"view": "cloze_norm", "exam": "whole", "ece": 0.9, "nll": 1.3}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return made()
+
+
+@pytest.fixture(scope="module")
+def judged(table):
+    return words(table)
 
 
 def words(table):
     return judge_pairs(table, PAIR_PREDICTIONS).verdicts.set_index("claim")
 
 
-def test_every_claim_has_a_line_with_numbers_and_what_was_predicted():
-    table = words(made())
+def test_every_claim_has_a_line_with_numbers_and_what_was_predicted(judged):
+    table = judged
     assert table.index.tolist() == list(PAIR_CLAIMS)
     assert table["verdict"].to_dict() == {
         "K1": "supported", "K2": "depends on", "K4": "refuted", "K8": "refuted", "K9": "supported",
@@ -72,21 +86,40 @@ def test_every_claim_has_a_line_with_numbers_and_what_was_predicted():
 
 
 def test_inertness_at_the_whole_vocabulary_would_support_the_paper():
-    assert words(made(fall=0.002))["verdict"]["K4"] == "supported"
-    assert words(made(fall=0.03, cut_fall=0.09))["verdict"]["K4"] == "supported"  # it shrinks
-    assert words(made(fall=0.07, cut_fall=0.09))["verdict"]["K4"] == "refuted"
+    def word(**falls):
+        table = made(**falls)
+        return small_hidden_size(table, tuned_pairs(table), Findings("K4"))
+
+    assert word(fall=0.002) == "supported"
+    assert word(fall=0.03, cut_fall=0.09) == "supported"  # it shrinks
+    assert word(fall=0.07, cut_fall=0.09) == "refuted"
 
 
-def test_a_model_of_one_vocabulary_has_its_fall_alone():
-    table = made()
-    judged = judge_pairs(table.loc[table["within"].isna()], PAIR_PREDICTIONS)
-    assert judged.verdicts.set_index("claim")["verdict"]["K4"] == "refuted"
-    assert "fall_at" not in set(judged.findings["finding"])
+def test_the_short_table_gives_the_same_verdicts(table, judged):
+    short = essential(table)
+    assert len(short) < len(table)
+    pd.testing.assert_frame_equal(words(short), judged)
 
 
-def test_runs_that_are_missing_are_named():
-    table = made()
+def test_a_model_of_one_vocabulary_has_its_fall_alone(table):
+    table, found = table.loc[table["within"].isna()], Findings("K4")
+    assert small_hidden_size(table, tuned_pairs(table), found) == "refuted"
+    assert not found.has("fall_at")
+
+
+def test_runs_that_are_missing_are_named(table):
     with pytest.raises(ValueError, match="must hold runs of tier 1 on all documents, got none"):
         tuned_pairs(table.loc[table["within"].notna()])
     with pytest.raises(ValueError, match=r"must hold all runs of tier 1; K2 lacks some"):
         judge_pairs(table.loc[(table["label_smoothing"] == 0) | table["within"].notna()], PAIR_PREDICTIONS)
+
+
+def test_the_command_writes_verdicts_and_findings(table, tmp_path, capsys):
+    table.to_csv(tmp_path / "tier.csv", index=False)
+    assert main(["verdicts", str(tmp_path / "tier.csv"), str(tmp_path / "real_verdicts.csv")]) == 0
+    assert "K4  refuted" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "real_verdicts.csv")["claim"].tolist() == list(PAIR_CLAIMS)
+    assert "shrinks" in set(pd.read_csv(tmp_path / "real_findings.csv")["finding"])
+    table.drop(columns="ece").to_csv(tmp_path / "tier.csv", index=False)
+    assert main(["verdicts", str(tmp_path / "tier.csv"), str(tmp_path / "real_verdicts.csv")]) == 2
+    assert "is no table of tier 1: it has no column or row 'ece'" in capsys.readouterr().err

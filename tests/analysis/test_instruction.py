@@ -336,6 +336,9 @@ def test_tunings_without_smoothing_record_what_shared_changes_predict(files):
         zip(there["split"], there["view"], strict=True)
     )
     assert len(there) == plain[names].notna().any(axis=1).sum()
+    maps = there.loc[there["split"] != "validation", ["affine_fall_0.1", "low_rank_fall_0.2", "affine_ridge_0"]]
+    assert len(maps) == 5
+    assert maps.notna().all(axis=None)
 
 
 def test_seeds_draw_the_examples_and_runs_of_a_seed_share_them(files):

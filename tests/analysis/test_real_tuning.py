@@ -15,6 +15,7 @@ from tiny_models import save_folder
 from analysis.calibration import calibration_error
 from analysis.lab import sweep
 from analysis.lab.records import config_key
+from analysis.lab.tables import read_table
 from analysis.language_models import load_model
 from analysis.language_models.documents import Encoded
 from analysis.language_models.features import head_of, hidden_states
@@ -330,6 +331,11 @@ def test_a_tuning_is_measured_after_each_epoch(place, known):
     assert seen[2] < seen[0]
     ends = response.loc[response["epoch"] != 1]
     assert ends[["gain_fall_0.1", "activity"]].notna().any().all()
+    maps = table.loc[table["affine_fall_0.1"].notna() & table["low_rank_fall_0.1"].notna()]
+    assert set(maps["epoch"]) == {2}
+    assert set(zip(maps["split"], maps["view"], strict=True)) == {
+        ("train", "response"), ("scored", "response"), ("scored", "text"),
+    }  # fmt: skip
     assert set(table.loc[table["reading"] == "post_hoc", "epoch"]) >= {0, 2}
     assert (row["rows"], row["vocabulary"], row["pairs"]) == (97, None, 12)
 
@@ -434,7 +440,10 @@ def test_the_command(place, known, tmp_path, capsys, monkeypatch):
     assert set(table["label_smoothing"]) == {0.0, 0.1}
     sidecar = json.loads((tmp_path / "real_tuning_tiny_smoke.json").read_text())
     assert sidecar["source"]["tokens"] == known.digest
-    assert main(["table", *rows]) == 0
+    assert main(["table", *rows, "--short", str(tmp_path / "short.csv")]) == 0
+    short = read_table(tmp_path / "short.csv")
+    assert 0 < len(short) < len(table)
+    assert set(short["step_size"]) == {2e-5}
     assert main(["check", *files]) == 1
     assert "does not say what it was" in capsys.readouterr().out
     assert main(["check", "nowhere", files[1]]) == 2

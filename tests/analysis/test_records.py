@@ -114,6 +114,31 @@ def test_reading_makes_no_folder(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_row_of_an_earlier_measurement_is_none_and_gives_way(tmp_path):
+    """Nobody reads it, it is computed again, and it never replaces a newer one, whichever is unpacked first."""
+    old, new = RowStore(tmp_path / "old"), RowStore(tmp_path / "new", measurement_version=2)
+    old.write(Square(3), {"accuracy": 0.5}, MADE_BY)
+    new.write(Square(3), {"accuracy": 0.4}, MADE_BY)
+    ((earlier,), (later,)) = old.finished(), new.finished()
+    assert later["key"] == earlier["key"] == config_key(Square(3))
+    assert RowStore(tmp_path / "old", measurement_version=2).read(Square(3)) is None
+    assert old.insert(later)
+    assert not new.insert(earlier)
+    for folder in ("old", "new"):
+        assert RowStore(tmp_path / folder, measurement_version=2).read(Square(3)) == later
+
+
+def test_a_measurement_that_is_no_number_makes_no_row(tmp_path):
+    store = RowStore(tmp_path)
+    store.write(Square(3), {}, MADE_BY)
+    (stored,) = store.finished()
+    with pytest.raises(ValueError, match="stored must have a whole number as measurement_version, got 'two'"):
+        store.insert({**stored, "measurement_version": "two"})
+    (path,) = tmp_path.iterdir()
+    path.write_text(json.dumps({**stored, "measurement_version": "two"}))
+    assert store.read(Square(3)) is None
+
+
 def test_a_failure_is_kept_until_a_row_replaces_it(tmp_path):
     store = RowStore(tmp_path)
     store.write_failure(Square(3), "no memory", MADE_BY)

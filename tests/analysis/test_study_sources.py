@@ -67,7 +67,7 @@ def test_the_rows_of_the_committed_tables_are_those_of_the_grids(preset):
 
 
 def test_the_packed_rows_are_those_of_the_tables():
-    """The bundle holds the keys of every committed full table."""
+    """The bundle holds the keys of every committed full table, and none of a row that was measured in an earlier way."""
     import lzma
 
     from analysis.lab.tables import read_table
@@ -78,6 +78,8 @@ def test_the_packed_rows_are_those_of_the_tables():
             found = re.search(r'"experiment": "(S\d+)".*"key": "([0-9a-f]{20})"', line)
             assert found
             packed[found[1]].add(found[2])
+            version = re.search(r'"measurement_version": (\d+)', line)
+            assert int(version[1] if version else 1) == experiment(found[1]).measurement_version, found
     for name, keys in packed.items():
         if name in ("S9", "S11", "S12") and find_table(DATA, name) is None:  # not run yet
             continue

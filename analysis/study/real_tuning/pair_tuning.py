@@ -31,6 +31,7 @@ from .vocabulary import cut_vocabulary
 __all__ = ["checked_cross_entropy", "tune_on_pairs"]
 
 _ASKED = (0.1, 0.2)  # b whose effect a tuning without smoothing is asked to predict
+_MAPPED = (0.1,)  # b for which maps of the features are solved for as well
 _SOLVED = 1024  # tokens that the predictions are solved on: each step is a pass over the head
 _KEPT_EVERY = 60.0  # seconds at least between two states of a run: gigabytes each
 _BOUNDS = (0.05, 20.0)  # of temperatures
@@ -297,6 +298,6 @@ def _falls(
     found = shared_falls(seen, trained, asked, _ASKED)
     if maps:
         read = {name: x for name, x in asked.items() if not name.startswith("fit ")}
-        for name, numbers in mapped_falls(train, trained, read, _ASKED).items():
+        for name, numbers in mapped_falls(train, trained, read, _MAPPED).items():
             found[name] |= numbers
     return {(name.split()[0], name.split()[1]): numbers for name, numbers in found.items()}

@@ -25,7 +25,7 @@ from .shared_maps import MapKind, SharedMap, Solver, smoothed_loss
 __all__ = ["RIDGES", "mapped_falls", "shared_falls", "solved_and_checked"]
 
 MAPS: tuple[MapKind, ...] = ("low_rank", "affine")
-RIDGES = tuple(4.0**k for k in range(3, -4, -1))  # half of it, in nats: price of moving features by their own length
+RIDGES = (64.0, 8.0, 1.0, 0.125)  # half of it, in nats: price of changing all logits by as much as they vary
 _MAPPED = 4096  # tokens that a map is solved on, and that its ridge is chosen on, each
 
 _ITERATIONS = 50  # of L-BFGS
@@ -100,7 +100,7 @@ def mapped_falls(
 
     Args:
         seen: As for :func:`shared_falls`; at most 4096 tokens of each half are read.
-        head: As for :func:`shared_falls`. On CUDA it multiplies in bfloat16 while maps are solved for, as in training.
+        head: As for :func:`shared_falls`. On CUDA it multiplies in bfloat16 while the ridge is looked for.
         read: Name -> hidden states whose confidence is read.
         smoothings: b to predict.
 
@@ -108,15 +108,15 @@ def mapped_falls(
         Name -> ``low_rank_fall_B`` and ``affine_fall_B`` for each b, ``low_rank_confidence`` and
         ``affine_confidence`` with the map of b = 0, from which they fall, ``affine_ridge_B`` with the ridge that was
         chosen, of b = 0 too, and ``affine_gap_B``, the larger of what is left to gain at b and at 0 as a share of the
-        loss: solved where that is at most .001 (:attr:`.SharedMap.converged`). No line where there is but one document.
+        loss: solved where that is at most .01 (:attr:`.SharedMap.converged`). No line where there is but one document.
     """
     solved, checked = solved_and_checked(seen)
     if not len(checked.target):
         return {}
     found: dict[str, dict[str, float]] = {name: {} for name in read}
     for kind in MAPS:
-        dtype = torch.bfloat16 if seen.hidden.is_cuda else None
-        solver = Solver(solved.hidden, solved.target, head, kind, dtype)
+        rough = torch.bfloat16 if seen.hidden.is_cuda else None
+        solver = Solver(solved.hidden, solved.target, head, kind, rough)
         maps = {b: _chosen(solver, checked, b) for b in (0.0, *smoothings)}
         plain = maps[0.0][0]
         for name, known in read.items():
@@ -146,13 +146,14 @@ def solved_and_checked(seen: HiddenStates) -> tuple[HiddenStates, HiddenStates]:
 
 def _chosen(solver: Solver, checked: HiddenStates, b: float) -> tuple[SharedMap, float]:
     """The map at the ridge of least loss on other tokens, and that ridge."""
-    best, unknowns, least = None, None, float("inf")
+    found, unknowns, chosen, least = None, None, 0.0, float("inf")
+    rough = solver.rough is not solver.head
     for ridge in RIDGES:
-        change, unknowns = solver.solve(b, ridge, unknowns)
+        change, start = solver.solve(b, ridge, unknowns, rough=rough)
         with torch.no_grad():
-            loss = float(smoothed_loss(change(checked.hidden), checked.target, solver.head, b))
-        if best is not None and not loss < least:
+            loss = float(smoothed_loss(change(checked.hidden), checked.target, solver.rough, b))
+        if found is not None and not loss < least:
             break
-        best, least = (change, ridge), loss
-    assert best is not None
-    return best
+        found, unknowns, chosen, least = change, start, ridge, loss
+    assert found is not None
+    return (solver.solve(b, chosen, unknowns)[0] if rough else found), chosen

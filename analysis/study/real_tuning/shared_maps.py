@@ -1,17 +1,20 @@
 """The map of the features, the same for all tokens, whose smoothed loss is least, with the head frozen.
 
-With R the root mean square of the features' norms, and x = S^(-1/2) h for their second moments S = mean h h^T, maps are
+Let x = S^(-1/2) h with the second moments S = mean h h^T of the features, G the covariance of the head's rows, and
+R^2 = mean h^T G h, how much the logits of a token vary over the vocabulary. Maps are
 
-    affine    h -> h + s h + R (c + A x), which is M h + c of any M and c,
-    low_rank  h -> h + R (c + U V^T x) of rank 8: 2 D 8 unknowns, where A has D^2, more than a tuning has tokens,
+    affine    h -> h + s h + R G^(-1/2) (c + A x), which is M h + c of any M and c,
+    low_rank  the same with A = U V^T of rank 8: 8 D unknowns, where A has D^2, more than a tuning has tokens,
     gain      h -> h + s h + a factor for each dimension,
     scale     h -> h + s h,
 
 and moving costs (ridge |A|^2 + .03 (s^2 + |c|^2)) / 2 nats: |A|^2 is the mean square of A x, so that ridge / 2 is the
-price of moving all features by their own length. What few unknowns can do, a scale and a shift, is nearly free: .03
-only keeps a scale finite where it separates the tokens. Without a softcap the loss is convex (but in U and V), and the
-penalty makes it steep: with g_i the gradient in the i-th unknown and r_i its price, the least loss is at most
-sum g_i^2 / (2 r_i) below. That this is small is the first-order condition here.
+price of changing all logits by as much as they vary, whatever the units of the features. What few unknowns can do, a
+scale and a shift, is nearly free: .03 only keeps a scale finite where it separates the tokens. V holds the 8 directions
+of x in which a uniform target pulls most, whatever b.
+
+Without a softcap the loss is convex, and the penalty makes it steep: with g_i the gradient in the i-th unknown and r_i
+its price, the least loss is at most sum g_i^2 / (2 r_i) below. That this is small is the first-order condition here.
 """
 
 from __future__ import annotations
@@ -31,13 +34,14 @@ __all__ = ["RANK", "MapKind", "SharedMap", "Solver", "smoothed_loss"]
 MapKind = Literal["scale", "gain", "low_rank", "affine"]
 RANK = 8
 _PRICE = 0.03  # of a scale and a shift
-_SLICE, _SLICES = 10, 8  # iterations of L-BFGS between two looks at the condition, and how often they are allowed
-_TOLERANCE = 1e-3  # what may be left to gain, as a share of the loss with its penalty
+_SLICE = 10  # iterations of L-BFGS between two looks at the condition
+_SLICES, _ROUGH = 10, 4  # how often they are allowed
+_TOLERANCE = 1e-2  # what may be left to gain, as a share of the loss with its penalty
 _SPECTRUM = 1e-7  # second moments below this share of the largest are none, as features are float32
 _PARTS = {
     "scale": ("scale",),
     "gain": ("scale", "factors"),
-    "low_rank": ("shift", "out", "into"),
+    "low_rank": ("scale", "shift", "whole"),
     "affine": ("scale", "shift", "whole"),
 }
 Unknowns = Mapping[str, Tensor]
@@ -69,37 +73,39 @@ class Solver:
         target: Their tokens, ``(N,)``.
         head: What reads them; frozen.
         kind: Which maps.
-        dtype: In which the head multiplies; None for that of the features.
+        rough: Dtype in which the head multiplies where a map is solved for roughly; None for that of the features.
     """
 
     def __init__(
-        self, hidden: Tensor, target: Tensor, head: ModelHead, kind: MapKind, dtype: torch.dtype | None = None
+        self, hidden: Tensor, target: Tensor, head: ModelHead, kind: MapKind, rough: torch.dtype | None = None
     ) -> None:
         self.hidden, self.target, self.kind = hidden, target, kind
-        dtype = dtype or hidden.dtype
-        bias = None if head.bias is None else head.bias.to(dtype)
-        self.head = head._replace(weight=head.weight.to(dtype), bias=bias)
+        self.head = self.rough = head
+        if rough is not None:
+            bias = None if head.bias is None else head.bias.to(rough)
+            self.rough = head._replace(weight=head.weight.to(rough), bias=bias)
         squares = hidden.double().square().mean(0)
-        self._norm = float(squares.sum().sqrt())
-        self._each = squares.rsqrt().where(squares > 0, 0)
-        self._whitening = _whitening(hidden)
+        self._each = (squares.sum() / squares).sqrt().where(squares > 0, 0)
+        spread = _covariance(head.weight)
+        self._logits = float(torch.einsum("nd,de,ne->n", hidden.double(), spread, hidden.double()).mean().sqrt())
+        self._whitening, self._out = _whitening(hidden.double().T @ hidden.double() / len(hidden)), _whitening(spread)
+        self._moving = (self._logits * self._out.T).to(hidden.dtype)  # (r', D)
         self._states = (hidden.double() @ self._whitening).to(hidden.dtype)
-
-    def identity(self, label_smoothing: float) -> dict[str, Tensor]:
-        """Unknowns that move nothing; of low rank, ready to move where the loss falls fastest."""
-        d, r = self.hidden.shape[1], self._states.shape[1]
-        sizes = {"scale": (1,), "factors": (d,), "shift": (d,), "whole": (d, r), "out": (d, min(RANK, d, r))}
-        unknowns = {name: self.hidden.new_zeros(sizes[name]) for name in _PARTS[self.kind] if name != "into"}
-        if self.kind == "low_rank":
-            whole = self.hidden.new_zeros(d, r).requires_grad_()
-            moved = self.hidden + self._norm * self._states @ whole.T
-            smoothed_loss(moved, self.target, self.head, label_smoothing).backward()
+        if kind == "low_rank":
+            whole = hidden.new_zeros(len(self._moving), self._states.shape[1]).requires_grad_()
+            smoothed_loss(hidden + self._states @ whole.T @ self._moving, target, self.rough, 1.0).backward()
             assert whole.grad is not None
-            unknowns["into"] = torch.linalg.svd(whole.grad.double())[2][: sizes["out"][1]].T.to(whole.dtype)
-        return unknowns
+            self._whitening = self._whitening @ torch.linalg.svd(whole.grad.double())[2][:RANK].T
+            self._states = (hidden.double() @ self._whitening).to(hidden.dtype)
+
+    def identity(self) -> dict[str, Tensor]:
+        """Unknowns that move nothing."""
+        (d, r), s = self._whitening.shape, len(self._moving)
+        sizes = {"scale": (1,), "factors": (d,), "shift": (s,), "whole": (s, r)}
+        return {name: self.hidden.new_zeros(sizes[name]) for name in _PARTS[self.kind]}
 
     def solve(
-        self, label_smoothing: float, ridge: float, start: Unknowns | None = None
+        self, label_smoothing: float, ridge: float, start: Unknowns | None = None, *, rough: bool = False
     ) -> tuple[SharedMap, dict[str, Tensor]]:
         """Return the map of least loss, and its unknowns to start another one from.
 
@@ -107,15 +113,16 @@ class Solver:
             label_smoothing: b.
             ridge: Price of moving, above 0.
             start: Unknowns; None for the identity.
+            rough: In the rough dtype, and with fewer steps: its rounding hides how much is left to gain.
         """
-        start = self.identity(label_smoothing) if start is None else start
+        start = self.identity() if start is None else start
         unknowns = {name: x.detach().clone().requires_grad_() for name, x in start.items()}
-        closure = self._closure(unknowns, label_smoothing, ridge)
+        closure = self._closure(unknowns, label_smoothing, ridge, self.rough if rough else self.head)
         optimiser = torch.optim.LBFGS(
             list(unknowns.values()), max_iter=_SLICE, history_size=20, line_search_fn="strong_wolfe"
         )
         loss, gap = float("inf"), float("inf")
-        for _ in range(_SLICES):
+        for _ in range(_ROUGH if rough else _SLICES):
             optimiser.step(closure)  # pyright: ignore[reportArgumentType]
             loss = float(closure())
             left = sum(
@@ -129,50 +136,43 @@ class Solver:
         found = {name: x.detach() for name, x in unknowns.items()}
         return SharedMap(*self._as_map(found), loss, gap), found
 
-    def _closure(self, unknowns: Unknowns, label_smoothing: float, ridge: float) -> Callable[[], Tensor]:
+    def _closure(self, unknowns: Unknowns, b: float, ridge: float, head: ModelHead) -> Callable[[], Tensor]:
         def closure() -> Tensor:
             for x in unknowns.values():
                 x.grad = None
-            loss = smoothed_loss(self._moved(unknowns), self.target, self.head, label_smoothing)
-            loss = loss + self._penalty(unknowns, ridge)
+            loss = smoothed_loss(self._moved(unknowns), self.target, head, b)
+            for name, x in unknowns.items():
+                loss = loss + _price(name, ridge) / 2 * x.square().sum()
             loss.backward()
             return loss.detach()
 
         return closure
 
     def _moved(self, unknowns: Unknowns) -> Tensor:
-        h, moves = self.hidden, torch.zeros_like(self.hidden)
+        h, moves = self.hidden, torch.zeros_like(self._moving[:, 0])
         if "shift" in unknowns:
             moves = moves + unknowns["shift"]
         if "whole" in unknowns:
             moves = moves + self._states @ unknowns["whole"].T
-        if "into" in unknowns:
-            moves = moves + (self._states @ unknowns["into"]) @ unknowns["out"].T
-        if "factors" in unknowns:
-            moves = moves + h * (self._each.to(h.dtype) * unknowns["factors"])
-        return h + self._norm * moves + (h * unknowns["scale"] if "scale" in unknowns else 0.0)
+        factors = self._factors(unknowns)
+        return h + moves @ self._moving + (0.0 if factors is None else h * factors)
 
-    def _penalty(self, unknowns: Unknowns, ridge: float) -> Tensor:
-        total = self.hidden.new_zeros(())
-        for name, x in unknowns.items():
-            if name not in ("into", "out"):
-                total = total + _price(name, ridge) / 2 * x.square().sum()
-        if "into" in unknowns:  # |U V^T|^2
-            u, v = unknowns["out"], unknowns["into"]
-            total = total + ridge / 2 * ((u.T @ u) * (v.T @ v)).sum()
-        return total
+    def _factors(self, unknowns: Unknowns) -> Tensor | None:
+        """Of the features, (1,) or (D,)."""
+        if "factors" in unknowns:
+            return unknowns["scale"] + self._each.to(self.hidden.dtype) * unknowns["factors"]
+        return unknowns.get("scale")
 
     def _as_map(self, unknowns: Unknowns) -> tuple[Tensor, Tensor]:
-        d = self.hidden.shape[1]
+        d, moving = self.hidden.shape[1], self._logits * self._out  # (D, r')
         known = {name: x.double() for name, x in unknowns.items()}
-        change = torch.zeros(d, d, dtype=torch.float64, device=self.hidden.device)
-        if "into" in known:
-            known["whole"] = known["out"] @ known["into"].T
+        change, shift = torch.zeros_like(moving[:, :1]).expand(d, d), torch.zeros_like(moving[:, 0])
         if "whole" in known:
-            change = self._norm * known["whole"] @ self._whitening.T
-        factors = known["factors"] * self._each * self._norm if "factors" in known else torch.zeros_like(change[0])
-        change = change + torch.diag(factors + known.get("scale", torch.zeros_like(change[0])))
-        return change, self._norm * known["shift"] if "shift" in known else torch.zeros_like(change[0])
+            change = moving @ known["whole"] @ self._whitening.T
+        if "shift" in known:
+            shift = moving @ known["shift"]
+        factors = self._factors(unknowns)
+        return change if factors is None else change + torch.diag(factors.double().expand(d)), shift
 
 
 def _price(name: str, ridge: float) -> float:
@@ -181,14 +181,25 @@ def _price(name: str, ridge: float) -> float:
 
 def smoothed_loss(hidden: Tensor, target: Tensor, head: ModelHead, label_smoothing: float) -> Tensor:
     """The mean smoothed loss in nats, as the head's dtype multiplies."""
+    single = head.weight.dtype == torch.float32  # on a GPU faster in cuBLAS than fused: no tensor cores
     return linear_cross_entropy(
         hidden.to(head.weight.dtype), head.weight, target, linear_bias=head.bias, label_smoothing=label_smoothing,
-        softcap=head.softcap, logit_scale=head.logit_scale,
+        softcap=head.softcap, logit_scale=head.logit_scale, implementation="chunked" if single else "auto",
     )  # fmt: skip
 
 
-def _whitening(states: Tensor) -> Tensor:
-    """A matrix ``(D, r)`` whose product with the states has second moments 1; r is their rank."""
-    values, vectors = torch.linalg.eigh(states.double().T @ states.double() / len(states))
+def _covariance(weight: Tensor) -> Tensor:
+    """Of the rows, ``(D, D)`` in float64, block by block."""
+    mean = weight.mean(0, dtype=torch.float64)
+    total = torch.zeros_like(mean).expand(len(mean), -1)
+    for rows in weight.split(2**14):
+        rest = rows.double() - mean
+        total = total + rest.T @ rest
+    return total / len(weight)
+
+
+def _whitening(moments: Tensor) -> Tensor:
+    """A matrix B of shape ``(D, r)``, r the rank, with B^T moments B = 1."""
+    values, vectors = torch.linalg.eigh(moments)
     kept = values > _SPECTRUM * values[-1]
     return vectors[:, kept] / values[kept].sqrt()
