@@ -6,7 +6,6 @@ import argparse
 import math
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -15,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from .claims.pairs import judge_pairs
-from .claims.verdicts import write_judged
+from .claims.verdicts import judge_table
 from .command import above_zero, csv_file, finish, output_folder, parser_of, shown, whole
 from .lab.files import check_writable
 from .lab.provenance import made_of_rows
 from .lab.records import RowStore
 from .lab.registry import tidy
 from .lab.sweep import read_rows
-from .lab.tables import read_table, shortened, write_table
+from .lab.tables import shortened, write_table
 from .study.real_tuning.grid_command import print_plan, print_status, processes, run_grid, shard
 from .study.real_tuning.pair_configs import TIERS, PairConfig, configs, seconds
 from .study.real_tuning.pair_tables import essential
@@ -264,20 +263,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verdicts(options: argparse.Namespace) -> int:
-    check_writable(options.file)
-    start = time.perf_counter()
-    try:
-        judged = judge_pairs(read_table(options.table), PAIR_PREDICTIONS)
-    except KeyError as column:
-        raise ValueError(f"{options.table} is no table of tier 1: it has no column or row {column}.") from None
-    command = f"python -m analysis.real_tuning verdicts {shown(options.table)} {shown(options.file)}"
-    findings = write_judged(judged, options.file, command, {"tier": "1"}, time.perf_counter() - start)
-    for line in judged.verdicts.to_dict("records"):
-        print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
-        print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
-        print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
-    print(f"wrote {shown(options.file)} and {shown(findings)}")
-    return 0
+    judge = partial(judge_pairs, predictions=PAIR_PREDICTIONS)
+    return judge_table(judge, options.table, options.file, "python -m analysis.real_tuning verdicts", {"tier": "1"})
 
 
 def _smoke(options: argparse.Namespace) -> int:

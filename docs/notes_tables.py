@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["audit", "cost", "rivals", "temperature", "uncapped"]
+__all__ = ["audit", "cost", "rivals", "signed", "temperature", "uncapped"]
 
 _REMEDIES = {  # method of S7 -> what the notes call it
     "b=0 post_hoc": "temperature fitted afterwards",
@@ -40,7 +40,7 @@ def temperature(data: Path) -> str:
     for cell, row in fall.items():
         if cell.startswith("arm="):
             yes = row.mean > 0.01 and restored[cell].mean > 0
-            more = [f"{_signed(x.mean)} [{_signed(x.low)}, {_signed(x.high)}]" for x in (row, gain[cell])]
+            more = [f"{signed(x.mean)} [{signed(x.low)}, {signed(x.high)}]" for x in (row, gain[cell])]
             name = cell.removeprefix("arm=").replace("budget", "norm budget")
             lines.append(f"| {name} | {' | '.join(more)} | {'yes' if yes else 'no'} |")
     return "\n".join(lines)
@@ -53,7 +53,7 @@ def uncapped(data: Path) -> str:
     lines = ["| true ECE, V = 256 | plain | smoothed | gain |", "|---|---|---|---|"]
     pairs = [("no cap", none["V=256; b=0"].mean, none["V=256; b=0.1"].mean)]
     pairs += [(f"c = {c}", *(errors[f"V=256; c={c}; b={b}"].mean for b in ("0", "0.1"))) for c in caps]
-    return "\n".join([*lines, *(f"| {name} | {p:.3f} | {s:.3f} | {_signed(p - s)} |" for name, p, s in pairs)])
+    return "\n".join([*lines, *(f"| {name} | {p:.3f} | {s:.3f} | {signed(p - s)} |" for name, p, s in pairs)])
 
 
 def rivals(data: Path) -> str:
@@ -67,7 +67,7 @@ def rivals(data: Path) -> str:
     lines = [head, "|---|---|---|---|---|"]
     for method, name in _REMEDIES.items():
         cell = f"method={method}"
-        everywhere = [_signed(t[cell].mean) if cell in t else "" for t in (of_all, cost)]
+        everywhere = [signed(t[cell].mean) if cell in t else "" for t in (of_all, cost)]
         lines.append(f"| {name} | {' | '.join(everywhere)} | {here[cell].mean:.3f} | {loss[cell].mean:.3f} |")
     return "\n".join(lines)
 
@@ -101,6 +101,6 @@ def cost(data: Path) -> str:
     return "\n".join([*lines, f"| all | | {total:.1f} | |"])
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     """Three digits, with a minus sign and not a hyphen, and none before zero."""
     return f"{value:.3f}".replace("-0.000", "0.000").replace("-", "\N{MINUS SIGN}")

@@ -20,6 +20,7 @@ __all__ = ["PAGES", "PARTS", "main", "render"]
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # paper_figures is no part of the installed package
 from notes_tables import audit, cost, rivals, temperature, uncapped
+from real_tables import MODELS
 from scratch_tables import transformers
 
 DATA = ROOT / "paper_figures" / "data"
@@ -57,11 +58,19 @@ def verdicts(data: Path) -> str:
         small: Any = _judged(quick)
         table = pd.concat([table[~table["claim"].isin(undecided)], small[small["claim"].isin(undecided)]])
         table = table.sort_values("claim", kind="stable")
-    real: Any = pd.read_csv(data / "instruction_verdicts.csv").fillna({"early_verdict": ""}).set_index("claim")
+    names = {
+        "instruction_verdicts": "on a real model",
+        **{f"real_{short}_verdicts": f"on {name}" for short, name in MODELS.items()},
+    }
+    real: dict[str, Any] = {
+        name: pd.read_csv(data / f"{table}.csv").fillna({"early_verdict": ""}).set_index("claim")
+        for table, name in names.items()
+        if (data / f"{table}.csv").exists()
+    }
     model = json.loads((data / "instruction_full.json").read_text(encoding="utf-8"))["source"]["model"]
     lines = [
-        "| | claim of the paper | verdict | measured | 95 % interval | on a real model |",
-        "|---|---|---|---|---|---|",
+        f"| | claim of the paper | verdict | measured | 95 % interval | {' | '.join(real)} |",
+        "|---" * (5 + len(real)) + "|",
     ]
     for row in table.itertuples():
         size = "" if pd.isna(row.mean) else f": {row.mean:.3f}"
@@ -71,16 +80,25 @@ def verdicts(data: Path) -> str:
         if row.early_verdict:
             size += f" (at epoch 2: {row.early_mean:.3f})"
             verdict += _then(row.verdict, row.early_verdict)
-        there = real.loc[row.claim] if row.claim in real.index else None
-        on_model = "" if there is None else there["verdict"] + _then(there["verdict"], there["early_verdict"])
-        cells = (row.claim, row.statement, verdict, row.effect + size, interval, on_model)
+        on_models = [_on_model(judged, row.claim) for judged in real.values()]
+        cells = (row.claim, row.statement, verdict, row.effect + size, interval, *on_models)
         lines.append(f"| {' | '.join(cells)} |")
     unfinished = f"(quick): from `{_shown(quick)}`, as the full grid is unfinished there; " if undecided else ""
     source = (
         f"From `{_shown(path)}`, preset {table['preset'].iloc[0]}; {unfinished}real model: tunings of {model}, "
         f"which had been instruction-tuned before, `{_shown(data / 'instruction_verdicts.csv')}`."
     )
+    if len(real) > 1:
+        source += " Named models: tuned on pairs of instruction and response, `paper_figures/data/real_*_verdicts.csv`."
     return "\n".join([*lines, "", _wrapped(f"{_KEY} {source}")])
+
+
+def _on_model(judged: Any, claim: str) -> str:
+    """The verdict on a real model; empty where the claim was not asked of it."""
+    if claim not in judged.index:
+        return ""
+    row = judged.loc[claim]
+    return row["verdict"] + _then(row["verdict"], row["early_verdict"])
 
 
 def _then(word: str, early: str) -> str:
