@@ -78,10 +78,12 @@ def cost(data: Path) -> str:
 
     lines = ["| table | rows | hours, one after the other | on |", "|---|---|---|---|"]
     total = 0.0
-    for name in (*(f"S{n}" for n in (*range(1, 8), 9, 10)), "instruction_full"):
-        about = json.loads((data / f"{name}.json").read_text(encoding="utf-8"))
+    for name in (*(f"S{n}" for n in (*range(1, 8), *range(9, 13))), "instruction_full"):
         path = find_table(data, name)
+        if path is None and name in ("S11", "S12"):  # not run yet
+            continue
         assert path is not None
+        about = json.loads((data / f"{name}.json").read_text(encoding="utf-8"))
         rows, hours = read_table(path)["key"].nunique(), about["wall_seconds"] / 3600
         total += hours
         devices = " and ".join("CPU cores" if device == "cpu" else device for device in about["device"])
