@@ -95,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: 1; 5 on cuda)")
         command.set_defaults(at_once=_AT_ONCE)
         command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {shown(out)}")
+        if name == "run":
+            command.add_argument("--no-falls", action="store_true", help="solve for no predicted falls: half the time")
         if name == "table":
             command.add_argument(
                 "--short", type=csv_file, metavar="FILE", help="write what figures and verdicts read too"
@@ -221,6 +223,7 @@ def _run(options: argparse.Namespace) -> int:
         tokens=options.tokens,
         device=options.device,
         checkpoints=options.checkpoints,
+        falls=not options.no_falls,
     )
     status = run_grid(function, grid, options)
     if options.shard is None or options.shard[1] == 1:
@@ -278,7 +281,7 @@ def _smoke(options: argparse.Namespace) -> int:
         write_tokens(_encoded(model, [questions], [pairs], texts, "of the project's own", 128, False), tokens)
         run = argparse.Namespace(
             model=str(model), tokens=tokens, tier="smoke", device="cpu", workers=1, out=options.out, max_minutes=None,
-            shard=None, checkpoints=None,
+            shard=None, checkpoints=None, no_falls=False,
         )  # fmt: skip
         return _run(run)
 
