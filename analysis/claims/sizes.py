@@ -73,7 +73,8 @@ def little_effect(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
     for name, falls in (("fall", shifted), ("fall_on_train", train)):
         _beside_predictions(main_grid(falls), name, found)
     live = main_grid(shifted)
-    by_size(live, "share", "fall_share", "share", found)
+    for name, rows in (("fall_share", live), ("fall_share_on_train", main_grid(train))):
+        by_size(rows, "share", name, "share", found)
     by_size(main_grid(train), "activity", "activity", "index", found)
     steps = over_widths(live, "share", "fall_share_step", "share", grid, found)
     further = _further(live, grid, found)
