@@ -40,7 +40,7 @@ def temperature(data: Path) -> str:
     for cell, row in fall.items():
         if cell.startswith("arm="):
             yes = row.mean > 0.01 and restored[cell].mean > 0
-            more = [f"{_signed(x.mean)} [{_signed(x.low)}, {_signed(x.high)}]" for x in (row, gain[cell])]
+            more = [_with_interval(x) for x in (row, gain[cell])]
             name = cell.removeprefix("arm=").replace("budget", "norm budget")
             lines.append(f"| {name} | {' | '.join(more)} | {'yes' if yes else 'no'} |")
     return "\n".join(lines)
@@ -97,6 +97,12 @@ def cost(data: Path) -> str:
         devices = " and ".join("CPU cores" if device == "cpu" else device for device in about["device"])
         lines.append(f"| `{name}` | {rows:,} | {hours:.1f} | {devices} |")
     return "\n".join([*lines, f"| all | | {total:.1f} | |"])
+
+
+def _with_interval(row: Any) -> str:
+    """The mean of a finding and its interval, which one seed has not."""
+    between = f"[{_signed(row.low)}, {_signed(row.high)}]" if row.low == row.low else "(one seed)"
+    return f"{_signed(row.mean)} {between}"
 
 
 def _signed(value: float) -> str:
