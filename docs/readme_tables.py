@@ -44,6 +44,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "rivals": notes.rivals,
     "recommendation": audits.recommendation,
     "transformers": scratch.transformers,
+    "transformers registered": scratch.registered,
 }
 
 
