@@ -35,7 +35,7 @@ class Known:
     """Findings of a table, as effects."""
 
     def __init__(self, findings: pd.DataFrame) -> None:
-        self._rows = findings.fillna({"cell": ""})
+        self._rows = findings.assign(cell=findings["cell"].astype(object).fillna(""))
 
     def at(self, claim: str, finding: str) -> list[Effect]:
         """Those of single cells."""
