@@ -55,7 +55,9 @@ def _folder(data: Path, name: str) -> tuple[Path, str]:
 
 
 def _study(name: str, folder: Path, preset: str) -> str:
-    verdicts = pd.read_csv(folder / f"{name}_verdicts.csv").fillna({"depends_on": "", "counter_evidence": ""})
+    texts = ["depends_on", "counter_evidence"]  # a column that is empty throughout would be one of numbers
+    verdicts = pd.read_csv(folder / f"{name}_verdicts.csv").astype(dict.fromkeys(texts, object))
+    verdicts = verdicts.fillna(dict.fromkeys(texts, ""))
     findings: Any = pd.read_csv(folder / f"{name}_findings.csv").fillna({"cell": ""})
     known = {(row.claim, row.finding, row.cell): row for row in findings.itertuples()}
     where = f"`{folder.relative_to(folder.parents[1 if preset == 'full' else 2])}/{name}_verdicts.csv`"
