@@ -24,7 +24,7 @@ from ..lab.tables import find_table, read_table, write_table
 from .law import judged
 from .statistics import Effect, bootstrap_half_width, resamples
 
-__all__ = ["accuracy", "joined", "main", "unfitted_share"]
+__all__ = ["CELL", "accuracy", "joined", "main", "unfitted_share"]
 
 Array = NDArray[np.float64]
 _EXAMPLES = """
@@ -36,7 +36,7 @@ examples:
 _TOLERANCE = 1e-3  # of the confidence of a plain head that was trained again
 _TRANSITION = (0.05, 6.0)
 _RIVALS = ("predicted_fall", "sphere_fall", "clipped_fall", "rational_fall", "first_order_fall")
-_CELL = [
+CELL = [
     "source", "arm", "teacher", "vocab_size", "n_contexts", "samples_per_context", "hidden_size", "norm",
     "norm_coefficient", "temperature", "softcap", "softcap_form", "weight_decay", "features", "optimiser",
     "label_smoothing",
@@ -136,7 +136,7 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
-    cell = [name for name in _CELL if name in pairs]
+    cell = [name for name in CELL if name in pairs]
     if pairs.empty:
         return []
     numbers = pairs.groupby(cell, dropna=False).ngroup().to_numpy()
@@ -228,7 +228,7 @@ def _judge(preset: Preset, out: Path | None, file: Path) -> int:
         wall_seconds=round(time.perf_counter() - start, 3),
     )
     write_table(table, file, made, digits=6)
-    asked = judged(table, pairs, read_table(path), _CELL)
+    asked = judged(table, pairs, read_table(path), CELL)
     beside = file.with_name(f"{file.name.split('.')[0].removesuffix('_accuracy')}_predictions.csv")
     write_table(asked, beside, made, digits=6)
     for part in asked.to_dict("records"):
