@@ -21,6 +21,7 @@ from ..lab.provenance import made_here
 from ..lab.registry import PRESETS, Preset
 from ..lab.running import committed_folder
 from ..lab.tables import find_table, read_table, write_table
+from .findings import SMALL
 from .law import judged
 from .statistics import Effect, bootstrap_half_width, resamples
 
@@ -102,7 +103,8 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         ``group``, ``predictor``, ``cells``, ``seeds``, ``r2`` (unfitted) with ``r2_low`` and ``r2_high``, ``ahead``, by
         how much P's r2 is above it, paired over the same resamples, with ``ahead_low`` and ``ahead_high``, ``slope``
-        of the measured fall on it with ``slope_low`` and ``slope_high``, ``largest_error`` and ``largest_error_cell``.
+        of the measured fall on it with ``slope_low`` and ``slope_high``, ``missed`` and ``overstated``, in how many cells it is off,
+        or above the fall, by more than .01, ``largest_error`` and ``largest_error_cell``.
     """
     pairs = pairs.loc[pairs["confirmed"]]
     noisy, inside = pairs["teacher"] != "det", pairs["activity_index"].between(*_TRANSITION)
@@ -163,6 +165,7 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
             "r2": share.mean, "r2_low": share.low, "r2_high": share.high,
             "ahead": ahead.mean, "ahead_low": ahead.low, "ahead_high": ahead.high,
             "slope": slope.mean, "slope_low": slope.low, "slope_high": slope.high,
+            "missed": int((np.abs(y - x) > SMALL).sum()), "overstated": int((x - y > SMALL).sum()),
             "largest_error": float(np.abs(y - x).max()),
             "largest_error_cell": " ".join(f"{name}={value}" for name, value in named.items()),
         })  # fmt: skip
