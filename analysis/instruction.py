@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -12,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from .claims.judging import judge_model
-from .claims.verdicts import write_judged
+from .claims.verdicts import judge_table
 from .command import above_zero, csv_file, finish, output_folder, parser_of, shown, whole
 from .lab.files import check_writable
 from .lab.provenance import made_of_rows
 from .lab.records import RowStore
 from .lab.registry import tidy
 from .lab.sweep import read_rows
-from .lab.tables import read_table, write_table
+from .lab.tables import write_table
 from .study.real_tuning.grid_command import print_plan, print_status, processes, run_grid, shard
 from .study.real_tuning.predictions import PREDICTIONS
 from .study.real_tuning.questions import build_questions, read_questions, write_questions
@@ -140,21 +139,10 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verdicts(options: argparse.Namespace) -> int:
-    check_writable(options.file)
-    start = time.perf_counter()
-    try:
-        judged = judge_model(read_table(options.table), PREDICTIONS)
-    except KeyError as column:
-        raise ValueError(f"{options.table} is no table of the preset full: it has no column or row {column}.") from None
-    command = f"python -m analysis.instruction verdicts {shown(options.table)} {shown(options.file)}"
-    findings = write_judged(judged, options.file, command, {"preset": "full"}, time.perf_counter() - start)
-    table = judged.verdicts
-    for line in table.to_dict("records"):
-        print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
-        print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
-        print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
-    print(f"wrote {shown(options.file)} and {shown(findings)}")
-    return 0
+    judge = partial(judge_model, predictions=PREDICTIONS)
+    return judge_table(
+        judge, options.table, options.file, "python -m analysis.instruction verdicts", {"preset": "full"}
+    )
 
 
 _COMMANDS = {

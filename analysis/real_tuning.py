@@ -6,7 +6,6 @@ import argparse
 import math
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -15,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from .claims.pairs import judge_pairs
-from .claims.verdicts import write_judged
+from .claims.verdicts import judge_table
 from .command import above_zero, csv_file, finish, output_folder, parser_of, shown, whole
 from .lab.files import check_writable
 from .lab.provenance import made_of_rows
 from .lab.records import RowStore
 from .lab.registry import tidy
 from .lab.sweep import read_rows
-from .lab.tables import read_table, shortened, write_table
+from .lab.tables import shortened, write_table
 from .study.real_tuning.grid_command import print_plan, print_status, processes, run_grid, shard
 from .study.real_tuning.pair_configs import TIERS, PairConfig, configs, seconds
 from .study.real_tuning.pair_tables import essential
@@ -96,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: 1; 5 on cuda)")
         command.set_defaults(at_once=_AT_ONCE)
         command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {shown(out)}")
+        if name == "run":
+            command.add_argument("--no-falls", action="store_true", help="solve for no predicted falls: half the time")
         if name == "table":
             command.add_argument(
                 "--short", type=csv_file, metavar="FILE", help="write what figures and verdicts read too"
@@ -222,6 +223,7 @@ def _run(options: argparse.Namespace) -> int:
         tokens=options.tokens,
         device=options.device,
         checkpoints=options.checkpoints,
+        falls=not options.no_falls,
     )
     status = run_grid(function, grid, options)
     if options.shard is None or options.shard[1] == 1:
@@ -264,20 +266,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verdicts(options: argparse.Namespace) -> int:
-    check_writable(options.file)
-    start = time.perf_counter()
-    try:
-        judged = judge_pairs(read_table(options.table), PAIR_PREDICTIONS)
-    except KeyError as column:
-        raise ValueError(f"{options.table} is no table of tier 1: it has no column or row {column}.") from None
-    command = f"python -m analysis.real_tuning verdicts {shown(options.table)} {shown(options.file)}"
-    findings = write_judged(judged, options.file, command, {"tier": "1"}, time.perf_counter() - start)
-    for line in judged.verdicts.to_dict("records"):
-        print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
-        print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
-        print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
-    print(f"wrote {shown(options.file)} and {shown(findings)}")
-    return 0
+    judge = partial(judge_pairs, predictions=PAIR_PREDICTIONS)
+    return judge_table(judge, options.table, options.file, "python -m analysis.real_tuning verdicts", {"tier": "1"})
 
 
 def _smoke(options: argparse.Namespace) -> int:
@@ -291,7 +281,7 @@ def _smoke(options: argparse.Namespace) -> int:
         write_tokens(_encoded(model, [questions], [pairs], texts, "of the project's own", 128, False), tokens)
         run = argparse.Namespace(
             model=str(model), tokens=tokens, tier="smoke", device="cpu", workers=1, out=options.out, max_minutes=None,
-            shard=None, checkpoints=None,
+            shard=None, checkpoints=None, no_falls=False,
         )  # fmt: skip
         return _run(run)
 

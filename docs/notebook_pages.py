@@ -13,7 +13,7 @@ __all__ = ["NOTEBOOKS", "page_of", "title_of", "write_notebooks"]
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 _INDEX = """# Notebooks
 
-Seven notebooks, one question each, shown here with the outputs they were committed with. `jupyter lab notebooks/` opens
+Eight notebooks, one question each, shown here with the outputs they were committed with. `jupyter lab notebooks/` opens
 them in a clone, where some figures have sliders; they read the committed tables and train small models in seconds.
 
 {listing}

@@ -107,6 +107,7 @@ def _dead(ax: Axes, line: pd.DataFrame) -> None:
     """V that grows by tokens that never occur; the least V is a point of the live ones."""
     if line.empty:
         return
+    line = line.sort_values("vocab_size")
     ax.plot(line["vocab_size"], line["share"], color=_GREY, ls=":", lw=0.9)
     look = Look(colour=_GREY, marker="x", dashes=":")
     for comparable, part in line.loc[line["vocab_size"] > line["vocab_size"].min()].groupby("comparable"):

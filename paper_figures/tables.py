@@ -33,6 +33,15 @@ _COMMANDS = {
     "audit_smollm2": (
         "python -m analysis.audit smollm2 --text python --max-tokens 8192 --out paper_figures/data/audit_smollm2.csv"
     ),
+    "audit_gemma": (
+        "python -m analysis.audit gemma --text python --max-tokens 2048 --out paper_figures/data/audit_gemma.csv"
+    ),
+    "real_gemma": "python -m analysis.real_tuning table gemma tokens.npz --short real_gemma.csv",
+    "real_gemma_verdicts": "python -m analysis.real_tuning verdicts real_gemma.csv real_gemma_verdicts.csv",
+    "real_gemma_findings": "python -m analysis.real_tuning verdicts real_gemma.csv real_gemma_verdicts.csv",
+    "real_smollm2": "python -m analysis.real_tuning table smollm2 tokens.npz --short real_smollm2.csv",
+    "real_smollm2_verdicts": "python -m analysis.real_tuning verdicts real_smollm2.csv real_smollm2_verdicts.csv",
+    "real_smollm2_findings": "python -m analysis.real_tuning verdicts real_smollm2.csv real_smollm2_verdicts.csv",
     "instruction_full": "python -m analysis.instruction run MODEL.gguf questions.json --device cuda",
     "instruction_verdicts": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",
     "instruction_findings": "python -m analysis.instruction verdicts instruction_full.csv instruction_verdicts.csv",

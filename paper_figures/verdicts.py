@@ -7,8 +7,9 @@ verdict, its mean over cells with the 95 % interval over seeds (K7: the range ov
 on one scale (filled, ticks every .1), ranks, nats and the ratio each on its own (open); the line is 0, for K7, a ratio,
 1; "not run" counts cells of a grid that is not finished. *Predicted:* the verdicts expected of the experiments before
 their first run (S3's quick ones: after a smaller table); bold where one was reached and was not among them. Conditions
-and counter-evidence of every verdict: verdicts.csv. *Real model:* the same claims on a tuned language model, where its
-table is there. Tables verdicts.csv, findings.csv and instruction_verdicts.csv.
+and counter-evidence of every verdict: verdicts.csv. *Real model:* the same claims on a language model tuned on
+questions; *Gemma* and *SmolLM2*: on those tuned on pairs; each where its table is there. Tables verdicts.csv,
+findings.csv, instruction_verdicts.csv, real_gemma_verdicts.csv and real_smollm2_verdicts.csv.
 """
 
 from __future__ import annotations
@@ -30,10 +31,16 @@ from .style import RC, TEXT_WIDTH
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
-TABLES, OPTIONAL = ("verdicts", "findings"), ("instruction_verdicts",)
+# Column of the verdict on a real model -> its table, and what the figure calls it.
+_REAL = {
+    "real_model": ("instruction_verdicts", "real model"),
+    "real_gemma": ("real_gemma_verdicts", "Gemma"),
+    "real_smollm2": ("real_smollm2_verdicts", "SmolLM2"),
+}
+TABLES, OPTIONAL = ("verdicts", "findings"), tuple(table for table, _ in _REAL.values())
 COLUMNS = [
     "claim", "statement", "verdict", "depends_on", "predicted", "effect", "mean", "low", "high", "seeds", "unit",
-    "cells_not_run", "real_model",
+    "cells_not_run", *_REAL,
 ]  # fmt: skip
 _SIZE, _LEADING = 6.5, 8.0  # points, of the type and from line to line
 _COMMON = ("ECE", "probability")  # units that share a scale
@@ -56,15 +63,16 @@ _MARKS: dict[str, dict[str, Any]] = {
 
 
 def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The verdicts with the numbers of their findings, and the verdict on the real model.
+    """The verdicts with the numbers of their findings, and the verdicts on real models.
 
     Returns:
-        ``COLUMNS``, one line a claim; ``real_model`` is empty where there is none.
+        ``COLUMNS``, one line a claim; those of real models are empty where there is none.
     """
     table = headlines(tables["verdicts"], tables["findings"])
-    real = tables.get("instruction_verdicts")
-    found = {} if real is None else dict(zip(real["claim"], real["verdict"], strict=True))
-    table["real_model"] = [found.get(claim, "") for claim in table["claim"]]
+    for column, (name, _) in _REAL.items():
+        real = tables.get(name)
+        found = {} if real is None else dict(zip(real["claim"], real["verdict"], strict=True))
+        table[column] = [found.get(claim, "") for claim in table["claim"]]
     return table.reindex(columns=COLUMNS)
 
 
@@ -126,8 +134,7 @@ def _texts(row: dict[Any, Any]) -> dict[str, str]:
     """What is written in each column, broken to its width."""
     verdict = str(row["verdict"])
     clause = f"{verdict} {row['depends_on']}" if row["depends_on"] else verdict
-    if row["real_model"]:
-        clause += f"\nreal model: {row['real_model']}"
+    clause += "".join(f"\n{called}: {row[column]}" for column, (_, called) in _REAL.items() if row[column])
     numbers = [] if pd.isna(row["mean"]) else [f"{row['mean']:.3g}", f"[{row['low']:.3g}, {row['high']:.3g}]"]
     if not str(row["cells_not_run"]).startswith("0 "):
         numbers.append(f"{row['cells_not_run']} not run")
@@ -161,9 +168,11 @@ def _row(ax: Axes, row: dict[Any, Any], texts: dict[str, str], top: float, scale
             ax.text(x, line + i * _LEADING, part, fontsize=_SIZE, va="center", fontweight="bold" if bold else "normal")
     left = _PLACES["verdict"][0] + 0.04
     ax.plot(left, line, ms=4.5, mew=0.8, ls="", **_MARKS[str(row["verdict"])])
-    if row["real_model"]:  # in the last line of the column
-        below = line + texts["verdict"].count("\n") * _LEADING
-        ax.plot(left, below, ms=3.2, mew=0.7, ls="", **_MARKS[str(row["real_model"])])
+    written = texts["verdict"].split("\n")
+    for column, (_, called) in _REAL.items():
+        if row[column]:
+            below = line + _LEADING * next(i for i, part in enumerate(written) if part.startswith(f"{called}:"))
+            ax.plot(left, below, ms=3.2, mew=0.7, ls="", **_MARKS[str(row[column])])
     if pd.isna(row["mean"]):
         return
     own = row["unit"] not in _COMMON

@@ -12,18 +12,24 @@ from typing import Any
 from urllib.parse import unquote
 
 import browser
+import numpy as np
 import pytest
+import torch
 
+import analysis
 from analysis.__main__ import modules
+from kernel import head_statistics
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 sys.path.insert(0, str(DOCS))
-pytest.importorskip("pandas")
+pd = pytest.importorskip("pandas")
 import notebook_pages  # noqa: E402
 import readme_tables  # noqa: E402
 import reference_pages  # noqa: E402
+import study_tables  # noqa: E402
+from table_text import numbers_in_full  # noqa: E402
 
 
 def blocks(page: Path) -> list[str]:
@@ -38,21 +44,30 @@ def test_there_are_pages():
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 @pytest.mark.filterwarnings("default")  # what warns inside transformers' Trainer is not ours
-def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, monkeypatch):
-    """Blocks with prompts are compared with what they show; the others only run."""
+def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, monkeypatch, capsys):
+    """With prompts, and in the block of text that follows; where none does, the code only runs."""
     if "transformers" in page.read_text(encoding="utf-8"):
         pytest.importorskip("transformers", reason="the huggingface extra is not installed")
     monkeypatch.chdir(ROOT)
     names: dict[str, object] = {}
+    text, shown = page.read_text(encoding="utf-8"), 0
     for number, block in enumerate(blocks(page)):
         if ">>>" not in block:
+            capsys.readouterr()
             exec(compile(block, f"{page.name}[{number}]", "exec"), names)
+            _, _, after = text.partition(f"```python\n{block}```\n\n```text\n")
+            if after:
+                printed, said = capsys.readouterr().out, after.partition("```")[0]
+                if page.stem != "how_calibrated":  # of many numbers: tests/analysis/test_reliability.py, to some digits
+                    assert printed == said
+                shown += 1
             continue
         test = doctest.DocTestParser().get_doctest(block, names, f"{page.name}[{number}]", page.name, 0)
         test.globs = names  # shared by the blocks of a page
         lines: list[str] = []
         doctest.DocTestRunner().run(test, out=lines.append, clear_globs=False)
         assert not lines, "".join(lines)
+    assert shown == len(re.findall(r"^```\n\n```text$", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi"])  # phi's head has a bias
@@ -87,6 +102,44 @@ def test_losses_of_padded_batches_are_those_of_the_documents_alone(kind):
     assert names["pooled_losses"](model, names["padded"](names["documents"])) == pytest.approx(pooled, rel=1e-4)
     apart = torch.stack([of_tokens.mean(1) for of_tokens in found]).mean(0)
     assert apart[1].item() > 1.05 * pooled[1]  # so that it matters how documents are weighed
+
+
+USED = {"torch": torch, "analysis": analysis, "head_statistics": head_statistics}  # what blocks above it have imported
+
+
+def own_head() -> str:
+    """The block for hidden states of the reader's own, without the lines that stand in for them."""
+    (code,) = [block for block in blocks(DOCS / "will_smoothing_help.md") if "yours: the next tokens" in block]
+    return "\n".join(line for line in code.splitlines() if "# yours" not in line)
+
+
+def test_the_index_of_your_own_head(capsys):
+    generator = torch.Generator().manual_seed(0)
+    weight, hidden = torch.randn(40, 12, generator=generator), torch.randn(200, 12, generator=generator)
+    target = (hidden @ weight.T).argmax(-1)
+    exec(own_head(), {**USED, "weight": weight, "states": hidden, "target": target})
+    shown = re.fullmatch(r"confidence ([\d.]+), activity index ([-\d.]+), fall ([\d.]+)\n", capsys.readouterr().out)
+    assert shown
+    z = hidden.double().numpy() @ weight.double().numpy().T  # independently: full logits
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    entropy, loss = -(np.exp(log_p) * log_p).sum(axis=1).mean(), -log_p[np.arange(200), target.numpy()].mean()
+    assert float(shown[1]) == pytest.approx(np.exp(log_p).max(axis=1).mean(), abs=0.0051)
+    index = (entropy - loss) / (0.1 * (-log_p.mean() - loss))
+    assert float(shown[2]) == pytest.approx(index, abs=0.0051)
+    fall = 0.1 * (np.exp(log_p).max(axis=1).mean() - 1 / 40) * max(0, 1 - index)
+    assert float(shown[3]) == pytest.approx(fall, abs=0.0051)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_bad_head_does_not_fall_by_more_than_it_can(shift, capsys):
+    """Wrong tokens: the index is far below 0, or minus infinity, and the fall is counted as at an index of -1."""
+    generator = torch.Generator().manual_seed(0)
+    weight, hidden = torch.randn(40, 12, generator=generator), 2 * torch.randn(200, 12, generator=generator)
+    target = (hidden @ weight.T).argmin(-1) if shift else torch.arange(200) % 40
+    exec(own_head(), {**USED, "weight": weight, "states": hidden, "target": target})
+    confidence, index, fall = map(float, re.findall(r"-?(?:inf|[\d.]+)", capsys.readouterr().out))
+    assert index < -1
+    assert fall == pytest.approx(0.2 * (confidence - 1 / 40), abs=0.0051)
 
 
 def test_every_statement_of_the_theory_has_a_status_a_function_and_a_test():
@@ -153,7 +206,7 @@ def test_the_glossary_has_every_column_of_the_tables():
         path = find_table(readme_tables.DATA, name) or find_table(readme_tables.DATA / "quick", name)
         assert path is not None
         columns = {re.sub(r"_(error|exact|limit)$", "", c) if name == "S2" else c for c in read_table(path)}
-        columns = {re.sub(r"_fall_[\d.]+$", "_fall_B", c) for c in columns}
+        columns = {re.sub(r"_(fall|ridge|gap)_[\d.]+$", r"_\1_B", c) for c in columns}
         assert columns <= words, f"{name}: {sorted(columns - words)}"
 
 
@@ -231,7 +284,7 @@ def test_every_notebook_is_a_page_of_the_site_with_all_that_it_showed(tmp_path):
     index = (tmp_path / "index.md").read_text(encoding="utf-8")
     reproduce = " ".join((DOCS / "reproduce.md").read_text(encoding="utf-8").split())
     notebooks = sorted(notebook_pages.NOTEBOOKS.glob("*.ipynb"))
-    assert len(notebooks) >= 7
+    assert len(notebooks) >= 8
     for path in notebooks:
         title, question = notebook_pages.title_of(path)
         text = (tmp_path / f"{path.stem}.md").read_text(encoding="utf-8")
@@ -255,23 +308,53 @@ def test_a_mark_without_an_end_is_refused():
         readme_tables.render("<!-- cpu -->\n")
 
 
+def test_the_sentences_of_what_was_found_have_one_number_and_one_link_each():
+    first, *lines = re.split(r"\n+\d\. ", study_tables.found(readme_tables.DATA))
+    assert "[each verdict](docs/study.md#claims-and-verdicts)" in first
+    assert len(lines) == 6
+    for line in lines:
+        links = re.findall(r"\]\((docs/[\w#/.-]+)\)", line)
+        assert len(links) == 1
+        said = re.sub(
+            r"\]\([^)]*\)|Gemma-2-2B|SmolLM2|(than|above) \d+", "", line
+        )  # names of what was measured are no findings
+        assert len(re.findall(r"\d[\d.]*", said)) == 1, line
+
+
+def test_words_for_a_number_are_refused_where_the_tables_say_something_else(tmp_path):
+    for name in ("instruction_findings.csv", "kernel.csv", "verdicts.csv"):
+        (tmp_path / name).write_text((readme_tables.DATA / name).read_text())
+    changed = pd.read_csv(readme_tables.DATA / "findings.csv")
+    changed.loc[changed["finding"] == "gain_of_both", "mean"] = 0.1
+    changed.to_csv(tmp_path / "findings.csv", index=False)
+    with pytest.raises(ValueError, match="doing neither was as good or better in most arms"):
+        study_tables.found(tmp_path)
+
+
+def test_numbers_in_prose_have_a_digit_in_front_of_their_point():
+    text = "A < .8, [-.01, .05] and > 3 %\n```sh\nrun --b .05\n```\n`x=.1` [.2](a/.5) V .\n3.11 ... 1/.4"
+    want = "A < 0.8, [-0.01, 0.05] and > 3%\n```sh\nrun --b .05\n```\n`x=.1` [0.2](a/.5) V .\n3.11 ... 1/.4"
+    assert numbers_in_full(text) == want
+    assert readme_tables.render(text) == want
+
+
 def test_full_verdicts_go_before_quick_ones(tmp_path):
     quick = (readme_tables.DATA / "quick" / "verdicts.csv").read_text()
     (tmp_path / "quick").mkdir()
     for name in ("instruction_verdicts.csv", "instruction_full.json", "findings.csv", "quick/findings.csv"):
         (tmp_path / name).write_text((readme_tables.DATA / name).read_text())
     (tmp_path / "quick" / "verdicts.csv").write_text(quick)
-    assert "| K9 | accuracy kept, gap between training and held-out NLL narrower | supported" in readme_tables.verdicts(
+    assert "| K9 | accuracy kept, gap between training and held-out NLL narrower | supported" in study_tables.verdicts(
         tmp_path
     )
     (tmp_path / "verdicts.csv").write_text(quick.replace("held-out NLL narrower", "held-out NLL as it is"))
-    assert "| K9 | accuracy kept, gap between training and held-out NLL as it is | supported" in readme_tables.verdicts(
+    assert "| K9 | accuracy kept, gap between training and held-out NLL as it is | supported" in study_tables.verdicts(
         tmp_path
     )
     (tmp_path / "verdicts.csv").write_text(quick.replace(",supported,", ",not decided,"))
     assert (
         "| K9 | accuracy kept, gap between training and held-out NLL narrower | supported (quick)"
-        in readme_tables.verdicts(tmp_path)
+        in study_tables.verdicts(tmp_path)
     )
 
 

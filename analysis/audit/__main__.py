@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[0.05, 0.1, 0.2],
         metavar="B",
-        help="smoothing to ask about (default: .05 .1 .2)",
+        help="smoothing to ask about (default: 0.05 0.1 0.2)",
     )
     parser.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="predicted tokens (default: 4096)")
     parser.add_argument("--max-length", type=int, default=256, metavar="N", help="tokens of a document (default: 256)")

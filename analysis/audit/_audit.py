@@ -43,6 +43,11 @@ class Audit(NamedTuple):
     verdict: str
 
     @property
+    def answer(self) -> str:
+        """The recommendation without what it rests on: would smoothing act, how far, what to do for calibration."""
+        return recommendation(self.table, evidence=False)
+
+    @property
     def recommendation(self) -> str:
         """What follows, in three lines (:func:`recommendation`), as the table has it."""
         return "\n".join(self.table.loc[self.table["part"] == "recommendation", "text"])

@@ -19,7 +19,7 @@ from ._verdict import Lookup, regimes, side_of
 NAMES = ("act", "at_most", "instead")
 
 
-def recommendation(table: pd.DataFrame) -> str:
+def recommendation(table: pd.DataFrame, *, evidence: bool = True) -> str:
     """Put an audit's advice into three lines: would smoothing act, how far, and what to do instead for calibration.
 
     The first says for each b what the activity index leads to expect, the second what two rules predict that need a
@@ -27,14 +27,19 @@ def recommendation(table: pd.DataFrame) -> str:
     found, with its claim or experiment and its table: files in ``paper_figures/data`` of the repository, of which a
     wheel has copies.
 
+    Args:
+        table: Of an audit (:func:`audit_model`).
+        evidence: False leaves out what the studies found: three short lines, of this model alone.
+
     Raises:
         ValueError: If the table is no table of an audit.
     """
     get, studies = Lookup(table), Studies()
-    return "\n".join((_act(get, studies), _at_most(get, studies), _instead(get, studies)))
+    lines = (_act(get, studies), _at_most(get, studies), _instead(get, studies))
+    return "\n".join(" ".join(filter(None, line)) if evidence else line[0] for line in lines)
 
 
-def _act(get: Lookup, studies: Studies) -> str:
+def _act(get: Lookup, studies: Studies) -> tuple[str, str]:
     kinds: dict[str, list[str]] = {}
     for b, regime in regimes(get).items():
         index, kind = get("smoothing", "activity", b), regime
@@ -54,7 +59,7 @@ def _act(get: Lookup, studies: Studies) -> str:
     made = [partial(find, studies) for find in dict.fromkeys(evidence.get(kind, found.turning) for kind in kinds)]
     if (cap := get("model", "softcap").value) == cap:
         made.append(partial(found.capped, studies, cap))
-    return f"Would smoothing act, if the text is like the training data? {said}. {cited(*made)}"
+    return f"Would smoothing act, if the text is like the training data? {said}.", cited(*made)
 
 
 _EXPECTED = {
@@ -68,10 +73,11 @@ _EXPECTED = {
 }
 
 
-def _at_most(get: Lookup, studies: Studies) -> str:
+def _at_most(get: Lookup, studies: Studies) -> tuple[str, str]:
     regime, p, v = regimes(get), get("prediction", "confidence").value, int(get("model", "vocab_size").value)
     if "none" in regime.values():
-        return "How much confidence would it take? No rule says: each needs an activity index, and there is none here."
+        none = "No rule says: each needs an activity index, and there is none here."
+        return f"How much confidence would it take? {none}", ""
     most = ", ".join(f"{_most(get, b, p, v):.3f} (b = {b})" for b in regime)
     indices = [get("smoothing", "activity", b) for b in regime]
     low = [_low(get, b) for b in regime]
@@ -81,10 +87,8 @@ def _at_most(get: Lookup, studies: Studies) -> str:
         made.append(partial(found.tuned, studies))
     said = "clipped_fall" + (", or rational_fall where it is larger" if len(rules) > 1 else "")
     end = "with the lower end of A's interval" if any(a.low == a.low for a in indices) else "with A as it is here"
-    return (
-        f"How much confidence would it take? By {said}, {end}: {most} of {p:.3f}; these are rules, no bounds. "
-        f"{cited(*made)}"
-    )
+    rule = f"By {said}, {end}: {most} of {p:.3f}; these are rules, no bounds."
+    return f"How much confidence would it take? {rule}", cited(*made)
 
 
 def _low(get: Lookup, b: str) -> float:
@@ -105,7 +109,7 @@ def _most(get: Lookup, b: str, p: float, v: int) -> float:
     return max(falls)
 
 
-def _instead(get: Lookup, studies: Studies) -> str:
+def _instead(get: Lookup, studies: Studies) -> tuple[str, str]:
     ece, floor = get("calibration", "ece"), get("calibration", "ece_if_calibrated")
     side, slight = side_of(get), (ece.low if ece.low == ece.low else ece.value) <= floor.high
     said, evidence = _ADVICE[side].format("slightly " if slight else ""), found.harm
@@ -123,7 +127,7 @@ def _instead(get: Lookup, studies: Studies) -> str:
         other = "stop earlier, or smooth and compare" if acts else "stop earlier"
         said, evidence = f"{_offer(get)}: {other}", found.rivals
     told = "No study had such a text." if get.bounded else cited(partial(evidence, studies))
-    return f"What to do for calibration, if the text is new to the model? {said[0].upper()}{said[1:]}. {told}"
+    return f"What to do for calibration, if the text is new to the model? {said[0].upper()}{said[1:]}.", told
 
 
 _ADVICE = {

@@ -17,10 +17,11 @@ from .runs import main_grid
 from .sizes import SIZES, Grid, all_known, by_size, shares_of_fall
 from .statistics import mean_effect
 
-__all__ = ["NEAR", "SCALARS", "SHARED", "foretells", "foretold"]
+__all__ = ["MAPS", "NEAR", "SCALARS", "SHARED", "foretells", "foretold"]
 
 SHARED = ("scale", "gain")  # shared changes, which decide
-SCALARS = ("clipped", "rational")  # rules of two numbers, set beside them
+MAPS = ("low_rank", "affine")  # of many unknowns, set beside them
+SCALARS = ("clipped", "rational")  # rules of two numbers, likewise
 NEAR = 0.2  # share of the fall by which a prediction may miss it
 _B = 0.1
 
@@ -51,9 +52,10 @@ def foretold(asked: pd.DataFrame, train: pd.DataFrame, found: Findings, grid: Gr
     )
     for name, rows in (("fall", asked), ("fall_on_train", train)):
         by_size(rows, "fall", name, "probability", found)
-    near = {kind: [abs(r.mean - 1) <= NEAR for r in _ratios(asked, kind, found, grid)] for kind in (*SHARED, *SCALARS)}
+    kinds = (*SHARED, *MAPS, *SCALARS)
+    near = {kind: [abs(r.mean - 1) <= NEAR for r in _ratios(asked, kind, found, grid)] for kind in kinds}
     enough = [ratio.mean >= 1 for ratio in _ratios(train, "frozen", found, grid)]
-    for kind in (*SHARED, *SCALARS):
+    for kind in kinds:
         column = f"{kind}_fall_{_B:g}"
         error = asked.assign(error=asked[column] - asked["fall"] if column in asked else math.nan)
         found.add(f"{kind}_error", mean_effect(error.dropna(subset="error"), "error", cell=SIZES), "probability")

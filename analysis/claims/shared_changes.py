@@ -1,7 +1,7 @@
 """Falls of tuned language models beside those that shared changes of their features predict.
 
 The command is ``python -m analysis.claims.shared_changes``. The rule stands with the prediction, which was written
-before the first run: :data:`analysis.study.real_tuning.predictions.SHARED_CHANGES`.
+before the first run: ``SHARED_CHANGES`` of :mod:`analysis.study.real_tuning.predictions`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..lab.provenance import made_here
 from ..lab.tables import read_table, write_table
 from ..response import clipped_fall, rational_fall
 from ..study.real_tuning.predictions import SHARED_CHANGES
+from ..study.real_tuning.shared_maps import TOLERANCE
 from .response import unfitted_share
 
 __all__ = ["accuracy", "cells", "main", "verdict"]
@@ -36,7 +37,6 @@ candidate says nothing of it.
 CANDIDATES = ("scale", "gain", "low_rank", "affine")
 RIVALS = ("clipped", "rational")  # of two numbers of the plain model
 _HELD_OUT, _VIEWS = ("scored", "test"), ("response", "letter", "tokens", "text")
-_SOLVED = 1e-2  # what may be left to gain where a map counts as solved, as a share of the loss
 _LEAST, _WITHIN = 0.01, 0.2  # of a measured fall; of the error of a candidate that predicts
 _NONE = 2**31  # vocabulary of a table that has no size of it: 1 / V is 0
 _SETTINGS = (
@@ -94,7 +94,7 @@ def _predicted(found: pd.DataFrame, kind: str) -> np.ndarray:
             continue
         at = (found["label_smoothing"] == b).to_numpy()
         if gap in found:
-            at = at & (found[gap] <= _SOLVED).to_numpy()
+            at = at & (found[gap] <= TOLERANCE).to_numpy()
         falls[at] = found.loc[at, column]
     return falls
 

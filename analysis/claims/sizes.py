@@ -19,7 +19,7 @@ from .runs import main_grid
 from .statistics import Effect, mean_effect
 
 __all__ = [
-    "COMPARABLE", "SIZES", "Grid", "all_known", "by_size", "capped", "comparable_vocabularies", "grown",
+    "ALIKE", "COMPARABLE", "SIZES", "Grid", "all_known", "by_size", "capped", "comparable_vocabularies", "grown",
     "little_effect", "over_widths", "shares_of_fall", "step_between", "within",
 ]  # fmt: skip
 
@@ -28,7 +28,7 @@ _SHARE = 0.2  # difference of the fall over b (confidence - 1/V) that counts
 _B = 0.1
 _GATES = ("divergence_over_v", "tuned_divergence_over_v")  # of pretrained models, of those tuned without smoothing
 SIZES = ["vocab_size", "hidden_size"]
-_ALIKE = [*SIZES, "symbols", "tied", "distinct", "pretraining_smoothing", *SEEDS]
+ALIKE = [*SIZES, "symbols", "tied", "distinct", "pretraining_smoothing", *SEEDS]
 
 
 class Grid(NamedTuple):
@@ -94,7 +94,7 @@ def little_effect(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
 
 def shares_of_fall(rows: pd.DataFrame) -> pd.DataFrame:
     """Plain rows with the fall that b = .1 brought, and its share of b (confidence - 1/V)."""
-    alike = [name for name in _ALIKE if name in rows]
+    alike = [name for name in ALIKE if name in rows]
     falls = difference(rows, "confidence", column="method", first="b=0", second="b=0.1", on=alike)
     both = rows.loc[rows["method"] == "b=0"].merge(falls.rename(columns={"difference": "fall"}), on=alike)
     return both.assign(share=both["fall"] / (_B * (both["confidence"] - 1 / both["vocab_size"])))

@@ -23,6 +23,7 @@ from ..lab.registry import PRESETS, Preset, experiment
 from ..lab.running import committed_folder, run_command
 from ..study.from_scratch.grid import MAIN
 from . import report
+from .arms import add_arms
 from .capping import restored
 from .findings import Findings, Verdict
 from .foretold import foretells
@@ -62,6 +63,13 @@ _OF_TUNINGS: dict[str, Callable[[Runs, Findings], str]] = {
 }
 
 
+def _little_effect(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
+    """K4, with findings on the further arms beside it."""
+    decided = little_effect(table, found, grid)
+    add_arms(table, found)
+    return decided
+
+
 class _Study(NamedTuple):
     """What is asked of one experiment: by rules of whole tables, or of tunings; the sentences are in their order."""
 
@@ -72,7 +80,7 @@ class _Study(NamedTuple):
 
 _STUDIES = {
     "S11": _Study(
-        report.TRANSFORMERS, {"K3": capped, "K4": little_effect, "law": foretells}, _OF_TUNINGS
+        report.TRANSFORMERS, {"K3": capped, "K4": _little_effect, "law": foretells}, _OF_TUNINGS
     ),
     "S12": _Study(
         report.TEXTS, {"K3": capped_on_text, "K4": little_effect_on_text, "law": foretells_on_text}, {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from ..lab.provenance import made_here
 from ..lab.records import configs_hash
 from ..lab.registry import EXPERIMENTS, PRESETS, Preset, experiment
 from ..lab.running import committed_folder
-from ..lab.tables import find_table, read_sidecar, sidecar_of, write_table
+from ..lab.tables import find_table, read_sidecar, read_table, sidecar_of, write_table
 from .judging import EARLY, Judged, judge
 from .sources import Tables
 
-__all__ = ["write_judged", "write_verdicts"]
+__all__ = ["judge_table", "write_judged", "write_verdicts"]
 
 
 def write_verdicts(preset: Preset, out: Path | None, file: Path | None) -> int:
@@ -109,3 +109,36 @@ def write_judged(judged: Judged, file: Path, command: str, config: Mapping[str, 
     for path, table in ((file, judged.verdicts), (findings, judged.findings)):
         write_table(table, path, made)
     return findings
+
+
+def judge_table(
+    judge: Callable[[pd.DataFrame], Judged], table: Path, file: Path, command: str, config: Mapping[str, Any]
+) -> int:
+    """Judge the table of a real model, write verdicts and findings, and print them; returns 0.
+
+    Args:
+        judge: Table -> what is said of it.
+        table: CSV.
+        file: CSV to write the verdicts to, with the findings beside it.
+        command: What was called, without the two files.
+        config: Of which runs the table must be, for the sidecar.
+
+    Raises:
+        ValueError: If the table lacks a column or runs.
+        OSError: If a file cannot be read or written.
+    """
+    check_writable(file)
+    start = time.perf_counter()
+    try:
+        judged = judge(read_table(table))
+    except KeyError as column:
+        which = " ".join(f"{name} {value}" for name, value in config.items())
+        raise ValueError(f"{table} is no table of the {which}: it has no column or row {column}.") from None
+    called = f"{command} {shown(table)} {shown(file)}"
+    findings = write_judged(judged, file, called, config, time.perf_counter() - start)
+    for line in judged.verdicts.to_dict("records"):
+        print(f"{line['claim']}  {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
+        print(f"    {line['effect']}  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]")
+        print(f"    {line['condition']}\n    but: {line['counter_evidence']}")
+    print(f"wrote {shown(file)} and {shown(findings)}")
+    return 0

@@ -17,8 +17,16 @@ from ..calibration import fit_head_temperature
 from ..lab.registry import Experiment
 from ..lab.shared import kept, loaded, saved, whole_key
 from ..teachers import random_streams
-from .from_scratch.grid import TransformerConfig, cell_name, configs, has_more_rows, leftover, row_seconds
-from .from_scratch.measures import Known, falls, features, known, scores
+from .from_scratch.grid import (
+    TransformerConfig,
+    cell_name,
+    configs,
+    has_more_rows,
+    leftover,
+    row_seconds,
+    solves_maps,
+)
+from .from_scratch.measures import Known, falls, features, known, scores, states
 from .from_scratch.predictions import LANGUAGES
 from .from_scratch.pretraining import STILL_FALLING, Languages, pretrain
 from .from_scratch.transformer import Transformer
@@ -134,7 +142,10 @@ def _lines(
     if epoch and arm.plain:
         targets = {name: (hidden[name], data[name].target) for name in _MEASURED}
         seen = (hidden["train"][: config.asked], data["train"].target[: config.asked])
-        predicted = falls(head, seen, targets, config.predicted, contexts=config.asked // 4)
+        documents = torch.arange(len(hidden["train"])) // config.sequence
+        maps = solves_maps(config) and epoch == config.epochs[-1]
+        mapped = states(*targets["train"], documents) if maps else None
+        predicted = falls(head, seen, targets, config.predicted, contexts=config.asked // 4, mapped=mapped)
     lines = []
     for name in _MEASURED:
         line = {**stated, "distribution": name, "reading": "as_trained"}

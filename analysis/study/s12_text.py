@@ -26,6 +26,7 @@ from ..language_models.features import ModelHead
 from ..language_models.scoring import score_tokens
 from ..smoothing import activity_index
 from .from_scratch.corpus import Corpus, find_corpus, written
+from .from_scratch.grid import MAPPED_FROM
 from .from_scratch.measures import drawn_options, falls, features, states
 from .from_scratch.predictions import TEXT
 from .from_scratch.pretraining import STILL_FALLING, train
@@ -171,8 +172,11 @@ def _lines(
     if epoch and arm.plain:
         pairs = {name: (hidden[name], part.options[:, 0]) for name, part in data.items()}
         seen = (pairs["train"][0][: config.asked], pairs["train"][1][: config.asked])
+        maps = config.asked >= MAPPED_FROM and epoch == config.epochs[-1]
+        documents = (data["train"].targets >= 0).nonzero()[:, 0]
+        mapped = states(*pairs["train"], documents) if maps else None
         with torch.enable_grad():
-            predicted = falls(head.weight, seen, pairs, _B, contexts=config.asked // 4)
+            predicted = falls(head.weight, seen, pairs, _B, contexts=config.asked // 4, mapped=mapped)
     return [
         {
             "method": arm.name, "label_smoothing": arm.label_smoothing, "epoch": epoch, "distribution": name,

@@ -18,7 +18,7 @@ _OTHERS = {
     "response.png": "python -m paper_figures --only response --preset full",
 }
 _READERS = (
-    "README.md", "docs/*.md", "docs/readme_tables.py", "paper_figures/*.py", "notebooks/*.py", "analysis/claims/*.py",
+    "README.md", "docs/*.md", "docs/*_tables.py", "paper_figures/*.py", "notebooks/*.py", "analysis/claims/*.py",
     "analysis/audit/*.py", "kernel/benchmark/targets.py",
 )  # fmt: skip
 

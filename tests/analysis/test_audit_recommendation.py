@@ -278,6 +278,18 @@ def test_an_installation_without_the_tables_keeps_the_advice(tmp_path, monkeypat
         assert ".csv" not in advice
 
 
+@pytest.mark.parametrize("index", [(-0.4, -0.5, -0.3), (2.0, 1.8, 2.2), -math.inf])
+def test_the_answer_alone_is_the_recommendation_without_its_evidence(index):
+    table = audited(index)
+    short = recommendation(table, evidence=False).split("\n")
+    assert len(short) == 3
+    for answer, whole in zip(short, lines(table), strict=True):
+        assert whole.startswith(answer)
+        assert answer.endswith(".")
+        assert ".csv" not in answer
+    assert len(" ".join(short)) < 900
+
+
 def test_an_audit_has_it_in_its_table_and_a_file_of_it_gives_it_again():
     model = make()
     found = audit_model(model, torch.randint(3, 50, (8, 12), generator=torch.Generator().manual_seed(0)))
@@ -287,6 +299,7 @@ def test_an_audit_has_it_in_its_table_and_a_file_of_it_gives_it_again():
     again = pd.read_csv(StringIO(found.table.to_csv(index=False)))
     assert recommendation(again) == found.recommendation
     assert found.recommendation.count("\n") == 2
+    assert found.answer == recommendation(found.table, evidence=False)
 
 
 def test_what_is_no_audit_is_refused():

@@ -6,6 +6,7 @@ import json
 import pandas as pd
 import pytest
 
+from analysis.claims.arms import add_arms
 from analysis.claims.findings import Findings
 from analysis.claims.sizes import Grid, capped, little_effect
 from analysis.claims.sources import Tables
@@ -167,6 +168,25 @@ def test_arms_of_some_cells_are_set_beside_smoothing_there(tmp_path):
     line = judged(table, tmp_path).loc["K2"]
     assert line["counter_evidence"].startswith("lowers the true ECE further: none;")
     assert "b=0.2 0.0300 [0.0300, 0.0300] (b = .1 there 0.0510 [" in line["condition"]
+
+
+def test_further_arms_have_findings_of_their_own():
+    """b = .2 takes .1 at the one size where it was run; models of little text are twice as sure, and fall as much."""
+    table = planted(arms=("b=0", "b=0.1", "b=0.2", "b=0 frozen", "b=0.1 frozen"), dead=False)
+    table = table.query("method in ('b=0', 'b=0.1') or (vocab_size == 256 and hidden_size == 16)").copy()
+    table.loc[table["method"] == "b=0.2", "confidence"] -= 0.1
+    few = table.query("method in ('b=0', 'b=0.1') and vocab_size == 256").assign(distinct=100)
+    few["confidence"] *= 1 + (few["epoch"] == 0)
+    found = Findings("K4")
+    add_arms(pd.concat([table, few]), found)
+    assert found("fall_of", method="b=0.2").mean == pytest.approx(0.1)
+    here = 0.1 * (0.6 - 1 / 256) * 0.8
+    assert found("fall_of", method="b=0.1").mean == pytest.approx(here)
+    assert found("fall_of", method="b=0.1, gain frozen").mean == pytest.approx(here)
+    assert found("share_of", kind="few", V=256, D=256).mean == pytest.approx(0.8)
+    assert found("start_share_of", kind="few", V=256, D=16).mean == pytest.approx(2.0)
+    assert found("start_error_of", kind="few", V=256, D=16).mean == pytest.approx(0.05)
+    assert {made.cell["kind"] for made in found.at("share_of")} == {"few"}
 
 
 def test_models_that_kept_falling_are_left_out_and_counted(tmp_path):

@@ -95,7 +95,7 @@ def test_the_notes_quote_the_audit(audit):
     ):  # fmt: skip
         value, low, high = get(part, name, group)
         assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in notes, name
-    rare = [f"{x:.3f}".lstrip("0") for x in get("frequency", "over_confidence", "1")]
+    rare = [f"{x:.3f}" for x in get("frequency", "over_confidence", "1")]
     assert f"rare tokens {rare[0]} [{rare[1]}, {rare[2]}]" in notes
     left_out, tokens = (int(get("model", name).value) for name in ("left_out", "tokens"))
     assert f"{left_out} of {tokens + left_out:,} predictions" in notes

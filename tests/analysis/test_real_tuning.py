@@ -340,6 +340,12 @@ def test_a_tuning_is_measured_after_each_epoch(place, known):
     assert (row["rows"], row["vocabulary"], row["pairs"]) == (97, None, 12)
 
 
+def test_predicted_falls_can_be_left_out(place, known):
+    row = tune_on_pairs(config(known), model=place / "tiny", tokens=place / "tokens.npz", falls=False)
+    assert not any("fall" in name for line in row["measurements"] for name in line)
+    assert any(line["view"] == "response" and line["epoch"] == 1 for line in row["measurements"])
+
+
 def test_the_same_questions_are_asked_at_every_epoch(place, known):
     _, table = tuned(place, known, epochs=2, whole=True, evaluated=8)
     asked = table.loc[(table["view"] == "cloze") & (table["source"] == "all") & table["accuracy"].notna()]

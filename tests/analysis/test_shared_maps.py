@@ -34,7 +34,8 @@ def test_the_affine_map_is_scipys(b):
     """In other unknowns: a scale, a shift, and any matrix, whose movement is paid for by its mean square."""
     known, head = tokens(80, 3, 7)
     ridge = 0.3
-    spread = torch.cov(head.weight.T, correction=0)
+    predicted = (head.logit_scale * known.hidden @ head.weight.T).softmax(-1).mean(0)
+    spread = torch.cov(head.weight.T, correction=0, aweights=(predicted + 1 / 7) / 2)
     norm = torch.einsum("nd,de,ne->n", known.hidden, spread, known.hidden).mean()
 
     def objective(x):

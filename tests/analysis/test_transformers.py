@@ -18,9 +18,9 @@ from analysis.lab.records import config_key
 from analysis.lab.registry import experiment
 from analysis.lab.shared import kept, loaded, saved, whole_key
 from analysis.study.from_scratch import pretraining
-from analysis.study.from_scratch.grid import MAIN, TransformerConfig, configs, has_more_rows, row_seconds
+from analysis.study.from_scratch.grid import MAIN, TransformerConfig, configs, has_more_rows, row_seconds, solves_maps
 from analysis.study.from_scratch.language import Vocabulary, broad_language
-from analysis.study.from_scratch.measures import falls, known, scores
+from analysis.study.from_scratch.measures import falls, known, scores, states
 from analysis.study.from_scratch.pretraining import Languages, PretrainingConfig, Sizes, pretrain
 from analysis.study.from_scratch.transformer import Transformer, Trunk
 from analysis.study.from_scratch.tuning import arm_of, tuned
@@ -138,6 +138,18 @@ class TestTuning:
         assert found["train"]["scale_fall_0.1"] > 0
         assert found["train"]["frozen_fall_0.1"] > 0
         assert found["train"]["frozen_solved"] == 1
+        assert not [name for line in found.values() for name in line if "affine" in name]
+        documents = states(hidden, target, torch.arange(40) // 4)
+        more = falls(head, pair, {"train": pair, "broad": pair}, [0.1], contexts=10, mapped=documents)
+        assert {"affine_fall_0.1", "low_rank_fall_0.1"} <= set(more["broad"])
+        assert more["train"]["affine_fall_0.1"] > 0
+        assert more["train"]["scale_fall_0.1"] == pytest.approx(found["train"]["scale_fall_0.1"])
+
+    def test_maps_are_solved_for_in_the_first_grid_alone(self):
+        chosen = [config for config in configs("full") if solves_maps(config)]
+        assert len(chosen) == 27
+        assert {config.arms for config in chosen} == {MAIN}
+        assert not any(solves_maps(config) for config in configs("quick"))
 
 
 class TestScores:

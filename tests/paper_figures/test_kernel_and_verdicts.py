@@ -223,6 +223,16 @@ class TestVerdicts:
         assert [line.get_ydata()[0] for line in small] == pytest.approx(list(heights.values()))
         check_layout(figure)
 
+    def test_models_tuned_on_pairs_have_a_line_each(self, both, table, check_layout):
+        real = pd.DataFrame({"claim": ["K4", "K1"], "verdict": ["refuted", "depends on"]})
+        rows = verdicts.prepare({**both, "instruction_verdicts": real[1:], "real_gemma_verdicts": real})
+        figure = verdicts.make(rows, preset="full")
+        written = [t.get_text() for t in figure.axes[0].texts]
+        assert written.index("real model: depends on") + 1 == written.index("Gemma: depends on")
+        assert "Gemma: refuted" in written
+        assert not any("SmolLM2" in text for text in written)
+        check_layout(figure)
+
     def test_an_unfinished_grid_says_so(self, both, check_layout):
         table = both["verdicts"]
         table["cells_not_run"] = ["3 of 40"] + ["0 of 40"] * (len(table) - 1)

@@ -7,7 +7,7 @@ from paper_figures import sizes, tables
 
 
 def test_points_are_the_falls_over_what_smoothing_asks_for(drawn, at):
-    table = tables.read("S11", "quick", tables.DATA)
+    table = tables.read("S11", "quick", tables.DATA / "quick")
     rows = table.query("vocab_size == 64 and hidden_size == 4 and distribution == 'shifted' and epoch == 16")
     rows = rows.loc[rows["reading"] == "as_trained"].set_index(["data_seed", "method"])["confidence"].unstack()
     share = ((rows["b=0"] - rows["b=0.1"]) / (0.1 * (rows["b=0"] - 1 / 64))).mean()
@@ -20,13 +20,13 @@ def test_points_are_the_falls_over_what_smoothing_asks_for(drawn, at):
 
 
 def test_models_that_kept_falling_are_left_out():
-    table = tables.read("S11", "quick", tables.DATA)
+    table = tables.read("S11", "quick", tables.DATA / "quick")
     kept = sizes.prepare({"S11": table.assign(converged=table["hidden_size"] == 4)})
     assert set(kept["hidden_size"]) == {4}
 
 
 def test_what_cannot_be_compared_is_hollow_and_dead_tokens_have_a_line(at):
-    table = tables.read("S11", "quick", tables.DATA)
+    table = tables.read("S11", "quick", tables.DATA / "quick")
     dead = table.loc[table["vocab_size"] == 64].assign(symbols="dead")
     least = table.loc[table["vocab_size"] == 16].set_index(
         ["hidden_size", "data_seed", "method", "epoch", "distribution", "reading"]

@@ -99,7 +99,10 @@ def law(new: str) -> Callable[[Findings], Sentences]:
     def said(found: Findings) -> Sentences:
         cells = len(found.at("gain_ratio"))
         near = {kind: sum(abs(r.mean - 1) <= 0.2 for r in found.at(f"{kind}_ratio")) for kind in _KINDS}
-        named = [f"{name} {_range(found, kind)}, within 20 % at {near[kind]}" for kind, name in _KINDS.items()]
+        solved = {
+            kind: name for kind, name in _KINDS.items() if any(r.mean == r.mean for r in found.at(f"{kind}_ratio"))
+        }
+        named = [f"{name} {_range(found, kind)}, within 20 % at {near[kind]}" for kind, name in solved.items()]
         return Sentences(
             headline=found("gain_error"),
             effect=f"fall in confidence from b = .1 on {new} that a gain for each dimension predicts, minus the fall",
@@ -114,6 +117,8 @@ def law(new: str) -> Callable[[Findings], Sentences]:
 _KINDS = {
     "scale": "one scale",
     "gain": "a gain for each dimension",
+    "low_rank": "a map of low rank",
+    "affine": "an affine map",
     "clipped": "b (confidence - 1/V) (1 - A), clipped",
     "rational": "b (confidence - 1/V) / (1 + A)",
 }

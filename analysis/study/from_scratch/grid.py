@@ -12,9 +12,13 @@ from .pretraining import PretrainingConfig, Sizes
 from .transformer import Trunk
 from .tuning import arm_of
 
-__all__ = ["MAIN", "TransformerConfig", "cell_name", "configs", "has_more_rows", "leftover", "row_seconds"]
+__all__ = [
+    "MAIN", "MAPPED_FROM", "TransformerConfig", "cell_name", "configs", "has_more_rows", "leftover", "row_seconds",
+    "solves_maps",
+]  # fmt: skip
 
 MAIN = ("b=0", "b=0.1")
+MAPPED_FROM = 1024  # tokens asked: maps of the features have up to D^2 unknowns
 # Further tunings of the models of the first grid at its corners: one row for each model, so that it is pretrained again
 # once at most where the machine that kept it is gone.
 _TUNINGS = (
@@ -118,6 +122,11 @@ def has_more_rows(config: TransformerConfig) -> bool:
     """Whether another row tunes the same model: of the first grid, at its corners."""
     first = config.symbols == "live" and not (config.tied or config.distinct or config.smoothing)
     return first and config.hidden_size in _CORNERS[0] and config.vocab_size in _CORNERS[1]
+
+
+def solves_maps(config: TransformerConfig) -> bool:
+    """Whether predictions by maps of many unknowns are made too: in the first grid, where there are tokens enough."""
+    return not leftover(config) and config.asked >= MAPPED_FROM
 
 
 def cell_name(cell: TransformerConfig) -> str:

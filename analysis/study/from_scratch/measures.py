@@ -18,7 +18,7 @@ from ...calibration import option_confidence, score_against_truth, score_predict
 from ...language_models.features import HiddenStates, ModelHead, feature_spectrum
 from ...response import frozen_head_response
 from ...smoothing import activity_index
-from ..real_tuning.responses import shared_falls
+from ..real_tuning.responses import mapped_falls, shared_falls
 from .language import Language, Vocabulary
 from .transformer import Transformer
 
@@ -160,7 +160,7 @@ def features(model: Transformer, hidden: Tensor) -> dict[str, float]:
 
 def falls(
     head: Tensor, seen: tuple[Tensor, Tensor], read: dict[str, tuple[Tensor, Tensor]], smoothings: Sequence[float],
-    *, contexts: int,
+    *, contexts: int, mapped: HiddenStates | None = None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Predict from a plain model what smoothing will take, on its own tokens and on others.
 
@@ -170,15 +170,21 @@ def falls(
         read: Name -> features and targets of the tokens whose confidence is asked for.
         smoothings: b.
         contexts: Of the tokens tuned on, that the frozen-head response is solved for: the first ones.
+        mapped: Tokens tuned on, of several documents, that maps of many unknowns are solved on; None for none.
 
     Returns:
-        Name -> the numbers of :func:`~analysis.study.real_tuning.responses.shared_falls`; under ``"train"`` also
+        Name -> the numbers of :func:`~analysis.study.real_tuning.responses.shared_falls` and, where asked for, of
+        :func:`~analysis.study.real_tuning.responses.mapped_falls`; under ``"train"`` also
         ``frozen_fall_B``, the response P with free features in the ball of the largest norm, and ``frozen_solved``.
     """
     whole = ModelHead(head.detach().float(), None, 1.0, None)
     found: dict[str, dict[str, Any]] = shared_falls(
         states(*seen), whole, {name: states(*pair) for name, pair in read.items()}, smoothings
     )
+    if mapped is not None:
+        maps = mapped_falls(mapped, whole, {name: states(*pair) for name, pair in read.items()}, smoothings)
+        for name, numbers in maps.items():
+            found[name] |= numbers
     hidden, target = (x[:contexts] for x in seen)
     response = frozen_head_response(head.detach(), hidden, target, list(smoothings))
     own = found.setdefault("train", {})
@@ -187,7 +193,7 @@ def falls(
     return found
 
 
-def states(hidden: Tensor, target: Tensor) -> HiddenStates:
-    """Features and targets as :mod:`analysis.language_models` takes them, of no document."""
+def states(hidden: Tensor, target: Tensor, document: Tensor | None = None) -> HiddenStates:
+    """Features and targets as :mod:`analysis.language_models` takes them; without documents all are of one."""
     nothing = torch.zeros_like(target)
-    return HiddenStates(hidden, target, nothing, nothing.bool(), nothing.bool())
+    return HiddenStates(hidden, target, nothing if document is None else document, nothing.bool(), nothing.bool())

@@ -38,7 +38,13 @@ _BOUNDS = (0.05, 20.0)  # of temperatures
 
 
 def tune_on_pairs(
-    config: PairConfig, *, model: Path, tokens: Path, device: str = "cpu", checkpoints: Path | None = None
+    config: PairConfig,
+    *,
+    model: Path,
+    tokens: Path,
+    device: str = "cpu",
+    checkpoints: Path | None = None,
+    falls: bool = True,
 ) -> dict[str, Any]:
     """Tune with the fused loss, and measure before the first epoch and after each.
 
@@ -50,6 +56,8 @@ def tune_on_pairs(
         checkpoints: Folder in which the state after an epoch is kept until the run ends, at most once a minute: a run
             that was stopped goes on from there. Three times the weights in size, and twice that while it is written
             (3.2 GB for Gemma-3-270M). None for none.
+        falls: Whether the falls that shared changes predict are solved for, which takes as long as the tuning where the
+            vocabulary is large; a row without them is complete in all else.
 
     Returns:
         The config's numbers and ``measurements``. Lines have ``epoch``, ``split`` (``train``, ``fit``, ``scored``),
@@ -86,7 +94,7 @@ def tune_on_pairs(
     place = None if checkpoints is None else Path(checkpoints) / f"{config_key(config)}.pt"
     for epoch, loss in _epochs(tuned, data, config, lines, place):
         start, ends = time.perf_counter(), epoch in (0, config.epochs)
-        plain = ends and not config.label_smoothing
+        plain = falls and ends and not config.label_smoothing
         measured = _measure(_base(tuned), data, readings, ends=ends, predict=plain, maps=plain and epoch > 0)
         norms = head_norms(_base(tuned))
         lines += [{"epoch": epoch, "training_loss": loss, **line, **norms} for line in measured]

@@ -94,7 +94,7 @@ def mapped_falls(
 ) -> dict[str, dict[str, float]]:
     """Falls in mean confidence that a map of low rank and an affine one predict, solved with and without smoothing.
 
-    Half of the documents are solved on. For each b, 0 too, the ridge is that of :data:`RIDGES`, from the largest on,
+    Half of the documents are solved on. For each b, 0 too, the ridge is that of ``RIDGES``, from the largest on,
     at which the same smoothed loss is least on the other half: they were tuned on as well, so that it is the map that
     is kept from being fitted to its tokens, not the model.
 
@@ -108,7 +108,7 @@ def mapped_falls(
         Name -> ``low_rank_fall_B`` and ``affine_fall_B`` for each b, ``low_rank_confidence`` and
         ``affine_confidence`` with the map of b = 0, from which they fall, ``affine_ridge_B`` with the ridge that was
         chosen, of b = 0 too, and ``affine_gap_B``, the larger of what is left to gain at b and at 0 as a share of the
-        loss: solved where that is at most .01 (:attr:`.SharedMap.converged`). No line where there is but one document.
+        loss: solved where that is at most .02 (:attr:`.SharedMap.converged`). No line where there is but one document.
     """
     solved, checked = solved_and_checked(seen)
     if not len(checked.target):

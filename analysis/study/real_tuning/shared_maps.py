@@ -1,20 +1,21 @@
 """The map of the features, the same for all tokens, whose smoothed loss is least, with the head frozen.
 
-Let x = S^(-1/2) h with the second moments S = mean h h^T of the features, G the covariance of the head's rows, and
-R^2 = mean h^T G h, how much the logits of a token vary over the vocabulary. Maps are
+Let x = S^(-1/2) h with the second moments S = mean h h^T of the features, G the covariance of the head's rows, half of
+them taken evenly, half as often as the model predicts them, and R^2 = mean h^T G h, how much logits vary. Maps are
 
     affine    h -> h + s h + R G^(-1/2) (c + A x), which is M h + c of any M and c,
     low_rank  the same with A = U V^T of rank 8: 8 D unknowns, where A has D^2, more than a tuning has tokens,
     gain      h -> h + s h + a factor for each dimension,
     scale     h -> h + s h,
 
-and moving costs (ridge |A|^2 + .03 (s^2 + |c|^2)) / 2 nats: |A|^2 is the mean square of A x, so that ridge / 2 is the
-price of changing all logits by as much as they vary, whatever the units of the features. What few unknowns can do, a
-scale and a shift, is nearly free: .03 only keeps a scale finite where it separates the tokens. V holds the 8 directions
-of x in which a uniform target pulls most, whatever b.
+and moving costs ``(ridge |A|^2 + .03 (s^2 + |c|^2)) / 2`` nats: ``|A|^2`` is the mean square of A x, so that ridge / 2
+is the price of changing all logits by as much as they vary, whatever the units of the features. What few unknowns can
+do, a scale and a shift, is nearly free: .03 only keeps a scale finite where it separates the tokens. V holds the 8
+directions of x in which a uniform target pulls most, whatever b.
 
-Without a softcap the loss is convex, and the penalty makes it steep: with g_i the gradient in the i-th unknown and r_i
-its price, the least loss is at most sum g_i^2 / (2 r_i) below. That this is small is the first-order condition here.
+Without a softcap the loss is convex, and the penalty makes it steep: with ``g_i`` the gradient in the i-th unknown and
+``r_i`` its price, the least loss is at most ``sum g_i^2 / (2 r_i)`` below. That this is small is the first-order
+condition here.
 """
 
 from __future__ import annotations
@@ -26,17 +27,20 @@ import torch
 from torch import Tensor
 
 from kernel import linear_cross_entropy
+from kernel.softcap import softcap as capped
 
 from ...language_models.features import ModelHead
 
-__all__ = ["RANK", "MapKind", "SharedMap", "Solver", "smoothed_loss"]
+__all__ = ["RANK", "TOLERANCE", "MapKind", "SharedMap", "Solver", "smoothed_loss"]
 
 MapKind = Literal["scale", "gain", "low_rank", "affine"]
 RANK = 8
 _PRICE = 0.03  # of a scale and a shift
 _SLICE = 10  # iterations of L-BFGS between two looks at the condition
-_SLICES, _ROUGH = 10, 4  # how often they are allowed
-_TOLERANCE = 1e-2  # what may be left to gain, as a share of the loss with its penalty
+_SLICES, _ROUGH = 15, 4  # how often they are allowed
+TOLERANCE = 0.02  # what may be left to gain, as a share of the loss with its penalty
+_SMALL = 0.1  # nats: a loss of less counts as this there, as a model that knows its tokens by heart has nearly none
+_ENTRIES = 2**25  # of a block of logits
 _SPECTRUM = 1e-7  # second moments below this share of the largest are none, as features are float32
 _PARTS = {
     "scale": ("scale",),
@@ -53,12 +57,12 @@ class SharedMap(NamedTuple):
     change: Tensor  # (D, D)
     shift: Tensor  # (D,)
     loss: float  # mean over the tokens solved on, with the penalty
-    gap: float  # what is left to gain, by the gradient, as a share of ``loss``
+    gap: float  # what is left to gain, by the gradient, as a share of ``loss`` or of .1 nats if that is more
 
     @property
     def converged(self) -> bool:
         """Whether the first-order condition holds."""
-        return self.gap <= _TOLERANCE
+        return self.gap <= TOLERANCE
 
     def __call__(self, hidden: Tensor) -> Tensor:  # (n, D)
         """The features where the map moves them."""
@@ -86,7 +90,7 @@ class Solver:
             self.rough = head._replace(weight=head.weight.to(rough), bias=bias)
         squares = hidden.double().square().mean(0)
         self._each = (squares.sum() / squares).sqrt().where(squares > 0, 0)
-        spread = _covariance(head.weight)
+        spread = _covariance(head.weight, (_mean_prediction(hidden, head) + 1 / len(head.weight)) / 2)
         self._logits = float(torch.einsum("nd,de,ne->n", hidden.double(), spread, hidden.double()).mean().sqrt())
         self._whitening, self._out = _whitening(hidden.double().T @ hidden.double() / len(hidden)), _whitening(spread)
         self._moving = (self._logits * self._out.T).to(hidden.dtype)  # (r', D)
@@ -130,8 +134,8 @@ class Solver:
                 for name, x in unknowns.items()
                 if x.grad is not None
             )
-            gap = left / loss
-            if gap <= _TOLERANCE:
+            gap = left / max(loss, _SMALL)
+            if gap <= TOLERANCE:
                 break
         found = {name: x.detach() for name, x in unknowns.items()}
         return SharedMap(*self._as_map(found), loss, gap), found
@@ -188,14 +192,26 @@ def smoothed_loss(hidden: Tensor, target: Tensor, head: ModelHead, label_smoothi
     )  # fmt: skip
 
 
-def _covariance(weight: Tensor) -> Tensor:
-    """Of the rows, ``(D, D)`` in float64, block by block."""
-    mean = weight.mean(0, dtype=torch.float64)
+@torch.no_grad()
+def _mean_prediction(hidden: Tensor, head: ModelHead) -> Tensor:
+    """The mean of the model's distributions over the tokens, ``(V,)`` in float64, block by block."""
+    total = torch.zeros(len(head.weight), dtype=torch.float64, device=hidden.device)
+    for h in hidden.split(max(1, _ENTRIES // len(head.weight))):
+        z = head.logit_scale * (h @ head.weight.T)
+        z = z if head.bias is None else z + head.bias
+        total += capped(z, head.softcap).softmax(-1).sum(0, dtype=torch.float64)
+    return total / len(hidden)
+
+
+def _covariance(weight: Tensor, share: Tensor) -> Tensor:
+    """Of the rows, of which each counts as its share ``(V,)``, ``(D, D)`` in float64, block by block."""
+    parts = list(zip(weight.split(2**14), share.split(2**14), strict=True))
+    mean = torch.stack([q @ rows.double() for rows, q in parts]).sum(0)
     total = torch.zeros_like(mean).expand(len(mean), -1)
-    for rows in weight.split(2**14):
+    for rows, q in parts:
         rest = rows.double() - mean
-        total = total + rest.T @ rest
-    return total / len(weight)
+        total = total + rest.T @ (q.unsqueeze(-1) * rest)
+    return total
 
 
 def _whitening(moments: Tensor) -> Tensor:

@@ -1,0 +1,209 @@
+"""Tables of what the loss costs, and of the models that it is known for."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from table_text import listed, wrapped
+
+__all__ = ["cpu", "kernel", "kernel_floors", "kernel_host", "kernel_targets", "models", "statistics", "training_step"]
+
+_SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
+_OURS, _KEPT, _RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
+# Name in kernel.csv -> name in the table, in its order.
+_IMPLEMENTATIONS = {
+    _OURS: "`triton`, 128 MiB workspace (default)",
+    _KEPT: "`triton`, all strips kept",
+    "chunked": "`chunked`",
+    "eager": "eager, bfloat16 logits",
+    "torch.compile": "torch.compile",
+    "Liger-Kernel": "Liger-Kernel",
+    _RIVAL: "Liger-Kernel, float32 sums, its best chunk",
+}
+
+
+def kernel(data: Path) -> str:
+    """Time, memory and error of the loss and its rivals on one GPU."""
+    rows: Any = pd.read_csv(data / "kernel.csv")
+    rows = rows[(rows["mode"] == "loss and gradients") & rows["softcap"].isna() & (rows["ignored"] == 0)]
+    smooth = rows[rows["label_smoothing"] == 0.1].set_index(["implementation", "shape"])
+    plain = rows[(rows["label_smoothing"] == 0) & (rows["shape"] == _SHAPES[0])].set_index("implementation")["ms"]
+    found = {name: smooth.loc[name].loc[list(_SHAPES)] for name in _IMPLEMENTATIONS}
+    error = {n: f[["input_gradient_error", "weight_gradient_error"]].max().max() for n, f in found.items()}
+    ours, kept, rival = found[_OURS], found[_KEPT], found[_RIVAL]
+    sizes = ours[["tokens", "vocab_size", "hidden_size"]].astype(int)
+    shapes = ", ".join(f"{name} {' x '.join(map(str, size))}" for name, *size in sizes.itertuples())
+    about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
+    versions = about["versions"]
+    where = (
+        f"On one {about['device']} (bfloat16, torch {versions['torch']}, Triton {versions['triton']}, Liger-Kernel "
+        f"{versions['liger_kernel']}; peaked logits; tokens x vocabulary x hidden: {shapes}), MiB over the inputs, of "
+        f"which the gradients are {listed(ours['gradient_mib'], '.0f')}; error against float64; from "
+        "`paper_figures/data/kernel.csv`, made by `python -m kernel.benchmark`:"
+    )
+    for run in about.get("runs", [])[1:]:
+        where = where.removesuffix(":") + f" ({', '.join(run['shapes'])} in a run apart):"
+    head = f"| loss and gradients, smoothing 0.1 | {': ms, MiB | '.join(_SHAPES)}: ms, MiB | worst gradient error |"
+    lines = [wrapped(where), "", head, "|---|" + "---|" * (len(_SHAPES) + 1)]
+    for name, label in _IMPLEMENTATIONS.items():
+        cells = [f"{ms:.1f}, {mib:.0f}" for ms, mib in zip(found[name]["ms"], found[name]["peak_mib"], strict=True)]
+        lines.append(f"| {label} | {' | '.join(cells)} | {error[name]:.4f} |")
+    comparison = (
+        "Recomputing the logits takes four matrix products, keeping them three: the default takes "
+        f"{listed(ours['ms'] / ours['matmul_ms'])} times `input @ weight.T` at the three shapes, all strips kept "
+        f"{listed(kept['ms'] / kept['matmul_ms'])} times. Against Liger-Kernel with float32 sums the default takes "
+        f"{listed(ours['ms'] / rival['ms'])} times the time, {listed(ours['peak_mib'] / rival['peak_mib'])} times the "
+        f"memory and has {error[_OURS] / error[_RIVAL]:.2f} times the gradient error; all strips kept take "
+        f"{listed(kept['ms'] / rival['ms'])} times the time. cut-cross-entropy has no label smoothing; without it, it "
+        f"takes {plain['cut-cross-entropy, filter']:.1f} ms (filtered) or {plain['cut-cross-entropy, exact']:.1f} ms "
+        f"at {_SHAPES[0]}, the default {plain[_OURS]:.1f} ms."
+    )
+    return "\n".join([*lines, "", wrapped(comparison)])
+
+
+def kernel_targets(data: Path) -> str:
+    """What was asked of the kernel and what the table has, a line a requirement, a column a shape."""
+    from kernel.benchmark.targets import Table, read, targets
+
+    found = list(targets(Table(read(data / "kernel.csv")), read(data / "first_call.csv")))
+    shapes = list(dict.fromkeys(t.shape for t in found))
+    lines = [f"| | asked | {' | '.join(shapes)} |", "|---|---|" + "---|" * len(shapes)]
+    for name in dict.fromkeys(t.line for t in found):
+        of_line = [t for t in found if t.line == name]
+        cells = []
+        for shape in shapes:
+            measured = [t for t in of_line if t.shape == shape]
+            cells.append(", ".join(_figure(t.measured) if t.met else f"**{_missed(t)}**" for t in measured))
+        asked = " or ".join(dict.fromkeys(_figure(t.asked) for t in of_line))
+        sign = "at least" if of_line[0].at_least else "at most"
+        asked = f"{asked} {of_line[0].unit}".strip()
+        lines.append(f"| {name} | {sign} {asked} | {' | '.join(cells)} |")
+    about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
+    where = (
+        f"One {about['device']}, {about['config']['rounds']} rounds, commit `{about['commit'][:12]}`; bold: not met. "
+        f"{sum(t.met for t in found)} of {len(found)} figures met: `python -m kernel.benchmark.targets` prints each."
+    )
+    return "\n".join([*lines, "", wrapped(where)])
+
+
+def _figure(value: float) -> str:
+    """Three digits, or all of a number of hundreds and more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _missed(target: Any) -> str:
+    """A figure with the digits that tell it from what was asked."""
+    text = _figure(target.measured)
+    return f"{target.measured:.4g}" if text == _figure(target.asked) else text
+
+
+def kernel_floors(data: Path) -> str:
+    """The part of a loss that keeps its logits that nothing avoids, beside what ours takes."""
+    rows: Any = pd.read_csv(data / "kernel.csv")
+    rows = rows[
+        (rows["mode"] == "loss and gradients")
+        & rows["softcap"].isna()
+        & (rows["ignored"] == 0)
+        & (rows["label_smoothing"] == 0.1)
+    ].set_index(["shape", "implementation"])
+    ratio = rows["ms"] / rows["matmul_ms"]
+    lines = [
+        "| in t_mm | three products by the library | all strips kept | of it beyond the products |",
+        "|---|---|---|---|",
+    ]
+    for shape in dict.fromkeys(rows.index.get_level_values("shape")):
+        least, kept = ratio[shape, "three products"], ratio[shape, _KEPT]
+        lines.append(f"| {shape} | {least:.2f} | {kept:.2f} | {kept - least:+.2f} |")
+    return "\n".join(lines)
+
+
+def kernel_host(data: Path) -> str:
+    """What the host takes to enqueue a call, beside what the device takes to compute it."""
+    rows: Any = pd.read_csv(data / "kernel.csv")
+    rows = rows[rows["softcap"].isna() & (rows["label_smoothing"] == 0.1) & rows["ms"].notna()]
+    shapes = list(dict.fromkeys(rows["shape"]))
+    lines = [f"| host, device: ms | {' | '.join(shapes)} |", "|---|" + "---|" * len(shapes)]
+    for name, ignored, mode in (
+        *((n, 0.0, "loss and gradients") for n in (_OURS, "triton, 32 MiB", _KEPT)),
+        (_OURS, 0.8, "loss and gradients"),
+        (_OURS, 0.0, "loss"),
+        *((n, 0.0, "loss and gradients") for n in ("eager", "torch.compile", "Liger-Kernel")),
+    ):
+        of_line = rows[(rows["implementation"] == name) & (rows["ignored"] == ignored) & (rows["mode"] == mode)]
+        times = of_line.set_index("shape")[["host_ms", "ms"]]
+        cells = [f"{times.at[shape, 'host_ms']:.1f}, {times.at[shape, 'ms']:.1f}" for shape in shapes]
+        label = name + (", 80 % ignored" if ignored else "") + (", loss only" if mode == "loss" else "")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def statistics(data: Path) -> str:
+    """What the statistics of a head cost beside the loss-only forward."""
+    rows: Any = pd.read_csv(data / "statistics.csv")
+    rows = rows[rows["softcap"].isna() & (rows["temperatures"] > 0)].set_index("temperatures")
+    device = json.loads((data / "statistics.json").read_text(encoding="utf-8"))["device"]
+    return wrapped(
+        "`kernel.head_statistics` gives confidence, entropy, ranks and more of every token, at up to eight "
+        f"temperatures in one sweep, without logits: {rows['peak_mib'].max():.0f} MiB at {rows['shape'].iloc[0]}'s "
+        f"shape, at {rows['ratio'].loc[1]:.1f} (one temperature) to {rows['ratio'].loc[8]:.1f} times (eight) the "
+        f"loss-only forward's time on one {device} (`paper_figures/data/statistics.csv`)."
+    )
+
+
+def cpu(data: Path) -> str:
+    """The chunked loss against eager PyTorch on a CPU."""
+    rows: Any = pd.read_csv(data / "chunked.csv")
+    about = json.loads((data / "chunked.json").read_text(encoding="utf-8"))
+    threads, version = about["config"]["threads"], about["versions"]["torch"]
+    where = (
+        f"On a CPU ({threads} threads, torch {version}), float32, loss and both gradients, smoothing "
+        "0.1, against `cross_entropy(input @ weight.T)`; from `paper_figures/data/chunked.csv`, made by "
+        "`python -m kernel.benchmark.cpu`:"
+    )
+    head = "| tokens x vocabulary x hidden | time, chunked / eager | peak memory, chunked | eager |"
+    lines = [wrapped(where), "", head, "|---|---|---|---|"]
+    for row in rows[(rows["label_smoothing"] == 0.1) & rows["softcap"].isna()].itertuples():
+        shape = f"{row.tokens} x {row.vocab_size} x {row.hidden_size}"
+        lines.append(f"| {shape} | {row.time_ratio:.2f} | {row.chunked_peak_mib} MiB | {row.eager_peak_mib} MiB |")
+    return "\n".join(lines)
+
+
+def training_step(data: Path) -> str:
+    """A whole model's training step with its own loss and with the fused one."""
+    rows: Any = pd.read_csv(data / "training_step.csv")
+    about = json.loads((data / "training_step.json").read_text(encoding="utf-8"))
+    versions = about["versions"]
+    first = rows.iloc[0]
+    where = (
+        f"A training step of a Llama of SmolLM2-135M's shape ({first.layers} layers, hidden {first.hidden_size}, "
+        f"vocabulary {first.vocab_size}) on {first.tokens} tokens, {about['device']}, bfloat16 autocast, torch "
+        f"{versions['torch']}, transformers {versions['transformers']}; from `paper_figures/data/training_step.csv`, "
+        "made by "
+        "`python -m kernel.benchmark.training_step`:"
+    )
+    lines = [wrapped(where), "", "| loss | smoothing | checkpointing | peak memory | time |", "|---|---|---|---|---|"]
+    for row in rows.itertuples():
+        checkpointing = "yes" if row.checkpointing else "no"
+        cells = (row.loss, f"{row.label_smoothing:g}", checkpointing, f"{row.peak_mib:.0f} MiB", f"{row.ms:.1f} ms")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def models(data: Path) -> str:
+    """Which models can be fused, by their ``config.model_type``, and which cannot."""
+    table: Any = import_module("kernel.huggingface._known")
+    known, images = {*table.KNOWN}, {*table.MULTIMODAL}
+    experts = {name for name in known if table.KNOWN[name].body.__name__ == "balanced_body"}
+    kinds = {
+        "language models": known - images - experts,
+        "mixtures of experts with an auxiliary loss": experts - images,
+        "with images": images,
+    }
+    for reason in sorted({*table.REFUSED.values()}):
+        kinds[f"refused: {reason}"] = {name for name, why in table.REFUSED.items() if why == reason}
+    lines = [f"| {len(known)} known, and some that are refused | `config.model_type` |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {kind} | {', '.join(sorted(names))} |" for kind, names in kinds.items())])

@@ -1,0 +1,119 @@
+"""Tables of the docs on real models tuned on pairs, from the short tables of tier 1 and their verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from table_text import signed
+
+__all__ = ["MODELS", "models", "verdicts", "vocabulary"]
+
+MODELS = {"gemma": "Gemma-3-270M", "smollm2": "SmolLM2-135M-Instruct"}
+_VIEWS = {
+    "response": "held-out responses",
+    "text": "ordinary text",
+    "cloze_norm": "questions, normalised cloze",
+    "letters": "questions, letters",
+}
+_SCORES = {"accuracy": "accuracy", "ece": "ECE", "rms": "RMS-CE", "rms_sorted": "RMS-CE, sorted", "nll": "NLL"}
+_STAGES = ("before tuning", "b = 0", "b = .1", "b = 0, T fitted", "b = 0, stopped early")
+
+
+def models(data: Path) -> str:
+    """Both models before and after tuning, in the paper's terms: mean over seeds with its 95 % interval."""
+    lines = [f"| model | read on | | {' | '.join(_STAGES)} |", "|---" * (3 + len(_STAGES)) + "|"]
+    for short, name in MODELS.items():
+        table = _table(data, short)
+        stages = _stages(table.loc[table["within"].isna()])
+        for view, read in _VIEWS.items():
+            for score, called in _SCORES.items():
+                cells = [_mean(rows.loc[rows["view"] == view, score]) for rows in stages.values()]
+                if any(cells):
+                    lines.append(f"| {name} | {read} | {called} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def vocabulary(data: Path) -> str:
+    """What b = .1 changes in Gemma on held-out responses, by rows of the head that are kept."""
+    from analysis.claims.effects import difference
+
+    table = _table(data, "gemma")
+    rows = _scored(table.loc[table["within"].notna() & (table["epoch"] == table["epoch"].max())])
+    rows = rows.loc[rows["view"] == "response"]
+    effects = {
+        name: difference(rows, value, column="label_smoothing", first=0.0, second=0.1, on=["rows", "data_seed"])
+        for name, value in (
+            ("confidence falls by", "confidence"),
+            ("ECE falls by", "ece"),
+            ("accuracy falls by", "accuracy"),
+        )
+    }
+    plain = rows.loc[rows["label_smoothing"] == 0]
+    lines = [
+        f"| rows kept | confidence less accuracy, b = 0 | {' | '.join(effects)} |",
+        "|---" * (2 + len(effects)) + "|",
+    ]
+    for size in sorted(plain["rows"].unique()):
+        at = plain.loc[plain["rows"] == size]
+        cells = [_mean(at["confidence"] - at["accuracy"])]
+        cells += [_mean(pairs.loc[pairs["rows"] == size, "difference"]) for pairs in effects.values()]
+        lines.append(f"| {size:,.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def verdicts(data: Path) -> str:
+    """The claims of the study on both models, beside what had been predicted."""
+    lines = ["| | model | verdict | predicted | measured |", "|---|---|---|---|---|"]
+    both = {name: pd.read_csv(data / f"real_{short}_verdicts.csv").set_index("claim") for short, name in MODELS.items()}
+    for claim in next(iter(both.values())).index:
+        for name, table in both.items():
+            row: Any = table.loc[claim]
+            size = f"{row['effect']}: {signed(row['mean'])} [{signed(row['low'])}, {signed(row['high'])}]"
+            lines.append(f"| {claim} | {name} | {row['verdict']} | {row['predicted']} | {size} |")
+    return "\n".join(lines)
+
+
+def _table(data: Path, short: str) -> pd.DataFrame:
+    from analysis.lab.tables import find_table, read_table
+
+    path = find_table(data, f"real_{short}")
+    if path is None:
+        raise FileNotFoundError(f"data must hold real_{short}.csv or real_{short}.csv.gz, got neither in {data}.")
+    return read_table(path)
+
+
+def _scored(table: pd.DataFrame, reading: str = "as_trained") -> pd.DataFrame:
+    """Scores of what was not tuned on, of all files of questions together."""
+    kept = (table["split"] == "scored") & (table["source"] == "all") & (table["reading"] == reading)
+    return table.loc[kept & table["bin"].isna()]
+
+
+def _stages(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    asked = table.loc[table["exam"].isna() | (table["exam"] == "whole")]
+    trained, fitted, last = _scored(asked), _scored(asked, "post_hoc"), table["epoch"].max()
+    plain = trained.loc[trained["label_smoothing"] == 0]
+    fit = table.loc[(table["split"] == "fit") & (table["view"] == "response") & (table["epoch"] > 0)]
+    fit = fit.loc[(fit["label_smoothing"] == 0) & (fit["reading"] == "as_trained")]
+    best = fit.loc[fit.groupby("data_seed")["nll"].idxmin(), ["data_seed", "epoch"]]
+    stopped = plain.loc[plain["exam"].isna()].merge(best, on=["data_seed", "epoch"])
+    rows = (
+        plain.loc[plain["epoch"] == 0],
+        plain.loc[plain["epoch"] == last],
+        trained.loc[(trained["label_smoothing"] == 0.1) & (trained["epoch"] == last)],
+        fitted.loc[(fitted["label_smoothing"] == 0) & (fitted["epoch"] == last)],
+        stopped,
+    )
+    return dict(zip(_STAGES, rows, strict=True))
+
+
+def _mean(values: pd.Series) -> str:
+    """Mean over seeds with its interval, where seeds differ."""
+    from analysis.claims.statistics import mean_interval
+
+    if values.empty:
+        return ""
+    low, high = (float(x[0]) for x in mean_interval(values.to_numpy(float)[:, None]))
+    interval = f" [{signed(low)}, {signed(high)}]" if values.nunique() > 1 else ""
+    return f"{signed(values.mean())}{interval}"

@@ -1,0 +1,210 @@
+"""What the study found: in the README's sentences, and the claims, figures and thresholds of its pages."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from real_tables import MODELS
+from table_text import shown, wrapped
+
+__all__ = ["caption", "figures", "found", "thresholds", "verdicts"]
+
+_LEAN = "Gemma-2-2B"  # the shape of the kernel's sentence
+_FALLS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)  # in confidence
+_KEY = (
+    "Epoch 2: the same rule where tuning ends after "
+    "two epochs, the budget of the paper. Of the solver alone: deterministic targets are the same for every seed."
+)
+
+
+def verdicts(data: Path) -> str:
+    """The claims, what became of them, and the real model; where the full table leaves one open, the quick line."""
+    quick = data / "quick" / "verdicts.csv"
+    path = next(p for p in (data / "verdicts.csv", quick) if p.exists())
+    table: Any = _judged(path)
+    undecided = set(table.loc[table["verdict"] == "not decided", "claim"]) if path != quick else set()
+    if undecided:
+        small: Any = _judged(quick)
+        table = pd.concat([table[~table["claim"].isin(undecided)], small[small["claim"].isin(undecided)]])
+        table = table.sort_values("claim", kind="stable")
+    names = {
+        "instruction_verdicts": "on a real model",
+        **{f"real_{short}_verdicts": f"on {name}" for short, name in MODELS.items()},
+    }
+    real: dict[str, Any] = {
+        name: pd.read_csv(data / f"{table}.csv").fillna({"early_verdict": ""}).set_index("claim")
+        for table, name in names.items()
+        if (data / f"{table}.csv").exists()
+    }
+    model = json.loads((data / "instruction_full.json").read_text(encoding="utf-8"))["source"]["model"]
+    lines = [
+        f"| | claim of the paper | verdict | measured | 95% interval | {' | '.join(real)} |",
+        "|---" * (5 + len(real)) + "|",
+    ]
+    for row in table.itertuples():
+        size = "" if pd.isna(row.mean) else f": {row.mean:.3f}"
+        interval = "" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
+        interval += {"shapes": " (range over shapes)", "seeds": ""}.get(row.interval_over, " (of the solver alone)")
+        verdict = f"{row.verdict} {row.depends_on}".strip() + (" (quick)" if row.claim in undecided else "")
+        if row.early_verdict:
+            size += f" (at epoch 2: {row.early_mean:.3f})"
+            verdict += _then(row.verdict, row.early_verdict)
+        on_models = [_on_model(judged, row.claim) for judged in real.values()]
+        cells = (row.claim, row.statement, verdict, row.effect + size, interval, *on_models)
+        lines.append(f"| {' | '.join(cells)} |")
+    unfinished = f"(quick): from `{shown(quick)}`, as the full grid is unfinished there; " if undecided else ""
+    source = (
+        f"From `{shown(path)}`, preset {table['preset'].iloc[0]}; {unfinished}real model: tunings of {model}, "
+        f"which had been instruction-tuned before, `{shown(data / 'instruction_verdicts.csv')}`."
+    )
+    if len(real) > 1:
+        source += " Named models: tuned on pairs of instruction and response, `paper_figures/data/real_*_verdicts.csv`."
+    return "\n".join([*lines, "", wrapped(f"{_KEY} {source}")])
+
+
+def _on_model(judged: Any, claim: str) -> str:
+    """The verdict on a real model; empty where the claim was not asked of it."""
+    if claim not in judged.index:
+        return ""
+    row = judged.loc[claim]
+    return row["verdict"] + _then(row["verdict"], row["early_verdict"])
+
+
+def _then(word: str, early: str) -> str:
+    """What the verdict is where tuning ends after two epochs, if it is another."""
+    return "" if early in ("", word) else f" (at epoch 2: {early})"
+
+
+def _judged(path: Path) -> pd.DataFrame:
+    """Verdicts with the numbers of their findings, which lie beside them."""
+    from analysis.claims.findings import headlines
+
+    return headlines(pd.read_csv(path), pd.read_csv(path.with_name("findings.csv")))
+
+
+def caption(data: Path) -> str:
+    """What the README's figure shows, and how much of its grid there is."""
+    from analysis.lab.registry import experiment
+    from analysis.lab.tables import read_table
+
+    done, planned = read_table(data / "S9.csv.gz")["key"].nunique(), len(experiment("S9").configs("full"))
+    heads = f"all {planned:,} heads planned" if done == planned else f"{done:,} of {planned:,} heads planned"
+    return wrapped(
+        "Each mark is one setting of a small simulated head, a last linear layer, trained with and without "
+        f"smoothing ({heads}). (a) The fall in confidence follows from the head without smoothing, nothing fitted "
+        "([how](docs/theory.md#c6-how-far-confidence-falls)), whether each context has one right next token "
+        "(deterministic) or several, as in text (noisy). (b) Two numbers, confidence p and activity index A (below), "
+        "do for deterministic targets only. Real models have only such rough rules: SmolLM2, whose stars stand in (b) "
+        "only, fell by 0.7 to 3.1 times this one."
+    )
+
+
+def found(data: Path) -> str:
+    """What the study found, in sentences with one number and one link each."""
+    numbers: Any = pd.read_csv(data / "findings.csv")
+    of_all = numbers[numbers["cell"].isna()].set_index(["claim", "finding"])["mean"]
+    budget: Any = numbers[numbers["cell"] == "arm=budget"].set_index(["claim", "finding"])["mean"]
+    remedies: Any = numbers[numbers["finding"] == "gain_of"].set_index("cell")["mean"]
+    fitted, early = (remedies[f"method={method}"] for method in ("b=0 post_hoc", "early stopping"))
+    both: Any = numbers.loc[numbers["finding"] == "gain_of_both", "mean"]
+    real: Any = pd.read_csv(data / "instruction_findings.csv")
+    elsewhere = real[real["cell"].isna()].set_index("finding")["mean"]["gain_elsewhere"]
+    steps, of_64 = (numbers.loc[numbers["finding"] == f"step_from_{size}", "mean"] for size in (16, 64))
+    cost, matmul = _of_eager(data, "peak_mib"), _of_eager(data, "ms")
+    rise, early_rise = of_all["K1", "rise_elsewhere"], of_all["K1", "rise_elsewhere_at_epoch_2"]
+    gain, early_gain = of_all["K2", "gain"], of_all["K2", "gain_at_epoch_2"]
+    _still(rise > 0 and 5 * early_rise < rise, "hardly after two epochs (K1)")
+    _still(
+        5 * early_gain < gain < min(fitted, early) and elsewhere < 0, "a temperature and early stopping did more (K2)"
+    )
+    _still(0 < of_all["K3", "step_from_64"] < steps.max() and of_64.max() < steps.max(), "a larger one adds less (K3)")
+    _still((both <= 0).mean() > 0.5, "doing neither was as good or better in most arms (K5)")
+    _still(matmul < 1.05, "the loss takes no more time than eager PyTorch's")
+    sentences = (
+        "**Long tuning makes models over-confident**: in simulated instruction tuning the calibration error on the "
+        f"pretraining distribution rose by {rise:.2f}, hardly any of it in the first two epochs "
+        "([tuning](docs/study_notes.md#as-expected)).",
+        f"**Smoothing mends a part of that**, {gain:.2f} on new questions and little after two epochs; a fitted "
+        "temperature or early stopping mends more, and where a model is not over-confident, as SmolLM2 on ordinary "
+        "text, smoothing harms ([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
+        "**Norms (lengths of hidden states and of head rows) cap confidence, hidden size less so**: at fixed norms "
+        f"more dimensions than 64 add {of_all['K3', 'step_from_64']:.2f}, fewer cost more "
+        "([size](docs/study_notes.md#hidden-size-and-vocabulary-k3)).",
+        "**What smoothing takes can be predicted** in simulation: next to nothing in all "
+        f"{of_all['K4', 'settings_inert']:.0f} settings with deterministic targets and an index well above 1 "
+        "([the index](docs/study_notes.md#two-numbers-that-say-when-smoothing-acts-k4)).",
+        "**A lower training temperature gives smoothing its effect back** under a bound on the norms, "
+        f"{budget['K5', 'rise']:.2f} of calibration error, but doing neither was mostly as good "
+        "([temperature](docs/study_notes.md#temperature-k5)).",
+        f"**The loss is lean**: at {_LEAN}'s size it needs {cost:.0%} of the memory of eager PyTorch's in no more time "
+        "([beside others](docs/kernel.md#what-it-costs)).",
+    )
+    judged: Any = pd.read_csv(data / "verdicts.csv")
+    words, kept = judged["verdict"].value_counts(), judged[judged["verdict"] == "supported"]
+    holds = ", ".join(f"{row.claim}: {row.statement}".replace("NLL", "loss") for row in kept.itertuples())
+    first = wrapped(
+        f"Of {words.sum()} claims {words.get('supported', 0)} holds as stated ({holds}) and "
+        f"{words.get('depends on', 0)} depend on conditions ([each verdict](docs/study.md#claims-and-verdicts))."
+    )
+    several = [
+        textwrap.fill(f"{n}. {line}", 120, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
+        for n, line in enumerate(sentences, 1)
+    ]
+    return "\n".join([first, "", *several])
+
+
+def _still(holds: bool, words: str) -> None:
+    """Words that stand for a number must be written anew where the tables say something else."""
+    if not holds:
+        raise ValueError(f"the tables no longer say what docs/study_tables.py writes without a number: {words}.")
+
+
+def _of_eager(data: Path, column: str) -> float:
+    """What the loss takes over what PyTorch's own does."""
+    rows: Any = pd.read_csv(data / "kernel.csv")
+    rows = rows[(rows["shape"] == _LEAN) & (rows["mode"] == "loss and gradients") & (rows["label_smoothing"] == 0.1)]
+    rows = rows[rows["softcap"].isna() & (rows["ignored"] == 0)].set_index("implementation")[column]
+    return float(rows["triton, default"] / rows["eager"])
+
+
+def figures(data: Path) -> str:
+    """Every figure, what it shows, the tables that it draws and the command that makes the first of them."""
+    from paper_figures import FIGURES
+    from paper_figures.tables import needed_command
+
+    lines = ["| figure | shows | tables | the first made by |", "|---|---|---|---|"]
+    for name, path in FIGURES.items():
+        module = import_module(path)
+        shows = (module.__doc__ or "").partition("\n")[0].rstrip(".")
+        command, _, needs = needed_command(module.TABLES[0], "quick").partition(" (")
+        made = f"`{command}`" + (f" ({needs}" if needs else "")
+        lines.append(f"| `{name}` | {shows} | {', '.join(f'`{table}`' for table in module.TABLES)} | {made} |")
+    return "\n".join(lines)
+
+
+def thresholds(data: Path) -> str:
+    """Predictors of where smoothing acts below full rank: heads on the wrong side, by what is called acting."""
+    rows: Any = pd.read_csv(data / "transition.csv")
+    rows = rows[rows["hidden_size"] < np.log(rows["vocab_size"])]
+    fall = (rows["confidence_plain"] - rows["confidence_smoothed"]).abs()
+    asked = 1 - rows["label_smoothing"] * (1 - 1 / rows["vocab_size"])
+    acting = {
+        "rho > 1": ("m, V, b", rows["effectiveness_ratio"] > 1),
+        "rho with the rank-aware bound > 1": ("m, V, D, b", rows["rank_ratio"] > 1),
+        "activity index A < 1": ("forward passes of the plain head", rows["activity_index"] < 1),
+        "predicted activity < 1": ("m, V, D, b", rows["predicted_activity"] < 1),
+        "plain confidence > 1 - b + b/V": ("forward passes of the plain head", rows["confidence_plain"] > asked),
+    }
+    head = f"| wrong of {len(rows)}, where a fall counts from | needs | {' | '.join(map('{:g}'.format, _FALLS))} |"
+    lines = [head, "|---|---|" + "---|" * len(_FALLS)]
+    for name, (needs, acts) in acting.items():
+        wrong = [str(int((acts != (fall > least)).sum())) for least in _FALLS]
+        lines.append(f"| {name} | {needs} | {' | '.join(wrong)} |")
+    counted = [str(int((fall > least).sum())) for least in _FALLS]
+    return "\n".join([*lines, f"| heads that fall by more | | {' | '.join(counted)} |"])

@@ -1,0 +1,57 @@
+"""Tables of the docs on real models, from a table made by hand."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from tuned_pairs import made
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs"))
+import real_tables
+
+from analysis.claims.pairs import judge_pairs
+from analysis.study.real_tuning.predictions import PAIR_PREDICTIONS
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder, table = tmp_path_factory.mktemp("data"), made()
+    table.to_csv(folder / "real_gemma.csv.gz", index=False)
+    table.loc[table["within"].isna()].to_csv(folder / "real_smollm2.csv", index=False)
+    verdicts = judge_pairs(table, PAIR_PREDICTIONS).verdicts
+    for name in ("gemma", "smollm2"):
+        verdicts.to_csv(folder / f"real_{name}_verdicts.csv", index=False)
+    return folder
+
+
+def rows(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+
+
+def test_models_stand_in_the_stages_of_the_paper(data):
+    head, _, *lines = rows(real_tables.models(data))
+    found = {tuple(line[:3]): dict(zip(head[3:], line[3:], strict=True)) for line in lines}
+    ece = found["Gemma-3-270M", "held-out responses", "ECE"]
+    assert ece["before tuning"].startswith("0.011 [")
+    assert ece["b = 0"].startswith("0.171 [")
+    assert ece["b = .1"].startswith("0.091 [")
+    assert ece["b = 0, T fitted"].startswith("0.013 [")
+    assert ece["b = 0, stopped early"].startswith("0.031 [")  # epoch 1
+    asked = found["SmolLM2-135M-Instruct", "questions, normalised cloze", "ECE"]
+    assert (asked["before tuning"][:5], asked["b = 0"][:5], asked["b = 0, stopped early"]) == ("0.101", "0.181", "")
+    assert found["Gemma-3-270M", "questions, normalised cloze", "accuracy"]["b = 0"] == "0.400"  # seeds do not differ
+
+
+def test_the_vocabulary_and_the_verdicts_have_a_line_each(data):
+    _, _, *lines = rows(real_tables.vocabulary(data))
+    assert [line[0] for line in lines] == ["12,288", "16,384", "262,144"]
+    assert all(re.match(r"0\.161 \[", line[1]) and line[2].startswith("0.080") for line in lines)
+    _, _, *lines = rows(real_tables.verdicts(data))
+    assert ["K4", "Gemma-3-270M", "refuted", "refuted"] in [line[:4] for line in lines]
+    assert len(lines) == 2 * 5
+
+
+def test_a_table_that_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data must hold real_gemma\.csv or real_gemma\.csv\.gz, got neither"):
+        real_tables.vocabulary(tmp_path)
