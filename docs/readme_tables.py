@@ -42,6 +42,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "temperature": notes.temperature,
     "uncapped": notes.uncapped,
     "rivals": notes.rivals,
+    "law": notes.law,
     "recommendation": audits.recommendation,
     "transformers": scratch.transformers,
 }
