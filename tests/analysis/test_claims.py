@@ -142,7 +142,7 @@ class TestVerdicts:
         assert "; restores: budget, Adam under the budget. " in verdict.condition
         assert restores(found, found("fall_rise", arm="budget"))
         assert not restores(found, found("fall_rise", **decay))
-        assert "cold and smoothed is no better than plain at T = 1 in 3 of 5 arms" in verdict.counter_evidence
+        assert "cold and smoothed is no better than plain at T = 1 in 4 of 5 arms" in verdict.counter_evidence
         table = s5(DATA)
         at_one = (table["temperature"] == 1) | (table["label_smoothing"] == 0)
         as_much = table["confidence"].where(at_one, table["confidence"] + 0.05)  # cold heads fall by .05 less
