@@ -246,8 +246,8 @@ print(f"free norms, cap removed after training: plain {plain:.3f}, smoothed {smo
 #    effect is restored. A contraction on top makes smoothing harmful.
 # 5. **A restored effect need not be a better model.** Under this budget, training at $T = 0.25$ first makes the plain
 #    head over-confident; smoothing then repairs it, to near where the plain head at $T = 1$ had been all along. That is
-#    the low-rank teacher at $V = 256$: with peaks in the targets temperature and smoothing together are better than
-#    neither ([docs/study_notes.md](../docs/study_notes.md)).
+#    the low-rank teacher, at $V = 4{,}096$ too: with peaks in the targets temperature and smoothing together are
+#    better than neither ([docs/study_notes.md](../docs/study_notes.md)).
 #
 # ## 5 · The softcap of a public model
 #
