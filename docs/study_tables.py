@@ -141,9 +141,9 @@ def found(data: Path) -> str:
         f"**Smoothing mends a part of that**, {gain:.2f} on new questions and little after two epochs; a fitted "
         "temperature or early stopping mends more, and where a model is not over-confident, as SmolLM2 on ordinary "
         "text, smoothing harms ([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
-        "**Norms (lengths of hidden states and of head rows) cap confidence, hidden size less so**: at fixed norms "
-        f"more dimensions than 64 add {of_all['K3', 'step_from_64']:.2f}, fewer cost more; transformers of few "
-        "dimensions are less sure only as they fit worse ([size](docs/study_notes.md#hidden-size-and-vocabulary-k3)).",
+        "**Norms (lengths of states, head rows) cap confidence, hidden size less**: at fixed norms more than 64 "
+        f"dimensions add {of_all['K3', 'step_from_64']:.2f}, fewer cost more; narrow transformers fit worse "
+        "([size](docs/study_notes.md#hidden-size-and-vocabulary-k3)).",
         "**What smoothing takes can be predicted** in simulation: next to nothing in all "
         f"{of_all['K4', 'settings_inert']:.0f} settings with deterministic targets and an index well above 1 "
         "([the index](docs/study_notes.md#two-numbers-that-say-when-smoothing-acts-k4)).",
