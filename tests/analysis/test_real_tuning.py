@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import save_folder
+from tiny_models import make, save_folder
 
 from analysis.calibration import calibration_error
 from analysis.lab import sweep
@@ -18,6 +18,7 @@ from analysis.lab.records import config_key
 from analysis.lab.tables import read_table
 from analysis.language_models import load_model
 from analysis.language_models.documents import Encoded
+from analysis.language_models.families import _row, family_states, reads_families
 from analysis.language_models.features import head_of, hidden_states
 from analysis.language_models.scoring import score_tokens
 from analysis.real_tuning import main
@@ -253,6 +254,38 @@ def test_batches_change_no_hidden_state(place, known):
         for a, b in zip(found[1:], at_once[1:], strict=True):
             assert torch.equal(a, b)
         torch.testing.assert_close(found.hidden, at_once.hidden, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("model_type", "attention"), [("llama", "sdpa"), ("gemma3_text", "eager"), ("gpt2", "sdpa")])
+def test_what_documents_begin_with_is_read_once(model_type, attention):
+    model = make(model_type, attn_implementation=attention)
+    families = [
+        [Encoded([1, *range(3, 3 + n), *end], [-100] * (1 + n) + end) for end in ([9, 8, 7], [9, 5], [4])]
+        + [Encoded([1, *range(3, 3 + n // 2), 6, 6], [-100] * (2 + n // 2) + [6])]
+        for n in (2, 30, 7, 11)
+    ]
+    documents = [document for family in families for document in family]
+    expected = hidden_states(model, documents, pad=0)
+    assert reads_families(model, families[1], pad=0)
+    assert len(_row(families[1], 0).tokens) == 16 + (15 + 3) + (15 + 2) + (15 + 1) + 2
+    for options in ({}, {"batch_size": 3}, {"batch_tokens": 70}):
+        found = family_states(model, families, pad=0, **options)
+        for a, b in zip(found[1:], expected[1:], strict=True):
+            assert torch.equal(a, b)
+        torch.testing.assert_close(found.hidden, expected.hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_where_a_model_sees_less_each_document_is_read_by_itself():
+    """A window of attention that is shorter than the documents, and attention that takes no such mask."""
+    family = [Encoded([1, *range(3, 30), k], [-100] * 28 + [k]) for k in (40, 41)]
+    model = make("gemma3_text", sliding_window=8)
+    assert not reads_families(model, family, pad=0)
+    torch.testing.assert_close(
+        family_states(model, [family], pad=0).hidden, hidden_states(model, family, pad=0).hidden, rtol=1e-5, atol=1e-6
+    )
+    assert reads_families(make("gemma3_text", sliding_window=32), family, pad=0)
+    model.config._attn_implementation = "flash_attention_2"
+    assert not reads_families(model, family, pad=0)
 
 
 def test_scores_under_autocast_are_those_of_rounded_features(place, known):
