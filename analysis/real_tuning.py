@@ -224,6 +224,7 @@ def _run(options: argparse.Namespace) -> int:
         device=options.device,
         checkpoints=options.checkpoints,
         falls=not options.no_falls,
+        shared=options.out / "shared",
     )
     status = run_grid(function, grid, options)
     if options.shard is None or options.shard[1] == 1:

@@ -22,11 +22,12 @@ from analysis.language_models.families import _row, family_states, reads_familie
 from analysis.language_models.features import head_of, hidden_states
 from analysis.language_models.scoring import score_tokens
 from analysis.real_tuning import main
-from analysis.study.real_tuning import grid_command, pair_tuning
+from analysis.study.real_tuning import grid_command, pair_measures, pair_tuning
 from analysis.study.real_tuning.choice_scores import VIEWS, Asked, ask, choice_lines, letter_documents, option_documents
 from analysis.study.real_tuning.files import ChoiceQuestion, Pair, read_choices, read_pairs
 from analysis.study.real_tuning.pair_configs import PairConfig, configs, seconds
 from analysis.study.real_tuning.pair_documents import _runs, documents_of
+from analysis.study.real_tuning.pair_measures import kept_before
 from analysis.study.real_tuning.pair_tuning import tune_on_pairs
 from analysis.study.real_tuning.sample import write_sample
 from analysis.study.real_tuning.token_files import encode, read_tokens, write_tokens
@@ -379,6 +380,35 @@ def test_predicted_falls_can_be_left_out(place, known):
     assert any(line["view"] == "response" and line["epoch"] == 1 for line in row["measurements"])
 
 
+def test_what_is_measured_before_tuning_is_shared(place, known, tmp_path, monkeypatch):
+    """By runs of other losses and seeds; a row does not depend on it."""
+    asked, plain = [], pair_measures.ask
+
+    def counted(*arguments, **options):
+        asked.append(1)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(pair_measures, "ask", counted)
+    files = {"model": place / "tiny", "tokens": place / "tokens.npz"}
+    for changes in ({"label_smoothing": 0.1}, {"seed": 1}):  # the first keeps, the second finds
+        alone = tune_on_pairs(config(known, **changes), **files)["measurements"]
+        asked.clear()
+        together = tune_on_pairs(config(known, **changes), shared=tmp_path, **files)["measurements"]
+        assert len(asked) == (4 if "label_smoothing" in changes else 2)  # two parts, before and after
+        for a, b in zip(together, alone, strict=True):
+            assert a == pytest.approx(b, rel=1e-5, nan_ok=True)
+    assert len(list(tmp_path.glob("*.kept"))) == 1
+    names = {kept_key(known, tmp_path, **c) for c in ({}, {"seed": 3, "lora": 4}, {"evaluated": 9}, {"vocabulary": 0})}
+    assert len(names) == 3
+
+
+def kept_key(known, folder, **changes):
+    place = folder / "_".join(map(str, changes))
+    kept_before(config(known, **changes), place, "cpu")(list)
+    (found,) = place.glob("*.kept")
+    return found.name
+
+
 def test_the_same_questions_are_asked_at_every_epoch(place, known):
     _, table = tuned(place, known, epochs=2, whole=True, evaluated=8)
     asked = table.loc[(table["view"] == "cloze") & (table["source"] == "all") & table["accuracy"].notna()]
@@ -393,7 +423,7 @@ def test_the_same_questions_are_asked_at_every_epoch(place, known):
 
 def test_a_run_that_was_stopped_goes_on(place, known, tmp_path, monkeypatch):
     whole, _ = tuned(place, known, epochs=3)
-    plain = pair_tuning._measure
+    plain = pair_tuning.measure
     calls = []
 
     def stops(*arguments, **options):
@@ -402,7 +432,7 @@ def test_a_run_that_was_stopped_goes_on(place, known, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(pair_tuning, "_measure", stops)
+    monkeypatch.setattr(pair_tuning, "measure", stops)
     monkeypatch.setattr(pair_tuning, "_KEPT_EVERY", 0.0)
     three = config(known, epochs=3)
     files = {"model": place / "tiny", "tokens": place / "tokens.npz", "checkpoints": tmp_path}
