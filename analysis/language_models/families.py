@@ -43,7 +43,7 @@ def family_states(
     batch_tokens: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> HiddenStates:
-    """Return :func:`.features.hidden_states` of the documents of all families, one after another.
+    """Return what ``hidden_states`` returns for the documents of all families, one after another.
 
     What the documents of a family begin with is read once where the model can be told who sees whom
     (:func:`reads_families`); else each document is read by itself.
