@@ -89,7 +89,6 @@ def two_ridges(monkeypatch):
     monkeypatch.setattr(responses, "RIDGES", (16.0, 1.0))
 
 
-@pytest.mark.usefixtures("two_ridges")
 def test_a_gain_is_found_whatever_the_size_of_the_features():
     """As scipy does; some move the logits a thousand times as much as others, in float32, as models are."""
     known, head = tokens(600, 16, 40)
@@ -114,6 +113,7 @@ def test_a_gain_is_found_whatever_the_size_of_the_features():
     assert found["gain_fall_0.1"] == pytest.approx(confidence(0.0) - confidence(0.1), abs=2e-3)
 
 
+@pytest.mark.usefixtures("two_ridges")
 def test_nothing_falls_without_smoothing():
     known, head = tokens(400, 6, 11)
     found = mapped_falls(known, head, {"seen": known}, (0.0, 0.2))["seen"]
