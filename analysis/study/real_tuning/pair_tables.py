@@ -11,7 +11,7 @@ from .pair_configs import PairConfig
 
 __all__ = ["essential", "pair_rows"]
 
-# Of what measures runs without smoothing. 2: a gain that predicts their falls is found in Gemma too, where it was nan.
+# Of what measures runs without smoothing. 2: a scale and a gain are found where they were nan for want of iterations.
 _PREDICTING = 2
 
 

@@ -49,6 +49,9 @@ def shared_falls(
     """
     found: dict[str, dict[str, float]] = {name: {} for name in read}
     for kind, size in (("scale", 1), ("gain", seen.hidden.shape[1])):
+        for name in ("confidence", *(f"fall_{b:g}" for b in smoothings)):
+            for numbers in found.values():
+                numbers[f"{kind}_{name}"] = float("nan")  # until it is solved
         for b, gain in _solved(seen, head, size, [0.0, *smoothings]):
             for name, known in read.items():
                 moved = known._replace(hidden=known.hidden * gain)
@@ -63,7 +66,10 @@ def shared_falls(
 def _solved(
     seen: HiddenStates, head: ModelHead, size: int, smoothings: Sequence[float]
 ) -> Iterator[tuple[float, Tensor]]:
-    """Each b with the factors of the hidden states of least smoothed loss, the next from the last; nan if unsolved."""
+    """Each b, 0 first, with the factors of the hidden states of least smoothed loss, the next from the last.
+
+    They are nan if unsolved; after a 0 that is, no more are solved for.
+    """
     each = torch.ones(size, dtype=torch.float64, device=seen.hidden.device)
     if size > 1:  # some features of Gemma move logits many times as much as others: in these unknowns all do alike
         logits = seen.hidden.double().square().mean(0).sqrt() * head.weight.std(0).double()
@@ -89,6 +95,8 @@ def _solved(
             if solved:
                 break
         yield b, reached if solved else torch.full_like(reached, float("nan"))
+        if not solved and not b:
+            return  # nothing to fall from
         if not solved:  # far out: no start for the next
             with torch.no_grad():
                 moved.zero_()
