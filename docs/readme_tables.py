@@ -43,6 +43,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "temperature": notes.temperature,
     "uncapped": notes.uncapped,
     "rivals": notes.rivals,
+    "law": notes.law,
     "recommendation": audits.recommendation,
     "shared changes": real.shared_changes,
     "transformers": scratch.transformers,

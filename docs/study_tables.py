@@ -95,13 +95,18 @@ def caption(data: Path) -> str:
 
     done, planned = read_table(data / "S9.csv.gz")["key"].nunique(), len(experiment("S9").configs("full"))
     heads = f"all {planned:,} heads planned" if done == planned else f"{done:,} of {planned:,} heads planned"
+    lines: Any = pd.read_csv(data / "S9_accuracy.csv").set_index(["group", "predictor"])
+    det, noisy = (lines.loc[(kind, "predicted_fall")] for kind in ("det", "noisy"))
+    rough = lines.loc[("noisy", "clipped_fall")]
     return wrapped(
         "Each mark is one setting of a small simulated head, a last linear layer, trained with and without "
-        f"smoothing ({heads}). (a) The fall in confidence follows from the head without smoothing, nothing fitted "
-        "([how](docs/theory.md#c6-how-far-confidence-falls)), whether each context has one right next token "
-        "(deterministic) or several, as in text (noisy). (b) Two numbers, confidence p and activity index A (below), "
-        "do for deterministic targets only. Real models have only such rough rules: SmolLM2, whose stars stand in (b) "
-        "only, fell by 0.7 to 3.1 times this one."
+        f"smoothing ({heads}). (a) The fall in confidence, told from the head without smoothing, nothing fitted "
+        "([how](docs/theory.md#c6-how-far-confidence-falls)): exact to "
+        f"{det['largest_error']:.3f} where each context has one right next token (deterministic), where several are "
+        f"right, as in text (noisy), off by more than 0.01 in {noisy['missed']} of {noisy['cells']} settings "
+        "([where](docs/study_notes.md#the-law-s9)). (b) Two numbers, confidence p and activity index A (below), miss "
+        f"so in {rough['missed']} of {rough['cells']}. Real models have only such rough rules: SmolLM2, whose stars "
+        "stand in (b) only, fell by 0.7 to 3.1 times this one."
     )
 
 
