@@ -47,6 +47,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "recommendation": audits.recommendation,
     "shared changes": real.shared_changes,
     "transformers": scratch.transformers,
+    "transformers registered": scratch.registered,
 }
 
 

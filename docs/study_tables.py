@@ -129,6 +129,9 @@ def found(data: Path) -> str:
         5 * early_gain < gain < min(fitted, early) and elsewhere < 0, "a temperature and early stopping did more (K2)"
     )
     _still(0 < of_all["K3", "step_from_64"] < steps.max() and of_64.max() < steps.max(), "a larger one adds less (K3)")
+    scratch: Any = pd.concat([pd.read_csv(data / f"{name}_findings.csv") for name in ("S11", "S12")])
+    fit = scratch.loc[(scratch["claim"] == "K3") & scratch["finding"].isin(["divergence_step", "bits_step"]), "low"]
+    _still(bool((fit > 0).all()), "narrow transformers fit worse (K3)")
     _still((both <= 0).mean() > 0.5, "doing neither was as good or better in most arms (K5)")
     _still(matmul < 1.05, "the loss takes no more time than eager PyTorch's")
     sentences = (
@@ -138,8 +141,8 @@ def found(data: Path) -> str:
         f"**Smoothing mends a part of that**, {gain:.2f} on new questions and little after two epochs; a fitted "
         "temperature or early stopping mends more, and where a model is not over-confident, as SmolLM2 on ordinary "
         "text, smoothing harms ([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
-        "**Norms (lengths of hidden states and of head rows) cap confidence, hidden size less so**: at fixed norms "
-        f"more dimensions than 64 add {of_all['K3', 'step_from_64']:.2f}, fewer cost more "
+        "**Norms (lengths of states, head rows) cap confidence, hidden size less**: at fixed norms more than 64 "
+        f"dimensions add {of_all['K3', 'step_from_64']:.2f}, fewer cost more; narrow transformers fit worse "
         "([size](docs/study_notes.md#hidden-size-and-vocabulary-k3)).",
         "**What smoothing takes can be predicted** in simulation: next to nothing in all "
         f"{of_all['K4', 'settings_inert']:.0f} settings with deterministic targets and an index well above 1 "
