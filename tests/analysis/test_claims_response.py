@@ -157,6 +157,10 @@ def test_the_notes_say_where_the_law_misses(full):
     for rule, group in (("rational_fall", "noisy, budget norms"), ("sphere_fall", "noisy"), ("sphere_fall", inside)):
         assert table.loc[(group, rule), "ahead_high"] < 0
         assert re.search(rf"{r2(group, rule)}(?: against| and P) {r2(group)}", notes)
+    page = " ".join((DATA.parents[1] / "docs" / "will_smoothing_help.md").read_text(encoding="utf-8").split())
+    rough = [table.loc[(kind, "clipped_fall"), name] for kind in ("det", "noisy") for name in ("missed", "cells")]
+    assert "in {} of {} settings with deterministic targets and in {} of {} with noisy".format(*rough) in page
+    assert f"does in {table.loc[('noisy', 'rational_fall'), 'missed']} (" in page
     for arm in ("arm trunk", "arm contexts"):
         assert f"{r2(arm, 'sphere_fall')} against {r2(arm)}" in notes
         assert table.loc[(arm, "sphere_fall"), "ahead_high"] < 0
