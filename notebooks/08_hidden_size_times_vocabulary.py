@@ -315,8 +315,8 @@ say(f"Gain in true ECE by b = 0.1 on new shifted tokens: {gain[0]} after 16 epoc
 #   epochs they make smoothing take *more*, the opposite of what the paper claims; after sixteen that is gone. The rule
 #   for K4 decides nothing on the language of known truth, as the tuned models are not equally near to it.
 # - **After two epochs smoothing harms**, as the models are under-confident there; after sixteen it helps.
-# - **The fall on new tokens is not foretold.** One scale or a gain gives 1.5 to 3.5 times it, as the plain model has not
-#   reached the optimum that they are solved for; $P$ is an upper bound on the tokens tuned on.
+# - **The fall on new tokens is not foretold.** One scale or a gain gives 1.5 to 3.5 times it, as the plain model has
+#   not reached the optimum that they are solved for; $P$ is an upper bound on the tokens tuned on.
 # - Split classes are harder by an entropy that is known, which is why raw confidences and raw falls of two vocabularies
 #   say little of $V$: those comparisons are confounded.
 #
