@@ -19,18 +19,18 @@ __all__ = [
 
 
 @triton.jit
-def merged_strip(row_count, n, width, offset, run_columns, BLOCK_ROWS: tl.constexpr):
+def merged_strip(row_count, dz_rows, width, offset, run_columns, BLOCK_ROWS: tl.constexpr):
     """The part of a run of strips that one launch works on, which with few kept tokens is several strips.
 
-    The memory of a strip, n x ``width``, holds as many strips as blocks of kept tokens go into n, one below the other:
-    entry (row, column) is stored at (row + column // width * rows, column % width). The launches of the strips
+    The memory of dz, dz_rows x ``width``, holds as many strips as blocks of kept tokens go into its rows, one below the
+    other: entry (row, column) is stored at (row + column // width * rows, column % width). The launches of the strips
     thereby done have nothing left to do; that at the run's ``offset`` takes the strips that follow those before it.
 
     Returns:
         Rows of a strip in memory, first column within the run and number of columns, which may be 0.
     """
     rows = tl.cdiv(row_count, BLOCK_ROWS) * BLOCK_ROWS
-    merged = tl.minimum(tl.maximum(n // tl.maximum(rows, 1), 1), tl.cdiv(run_columns, width))
+    merged = tl.minimum(tl.maximum(dz_rows // tl.maximum(rows, 1), 1), tl.cdiv(run_columns, width))
     first = tl.minimum(offset.to(tl.int64) * merged, run_columns).to(tl.int32)
     return rows, first, tl.minimum(merged * width, run_columns - first)
 
