@@ -36,10 +36,11 @@ def compare(
     rounds: int,
     only: Sequence[str] | None = None,
     done: Collection[int] = (),
+    variants: Sequence[str] = (),
 ) -> Iterator[list[tuple[dict[str, Any], list[Turn]]]]:
     """Measure every case of one shape; yield the table's rows of each group that is not ``done``, with their times."""
     data = make_data(shape, dtype, device)
-    chosen = rivals(2 * shape.n * (shape.vocab_size + 20000) * dtype.itemsize)
+    chosen = rivals(2 * shape.n * (shape.vocab_size + 20000) * dtype.itemsize, variants)
     chosen = [r for r in chosen if only is None or r.name.startswith(tuple(only))]
     names = [r.name for r in cute_rivals() if only is None or r.name.startswith(tuple(only))]
     apart = Apart(shape, dtype, device, names)

@@ -162,7 +162,7 @@ def forward_kernel(
             column = first_column + tl.arange(0, BLOCK_VOCAB // PIECES)
             part_acc = column_part(acc, piece, PIECES, BLOCK_ROWS, BLOCK_VOCAB)
             u = logit_argument(part_acc, bias, column, vocab_size, product_gain, bias_gain, HAS_BIAS)
-            z, _slope = capped(u, cap, SOFTCAP, PRECISE)
+            z, _slope = capped(u, cap, SOFTCAP, PRECISE, False)
             if KEEP == "raw":
                 stored = u
             elif KEEP == "code" and SOFTCAP:  # written at once: u and z of a whole tile would not fit the registers

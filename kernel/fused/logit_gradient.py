@@ -100,6 +100,7 @@ def recomputed_strip_kernel(
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
     PRECISE: tl.constexpr,
+    FOLDED: tl.constexpr,
 ):
     """Write dz of a strip, or of several, from the logits themselves, computed once more."""
     row_count = tl.load(count)
@@ -147,7 +148,7 @@ def recomputed_strip_kernel(
                 bias_gain,
                 HAS_BIAS,
             )
-            z, slope = capped(u, cap, SOFTCAP, PRECISE)
+            z, slope = capped(u, cap, SOFTCAP, PRECISE, FOLDED)
             gradient = _gradient(
                 z,
                 slope,
@@ -230,7 +231,7 @@ def kept_strip_kernel(
         stored = tl.load(address, mask=inside[:, None], other=0)
         if CODE:
             own = tl.load(reference + row, mask=inside, other=0.0)
-            own_z, own_slope = capped(own, cap, SOFTCAP, True)
+            own_z, own_slope = capped(own, cap, SOFTCAP, True, False)
             hit = column[None, :] == row_label[:, None]
             if SOFTCAP:
                 z, slope = decode(stored, knee, offset, step, logit_step, tanh_step, cap)
@@ -242,7 +243,7 @@ def kept_strip_kernel(
                 slope = z
             z = tl.where(hit, own_z[:, None], z)
         else:
-            z, slope = capped(stored, cap, SOFTCAP, PRECISE)
+            z, slope = capped(stored, cap, SOFTCAP, PRECISE, False)
         gradient = _gradient(
             z,
             slope,

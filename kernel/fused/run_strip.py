@@ -53,6 +53,7 @@ def recompute_strip(
         **logit_arguments(hidden, weight, bias, scalars),
         label_smoothing=scalars.label_smoothing,
         MIXED=rows.mix is not None,
+        FOLDED=launch.folded,
         MASK_VOCAB=columns.run_start + columns.run_columns > weight.shape[0],
         **product_arguments(tiles, hidden, weight, launch),
         **tiling(launch),

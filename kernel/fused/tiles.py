@@ -168,18 +168,19 @@ def logit_argument(
 
 
 @triton.jit
-def capped(u, cap, SOFTCAP: tl.constexpr, PRECISE: tl.constexpr):
+def capped(u, cap, SOFTCAP: tl.constexpr, PRECISE: tl.constexpr, FOLDED: tl.constexpr):
     """Logits in bits and the slope of the softcap, sech(x)^2; ``cap`` is c log2(e) / T.
 
     tanh(x) = 1 - s and sech(x)^2 = e s s, for e = exp2(u) and s = 2 / (1 + e): saturated at both ends (the hardware's
     approximate tanh is wrong by 0.015 at a cap of 30), the tanh exact to 1e-7 in absolute terms and the slope in
     relative ones, where 1 - tanh^2 would cancel. PRECISE adds the Taylor series below 1/4, where float32 inputs would
-    see the tanh's lost relative accuracy.
+    see the tanh's lost relative accuracy. FOLDED takes e of |u|: then the slope is s (2 - s) without cancellation, of s
+    alone, which leaves fewer numbers to be held at a time.
     """
     z = u
     slope = u
     if SOFTCAP:
-        e = tl.exp2(u)
+        e = tl.exp2(tl.abs(u) if FOLDED else u)
         half = 0.5 + 0.5 * e
         if PRECISE:
             s = 1.0 / half
@@ -188,7 +189,11 @@ def capped(u, cap, SOFTCAP: tl.constexpr, PRECISE: tl.constexpr):
                 "rcp.approx.ftz.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1
             )
         t = 1.0 - s  # pyright: ignore[reportOperatorIssue]
-        slope = (tl.minimum(e, 1e38) * s) * s
+        if FOLDED:
+            slope = s * (2.0 - s)  # pyright: ignore[reportOperatorIssue]
+            t = tl.where(u < 0, -t, t)
+        else:
+            slope = (tl.minimum(e, 1e38) * s) * s
         if PRECISE:
             x = u * 0.34657359027997264  # ln(2) / 2
             q = x * x
