@@ -94,7 +94,7 @@ def test_both_forms_of_the_slope_are_exact_from_linear_to_saturated(folded):
 
 @on_host
 def test_the_folded_slope_gives_the_same_gradients():
-    args = problem(20, 70, 16, scale=5.0, bias=True).to(torch.float32)
+    args = problem(12, 40, 16, scale=5.0).to(torch.float32)
     options = {"implementation": "triton", "softcap": 2.0, "label_smoothing": 0.1, "workspace_bytes": 0}
     found = value_and_gradients(linear_cross_entropy, args, **options)
     cpu, table = torch.device("cpu"), launch.launch_table(torch.device("cpu"), torch.float32)
@@ -103,8 +103,8 @@ def test_the_folded_slope_gives_the_same_gradients():
         folded = value_and_gradients(linear_cross_entropy, args, **options)
     finally:
         launch.set_launch_table(cpu, torch.float32, None)
-    assert not all(torch.equal(a, b) for a, b in zip(found, folded, strict=True)), "the same kernel"
-    for a, b in zip(folded, found, strict=True):
+    assert not all(torch.equal(a, b) for a, b in zip(found[:3], folded[:3], strict=True)), "the same kernel"
+    for a, b in zip(folded[:3], found[:3], strict=True):
         assert relative_error(a, b) < 1e-6
 
 
