@@ -11,7 +11,8 @@ time that the operations of a loss that keeps its logits take at the measured ra
 for the loss, three times that with gradients) over ms; the errors are norm-wise, against float64. Two rows are no
 losses: "matmul" is that product alone, "three products" all that logits and both gradients need, by the same library
 and of the same numbers. What is compared takes turns in the same rounds, in another order in each; what is written in
-CuTe takes them in a process of its own (:mod:`kernel.benchmark.apart`).
+CuTe takes them in a process of its own (:mod:`kernel.benchmark.apart`). Of the last five heads only loss and gradients
+without softcap are measured.
 ``python -m kernel.benchmark.targets`` says what the table meets of what was asked.
 """
 

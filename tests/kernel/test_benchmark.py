@@ -121,6 +121,19 @@ def test_cases_of_a_group_are_measured_against_one_product(data):
     assert len({r["matmul_ms"] for r in rows}) == 1
 
 
+def test_heads_beyond_the_first_are_measured_plain(monkeypatch):
+    measured = []
+    monkeypatch.setattr(compare._Group, "compare", lambda group, cases, chosen: measured.extend(cases) or iter(()))
+    for plain in (True, False):
+        list(compare.compare(replace(SHAPE, plain=plain), torch.float32, torch.device("cpu"), 1, ["eager"]))
+    assert measured == [
+        Case(),
+        Case(ignored=0.8),
+        Case(label_smoothing=0.0),
+        *(case for group in GROUPS for case in group),
+    ]
+
+
 def test_float64_gradients_do_not_depend_on_the_split(data):
     case = Case(label_smoothing=0.1, softcap=3.0)
     whole, parts = (measure.exact_gradients(data, case, tokens) for tokens in (SHAPE.n, 10))

@@ -113,7 +113,7 @@ def test_repeats_are_bitwise_equal(workspace_bytes):
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
 )  # of the compiler's own: torch.jit.script_method in torch 2.11
-@pytest.mark.parametrize("workspace_bytes", [0, 2**28])
+@pytest.mark.parametrize("workspace_bytes", [0, 2**27, 2**28])
 def test_compile_fullgraph(workspace_bytes):
     args = problem(300, 1000, 64, bias=True, weighted=True, ignored=0.3).to(torch.bfloat16, "cuda")
     options = {"label_smoothing": 0.1, "workspace_bytes": workspace_bytes}
