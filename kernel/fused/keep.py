@@ -30,28 +30,33 @@ _SPLITS = 64
 
 @triton.jit(do_not_specialize=["n"])
 def target_column_kernel(
-    kept,  # (N, columns), the last of the vocabulary
+    kept,  # strips of (N, kept_stride), one below the other
+    count,  # (1,)
     target,  # (N,)
     position,  # (N,)
     target_logit,  # (N,) packed, bits
     lse,  # (N,) packed, bits
     reference,  # (N,) packed, bits
     n,
-    boundary,
+    start,  # first kept column
+    columns,  # how many are kept
     kept_stride,
     label_smoothing,
+    ALIGNED_ROWS: tl.constexpr,  # of a tile
     BLOCK: tl.constexpr,
 ):
     """Overwrite each token's target entry: K' above, from the target's float32 logit."""
     origin = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(position + origin, mask=origin < n, other=-1)
-    label = tl.load(target + origin, mask=row >= 0, other=0)
-    here = (row >= 0) & (label >= boundary)
+    column = tl.load(target + origin, mask=row >= 0, other=0) - start
+    here = (row >= 0) & (column >= 0) & (column < columns)
     z = tl.load(target_logit + row, mask=here, other=0.0)
     bits = tl.load(lse + row, mask=here, other=0.0)
     value = tl.exp2(z - bits) - (1.0 - label_smoothing)
     value *= tl.exp2(bits - tl.load(reference + row, mask=here, other=0.0))
-    address = kept + row.to(tl.int64) * kept_stride + (label - boundary)
+    strip = column // kept_stride
+    row += (strip * (tl.cdiv(tl.load(count), ALIGNED_ROWS) * ALIGNED_ROWS)).to(tl.int32)
+    address = kept + row.to(tl.int64) * kept_stride + (column - strip * kept_stride)
     tl.store(address, value.to(kept.dtype.element_ty), mask=here)
 
 
