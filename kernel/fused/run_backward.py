@@ -108,14 +108,16 @@ class _Backward:
         direct = row_factor is not None
         uniform = self.scalars.label_smoothing / self.vocab_size if direct else 0.0
         scaled, of_weight, of_bias = packed, self.zeros, self.zeros
+        if uniform and self.weight_gradient is not None:
+            of_weight = column_sum(packed, 0, self.of.row_scale, self.number) * uniform
         if row_factor is None:
             row_factor = self.ones
         elif self.weight_gradient is not None:
-            memory = self.weight_gradient.view(-1) if plan.scaled_in_gradient else torch.empty_like(packed).view(-1)
-            scaled = memory[: packed.numel()].view_as(packed)
+            if plan.scaled_in_gradient:
+                scaled = self.weight_gradient.view(-1)[: packed.numel()].view_as(packed)
+            elif plan.strips:
+                scaled = torch.empty_like(packed)
             pack_hidden(self.unpacked, self.rows, scaled, row_factor)
-        if uniform and self.weight_gradient is not None:
-            of_weight = column_sum(packed, 0, self.of.row_scale, self.number) * uniform
         if uniform and self.bias_gradient is not None:
             of_bias = column_sum(self.of.row_scale.unsqueeze(1), 0, self.ones, self.number) * uniform
         if uniform and self.accumulator is not None:

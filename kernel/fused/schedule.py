@@ -7,7 +7,8 @@ columns of the forward's softmax: the last ones lie in the gradient's memory, in
 With many strips that is a share of D / N of the columns, or all but one strip, whichever is less, at no cost in peak
 memory. The columns before them lie in the workspace. Once they are used the other strips begin: a strip of dz
 (N x columns) goes to the end of what is not yet written of the gradient while it fits there, else to the workspace,
-where kept columns are no longer needed. Each kept column saves the backward one product: the operations fall from
+where kept columns are no longer needed. Where all columns fit the workspace they are kept there alone, in one piece:
+that takes the fewest launches. Each kept column saves the backward one product: the operations fall from
 8 N V D to 6 N V D as the share kept goes to one. The last columns are the rare words of most vocabularies: what keeping
 costs in accuracy costs least there.
 
@@ -61,7 +62,9 @@ class Schedule:
     kept: tuple[KeptColumns, ...]  # as the backward takes them, the last columns first
     consumed: bool  # whether the backward writes where they lie
     kept_offset: int  # first element of those in the weight gradient's memory
-    scaled_in_gradient: bool  # whether the scaled hidden states begin that memory; else they are elsewhere
+    # Whether the scaled hidden states begin that memory. Else they take the place of the packed ones where no strip
+    # follows, or have memory of their own.
+    scaled_in_gradient: bool
     workspace: int  # for dz; if consumed where kept columns were
     memory: int  # outside the gradients: workspace, kept columns and scaled hidden states
 

@@ -156,6 +156,22 @@ def test_both_memories_keep_columns_and_a_second_backward_computes_them_anew(mon
             assert relative_error(a, b) < 2e-6
 
 
+def test_everything_is_kept_in_one_piece_or_in_both_memories(monkeypatch):
+    schedules = importlib.import_module("kernel.fused.schedule")
+    monkeypatch.setattr(schedules, "DEFAULT_WORKSPACE_BYTES", 0)  # as of chosen budgets: nothing is computed anew
+    plans, plan = [], LossCall.plan
+    monkeypatch.setattr(LossCall, "plan", lambda self, **kinds: plans.append(plan(self, **kinds)) or plans[-1])
+    for options in ({"label_smoothing": 0.1}, {"softcap": 3.0, "label_smoothing": 0.1}):
+        args = problem(20, 200, 24, bias=True, ignored=0.2)
+        for budget, pieces in ((224 * (20 * 4 + 3), 1), (20 * 200 * 4, 2)):
+            plans.clear()
+            check(args, workspace_bytes=budget, **options)
+            assert len(plans[0].kept) == pieces
+            assert not plans[0].strips
+            assert plans[0].columns == 224
+            assert plans[0].memory * 4 <= budget
+
+
 @pytest.mark.parametrize("need", [(True, True, True), (True, False, False), (False, True, False)])
 @pytest.mark.parametrize("workspace_bytes", [0, 2**20])
 def test_registered_operators(need, workspace_bytes):

@@ -92,7 +92,8 @@ def test_plans_cover_the_vocabulary_and_overwrite_nothing_in_use(
         written.append(rows)
     outside = n * sum(run.columns for run in found.kept if not run.in_gradient)
     needed = max(outside, found.workspace) if consumed else outside + found.workspace
-    assert found.memory >= needed + (n * d if scaled and not found.scaled_in_gradient else 0)
+    own_scaled = scaled and found.strips and not found.scaled_in_gradient
+    assert found.memory >= needed + (n * d if own_scaled else 0)
     assert 2 * found.memory <= max(workspace_bytes, 2 * n * tile)
 
 
@@ -156,6 +157,21 @@ def test_products_that_are_left_to_do():
         "N 6000": [3.39, 3.0],
         "D 640": [3.94, 3.79],
     }
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("name", list(HEADS))
+def test_what_fits_the_workspace_alone_is_kept_there_in_one_piece(name, direct):
+    (n, v, d), *_ = HEADS[name]
+    tiles = -(-v // 256)
+    size = 256 * tiles * (2 * n + (0 if direct else -(-4 * n // 256)))  # of float32 peaks a tile has one a token
+    whole, less = (plan(n, v, d, budget, direct=direct) for budget in (size, size - 1))
+    assert [(run.start, run.width, run.in_gradient) for run in whole.kept] == [(0, 256 * tiles, False)]
+    assert whole.strips == ()
+    assert whole.memory == 256 * n * tiles  # the scaled hidden states take the place of the packed ones
+    assert less.in_gradient
+    assert less.columns == whole.columns
+    assert less.memory < whole.memory
 
 
 @settings(max_examples=60, deadline=None)
