@@ -49,6 +49,7 @@ class Held(NamedTuple):
     kept: tuple[Kept, ...] = ()
     workspace: Tensor | None = None  # flat, for dz once what was kept in it has been used
     gradient: Tensor | None = None  # (V, D), the weight's
+    target_logit: Tensor | None = None  # (N,) packed, bits
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,13 +90,14 @@ class LossCall:
     def usable(self, plan: Schedule, held: Held | None, upstream: Upstream, needs: Needs) -> tuple[Schedule, Held]:
         """Return the plan and what is held of it; what cannot be used is let go, and its logits are computed anew.
 
-        That is so once a backward has used it up (None), and for a kept softmax if statistics have upstream gradients,
-        which it does not hold.
+        That is so once a backward has used it up (None), and for a kept softmax where upstream gradients of statistics
+        need the logits themselves, which is that of the entropy, or its targets' entries changed where it may not be.
         """
         if held is None:
             return self.without_kept(needs), Held()
         softmax = self.scalars.storage(self.head.hidden.dtype) == "softmax"
-        if upstream.statistics is not None and held.kept and softmax:
+        revised = upstream.statistics is not None and held.kept and softmax
+        if revised and (upstream.of_entropy or not plan.consumed):
             return self.without_kept(needs), Held(gradient=held.gradient)
         return plan, held
 
@@ -134,7 +136,8 @@ class LossCall:
             held = few.held(plan)
             found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics)
             backward(head, scalars, _upstream(found, None), plan, held, needs)
-            if found.statistics is not None and not (held.kept and kind == "softmax"):
+            if found.statistics is not None:
+                held = held._replace(target_logit=found.target_logit)
                 backward(head, scalars, _upstream(found, found.statistics), plan, held, needs)
 
 
@@ -143,9 +146,19 @@ def _upstream(found: ForwardResult, statistics: Tensor | None) -> Upstream:
 
 
 def gathered(
-    of_loss: Tensor | None, of_statistics: Tensor | None, lse: Tensor, entropy: Tensor | None, index: Tensor
+    of_loss: Tensor | None,
+    of_statistics: Tensor | Sequence[Tensor | None] | None,
+    lse: Tensor,
+    entropy: Tensor | None,
+    index: Tensor,
 ) -> Upstream:
     """Return upstream gradients as the kernels read them; None is the gradient of an output that is not used."""
     of_loss = torch.zeros_like(lse) if of_loss is None else aligned(of_loss.contiguous())
+    of_entropy = True
+    if of_statistics is not None and not isinstance(of_statistics, Tensor):
+        of_entropy = of_statistics[2] is not None
+        used = any(g is not None for g in of_statistics)
+        zeros = torch.zeros_like(lse)
+        of_statistics = torch.stack([zeros if g is None else g for g in of_statistics]) if used else None
     of_statistics = None if of_statistics is None else aligned(of_statistics.contiguous())
-    return Upstream(of_loss, of_statistics, lse, entropy, KeptRows.within(index, lse.shape[0]))
+    return Upstream(of_loss, of_statistics, lse, entropy, KeptRows.within(index, lse.shape[0]), of_entropy)

@@ -19,7 +19,7 @@ from ..token_statistics import TokenStatistics
 from .arguments import Head, Held, Scalars
 from .call import LossCall, Needs, gathered
 from .rows import aligned, index_size, with_plain_rows
-from .run_forward import forward
+from .run_forward import ForwardResult, forward
 from .schedule import Schedule
 
 __all__ = ["EagerLoss", "fused_backward", "fused_forward", "token_losses"]
@@ -46,7 +46,8 @@ def token_losses(
         flags = [needs, linear_weight.requires_grad, return_statistics]
         found = fused_forward(*tensors, numbers, [ignore_index, workspace_bytes], flags)
     else:
-        found = EagerLoss.apply(*tensors, scalars, workspace_bytes, return_statistics, grad_enabled)
+        token_loss, *statistics = EagerLoss.apply(*tensors, scalars, workspace_bytes, return_statistics, grad_enabled)
+        return token_loss, TokenStatistics._make(statistics) if statistics else None
     token_loss, statistics, argmax, *_ = found
     if not return_statistics:
         return token_loss, None
@@ -55,7 +56,7 @@ def token_losses(
 
 
 class EagerLoss(torch.autograd.Function):
-    """Token losses in eager mode; statistics ``(4, N)`` and classes ``(N,)`` too, or nothing twice."""
+    """Token losses in eager mode; the statistics of :class:`TokenStatistics` too if asked for."""
 
     @staticmethod
     def forward(  # noqa: D102
@@ -68,7 +69,7 @@ class EagerLoss(torch.autograd.Function):
         workspace_bytes: int,
         return_statistics: bool,
         grad_enabled: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, ...]:
         head = Head(with_plain_rows(hidden), weight, bias, aligned(target))
         call = LossCall(head, scalars, workspace_bytes)
         differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
@@ -76,16 +77,14 @@ class EagerLoss(torch.autograd.Function):
         call.compile_ahead(needs, return_statistics)
         ctx.set_materialize_grads(False)
         if not differentiable:
-            found = forward(head, scalars, packed=False, return_statistics=return_statistics)
-            return found.token_loss, found.statistics, found.argmax
+            return _outputs(ctx, forward(head, scalars, packed=False, return_statistics=return_statistics))
         plan = call.plan(keep=True, consumed=True, weight_gradient=needs[1])
         held = call.held(plan)
         found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics)
         ctx.save_for_backward(*head, found.lse, found.entropy, found.row_index)
+        held = held._replace(target_logit=found.target_logit if return_statistics else None)
         ctx.options, ctx.plan, ctx.held = (scalars, workspace_bytes), plan, held
-        if found.argmax is not None:
-            ctx.mark_non_differentiable(found.argmax)
-        return found.token_loss, found.statistics, found.argmax
+        return _outputs(ctx, found)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -93,11 +92,20 @@ class EagerLoss(torch.autograd.Function):
             raise RuntimeError("The fused loss has no second derivative; use implementation='reference'.")
         *tensors, lse, entropy, index = ctx.saved_tensors
         call, needs = LossCall(Head(*tensors), *ctx.options), ctx.needs_input_grad[:3]
-        upstream = gathered(grad_outputs[0], grad_outputs[1], lse, entropy, index)
+        upstream = gathered(grad_outputs[0], grad_outputs[1:4] or None, lse, entropy, index)
         plan, held = call.usable(ctx.plan, ctx.held, upstream, needs)
         if ctx.plan.kept:  # used up now: whoever comes again recomputes
             ctx.held = None
         return (*call.backward(upstream, plan, held, needs), None, None, None, None, None)
+
+
+def _outputs(ctx: Any, found: ForwardResult) -> tuple[Tensor, ...]:
+    """The loss and, each for itself, so that it is known which of them have gradients, the statistics."""
+    if found.statistics is None or found.argmax is None:
+        return (found.token_loss,)
+    statistics = found.statistics.unbind(0)
+    ctx.mark_non_differentiable(statistics[3], found.argmax)
+    return found.token_loss, *statistics, found.argmax
 
 
 # Both operators take lists of options: the numbers of Scalars.pack; ignore_index and workspace_bytes; whether any

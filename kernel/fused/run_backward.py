@@ -12,7 +12,7 @@ from .arguments import Head, Held, Kept, Scalars, Tiles, tiling
 from .compile_ahead import run_kernel
 from .gradient_rows import Upstream, gradient_rows
 from .input_gradient import input_gradient_kernel, unpack_kernel
-from .keep import column_sum
+from .keep import column_sum, of_upstream, store_targets
 from .last_round import CUTS, extra_row_blocks
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .rows import pack_hidden
@@ -33,7 +33,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``sum(upstream.loss * token_loss)`` and of the statistics alike; frozen arguments cost nothing.
 
-    A softmax that was kept for the products themselves is no use where statistics have upstream gradients: the caller
+    A softmax that was kept for the products themselves is no use where the entropy has an upstream gradient: the caller
     then passes a plan that keeps nothing.
     """
     state = _Backward(head, scalars, upstream, held, needs)
@@ -76,7 +76,7 @@ class _Backward:
         self.n, self.hidden_size = hidden.shape
         self.vocab_size, device = weight.shape[0], hidden.device
         self.programs, self.table = processors(device), launch_table(device, hidden.dtype)
-        self.need_input, self.lse = needs[0], upstream.lse
+        self.need_input, self.lse, self.target_logit = needs[0], upstream.lse, held.target_logit
         self.factor = scalars.logit_scale / scalars.temperature
         # The packed hidden states live where the input's gradient will be written at the very end.
         self.unpacked, self.head = hidden, head._replace(hidden=hidden.new_empty(hidden.shape))
@@ -106,9 +106,14 @@ class _Backward:
         """
         packed, row_factor = self.head.hidden, self.of.row_factor
         direct = row_factor is not None
-        uniform = self.scalars.label_smoothing / self.vocab_size if direct else 0.0
+        uniform: Any = self.scalars.label_smoothing / self.vocab_size if direct else 0.0
+        uses = uniform > 0
         scaled, of_weight, of_bias = packed, self.zeros, self.zeros
-        if uniform and self.weight_gradient is not None:
+        if row_factor is not None and self.of.mix is not None:
+            holds_softmax = self.revise(kept, self.of.mix[2], row_factor)
+            row_factor = torch.where(holds_softmax, row_factor, 1.0)
+            uniform = uniform * holds_softmax
+        if uses and self.weight_gradient is not None:
             of_weight = column_sum(packed, 0, self.of.row_scale, self.number) * uniform
         if row_factor is None:
             row_factor = self.ones
@@ -118,9 +123,9 @@ class _Backward:
             elif plan.strips:
                 scaled = torch.empty_like(packed)
             pack_hidden(self.unpacked, self.rows, scaled, row_factor)
-        if uniform and self.bias_gradient is not None:
+        if uses and self.bias_gradient is not None:
             of_bias = column_sum(self.of.row_scale.unsqueeze(1), 0, self.ones, self.number) * uniform
-        if uniform and self.accumulator is not None:
+        if uses and self.accumulator is not None:
             self.uniform = column_sum(self.head.weight, kept[-1].start) * uniform
         for run in kept:
             columns, dz = run.number * run.width, run.columns.view(packed.dtype)
@@ -134,6 +139,18 @@ class _Backward:
                 strip = StripColumns(run.start + index * run.width, run.width, 0, run.width)
                 self.add_weight(dz, scaled, strip, of_weight, index)
         self.tiles.forget()  # the memory of the scaled hidden states
+
+    def revise(self, kept: Sequence[Kept], own: Tensor, row_factor: Tensor) -> Tensor:
+        """Make a kept softmax that of upstream gradients of statistics; false, ``(1,)``, if dz stands there instead."""
+        own = own - self.of.row_scale * (1 - self.scalars.label_smoothing)
+        again = of_upstream(own, row_factor, self.rows)
+        assert self.target_logit is not None
+        for run in kept:
+            part = self.head.target, self.rows, self.target_logit, run, self.lse, self.scalars.label_smoothing
+            store_targets(*part, own, row_factor)
+            whole = StripColumns(run.start, run.number * run.width, 0, run.width)
+            recompute_strip(self.head, self.scalars, again, self.lse, self.of, run.columns, whole, self.tiles)
+        return again == 0
 
     def strip(self, dz: Tensor, columns: StripColumns) -> dict[str, Any]:
         """What the kernels of all three products are told of a strip."""

@@ -13,7 +13,7 @@ from .arguments import Head, Kept, Scalars, Storage, Tiles, logit_arguments, pro
 from .compile_ahead import run_kernel
 from .forward import MAX_UNITS, forward_kernel
 from .gradient_rows import GradientRows
-from .keep import overflow, target_column_kernel
+from .keep import overflow, store_targets
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .merge import merge_kernel
 from .rows import KeptRows, index_memory, index_rows, pack_hidden
@@ -35,6 +35,7 @@ class ForwardResult(NamedTuple):
     statistics: Tensor | None  # (4, N): log-probability, lse, entropy, confidence
     argmax: Tensor | None  # (N,) int64
     row_index: Tensor  # memory of the kept rows
+    target_logit: Tensor  # (N,) packed, bits
 
     @property
     def rows(self) -> KeptRows:
@@ -89,6 +90,7 @@ def forward(
         new(4, n) if return_statistics else None,
         new(n, dtype=torch.int64) if return_statistics else None,
         index,
+        target_logit,
     )
 
     counts = [*(part.end - part.first for part in parts), 0, 0]
@@ -137,7 +139,7 @@ def forward(
         for run in kept:
             run.reference.copy_(torch.where(again > 0, found.lse, run.reference))
             _store_softmax(head, scalars, found.lse, again, run)
-            _store_targets(head, scalars, rows, target_logit, found.lse, run)
+            store_targets(target, rows, target_logit, run, found.lse, scalars.label_smoothing)
     return found
 
 
@@ -219,25 +221,3 @@ def _store_softmax(head: Head, scalars: Scalars, lse: Tensor, number: Tensor, ke
     columns = StripColumns(kept.start, kept.number * kept.width, 0, kept.width)
     tiles = Tiles(uses_descriptors(head.hidden, head.weight))
     recompute_strip(head, replace(scalars, label_smoothing=0.0), number, lse, rows, kept.columns, columns, tiles)
-
-
-def _store_targets(head: Head, scalars: Scalars, rows: KeptRows, target_logit: Tensor, lse: Tensor, kept: Kept) -> None:
-    n = head.hidden.shape[0]
-    run_kernel(
-        target_column_kernel,
-        (blocks(n, 256),),
-        kept=kept.columns,
-        count=rows.number,
-        target=head.target,
-        position=rows.position,
-        target_logit=target_logit,
-        lse=lse,
-        reference=kept.reference,
-        n=n,
-        start=kept.start,
-        columns=kept.number * kept.width,
-        kept_stride=kept.width,
-        label_smoothing=scalars.label_smoothing,
-        ALIGNED_ROWS=launch_table(kept.columns.device, kept.columns.dtype).logit_gradient.rows,
-        BLOCK=256,
-    )

@@ -172,6 +172,42 @@ def test_everything_is_kept_in_one_piece_or_in_both_memories(monkeypatch):
             assert plans[0].memory * 4 <= budget
 
 
+# What else the softmax sums over, in nats above the lse: nothing; as much, as if the head had other rows elsewhere; so
+# much that the rows' factor vanishes beside the target's part; all but the target's logit cancels.
+@pytest.mark.parametrize("elsewhere", [None, 0.0, 150.0, "target alone"])
+def test_a_kept_softmax_is_used_for_gradients_of_statistics(elsewhere, monkeypatch):
+    used, usable = [], LossCall.usable
+    monkeypatch.setattr(LossCall, "usable", lambda *given: used.append(usable(*given)) or used[-1])
+    args = problem(20, 130, 16, bias=True, ignored=0.3)
+    present = args.target != -100
+
+    def total(*tensors, **options):
+        loss, of = linear_cross_entropy(*tensors, reduction="none", return_statistics=True, **options)
+        log_p, lse = of.log_probability[present], of.lse[present]
+        if elsewhere == "target alone":
+            return 0.3 * (log_p + lse).square().mean()
+        whole = lse if elsewhere is None else torch.logaddexp(lse, lse.detach() + elsewhere)
+        return 0.5 * loss[present].mean() + (whole - log_p - lse).mean()
+
+    gradients = {}
+    for implementation, dtype in (
+        ("reference", torch.float64),
+        ("reference", torch.float32),
+        ("triton", torch.float32),
+    ):
+        made = args.to(dtype)
+        options = {"linear_bias": made.linear_bias, "label_smoothing": 0.1, "implementation": implementation}
+        if implementation == "triton":
+            options["workspace_bytes"] = 6_000
+        leaves = made.input, made.linear_weight, made.linear_bias
+        gradients[implementation, dtype] = torch.autograd.grad(total(*made[:3], **options), leaves)
+    exact, eager_ones, got = gradients.values()
+    assert used[0][0].kept
+    assert used[0][0].strips
+    for ours_, whole, plain in zip(got, exact, eager_ones, strict=True):
+        assert relative_error(ours_, whole) < max(2e-6, 2 * relative_error(plain, whole))
+
+
 @pytest.mark.parametrize("need", [(True, True, True), (True, False, False), (False, True, False)])
 @pytest.mark.parametrize("workspace_bytes", [0, 2**20])
 def test_registered_operators(need, workspace_bytes):
