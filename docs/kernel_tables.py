@@ -11,7 +11,14 @@ import pandas as pd
 from table_text import listed, wrapped
 
 __all__ = [
-    *("cpu", "kernel", "kernel_floors", "kernel_host", "kernel_targets", "models", "parallel", "statistics"),
+    "cpu",
+    "kernel",
+    "kernel_floors",
+    "kernel_host",
+    "kernel_targets",
+    "models",
+    "parallel",
+    "statistics",
     "training_step",
 ]
 
@@ -179,36 +186,35 @@ def parallel(data: Path) -> str:
     """A head split over the processes of a group against one process."""
     rows: Any = pd.read_csv(data / "parallel.csv")
     about = json.loads((data / "parallel.json").read_text(encoding="utf-8"))
-    names = {name: name.partition(", ")[2] for name in rows["implementation"].unique()}
-    alone = names.pop("one process") or "one process"
-    head = f"| tokens x vocabulary x hidden | softcap | {alone} | {' | '.join(names.values())} |"
-    lines = [head.replace("no smoothing", "`loss_parallel`, no smoothing"), "|---|---|" + "---|" * (len(names) + 1)]
-    for (*size, cap), case in rows.groupby(["tokens", "vocab_size", "hidden_size", "softcap"], sort=False, dropna=False):
-        found = case.set_index("implementation")
-        one = found.loc["one process"]
-        cells = [f"{one['ms']:.1f}, {one['peak_mib']:.0f}"]
-        for name in names:
-            row = found.loc[name] if name in found.index else None
-            text = "" if row is None else f"{row['ms']:.1f}, {row['peak_mib']:.0f}"
-            cells.append(text + (f" ({one['ms'] / row['ms']:.2f} x)" if name.startswith("process_group") else ""))
-        lines.append(f"| {' x '.join(map(str, size))} | {'off' if cap != cap else f'{cap:g}'} | {' | '.join(cells)} |")
-    split = rows[rows["implementation"].str.startswith("process_group")]
-    even = split[split["implementation"].str.endswith("even") & ~split["implementation"].str.endswith("uneven")]
-    off = split[["input_gradient_difference", "weight_gradient_difference"]].to_numpy()
-    whole = rows[rows["implementation"] == "one process"]["head_gradient_mib"].to_numpy()
-    share = (even["head_gradient_mib"].to_numpy() / whole).max()
+    one, even, *others = rows["implementation"].unique()
+    rival = others[-1]
+    labels = [name.removeprefix("process_group, ") for name in (one, even, *others)]
+    head = f"| tokens x vocabulary x hidden | softcap | {' | '.join(labels)} |".replace(rival, f"`{rival}`")
+    lines = [head.replace(", no smoothing`", "`, no smoothing"), "|---|---|" + "---|" * len(labels)]
+    sizes = ["tokens", "vocab_size", "hidden_size", "softcap"]
+    for (*size, cap), case in rows.groupby(sizes, sort=False, dropna=False):
+        found: Any = case.set_index("implementation").to_dict("index")
+        cells = [" x ".join(map(str, size)), "off" if pd.isna(cap) else f"{cap:g}"]
+        for name in (one, even, *others):
+            row = found.get(name)
+            cells.append(f"{row['ms']:.1f}, {row['peak_mib']:.0f}" if row else "")
+            if name not in (one, rival):
+                cells[-1] += f" ({found[one]['ms'] / row['ms']:.2f} x)"
+        lines.append(f"| {' | '.join(cells)} |")
+    memory = {name: rows[rows["implementation"] == name]["head_gradient_mib"].to_numpy() for name in (one, even)}
+    off = rows[~rows["implementation"].isin([one, rival])][["input_gradient_difference", "weight_gradient_difference"]]
     where = (
-        f"On {rows['processes'].max()} {about['device']} joined by NVLink, {rows['dtype'].iloc[0]}, smoothing 0.1, loss "
-        "and both gradients: ms, MiB beyond the gradients, and how many times as fast as one process; uneven slices have "
-        "a third and two thirds of the rows; from `paper_figures/data/parallel.csv`, made by "
+        f"On {rows['processes'].max()} {about['device']} joined by NVLink, {rows['dtype'].iloc[0]}, smoothing 0.1, "
+        "loss and both gradients: ms, MiB beyond the gradients, and how many times as fast as one process; uneven "
+        "slices have a third and two thirds of the rows; from `paper_figures/data/parallel.csv`, made by "
         "`python -m kernel.benchmark.parallel`:"
     )
     told = (
-        f"With even slices a process holds {share:g} of the head's gradient. Losses equal one process's, calls repeat "
-        f"{'bit for bit' if rows['repeats_bitwise'].all() else 'NOT bit for bit'}, and gradients differ from one "
-        f"process's by {off.min():.4f} to {off.max():.4f} of their norm, two roundings to bfloat16 apart: each of both "
-        "is 0.0023 to 0.0028 away from float64 (`kernel.csv`), and independent errors of that size differ by the root "
-        "of two times as much."
+        f"With even slices a process holds {(memory[even] / memory[one]).max():g} of the head's gradient. Calls repeat "
+        f"{'bit for bit' if rows['repeats_bitwise'].all() else 'NOT bit for bit'}, mean losses are one process's "
+        f"{'to the last bit' if rows['loss_difference'].max() == 0 else 'but for rounding'}. Gradients differ from its "
+        f"own by {off.min().min():.4f} to {off.max().max():.4f}, both being rounded to bfloat16: each is 0.0023 to "
+        "0.0028 away from float64 (`kernel.csv`), and independent errors of that size differ by sqrt 2 times as much."
     )
     return "\n".join([wrapped(where), "", *lines, "", wrapped(told)])
 
