@@ -77,7 +77,8 @@ class Planner:
         times: Of the problem's strips.
         keep: Whether columns are kept.
         consumed: Whether the backward may write where columns are kept.
-        first: The first column that may be kept.
+        first: The first column that may be kept. If it is not 0, columns are kept only where that saves more than it
+            costs when few tokens are kept.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Planner:
     ) -> None:
         self.vocab_size, self.itemsize, self.times = vocab_size, itemsize, times
         self.keep, self.consumed, self.first = keep, consumed, blocks(first, times.tile) * times.tile
+        self.least = times.run if first else 0.0  # what columns kept in one memory have to save, in microseconds
         self.n, self.hidden_size, self.tile, self.vocab = times.n, times.hidden_size, times.tile, times.vocab
         self.memory = vocab_size * self.hidden_size if times.weight_gradient else 0
         # Hidden states scaled for kept columns that enter the products as they are, at the gradient's beginning.
@@ -135,6 +137,8 @@ class Planner:
                 if spare < tile_bytes:
                     continue
                 columns = min(spare // tile_bytes * self.tile, max(end - least, 0))
+            if self.times.saved * columns < self.least:
+                columns = 0
             if end >= least and self.vocab - end + columns > most:
                 most, scaled_in_gradient = self.vocab - end + columns, inside
                 best = () if stack is None else (stack,)
@@ -149,7 +153,7 @@ class Planner:
         """
         if not (self.keep and self.consumed and self.memory):
             return None
-        best, least = None, 0.0
+        best, least = None, -self.least
         widest = self.times.width(self.vocab, False)
         each = self.times.microseconds(widest, False) / widest  # of a column that is not kept
         block = self.times.table.logit_gradient.rows

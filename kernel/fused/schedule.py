@@ -33,8 +33,9 @@ DEFAULT_WORKSPACE_BYTES = 128 * 2**20
 
 _WORTHWHILE = 4  # tiles of logits: to keep fewer saves no time, and their rounding errors may all point one way
 # A budget up to the default is one that nobody may have chosen. Of it only what saves a percent of the backward's time
-# is used, and the first columns, the frequent words of most vocabularies, are computed anew: in half precision a kept
-# probability costs some accuracy, which in these rows of the head would be seen in the whole.
+# is used, and what pays for its launches, of which there are as many where most tokens are ignored. The first columns,
+# the frequent words of most vocabularies, are computed anew: in half precision a kept probability costs some accuracy,
+# which in these rows of the head would be seen in the whole.
 _NEAR = 1.01
 _RECOMPUTED = 16  # one in so many columns
 _SIZES = (4, 5, 6, 7)  # of workspaces that are tried, in quarters of a tile of dz, times powers of two

@@ -11,6 +11,9 @@ __all__ = ["MAX_WIDTH", "StripTimes"]
 # Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles (launches,
 # the accumulator's traffic) and of one launch alone, and bytes moved in one: fitted to an H100; only ratios matter.
 _STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 2.5e6
+# Of kept columns in one memory: sweeps of the forward that they end, launches that look whether to repair them, and so
+# on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved.
+_RUN = 150.0
 _EPILOGUE = 4  # of a tile of dz, in steps
 MAX_WIDTH = 16384
 
@@ -50,6 +53,7 @@ class StripTimes:
         dz = table.logit_gradient
         depth = hidden_size + _EPILOGUE * dz.depth
         self.saved = _STEP_DZ * n * depth / (128 * 256 * 64) / processors
+        self.run = _RUN
         self.times: dict[tuple[int, bool], float] = {}
         self.fastest: dict[bool, list[int]] = {False: [], True: []}  # fastest width of at most 1, 2, ... tiles
 

@@ -125,8 +125,8 @@ def test_a_budget_buys_what_it_should(name, direct):
         # What lacks is less than a strip: whole tiles and rounds of them, peaks, hidden states scaled for kept columns.
         bought = min(own + mib * 2**20 // (2 * n), v)
         widest = max([s.padded for s in found.strips], default=0)
-        if mib <= 128:  # what nobody may have chosen is not all used
-            assert found.columns > min(bought, v * 15 // 16) - max(widest, 2 * 256), mib
+        if mib <= 128:  # what nobody may have chosen is not all used, least where a column saves little
+            assert d < 1000 or found.columns > min(bought, v * 15 // 16) - max(widest, 2 * 256), mib
         else:
             assert found.columns >= bought - min(max(widest, 2 * 256), 0.015 * v + (d if direct else 0)), mib
     assert least >= v
@@ -136,7 +136,7 @@ def test_a_budget_buys_what_it_should(name, direct):
 def test_more_is_kept_than_in_one_memory_at_equal_memory(name):
     shape, mib, by_default, with_gib = HEADS[name]
     found, default, gib = (plan(*shape, size * 2**20) for size in (mib, 128, 1024))
-    assert found.columns / shape[1] > by_default
+    assert found.columns / shape[1] > by_default - (0.01 if shape[2] < 1000 else 0)
     assert default.columns >= found.columns
     assert gib.columns / shape[1] >= min(with_gib + 0.09, 1)
     assert 2 * default.memory <= 2**27
@@ -155,8 +155,15 @@ def test_products_that_are_left_to_do():
         "V 151936": [3.49, 3.11],
         "V 262144": [3.52, 3.28],
         "N 6000": [3.39, 3.0],
-        "D 640": [3.94, 3.79],
+        "D 640": [3.96, 3.79],
     }
+
+
+@pytest.mark.parametrize(("shape", "pieces"), [((16384, 49152, 576), 0), ((8192, 50257, 768), 1)])
+def test_small_heads_keep_by_default_only_what_pays_for_its_launches(shape, pieces):
+    """As many launches serve a fifth of the tokens, where instruction tuning ignores the others."""
+    assert len(plan(*shape, 128 * 2**20).kept) == pieces
+    assert plan(*shape, 129 * 2**20).columns > 0
 
 
 @pytest.mark.parametrize("direct", [True, False])
