@@ -42,7 +42,8 @@ def temperature(data: Path) -> str:
             yes = row.mean > 0.01 and restored[cell].mean > 0
             more = [f"{signed(x.mean)} [{signed(x.low)}, {signed(x.high)}]" for x in (row, gain[cell])]
             name = cell.removeprefix("arm=").replace("budget", "norm budget")
-            lines.append(f"| {name} | {' | '.join(more)} | {'yes' if yes else 'no'} |")
+            word = "not decided" if row.low != row.low else "yes" if yes else "no"
+            lines.append(f"| {name} | {' | '.join(more)} | {word} |")
     return "\n".join(lines)
 
 

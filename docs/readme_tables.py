@@ -14,6 +14,7 @@ sys.path[:0] = [str(folder) for folder in (Path(__file__).resolve().parent.paren
 import audit_tables as audits  # paper_figures is no part of the installed package, and docs no package
 import kernel_tables as kernels
 import notes_tables as notes
+import real_tables as real
 import scratch_tables as scratch
 import study_tables as studies
 from table_text import DATA, ROOT, numbers_in_full
@@ -44,6 +45,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "uncapped": notes.uncapped,
     "rivals": notes.rivals,
     "recommendation": audits.recommendation,
+    "shared changes": real.shared_changes,
     "transformers": scratch.transformers,
 }
 

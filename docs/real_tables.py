@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from table_text import signed
 
-__all__ = ["MODELS", "models", "verdicts", "vocabulary"]
+__all__ = ["MODELS", "models", "shared_changes", "verdicts", "vocabulary"]
 
 MODELS = {"gemma": "Gemma-3-270M", "smollm2": "SmolLM2-135M-Instruct"}
 _VIEWS = {
@@ -19,6 +19,29 @@ _VIEWS = {
 }
 _SCORES = {"accuracy": "accuracy", "ece": "ECE", "rms": "RMS-CE", "rms_sorted": "RMS-CE, sorted", "nll": "NLL"}
 _STAGES = ("before tuning", "b = 0", "b = .1", "b = 0, T fitted", "b = 0, stopped early")
+
+
+_PREDICTORS = {
+    "scale": "one scale",
+    "gain": "a gain for each dimension",
+    "low_rank": "scale, shift and a matrix of rank 8",
+    "affine": "any matrix and a shift",
+    "clipped": "$b(p-1/V)\\max(0,1-A)$",
+    "rational": "$b(p-1/V)/(1+A)$",
+}
+
+
+def shared_changes(data: Path) -> str:
+    """What shared changes of the features predict of the falls of tuned models, beside two rules of thumb."""
+    table = pd.read_csv(data / "shared_changes.csv").set_index(["group", "predictor"])
+    lines = ["| | fall over prediction, responses | text | error over all | numbers |", "|---|---|---|---|---|"]
+    for name, said in _PREDICTORS.items():
+        every, *views = (table.loc[group, name] for group in ("all cells", "view response", "view text"))
+        cells = [
+            "not solved" if pd.isna(x) else f"{x:.2f}" for x in (*(view["ratio"] for view in views), every["error"])
+        ]
+        lines.append(f"| {said} | {' | '.join(cells)} | {every['predicted']:.0f} of {every['cells']:.0f} |")
+    return "\n".join(lines)
 
 
 def models(data: Path) -> str:

@@ -241,13 +241,13 @@ print(f"free norms, cap removed after training: plain {plain:.3f}, smoothed {smo
 #    Where they nearly are, it enlarges the little they differ in.
 # 3. **The contraction**, kept, restores nothing. *Removed after training* with free norms, at the $c$ shown, it leaves
 #    raw logits far too large, and smoothing reduces that: an effect of smoothing, on an error that the cap itself has
-#    made. At other $c$ it does less, or the opposite (at $c = 2$).
+#    made. At other $c$ it does less, or the opposite (at $c = 48$).
 # 4. **Under weight decay** a training temperature raises the gain of smoothing, but not the fall in confidence: no
 #    effect is restored. A contraction on top makes smoothing harmful.
 # 5. **A restored effect need not be a better model.** Under this budget, training at $T = 0.25$ first makes the plain
 #    head over-confident; smoothing then repairs it, to near where the plain head at $T = 1$ had been all along. That is
-#    the low-rank teacher at $V = 256$: with peaks in the targets, and at $V = 4{,}096$, temperature and smoothing
-#    together are better than neither ([docs/study_notes.md](../docs/study_notes.md)).
+#    the low-rank teacher, at $V = 4{,}096$ too: with peaks in the targets temperature and smoothing together are
+#    better than neither ([docs/study_notes.md](../docs/study_notes.md)).
 #
 # ## 5 · The softcap of a public model
 #

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from ..claims.response import joined
 from ..command import committed_folder
 from ..lab.tables import find_table, read_table
 from ..response import clipped_fall
@@ -49,8 +50,8 @@ class Studies:
 
     def pairs(self, low: float, high: float, *, noisy: bool) -> pd.DataFrame:
         """The solved pairs of S9 with an index of ``low`` to ``high`` where several tokens are right, or else one."""
-        pairs = self.table("S9")
-        pairs = pairs.loc[pairs["solved"].eq(True) & pairs["fall"].notna() & ((pairs["teacher"] != "det") == noisy)]
+        pairs = joined(self.table("S9"), {name: self.table(name) for name in ("S3", "S4", "S5")})
+        pairs = pairs.loc[pairs["confirmed"] & ((pairs["teacher"] != "det") == noisy)]
         return pairs.loc[pairs["activity_index"].between(low, high)]
 
     def tunings(self, view: str, reading: str = "as_trained") -> pd.DataFrame:

@@ -124,7 +124,7 @@ def _smoothing(get: Lookup) -> Iterator[str]:
         yield (
             f"{shown(above)}, above 1: smoothing would not act at first; even the smoothed loss wants larger logits "
             "than these, and its pull only slows their growth. Noisy targets and unfinished training blur the turn at "
-            "1: in simulations with noisy targets confidence still fell at indices of 1 to 3, by up to 0.042."
+            "1: in simulations with noisy targets confidence still fell at indices of 1 to 3, by up to 0.052."
         )
     if below:
         gap = get("prediction", "scale_gap")

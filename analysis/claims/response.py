@@ -1,6 +1,7 @@
 """S9 judged: predicted falls beside the measured ones, without any fit, and beside the rivals of two numbers.
 
-The command is ``python -m analysis.claims.response``.
+The command is ``python -m analysis.claims.response``; what was predicted of S9 is judged by :mod:`.law`, in a table
+beside this one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..lab.provenance import made_here
 from ..lab.registry import PRESETS, Preset
 from ..lab.running import committed_folder
 from ..lab.tables import find_table, read_table, write_table
+from .law import judged
 from .statistics import Effect, bootstrap_half_width, resamples
 
 __all__ = ["accuracy", "joined", "main", "unfitted_share"]
@@ -100,7 +102,7 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         ``group``, ``predictor``, ``cells``, ``seeds``, ``r2`` (unfitted) with ``r2_low`` and ``r2_high``, ``ahead``, by
         how much P's r2 is above it, paired over the same resamples, with ``ahead_low`` and ``ahead_high``, ``slope``
-        of the measured fall on it, ``largest_error`` and ``largest_error_cell``.
+        of the measured fall on it with ``slope_low`` and ``slope_high``, ``largest_error`` and ``largest_error_cell``.
     """
     pairs = pairs.loc[pairs["confirmed"]]
     noisy, inside = pairs["teacher"] != "det", pairs["activity_index"].between(*_TRANSITION)
@@ -115,11 +117,20 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
     }
     for b in sorted(pairs.loc[grid, "label_smoothing"].round(6).unique()):
         groups[f"b = {b:g}, .05 < A < 6"] = grid & inside & (pairs["label_smoothing"].round(6) == b)
-    for arm in sorted(set(own) - {""}):
-        groups[f"arm {arm}"] = own == arm
-    if "samples_per_context" in pairs:
-        for samples in sorted(pairs.loc[own == "trunk", "samples_per_context"].unique()):
-            groups[f"arm trunk, {samples:g} samples"] = (own == "trunk") & (pairs["samples_per_context"] == samples)
+    for name, which, column, label in (
+        ("", grid, "source", "{}"),
+        ("noisy, ", grid & noisy, "vocab_size", "V = {}"),
+        ("noisy, .05 < A < 6, ", grid & noisy & inside, "vocab_size", "V = {}"),
+        ("noisy, .05 < A < 6, ", grid & noisy & inside, "hidden_size", "D = {}"),
+        ("noisy, ", grid & noisy, "norm", "{} norms"),
+        ("arm ", own != "", "arm", "{}"),
+        ("arm trunk, ", own == "trunk", "samples_per_context", "{} samples"),
+        ("arm contexts, ", own == "contexts", "n_contexts", "{} contexts"),
+    ):
+        values = sorted(pairs.loc[which, column].unique()) if column in pairs else []
+        groups |= {name + label.format(value): which & (pairs[column] == value) for value in values}
+    if "softcap" in pairs:
+        groups["noisy, with a softcap"] = grid & noisy & pairs["softcap"].notna()
     lines = [line for name, which in groups.items() for line in _lines(name, pairs.loc[which])]
     return pd.DataFrame(lines)
 
@@ -143,6 +154,7 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
             continue
         share = _over_seeds(values, lambda y, x, best: unfitted_share(x, y))
         ahead = _over_seeds(values, lambda y, x, best: unfitted_share(best, y) - unfitted_share(x, y))
+        slope = _over_seeds(values, lambda y, x, best: _slope(x, y))
         y, x, _ = np.nanmean(values, axis=2)
         worst = int(np.abs(y - x).argmax())
         named = pairs.loc[numbers == kept[worst], cell].iloc[0]
@@ -150,7 +162,8 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
             "group": group, "predictor": rival, "cells": len(y), "seeds": names.size,
             "r2": share.mean, "r2_low": share.low, "r2_high": share.high,
             "ahead": ahead.mean, "ahead_low": ahead.low, "ahead_high": ahead.high,
-            "slope": _slope(x, y), "largest_error": float(np.abs(y - x).max()),
+            "slope": slope.mean, "slope_low": slope.low, "slope_high": slope.high,
+            "largest_error": float(np.abs(y - x).max()),
             "largest_error_cell": " ".join(f"{name}={value}" for name, value in named.items()),
         })  # fmt: skip
     return lines
@@ -177,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Join, judge, print and write; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.claims.response",
-        description="Accuracy of the predicted falls of S9, with intervals over seeds.",
+        description="Accuracy of the predicted falls of S9, with intervals over seeds, and what was predicted of them.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -215,7 +228,14 @@ def _judge(preset: Preset, out: Path | None, file: Path) -> int:
         wall_seconds=round(time.perf_counter() - start, 3),
     )
     write_table(table, file, made, digits=6)
-    print(f"{len(pairs)} pairs, left out: {left_out} -> {shown(file)}")
+    asked = judged(table, pairs, read_table(path), _CELL)
+    beside = file.with_name(f"{file.name.split('.')[0].removesuffix('_accuracy')}_predictions.csv")
+    write_table(asked, beside, made, digits=6)
+    for part in asked.to_dict("records"):
+        interval = "" if pd.isna(part["low"]) else f" [{part['low']:.4f}, {part['high']:.4f}]"
+        said = f"{part['prediction']} {part['holds']:8}{part['part']}: {part['found']:.4f}{interval}"
+        print(f"{said}, {part['cells']} cells")
+    print(f"{len(pairs)} pairs, left out: {left_out} -> {shown(file)} and {shown(beside)}")
     return 0
 
 

@@ -35,6 +35,8 @@ class Effect(NamedTuple):
     def __str__(self) -> str:
         if not self.cells:
             return "not known (no rows)"
+        if np.isnan(self.low) and self.seeds == 1:
+            return f"{self.mean:.4f} (one seed)"
         return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 

@@ -127,7 +127,7 @@ class TestVerdicts:
         verdict, found = decide("K6", Given(S5=s5(DATA)))
         kept = {"form": "contraction", "norms": "budget", "way": "kept", "c": 2.0}
         assert found.at("rise", **kept)[0].low > 0.004  # what had been called a rise
-        assert found.at("gain", **kept)[0].high < 0.001
+        assert found.at("gain", **kept)[0].high < 0.002
         assert found.at("fall_rise", **kept)[0].high < 0
         assert verdict.size is not None
         assert verdict.size.high < 0
@@ -139,10 +139,10 @@ class TestVerdicts:
         assert found("rise", **decay).low > 0.02
         assert found("gain", **decay).low > 0
         assert abs(found("fall_rise", **decay).mean) < 0.01
-        assert "; restores: budget, Adam under the budget, trunk under the budget. " in verdict.condition
+        assert "; restores: budget, Adam under the budget. " in verdict.condition
         assert restores(found, found("fall_rise", arm="budget"))
         assert not restores(found, found("fall_rise", **decay))
-        assert "cold and smoothed is no better than plain at T = 1 in 3 of 5 arms" in verdict.counter_evidence
+        assert "cold and smoothed is no better than plain at T = 1 in 4 of 5 arms" in verdict.counter_evidence
         table = s5(DATA)
         at_one = (table["temperature"] == 1) | (table["label_smoothing"] == 0)
         as_much = table["confidence"].where(at_one, table["confidence"] + 0.05)  # cold heads fall by .05 less
@@ -197,8 +197,8 @@ class TestVerdicts:
         shifted = table["true_ece"].where((table["norm"] == "budget") | (table["label_smoothing"] > 0), 0.9)
         before, after = (decide("K5", Given(S5=rows))[1] for rows in (table, table.assign(true_ece=shifted)))
         under, free = {"arm": "trunk under the budget"}, {"arm": "trunk with free norms"}
-        assert before("rise", **under) == after("rise", **under)
-        assert (before("rise", **under).seeds, before["seeds_run"]) == (2, 5)
+        assert before("rise", **under).mean == after("rise", **under).mean  # of one seed: it has no interval
+        assert (before("rise", **under).seeds, before["seeds_run"]) == (1, 5)
         assert before("rise", **free) != after("rise", **free)
 
     def test_harm_without_over_fitting_and_sizes_without_effect_are_conditions(self):
