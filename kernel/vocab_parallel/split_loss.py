@@ -92,8 +92,9 @@ def loss(
     entropy = whole - (part * every["expected"]).sum(0)
     token_loss = -(1 - options.label_smoothing) * log_p
     if options.label_smoothing:
-        sizes = torch.tensor(share.rows, dtype=whole.dtype, device=whole.device)
-        mean = torch.tensordot(sizes / share.vocab_size, every["mean"], 1)
+        # By numbers of the host: a tensor made of them would let it wait for the device.
+        parts = zip(share.rows, every["mean"].unbind(), strict=True)
+        mean = sum((rows / share.vocab_size * part_mean for rows, part_mean in parts), torch.zeros_like(whole))
         token_loss = token_loss + options.label_smoothing * (whole - mean)
     if options.confidence_penalty:
         token_loss = token_loss - options.confidence_penalty * entropy
