@@ -98,11 +98,12 @@ class Planner:
 
     def plan(self, budget: int) -> Plan:
         """The plan for ``budget`` bytes outside the gradients; with a strip of one tile if they are fewer."""
-        if self.keep and not self.first and (self.n * self.itemsize + self.peaks) * self.vocab <= budget:
+        by_themselves = self.consumed or self.times.direct  # no dz takes memory beside kept columns, if all are kept
+        if by_themselves and self.keep and not self.first and self.bytes_of(self.vocab) <= budget:
             # In one piece, whose launches are fewest: a few percent faster than with a part in the gradient's memory.
             return self.build(0, (KeptColumns(0, self.vocab, 1, False),), scaled_in_gradient=False)
         kept, scaled_in_gradient = self.kept(budget)
-        if self.consumed or sum(run.columns for run in kept) == self.vocab:
+        if self.consumed or (by_themselves and sum(run.columns for run in kept) == self.vocab):
             spare = budget - (0 if scaled_in_gradient else self.base * self.itemsize)
             return self.build(self.whole_tiles(spare), kept, scaled_in_gradient=scaled_in_gradient)
         plans = []
@@ -113,6 +114,10 @@ class Planner:
             if kept:  # dz takes memory beside them
                 plans.append(self.build(width, kept, scaled_in_gradient=scaled_in_gradient))
         return min(plans, key=lambda plan: plan.time)
+
+    def bytes_of(self, columns: int) -> int:
+        """Bytes of kept columns in one piece, and of their tiles' peaks."""
+        return (self.n * self.itemsize + self.peaks) * columns
 
     def whole_tiles(self, size: int) -> int:
         """Columns of dz in ``size`` bytes, at least one tile."""

@@ -214,6 +214,11 @@ def test_without_their_own_memory_columns_are_kept_in_the_workspace_alone():
     assert half.memory == n * half.columns + half.workspace
     assert large.columns == v
     assert large.strips == ()
+    for budget in (2 * n * v, 2 * n * (v + 20000)):  # codes take a strip of dz beside them
+        coded = plan(n, v, d, budget, consumed=False, direct=False)
+        assert 2 * coded.memory <= budget
+        assert coded.columns > 0.9 * v
+        assert max(s.padded for s in coded.strips) > 2000
 
 
 def test_frozen_weight_has_no_gradient_memory():
