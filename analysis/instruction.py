@@ -100,7 +100,7 @@ def _run(options: argparse.Namespace) -> int:
     if not options.model.exists():
         raise FileNotFoundError(f"MODEL must be a folder or a GGUF file, got {options.model}, which does not exist.")
     function = partial(tune, model=options.model, questions=options.questions, device=options.device)
-    status = run_grid(function, _grid(options), options)
+    status = run_grid(function, _grid(options), options, RowStore(options.out / "rows"))
     if options.shard is None or options.shard[1] == 1:
         _table(options)
     return status
@@ -135,7 +135,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    return print_status(_grid(options), options.out)
+    return print_status(_grid(options), RowStore(options.out / "rows"))
 
 
 def _verdicts(options: argparse.Namespace) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from table_text import signed
 
-__all__ = ["cost", "rivals", "temperature", "uncapped"]
+__all__ = ["cost", "law", "rivals", "temperature", "uncapped"]
 
 _REMEDIES = {  # method of S7 -> what the notes call it
     "b=0 post_hoc": "temperature fitted afterwards",
@@ -40,11 +41,42 @@ def temperature(data: Path) -> str:
     for cell, row in fall.items():
         if cell.startswith("arm="):
             yes = row.mean > 0.01 and restored[cell].mean > 0
-            more = [f"{signed(x.mean)} [{signed(x.low)}, {signed(x.high)}]" for x in (row, gain[cell])]
+            more = [_with_interval(x.mean, x.low, x.high) for x in (row, gain[cell])]
             name = cell.removeprefix("arm=").replace("budget", "norm budget")
             word = "not decided" if row.low != row.low else "yes" if yes else "no"
             lines.append(f"| {name} | {' | '.join(more)} | {word} |")
     return "\n".join(lines)
+
+
+def _with_interval(mean: float, low: float, high: float) -> str:
+    """A number with its interval, which one seed does not give."""
+    if abs(mean) > 10:
+        return f"{mean:.0f} [{low:.0f}, {high:.0f}]".replace("-", "\N{MINUS SIGN}")
+    return signed(mean) + ("" if pd.isna(low) else f" [{signed(low)}, {signed(high)}]")
+
+
+def law(data: Path) -> str:
+    """What was registered of the law (S9), part by part."""
+    table: Any = pd.read_csv(data / "S9_predictions.csv")
+    lines = ["| | predicted | asked | found | settings | holds |", "|---|---|---|---|---|---|"]
+    for row in table.itertuples():
+        share = pd.isna(row.low) and row.asked not in ("at most 0.01",)
+        found = f"in {row.found:.0%}" if share else _with_interval(row.found, row.low, row.high)
+        known = "" if row.holds == "not run" else found
+        holds = {"no": "**no**", "open": "too few to say"}.get(row.holds, row.holds)
+        part = _RULES.sub(lambda rule: _SAID[rule[0]], row.part)
+        lines.append(f"| {row.prediction} | {part} | {row.asked} | {known} | {row.cells or ''} | {holds} |")
+    return "\n".join(lines)
+
+
+_SAID = {
+    "clipped_fall": "b (p - 1/V) max(0, 1 - A)",
+    "rational_fall": "b (p - 1/V) / (1 + A)",
+    "R2": "R²",
+    "sin2": "sin²",
+    "chi": "χ",
+}
+_RULES = re.compile("|".join(_SAID))
 
 
 def uncapped(data: Path) -> str:

@@ -44,9 +44,11 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "temperature": notes.temperature,
     "uncapped": notes.uncapped,
     "rivals": notes.rivals,
+    "law": notes.law,
     "recommendation": audits.recommendation,
     "shared changes": real.shared_changes,
     "transformers": scratch.transformers,
+    "transformers registered": scratch.registered,
 }
 
 

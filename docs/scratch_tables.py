@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["transformers"]
+__all__ = ["registered", "transformers"]
 
 _ON = {"S11": "a language of known truth (S11)", "S12": "real text (S12)"}
 # Column of the table of sizes -> finding and its claim, digits.
@@ -22,12 +22,14 @@ _SIZES: dict[str, dict[str, tuple[str, str, str]]] = {
         "divergence before tuning, nats": ("K3", "divergence", ".3f"),
         "confidence over the truth's own": ("K3", "share", ".3f"),
         "fall over $b\\,(p - 1/V)$": ("K4", "fall_share", ".2f"),
+        "that on tokens tuned on": ("K4", "fall_share_on_train", ".2f"),
         "$A$ of the tokens tuned on": ("K4", "activity", ".2f"),
     },
     "S12": {
         "bits per byte before tuning": ("K4", "bits_per_byte", ".3f"),
         "confidence then": ("K3", "confidence", ".3f"),
         "fall over $b\\,(p - 1/V)$": ("K4", "fall_share", ".2f"),
+        "that on tokens tuned on": ("K4", "fall_share_on_train", ".2f"),
         "$A$ of the tokens tuned on": ("K4", "activity", ".2f"),
     },
 }
@@ -53,7 +55,9 @@ def _folder(data: Path, name: str) -> tuple[Path, str]:
 
 
 def _study(name: str, folder: Path, preset: str) -> str:
-    verdicts = pd.read_csv(folder / f"{name}_verdicts.csv").fillna({"depends_on": "", "counter_evidence": ""})
+    texts = ["depends_on", "counter_evidence"]  # a column that is empty throughout would be one of numbers
+    verdicts = pd.read_csv(folder / f"{name}_verdicts.csv").astype(dict.fromkeys(texts, object))
+    verdicts = verdicts.fillna(dict.fromkeys(texts, ""))
     findings: Any = pd.read_csv(folder / f"{name}_findings.csv").fillna({"cell": ""})
     known = {(row.claim, row.finding, row.cell): row for row in findings.itertuples()}
     where = f"`{folder.relative_to(folder.parents[1 if preset == 'full' else 2])}/{name}_verdicts.csv`"
@@ -103,7 +107,11 @@ def _seconds(folder: Path, name: str) -> dict[str, str]:
 
 
 def _sizes(name: str, known: Mapping[tuple[str, str, str], Any], seconds: Mapping[str, str]) -> str:
-    columns = {**_SIZES[name], **_LAW}
+    columns = {
+        title: column
+        for title, column in {**_SIZES[name], **_LAW}.items()
+        if any(row.mean == row.mean for (claim, finding, _), row in known.items() if (claim, finding) == column[:2])
+    }
     cells = [cell for claim, finding, cell in known if (claim, finding) == ("K4", "fall_share")]
     names = [*columns, *["seconds a row"] * bool(seconds)]
     lines = [f"| $V$ | $D$ | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
@@ -113,7 +121,8 @@ def _sizes(name: str, known: Mapping[tuple[str, str, str], Any], seconds: Mappin
         numbers += [seconds.get(cell, "")] * bool(seconds)
         lines.append(f"| {' | '.join([*sizes, *numbers])} |")
     said = (
-        f"By size. Under {', '.join(_LAW)}: the fall that the plain model predicts over the one that came (1: right)."
+        f"By size. Under {', '.join(title for title in _LAW if title in columns)}: the fall that the plain model "
+        "predicts over the one that came (1: right; a dash: solved for no model)."
     )
     return f"{said}\n\n" + "\n".join(lines)
 
@@ -146,6 +155,27 @@ def _number(known: Mapping[tuple[str, str, str], Any], key: tuple[str, str, str]
     """The mean of a finding; a dash where it is not known."""
     value = known[key].mean if key in known else float("nan")
     return format(value, form).replace("-", "\N{MINUS SIGN}") if value == value else "\N{EN DASH}"
+
+
+def registered(data: Path) -> str:
+    """How many parts of the predictions hold, and those that do not, or not surely."""
+    tables: Any = pd.concat(
+        [pd.read_csv(data / f"{name}_predictions.csv").assign(on=name) for name in _ON], ignore_index=True
+    )
+    counts = tables["holds"].value_counts()
+    words = ("yes", "no", "open", "confounded", "not measured")
+    counted = ", ".join(f"{counts[word]} *{word}*" for word in words if word in counts)
+    lines = ["| | claim | asked | found | holds |", "|---|---|---|---|---|"]
+    for row in tables[tables["holds"] != "yes"].itertuples():
+        interval = "" if row.low != row.low else f" [{_signed(row.low)}, {_signed(row.high)}]"
+        found = "" if row.found != row.found else f"{_signed(row.found)}{interval}"
+        lines.append(f"| {row.on} | {row.claim} | {row.part}: {row.asked} | {found} | {row.holds} |")
+    said = f"Of {len(tables)} parts: {counted}. All that is not a plain *yes*:"
+    return "\n".join([_wrapped(said), "", *lines])
+
+
+def _signed(value: float) -> str:
+    return format(value, ".3f").replace("-", "\N{MINUS SIGN}")
 
 
 def _wrapped(text: str) -> str:

@@ -95,13 +95,18 @@ def caption(data: Path) -> str:
 
     done, planned = read_table(data / "S9.csv.gz")["key"].nunique(), len(experiment("S9").configs("full"))
     heads = f"all {planned:,} heads planned" if done == planned else f"{done:,} of {planned:,} heads planned"
+    lines: Any = pd.read_csv(data / "S9_accuracy.csv").set_index(["group", "predictor"])
+    det, noisy = (lines.loc[(kind, "predicted_fall")] for kind in ("det", "noisy"))
+    rough = lines.loc[("noisy", "clipped_fall")]
     return wrapped(
         "Each mark is one setting of a small simulated head, a last linear layer, trained with and without "
-        f"smoothing ({heads}). (a) The fall in confidence follows from the head without smoothing, nothing fitted "
-        "([how](docs/theory.md#c6-how-far-confidence-falls)), whether each context has one right next token "
-        "(deterministic) or several, as in text (noisy). (b) Two numbers, confidence p and activity index A (below), "
-        "do for deterministic targets only. Real models have only such rough rules: SmolLM2, whose stars stand in (b) "
-        "only, fell by 0.7 to 3.1 times this one."
+        f"smoothing ({heads}). (a) The fall in confidence, told from the head without smoothing, nothing fitted "
+        "([how](docs/theory.md#c6-how-far-confidence-falls)): exact to "
+        f"{det['largest_error']:.3f} where each context has one right next token (deterministic), where several are "
+        f"right, as in text (noisy), off by more than 0.01 in {noisy['missed']} of {noisy['cells']} settings "
+        "([where](docs/study_notes.md#the-law-s9)). (b) Two numbers, confidence p and activity index A (below), miss "
+        f"so in {rough['missed']} of {rough['cells']}. Real models have only such rough rules: SmolLM2, whose stars "
+        "stand in (b) only, fell by 0.7 to 3.1 times this one."
     )
 
 
@@ -124,6 +129,9 @@ def found(data: Path) -> str:
         5 * early_gain < gain < min(fitted, early) and elsewhere < 0, "a temperature and early stopping did more (K2)"
     )
     _still(0 < of_all["K3", "step_from_64"] < steps.max() and of_64.max() < steps.max(), "a larger one adds less (K3)")
+    scratch: Any = pd.concat([pd.read_csv(data / f"{name}_findings.csv") for name in ("S11", "S12")])
+    fit = scratch.loc[(scratch["claim"] == "K3") & scratch["finding"].isin(["divergence_step", "bits_step"]), "low"]
+    _still(bool((fit > 0).all()), "narrow transformers fit worse (K3)")
     _still((both <= 0).mean() > 0.5, "doing neither was as good or better in most arms (K5)")
     _still(matmul < 1.05, "the loss takes no more time than eager PyTorch's")
     sentences = (
@@ -133,8 +141,8 @@ def found(data: Path) -> str:
         f"**Smoothing mends a part of that**, {gain:.2f} on new questions and little after two epochs; a fitted "
         "temperature or early stopping mends more, and where a model is not over-confident, as SmolLM2 on ordinary "
         "text, smoothing harms ([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
-        "**Norms (lengths of hidden states and of head rows) cap confidence, hidden size less so**: at fixed norms "
-        f"more dimensions than 64 add {of_all['K3', 'step_from_64']:.2f}, fewer cost more "
+        "**Norms (lengths of states, head rows) cap confidence, hidden size less**: at fixed norms more than 64 "
+        f"dimensions add {of_all['K3', 'step_from_64']:.2f}, fewer cost more; narrow transformers fit worse "
         "([size](docs/study_notes.md#hidden-size-and-vocabulary-k3)).",
         "**What smoothing takes can be predicted** in simulation: next to nothing in all "
         f"{of_all['K4', 'settings_inert']:.0f} settings with deterministic targets and an index well above 1 "

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.claims.effects import summarise
-from analysis.claims.response import joined, unfitted_share
+from analysis.claims.response import CELL, joined, unfitted_share
 from analysis.lab.registry import experiment
 from analysis.response import clipped_fall
 
@@ -32,10 +32,6 @@ from .style import HIDDEN_SIZE_COLOURS, RC, TEXT_WIDTH, THEORY_COLOUR
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
 TABLES, OPTIONAL = ("S9", "S3"), ("S4", "S5", "instruction_full")
-_CELL = [
-    "source", "arm", "teacher", "vocab_size", "n_contexts", "samples_per_context", "hidden_size", "norm",
-    "norm_coefficient", "temperature", "softcap", "softcap_form", "features", "optimiser", "label_smoothing",
-]  # fmt: skip
 COLUMNS = [
     "kind", "vocab_size", "hidden_size", "label_smoothing", "seeds", "heads", "predicted", "clipped", "fall",
 ]  # fmt: skip
@@ -58,7 +54,7 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     pairs = joined(tables["S9"], {name: tables[name] for name in ("S3", "S4", "S5") if name in tables})
     pairs = pairs.loc[pairs["confirmed"]]
     pairs = pairs.rename(columns={"predicted_fall": "predicted", "clipped_fall": "clipped"})
-    by = [name for name in _CELL if name in pairs]
+    by = [name for name in CELL if name in pairs]
     cells = summarise(pairs, by, ["predicted", "clipped", "fall"])
     noisy = cells["teacher"] != "det"
     kind = np.where(noisy, "noisy targets", "deterministic targets")
@@ -100,12 +96,13 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
     check(table, COLUMNS)
     cells = table.loc[table["kind"] != _TUNED]
     check(cells, COLUMNS)
-    most = 1.25 * float(np.nanmax(table[["predicted", "clipped", "fall"]].to_numpy()))
+    drawn = table[["predicted", "clipped", "fall"]].to_numpy()
+    ends = min(-_LINEAR / 2, 1.4 * float(np.nanmin(drawn))), 1.25 * float(np.nanmax(drawn))
     with mpl.rc_context(RC):
         fig = Figure(figsize=(TEXT_WIDTH, 3.3))
         left, right = (fig.add_axes((x, 0.145, 0.415, 0.77)) for x in (0.075, 0.575))
-        _panel(left, table, "predicted", most)
-        _panel(right, table, "clipped", most)
+        _panel(left, table, "predicted", ends)
+        _panel(right, table, "clipped", ends)
         panel(left, "a", "the frozen-head response $P$")
         panel(right, "b", r"two numbers: $b\,(p - 1/V)\,\max(0, 1 - A)$, $A \geq -1$")
         left.set_ylabel("measured fall in confidence")
@@ -117,27 +114,31 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
             len(experiment("S9").configs("quick" if preset == "quick" else "full")),
         )
         if heads != planned:
-            left.text(0.97, 0.19, f"{heads:,} of {planned:,} plain heads so far", transform=left.transAxes, ha="right",
-                      fontsize=8)  # fmt: skip
+            left.text(0.03, 0.42, f"{heads:,} of {planned:,}\nplain heads", transform=left.transAxes, va="top",
+                      fontsize=8, linespacing=1.25)  # fmt: skip
         stamp(fig, preset, cells["seeds"])
     return fig
 
 
-def _panel(ax: Axes, table: pd.DataFrame, x: str, most: float) -> None:
+def _panel(ax: Axes, table: pd.DataFrame, x: str, ends: tuple[float, float]) -> None:
     """Measured falls against one prediction, and how far that is off."""
-    ax.plot([-_LINEAR / 2, most], [-_LINEAR / 2, most], color="0.6", lw=0.9, zorder=1)
+    ax.plot(ends, ends, color="0.6", lw=0.9, zorder=1)
     for kind, look in _LOOKS.items():
         rows = table.loc[(table["kind"] == kind) & table[x].notna()].sort_values([x, "fall"], kind="stable")
         if len(rows):
             ax.plot(rows[x], rows["fall"], ls="", label=kind, zorder=4 if kind == _TUNED else 3, **look)
     for axis in ("x", "y"):
         getattr(ax, f"set_{axis}scale")("symlog", linthresh=_LINEAR, linscale=0.4)
-        getattr(ax, f"set_{axis}ticks")([0, 0.001, 0.01, 0.1], ["0", ".001", ".01", ".1"])
-        getattr(ax, f"set_{axis}lim")(-_LINEAR / 2, most)
+        ticks = {"\N{MINUS SIGN}.01": -0.01, "0": 0, ".001": 0.001, ".01": 0.01, ".1": 0.1}
+        ticks = {name: at for name, at in ticks.items() if at >= ends[0]}
+        getattr(ax, f"set_{axis}ticks")(list(ticks.values()), list(ticks))
+        getattr(ax, f"set_{axis}lim")(*ends)
     ax.minorticks_off()
     ax.set_xlabel("predicted fall in confidence, from the plain head alone")
     cells = table.loc[table["kind"] != _TUNED]
     share = unfitted_share(cells[x].to_numpy(), cells["fall"].to_numpy())
     error = float((cells[x] - cells["fall"]).abs().max())
-    note = f"{len(cells)} cells, nothing fitted:\n$R^2$ = {share:.3f}, largest error {error:.3f}"
-    ax.text(0.97, 0.05, note, transform=ax.transAxes, ha="right", va="bottom", fontsize=8, linespacing=1.25)
+    note = f"{len(cells)} cells,\nnothing fitted:\n$R^2$ = {share:.3f},\nlargest error {error:.3f}"
+    below = ends[0] < -_LINEAR  # falls below 0 take the lower right corner
+    at: dict[str, Any] = {"x": 0.03, "y": 0.46} if below else {"x": 0.97, "y": 0.05, "ha": "right"}
+    ax.text(s=note, transform=ax.transAxes, va="bottom", fontsize=8, linespacing=1.25, **at)

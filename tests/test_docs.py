@@ -322,12 +322,18 @@ def test_the_sentences_of_what_was_found_have_one_number_and_one_link_each():
 
 
 def test_words_for_a_number_are_refused_where_the_tables_say_something_else(tmp_path):
-    for name in ("instruction_findings.csv", "kernel.csv", "verdicts.csv"):
+    of_transformers = ("S11_findings.csv", "S12_findings.csv")
+    for name in ("instruction_findings.csv", "kernel.csv", "verdicts.csv", *of_transformers):
         (tmp_path / name).write_text((readme_tables.DATA / name).read_text())
     changed = pd.read_csv(readme_tables.DATA / "findings.csv")
     changed.loc[changed["finding"] == "gain_of_both", "mean"] = 0.1
     changed.to_csv(tmp_path / "findings.csv", index=False)
     with pytest.raises(ValueError, match="doing neither was as good or better in most arms"):
+        study_tables.found(tmp_path)
+    narrow = pd.read_csv(readme_tables.DATA / "S11_findings.csv")
+    narrow.loc[narrow["finding"] == "divergence_step", "low"] = -0.1
+    narrow.to_csv(tmp_path / "S11_findings.csv", index=False)
+    with pytest.raises(ValueError, match="narrow transformers fit worse"):
         study_tables.found(tmp_path)
 
 

@@ -53,7 +53,7 @@ def judged(table: pd.DataFrame, pairs: pd.DataFrame, plain: pd.DataFrame, cell: 
         ``prediction`` (1 to 4), ``part``, ``asked``, ``found`` with ``low`` and ``high`` (95 % over seeds; empty for
         counts of cells), ``cells``, ``holds``: ``"yes"``, ``"no"``, ``"open"`` or ``"not run"``.
     """
-    pairs = pairs.loc[pairs["confirmed"]].fillna({"arm": "", "source": ""})
+    pairs = pairs.loc[pairs["confirmed"]]
     by = [name for name in cell if name in pairs]
     numbers = ["fall", "predicted_fall", "first_order_fall", "activity_index"]
     cells: Any = pairs.groupby(by, dropna=False, as_index=False)[numbers].mean()

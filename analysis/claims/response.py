@@ -21,10 +21,11 @@ from ..lab.provenance import made_here
 from ..lab.registry import PRESETS, Preset
 from ..lab.running import committed_folder
 from ..lab.tables import find_table, read_table, write_table
+from .findings import SMALL
 from .law import judged
 from .statistics import Effect, bootstrap_half_width, resamples
 
-__all__ = ["accuracy", "joined", "main", "unfitted_share"]
+__all__ = ["CELL", "accuracy", "joined", "main", "unfitted_share"]
 
 Array = NDArray[np.float64]
 _EXAMPLES = """
@@ -36,7 +37,7 @@ examples:
 _TOLERANCE = 1e-3  # of the confidence of a plain head that was trained again
 _TRANSITION = (0.05, 6.0)
 _RIVALS = ("predicted_fall", "sphere_fall", "clipped_fall", "rational_fall", "first_order_fall")
-_CELL = [
+CELL = [
     "source", "arm", "teacher", "vocab_size", "n_contexts", "samples_per_context", "hidden_size", "norm",
     "norm_coefficient", "temperature", "softcap", "softcap_form", "weight_decay", "features", "optimiser",
     "label_smoothing",
@@ -83,14 +84,19 @@ def _flags(column: Iterable[object]) -> NDArray[np.bool_]:
 
 def unfitted_share(predicted: Array, measured: Array) -> float:
     """1 - mean (measured - predicted)^2 / variance of measured: R2 of a prediction that nothing was fitted to."""
-    spread = measured.var()
-    return float(1 - ((measured - predicted) ** 2).mean() / spread) if spread > 0 else float("nan")
+    return float(_share(measured, predicted))
 
 
-def _slope(predicted: Array, measured: Array) -> float:
-    """Least-squares slope of measured on predicted, through the origin."""
-    square = float((predicted**2).sum())
-    return float((predicted * measured).sum()) / square if square > 0 else float("nan")
+def _share(measured: Array, predicted: Array) -> Array:
+    """As :func:`unfitted_share`, over the last axis."""
+    spread = measured.var(axis=-1)
+    return 1 - ((measured - predicted) ** 2).mean(axis=-1) / np.where(spread > 0, spread, np.nan)
+
+
+def _slope(measured: Array, predicted: Array) -> Array:
+    """Least-squares slope of measured on predicted, through the origin, over the last axis."""
+    square = (predicted**2).sum(axis=-1)
+    return (predicted * measured).sum(axis=-1) / np.where(square > 0, square, np.nan)
 
 
 def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -102,11 +108,12 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         ``group``, ``predictor``, ``cells``, ``seeds``, ``r2`` (unfitted) with ``r2_low`` and ``r2_high``, ``ahead``, by
         how much P's r2 is above it, paired over the same resamples, with ``ahead_low`` and ``ahead_high``, ``slope``
-        of the measured fall on it with ``slope_low`` and ``slope_high``, ``largest_error`` and ``largest_error_cell``.
+        of the measured fall on it with ``slope_low`` and ``slope_high``, ``missed``, cells where it is off by more than
+        .01, ``overstated``, those where it lies above, ``largest_error`` and ``largest_error_cell``.
     """
     pairs = pairs.loc[pairs["confirmed"]]
     noisy, inside = pairs["teacher"] != "det", pairs["activity_index"].between(*_TRANSITION)
-    own = pairs["arm"].fillna("") if "arm" in pairs else pd.Series("", index=pairs.index)
+    own = pairs["arm"].astype(object).where(pairs["arm"].notna(), "")
     grid = own == ""
     groups: dict[str, pd.Series] = {
         "all cells": grid,
@@ -136,7 +143,7 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
-    cell = [name for name in _CELL if name in pairs]
+    cell = [name for name in CELL if name in pairs]
     if pairs.empty:
         return []
     numbers = pairs.groupby(cell, dropna=False).ngroup().to_numpy()
@@ -152,9 +159,12 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
         values = values[:, kept]
         if kept.size < 2:
             continue
-        share = _over_seeds(values, lambda y, x, best: unfitted_share(x, y))
-        ahead = _over_seeds(values, lambda y, x, best: unfitted_share(best, y) - unfitted_share(x, y))
-        slope = _over_seeds(values, lambda y, x, best: _slope(x, y))
+        share, ahead, slope = _over_seeds(
+            values,
+            lambda y, x, best: _share(y, x),
+            lambda y, x, best: _share(y, best) - _share(y, x),
+            lambda y, x, best: _slope(y, x),
+        )
         y, x, _ = np.nanmean(values, axis=2)
         worst = int(np.abs(y - x).argmax())
         named = pairs.loc[numbers == kept[worst], cell].iloc[0]
@@ -163,27 +173,25 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
             "r2": share.mean, "r2_low": share.low, "r2_high": share.high,
             "ahead": ahead.mean, "ahead_low": ahead.low, "ahead_high": ahead.high,
             "slope": slope.mean, "slope_low": slope.low, "slope_high": slope.high,
+            "missed": int((np.abs(y - x) > SMALL).sum()), "overstated": int((x - y > SMALL).sum()),
             "largest_error": float(np.abs(y - x).max()),
             "largest_error_cell": " ".join(f"{name}={value}" for name, value in named.items()),
         })  # fmt: skip
     return lines
 
 
-def _over_seeds(values: Array, statistic: Callable[[Array, Array, Array], float]) -> Effect:
-    """A statistic of means over seeds with its bootstrap interval; a cell without a resample's seeds stays whole."""
-    there, known = np.isfinite(values[0]), np.nan_to_num(values)
-
-    def at(weights: Array) -> float:
-        weight = there * weights
-        weight = np.where(weight.any(axis=1, keepdims=True), weight, there)
-        y, x, best = (known * weight).sum(axis=2) / weight.sum(axis=1)
-        return statistic(y, x, best)
-
-    seeds = values.shape[2]
+def _over_seeds(values: Array, *statistics: Callable[[Array, Array, Array], Array]) -> list[Effect]:
+    """Statistics of means over seeds with bootstrap intervals; a cell without a resample's seeds stays whole."""
+    there, known, seeds = np.isfinite(values[0]), np.nan_to_num(values), values.shape[2]
     distinct, inverse = np.unique(resamples(seeds), axis=0, return_inverse=True)
-    half = float(bootstrap_half_width(np.array([at(w) for w in distinct])[inverse.reshape(-1)], seeds))
-    mean = at(np.full(seeds, 1 / seeds))
-    return Effect(mean, mean - half, mean + half, seeds, values.shape[1])
+    weight = there * np.concatenate([np.full((1, seeds), 1 / seeds), distinct])[:, None]  # all seeds, then resamples
+    weight = np.where(weight.any(axis=2, keepdims=True), weight, there)
+    effects, means = [], np.einsum("kcs,rcs->krc", known, weight) / weight.sum(axis=2)
+    for statistic in statistics:
+        mean, *resampled = statistic(*means)
+        half = float(bootstrap_half_width(np.array(resampled)[inverse.reshape(-1)], seeds))
+        effects.append(Effect(float(mean), float(mean - half), float(mean + half), seeds, values.shape[1]))
+    return effects
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -228,13 +236,12 @@ def _judge(preset: Preset, out: Path | None, file: Path) -> int:
         wall_seconds=round(time.perf_counter() - start, 3),
     )
     write_table(table, file, made, digits=6)
-    asked = judged(table, pairs, read_table(path), _CELL)
+    asked = judged(table, pairs, read_table(path), CELL)
     beside = file.with_name(f"{file.name.split('.')[0].removesuffix('_accuracy')}_predictions.csv")
     write_table(asked, beside, made, digits=6)
     for part in asked.to_dict("records"):
         interval = "" if pd.isna(part["low"]) else f" [{part['low']:.4f}, {part['high']:.4f}]"
-        said = f"{part['prediction']} {part['holds']:8}{part['part']}: {part['found']:.4f}{interval}"
-        print(f"{said}, {part['cells']} cells")
+        print(f"{part['prediction']} {part['holds']:8}{part['part']}: {part['found']:.4f}{interval} ({part['cells']})")
     print(f"{len(pairs)} pairs, left out: {left_out} -> {shown(file)} and {shown(beside)}")
     return 0
 

@@ -73,13 +73,15 @@ def little_effect(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
     for name, falls in (("fall", shifted), ("fall_on_train", train)):
         _beside_predictions(main_grid(falls), name, found)
     live = main_grid(shifted)
-    by_size(live, "share", "fall_share", "share", found)
+    for name, rows in (("fall_share", live), ("fall_share_on_train", main_grid(train))):
+        by_size(rows, "share", name, "share", found)
     by_size(main_grid(train), "activity", "activity", "index", found)
     steps = over_widths(live, "share", "fall_share_step", "share", grid, found)
     further = _further(live, grid, found)
     for name, rows in zip(_GATES, (_pretrained(table), shifted), strict=True):
         _gates(rows, name, grid, found)
     over = _over_vocabulary(shifted, "share", "fall_share", grid, _GATES, found)
+    _early(table, grid, found)
     indices, wide = found.at("activity"), found.at("fall_share", D=grid.widths[-1])
     explained = [step.high <= _SHARE or worse.low > 0 for step, worse in zip(steps, further, strict=True)]
     return word(
@@ -90,6 +92,17 @@ def little_effect(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
         and not any(index.high > 1 for index in indices),
         known=all_known([*steps, *further]) and all_known(indices) and _reaches(over, grid),
     )
+
+
+def _early(table: pd.DataFrame, grid: Grid, found: Findings) -> None:
+    """The same steps over V where tuning has just begun, which decide nothing."""
+    epochs = sorted(set(table.loc[table["epoch"] > 0, "epoch"]))
+    if len(epochs) > 1:
+        begun = table.loc[(table["epoch"] == epochs[0]) & (table["distribution"] == "shifted")]
+        begun = shares_of_fall(begun.loc[begun["reading"] == "as_trained"])
+        for name, value, unit in (("fall_share", "share", "share"), ("tuned_divergence", "divergence", "nats")):
+            for symbols, v, step in _steps_over_v(begun, value, grid):
+                found.add(f"{name}_over_v_at_epoch_{epochs[0]}", step, unit, V=v, symbols=symbols)
 
 
 def shares_of_fall(rows: pd.DataFrame) -> pd.DataFrame:

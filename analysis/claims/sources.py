@@ -39,12 +39,13 @@ class Tables:
         # An output folder also holds the numbers drawn in figures, under the figures' names: kernel.csv is one.
         return self.folders if name in EXPERIMENTS else [] if self.shared is None else [self.shared]
 
-    def _path(self, name: str) -> Path | None:
+    def path(self, name: str) -> Path | None:
+        """The file of a table; None where no folder has it."""
         return next((path for folder in self._looked(name) if (path := find_table(folder, name))), None)
 
     def has(self, name: str) -> bool:
         """Whether some folder has the table."""
-        return self._path(name) is not None
+        return self.path(name) is not None
 
     def __call__(self, name: str) -> pd.DataFrame:
         """The converged rows of a table.
@@ -52,7 +53,7 @@ class Tables:
         Raises:
             MissingTableError: If no folder has it.
         """
-        path = self._path(name)
+        path = self.path(name)
         if path is None:
             looked = " or ".join(map(str, self._looked(name))) or "this installation"
             raise MissingTableError(f"there is no {name}.csv in {looked}")

@@ -37,7 +37,8 @@ def little_effect_on_text(table: pd.DataFrame, found: Findings, grid: Grid) -> s
     pairs, train = _fallen(table, "pairs"), _fallen(table, "train")
     by_size(_pretrained(table), "bits_per_byte", "bits_per_byte", "bits", found)
     by_size(pairs, "fall", "fall", "probability", found)
-    by_size(pairs, "share", "fall_share", "share", found)
+    for name, rows in (("fall_share", pairs), ("fall_share_on_train", train)):
+        by_size(rows, "share", name, "share", found)
     by_size(train, "activity", "activity", "index", found)
     steps = over_widths(pairs, "share", "fall_share_step", "share", grid, found)
     wide = pairs.loc[pairs["hidden_size"] == grid.widths[-1]]

@@ -19,8 +19,10 @@ import pandas as pd
 
 from ..command import csv_file, finish, output_folder, parser_of, shown
 from ..lab.files import check_writable
+from ..lab.provenance import made_here
 from ..lab.registry import PRESETS, Preset, experiment
 from ..lab.running import committed_folder, run_command
+from ..lab.tables import read_table, write_table
 from ..study.from_scratch.grid import MAIN
 from . import report
 from .arms import add_arms
@@ -28,6 +30,7 @@ from .capping import restored
 from .findings import Findings, Verdict
 from .foretold import foretells
 from .judging import EARLY, Judged, counted, line_of, verdict_of
+from .registered import registered
 from .runs import Runs, main_grid, tuned_transformers
 from .sizes import Grid, capped, little_effect
 from .sources import Tables
@@ -164,12 +167,26 @@ def _judge(options: argparse.Namespace) -> int:
     command = f"python -m analysis.claims.transformers --name {name} --preset {options.preset} --file {shown(file)}"
     seconds = time.perf_counter() - start
     findings = write_judged(judged, file, command, {"preset": options.preset}, seconds)
+    if options.preset == "full":  # of whose sizes the predictions speak
+        _write_parts(name, judged, tables.path(name) or folder, file, command)
     for line in judged.verdicts.to_dict("records"):
         interval = "" if pd.isna(line["mean"]) else f"  {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]"
         print(f"{line['claim']:3} {line['verdict']:12}{line['statement']} (predicted: {line['predicted']})")
         print(f"    {line['effect']}{interval}\n    {line['condition']}\n    but: {line['counter_evidence']}")
     print(f"from {shown(folder)}, preset {options.preset}; wrote {shown(file)} and {shown(findings)}")
     return 0
+
+
+def _write_parts(name: str, judged: Judged, table: Path, file: Path, command: str) -> None:
+    """What was registered, part by part, beside the verdicts: ``NAME_predictions.csv``."""
+    start = time.perf_counter()
+    parts = registered(name, read_table(table), judged.findings, _grid(name, "full"))
+    beside = file.with_name(file.stem.removesuffix("verdicts") + "predictions.csv")
+    seconds = round(time.perf_counter() - start, 3)
+    made = made_here(
+        command, config={"preset": "full"}, seeds=None, wall_seconds=seconds, note="seeds are those of the table"
+    )
+    write_table(parts, beside, made, digits=6)
 
 
 if __name__ == "__main__":

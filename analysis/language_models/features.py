@@ -12,7 +12,7 @@ from kernel.huggingface import architecture_of, head_scale, linear_head
 
 from .documents import IGNORED, Encoded, batches
 
-__all__ = ["HiddenStates", "ModelHead", "feature_spectrum", "head_of", "hidden_states"]
+__all__ = ["HiddenStates", "ModelHead", "feature_spectrum", "groups", "head_of", "hidden_states", "in_order"]
 
 
 class HiddenStates(NamedTuple):
@@ -76,7 +76,7 @@ def hidden_states(
     order = sorted(range(len(documents)), key=lambda i: len(documents[i].tokens))  # little padding
     position = torch.tensor(order)
     lengths = [len(documents[i].tokens) for i in order]
-    for start, end in _groups(lengths, batch_size, batch_tokens or sum(lengths) * len(lengths)):
+    for start, end in groups(lengths, batch_size, batch_tokens or sum(lengths) * len(lengths)):
         (batch,) = batches([documents[i] for i in order[start:end]], end - start, pad)
         b = batch.to(device)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
@@ -84,28 +84,25 @@ def hidden_states(
             hidden = body(model, given).last_hidden_state
         labels = b.labels[:, 1:]
         row, column = (labels != IGNORED).nonzero(as_tuple=True)
-        document = position[start + row.cpu()]
-        change = document[1:] != document[:-1]
-        edge = torch.ones(1, dtype=torch.bool)
         kept = hidden[row, column]
-        found.append(
-            HiddenStates(
-                kept.to(torch.promote_types(kept.dtype, torch.float32)),
-                labels[row, column],
-                document,
-                torch.cat([edge, change]),
-                torch.cat([change, edge]),
-            )
-        )
+        states = kept.to(torch.promote_types(kept.dtype, torch.float32))
+        found.append((states, labels[row, column], position[start + row.cpu()]))
         if progress is not None:
             progress(len(b.tokens))
     model.train(training)
-    joined = HiddenStates(*(torch.cat(column) for column in zip(*found, strict=True)))
-    back = torch.argsort(joined.document, stable=True)
-    return HiddenStates(*(x[back.to(x.device)] for x in joined))
+    return in_order(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
-def _groups(lengths: Sequence[int], most: int, tokens: int) -> Iterator[tuple[int, int]]:
+def in_order(hidden: Tensor, target: Tensor, document: Tensor) -> HiddenStates:
+    """The hidden states by document, those of one in the order in which they are given."""
+    back = torch.argsort(document, stable=True)
+    document = document[back]
+    change, edge = document[1:] != document[:-1], torch.ones(min(1, len(document)), dtype=torch.bool)
+    hidden, target = (x[back.to(x.device)] for x in (hidden, target))
+    return HiddenStates(hidden, target, document, torch.cat([edge, change]), torch.cat([change, edge]))
+
+
+def groups(lengths: Sequence[int], most: int, tokens: int) -> Iterator[tuple[int, int]]:
     """First and end of each group of documents in the order of their lengths."""
     start = 0
     for end, longest in enumerate(lengths):

@@ -74,7 +74,7 @@ def forward(
 
     tiles = blocks(vocab_size, launch.columns)
     starts = [0, *(run.start // launch.columns for run in reversed(kept)), tiles]
-    parts = [_Part(*part) for part in zip(starts, starts[1:], [None, *reversed(kept)], strict=False)]
+    parts = [_Span(*part) for part in zip(starts, starts[1:], [None, *reversed(kept)], strict=False)]
     parts = [part for part in parts if part.end > part.first]
     units = max(MAX_UNITS if device.type == "cuda" else 12, blocks(n, launch.rows))
     want_entropy = return_statistics or scalars.confidence_penalty > 0
@@ -143,7 +143,7 @@ def forward(
     return found
 
 
-class _Part(NamedTuple):
+class _Span(NamedTuple):
     """Tiles of the vocabulary that one launch sweeps, and where they are kept."""
 
     first: int
@@ -175,7 +175,7 @@ class _Sweep:
         else:
             self.runs = [("always", Tiles(False), True)]
 
-    def run(self, index: int, part: _Part, number: Tensor, keep: Storage) -> None:
+    def run(self, index: int, part: _Span, number: Tensor, keep: Storage) -> None:
         """Statistics of a part's tiles, of ``number`` tokens, into ``partial[index]``."""
         kept, count = part.kept if keep else None, part.end - part.first
         (hidden, weight, bias, _), scalars = self.head, self.scalars

@@ -1,5 +1,6 @@
 """S9: its grid, its row against an independent computation, the join with the tables, and the unfitted share."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import paper_figures
 from analysis.audit import verdict
 from analysis.bottleneck import FitConfig, fit
-from analysis.claims.response import accuracy, joined, main, unfitted_share
+from analysis.claims.law import judged
+from analysis.claims.response import CELL, accuracy, joined, main, unfitted_share
 from analysis.lab.placement import order
 from analysis.lab.records import config_key
 from analysis.lab.registry import experiment, tidy
@@ -127,19 +129,42 @@ def test_the_committed_accuracy_is_that_of_the_committed_rows(full):
     pd.testing.assert_frame_equal(made.drop(columns="largest_error_cell"), kept[list(made)[:-1]], rtol=1e-4, atol=1e-5)
 
 
-def test_the_notes_say_where_the_law_misses():
+def test_the_notes_say_where_the_law_misses(full):
     notes = (DATA.parents[1] / "docs" / "study_notes.md").read_text(encoding="utf-8")
-    notes = notes.partition("## The law so far (S9)")[2].partition("\n## ")[0]
+    notes = " ".join(notes.partition("## The law (S9)")[2].partition("\n## ")[0].split())
     table = read_table(find_table(DATA, "S9_accuracy")).set_index(["group", "predictor"])
-    noisy, det = ("noisy, .05 < A < 6", "predicted_fall"), ("det, .05 < A < 6", "predicted_fall")
-    assert f"{table.loc[noisy, 'slope']:.3f}" in notes
-    assert abs(table.loc[noisy, "slope"] - 1) > 0.05  # what was registered
-    assert f"has {table.loc[det, 'cells']} cells so far" in notes
-    for arm in ("trunk", "contexts"):
-        sphere, ball = (f"{table.loc[(f'arm {arm}', name), 'r2']:.3f}" for name in ("sphere_fall", "predicted_fall"))
-        assert f"{sphere} against {ball}" in notes
-        assert table.loc[(f"arm {arm}", "sphere_fall"), "ahead_high"] < 0
-        assert f"{sphere} against" in " ".join((frozen_head_response.__doc__ or "").split())
+    heads = read_table(find_table(DATA, "S9"))
+    assert f"{heads['key'].nunique():,} of the {len(experiment('S9').configs('full')):,} planned" in notes
+    assert f"make {len(full):,} pairs that converged" in notes
+    lost, unsolved = (~full["confirmed"]).sum(), (full["solved"].astype(str) != "True").sum()
+    assert f"{unsolved} whose response was not solved and {lost - unsolved} whose head" in notes
+
+    def r2(group, rule="predicted_fall"):
+        return f"{table.loc[(group, rule), 'r2']:.3f}"
+
+    inside = "noisy, .05 < A < 6"
+    p, noisy = (table.loc[(group, "predicted_fall")] for group in (inside, "noisy"))
+    assert f"by more than 0.01 in {noisy['overstated']} of {noisy['cells']} settings" in notes
+    assert f"{p['r2']:.3f} [{p['r2_low']:.3f}, {p['r2_high']:.3f}] in {p['cells']} noisy ones" in notes
+    assert f"grows by {p['slope']:.3f} for each unit" in notes
+    assert p["r2_high"] < 0.97  # what was registered, refuted
+    assert p["slope_high"] < 0.95
+    everywhere = ("predicted_fall", "clipped_fall", "rational_fall")
+    missed = [table.loc[("all cells", rule), "missed"] for rule in everywhere]
+    assert "off by more than 0.01 in {} settings, these rules in {} and {}".format(*missed) in notes
+    assert f"At V = 256 it has {r2(f'{inside}, V = 256')}" in notes
+    assert f"at D = 64 {r2(f'{inside}, D = 64')}, at D = 16 {r2(f'{inside}, D = 16')}" in notes
+    for rule, group in (("rational_fall", "noisy, budget norms"), ("sphere_fall", "noisy"), ("sphere_fall", inside)):
+        assert table.loc[(group, rule), "ahead_high"] < 0
+        assert re.search(rf"{r2(group, rule)}(?: against| and P) {r2(group)}", notes)
+    page = " ".join((DATA.parents[1] / "docs" / "will_smoothing_help.md").read_text(encoding="utf-8").split())
+    rough = [table.loc[(kind, "clipped_fall"), name] for kind in ("det", "noisy") for name in ("missed", "cells")]
+    assert "in {} of {} settings with deterministic targets and in {} of {} with noisy".format(*rough) in page
+    assert f"does in {table.loc[('noisy', 'rational_fall'), 'missed']} (" in page
+    for arm in ("arm trunk", "arm contexts"):
+        assert f"{r2(arm, 'sphere_fall')} against {r2(arm)}" in notes
+        assert table.loc[(arm, "sphere_fall"), "ahead_high"] < 0
+        assert f"{r2(arm, 'sphere_fall')} against" in " ".join((frozen_head_response.__doc__ or "").split())
 
 
 def test_the_audit_says_how_far_noisy_heads_fall_above_one(full):
@@ -148,10 +173,58 @@ def test_the_audit_says_how_far_noisy_heads_fall_above_one(full):
     assert above.loc[above["fall"].idxmax(), "activity_index"] < 3
     said = audited(activity=1.5)
     assert f"confidence still fell at indices of 1 to 3, by up to {largest:.3f}" in said
-    amplitude = above["label_smoothing"] * (above["plain_confidence"] - 1 / above["vocab_size"])
-    notes = (DATA.parents[1] / "docs" / "study_notes.md").read_text(encoding="utf-8")
-    assert f"Of the {len(above)} noisy pairs with A above 1, {(above['fall'] > 0.01).sum()} fall by" in notes
-    assert f"the median {(above['fall'] / amplitude).median():.2f} of b" in notes
+    some = above.loc[above["activity_index"] <= 3]
+    amplitude = some["label_smoothing"] * (some["plain_confidence"] - 1 / some["vocab_size"])
+    notes = " ".join((DATA.parents[1] / "docs" / "study_notes.md").read_text(encoding="utf-8").split())
+    fell, of_all = ((pairs["fall"] > 0.01).sum() for pairs in (some, above))
+    assert f"Of the {len(some)} noisy pairs with A of 1 to 3, {fell} fall by more than 0.01, the most by" in notes
+    assert f"the median is {(some['fall'] / amplitude).median():.2f} of b" in notes
+    assert f"Of the {len(above):,} with A above 1 these are {of_all}" in notes
+
+
+def planted(scale):
+    """Pairs of four cells of each kind and three seeds, whose prediction is the fall times ``scale``."""
+    lines = []
+    for kind in ("det", "lowrank"):
+        for cell in range(4):
+            for seed in range(3):
+                fall = 0.02 * (cell + 1) + 1e-4 * seed
+                lines.append({
+                    "teacher": kind, "source": "S3", "arm": np.nan, "hidden_size": cell, "label_smoothing": 0.1,
+                    "vocab_size": 16, "samples_per_context": 8,
+                    "data_seed": seed, "activity_index": 4.0 if cell == 0 else 0.5, "fall": fall, "confirmed": True,
+                    "predicted_fall": scale * fall, "sphere_fall": 0.0, "clipped_fall": 0.5 * fall,
+                    "rational_fall": 0.5 * fall, "first_order_fall": scale * fall,
+                })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+@pytest.mark.parametrize(("scale", "holds"), [(1.0, "yes"), (1.6, "no")])
+def test_what_was_registered_is_judged_part_by_part(scale, holds):
+    pairs = planted(scale)
+    plain = pd.DataFrame({
+        "key": ["a", "b", "b"], "converged": True, "teacher": ["det", "lowrank", "lowrank"], "hidden_size": 16,
+        "vocab_size": 16, "sin_squared": [0.005, 0.3, 0.3],
+    })  # fmt: skip
+    table = judged(accuracy(pairs), pairs, plain, CELL)
+    found = table.set_index("part")["holds"]
+    for part in ("slope of the fall on P, noisy, .05 < A < 6", "fall near b chi where A > 3 and b <= 0.1, det"):
+        assert found[part] == holds
+    assert found["R2 of P, all cells"] == holds
+    assert found["sin2 of plain heads, noisy"] == "yes"
+    assert found["P near the fall, trunk, 8 samples"] == "not run"
+    assert found["largest error of P, det, V = 32768"] == "not run"
+    assert table.set_index("part").loc["sin2 of plain heads, noisy", "cells"] == 1  # a head counts once
+
+
+def test_the_committed_judgement_is_that_of_the_committed_rows(full):
+    accurate = read_table(find_table(DATA, "S9_accuracy"))
+    made = judged(accurate, full, read_table(find_table(DATA, "S9")), CELL)
+    kept = read_table(find_table(DATA, "S9_predictions"))
+    assert made[["prediction", "part", "asked", "cells", "holds"]].equals(
+        kept[["prediction", "part", "asked", "cells", "holds"]]
+    )
+    np.testing.assert_allclose(made["found"], kept["found"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_audit_says_how_its_prediction_fared_on_new_texts():

@@ -205,3 +205,17 @@ def test_the_command_writes_verdicts_and_findings(tmp_path, capsys):
     assert json.loads((tmp_path / "S11_findings.json").read_text())["config"] == {"preset": "full"}
     assert main(["--out", str(tmp_path / "none"), "--file", str(file)]) == 2
     assert "there is no S11.csv in" in capsys.readouterr().err
+
+
+def test_steps_over_v_after_two_epochs_and_shares_on_tokens_tuned_on_are_findings():
+    table = planted()
+    early = (table["epoch"] == 2) & (table["method"] == "b=0.1") & (table["vocab_size"] > 256)
+    table.loc[early, "confidence"] -= 0.1 * 0.6 * 0.5  # half of what b asks for, at large V and at first only
+    found = Findings("K4")
+    little_effect(table, found, GRID)
+    for symbols in ("dead", "live"):
+        at = {"V": 65536, "symbols": symbols}
+        assert found("fall_share_over_v_at_epoch_2", **at).mean == pytest.approx(0.5, abs=0.01)
+        assert found("fall_share_over_v", **at).mean == pytest.approx(0.0, abs=0.01)
+        assert found("tuned_divergence_over_v_at_epoch_2", **at).mean == pytest.approx(0.0, abs=1e-9)
+    assert found("fall_share_on_train", V=256, D=16).mean == pytest.approx(0.8, abs=0.01)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import save_folder
+from tiny_models import make, save_folder
 
 from analysis.calibration import calibration_error
 from analysis.lab import sweep
@@ -18,14 +18,16 @@ from analysis.lab.records import config_key
 from analysis.lab.tables import read_table
 from analysis.language_models import load_model
 from analysis.language_models.documents import Encoded
+from analysis.language_models.families import _row, family_states, reads_families
 from analysis.language_models.features import head_of, hidden_states
 from analysis.language_models.scoring import score_tokens
 from analysis.real_tuning import main
-from analysis.study.real_tuning import grid_command, pair_tuning
+from analysis.study.real_tuning import grid_command, pair_measures, pair_tuning
 from analysis.study.real_tuning.choice_scores import VIEWS, Asked, ask, choice_lines, letter_documents, option_documents
 from analysis.study.real_tuning.files import ChoiceQuestion, Pair, read_choices, read_pairs
 from analysis.study.real_tuning.pair_configs import PairConfig, configs, seconds
 from analysis.study.real_tuning.pair_documents import _runs, documents_of
+from analysis.study.real_tuning.pair_measures import kept_before
 from analysis.study.real_tuning.pair_tuning import tune_on_pairs
 from analysis.study.real_tuning.sample import write_sample
 from analysis.study.real_tuning.token_files import encode, read_tokens, write_tokens
@@ -255,6 +257,38 @@ def test_batches_change_no_hidden_state(place, known):
         torch.testing.assert_close(found.hidden, at_once.hidden, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("model_type", "attention"), [("llama", "sdpa"), ("gemma3_text", "eager"), ("gpt2", "sdpa")])
+def test_what_documents_begin_with_is_read_once(model_type, attention):
+    model = make(model_type, attn_implementation=attention)
+    families = [
+        [Encoded([1, *range(3, 3 + n), *end], [-100] * (1 + n) + end) for end in ([9, 8, 7], [9, 5], [4])]
+        + [Encoded([1, *range(3, 3 + n // 2), 6, 6], [-100] * (2 + n // 2) + [6])]
+        for n in (2, 30, 7, 11)
+    ]
+    documents = [document for family in families for document in family]
+    expected = hidden_states(model, documents, pad=0)
+    assert reads_families(model, families[1], pad=0)
+    assert len(_row(families[1], 0).tokens) == 16 + (15 + 3) + (15 + 2) + (15 + 1) + 2
+    for options in ({}, {"batch_size": 3}, {"batch_tokens": 70}):
+        found = family_states(model, families, pad=0, **options)
+        for a, b in zip(found[1:], expected[1:], strict=True):
+            assert torch.equal(a, b)
+        torch.testing.assert_close(found.hidden, expected.hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_where_a_model_sees_less_each_document_is_read_by_itself():
+    """A window of attention that is shorter than the documents, and attention that takes no such mask."""
+    family = [Encoded([1, *range(3, 30), k], [-100] * 28 + [k]) for k in (40, 41)]
+    model = make("gemma3_text", sliding_window=8)
+    assert not reads_families(model, family, pad=0)
+    torch.testing.assert_close(
+        family_states(model, [family], pad=0).hidden, hidden_states(model, family, pad=0).hidden, rtol=1e-5, atol=1e-6
+    )
+    assert reads_families(make("gemma3_text", sliding_window=32), family, pad=0)
+    model.config._attn_implementation = "flash_attention_2"
+    assert not reads_families(model, family, pad=0)
+
+
 def test_scores_under_autocast_are_those_of_rounded_features(place, known):
     """As on a GPU, where in float32 the products of a large head would take most of a run."""
     model = load_model(place / "tiny").model
@@ -346,6 +380,37 @@ def test_predicted_falls_can_be_left_out(place, known):
     assert any(line["view"] == "response" and line["epoch"] == 1 for line in row["measurements"])
 
 
+def test_what_is_measured_before_tuning_is_shared(place, known, tmp_path, monkeypatch):
+    """By runs of other losses and seeds; a row does not depend on it."""
+    asked, plain = [], pair_measures.ask
+
+    def counted(*arguments, **options):
+        asked.append(1)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(pair_measures, "ask", counted)
+    files = {"model": place / "tiny", "tokens": place / "tokens.npz"}
+    for changes in ({"label_smoothing": 0.1}, {"seed": 1}):  # the first keeps, the second finds
+        alone = tune_on_pairs(config(known, **changes), **files)["measurements"]
+        asked.clear()
+        together = tune_on_pairs(config(known, **changes), shared=tmp_path, **files)["measurements"]
+        assert len(asked) == (4 if "label_smoothing" in changes else 2)  # two parts, before and after
+        for a, b in zip(together, alone, strict=True):
+            assert list(a) == list(b)
+            for x, y in zip(a.values(), b.values(), strict=True):
+                assert x == (pytest.approx(y, rel=1e-5, nan_ok=True) if isinstance(y, float) else y)
+    assert len(list(tmp_path.glob("*.kept"))) == 1
+    names = {kept_key(known, tmp_path, **c) for c in ({}, {"seed": 3, "lora": 4}, {"evaluated": 9}, {"vocabulary": 0})}
+    assert len(names) == 3
+
+
+def kept_key(known, folder, **changes):
+    place = folder / "_".join(map(str, changes))
+    kept_before(config(known, **changes), place, "cpu")(list)
+    (found,) = place.glob("*.kept")
+    return found.name
+
+
 def test_the_same_questions_are_asked_at_every_epoch(place, known):
     _, table = tuned(place, known, epochs=2, whole=True, evaluated=8)
     asked = table.loc[(table["view"] == "cloze") & (table["source"] == "all") & table["accuracy"].notna()]
@@ -360,7 +425,7 @@ def test_the_same_questions_are_asked_at_every_epoch(place, known):
 
 def test_a_run_that_was_stopped_goes_on(place, known, tmp_path, monkeypatch):
     whole, _ = tuned(place, known, epochs=3)
-    plain = pair_tuning._measure
+    plain = pair_tuning.measure
     calls = []
 
     def stops(*arguments, **options):
@@ -369,7 +434,7 @@ def test_a_run_that_was_stopped_goes_on(place, known, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(pair_tuning, "_measure", stops)
+    monkeypatch.setattr(pair_tuning, "measure", stops)
     monkeypatch.setattr(pair_tuning, "_KEPT_EVERY", 0.0)
     three = config(known, epochs=3)
     files = {"model": place / "tiny", "tokens": place / "tokens.npz", "checkpoints": tmp_path}
@@ -450,6 +515,12 @@ def test_the_command(place, known, tmp_path, capsys, monkeypatch):
     short = read_table(tmp_path / "short.csv")
     assert 0 < len(short) < len(table)
     assert set(short["step_size"]) == {2e-5}
+    for path in (tmp_path / "rows").glob("*.json"):  # as before predicted falls were solved for otherwise
+        stored = json.loads(path.read_text())
+        path.write_text(json.dumps({name: x for name, x in stored.items() if name != "measurement_version"}))
+    capsys.readouterr()
+    assert main(["status", *rows]) == 1
+    assert "1 done, 0 failed, 1 left" in capsys.readouterr().out
     assert main(["check", *files]) == 1
     assert "does not say what it was" in capsys.readouterr().out
     assert main(["check", "nowhere", files[1]]) == 2

@@ -89,6 +89,30 @@ def two_ridges(monkeypatch):
     monkeypatch.setattr(responses, "RIDGES", (16.0, 1.0))
 
 
+def test_a_gain_is_found_whatever_the_size_of_the_features():
+    """As scipy does; some move the logits a thousand times as much as others, in float32, as models are."""
+    known, head = tokens(600, 16, 40)
+    size = torch.logspace(-2, 1, 16).double()
+    y = torch.distributions.Categorical(logits=0.5 * known.hidden * size @ head.weight.T).sample()
+    known, head = known._replace(hidden=known.hidden * size, target=y), head._replace(logit_scale=1.0)
+
+    def objective(x, b):
+        a = torch.tensor(x, requires_grad=True)
+        total = loss(known, head, known.hidden * (1 + a / size), b)
+        total.backward()
+        return total.item(), a.grad.numpy()
+
+    def confidence(b):
+        best = minimize(objective, np.zeros(16), b, jac=True, method="BFGS", options={"gtol": 1e-7}).x
+        z = known.hidden * (1 + torch.tensor(best) / size) @ head.weight.T
+        return z.softmax(-1).amax(-1).mean().item()
+
+    single = known._replace(hidden=known.hidden.float())
+    found = shared_falls(single, head._replace(weight=head.weight.float()), {"seen": single}, (0.1,))["seen"]
+    assert found["gain_confidence"] == pytest.approx(confidence(0.0), abs=2e-3)
+    assert found["gain_fall_0.1"] == pytest.approx(confidence(0.0) - confidence(0.1), abs=2e-3)
+
+
 @pytest.mark.usefixtures("two_ridges")
 def test_nothing_falls_without_smoothing():
     known, head = tokens(400, 6, 11)

@@ -14,8 +14,8 @@ def test_points_are_the_falls_over_what_smoothing_asks_for(drawn, at):
     _, found, figure = drawn("sizes", "quick")
     left, right = figure.axes
     assert len(rows) == 3
-    assert (4, pytest.approx(share, rel=1e-4)) in at(left)
-    assert (64, pytest.approx(share, rel=1e-4)) in at(right)
+    assert (pytest.approx(4, rel=0.1), pytest.approx(share, rel=1e-4)) in at(left)  # lines stand side by side
+    assert (pytest.approx(64, rel=0.1), pytest.approx(share, rel=1e-4)) in at(right)
     assert len(found) == 4
 
 
@@ -40,6 +40,14 @@ def test_what_cannot_be_compared_is_hollow_and_dead_tokens_have_a_line(at):
     assert lines["dead", 64, 16]
     left, right = sizes.make(found, preset="quick").axes
     share = found.set_index(["symbols", "vocab_size", "hidden_size"])["share"]
-    assert (64, pytest.approx(share["dead", 64, 16])) in at(right)
+    assert (pytest.approx(64, rel=0.2), pytest.approx(share["dead", 64, 16])) in at(right)
     faces = [mark.get_markerfacecolor() for container in left.containers for mark in container.lines[:1]]
     assert sorted(face == "white" for face in faces) == [False, True]  # a line for each V
+
+
+def test_every_mean_is_inside_the_axis_however_large():
+    table = sizes.prepare({"S11": tables.read("S11", "full", tables.DATA)})
+    assert table["share"].max() > 2
+    for ax in sizes.make(table, preset="full").axes:
+        low, high = ax.get_ylim()
+        assert table["share"].between(low, high - 0.1).all()

@@ -52,7 +52,7 @@ def k4_transformers(found: Findings) -> Sentences:
         f"{_at_v(found.at('divergence_step'))} nats. A of the tokens tuned on: {span(i.mean for i in indices)}",
         counter_evidence=f"{_gate(found)}. A gain for each dimension, solved on the tokens tuned on, predicts "
         f"{number(min(ratios, default=float('nan')), '.2f')} to {number(max(ratios, default=float('nan')), '.2f')} "
-        "times the fall",
+        "times the fall" + _early(found),
     )
 
 
@@ -136,6 +136,15 @@ def _at_v(found: list[Finding]) -> str:
 def _grown(found: Findings, name: str) -> str:
     listed = [f"{made} at V = {made.cell['V']} ({made.cell['symbols']})" for made in found.at(name)]
     return ", ".join(listed) or "not known"
+
+
+def _early(found: Findings) -> str:
+    name = "fall_share_over_v_at_epoch_"
+    epochs = sorted({f.finding.removeprefix(name) for f in found.listed if f.finding.startswith(name)})
+    return "".join(
+        f". After {e} epochs the fall over b (confidence - 1/V) changes over V by {_grown(found, name + e)}"
+        for e in epochs
+    )
 
 
 def _gate(found: Findings) -> str:

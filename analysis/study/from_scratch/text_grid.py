@@ -90,7 +90,7 @@ def configs(preset: Preset) -> list[TextConfig]:
 
 
 def row_seconds(config: TextConfig, device: str) -> float:
-    """Encoding the text, pretraining, tunings and measuring, as S11's; not timed on a GPU yet."""
+    """Encoding the text, pretraining, tunings and measuring, as S11's; not timed alone on a GPU."""
     cuda, trunk = device.startswith("cuda"), config.trunk
     read = config.characters / _BYTES[config.vocab_size >= 1024]
     seen = len(config.arms) * config.epochs[-1] * config.examples

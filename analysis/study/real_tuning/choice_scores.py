@@ -12,7 +12,8 @@ from scipy.special import log_softmax
 
 from ...calibration import fit_temperature, reliability_table, score_predictions
 from ...language_models.documents import IGNORED, Encoded
-from ...language_models.features import ModelHead, hidden_states
+from ...language_models.families import family_states
+from ...language_models.features import HiddenStates, ModelHead
 from ...language_models.scoring import score_tokens
 from .token_files import AskedQuestion
 
@@ -91,11 +92,17 @@ def ask(
     cuda = model.device.type == "cuda"
     autocast = torch.bfloat16 if cuda else None
     size = batch_size or (_BATCH_TOKENS if cuda else 128)
-    options = {"pad": pad, "batch_size": size, "batch_tokens": _BATCH_TOKENS, "autocast": autocast}
-    known = hidden_states(model, documents["options"], **options)
+    count = [len(q.options) for q in questions]
+    options = iter(documents["options"])
+    families = [
+        [*(next(options) for _ in range(n)), letter] for n, letter in zip(count, documents["letters"], strict=True)
+    ]
+    states = family_states(
+        model, families, pad=pad, batch_size=size, batch_tokens=_BATCH_TOKENS, autocast=autocast
+    )  # what a question begins with is read once
+    known, seen = _apart(states, count)
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast is not None):
         scores = score_tokens(known, head, temperature=temperature)
-    count = [len(q.options) for q in questions]
     summed = np.zeros(sum(count))
     np.add.at(summed, known.document.cpu().numpy(), -scores.nll)
     characters = np.array([c for q in questions for c in q.characters])
@@ -104,7 +111,6 @@ def ask(
     row, column = np.repeat(np.arange(len(count)), count), np.concatenate([np.arange(n) for n in count])
     logits["cloze"][row, column] = summed
     logits["cloze_norm"][row, column] = summed / characters
-    seen = hidden_states(model, documents["letters"], **options)
     rows = torch.as_tensor(list(letters)[: shape[1]], device=seen.hidden.device)
     own = head._replace(weight=head.weight[rows], bias=None if head.bias is None else head.bias[rows])
     z = own.logit_scale * seen.hidden @ own.weight.T + (0.0 if own.bias is None else own.bias)
@@ -114,6 +120,15 @@ def ask(
     logits["letters"][row, column] = of_letters[row, column]
     answer = np.array([q.answer for q in questions])
     return Asked(logits, answer, np.array([q.source for q in questions]))
+
+
+def _apart(states: HiddenStates, count: Sequence[int]) -> tuple[HiddenStates, HiddenStates]:
+    """Those of options, numbered one after another, and of letters, of families of so many options and a letter."""
+    ends = torch.tensor(count).cumsum(0) + torch.arange(len(count))  # of families: where their letter is
+    letter = torch.isin(states.document, ends)
+    options, letters = (HiddenStates(*(x[rows.to(x.device)] for x in states)) for rows in (~letter, letter))
+    number = options.document - torch.searchsorted(ends, options.document)
+    return options._replace(document=number), letters
 
 
 def choice_lines(fitted_on: Asked, scored: Asked, *, bins: bool, seed: int = 0) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ...command import shown
@@ -38,7 +37,7 @@ def processes(options: argparse.Namespace) -> int:
     )
 
 
-def run_grid(function: Callable[[Any], Any], grid: Sequence[Any], options: argparse.Namespace) -> int:
+def run_grid(function: Callable[[Any], Any], grid: Sequence[Any], options: argparse.Namespace, store: RowStore) -> int:
     """Compute the missing rows of a grid, or of the shard of it, and say how many; 0 where none is missing then.
 
     On CUDA every visible GPU has as many processes as :func:`processes` says.
@@ -47,7 +46,7 @@ def run_grid(function: Callable[[Any], Any], grid: Sequence[Any], options: argpa
     mine = grid[part - 1 :: parts]
     limit = None if options.max_minutes is None else 60 * options.max_minutes
     result = run(
-        function, mine, options.out / "rows", workers=processes(options), description="tunings", max_seconds=limit,
+        function, mine, store, workers=processes(options), description="tunings", max_seconds=limit,
         engine=_engine(options),
     )  # fmt: skip
     print(f"{result.computed} computed now, {len(result.rows)} of {len(mine)} there, {len(result.failures)} failed")
@@ -75,9 +74,8 @@ def print_plan(each: Sequence[float], device: str, workers: int) -> int:
     return 0
 
 
-def print_status(grid: Sequence[Any], out: Path) -> int:
+def print_status(grid: Sequence[Any], store: RowStore) -> int:
     """Say how many rows are there; 0 where none is missing."""
-    store = RowStore(out / "rows")
     done = sum(store.read(config) is not None for config in grid)
     failed = sum(store.failure(config) is not None for config in grid)
     print(f"{done} done, {failed} failed, {len(grid) - done - failed} left")

@@ -1,10 +1,30 @@
-"""The lines of a tier's table that figures and verdicts read: a tenth of it."""
+"""Rows of tunings on pairs on disk, and the lines of a tier's table that figures and verdicts read: a tenth of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
-__all__ = ["essential"]
+from ...lab.records import RowStore
+from .pair_configs import PairConfig
+
+__all__ = ["essential", "pair_rows"]
+
+# Of what measures runs without smoothing. 2: a scale and a gain are found where they were nan for want of iterations.
+_PREDICTING = 2
+
+
+class _PairRows(RowStore):
+    """Rows of which those of runs with smoothing, which predict no falls, keep longer."""
+
+    def _version(self, config: PairConfig) -> int:
+        return 1 if config.label_smoothing else _PREDICTING
+
+
+def pair_rows(out: Path) -> RowStore:
+    """The rows of tunings on pairs under a folder; those that were measured otherwise count as none."""
+    return _PairRows(out / "rows")
 
 
 def essential(table: pd.DataFrame) -> pd.DataFrame:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from functools import lru_cache, partial
-from itertools import product
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,19 @@ import torch
 from kernel.extras import pip_install
 from kernel.huggingface import fuse_loss, head_scale
 
-from ...calibration import fit_head_temperature
 from ...lab.records import config_key
 from ...language_models import load_model
 from ...language_models.documents import batches
-from ...language_models.features import HiddenStates, ModelHead, head_of, hidden_states
-from .choice_scores import Asked, ask, choice_lines
-from .evaluation import Reading, head_norms, spectrum, vocabulary_scores
+from .evaluation import Reading, head_norms
 from .pair_configs import PairConfig
-from .pair_documents import Exam, PairDocuments, documents_of
-from .responses import mapped_falls, shared_falls
+from .pair_documents import PairDocuments, documents_of
+from .pair_measures import kept_before, measure
 from .token_files import TokenFile, read_tokens
 from .vocabulary import cut_vocabulary
 
 __all__ = ["checked_cross_entropy", "tune_on_pairs"]
 
-_ASKED = (0.1, 0.2)  # b whose effect a tuning without smoothing is asked to predict
-_MAPPED = (0.1,)  # b for which maps of the features are solved for as well
-_SOLVED = 1024  # tokens that the predictions are solved on: each step is a pass over the head
 _KEPT_EVERY = 60.0  # seconds at least between two states of a run: gigabytes each
-_BOUNDS = (0.05, 20.0)  # of temperatures
 
 
 def tune_on_pairs(
@@ -45,6 +37,7 @@ def tune_on_pairs(
     device: str = "cpu",
     checkpoints: Path | None = None,
     falls: bool = True,
+    shared: Path | None = None,
 ) -> dict[str, Any]:
     """Tune with the fused loss, and measure before the first epoch and after each.
 
@@ -58,6 +51,8 @@ def tune_on_pairs(
             (3.2 GB for Gemma-3-270M). None for none.
         falls: Whether the falls that shared changes predict are solved for, which takes as long as the tuning where the
             vocabulary is large; a row without them is complete in all else.
+        shared: Folder in which what is measured before tuning is kept for the runs of other losses and seeds, which
+            find the same (:func:`.pair_measures.kept_before`); None for none.
 
     Returns:
         The config's numbers and ``measurements``. Lines have ``epoch``, ``split`` (``train``, ``fit``, ``scored``),
@@ -95,7 +90,8 @@ def tune_on_pairs(
     for epoch, loss in _epochs(tuned, data, config, lines, place):
         start, ends = time.perf_counter(), epoch in (0, config.epochs)
         plain = falls and ends and not config.label_smoothing
-        measured = _measure(_base(tuned), data, readings, ends=ends, predict=plain, maps=plain and epoch > 0)
+        keep = None if epoch else kept_before(config, shared, device)
+        measured = measure(_base(tuned), data, readings, ends=ends, predict=plain, maps=plain and epoch > 0, keep=keep)
         norms = head_norms(_base(tuned))
         lines += [{"epoch": epoch, "training_loss": loss, **line, **norms} for line in measured]
         measuring += time.perf_counter() - start
@@ -236,76 +232,3 @@ def _resumed(
     order.set_state(state["order"])
     lines += state["lines"]
     return state["epoch"]
-
-
-def _measure(
-    model: Any, data: PairDocuments, readings: list[Reading], *, ends: bool, predict: bool, maps: bool
-) -> Iterator[dict[str, Any]]:
-    """All scores of a model as it stands, one line each."""
-    head, cuda = head_of(model), model.device.type == "cuda"
-    autocast = torch.bfloat16 if cuda else None
-    # The head's products as those of the loss: in float32 they would take a GPU most of the time.
-    as_trained = partial(torch.autocast, model.device.type, dtype=torch.bfloat16, enabled=cuda)
-    named = {(part, "response"): documents for part, documents in data.responses.items()}
-    named |= {("scored", "text"): data.texts} if data.texts else {}
-    known = {key: hidden_states(model, documents, pad=data.pad, autocast=autocast) for key, documents in named.items()}
-    # a minimum is searched: in float32
-    falls = _falls(known, head, readings[0], maps=maps) if predict else {}
-    with as_trained():
-        post_hoc = _fitted(known["fit", "response"], head, readings[0])
-    for (split, view), states in known.items():
-        extra = spectrum(states.hidden) if ends and (split, view) == ("scored", "response") else {}
-        for reading in (*readings, *([post_hoc] if split == "scored" else ())):
-            line = {"split": split, "view": view, "source": "all", "reading": reading.name}
-            with as_trained():
-                scores = vocabulary_scores(states, head, reading)
-            added = {**extra, **falls.get((split, view), {})} if reading is readings[0] else {}
-            yield {**line, "read_at": reading.temperature, **scores, **added}
-    # The same questions at every epoch, so that a column of them has no jump; all of them apart.
-    exams = {"along": data.along} | ({"whole": data.ends} if ends and data.ends is not data.along else {})
-    for (exam, asked), reading in product(exams.items(), readings):
-        fit, scored = (_asked(model, head, asked[part], data, reading) for part in ("fit", "scored"))
-        for line in choice_lines(fit, scored, bins=ends):
-            if line["reading"] == "post_hoc" and reading is not readings[0]:
-                continue  # one fit is enough
-            if line["reading"] == "as_trained":
-                line["reading"] = reading.name
-            yield {"exam": exam, **line}
-
-
-def _asked(model: Any, head: ModelHead, exam: Exam, data: PairDocuments, reading: Reading) -> Asked:
-    documents = {"options": exam.options, "letters": exam.letters}
-    capped = head._replace(softcap=reading.softcap)
-    return ask(
-        model, capped, exam.questions, documents, letters=data.letters, pad=data.pad, temperature=reading.temperature
-    )
-
-
-def _fitted(known: HiddenStates, head: ModelHead, base: Reading) -> Reading:
-    fit = fit_head_temperature(
-        [(known.hidden, known.target)], head.weight, linear_bias=head.bias, softcap=base.softcap,
-        logit_scale=head.logit_scale, bounds=_BOUNDS,
-    )  # fmt: skip
-    return Reading("post_hoc", fit.temperature, base.softcap)
-
-
-def _falls(
-    known: dict[tuple[str, str], HiddenStates], head: ModelHead, reading: Reading, *, maps: bool
-) -> dict[tuple[str, str], dict[str, float]]:
-    """Falls in confidence that shared changes of the features predict, solved on tokens of the pairs tuned on.
-
-    Maps of many unknowns are solved for if asked, on more tokens, and read on those and on the part that is scored.
-    """
-    if reading.temperature != 1 and (head.bias is not None or reading.softcap is not None):
-        return {}  # a temperature is a scale of the logits only where nothing comes between
-    train = known["train", "response"]
-    rows = torch.linspace(0, len(train.target) - 1, min(_SOLVED, len(train.target))).long()
-    seen = HiddenStates(*(x[rows.to(x.device)] for x in train))
-    trained = head._replace(softcap=reading.softcap, logit_scale=head.logit_scale / reading.temperature)
-    asked = {f"{split} {view}": x for (split, view), x in known.items()}
-    found = shared_falls(seen, trained, asked, _ASKED)
-    if maps:
-        read = {name: x for name, x in asked.items() if not name.startswith("fit ")}
-        for name, numbers in mapped_falls(train, trained, read, _MAPPED).items():
-            found[name] |= numbers
-    return {(name.split()[0], name.split()[1]): numbers for name, numbers in found.items()}

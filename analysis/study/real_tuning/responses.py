@@ -16,8 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kernel import linear_cross_entropy
-
 from ...language_models.features import HiddenStates, ModelHead
 from ...language_models.scoring import score_tokens
 from .shared_maps import MapKind, SharedMap, Solver, smoothed_loss
@@ -28,7 +26,7 @@ MAPS: tuple[MapKind, ...] = ("low_rank", "affine")
 RIDGES = (64.0, 8.0, 1.0, 0.125)  # half of it, in nats: price of changing all logits by as much as they vary
 _MAPPED = 4096  # tokens that a map is solved on, and that its ridge is chosen on, each
 
-_ITERATIONS = 50  # of L-BFGS
+_SLICE, _SLICES = 10, 8  # iterations of L-BFGS between two looks at the slope, and how often they are allowed
 # Of the gradient in the logarithm of the gain, as a share of the loss. Where tokens are separated the loss falls to 0
 # and its gradient with it, but as fast: their ratio is the logarithm of the loss.
 _TOLERANCE = 1e-3
@@ -51,6 +49,9 @@ def shared_falls(
     """
     found: dict[str, dict[str, float]] = {name: {} for name in read}
     for kind, size in (("scale", 1), ("gain", seen.hidden.shape[1])):
+        for name in ("confidence", *(f"fall_{b:g}" for b in smoothings)):
+            for numbers in found.values():
+                numbers[f"{kind}_{name}"] = float("nan")  # until it is solved
         for b, gain in _solved(seen, head, size, [0.0, *smoothings]):
             for name, known in read.items():
                 moved = known._replace(hidden=known.hidden * gain)
@@ -65,28 +66,40 @@ def shared_falls(
 def _solved(
     seen: HiddenStates, head: ModelHead, size: int, smoothings: Sequence[float]
 ) -> Iterator[tuple[float, Tensor]]:
-    """Each b with the factors of the hidden states of least smoothed loss, the next from the last; nan if unsolved."""
-    gain = torch.ones(size, device=seen.hidden.device, requires_grad=True)
+    """Each b, 0 first, with the factors of the hidden states of least smoothed loss, the next from the last.
+
+    They are nan if unsolved; after a 0 that is, no more are solved for.
+    """
+    each = torch.ones(size, dtype=torch.float64, device=seen.hidden.device)
+    if size > 1:  # some features of Gemma move logits many times as much as others: in these unknowns all do alike
+        logits = seen.hidden.double().square().mean(0).sqrt() * head.weight.std(0).double()
+        each = (logits.square().mean().sqrt() / logits).where(logits > 0, 0)
+    each = each.to(seen.hidden.dtype)
+    moved = torch.zeros(size, device=seen.hidden.device, dtype=seen.hidden.dtype, requires_grad=True)
     for b in smoothings:
-        optimiser = torch.optim.LBFGS([gain], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+        optimiser = torch.optim.LBFGS([moved], max_iter=_SLICE, history_size=20, line_search_fn="strong_wolfe")
 
         def closure(b: float = b, optimiser: torch.optim.LBFGS = optimiser) -> Tensor:
             optimiser.zero_grad()
-            loss = linear_cross_entropy(
-                seen.hidden * gain, head.weight, seen.target, linear_bias=head.bias, label_smoothing=b,
-                softcap=head.softcap, logit_scale=head.logit_scale,
-            )  # fmt: skip
+            loss = smoothed_loss(seen.hidden * (1 + each * moved), seen.target, head, b)
             loss.backward()
             return loss
 
-        optimiser.step(closure)  # pyright: ignore[reportArgumentType]
-        loss, reached = closure(), gain.detach().clone()
-        assert gain.grad is not None
-        solved = bool((gain.grad * reached).abs().max() < _TOLERANCE * loss)  # and not where both are 0
+        solved, reached = False, torch.ones_like(each)
+        for _ in range(_SLICES):
+            optimiser.step(closure)  # pyright: ignore[reportArgumentType]
+            loss, reached = closure(), 1 + each * moved.detach()
+            assert moved.grad is not None
+            slope = (moved.grad / each * reached).where(each > 0, 0).abs().max()
+            solved = bool(slope < _TOLERANCE * loss)  # and not where both are 0
+            if solved:
+                break
         yield b, reached if solved else torch.full_like(reached, float("nan"))
+        if not solved and not b:
+            return  # nothing to fall from
         if not solved:  # far out: no start for the next
             with torch.no_grad():
-                gain.fill_(1.0)
+                moved.zero_()
 
 
 def mapped_falls(
