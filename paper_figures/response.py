@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.claims.effects import summarise
-from analysis.claims.response import CELL, joined, unfitted_share
+from analysis.claims.response import CELL, distinct, joined, unfitted_share
 from analysis.lab.registry import experiment
 from analysis.response import clipped_fall
 
@@ -52,7 +52,7 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         ``COLUMNS``; ``kind`` is the kind of targets, or the tuned model; ``heads`` how many plain heads S9 has.
     """
     pairs = joined(tables["S9"], {name: tables[name] for name in ("S3", "S4", "S5") if name in tables})
-    pairs = pairs.loc[pairs["confirmed"]]
+    pairs = distinct(pairs.loc[pairs["confirmed"]])
     pairs = pairs.rename(columns={"predicted_fall": "predicted", "clipped_fall": "clipped"})
     by = [name for name in CELL if name in pairs]
     cells = summarise(pairs, by, ["predicted", "clipped", "fall"])

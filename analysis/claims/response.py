@@ -25,7 +25,7 @@ from .findings import SMALL
 from .law import judged
 from .statistics import Effect, bootstrap_half_width, resamples
 
-__all__ = ["CELL", "accuracy", "joined", "main", "unfitted_share"]
+__all__ = ["CELL", "accuracy", "distinct", "joined", "main", "unfitted_share"]
 
 Array = NDArray[np.float64]
 _EXAMPLES = """
@@ -38,10 +38,29 @@ _TOLERANCE = 1e-3  # of the confidence of a plain head that was trained again
 _TRANSITION = (0.05, 6.0)
 _RIVALS = ("predicted_fall", "sphere_fall", "clipped_fall", "rational_fall", "first_order_fall")
 CELL = [
-    "source", "arm", "teacher", "vocab_size", "n_contexts", "samples_per_context", "hidden_size", "norm",
+    "arm", "teacher", "vocab_size", "n_contexts", "samples_per_context", "hidden_size", "norm",
     "norm_coefficient", "temperature", "softcap", "softcap_form", "weight_decay", "features", "optimiser",
     "label_smoothing",
 ]  # fmt: skip
+_KEPT = ", unsolved kept"  # groups in which a response that was not solved counts with what the solver had
+_SURE = 0.05  # plain confidence from which a fall is told as a share of what smoothing may take
+
+
+def distinct(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs whose ``CELL`` says what the head is: a norm budget k at temperature T is the budget k/T at T = 1.
+
+    So it is where features are free and no softcap stands between. Tables share settings too; ``source`` is no part
+    of a cell.
+    """
+    same = _equal(pairs, "norm", "budget") & _equal(pairs, "features", "free")
+    same &= pairs["softcap"].isna() if "softcap" in pairs else True
+    if not same.any():
+        return pairs
+    strength = (pairs["norm_coefficient"] / pairs["temperature"]).round(9)
+    return pairs.assign(
+        norm_coefficient=pairs["norm_coefficient"].where(~same, strength),
+        temperature=pairs["temperature"].where(~same, 1.0),
+    )
 
 
 def joined(predictions: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -100,7 +119,9 @@ def _slope(measured: Array, predicted: Array) -> Array:
 
 
 def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One line for each group of cells and predictor, with 95 % intervals over seeds; only confirmed pairs.
+    """One line for each group of cells and predictor, with 95 % intervals over seeds; each cell once.
+
+    Only confirmed pairs, but in groups that keep the unsolved ones.
 
     Args:
         pairs: From :func:`joined`.
@@ -108,13 +129,26 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         ``group``, ``predictor``, ``cells``, ``seeds``, ``r2`` (unfitted) with ``r2_low`` and ``r2_high``, ``ahead``, by
         how much P's r2 is above it, paired over the same resamples, with ``ahead_low`` and ``ahead_high``, ``slope``
-        of the measured fall on it with ``slope_low`` and ``slope_high``, ``missed``, cells where it is off by more than
+        of the measured fall on it with ``slope_low`` and ``slope_high``, ``share_r2``, r2 of both over b (p - 1/V) where
+        p is above .05, ``missed``, cells where it is off by more than
         .01, ``overstated``, those where it lies above, ``largest_error`` and ``largest_error_cell``.
     """
-    pairs = pairs.loc[pairs["confirmed"]]
+    pairs = distinct(pairs)
+    unsolved = ~_flags(pairs["solved"]) if "solved" in pairs else np.zeros(len(pairs), np.bool_)
+    off = pairs["confidence_off"].abs() > _TOLERANCE if "confidence_off" in pairs else False
+    there = pairs["confirmed"] | (unsolved & ~off)
     noisy, inside = pairs["teacher"] != "det", pairs["activity_index"].between(*_TRANSITION)
     own = pairs["arm"].astype(object).where(pairs["arm"].notna(), "")
     grid = own == ""
+    softcap = pairs["softcap"].notna() if "softcap" in pairs else grid & False
+    kept = {
+        "all cells": grid,
+        "noisy": grid & noisy,
+        "noisy, .05 < A < 6": grid & noisy & inside,
+        "noisy, with a softcap": grid & noisy & softcap,
+    }
+    kept = {f"{name}{_KEPT}": which & there for name, which in kept.items()} if unsolved.any() else {}
+    grid, own = grid & pairs["confirmed"], own.where(pairs["confirmed"], "")
     groups: dict[str, pd.Series] = {
         "all cells": grid,
         "det": grid & ~noisy,
@@ -124,22 +158,30 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
     }
     for b in sorted(pairs.loc[grid, "label_smoothing"].round(6).unique()):
         groups[f"b = {b:g}, .05 < A < 6"] = grid & inside & (pairs["label_smoothing"].round(6) == b)
+        groups[f"noisy, b = {b:g}, .05 < A < 6"] = groups[f"b = {b:g}, .05 < A < 6"] & noisy
     for name, which, column, label in (
         ("", grid, "source", "{}"),
         ("noisy, ", grid & noisy, "vocab_size", "V = {}"),
         ("noisy, .05 < A < 6, ", grid & noisy & inside, "vocab_size", "V = {}"),
         ("noisy, .05 < A < 6, ", grid & noisy & inside, "hidden_size", "D = {}"),
         ("noisy, ", grid & noisy, "norm", "{} norms"),
+        ("noisy, free norms, ", grid & noisy & _equal(pairs, "norm", "free"), "weight_decay", "weight decay {:g}"),
         ("arm ", own != "", "arm", "{}"),
         ("arm trunk, ", own == "trunk", "samples_per_context", "{} samples"),
         ("arm contexts, ", own == "contexts", "n_contexts", "{} contexts"),
     ):
         values = sorted(pairs.loc[which, column].unique()) if column in pairs else []
         groups |= {name + label.format(value): which & (pairs[column] == value) for value in values}
-    if "softcap" in pairs:
-        groups["noisy, with a softcap"] = grid & noisy & pairs["softcap"].notna()
+    if softcap.any():
+        groups["noisy, with a softcap"] = grid & noisy & softcap
+    groups |= kept
     lines = [line for name, which in groups.items() for line in _lines(name, pairs.loc[which])]
     return pd.DataFrame(lines)
+
+
+def _equal(pairs: pd.DataFrame, column: str, value: object) -> pd.Series:
+    """Where a column that may be missing has a value."""
+    return pairs[column] == value if column in pairs else pairs["confirmed"] & False
 
 
 def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
@@ -150,10 +192,15 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
     if numbers.max() < 1:
         return []
     names, seeds = np.unique(pairs["data_seed"].to_numpy(), return_inverse=True)
+    confidence = pairs["plain_confidence"].groupby(numbers).mean().to_numpy()
+    may_take = pairs["label_smoothing"] * (pairs["plain_confidence"] - 1 / pairs["vocab_size"])
+    amplitude = may_take.groupby(numbers).mean().to_numpy()
     lines: list[dict[str, object]] = []
     for rival in _RIVALS:
         values = np.full((3, numbers.max() + 1, names.size), np.nan)
-        values[:, numbers, seeds] = pairs[["fall", rival, "predicted_fall"]].to_numpy(np.float64).T
+        known = pairs[["fall", rival, "predicted_fall"]].groupby([numbers, seeds]).mean()  # one of the same head
+        index = known.index.to_frame().to_numpy()
+        values[:, index[:, 0], index[:, 1]] = known.to_numpy(np.float64).T
         values[:, ~np.isfinite(values).all(0)] = np.nan
         kept = np.flatnonzero(np.isfinite(values[0]).any(axis=1))
         values = values[:, kept]
@@ -166,6 +213,8 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
             lambda y, x, best: _slope(y, x),
         )
         y, x, _ = np.nanmean(values, axis=2)
+        sure = np.flatnonzero((confidence[kept] > _SURE) & (amplitude[kept] > 0))
+        asked = amplitude[kept][sure]
         worst = int(np.abs(y - x).argmax())
         named = pairs.loc[numbers == kept[worst], cell].iloc[0]
         lines.append({
@@ -173,6 +222,7 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
             "r2": share.mean, "r2_low": share.low, "r2_high": share.high,
             "ahead": ahead.mean, "ahead_low": ahead.low, "ahead_high": ahead.high,
             "slope": slope.mean, "slope_low": slope.low, "slope_high": slope.high,
+            "share_r2": unfitted_share(x[sure] / asked, y[sure] / asked) if sure.size > 1 else np.nan,
             "missed": int((np.abs(y - x) > SMALL).sum()), "overstated": int((x - y > SMALL).sum()),
             "largest_error": float(np.abs(y - x).max()),
             "largest_error_cell": " ".join(f"{name}={value}" for name, value in named.items()),
@@ -236,7 +286,7 @@ def _judge(preset: Preset, out: Path | None, file: Path) -> int:
         wall_seconds=round(time.perf_counter() - start, 3),
     )
     write_table(table, file, made, digits=6)
-    asked = judged(table, pairs, read_table(path), CELL)
+    asked = judged(table, distinct(pairs), read_table(path), CELL)
     beside = file.with_name(f"{file.name.split('.')[0].removesuffix('_accuracy')}_predictions.csv")
     write_table(asked, beside, made, digits=6)
     for part in asked.to_dict("records"):
