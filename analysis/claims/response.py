@@ -175,6 +175,9 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
     if softcap.any():
         groups["noisy, with a softcap"] = grid & noisy & softcap
     groups |= kept
+    if (own != "").any():  # what the figure draws
+        ours = grid | (own != "")
+        groups |= {"det, arms too": ours & ~noisy, "noisy, arms too": ours & noisy}
     lines = [line for name, which in groups.items() for line in _lines(name, pairs.loc[which])]
     return pd.DataFrame(lines)
 
