@@ -108,8 +108,8 @@ def caption(data: Path) -> str:
         f"{det['largest_error']:.3f} where one next token is right; where several are (noisy), as in text, off by more "
         f"than 0.01 in {noisy['missed']} of {noisy['cells']} settings, {noisy['largest_error']:.3f} at most "
         "([where](docs/study_notes.md#the-law-s9)). (b) Two numbers, confidence p and index A (below), miss so in "
-        f"{rough}; `b (p - 1/V) / (1 + A)` in only {other}, but it fails for one right token. SmolLM2 fell about as (b) "
-        "says on training examples (stars); on new texts, not drawn, it fell by 0.7 to 3.1 times this one."
+        f"{rough}; `b (p - 1/V) / (1 + A)` in only {other}, but it fails for one right token. SmolLM2 fell about as "
+        "(b) says on training examples (stars); on new texts, not drawn, it fell by 0.7 to 3.1 times this one."
     )
 
 

@@ -129,9 +129,9 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         ``group``, ``predictor``, ``cells``, ``seeds``, ``r2`` (unfitted) with ``r2_low`` and ``r2_high``, ``ahead``, by
         how much P's r2 is above it, paired over the same resamples, with ``ahead_low`` and ``ahead_high``, ``slope``
-        of the measured fall on it with ``slope_low`` and ``slope_high``, ``share_r2``, r2 of both over b (p - 1/V) where
-        p is above .05, ``missed``, cells where it is off by more than
-        .01, ``overstated``, those where it lies above, ``largest_error`` and ``largest_error_cell``.
+        of the measured fall on it with ``slope_low`` and ``slope_high``, ``share_r2``, r2 of both over b (p - 1/V)
+        where p is above .05, ``missed``, cells where it is off by more than .01, ``overstated``, those where it lies
+        above, ``largest_error`` and ``largest_error_cell``.
     """
     pairs = distinct(pairs)
     unsolved = ~_flags(pairs["solved"]) if "solved" in pairs else np.zeros(len(pairs), np.bool_)
