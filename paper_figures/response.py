@@ -23,7 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.claims.effects import summarise
-from analysis.claims.response import CELL, distinct, joined, unfitted_share
+from analysis.claims.law_pairs import CELL, distinct, joined
+from analysis.claims.response import unfitted_share
 from analysis.response import clipped_fall
 
 from .drawing import check, stamp
@@ -58,7 +59,9 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     pairs = pairs.rename(columns={"predicted_fall": "predicted", "clipped_fall": "clipped"})
     by = [name for name in CELL if name in pairs]
     values = ["predicted", "clipped", "fall"]
-    once = pairs.groupby([*by, "data_seed"], dropna=False, as_index=False)[values].mean()  # some stand in two tables
+    once: Any = pairs.groupby([*by, "data_seed"], dropna=False, as_index=False)[
+        values
+    ].mean()  # some stand in two tables
     cells = summarise(once, by, values)
     noisy = cells["teacher"] != "det"
     kind = np.where(noisy, "several (noisy)", "one right token")

@@ -45,7 +45,7 @@ def judged(table: pd.DataFrame, pairs: pd.DataFrame, plain: pd.DataFrame, cell: 
 
     Args:
         table: From :func:`.response.accuracy`.
-        pairs: From :func:`.response.joined`.
+        pairs: From :func:`.law_pairs.joined`, of :func:`.law_pairs.distinct` cells.
         plain: The table of S9.
         cell: Columns that make a cell, over whose seeds pairs are averaged.
 

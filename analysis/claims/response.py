@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,10 @@ from ..lab.running import committed_folder
 from ..lab.tables import find_table, read_table, write_table
 from .findings import SMALL
 from .law import judged
+from .law_pairs import CELL, TOLERANCE, distinct, equal, flags, joined
 from .statistics import Effect, bootstrap_half_width, resamples
 
-__all__ = ["CELL", "accuracy", "distinct", "joined", "main", "unfitted_share"]
+__all__ = ["accuracy", "main", "unfitted_share"]
 
 Array = NDArray[np.float64]
 _EXAMPLES = """
@@ -34,71 +36,10 @@ examples:
   python -m analysis.claims.response --preset quick           of the quick one
   python -m analysis.claims.response --out paper_figures/out/full   of a run
 """
-_TOLERANCE = 1e-3  # of the confidence of a plain head that was trained again
 _TRANSITION = (0.05, 6.0)
 _RIVALS = ("predicted_fall", "sphere_fall", "clipped_fall", "rational_fall", "first_order_fall")
-CELL = [
-    "arm", "teacher", "vocab_size", "n_contexts", "samples_per_context", "hidden_size", "norm",
-    "norm_coefficient", "temperature", "softcap", "softcap_form", "weight_decay", "features", "optimiser",
-    "label_smoothing",
-]  # fmt: skip
 _KEPT = ", unsolved kept"  # groups in which a response that was not solved counts with what the solver had
 _SURE = 0.05  # plain confidence from which a fall is told as a share of what smoothing may take
-
-
-def distinct(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Pairs whose ``CELL`` says what the head is: a norm budget k at temperature T is the budget k/T at T = 1.
-
-    So it is where features are free and no softcap stands between. Tables share settings too; ``source`` is no part
-    of a cell.
-    """
-    same = _equal(pairs, "norm", "budget") & _equal(pairs, "features", "free")
-    same &= pairs["softcap"].isna() if "softcap" in pairs else True
-    if not same.any():
-        return pairs
-    strength = (pairs["norm_coefficient"] / pairs["temperature"]).round(9)
-    return pairs.assign(
-        norm_coefficient=pairs["norm_coefficient"].where(~same, strength),
-        temperature=pairs["temperature"].where(~same, 1.0),
-    )
-
-
-def joined(predictions: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Predictions of S9 beside what the tables of S3, S4 and S5 measured.
-
-    Args:
-        predictions: The table of S9.
-        tables: By name, as committed.
-
-    Returns:
-        The rows whose smoothed head is known and converged, with ``fall`` and ``true_ece_gain`` measured, and
-        ``confirmed``: whether the plain head that was trained again has the confidence of its row within 1e-3 and its
-        response was solved. Arms, which have no such row, count as confirmed where solved.
-    """
-    readings = [
-        table.loc[table["evaluation"] == "as_trained"] if "evaluation" in table else table for table in tables.values()
-    ]
-    rows = pd.concat([table[["key", "confidence", "true_ece", "converged"]] for table in readings])
-    known = rows.groupby("key").first()
-    found = predictions.copy()
-    for column in ("fall", "true_ece_gain", "smoothed_converged"):
-        if column not in found:
-            found[column] = np.nan
-    plain, smoothed = (known.reindex(found[name]).reset_index(drop=True) for name in ("plain_key", "smoothed_key"))
-    own = found["fall"].notna().to_numpy()
-    for column, name in (("fall", "confidence"), ("true_ece_gain", "true_ece")):
-        there = np.asarray(plain[name], np.float64) - np.asarray(smoothed[name], np.float64)
-        found[column] = np.where(own, np.asarray(found[column], np.float64), there)
-    off = np.asarray(found["plain_confidence"], np.float64) - np.asarray(plain["confidence"], np.float64)
-    found["confidence_off"] = np.where(own, 0.0, off)
-    found["confirmed"] = (found["confidence_off"].abs() <= _TOLERANCE) & _flags(found["solved"])
-    twin = np.where(own, _flags(found["smoothed_converged"]), _flags(smoothed["converged"]))
-    return found.loc[_flags(found["converged"]) & twin & found["fall"].notna()].reset_index(drop=True)
-
-
-def _flags(column: Iterable[object]) -> NDArray[np.bool_]:
-    """Truth of a column; what is missing is not true."""
-    return np.array([str(value) == "True" for value in column], np.bool_)
 
 
 def unfitted_share(predicted: Array, measured: Array) -> float:
@@ -124,7 +65,7 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
     Only confirmed pairs, but in groups that keep the unsolved ones.
 
     Args:
-        pairs: From :func:`joined`.
+        pairs: From :func:`.law_pairs.joined`.
 
     Returns:
         ``group``, ``predictor``, ``cells``, ``seeds``, ``r2`` (unfitted) with ``r2_low`` and ``r2_high``, ``ahead``, by
@@ -134,8 +75,8 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
         above, ``largest_error`` and ``largest_error_cell``.
     """
     pairs = distinct(pairs)
-    unsolved = ~_flags(pairs["solved"]) if "solved" in pairs else np.zeros(len(pairs), np.bool_)
-    off = pairs["confidence_off"].abs() > _TOLERANCE if "confidence_off" in pairs else False
+    unsolved = ~flags(pairs["solved"]) if "solved" in pairs else np.zeros(len(pairs), np.bool_)
+    off = pairs["confidence_off"].abs() > TOLERANCE if "confidence_off" in pairs else False
     there = pairs["confirmed"] | (unsolved & ~off)
     noisy, inside = pairs["teacher"] != "det", pairs["activity_index"].between(*_TRANSITION)
     own = pairs["arm"].astype(object).where(pairs["arm"].notna(), "")
@@ -165,7 +106,7 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
         ("noisy, .05 < A < 6, ", grid & noisy & inside, "vocab_size", "V = {}"),
         ("noisy, .05 < A < 6, ", grid & noisy & inside, "hidden_size", "D = {}"),
         ("noisy, ", grid & noisy, "norm", "{} norms"),
-        ("noisy, free norms, ", grid & noisy & _equal(pairs, "norm", "free"), "weight_decay", "weight decay {:g}"),
+        ("noisy, free norms, ", grid & noisy & equal(pairs, "norm", "free"), "weight_decay", "weight decay {:g}"),
         ("arm ", own != "", "arm", "{}"),
         ("arm trunk, ", own == "trunk", "samples_per_context", "{} samples"),
         ("arm contexts, ", own == "contexts", "n_contexts", "{} contexts"),
@@ -182,11 +123,6 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _equal(pairs: pd.DataFrame, column: str, value: object) -> pd.Series:
-    """Where a column that may be missing has a value."""
-    return pairs[column] == value if column in pairs else pairs["confirmed"] & False
-
-
 def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
     cell = [name for name in CELL if name in pairs]
     if pairs.empty:
@@ -195,13 +131,14 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
     if numbers.max() < 1:
         return []
     names, seeds = np.unique(pairs["data_seed"].to_numpy(), return_inverse=True)
-    confidence = pairs["plain_confidence"].groupby(numbers).mean().to_numpy()
-    may_take = pairs["label_smoothing"] * (pairs["plain_confidence"] - 1 / pairs["vocab_size"])
+    by_cell: Any = pairs["plain_confidence"].groupby(numbers).mean()
+    confidence = by_cell.to_numpy()
+    may_take: Any = pairs["label_smoothing"] * (pairs["plain_confidence"] - 1 / pairs["vocab_size"])
     amplitude = may_take.groupby(numbers).mean().to_numpy()
     lines: list[dict[str, object]] = []
     for rival in _RIVALS:
         values = np.full((3, numbers.max() + 1, names.size), np.nan)
-        known = pairs[["fall", rival, "predicted_fall"]].groupby([numbers, seeds]).mean()  # one of the same head
+        known: Any = pairs[["fall", rival, "predicted_fall"]].groupby([numbers, seeds]).mean()  # one of the same head
         index = known.index.to_frame().to_numpy()
         values[:, index[:, 0], index[:, 1]] = known.to_numpy(np.float64).T
         values[:, ~np.isfinite(values).all(0)] = np.nan
@@ -278,8 +215,8 @@ def _judge(preset: Preset, out: Path | None, file: Path) -> int:
             f"  P ahead {line['ahead']:+.4f} [{line['ahead_low']:+.4f}, {line['ahead_high']:+.4f}]"
             f"  slope {line['slope']:.3f}  largest error {line['largest_error']:.4f}"
         )
-    off = int((pairs["confidence_off"].abs() > _TOLERANCE).sum())
-    unsolved = int((~_flags(pairs["solved"])).sum())
+    off = int((pairs["confidence_off"].abs() > TOLERANCE).sum())
+    unsolved = int((~flags(pairs["solved"])).sum())
     left_out = f"{off} whose head was trained to another confidence, {unsolved} whose response was not solved"
     made = made_here(
         "python -m analysis.claims.response",

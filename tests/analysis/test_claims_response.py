@@ -12,7 +12,8 @@ import paper_figures
 from analysis.audit import verdict
 from analysis.bottleneck import FitConfig, fit
 from analysis.claims.law import judged
-from analysis.claims.response import CELL, accuracy, distinct, joined, main, unfitted_share
+from analysis.claims.law_pairs import CELL, distinct, joined
+from analysis.claims.response import accuracy, main, unfitted_share
 from analysis.lab.placement import order
 from analysis.lab.records import config_key
 from analysis.lab.registry import experiment, tidy
