@@ -58,17 +58,20 @@ def _with_interval(mean: float, low: float, high: float) -> str:
 def law(data: Path) -> str:
     """What was registered of the law (S9), part by part."""
     table: Any = pd.read_csv(data / "S9_predictions.csv")
-    lines = ["| | predicted | asked | found | settings | holds |", "|---|---|---|---|---|---|"]
+    lines = ["| | predicted | asked | found | settings (sin²: heads) | holds |", "|---|---|---|---|---|---|"]
     for row in table.itertuples():
         share = pd.isna(row.low) and row.asked not in ("at most 0.01",)
         found = f"in {row.found:.0%}" if share else _with_interval(row.found, row.low, row.high)
         known = "" if row.holds == "not run" else found
-        holds = {"no": "**no**", "open": "too few to say"}.get(row.holds, row.holds)
+        holds = {"no": "**no**"}.get(row.holds, row.holds)
+        if 0 < row.cells < _FEW and holds != "not run" and "R2" in row.part:
+            holds = f"{holds}, of few"
         part = _RULES.sub(lambda rule: _SAID[rule[0]], row.part)
         lines.append(f"| {row.prediction} | {part} | {row.asked} | {known} | {row.cells or ''} | {holds} |")
     return "\n".join(lines)
 
 
+_FEW = 10  # settings below which a share of variance says little
 _SAID = {
     "clipped_fall": "b (p - 1/V) max(0, 1 - A)",
     "rational_fall": "b (p - 1/V) / (1 + A)",

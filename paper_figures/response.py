@@ -1,13 +1,14 @@
 """How far smoothing lowers confidence: measured, against what the model trained without it predicts, nothing fitted.
 
-Caption. Each mark is a cell of S9, the mean over seeds of pairs of heads that differ in label smoothing alone. *Up:*
-the fall in mean max p that training with smoothing brought. *Across:* what the plain head says beforehand; on the
-line it is right. *Left:* the frozen-head response P, which moves the hidden states alone. *Right:* two numbers of the
-plain head, its confidence p and its activity index A, counted as -1 where it is lower. Axes are linear below .001 and
-logarithmic above. Stars: a real language model tuned on questions, on its training examples at the last epoch; its
-features are not free, so that P is no prediction, and its table has the two numbers alone. Only pairs whose response
-was solved and whose plain head is that of its table; a grid that is not finished says how many of its plain heads there
-are. Tables S9, and S3, S4 and S5 for the measured falls; the tuned model: instruction_full.csv, where it is there.
+Caption. Each mark is a setting of S9, the mean over seeds of pairs of heads that differ in label smoothing alone; a
+head that stands in several tables, or whose budget and temperature have one ratio, is one mark. *Up:* the fall in mean
+max p that training with smoothing brought. *Across:* what the plain head says beforehand; on the line it is right.
+*Left:* the frozen-head response P, which moves the hidden states alone. *Right:* two numbers of the plain head, its
+confidence p and its activity index A, counted as -1 where it is lower. Axes are linear from -.001 to .001 (grey) and
+logarithmic beyond. Stars: SmolLM2 tuned on questions, on its training examples at the last epoch; its features are not
+free, so that P is no prediction, and its table has the two numbers alone. Only pairs that converged, whose response was
+solved and whose plain head is that of its table; ``heads`` counts their plain heads. Tables S9, and S3, S4 and S5 for
+the measured falls; the tuned model: instruction_full.csv, where it is there.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.claims.effects import summarise
-from analysis.claims.response import CELL, joined, unfitted_share
-from analysis.lab.registry import experiment
+from analysis.claims.law_pairs import CELL, distinct, joined
+from analysis.claims.response import unfitted_share
 from analysis.response import clipped_fall
 
-from .drawing import check, panel, stamp
+from .drawing import check, stamp
 from .style import HIDDEN_SIZE_COLOURS, RC, TEXT_WIDTH, THEORY_COLOUR
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
@@ -35,13 +36,15 @@ TABLES, OPTIONAL = ("S9", "S3"), ("S4", "S5", "instruction_full")
 COLUMNS = [
     "kind", "vocab_size", "hidden_size", "label_smoothing", "seeds", "heads", "predicted", "clipped", "fall",
 ]  # fmt: skip
-_TUNED = "tuned language model"
+_TUNED = "SmolLM2, training examples"
 _LOOKS: dict[str, dict[str, Any]] = {
-    "deterministic targets": {"marker": "o", "color": HIDDEN_SIZE_COLOURS[3], "ms": 3.4, "mfc": "none", "mew": 0.8},
-    "noisy targets": {"marker": "^", "color": HIDDEN_SIZE_COLOURS[0], "ms": 3.8, "mec": "#8a7a12", "mew": 0.4},
+    "one right token": {"marker": "o", "color": HIDDEN_SIZE_COLOURS[3], "ms": 3.4, "mfc": "none", "mew": 0.8},
+    "several (noisy)": {"marker": "^", "color": HIDDEN_SIZE_COLOURS[0], "ms": 3.8, "mec": "#8a7a12", "mew": 0.4},
     _TUNED: {"marker": "*", "color": THEORY_COLOUR, "ms": 9, "mec": "white", "mew": 0.5},
 }
+_SIZE = 9.5  # of all text, in points: 7 pixels and more where a phone shows the figure 390 wide
 _SMOOTHING, _VOCABULARY = 0.1, 49152  # that the tuned model's index is stated at, and its V
+_TEXT = ("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize", "axes.titlesize")
 _LINEAR = 1e-3  # falls below this are drawn on a linear scale
 
 
@@ -49,16 +52,20 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Cells of S9 with their measured falls, and the tuned model.
 
     Returns:
-        ``COLUMNS``; ``kind`` is the kind of targets, or the tuned model; ``heads`` how many plain heads S9 has.
+        ``COLUMNS``; ``kind`` is the kind of targets, or the tuned model; ``heads`` how many plain heads are drawn.
     """
     pairs = joined(tables["S9"], {name: tables[name] for name in ("S3", "S4", "S5") if name in tables})
-    pairs = pairs.loc[pairs["confirmed"]]
+    pairs = distinct(pairs.loc[pairs["confirmed"]])
     pairs = pairs.rename(columns={"predicted_fall": "predicted", "clipped_fall": "clipped"})
     by = [name for name in CELL if name in pairs]
-    cells = summarise(pairs, by, ["predicted", "clipped", "fall"])
+    values = ["predicted", "clipped", "fall"]
+    once: Any = pairs.groupby([*by, "data_seed"], dropna=False, as_index=False)[
+        values
+    ].mean()  # some stand in two tables
+    cells = summarise(once, by, values)
     noisy = cells["teacher"] != "det"
-    kind = np.where(noisy, "noisy targets", "deterministic targets")
-    parts = [cells.assign(kind=kind, heads=tables["S9"]["key"].nunique())]
+    kind = np.where(noisy, "several (noisy)", "one right token")
+    parts = [cells.assign(kind=kind, heads=pairs["key"].nunique())]
     if "instruction_full" in tables:
         parts.append(_tuned(tables["instruction_full"]).assign(kind=_TUNED))
     return pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
@@ -98,30 +105,28 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
     check(cells, COLUMNS)
     drawn = table[["predicted", "clipped", "fall"]].to_numpy()
     ends = min(-_LINEAR / 2, 1.4 * float(np.nanmin(drawn))), 1.25 * float(np.nanmax(drawn))
-    with mpl.rc_context(RC):
-        fig = Figure(figsize=(TEXT_WIDTH, 3.3))
-        left, right = (fig.add_axes((x, 0.145, 0.415, 0.77)) for x in (0.075, 0.575))
+    with mpl.rc_context(RC | dict.fromkeys(_TEXT, _SIZE)):
+        fig = Figure(figsize=(TEXT_WIDTH, 3.9))
+        left, right = (fig.add_axes((x, 0.165, 0.385, 0.745)) for x in (0.105, 0.605))
         _panel(left, table, "predicted", ends)
         _panel(right, table, "clipped", ends)
-        panel(left, "a", "the frozen-head response $P$")
-        panel(right, "b", r"two numbers: $b\,(p - 1/V)\,\max(0, 1 - A)$, $A \geq -1$")
+        left.set_title("(a) computed from the plain head", loc="left")
+        right.set_title(r"(b) the rule $b\,(p - 1/V)\,\max(0, 1 - A)$", loc="left")
         left.set_ylabel("measured fall in confidence")
-        left.legend(
-            *right.get_legend_handles_labels(), loc="upper left", handletextpad=0.2, labelspacing=0.4, fontsize=8
-        )
-        heads, planned = (
-            int(cells["heads"].iloc[0]),
-            len(experiment("S9").configs("quick" if preset == "quick" else "full")),
-        )
-        if heads != planned:
-            left.text(0.03, 0.42, f"{heads:,} of {planned:,}\nplain heads", transform=left.transAxes, va="top",
-                      fontsize=8, linespacing=1.25)  # fmt: skip
+        handles, labels = right.get_legend_handles_labels()
+        simulated = [at for at, label in enumerate(labels) if label != _TUNED]
+        style: dict[str, Any] = {"loc": "upper left", "handletextpad": 0.2, "labelspacing": 0.3, "borderpad": 0.1}
+        left.legend([handles[at] for at in simulated], [labels[at] for at in simulated], **style)
+        stars = [at for at, label in enumerate(labels) if label == _TUNED]
+        right.legend([handles[at] for at in stars], [labels[at].replace(", ", ",\n") for at in stars], **style)
         stamp(fig, preset, cells["seeds"])
     return fig
 
 
 def _panel(ax: Axes, table: pd.DataFrame, x: str, ends: tuple[float, float]) -> None:
     """Measured falls against one prediction, and how far that is off."""
+    for span in (ax.axvspan, ax.axhspan):
+        span(-_LINEAR, _LINEAR, color="0.93", lw=0, zorder=0)
     ax.plot(ends, ends, color="0.6", lw=0.9, zorder=1)
     for kind, look in _LOOKS.items():
         rows = table.loc[(table["kind"] == kind) & table[x].notna()].sort_values([x, "fall"], kind="stable")
@@ -129,16 +134,20 @@ def _panel(ax: Axes, table: pd.DataFrame, x: str, ends: tuple[float, float]) -> 
             ax.plot(rows[x], rows["fall"], ls="", label=kind, zorder=4 if kind == _TUNED else 3, **look)
     for axis in ("x", "y"):
         getattr(ax, f"set_{axis}scale")("symlog", linthresh=_LINEAR, linscale=0.4)
-        ticks = {"\N{MINUS SIGN}.01": -0.01, "0": 0, ".001": 0.001, ".01": 0.01, ".1": 0.1}
+        ticks = {"\N{MINUS SIGN}0.01": -0.01, "0": 0, "0.01": 0.01, "0.1": 0.1}
         ticks = {name: at for name, at in ticks.items() if at >= ends[0]}
         getattr(ax, f"set_{axis}ticks")(list(ticks.values()), list(ticks))
         getattr(ax, f"set_{axis}lim")(*ends)
     ax.minorticks_off()
-    ax.set_xlabel("predicted fall in confidence, from the plain head alone")
+    ax.set_xlabel("predicted fall")
     cells = table.loc[table["kind"] != _TUNED]
     share = unfitted_share(cells[x].to_numpy(), cells["fall"].to_numpy())
     error = float((cells[x] - cells["fall"]).abs().max())
-    note = f"{len(cells)} cells,\nnothing fitted:\n$R^2$ = {share:.3f},\nlargest error {error:.3f}"
+    note = f"{len(cells)} settings,\n$R^2$ = {share:.3f},\noff by {error:.3f}\nat most"
     below = ends[0] < -_LINEAR  # falls below 0 take the lower right corner
-    at: dict[str, Any] = {"x": 0.03, "y": 0.46} if below else {"x": 0.97, "y": 0.05, "ha": "right"}
-    ax.text(s=note, transform=ax.transAxes, va="bottom", fontsize=8, linespacing=1.25, **at)
+    at: dict[str, Any] = {"x": 0.03, "y": 0.42} if below else {"x": 0.97, "y": 0.05, "ha": "right"}
+    ax.text(s=note, transform=ax.transAxes, va="bottom", linespacing=1.2, **at)
+    if below:
+        said = "linear where grey,\nelse logarithmic" if x == "predicted" else "column: all\nwith A above 1"
+        high = 0.02 if x == "predicted" else 0.11
+        ax.text(0.98, high, said, transform=ax.transAxes, ha="right", va="bottom", color="0.35", linespacing=1.2)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from ..claims.response import joined
+from ..claims.law_pairs import joined
 from ..command import committed_folder
 from ..lab.tables import find_table, read_table
 from ..response import clipped_fall

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,10 @@ from ..lab.running import committed_folder
 from ..lab.tables import find_table, read_table, write_table
 from .findings import SMALL
 from .law import judged
+from .law_pairs import CELL, TOLERANCE, distinct, equal, flags, joined
 from .statistics import Effect, bootstrap_half_width, resamples
 
-__all__ = ["CELL", "accuracy", "joined", "main", "unfitted_share"]
+__all__ = ["accuracy", "main", "unfitted_share"]
 
 Array = NDArray[np.float64]
 _EXAMPLES = """
@@ -34,52 +36,10 @@ examples:
   python -m analysis.claims.response --preset quick           of the quick one
   python -m analysis.claims.response --out paper_figures/out/full   of a run
 """
-_TOLERANCE = 1e-3  # of the confidence of a plain head that was trained again
 _TRANSITION = (0.05, 6.0)
 _RIVALS = ("predicted_fall", "sphere_fall", "clipped_fall", "rational_fall", "first_order_fall")
-CELL = [
-    "source", "arm", "teacher", "vocab_size", "n_contexts", "samples_per_context", "hidden_size", "norm",
-    "norm_coefficient", "temperature", "softcap", "softcap_form", "weight_decay", "features", "optimiser",
-    "label_smoothing",
-]  # fmt: skip
-
-
-def joined(predictions: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Predictions of S9 beside what the tables of S3, S4 and S5 measured.
-
-    Args:
-        predictions: The table of S9.
-        tables: By name, as committed.
-
-    Returns:
-        The rows whose smoothed head is known and converged, with ``fall`` and ``true_ece_gain`` measured, and
-        ``confirmed``: whether the plain head that was trained again has the confidence of its row within 1e-3 and its
-        response was solved. Arms, which have no such row, count as confirmed where solved.
-    """
-    readings = [
-        table.loc[table["evaluation"] == "as_trained"] if "evaluation" in table else table for table in tables.values()
-    ]
-    rows = pd.concat([table[["key", "confidence", "true_ece", "converged"]] for table in readings])
-    known = rows.groupby("key").first()
-    found = predictions.copy()
-    for column in ("fall", "true_ece_gain", "smoothed_converged"):
-        if column not in found:
-            found[column] = np.nan
-    plain, smoothed = (known.reindex(found[name]).reset_index(drop=True) for name in ("plain_key", "smoothed_key"))
-    own = found["fall"].notna().to_numpy()
-    for column, name in (("fall", "confidence"), ("true_ece_gain", "true_ece")):
-        there = np.asarray(plain[name], np.float64) - np.asarray(smoothed[name], np.float64)
-        found[column] = np.where(own, np.asarray(found[column], np.float64), there)
-    off = np.asarray(found["plain_confidence"], np.float64) - np.asarray(plain["confidence"], np.float64)
-    found["confidence_off"] = np.where(own, 0.0, off)
-    found["confirmed"] = (found["confidence_off"].abs() <= _TOLERANCE) & _flags(found["solved"])
-    twin = np.where(own, _flags(found["smoothed_converged"]), _flags(smoothed["converged"]))
-    return found.loc[_flags(found["converged"]) & twin & found["fall"].notna()].reset_index(drop=True)
-
-
-def _flags(column: Iterable[object]) -> NDArray[np.bool_]:
-    """Truth of a column; what is missing is not true."""
-    return np.array([str(value) == "True" for value in column], np.bool_)
+_KEPT = ", unsolved kept"  # groups in which a response that was not solved counts with what the solver had
+_SURE = 0.05  # plain confidence from which a fall is told as a share of what smoothing may take
 
 
 def unfitted_share(predicted: Array, measured: Array) -> float:
@@ -100,21 +60,36 @@ def _slope(measured: Array, predicted: Array) -> Array:
 
 
 def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One line for each group of cells and predictor, with 95 % intervals over seeds; only confirmed pairs.
+    """One line for each group of cells and predictor, with 95 % intervals over seeds; each cell once.
+
+    Only confirmed pairs, but in groups that keep the unsolved ones.
 
     Args:
-        pairs: From :func:`joined`.
+        pairs: From :func:`.law_pairs.joined`.
 
     Returns:
         ``group``, ``predictor``, ``cells``, ``seeds``, ``r2`` (unfitted) with ``r2_low`` and ``r2_high``, ``ahead``, by
         how much P's r2 is above it, paired over the same resamples, with ``ahead_low`` and ``ahead_high``, ``slope``
-        of the measured fall on it with ``slope_low`` and ``slope_high``, ``missed``, cells where it is off by more than
-        .01, ``overstated``, those where it lies above, ``largest_error`` and ``largest_error_cell``.
+        of the measured fall on it with ``slope_low`` and ``slope_high``, ``share_r2``, r2 of both over b (p - 1/V)
+        where p is above .05, ``missed``, cells where it is off by more than .01, ``overstated``, those where it lies
+        above, ``largest_error`` and ``largest_error_cell``.
     """
-    pairs = pairs.loc[pairs["confirmed"]]
+    pairs = distinct(pairs)
+    unsolved = ~flags(pairs["solved"]) if "solved" in pairs else np.zeros(len(pairs), np.bool_)
+    off = pairs["confidence_off"].abs() > TOLERANCE if "confidence_off" in pairs else False
+    there = pairs["confirmed"] | (unsolved & ~off)
     noisy, inside = pairs["teacher"] != "det", pairs["activity_index"].between(*_TRANSITION)
     own = pairs["arm"].astype(object).where(pairs["arm"].notna(), "")
     grid = own == ""
+    softcap = pairs["softcap"].notna() if "softcap" in pairs else grid & False
+    kept = {
+        "all cells": grid,
+        "noisy": grid & noisy,
+        "noisy, .05 < A < 6": grid & noisy & inside,
+        "noisy, with a softcap": grid & noisy & softcap,
+    }
+    kept = {f"{name}{_KEPT}": which & there for name, which in kept.items()} if unsolved.any() else {}
+    grid, own = grid & pairs["confirmed"], own.where(pairs["confirmed"], "")
     groups: dict[str, pd.Series] = {
         "all cells": grid,
         "det": grid & ~noisy,
@@ -124,20 +99,26 @@ def accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
     }
     for b in sorted(pairs.loc[grid, "label_smoothing"].round(6).unique()):
         groups[f"b = {b:g}, .05 < A < 6"] = grid & inside & (pairs["label_smoothing"].round(6) == b)
+        groups[f"noisy, b = {b:g}, .05 < A < 6"] = groups[f"b = {b:g}, .05 < A < 6"] & noisy
     for name, which, column, label in (
         ("", grid, "source", "{}"),
         ("noisy, ", grid & noisy, "vocab_size", "V = {}"),
         ("noisy, .05 < A < 6, ", grid & noisy & inside, "vocab_size", "V = {}"),
         ("noisy, .05 < A < 6, ", grid & noisy & inside, "hidden_size", "D = {}"),
         ("noisy, ", grid & noisy, "norm", "{} norms"),
+        ("noisy, free norms, ", grid & noisy & equal(pairs, "norm", "free"), "weight_decay", "weight decay {:g}"),
         ("arm ", own != "", "arm", "{}"),
         ("arm trunk, ", own == "trunk", "samples_per_context", "{} samples"),
         ("arm contexts, ", own == "contexts", "n_contexts", "{} contexts"),
     ):
         values = sorted(pairs.loc[which, column].unique()) if column in pairs else []
         groups |= {name + label.format(value): which & (pairs[column] == value) for value in values}
-    if "softcap" in pairs:
-        groups["noisy, with a softcap"] = grid & noisy & pairs["softcap"].notna()
+    if softcap.any():
+        groups["noisy, with a softcap"] = grid & noisy & softcap
+    groups |= kept
+    if (own != "").any():  # what the figure draws
+        ours = grid | (own != "")
+        groups |= {"det, arms too": ours & ~noisy, "noisy, arms too": ours & noisy}
     lines = [line for name, which in groups.items() for line in _lines(name, pairs.loc[which])]
     return pd.DataFrame(lines)
 
@@ -150,10 +131,16 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
     if numbers.max() < 1:
         return []
     names, seeds = np.unique(pairs["data_seed"].to_numpy(), return_inverse=True)
+    by_cell: Any = pairs["plain_confidence"].groupby(numbers).mean()
+    confidence = by_cell.to_numpy()
+    may_take: Any = pairs["label_smoothing"] * (pairs["plain_confidence"] - 1 / pairs["vocab_size"])
+    amplitude = may_take.groupby(numbers).mean().to_numpy()
     lines: list[dict[str, object]] = []
     for rival in _RIVALS:
         values = np.full((3, numbers.max() + 1, names.size), np.nan)
-        values[:, numbers, seeds] = pairs[["fall", rival, "predicted_fall"]].to_numpy(np.float64).T
+        known: Any = pairs[["fall", rival, "predicted_fall"]].groupby([numbers, seeds]).mean()  # one of the same head
+        index = known.index.to_frame().to_numpy()
+        values[:, index[:, 0], index[:, 1]] = known.to_numpy(np.float64).T
         values[:, ~np.isfinite(values).all(0)] = np.nan
         kept = np.flatnonzero(np.isfinite(values[0]).any(axis=1))
         values = values[:, kept]
@@ -166,6 +153,8 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
             lambda y, x, best: _slope(y, x),
         )
         y, x, _ = np.nanmean(values, axis=2)
+        sure = np.flatnonzero((confidence[kept] > _SURE) & (amplitude[kept] > 0))
+        asked = amplitude[kept][sure]
         worst = int(np.abs(y - x).argmax())
         named = pairs.loc[numbers == kept[worst], cell].iloc[0]
         lines.append({
@@ -173,6 +162,7 @@ def _lines(group: str, pairs: pd.DataFrame) -> list[dict[str, object]]:
             "r2": share.mean, "r2_low": share.low, "r2_high": share.high,
             "ahead": ahead.mean, "ahead_low": ahead.low, "ahead_high": ahead.high,
             "slope": slope.mean, "slope_low": slope.low, "slope_high": slope.high,
+            "share_r2": unfitted_share(x[sure] / asked, y[sure] / asked) if sure.size > 1 else np.nan,
             "missed": int((np.abs(y - x) > SMALL).sum()), "overstated": int((x - y > SMALL).sum()),
             "largest_error": float(np.abs(y - x).max()),
             "largest_error_cell": " ".join(f"{name}={value}" for name, value in named.items()),
@@ -225,8 +215,8 @@ def _judge(preset: Preset, out: Path | None, file: Path) -> int:
             f"  P ahead {line['ahead']:+.4f} [{line['ahead_low']:+.4f}, {line['ahead_high']:+.4f}]"
             f"  slope {line['slope']:.3f}  largest error {line['largest_error']:.4f}"
         )
-    off = int((pairs["confidence_off"].abs() > _TOLERANCE).sum())
-    unsolved = int((~_flags(pairs["solved"])).sum())
+    off = int((pairs["confidence_off"].abs() > TOLERANCE).sum())
+    unsolved = int((~flags(pairs["solved"])).sum())
     left_out = f"{off} whose head was trained to another confidence, {unsolved} whose response was not solved"
     made = made_here(
         "python -m analysis.claims.response",
@@ -236,7 +226,7 @@ def _judge(preset: Preset, out: Path | None, file: Path) -> int:
         wall_seconds=round(time.perf_counter() - start, 3),
     )
     write_table(table, file, made, digits=6)
-    asked = judged(table, pairs, read_table(path), CELL)
+    asked = judged(table, distinct(pairs), read_table(path), CELL)
     beside = file.with_name(f"{file.name.split('.')[0].removesuffix('_accuracy')}_predictions.csv")
     write_table(asked, beside, made, digits=6)
     for part in asked.to_dict("records"):

@@ -12,7 +12,8 @@ import paper_figures
 from analysis.audit import verdict
 from analysis.bottleneck import FitConfig, fit
 from analysis.claims.law import judged
-from analysis.claims.response import CELL, accuracy, joined, main, unfitted_share
+from analysis.claims.law_pairs import CELL, distinct, joined
+from analysis.claims.response import accuracy, main, unfitted_share
 from analysis.lab.placement import order
 from analysis.lab.records import config_key
 from analysis.lab.registry import experiment, tidy
@@ -157,6 +158,22 @@ def test_the_notes_say_where_the_law_misses(full):
     for rule, group in (("rational_fall", "noisy, budget norms"), ("sphere_fall", "noisy"), ("sphere_fall", inside)):
         assert table.loc[(group, rule), "ahead_high"] < 0
         assert re.search(rf"{r2(group, rule)}(?: against| and P) {r2(group)}", notes)
+    share = [f"{table.loc[(group, 'predicted_fall'), 'share_r2']:.3f}" for group in ("all cells", "noisy", inside)]
+    assert "P explains {}, {} in noisy settings and {} in their transition".format(*share) in notes
+    kept = [r2(f"{group}, unsolved kept") for group in ("all cells", inside, "noisy, with a softcap")]
+    assert "{} over all settings, {} in the noisy transition and {} under a cap".format(*kept) in notes
+    misses = [table.loc[("noisy", rule), "missed"] for rule in ("rational_fall", "clipped_fall")]
+    assert misses[0] == noisy["missed"]
+    assert "as few noisy settings as P: {} of 304, the first {}".format(*misses) in notes
+    for b in (0.2, 0.4, 0.64):
+        group = f"noisy, b = {b}, .05 < A < 6"
+        assert f"{b} ({r2(group)}, the rule {r2(group, 'rational_fall')}" in notes
+        assert table.loc[(group, "rational_fall"), "ahead_high"] < 0
+    for group in ("arm trunk, 8 samples", "arm contexts, 128 contexts"):
+        assert f"{r2(group, 'rational_fall')} against {r2(group)}" in notes
+    decays = [f"noisy, free norms, weight decay {decay}" for decay in ("0.0001", "0")]
+    assert f"P explains {r2(decays[0])} of {table.loc[(decays[0], 'predicted_fall'), 'cells']} such" in notes
+    assert f"it explains {r2(decays[1])} of {table.loc[(decays[1], 'predicted_fall'), 'cells']} (S5" in notes
     page = " ".join((DATA.parents[1] / "docs" / "will_smoothing_help.md").read_text(encoding="utf-8").split())
     rough = [table.loc[(kind, "clipped_fall"), name] for kind in ("det", "noisy") for name in ("missed", "cells")]
     assert "in {} of {} settings with deterministic targets and in {} of {} with noisy".format(*rough) in page
@@ -191,12 +208,44 @@ def planted(scale):
                 fall = 0.02 * (cell + 1) + 1e-4 * seed
                 lines.append({
                     "teacher": kind, "source": "S3", "arm": np.nan, "hidden_size": cell, "label_smoothing": 0.1,
-                    "vocab_size": 16, "samples_per_context": 8,
+                    "vocab_size": 16, "samples_per_context": 8, "plain_confidence": 0.5,
                     "data_seed": seed, "activity_index": 4.0 if cell == 0 else 0.5, "fall": fall, "confirmed": True,
                     "predicted_fall": scale * fall, "sphere_fall": 0.0, "clipped_fall": 0.5 * fall,
                     "rational_fall": 0.5 * fall, "first_order_fall": scale * fall,
                 })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def test_a_head_that_stands_in_several_settings_counts_once():
+    pairs = planted(1.0).assign(
+        norm="budget", features="free", norm_coefficient=0.2, temperature=1.0, softcap=np.nan, source="S3"
+    )
+    copies = pairs.assign(norm_coefficient=0.05, temperature=0.25, source="S5")
+    capped = pairs.assign(softcap=4.0)
+    for other, cells in ((copies, 8), (copies.assign(norm="free"), 16), (capped, 16), (copies.assign(softcap=4.0), 16)):
+        line = accuracy(pd.concat([pairs, other], ignore_index=True)).set_index(["group", "predictor"])
+        assert line.loc[("all cells", "predicted_fall"), "cells"] == cells
+    twice = accuracy(pd.concat([pairs, copies.assign(fall=copies["fall"] + 0.02)], ignore_index=True))
+    line = twice.set_index(["group", "predictor"]).loc[("all cells", "predicted_fall")]
+    assert line["largest_error"] == pytest.approx(0.01)  # the mean of the two
+
+
+def test_what_the_solver_left_counts_in_a_line_of_its_own():
+    pairs = planted(1.0).assign(solved=True, confidence_off=0.0, confirmed=True)
+    left = pairs["hidden_size"] == 3
+    pairs.loc[left, ["solved", "confirmed"]] = False
+    pairs.loc[left, "predicted_fall"] += 0.03
+    table = accuracy(pairs).set_index(["group", "predictor"])
+    without, kept = (table.loc[(f"all cells{more}", "predicted_fall")] for more in ("", ", unsolved kept"))
+    assert (without["cells"], kept["cells"]) == (6, 8)
+    assert without["largest_error"] == pytest.approx(0)
+    assert kept["largest_error"] == pytest.approx(0.03)
+    plain = pd.DataFrame({"key": ["a"], "converged": True, "teacher": ["det"], "hidden_size": 16, "vocab_size": 16,
+                          "sin_squared": [0.005]})  # fmt: skip
+    holds = judged(accuracy(pairs), pairs, plain, CELL).set_index("part")["holds"]
+    assert holds[["R2 of P, all cells", "R2 of P, all cells, unsolved kept"]].tolist() == ["yes", "no"]
+    off = accuracy(pairs.assign(confidence_off=np.where(left, 0.01, 0.0))).set_index(["group", "predictor"])
+    assert off.loc[("all cells, unsolved kept", "predicted_fall"), "cells"] == 6  # another plain head
 
 
 @pytest.mark.parametrize(("scale", "holds"), [(1.0, "yes"), (1.6, "no")])
@@ -219,7 +268,7 @@ def test_what_was_registered_is_judged_part_by_part(scale, holds):
 
 def test_the_committed_judgement_is_that_of_the_committed_rows(full):
     accurate = read_table(find_table(DATA, "S9_accuracy"))
-    made = judged(accurate, full, read_table(find_table(DATA, "S9")), CELL)
+    made = judged(accurate, distinct(full), read_table(find_table(DATA, "S9")), CELL)
     kept = read_table(find_table(DATA, "S9_predictions"))
     assert made[["prediction", "part", "asked", "cells", "holds"]].equals(
         kept[["prediction", "part", "asked", "cells", "holds"]]
