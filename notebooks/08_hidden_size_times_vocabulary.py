@@ -321,13 +321,13 @@ say(f"Gain in true ECE by b = 0.1 on new shifted tokens: {gain[0]} after 16 epoc
 # ## What was learnt
 #
 # - **No cap by a small $D$ that matters.** Before tuning, where it costs confidence the model is further from the
-#   truth, or needs more bits, and accuracy falls along to within 0.007.
+#   truth (and accuracy falls along to within 0.007), or needs more bits.
 # - **Smoothing acts at every $D$ and $V$ tried**: the index $A$ is below 1 everywhere. On the tokens tuned on it takes
 #   about what it asks for; on new ones of the tuned task, where a model tuned for long is over-confident, nearly twice
 #   that; on ordinary text more.
 # - **A small $D$ takes a little from the fall**, the direction that the paper gives, at every $V$ and in every kind of
 #   model. With tied heads at $V = 4096$ the narrow model is nearer to the truth all the same.
-# - **Of $V$ by itself no effect is shown, nor its absence.** The models with dead tokens end nearer to the truth than
+# - **After 16 epochs no effect of $V$ by itself is shown, nor its absence.** The models with dead tokens end nearer to the truth than
 #   the registered gate allows: K4 is not decided on the language of known truth. On real text it is refuted as to $V$.
 # - **After two epochs**, 16 steps of which 12 are warm-up, smoothing harms on the tuned task, as models are
 #   under-confident there, and helps on ordinary text. Dead tokens raise the fall then, and so does a small $D$; this

@@ -119,10 +119,10 @@ def _panel(fig: Figure, ax: Axes, table: pd.DataFrame, across: str, lines: str, 
 def _key(ax: Axes, table: pd.DataFrame) -> None:
     """What the marks mean that are there, so that the figure needs no caption."""
     live, dead = (table.loc[table["symbols"] == symbols] for symbols in ("live", "dead"))
+    apart = ["hollow"] * (not live["comparable"].all()) + ["pale"] * (not dead["comparable"].all())
     meant = [
-        "hollow: not comparable over $V$" * bool((~live["comparable"]).any()),
-        r"grey $\times$: tokens that never occur" * (not dead.empty)
-        + " (pale: likewise)" * bool((~dead["comparable"]).any()),
+        f"{' or '.join(apart)}: not comparable over $V$" * bool(apart),
+        r"grey $\times$: tokens that never occur" * (not dead.empty),
     ]
     low, high = ax.get_ylim()
     ends = table["share_low"].fillna(table["share"])

@@ -59,7 +59,7 @@ def test_dead_tokens_that_are_not_comparable_are_pale_and_said_to_be():
     said, colours = {}, {}
     for alike in (False, True):
         right = sizes.make(found.assign(comparable=~dead | alike), preset="full").axes[1]
-        said[alike] = any("pale: likewise" in text.get_text() for text in right.texts)
+        said[alike] = any("pale: not comparable over" in text.get_text() for text in right.texts)
         marks = [mark for container in right.containers for mark in container.lines[:1] if mark.get_marker() == "x"]
         colours[alike] = {mark.get_color() for mark in marks}
     assert said == {False: True, True: False}
