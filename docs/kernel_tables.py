@@ -10,7 +10,17 @@ from typing import Any
 import pandas as pd
 from table_text import listed, wrapped
 
-__all__ = ["cpu", "kernel", "kernel_floors", "kernel_host", "kernel_targets", "models", "statistics", "training_step"]
+__all__ = [
+    "cpu",
+    "kernel",
+    "kernel_floors",
+    "kernel_host",
+    "kernel_targets",
+    "models",
+    "parallel",
+    "statistics",
+    "training_step",
+]
 
 _SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
 _OURS, _KEPT, _RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
@@ -170,6 +180,43 @@ def cpu(data: Path) -> str:
         shape = f"{row.tokens} x {row.vocab_size} x {row.hidden_size}"
         lines.append(f"| {shape} | {row.time_ratio:.2f} | {row.chunked_peak_mib} MiB | {row.eager_peak_mib} MiB |")
     return "\n".join(lines)
+
+
+def parallel(data: Path) -> str:
+    """A head split over the processes of a group against one process."""
+    rows: Any = pd.read_csv(data / "parallel.csv")
+    about = json.loads((data / "parallel.json").read_text(encoding="utf-8"))
+    one, even, *others = rows["implementation"].unique()
+    rival = others[-1]
+    labels = [name.removeprefix("process_group, ") for name in (one, even, *others)]
+    head = f"| tokens x vocabulary x hidden | softcap | {' | '.join(labels)} |".replace(rival, f"`{rival}`")
+    lines = [head.replace(", no smoothing`", "`, no smoothing"), "|---|---|" + "---|" * len(labels)]
+    sizes = ["tokens", "vocab_size", "hidden_size", "softcap"]
+    for (*size, cap), case in rows.groupby(sizes, sort=False, dropna=False):
+        found: Any = case.set_index("implementation").to_dict("index")
+        cells = [" x ".join(map(str, size)), "off" if pd.isna(cap) else f"{cap:g}"]
+        for name in (one, even, *others):
+            row = found.get(name)
+            cells.append(f"{row['ms']:.1f}, {row['peak_mib']:.0f}" if row else "")
+            if name not in (one, rival):
+                cells[-1] += f" ({found[one]['ms'] / row['ms']:.2f} x)"
+        lines.append(f"| {' | '.join(cells)} |")
+    memory = {name: rows[rows["implementation"] == name]["head_gradient_mib"].to_numpy() for name in (one, even)}
+    off = rows[~rows["implementation"].isin([one, rival])][["input_gradient_difference", "weight_gradient_difference"]]
+    where = (
+        f"On {rows['processes'].max()} {about['device']} joined by NVLink, {rows['dtype'].iloc[0]}, smoothing 0.1, "
+        "loss and both gradients: ms, MiB beyond the gradients, and how many times as fast as one process; uneven "
+        "slices have a third and two thirds of the rows; from `paper_figures/data/parallel.csv`, made by "
+        "`python -m kernel.benchmark.parallel`:"
+    )
+    told = (
+        f"With even slices a process holds {(memory[even] / memory[one]).max():g} of the head's gradient. Calls repeat "
+        f"{'bit for bit' if rows['repeats_bitwise'].all() else 'NOT bit for bit'}, mean losses are one process's "
+        f"{'to the last bit' if rows['loss_difference'].max() == 0 else 'but for rounding'}. Gradients differ from its "
+        f"own by {off.min().min():.4f} to {off.max().max():.4f}, both being rounded to bfloat16: each is 0.0023 to "
+        "0.0028 away from float64 (`kernel.csv`), and independent errors of that size differ by sqrt 2 times as much."
+    )
+    return "\n".join([wrapped(where), "", *lines, "", wrapped(told)])
 
 
 def training_step(data: Path) -> str:

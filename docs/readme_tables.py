@@ -35,6 +35,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "kernel host": kernels.kernel_host,
     "statistics": kernels.statistics,
     "cpu": kernels.cpu,
+    "parallel": kernels.parallel,
     "models": kernels.models,
     "training step": kernels.training_step,
     "thresholds": studies.thresholds,

@@ -206,7 +206,9 @@ def linear_cross_entropy(
         )
         tensors = input, linear_weight, linear_bias, target, token_weight
         with autocast_off(input):
-            found = vocab_parallel.loss(local, *tensors, options, group=process_group, share=share)
+            found = vocab_parallel.loss(
+                local, *tensors, options, return_statistics=return_statistics, group=process_group, share=share
+            )
         return found if return_statistics else found[0]
     options = checked()
     function = _resolve(implementation, input)

@@ -327,8 +327,9 @@ say(f"Gain in true ECE by b = 0.1 on new shifted tokens: {gain[0]} after 16 epoc
 #   that; on ordinary text more.
 # - **A small $D$ takes a little from the fall**, the direction that the paper gives, at every $V$ and in every kind of
 #   model. With tied heads at $V = 4096$ the narrow model is nearer to the truth all the same.
-# - **After 16 epochs no effect of $V$ by itself is shown, nor its absence.** The models with dead tokens end nearer to the truth than
-#   the registered gate allows: K4 is not decided on the language of known truth. On real text it is refuted as to $V$.
+# - **After 16 epochs no effect of $V$ by itself is shown, nor its absence.** The models with dead tokens end nearer to
+#   the truth than the registered gate allows: K4 is not decided on the language of known truth. On real text it is
+#   refuted as to $V$.
 # - **After two epochs**, 16 steps of which 12 are warm-up, smoothing harms on the tuned task, as models are
 #   under-confident there, and helps on ordinary text. Dead tokens raise the fall then, and so does a small $D$; this
 #   was looked at after the rows were there.

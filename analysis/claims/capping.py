@@ -205,8 +205,9 @@ def restored(column: str, values: Sequence[float]) -> Callable[[Runs, Findings],
 
 def _where_all_are(rows: pd.DataFrame, arms: dict[str, str], on: list[str]) -> pd.DataFrame:
     """Rows of the cells and seeds where every arm was tuned; all rows where there is no such cell."""
-    methods = rows.groupby(on)["method"].transform(lambda had: all(f"b=0{name}" in set(had) for name in arms.values()))
-    return rows.loc[methods.astype(bool)] if methods.any() else rows
+    asked = {f"b=0{name}" for name in arms.values()}
+    there = rows.groupby(on)["method"].transform(lambda had: asked <= set(had)).to_numpy(bool)
+    return rows.loc[there] if there.any() else rows
 
 
 def _mean_errors(asked: pd.DataFrame, arms: dict[str, str], suffix: str, found: Findings) -> None:

@@ -19,6 +19,7 @@ __all__ = ["SCHEMA", "check_schema", "environment", "made_here", "made_of_rows"]
 
 # What every sidecar says; a null is explained in its "note".
 SCHEMA = ("command", "config", "seeds", "versions", "device", "commit", "wall_seconds")
+_NO_COMMIT = "computed outside a repository: no commit"
 
 
 def environment() -> dict[str, str | None]:
@@ -80,7 +81,8 @@ def made_here(
         "command": command, "config": dict(config), "seeds": seeds, "versions": versions, "device": gpu or "cpu",
         "commit": commit, "wall_seconds": wall_seconds,
     }  # fmt: skip
-    return found if note is None else {**found, "note": note}
+    notes = [said for said in (note, None if commit else _NO_COMMIT) if said is not None]
+    return {**found, "note": "; ".join(notes)} if notes else found
 
 
 def made_of_rows(
@@ -120,7 +122,7 @@ def made_of_rows(
             "failed": {config_key(c): error for c in configs if (error := store.failure(c)) is not None},
         },
     }
-    return found if commit else {**found, "note": "the rows were computed outside a repository: no commit"}
+    return found if commit else {**found, "note": _NO_COMMIT}
 
 
 def _device(stored: Mapping[str, Any]) -> str:

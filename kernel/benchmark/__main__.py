@@ -11,7 +11,8 @@ time that the operations of a loss that keeps its logits take at the measured ra
 for the loss, three times that with gradients) over ms; the errors are norm-wise, against float64. Two rows are no
 losses: "matmul" is that product alone, "three products" all that logits and both gradients need, by the same library
 and of the same numbers. What is compared takes turns in the same rounds, in another order in each; what is written in
-CuTe takes them in a process of its own (:mod:`kernel.benchmark.apart`).
+CuTe takes them in a process of its own (:mod:`kernel.benchmark.apart`). Of the last five heads only loss and gradients
+without softcap are measured.
 ``python -m kernel.benchmark.targets`` says what the table meets of what was asked.
 """
 
@@ -32,7 +33,7 @@ from .compare import GROUPS, compare
 from .cute_rivals import cute_rivals
 from .measure import AHEAD_MS, Turn
 from .problems import SHAPES
-from .rivals import Case, rivals
+from .rivals import VARIANTS, Case, rivals
 from .tables import Report
 from .targets import read
 
@@ -61,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N and V by this, for a trial (default 1)")
     parser.add_argument("--rounds", type=whole(1), default=10, help="timed rounds (default 10)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="implementations whose name starts with one of these")
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), help="other launches of our kernels, beside them"
+    )
     parser.add_argument("--resume", action="store_true", help="keep what the same command, cut, left beside the table")
     parser.add_argument(
         "--dtype",
@@ -86,17 +90,17 @@ def _measure(given: argparse.Namespace, command: str) -> int:
     dtype = given.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     ahead_ms = AHEAD_MS if device.type == "cuda" else 0
     config = {"shapes": given.shapes, "scale": given.scale, "rounds": given.rounds, "only": given.only}
-    config |= {"dtype": dtype, "ahead_ms": ahead_ms}
+    config |= {"dtype": dtype, "ahead_ms": ahead_ms, "variants": given.variants}
     output = output_of(given, "kernel")
     rows, samples = _earlier(output, config) if given.resume else ([], [])
     done = {(row["shape"], group) for row in rows for group, cases in enumerate(GROUPS) if _case(row) in cases}
-    shapes = {s.name: s for s in SHAPES}
+    shapes, variants = {s.name: s for s in SHAPES}, given.variants or ()
     about = {"command": command, "config": config, "device": device, "columns": COLUMNS, "earlier": (rows, samples)}
     with Report(output, **about) as report:
         for shape in (shapes[name] for name in dict.fromkeys(given.shapes)):
             small = replace(shape, n=max(shape.n // given.scale, 1), vocab_size=max(shape.vocab_size // given.scale, 2))
             ready = {group for name, group in done if name == shape.name}
-            for found in compare(small, getattr(torch, dtype), device, given.rounds, given.only, ready):
+            for found in compare(small, getattr(torch, dtype), device, given.rounds, given.only, ready, variants):
                 report.add_all([(row, list(_samples(row, times))) for row, times in found])
                 for row, _ in found:
                     print(describe(row), flush=True)

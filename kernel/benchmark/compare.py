@@ -36,16 +36,18 @@ def compare(
     rounds: int,
     only: Sequence[str] | None = None,
     done: Collection[int] = (),
+    variants: Sequence[str] = (),
 ) -> Iterator[list[tuple[dict[str, Any], list[Turn]]]]:
     """Measure every case of one shape; yield the table's rows of each group that is not ``done``, with their times."""
     data = make_data(shape, dtype, device)
-    chosen = rivals(2 * shape.n * (shape.vocab_size + 20000) * dtype.itemsize)
+    chosen = rivals(2 * shape.n * (shape.vocab_size + 20000) * dtype.itemsize, variants)
     chosen = [r for r in chosen if only is None or r.name.startswith(tuple(only))]
     names = [r.name for r in cute_rivals() if only is None or r.name.startswith(tuple(only))]
     apart = Apart(shape, dtype, device, names)
     try:
         for index, cases in enumerate(GROUPS):
-            if index not in done:
+            wanted = not shape.plain or (cases[0].gradients and cases[0].softcap is None)
+            if wanted and index not in done:
                 yield list(_Group(shape, data, rounds, apart).compare(cases, chosen))
     finally:
         apart.close()

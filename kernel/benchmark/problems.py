@@ -18,6 +18,7 @@ class Shape:
     n: int
     vocab_size: int
     hidden_size: int
+    plain: bool = False  # measured without softcap and with gradients alone
 
 
 SHAPES = (
@@ -26,11 +27,11 @@ SHAPES = (
     Shape("Qwen2.5-0.5B", 16384, 151936, 896),
     Shape("SmolLM2-135M", 16384, 49152, 576),
     Shape("GPT-2", 8192, 50257, 768),
-    Shape("Gemma-3-270M", 12288, 262144, 640),
-    Shape("Qwen2.5-7B", 6000, 152064, 3584),
-    Shape("Qwen3-8B", 8192, 151936, 4096),
-    Shape("V 248320, D 2048", 16384, 248320, 2048),
-    Shape("V 262144, D 4096", 8192, 262144, 4096),
+    Shape("Gemma-3-270M", 12288, 262144, 640, plain=True),
+    Shape("Qwen2.5-7B", 6000, 152064, 3584, plain=True),
+    Shape("Qwen3-8B", 8192, 151936, 4096, plain=True),
+    Shape("V 248320, D 2048", 16384, 248320, 2048, plain=True),
+    Shape("V 262144, D 4096", 8192, 262144, 4096, plain=True),
 )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .. import linear_cross_entropy
 from ..fused import available
+from ..fused.launch import LaunchTable, launch_table, set_launch_table
 from .problems import Data
 
-__all__ = ["FRONTIER_GIB", "Case", "DataLoss", "Rival", "liger", "rivals"]
+__all__ = ["FRONTIER_GIB", "VARIANTS", "Case", "DataLoss", "Rival", "liger", "rivals"]
 
 DataLoss = Callable[[Data], Tensor]
 FRONTIER_GIB = (0.25, 0.5, 1, 2, 3)  # workspaces between the default and what keeps everything
@@ -62,11 +63,27 @@ def _compiled(case: Case) -> DataLoss:
     return torch.compile(_eager(upcast=True)(case))
 
 
-def _package(implementation: Any, workspace_bytes: int | None = None) -> Callable[[Case], DataLoss]:
+# Other launches of our kernels, measured beside their own: what may hold fewer numbers at a time under a softcap.
+VARIANTS: dict[str, Callable[[LaunchTable], LaunchTable]] = {
+    "folded": lambda table: replace(table, logit_gradient=replace(table.logit_gradient, folded=True)),
+    "four parts": lambda table: replace(
+        table, forward=replace(table.forward, parts=4), logit_gradient=replace(table.logit_gradient, parts=4)
+    ),
+}
+
+
+def _package(
+    implementation: Any, workspace_bytes: int | None = None, variant: str | None = None
+) -> Callable[[Case], DataLoss]:
     options: dict[str, Any] = {} if workspace_bytes is None else {"workspace_bytes": workspace_bytes}
 
     def make(case: Case) -> DataLoss:
         def loss(data: Data) -> Tensor:
+            device, dtype = data.hidden.device, data.hidden.dtype
+            if implementation == "triton":
+                set_launch_table(device, dtype, None)  # that of this loss and of its backward
+            if variant is not None:
+                set_launch_table(device, dtype, VARIANTS[variant](launch_table(device, dtype)))
             return linear_cross_entropy(
                 data.hidden,
                 data.weight,
@@ -162,12 +179,18 @@ def _needs_triton(case: Case, device: torch.device) -> str | None:
     return available(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
-def rivals(keep_all_bytes: int) -> list[Rival]:
-    """Return every implementation; with a workspace of ``keep_all_bytes`` ours keeps all of the problem's logits."""
+def rivals(keep_all_bytes: int, variants: Sequence[str] = ()) -> list[Rival]:
+    """Return every implementation.
+
+    Args:
+        keep_all_bytes: The workspace in which ours keeps all of the problem's logits.
+        variants: Names in ``VARIANTS``, each measured with the default workspace too.
+    """
     budgets = {"default": 128 * 2**20, "32 MiB": 32 * 2**20, "all kept": keep_all_bytes}
     ours = [Rival(f"triton, {k}", _package("triton", v), _needs_triton, v) for k, v in budgets.items()]
     between = {size: int(size * 2**30) for size in FRONTIER_GIB}
     ours += [Rival(f"triton, {k:g} GiB", _package("triton", v), _needs_triton, v, True) for k, v in between.items()]
+    ours += [Rival(f"triton, default, {k}", _package("triton", None, k), _needs_triton) for k in variants]
     return [
         *ours,
         Rival("chunked", _package("chunked"), _never),

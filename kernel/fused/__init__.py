@@ -19,10 +19,9 @@ from ..options import LossOptions
 from ..reference import reduced
 from ..token_statistics import TokenStatistics
 from .launch import available
+from .schedule import DEFAULT_WORKSPACE_BYTES
 
 __all__ = ["DEFAULT_WORKSPACE_BYTES", "available", "loss"]
-
-DEFAULT_WORKSPACE_BYTES = 128 * 2**20
 
 
 def loss(

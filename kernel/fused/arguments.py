@@ -30,10 +30,26 @@ class Head(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the forward keeps of the last columns, by packed row."""
+    """What the forward keeps of a range of columns, by packed row."""
 
-    columns: Tensor  # (N, kept): exp(z - reference), codes of z, or raw logits
+    start: int  # the first of the columns
+    number: int  # strips that they are kept in, one below the other, each of as many rows as tiles of kept tokens have
+    columns: Tensor  # (rows of all strips, columns of one): exp(z - reference), codes of z, or raw logits
     reference: Tensor  # (1 + kept tiles, N): of the target (its logit, or what the cap is taken of), then tiles' peaks
+
+    @property
+    def width(self) -> int:
+        """Columns of a strip."""
+        return self.columns.shape[1]
+
+
+class Held(NamedTuple):
+    """What the forward keeps, in the order in which the backward takes it, and the memory that it lies in."""
+
+    kept: tuple[Kept, ...] = ()
+    workspace: Tensor | None = None  # flat, for dz once what was kept in it has been used
+    gradient: Tensor | None = None  # (V, D), the weight's
+    target_logit: Tensor | None = None  # (N,) packed, bits
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .arguments import Head, Kept, Scalars
+from .arguments import Head, Held, Kept, Scalars
 from .compile_ahead import compile_ahead
 from .gradient_rows import Upstream
 from .launch import launch_table, processors, uses_descriptors
 from .rows import KeptRows, aligned
 from .run_backward import backward
 from .run_forward import ForwardResult, forward
-from .schedule import Schedule, every_kind, schedule
+from .schedule import KeptColumns, Schedule, every_kind, schedule
 
 __all__ = ["LossCall", "Needs", "gathered"]
 
@@ -30,7 +31,7 @@ class LossCall:
     scalars: Scalars
     workspace_bytes: int
 
-    def plan(self, *, keep: bool, keep_in_gradient: bool, weight_gradient: bool) -> Schedule:
+    def plan(self, *, keep: bool, consumed: bool, weight_gradient: bool) -> Schedule:
         """Choose the strips of the backward and the columns that the forward keeps (:func:`.schedule.schedule`)."""
         hidden, (vocab_size, hidden_size) = self.head.hidden, self.head.weight.shape
         kind = self.scalars.storage(hidden.dtype)
@@ -42,44 +43,71 @@ class LossCall:
             int(self.workspace_bytes),
             keep=keep and kind != "",
             direct=kind == "softmax",
-            keep_in_gradient=keep_in_gradient,
+            consumed=consumed,
             weight_gradient=weight_gradient,
             processors=processors(hidden.device),
             table=launch_table(hidden.device, hidden.dtype),
         )
 
-    def references(self, plan: Schedule) -> int:
+    def references(self, run: KeptColumns) -> int:
         """Count the rows of ``Kept.reference``: one for the targets and, for codes without cap, one a kept tile."""
         hidden, scalars = self.head.hidden, self.scalars
         kind = scalars.storage(hidden.dtype)
-        if not plan.kept or kind == "raw":
+        if kind == "raw":
             return 0
-        tiles = plan.kept // launch_table(hidden.device, hidden.dtype).forward.columns
+        tiles = run.columns // launch_table(hidden.device, hidden.dtype).forward.columns
         return 1 + (tiles if kind == "code" and not scalars.softcap else 0)
 
-    def kept(self, plan: Schedule, memory: Tensor, reference: Tensor | None = None) -> Kept | None:
-        """Return what the plan keeps: columns at the beginning of ``memory``, flat, and references, given or new."""
-        if not plan.kept:
-            return None
-        n, columns = self.head.hidden.shape[0], memory[: self.head.hidden.shape[0] * plan.kept]
-        if self.scalars.storage(self.head.hidden.dtype) == "code":
+    def held(self, plan: Schedule) -> Held:
+        """Return new memory for what the plan keeps: the workspace of the backward, and its weight gradient."""
+        weight, n = self.head.weight, self.head.hidden.shape[0]
+        gradient = weight.new_empty(weight.shape) if plan.in_gradient else None
+        size = sum(n * run.columns for run in plan.kept if not run.in_gradient)
+        if size and plan.consumed:
+            size = max(size, plan.workspace)
+        workspace = weight.new_empty(size) if size else None
+        kept = []
+        for run in plan.kept:
+            memory = workspace
+            if run.in_gradient and gradient is not None:
+                memory = gradient.view(-1)[plan.kept_offset :]
+            assert memory is not None
+            kept.append(self.kept(run, memory))
+        return Held(tuple(kept), workspace, gradient)
+
+    def kept(self, run: KeptColumns, memory: Tensor, reference: Tensor | None = None) -> Kept:
+        """Return kept columns at the beginning of ``memory``, flat, and their references, given or new."""
+        hidden = self.head.hidden
+        n, launch = hidden.shape[0], launch_table(hidden.device, hidden.dtype).logit_gradient
+        rows = run.rows(n, launch.rows)
+        columns = memory[: rows * run.width].view(rows, run.width)
+        if self.scalars.storage(hidden.dtype) == "code":
             columns = columns.view(torch.int16)
         if reference is None:
-            reference = torch.empty(self.references(plan), n, dtype=torch.float32, device=memory.device)
-        return Kept(columns.view(n, plan.kept), reference.view(-1, n))
+            reference = torch.empty(self.references(run), n, dtype=torch.float32, device=memory.device)
+        return Kept(run.start, run.number, columns, reference.view(-1, n))
 
-    def backward(
-        self, upstream: Upstream, plan: Schedule, kept: Kept | None, needs: Needs, gradient: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
-        """Compute the gradients, without a kept softmax if statistics have some upstream: it does not hold theirs."""
+    def usable(self, plan: Schedule, held: Held | None, upstream: Upstream, needs: Needs) -> tuple[Schedule, Held]:
+        """Return the plan and what is held of it; what cannot be used is let go, and its logits are computed anew.
+
+        That is so once a backward has used it up (None), and for a kept softmax where upstream gradients of statistics
+        need the logits themselves, which is that of the entropy, or its targets' entries changed where it may not be.
+        """
+        if held is None:
+            return self.without_kept(needs), Held()
         softmax = self.scalars.storage(self.head.hidden.dtype) == "softmax"
-        if upstream.statistics is not None and kept is not None and softmax:
-            plan, kept = self.without_kept(needs), None
-        return backward(self.head, self.scalars, upstream, plan, kept, needs, gradient)
+        revised = upstream.statistics is not None and held.kept and softmax
+        if revised and (upstream.of_entropy or not plan.consumed):
+            return self.without_kept(needs), Held(gradient=held.gradient)
+        return plan, held
+
+    def backward(self, upstream: Upstream, plan: Schedule, held: Held, needs: Needs) -> tuple[Tensor | None, ...]:
+        """Compute the gradients."""
+        return backward(self.head, self.scalars, upstream, plan, held, needs)
 
     def without_kept(self, needs: Needs) -> Schedule:
         """Return the plan of a backward that computes every logit anew."""
-        return self.plan(keep=False, keep_in_gradient=False, weight_gradient=needs[1])
+        return self.plan(keep=False, consumed=True, weight_gradient=needs[1])
 
     def compile_ahead(self, needs: Needs, return_statistics: bool) -> None:
         """Compile every kernel of losses like this one, whatever their tokens and workspace."""
@@ -99,17 +127,18 @@ class LossCall:
         n, kind = hidden.shape[0], scalars.storage(hidden.dtype)
         head = Head(hidden, weight, bias, torch.zeros(n, dtype=torch.int64, device=hidden.device))
         if not any(needs):
-            forward(head, scalars, None, packed=False, return_statistics=return_statistics)
+            forward(head, scalars, packed=False, return_statistics=return_statistics)
             return
         few = LossCall(head, scalars, 0)
         table, programs = launch_table(hidden.device, hidden.dtype), processors(hidden.device)
         size = int(weight.shape[0]), int(weight.shape[1])
         for plan in every_kind(n, *size, keep=kind != "", direct=kind == "softmax", processors=programs, table=table):
-            kept = few.kept(plan, hidden.new_empty(n * plan.kept))
-            found = forward(head, scalars, kept, packed=True, return_statistics=return_statistics)
-            backward(head, scalars, _upstream(found, None), plan, kept, needs)
-            if found.statistics is not None and (kept is None or kind != "softmax"):
-                backward(head, scalars, _upstream(found, found.statistics), plan, kept, needs)
+            held = few.held(plan)
+            found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics)
+            backward(head, scalars, _upstream(found, None), plan, held, needs)
+            if found.statistics is not None:
+                held = held._replace(target_logit=found.target_logit)
+                backward(head, scalars, _upstream(found, found.statistics), plan, held, needs)
 
 
 def _upstream(found: ForwardResult, statistics: Tensor | None) -> Upstream:
@@ -117,9 +146,19 @@ def _upstream(found: ForwardResult, statistics: Tensor | None) -> Upstream:
 
 
 def gathered(
-    of_loss: Tensor | None, of_statistics: Tensor | None, lse: Tensor, entropy: Tensor | None, index: Tensor
+    of_loss: Tensor | None,
+    of_statistics: Tensor | Sequence[Tensor | None] | None,
+    lse: Tensor,
+    entropy: Tensor | None,
+    index: Tensor,
 ) -> Upstream:
     """Return upstream gradients as the kernels read them; None is the gradient of an output that is not used."""
     of_loss = torch.zeros_like(lse) if of_loss is None else aligned(of_loss.contiguous())
+    of_entropy = True
+    if of_statistics is not None and not isinstance(of_statistics, Tensor):
+        of_entropy = of_statistics[2] is not None
+        used = any(g is not None for g in of_statistics)
+        zeros = torch.zeros_like(lse)
+        of_statistics = torch.stack([zeros if g is None else g for g in of_statistics]) if used else None
     of_statistics = None if of_statistics is None else aligned(of_statistics.contiguous())
-    return Upstream(of_loss, of_statistics, lse, entropy, KeptRows.within(index, lse.shape[0]))
+    return Upstream(of_loss, of_statistics, lse, entropy, KeptRows.within(index, lse.shape[0]), of_entropy)

@@ -51,7 +51,7 @@ def group_count(row_blocks, tile_count, units):
     return tl.minimum(tl.maximum(units // tl.maximum(row_blocks, 1), 1), tile_count)
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "first_tile", "tile_count"])
+@triton.jit(do_not_specialize=["n", "vocab_size", "first_tile", "tile_count", "kept_rows"])
 def forward_kernel(
     hidden,  # (N, D) packed, or as given if GATHER
     weight,  # (V, D)
@@ -60,12 +60,12 @@ def forward_kernel(
     source,  # (N,) read if GATHER
     partial,  # (up to 6, units, BLOCK_ROWS): peak, total, logit_sum, weighted, highest, best; in bits
     partial_stride,  # units x BLOCK_ROWS
-    kept,  # (N, kept columns) if KEEP
+    kept,  # strips of (N, kept_stride), one below the other, if KEEP
     reference,  # (1 + kept tiles, N) packed, bits: read of the target (softmax), written of the tiles' peaks (code)
     n,
     vocab_size,
     hidden_size,
-    kept_columns,
+    kept_rows,
     kept_stride,
     first_tile,
     tile_count,
@@ -162,17 +162,18 @@ def forward_kernel(
             column = first_column + tl.arange(0, BLOCK_VOCAB // PIECES)
             part_acc = column_part(acc, piece, PIECES, BLOCK_ROWS, BLOCK_VOCAB)
             u = logit_argument(part_acc, bias, column, vocab_size, product_gain, bias_gain, HAS_BIAS)
-            z, _slope = capped(u, cap, SOFTCAP, PRECISE)
+            z, _slope = capped(u, cap, SOFTCAP, PRECISE, False)
             if KEEP == "raw":
                 stored = u
             elif KEEP == "code" and SOFTCAP:  # written at once: u and z of a whole tile would not fit the registers
+                strip = tile * BLOCK_VOCAB // kept_stride
                 store_tile(
                     kept,
                     encode(u, z, knee, ratio, offset, gain),
-                    row_start,
-                    tile * BLOCK_VOCAB + piece * (BLOCK_VOCAB // PIECES),
-                    n,
-                    kept_columns,
+                    row_start + strip * row_blocks * BLOCK_ROWS,
+                    tile * BLOCK_VOCAB - strip * kept_stride + piece * (BLOCK_VOCAB // PIECES),
+                    kept_rows,
+                    kept_stride,
                     kept_stride,
                     BLOCK_ROWS,
                     BLOCK_VOCAB // PIECES,
@@ -231,16 +232,17 @@ def forward_kernel(
         if KEEP != "" and not (KEEP == "code" and SOFTCAP):
             if KEEP == "code":
                 tl.store(reference + (tile + 1).to(tl.int64) * n + row, tile_peak, mask=row < row_count)
+            strip = tile * BLOCK_VOCAB // kept_stride
             for part in tl.static_range(PARTS):
                 store_tile(
                     kept,
                     column_part(stored, part, PARTS, BLOCK_ROWS, BLOCK_VOCAB).to(
                         kept.dtype if DESCRIPTOR else kept.dtype.element_ty
                     ),
-                    row_start,
-                    tile * BLOCK_VOCAB + part * (BLOCK_VOCAB // PARTS),
-                    n,
-                    kept_columns,
+                    row_start + strip * row_blocks * BLOCK_ROWS,
+                    tile * BLOCK_VOCAB - strip * kept_stride + part * (BLOCK_VOCAB // PARTS),
+                    kept_rows,
+                    kept_stride,
                     kept_stride,
                     BLOCK_ROWS,
                     BLOCK_VOCAB // PARTS,

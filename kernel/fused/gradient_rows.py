@@ -24,10 +24,11 @@ class Upstream(NamedTuple):
     """Upstream gradients, and what the forward knows of each token."""
 
     loss: Tensor  # (N,) float32, input order
-    statistics: Tensor | None  # (4, N) of log-probability, lse, entropy; the last row is not read
+    statistics: Tensor | None  # (3, N) or more rows, of which the first are read: log-probability, lse, entropy
     lse: Tensor  # (N,) packed, bits
     entropy: Tensor | None  # (N,) packed, nats
     rows: KeptRows
+    of_entropy: bool = True  # whether the entropy may have an upstream gradient, if statistics do
 
 
 class GradientRows(NamedTuple):
@@ -43,7 +44,7 @@ class GradientRows(NamedTuple):
 @triton.jit(do_not_specialize=["n"])
 def largest_kernel(
     upstream,  # (N,) input order
-    of_statistics,  # (4, N) input order, if STATISTICS; the last is of what has no gradient
+    of_statistics,  # (3, N) input order, if STATISTICS
     position,  # (N,)
     largest,  # (1,) written: the largest magnitude of the kept tokens, 1 if that is 0
     n,
@@ -66,7 +67,7 @@ def largest_kernel(
 @triton.jit(do_not_specialize=["n"])
 def gradient_rows_kernel(
     upstream,  # (N,) input order
-    of_statistics,  # (4, N) input order, if STATISTICS
+    of_statistics,  # (3, N) input order, if STATISTICS
     largest,  # (1,) of the kernel above
     target,  # (N,)
     position,  # (N,)
@@ -91,6 +92,8 @@ def gradient_rows_kernel(
     With g, l, s and h the upstream gradients of loss, log-probability, log-partition and entropy H,
 
         A = 2 z_loss lse g - l + s + B H,    B = confidence_penalty g - h,    C = l
+
+    The kept softmax is multiplied by (g + A) exp(reference - lse), where B is 0.
     """
     origin = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(position + origin, mask=origin < n, other=-1)
@@ -99,8 +102,7 @@ def gradient_rows_kernel(
     g = tl.load(upstream + origin, mask=valid, other=0.0) / divisor
     tl.store(row_scale + row, g, mask=valid)
     bits = tl.load(lse + row, mask=valid, other=0.0)
-    if DIRECT:
-        tl.store(row_factor + row, g * tl.exp2(tl.load(reference + row, mask=valid, other=0.0) - bits), mask=valid)
+    of_softmax = g
     if MIXED:
         plain = g * (2.0 * z_loss * _LN2 * bits)
         bend = g * confidence_penalty
@@ -111,9 +113,13 @@ def gradient_rows_kernel(
             bend -= tl.load(of_statistics + 2 * n + origin, mask=valid, other=0.0) / divisor
         if ENTROPY:
             plain += bend * tl.load(entropy + row, mask=valid, other=0.0)
+        of_softmax += plain
         tl.store(mix + row, plain, mask=valid)
         tl.store(mix + n + row, bend * _LN2, mask=valid)
         tl.store(mix + 2 * n + row, own, mask=valid)
+    if DIRECT:
+        to_lse = tl.load(reference + row, mask=valid, other=0.0) - bits
+        tl.store(row_factor + row, of_softmax * tl.exp2(to_lse), mask=valid)
     tl.store(label + row, tl.load(target + origin, mask=valid, other=0).to(tl.int32), mask=valid)
 
 
@@ -126,7 +132,7 @@ def gradient_rows(head: Head, scalars: Scalars, upstream: Upstream, kept: Kept |
 
     mixed = scalars.mixed or of_statistics is not None
     # Of all losses whose softmax may be kept as it is, also where it is not: one kernel for both.
-    direct = scalars.storage(head.hidden.dtype) == "softmax" and not mixed
+    direct = scalars.storage(head.hidden.dtype) == "softmax"
     made = GradientRows(
         largest=new(1),
         row_scale=new(n),

@@ -88,13 +88,13 @@ def _add_tile(
             tl.store(address, tl.load(address, mask=mask, other=0.0) + values, mask=mask)
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "memory_blocks"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "memory_blocks"])
 def input_gradient_kernel(
-    dz,  # (N, strip); see tiles.merged_strip
+    dz,  # (dz_rows, strip); see tiles.merged_strip
     weight,  # (V, D)
     accumulator,  # (padded N + extra, D) float32, packed; tensor descriptor if REDUCE
     count,  # (1,)
-    n,
+    dz_rows,
     vocab_size,
     hidden_size,
     memory_blocks,  # of the accumulator
@@ -124,7 +124,7 @@ def input_gradient_kernel(
     With REDUCE the copy engine adds in the L2 cache; without it the program loads, adds and stores.
     """
     row_count = tl.load(count)
-    strip_rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
+    strip_rows, first, columns = merged_strip(row_count, dz_rows, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
     strip_start = run_start + first
     row_blocks = tl.where(columns > 0, tl.cdiv(row_count, BLOCK_ROWS), 0)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)

@@ -61,7 +61,7 @@ def _gradient(
     return dz
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size"])
+@triton.jit(do_not_specialize=["n", "vocab_size", "dz_rows"])
 def recomputed_strip_kernel(
     hidden,  # (N, D) packed
     weight,  # (V, D)
@@ -71,7 +71,8 @@ def recomputed_strip_kernel(
     row_scale,  # (N,) packed
     mix,  # (3, N) packed, if MIXED
     label,  # (N,) packed
-    dz,  # (N, strip); see tiles.merged_strip
+    dz,  # (dz_rows, strip); see tiles.merged_strip
+    dz_rows,
     n,
     vocab_size,
     hidden_size,
@@ -99,11 +100,12 @@ def recomputed_strip_kernel(
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
     PRECISE: tl.constexpr,
+    FOLDED: tl.constexpr,
 ):
     """Write dz of a strip, or of several, from the logits themselves, computed once more."""
     row_count = tl.load(count)
     row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
-    rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, BLOCK_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
+    rows, first, columns = merged_strip(row_count, dz_rows, strip_columns, run_offset, run_columns, BLOCK_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
     strip_start = run_start + first
     tiles = row_blocks * tl.cdiv(columns, BLOCK_VOCAB)
     for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
@@ -146,7 +148,7 @@ def recomputed_strip_kernel(
                 bias_gain,
                 HAS_BIAS,
             )
-            z, slope = capped(u, cap, SOFTCAP, PRECISE)
+            z, slope = capped(u, cap, SOFTCAP, PRECISE, FOLDED)
             gradient = _gradient(
                 z,
                 slope,
@@ -169,7 +171,7 @@ def recomputed_strip_kernel(
                 gradient.to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
                 row_start + strip * rows,
                 strip_column - strip * strip_columns + offset,
-                n,
+                dz_rows,
                 strip_columns,
                 dz_stride,
                 BLOCK_ROWS,
@@ -178,16 +180,17 @@ def recomputed_strip_kernel(
             )
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size"])
+@triton.jit(do_not_specialize=["n", "vocab_size", "dz_rows"])
 def kept_strip_kernel(
-    kept,  # (N, kept columns): codes, or raw logits
+    kept,  # strips of (N, kept_stride), one below the other: codes, or raw logits
     reference,  # (1 + kept tiles, N): the targets' raw logits and, without softcap, the peaks of the tiles; if CODE
     count,
     lse,
     row_scale,
     mix,
     label,
-    dz,  # (N, strip)
+    dz,  # strips of (N, dz_stride), one below the other; may be the memory of the kept ones itself
+    dz_rows,
     n,
     vocab_size,
     strip_start,
@@ -210,21 +213,25 @@ def kept_strip_kernel(
     ROWS: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,
 ):
-    """Write dz of columns ``strip_start ...`` from the kept logits."""
+    """Write dz of columns ``strip_start ...`` from the kept logits, a tile in each program: read, then written."""
     row_count = tl.load(count)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    if tl.program_id(0) * ROWS < tl.cdiv(row_count, ALIGNED_ROWS) * ALIGNED_ROWS:
+    rows = tl.cdiv(row_count, ALIGNED_ROWS) * ALIGNED_ROWS
+    if tl.program_id(0) * ROWS < rows:
         inside = row < row_count
-        strip_column = tl.program_id(1) * BLOCK_VOCAB + tl.arange(0, BLOCK_VOCAB)
-        column = strip_start + strip_column
+        first = tl.program_id(1) * BLOCK_VOCAB
+        column = strip_start + first + tl.arange(0, BLOCK_VOCAB)
+        of_kept = (strip_start - boundary + first) // kept_stride
+        of_dz = first // dz_stride
         row_lse = tl.load(lse + row, mask=inside, other=float("inf"))
         scale = tl.load(row_scale + row, mask=inside, other=0.0)
         row_label = tl.load(label + row, mask=inside, other=-1)
-        wide = row.to(tl.int64)[:, None]
-        stored = tl.load(kept + wide * kept_stride + (column - boundary)[None, :], mask=inside[:, None], other=0)
+        address = kept + (row + of_kept * rows).to(tl.int64)[:, None] * kept_stride
+        address += (column - boundary - of_kept * kept_stride)[None, :]
+        stored = tl.load(address, mask=inside[:, None], other=0)
         if CODE:
             own = tl.load(reference + row, mask=inside, other=0.0)
-            own_z, own_slope = capped(own, cap, SOFTCAP, True)
+            own_z, own_slope = capped(own, cap, SOFTCAP, True, False)
             hit = column[None, :] == row_label[:, None]
             if SOFTCAP:
                 z, slope = decode(stored, knee, offset, step, logit_step, tanh_step, cap)
@@ -236,7 +243,7 @@ def kept_strip_kernel(
                 slope = z
             z = tl.where(hit, own_z[:, None], z)
         else:
-            z, slope = capped(stored, cap, SOFTCAP, PRECISE)
+            z, slope = capped(stored, cap, SOFTCAP, PRECISE, False)
         gradient = _gradient(
             z,
             slope,
@@ -254,5 +261,6 @@ def kept_strip_kernel(
             SOFTCAP,
             MASK_VOCAB,
         )
-        address = dz + wide * dz_stride + strip_column[None, :]
-        tl.store(address, gradient.to(dz.dtype.element_ty), mask=(row < n)[:, None])
+        dz_row = row + of_dz * rows
+        address = dz + dz_row.to(tl.int64)[:, None] * dz_stride + (column - strip_start - of_dz * dz_stride)[None, :]
+        tl.store(address, gradient.to(dz.dtype.element_ty), mask=(dz_row < dz_rows)[:, None])

@@ -2,8 +2,8 @@
 
 Both compute token losses ``(N,)``, to which plain PyTorch applies weights and reduction, and take token-wise upstream
 gradients. Compiled code needs operators without side effects: what the forward keeps is one of its outputs. The eager
-function may also keep columns in the memory that will hold the weight's gradient, and hands that memory out once: a
-second backward through the same graph recomputes them.
+function may also keep columns in the memory that will hold the weight's gradient, and its backward writes where columns
+were kept: a second backward through the same graph recomputes them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..options import LossOptions
 from ..token_statistics import TokenStatistics
-from .arguments import Head, Scalars
+from .arguments import Head, Held, Scalars
 from .call import LossCall, Needs, gathered
 from .rows import aligned, index_size, with_plain_rows
-from .run_forward import forward
+from .run_forward import ForwardResult, forward
 from .schedule import Schedule
 
 __all__ = ["EagerLoss", "fused_backward", "fused_forward", "token_losses"]
@@ -46,7 +46,8 @@ def token_losses(
         flags = [needs, linear_weight.requires_grad, return_statistics]
         found = fused_forward(*tensors, numbers, [ignore_index, workspace_bytes], flags)
     else:
-        found = EagerLoss.apply(*tensors, scalars, workspace_bytes, return_statistics, grad_enabled)
+        token_loss, *statistics = EagerLoss.apply(*tensors, scalars, workspace_bytes, return_statistics, grad_enabled)
+        return token_loss, TokenStatistics._make(statistics) if statistics else None
     token_loss, statistics, argmax, *_ = found
     if not return_statistics:
         return token_loss, None
@@ -55,7 +56,7 @@ def token_losses(
 
 
 class EagerLoss(torch.autograd.Function):
-    """Token losses in eager mode; statistics ``(4, N)`` and classes ``(N,)`` too, or nothing twice."""
+    """Token losses in eager mode; the statistics of :class:`TokenStatistics` too if asked for."""
 
     @staticmethod
     def forward(  # noqa: D102
@@ -68,7 +69,7 @@ class EagerLoss(torch.autograd.Function):
         workspace_bytes: int,
         return_statistics: bool,
         grad_enabled: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, ...]:
         head = Head(with_plain_rows(hidden), weight, bias, aligned(target))
         call = LossCall(head, scalars, workspace_bytes)
         differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
@@ -76,18 +77,14 @@ class EagerLoss(torch.autograd.Function):
         call.compile_ahead(needs, return_statistics)
         ctx.set_materialize_grads(False)
         if not differentiable:
-            found = forward(head, scalars, None, packed=False, return_statistics=return_statistics)
-            return found.token_loss, found.statistics, found.argmax
-        plan = call.plan(keep=True, keep_in_gradient=needs[1], weight_gradient=needs[1])
-        gradient = weight.new_empty(weight.shape) if plan.kept and plan.in_gradient else None
-        memory = weight.new_empty(head.hidden.shape[0] * plan.kept) if gradient is None else gradient.view(-1)
-        kept = call.kept(plan, memory)
-        found = forward(head, scalars, kept, packed=True, return_statistics=return_statistics)
+            return _outputs(ctx, forward(head, scalars, packed=False, return_statistics=return_statistics))
+        plan = call.plan(keep=True, consumed=True, weight_gradient=needs[1])
+        held = call.held(plan)
+        found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics)
         ctx.save_for_backward(*head, found.lse, found.entropy, found.row_index)
-        ctx.options, ctx.plan, ctx.kept, ctx.gradient = (scalars, workspace_bytes), plan, kept, gradient
-        if found.argmax is not None:
-            ctx.mark_non_differentiable(found.argmax)
-        return found.token_loss, found.statistics, found.argmax
+        held = held._replace(target_logit=found.target_logit if return_statistics else None)
+        ctx.options, ctx.plan, ctx.held = (scalars, workspace_bytes), plan, held
+        return _outputs(ctx, found)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -95,13 +92,20 @@ class EagerLoss(torch.autograd.Function):
             raise RuntimeError("The fused loss has no second derivative; use implementation='reference'.")
         *tensors, lse, entropy, index = ctx.saved_tensors
         call, needs = LossCall(Head(*tensors), *ctx.options), ctx.needs_input_grad[:3]
-        plan, kept, gradient = ctx.plan, ctx.kept, ctx.gradient
-        if plan.in_gradient:  # handed out now: whoever comes again recomputes
-            ctx.kept, ctx.gradient = None, None
-            if gradient is None:
-                plan = call.without_kept(needs)
-        upstream = gathered(grad_outputs[0], grad_outputs[1], lse, entropy, index)
-        return (*call.backward(upstream, plan, kept, needs, gradient), None, None, None, None, None)
+        upstream = gathered(grad_outputs[0], grad_outputs[1:4] or None, lse, entropy, index)
+        plan, held = call.usable(ctx.plan, ctx.held, upstream, needs)
+        if ctx.plan.kept:  # used up now: whoever comes again recomputes
+            ctx.held = None
+        return (*call.backward(upstream, plan, held, needs), None, None, None, None, None)
+
+
+def _outputs(ctx: Any, found: ForwardResult) -> tuple[Tensor, ...]:
+    """The loss and, each for itself, so that it is known which of them have gradients, the statistics."""
+    if found.statistics is None or found.argmax is None:
+        return (found.token_loss,)
+    statistics = found.statistics.unbind(0)
+    ctx.mark_non_differentiable(statistics[3], found.argmax)
+    return found.token_loss, *statistics, found.argmax
 
 
 # Both operators take lists of options: the numbers of Scalars.pack; ignore_index and workspace_bytes; whether any
@@ -119,10 +123,10 @@ def _packed_call(
     keep: bool,
     weight_gradient: bool,
 ) -> tuple[LossCall, Schedule]:
-    """The call that an operator's arguments describe, and its plan, in which the gradient's memory holds nothing."""
+    """The call that an operator's arguments describe, and its plan, which keeps at most one run of columns."""
     ignore_index, workspace_bytes = sizes
     call = LossCall(Head(hidden, weight, bias, target), Scalars.unpack(numbers, ignore_index), workspace_bytes)
-    return call, call.plan(keep=keep, keep_in_gradient=False, weight_gradient=weight_gradient)
+    return call, call.plan(keep=keep, consumed=False, weight_gradient=weight_gradient)
 
 
 @torch.library.custom_op("confidence_ceiling::fused_forward", mutates_args=())
@@ -144,10 +148,9 @@ def fused_forward(
     call, plan = _packed_call(*tensors, numbers, sizes, keep=differentiable, weight_gradient=need_weight)
     # The operator is not told which of input and bias need a gradient: kernels for both are compiled.
     call.compile_ahead((differentiable, need_weight, differentiable and bias is not None), return_statistics)
-    memory = weight.new_empty(hidden.shape[0] * plan.kept)
-    kept = call.kept(plan, memory)
-    found = forward(call.head, call.scalars, kept, packed=differentiable, return_statistics=return_statistics)
-    nothing = [hidden.new_empty(0, dtype=torch.float32) for _ in range(2)]
+    held = call.held(plan)
+    found = forward(call.head, call.scalars, held.kept, packed=differentiable, return_statistics=return_statistics)
+    nothing = [hidden.new_empty(0, dtype=torch.float32) for _ in range(3)]
     return (
         found.token_loss,
         nothing[0] if found.statistics is None else found.statistics,
@@ -155,8 +158,8 @@ def fused_forward(
         found.lse,
         nothing[1] if found.entropy is None else found.entropy,
         found.row_index,
-        memory,
-        hidden.new_empty(0, dtype=torch.float32) if kept is None else kept.reference.view(-1),
+        weight.new_empty(0) if held.workspace is None else held.workspace,
+        held.kept[0].reference.view(-1) if held.kept else nothing[2],
     )
 
 
@@ -179,8 +182,8 @@ def _(
         new(n),
         new(n if want_entropy else 0),
         new(index_size(n), dtype=torch.int32),
-        weight.new_empty(n * plan.kept),
-        new(call.references(plan) * n),
+        weight.new_empty(n * plan.columns),
+        new(sum(call.references(run) for run in plan.kept) * n),
     )
 
 
@@ -204,9 +207,10 @@ def fused_backward(
     """Gradients of input, weight and bias; empty where not needed."""
     tensors = with_plain_rows(hidden), weight, bias, aligned(target)
     call, plan = _packed_call(*tensors, numbers, sizes, keep=True, weight_gradient=needs[1])
-    kept = call.kept(plan, columns, reference)
+    held = Held(tuple(call.kept(run, columns, reference) for run in plan.kept))
     upstream = gathered(of_loss, of_statistics, lse, entropy if entropy.numel() else None, index)
-    gradients = call.backward(upstream, plan, kept, (needs[0], needs[1], needs[2]))
+    needed = needs[0], needs[1], needs[2]
+    gradients = call.backward(upstream, *call.usable(plan, held, upstream, needed), needed)
     a, b, c = (hidden.new_empty(0) if g is None else g for g in gradients)
     return a, b, c
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .arguments import Head, Kept, Scalars, Tiles, tiling
+from .arguments import Head, Held, Kept, Scalars, Tiles, tiling
 from .compile_ahead import run_kernel
 from .gradient_rows import Upstream, gradient_rows
 from .input_gradient import input_gradient_kernel, unpack_kernel
-from .keep import column_sum
+from .keep import column_sum, of_upstream, store_targets
 from .last_round import CUTS, extra_row_blocks
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .rows import pack_hidden
-from .run_strip import StripColumns, convert_strip, recompute_strip
+from .run_strip import StripColumns, convert_kept, recompute_strip
 from .schedule import Schedule
 from .weight_gradient import bias_gradient_kernel, weight_gradient_kernel
 
@@ -27,19 +28,20 @@ def backward(
     scalars: Scalars,
     upstream: Upstream,
     plan: Schedule,
-    kept: Kept | None,
+    held: Held,
     needs: tuple[bool, bool, bool],  # input, weight, bias
-    weight_gradient: Tensor | None = None,  # (V, D) memory to write to; the kept columns may lie in it
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``sum(upstream.loss * token_loss)`` and of the statistics alike; frozen arguments cost nothing.
 
-    A softmax that was kept for the products themselves is no use where statistics have upstream gradients: the caller
+    A softmax that was kept for the products themselves is no use where the entropy has an upstream gradient: the caller
     then passes a plan that keeps nothing.
     """
-    state = _Backward(head, scalars, upstream, kept, needs, weight_gradient)
-    if kept is not None and state.of.row_factor is not None:
-        state.add_kept(plan, kept, state.of.row_factor)
-    workspace = head.hidden.new_empty(plan.workspace)
+    state = _Backward(head, scalars, upstream, held, needs)
+    if held.kept and (plan.consumed or state.of.row_factor is not None):
+        state.add_kept(plan, held.kept)
+    workspace = held.workspace if plan.consumed else None
+    if workspace is None:
+        workspace = head.hidden.new_empty(plan.workspace)
     n = head.hidden.shape[0]
     for part in plan.strips:
         memory, start = workspace, 0
@@ -48,8 +50,8 @@ def backward(
         dz = memory[start : start + n * part.padded].view(n, part.padded)
         columns = StripColumns(part.run_start, part.run_columns, part.start - part.run_start, part.padded)
         common = state.head, scalars, state.number, upstream.lse, state.of, dz
-        if part.kept and kept is not None:
-            convert_strip(*common, kept, part.start, plan.boundary)
+        if part.kept:
+            convert_kept(*common, held.kept[0], part.start, part.padded)
         else:
             recompute_strip(*common, columns, state.tiles)
         state.add_weight(dz, state.head.hidden, columns, state.zeros)
@@ -66,16 +68,15 @@ class _Backward:
         head: Head,
         scalars: Scalars,
         upstream: Upstream,
-        kept: Kept | None,
+        held: Held,
         needs: tuple[bool, bool, bool],
-        weight_gradient: Tensor | None,
     ) -> None:
         hidden, weight, bias, _ = head
         self.scalars, self.rows, self.number = scalars, upstream.rows, upstream.rows.number
         self.n, self.hidden_size = hidden.shape
         self.vocab_size, device = weight.shape[0], hidden.device
         self.programs, self.table = processors(device), launch_table(device, hidden.dtype)
-        self.need_input = needs[0]
+        self.need_input, self.lse, self.target_logit = needs[0], upstream.lse, held.target_logit
         self.factor = scalars.logit_scale / scalars.temperature
         # The packed hidden states live where the input's gradient will be written at the very end.
         self.unpacked, self.head = hidden, head._replace(hidden=hidden.new_empty(hidden.shape))
@@ -89,50 +90,82 @@ class _Backward:
             self.accumulator = torch.zeros(shape, dtype=torch.float32, device=device)
         self.weight_gradient = None
         if needs[1]:
-            self.weight_gradient = weight.new_empty(weight.shape) if weight_gradient is None else weight_gradient
+            self.weight_gradient = weight.new_empty(weight.shape) if held.gradient is None else held.gradient
         self.bias_gradient = weight.new_empty(self.vocab_size) if needs[2] and bias is not None else None
         self.ones = torch.ones(self.n, dtype=torch.float32, device=device)
         self.zeros = torch.zeros(self.hidden_size, dtype=torch.float32, device=device)
         self.uniform = self.zeros  # times row_scale, to be subtracted from the input's gradient
-        self.of = gradient_rows(head, scalars, upstream, kept)
+        self.of = gradient_rows(head, scalars, upstream, held.kept[0] if held.kept else None)
         self.tiles = Tiles(uses_descriptors(self.head.hidden, weight))
 
-    def add_kept(self, plan: Schedule, kept: Kept, row_factor: Tensor) -> None:
-        """Add the products of the kept softmax, which stands for dz (:mod:`kernel.fused.keep`)."""
-        columns = StripColumns(plan.boundary, plan.kept, 0, plan.kept)
-        uniform, packed = self.scalars.label_smoothing / self.vocab_size, self.head.hidden
-        if self.weight_gradient is not None:
-            scaled = torch.empty_like(packed) if plan.scaled_offset is None else None
-            if scaled is None:
-                flat = self.weight_gradient.view(-1)
-                scaled = flat[plan.scaled_offset : (plan.scaled_offset or 0) + packed.numel()].view_as(packed)
+    def add_kept(self, plan: Schedule, kept: Sequence[Kept]) -> None:
+        """Add the products of kept columns: of the softmax as it is (:mod:`.keep`), or of dz made of kept logits.
+
+        The input's gradient comes first, in one launch: the rows of the weight's are then written, from the last strip
+        to the first, where strips lay that are no longer needed (:mod:`kernel.fused.schedule`).
+        """
+        packed, row_factor = self.head.hidden, self.of.row_factor
+        direct = row_factor is not None
+        uniform: Any = self.scalars.label_smoothing / self.vocab_size if direct else 0.0
+        uses = uniform > 0
+        scaled, of_weight, of_bias = packed, self.zeros, self.zeros
+        if row_factor is not None and self.of.mix is not None:
+            holds_softmax = self.revise(kept, self.of.mix[2], row_factor)
+            row_factor = torch.where(holds_softmax, row_factor, 1.0)
+            uniform = uniform * holds_softmax
+        if uses and self.weight_gradient is not None:
+            of_weight = column_sum(packed, 0, self.of.row_scale, self.number) * uniform
+        if row_factor is None:
+            row_factor = self.ones
+        elif self.weight_gradient is not None:
+            if plan.scaled_in_gradient:
+                scaled = self.weight_gradient.view(-1)[: packed.numel()].view_as(packed)
+            elif plan.strips:
+                scaled = torch.empty_like(packed)
             pack_hidden(self.unpacked, self.rows, scaled, row_factor)
-            total = self.zeros
-            if uniform:
-                total = column_sum(packed, 0, self.of.row_scale, self.number) * uniform
-            self.add_weight(kept.columns, scaled, columns, total)
-            self.tiles.forget()  # its memory
-            del scaled
-        if self.bias_gradient is not None:
-            total = column_sum(self.of.row_scale.unsqueeze(1), 0, self.ones, self.number)
-            self.add_bias(kept.columns, columns, row_factor, total * uniform)
-        if self.accumulator is not None:
-            if uniform:
-                self.uniform = column_sum(self.head.weight, plan.boundary) * uniform
-            self.add_input(kept.columns, columns, row_factor)
+        if uses and self.bias_gradient is not None:
+            of_bias = column_sum(self.of.row_scale.unsqueeze(1), 0, self.ones, self.number) * uniform
+        if uses and self.accumulator is not None:
+            self.uniform = column_sum(self.head.weight, kept[-1].start) * uniform
+        for run in kept:
+            columns, dz = run.number * run.width, run.columns.view(packed.dtype)
+            if not direct:
+                common = self.head, self.scalars, self.number, self.lse, self.of, dz
+                convert_kept(*common, run, run.start, columns)
+            whole = StripColumns(run.start, columns, 0, run.width)
+            self.add_input(dz, whole, row_factor)
+            self.add_bias(dz, whole, row_factor, of_bias)
+            for index in reversed(range(run.number)):
+                strip = StripColumns(run.start + index * run.width, run.width, 0, run.width)
+                self.add_weight(dz, scaled, strip, of_weight, index)
+        self.tiles.forget()  # the memory of the scaled hidden states
+
+    def revise(self, kept: Sequence[Kept], own: Tensor, row_factor: Tensor) -> Tensor:
+        """Make a kept softmax that of upstream gradients of statistics; false, ``(1,)``, if dz stands there instead."""
+        own = own - self.of.row_scale * (1 - self.scalars.label_smoothing)
+        again = of_upstream(own, row_factor, self.rows)
+        assert self.target_logit is not None
+        for run in kept:
+            part = self.head.target, self.rows, self.target_logit, run, self.lse, self.scalars.label_smoothing
+            store_targets(*part, own, row_factor)
+            whole = StripColumns(run.start, run.number * run.width, 0, run.width)
+            recompute_strip(self.head, self.scalars, again, self.lse, self.of, run.columns, whole, self.tiles)
+        return again == 0
 
     def strip(self, dz: Tensor, columns: StripColumns) -> dict[str, Any]:
         """What the kernels of all three products are told of a strip."""
         return {
             "count": self.number,
-            "n": self.n,
+            "dz_rows": dz.shape[0],
             "vocab_size": self.vocab_size,
             **columns._asdict(),
             "dz_stride": dz.stride(0),
             "ALIGNED_ROWS": self.table.logit_gradient.rows,
         }
 
-    def add_weight(self, dz: Tensor, hidden: Tensor, columns: StripColumns, uniform: Tensor) -> None:
+    def add_weight(
+        self, dz: Tensor, hidden: Tensor, columns: StripColumns, uniform: Tensor, first_strip: int = 0
+    ) -> None:
         """Write the weight's gradient of the strip: ``dz.T @ hidden``, less ``uniform`` in every row."""
         gradient, launch = self.weight_gradient, self.table.weight_gradient
         if gradient is None:
@@ -147,6 +180,7 @@ class _Backward:
             uniform=uniform,
             hidden_size=self.hidden_size,
             **self.strip(dz, columns),
+            first_strip=first_strip,
             hidden_row_stride=hidden.stride(0),
             gradient_row_stride=gradient.stride(0),
             constant=self.factor,

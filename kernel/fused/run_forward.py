@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from .arguments import Head, Kept, Scalars, Storage, Tiles, logit_arguments, pro
 from .compile_ahead import run_kernel
 from .forward import MAX_UNITS, forward_kernel
 from .gradient_rows import GradientRows
-from .keep import overflow, target_column_kernel
+from .keep import overflow, store_targets
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .merge import merge_kernel
 from .rows import KeptRows, index_memory, index_rows, pack_hidden
@@ -34,6 +35,7 @@ class ForwardResult(NamedTuple):
     statistics: Tensor | None  # (4, N): log-probability, lse, entropy, confidence
     argmax: Tensor | None  # (N,) int64
     row_index: Tensor  # memory of the kept rows
+    target_logit: Tensor  # (N,) packed, bits
 
     @property
     def rows(self) -> KeptRows:
@@ -42,14 +44,14 @@ class ForwardResult(NamedTuple):
 
 
 def forward(
-    head: Head, scalars: Scalars, kept: Kept | None, *, packed: bool, return_statistics: bool = False
+    head: Head, scalars: Scalars, kept: Sequence[Kept] = (), *, packed: bool, return_statistics: bool = False
 ) -> ForwardResult:
     """Compute the losses of all tokens, and what the backward needs of them.
 
     Args:
         head: Inputs, the rows of ``hidden`` contiguous.
         scalars: Options.
-        kept: Where to keep the last columns; None keeps nothing.
+        kept: Where to keep the last columns, those at the end first.
         packed: Move the kept tokens together first, an N x D copy; without it they are gathered as they are loaded.
         return_statistics: Whether to return statistics as well.
     """
@@ -60,8 +62,9 @@ def forward(
     rows = index_rows(target, scalars.ignore_index, vocab_size, index)
     target_logit, argument = target_logits(head, scalars, rows, tokens=_TARGETS, block_hidden=256)
     kind = scalars.storage(hidden.dtype)
-    if kept is not None and kept.reference.shape[0]:
-        kept.reference[0].copy_(argument)
+    for run in kept:
+        if run.reference.shape[0]:
+            run.reference[0].copy_(argument)
     if packed:
         head = head._replace(hidden=hidden.new_empty(hidden.shape))
         pack_hidden(hidden, rows, head.hidden)
@@ -70,15 +73,16 @@ def forward(
         return torch.empty(*shape, dtype=dtype, device=device)
 
     tiles = blocks(vocab_size, launch.columns)
-    kept_tiles = 0 if kept is None else kept.columns.shape[1] // launch.columns
-    parts = [p for p in [(0, tiles - kept_tiles, False), (tiles - kept_tiles, kept_tiles, True)] if p[1]]
+    starts = [0, *(run.start // launch.columns for run in reversed(kept)), tiles]
+    parts = [_Span(*part) for part in zip(starts, starts[1:], [None, *reversed(kept)], strict=False)]
+    parts = [part for part in parts if part.end > part.first]
     units = max(MAX_UNITS if device.type == "cuda" else 12, blocks(n, launch.rows))
     want_entropy = return_statistics or scalars.confidence_penalty > 0
     planes = 6 if return_statistics else 4 if want_entropy else 3 if scalars.label_smoothing else 2
     partial = new(len(parts), planes, units * launch.rows)
     sweep = _Sweep(head, scalars, rows, packed, partial, want_entropy, return_statistics)
-    for part, (first, count, keep) in enumerate(parts):
-        sweep.run(part, first, count, rows.number, kept if keep else None, kind if keep else "")
+    for i, part in enumerate(parts):
+        sweep.run(i, part, rows.number, "" if part.kept is None else kind)
     found = ForwardResult(
         new(n),
         new(n),
@@ -86,7 +90,10 @@ def forward(
         new(4, n) if return_statistics else None,
         new(n, dtype=torch.int64) if return_statistics else None,
         index,
+        target_logit,
     )
+
+    counts = [*(part.end - part.first for part in parts), 0, 0]
 
     def merge(again: Tensor, *, rerun: bool) -> None:
         run_kernel(
@@ -107,8 +114,9 @@ def forward(
             n=n,
             vocab_size=vocab_size,
             parts=len(parts),
-            first_tiles=parts[0][1],
-            second_tiles=parts[-1][1],
+            first_tiles=counts[0],
+            second_tiles=counts[1],
+            third_tiles=counts[2],
             rerun=int(rerun),
             label_smoothing=scalars.label_smoothing,
             z_loss=scalars.z_loss,
@@ -122,15 +130,25 @@ def forward(
         )
 
     merge(rows.number, rerun=False)
-    if kept is not None and kind == "softmax":
-        first = tiles - kept_tiles
-        again = overflow(found.lse, kept.reference[0], rows)
-        sweep.run(len(parts) - 1, first, kept_tiles, again, None, "")
+    if kept and kind == "softmax":
+        again = overflow(found.lse, kept[0].reference[0], rows)
+        for i, part in enumerate(parts):
+            if part.kept is not None:
+                sweep.run(i, part, again, "")
         merge(again, rerun=True)
-        kept.reference.copy_(torch.where(again > 0, found.lse, kept.reference))
-        _store_softmax(head, scalars, found.lse, again, kept, first * launch.columns)
-        _store_targets(head, scalars, rows, target_logit, found.lse, kept, first * launch.columns)
+        for run in kept:
+            run.reference.copy_(torch.where(again > 0, found.lse, run.reference))
+            _store_softmax(head, scalars, found.lse, again, run)
+            store_targets(target, rows, target_logit, run, found.lse, scalars.label_smoothing)
     return found
+
+
+class _Span(NamedTuple):
+    """Tiles of the vocabulary that one launch sweeps, and where they are kept."""
+
+    first: int
+    end: int
+    kept: Kept | None
 
 
 class _Sweep:
@@ -157,28 +175,31 @@ class _Sweep:
         else:
             self.runs = [("always", Tiles(False), True)]
 
-    def run(self, part: int, first: int, count: int, number: Tensor, kept: Kept | None, keep: Storage) -> None:
-        """Statistics of ``count`` tiles from ``first`` on, of ``number`` tokens, into ``partial[part]``."""
+    def run(self, index: int, part: _Span, number: Tensor, keep: Storage) -> None:
+        """Statistics of a part's tiles, of ``number`` tokens, into ``partial[index]``."""
+        kept, count = part.kept if keep else None, part.end - part.first
         (hidden, weight, bias, _), scalars = self.head, self.scalars
         launch = launch_table(weight.device, weight.dtype).forward
+        tiles_end = blocks(weight.shape[0], launch.columns) * launch.columns
         for run_if, tiles, gather in self.runs:
             run_kernel(
                 forward_kernel,
                 (processors(weight.device),),
                 count=number,
                 source=self.rows.source,
-                partial=self.partial[part],
+                partial=self.partial[index],
                 partial_stride=self.partial.stride(1),
                 kept=None if kept is None else tiles(kept.columns, launch.rows, launch.columns // launch.parts),
                 reference=None if kept is None else kept.reference,
-                kept_columns=count * launch.columns,
-                kept_stride=0 if kept is None else kept.columns.stride(0),
-                first_tile=first,
+                kept_rows=0 if kept is None else kept.columns.shape[0],
+                kept_stride=0 if kept is None else kept.width,
+                first_tile=part.first,
                 tile_count=count,
                 **logit_arguments(hidden, weight, bias, scalars),
                 **scalars.code._asdict(),
                 LOGIT_SUM=scalars.label_smoothing > 0,
-                MASK_VOCAB=(first + count) * launch.columns > weight.shape[0],
+                # of all kept columns alike: no kernel more
+                MASK_VOCAB=(tiles_end if keep else part.end * launch.columns) > weight.shape[0],
                 **self.wanted,
                 KEEP=keep,
                 PIECES=launch.parts if keep == "code" and scalars.softcap else 1,
@@ -190,34 +211,13 @@ class _Sweep:
             )
 
 
-def _store_softmax(head: Head, scalars: Scalars, lse: Tensor, number: Tensor, kept: Kept, boundary: int) -> None:
-    """Store exp(z - lse) for the columns from ``boundary`` on and ``number`` tokens: what repairs an overflow.
+def _store_softmax(head: Head, scalars: Scalars, lse: Tensor, number: Tensor, kept: Kept) -> None:
+    """Store exp(z - lse) for the kept columns and ``number`` tokens: what repairs an overflow.
 
     That is the gradient of a loss without target and smoothing.
     """
     ones = torch.ones_like(lse)
     rows = GradientRows(ones[:1], ones, None, None, torch.full_like(lse, -1, dtype=torch.int32))
-    width = kept.columns.shape[1]
-    columns, tiles = StripColumns(boundary, width, 0, width), Tiles(uses_descriptors(head.hidden, head.weight))
+    columns = StripColumns(kept.start, kept.number * kept.width, 0, kept.width)
+    tiles = Tiles(uses_descriptors(head.hidden, head.weight))
     recompute_strip(head, replace(scalars, label_smoothing=0.0), number, lse, rows, kept.columns, columns, tiles)
-
-
-def _store_targets(
-    head: Head, scalars: Scalars, rows: KeptRows, target_logit: Tensor, lse: Tensor, kept: Kept, boundary: int
-) -> None:
-    n = head.hidden.shape[0]
-    run_kernel(
-        target_column_kernel,
-        (blocks(n, 256),),
-        kept=kept.columns,
-        target=head.target,
-        position=rows.position,
-        target_logit=target_logit,
-        lse=lse,
-        reference=kept.reference,
-        n=n,
-        boundary=boundary,
-        kept_stride=kept.columns.stride(0),
-        label_smoothing=scalars.label_smoothing,
-        BLOCK=256,
-    )

@@ -13,7 +13,7 @@ from .gradient_rows import GradientRows
 from .launch import blocks, launch_table, precise, processors
 from .logit_gradient import kept_strip_kernel, recomputed_strip_kernel
 
-__all__ = ["StripColumns", "convert_strip", "recompute_strip"]
+__all__ = ["StripColumns", "convert_kept", "recompute_strip"]
 
 
 class StripColumns(NamedTuple):
@@ -31,7 +31,7 @@ def recompute_strip(
     number: Tensor,  # (1,) rows
     lse: Tensor,  # (N,) packed, bits
     rows: GradientRows,
-    dz: Tensor,  # (N, strip)
+    dz: Tensor,  # (rows of one or several strips, strip)
     columns: StripColumns,
     tiles: Tiles,
 ) -> None:
@@ -47,18 +47,20 @@ def recompute_strip(
         mix=rows.mix,
         label=rows.label,
         dz=tiles(dz, launch.rows, launch.columns // launch.parts),
+        dz_rows=dz.shape[0],
         **columns._asdict(),
         dz_stride=dz.stride(0),
         **logit_arguments(hidden, weight, bias, scalars),
         label_smoothing=scalars.label_smoothing,
         MIXED=rows.mix is not None,
+        FOLDED=launch.folded,
         MASK_VOCAB=columns.run_start + columns.run_columns > weight.shape[0],
         **product_arguments(tiles, hidden, weight, launch),
         **tiling(launch),
     )
 
 
-def convert_strip(
+def convert_kept(
     head: Head,
     scalars: Scalars,
     number: Tensor,
@@ -67,16 +69,16 @@ def convert_strip(
     dz: Tensor,
     kept: Kept,
     start: int,
-    boundary: int,
+    columns: int,
 ) -> None:
-    """Write dz of the columns from ``start`` on from the kept logits, which begin at column ``boundary``."""
-    (n, width), vocab_size = dz.shape, head.weight.shape[0]
-    tile = launch_table(dz.device, dz.dtype).logit_gradient.columns
+    """Write dz of ``columns`` kept columns from ``start`` on, whole tiles; ``dz`` may be the kept columns' memory."""
+    n, vocab_size = head.hidden.shape[0], head.weight.shape[0]
+    launch = launch_table(dz.device, dz.dtype).logit_gradient
     per_program = 32 if dz.is_cuda else 8
     cap, code = scalars.gains()["cap"], scalars.code
     run_kernel(
         kept_strip_kernel,
-        (blocks(n, per_program), width // tile),
+        (blocks(dz.shape[0] // (columns // dz.shape[1]), per_program), columns // launch.columns),
         kept=kept.columns,
         reference=kept.reference,
         count=number,
@@ -85,10 +87,11 @@ def convert_strip(
         mix=rows.mix,
         label=rows.label,
         dz=dz,
+        dz_rows=dz.shape[0],
         n=n,
         vocab_size=vocab_size,
         strip_start=start,
-        boundary=boundary,
+        boundary=kept.start,
         kept_stride=kept.columns.stride(0),
         dz_stride=dz.stride(0),
         cap=cap,
@@ -99,9 +102,9 @@ def convert_strip(
         CODE=kept.columns.dtype == torch.int16,
         SOFTCAP=scalars.softcap > 0,
         MIXED=rows.mix is not None,
-        MASK_VOCAB=start + width > vocab_size,
-        BLOCK_VOCAB=tile,
+        MASK_VOCAB=vocab_size % launch.columns > 0,  # of all kept columns alike: no kernel more
+        BLOCK_VOCAB=launch.columns,
         PRECISE=precise(dz),
         ROWS=per_program,
-        ALIGNED_ROWS=128,
+        ALIGNED_ROWS=launch.rows,
     )

@@ -8,9 +8,12 @@ from .launch import Launch, LaunchTable
 
 __all__ = ["MAX_WIDTH", "StripTimes"]
 
-# Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, and of a strip apart from its tiles
-# (launches, the accumulator's traffic), and bytes moved in one: fitted to an H100; only their ratios matter.
-_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _BYTES = 0.70, 0.67, 0.70, 25.0, 2.5e6
+# Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles (launches,
+# the accumulator's traffic) and of one launch alone, and bytes moved in one: fitted to an H100; only ratios matter.
+_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 2.5e6
+# Of kept columns in one memory: sweeps of the forward that they end, launches that look whether to repair them, and so
+# on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved.
+_RUN = 150.0
 _EPILOGUE = 4  # of a tile of dz, in steps
 MAX_WIDTH = 16384
 
@@ -46,6 +49,11 @@ class StripTimes:
         self.direct, self.weight_gradient = direct, weight_gradient
         self.tile = table.logit_gradient.columns
         self.vocab = -(-vocab_size // self.tile) * self.tile  # in whole tiles
+        # What a kept column saves, where every multiprocessor has as much to do.
+        dz = table.logit_gradient
+        depth = hidden_size + _EPILOGUE * dz.depth
+        self.saved = _STEP_DZ * n * depth / (128 * 256 * 64) / processors
+        self.run = _RUN
         self.times: dict[tuple[int, bool], float] = {}
         self.fastest: dict[bool, list[int]] = {False: [], True: []}  # fastest width of at most 1, 2, ... tiles
 
@@ -86,6 +94,16 @@ class StripTimes:
             time += _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width, input) / 2
             self.times[width, kept] = time
         return self.times[width, kept]
+
+    def kept(self, width: int, number: int) -> float:
+        """Modelled time of kept columns in ``number`` strips: one launch for the input's gradient, others for each."""
+        weight, input = self.table.weight_gradient, self.table.input_gradient
+        time = _STRIP
+        if not self.direct:
+            time += 2 * self.n * width * number * 2 / _BYTES
+        if self.weight_gradient:
+            time += number * (_LAUNCH + _STEP_WEIGHT * self.steps(width, self.hidden_size, self.n, weight))
+        return time + _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width * number, input) / 2
 
     def steps(self, rows: int, columns: int, depth: int, launch: Launch) -> float:
         """Steps of 128 x 256 x 64 that each multiprocessor makes."""

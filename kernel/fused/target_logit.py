@@ -61,7 +61,7 @@ def target_logit_kernel(
     if HAS_BIAS:
         z += tl.load(bias + label, mask=valid, other=0.0).to(tl.float32) * bias_gain
     tl.store(argument + row, z, mask=valid)
-    z, _slope = capped(z, cap, SOFTCAP, PRECISE)
+    z, _slope = capped(z, cap, SOFTCAP, PRECISE, False)
     tl.store(target_logit + row, z, mask=valid)
 
 

@@ -19,18 +19,18 @@ __all__ = [
 
 
 @triton.jit
-def merged_strip(row_count, n, width, offset, run_columns, BLOCK_ROWS: tl.constexpr):
+def merged_strip(row_count, dz_rows, width, offset, run_columns, BLOCK_ROWS: tl.constexpr):
     """The part of a run of strips that one launch works on, which with few kept tokens is several strips.
 
-    The memory of a strip, n x ``width``, holds as many strips as blocks of kept tokens go into n, one below the other:
-    entry (row, column) is stored at (row + column // width * rows, column % width). The launches of the strips
+    The memory of dz, dz_rows x ``width``, holds as many strips as blocks of kept tokens go into its rows, one below the
+    other: entry (row, column) is stored at (row + column // width * rows, column % width). The launches of the strips
     thereby done have nothing left to do; that at the run's ``offset`` takes the strips that follow those before it.
 
     Returns:
         Rows of a strip in memory, first column within the run and number of columns, which may be 0.
     """
     rows = tl.cdiv(row_count, BLOCK_ROWS) * BLOCK_ROWS
-    merged = tl.minimum(tl.maximum(n // tl.maximum(rows, 1), 1), tl.cdiv(run_columns, width))
+    merged = tl.minimum(tl.maximum(dz_rows // tl.maximum(rows, 1), 1), tl.cdiv(run_columns, width))
     first = tl.minimum(offset.to(tl.int64) * merged, run_columns).to(tl.int32)
     return rows, first, tl.minimum(merged * width, run_columns - first)
 
@@ -168,18 +168,19 @@ def logit_argument(
 
 
 @triton.jit
-def capped(u, cap, SOFTCAP: tl.constexpr, PRECISE: tl.constexpr):
+def capped(u, cap, SOFTCAP: tl.constexpr, PRECISE: tl.constexpr, FOLDED: tl.constexpr):
     """Logits in bits and the slope of the softcap, sech(x)^2; ``cap`` is c log2(e) / T.
 
     tanh(x) = 1 - s and sech(x)^2 = e s s, for e = exp2(u) and s = 2 / (1 + e): saturated at both ends (the hardware's
     approximate tanh is wrong by 0.015 at a cap of 30), the tanh exact to 1e-7 in absolute terms and the slope in
     relative ones, where 1 - tanh^2 would cancel. PRECISE adds the Taylor series below 1/4, where float32 inputs would
-    see the tanh's lost relative accuracy.
+    see the tanh's lost relative accuracy. FOLDED takes e of |u|: then the slope is s (2 - s) without cancellation, of s
+    alone, which leaves fewer numbers to be held at a time.
     """
     z = u
     slope = u
     if SOFTCAP:
-        e = tl.exp2(u)
+        e = tl.exp2(tl.abs(u) if FOLDED else u)
         half = 0.5 + 0.5 * e
         if PRECISE:
             s = 1.0 / half
@@ -188,7 +189,11 @@ def capped(u, cap, SOFTCAP: tl.constexpr, PRECISE: tl.constexpr):
                 "rcp.approx.ftz.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1
             )
         t = 1.0 - s  # pyright: ignore[reportOperatorIssue]
-        slope = (tl.minimum(e, 1e38) * s) * s
+        if FOLDED:
+            slope = s * (2.0 - s)  # pyright: ignore[reportOperatorIssue]
+            t = tl.where(u < 0, -t, t)
+        else:
+            slope = (tl.minimum(e, 1e38) * s) * s
         if PRECISE:
             x = u * 0.34657359027997264  # ln(2) / 2
             q = x * x

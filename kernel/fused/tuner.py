@@ -98,14 +98,16 @@ def tune(
 def _neighbours(table: LaunchTable, name: str, candidates: Sequence[Launch]) -> Iterator[LaunchTable]:
     """Tables that differ in one kernel.
 
-    The tile's columns of forward and logit_gradient are shared by kept columns, and whole tiles of dz make up those of
-    the products.
+    The tiles of forward and logit_gradient are shared by kept columns, and whole tiles of dz make up those of the
+    products.
     """
     current: Launch = getattr(table, name)
-    columns = table.logit_gradient.columns
+    rows, columns = table.logit_gradient.rows, table.logit_gradient.columns
     for launch in candidates:
         launch = replace(launch, reduce=current.reduce, flatten=current.flatten)
-        if launch == current or (name in ("forward", "logit_gradient") and launch.columns != columns):
+        if launch == current or (
+            name in ("forward", "logit_gradient") and (launch.rows, launch.columns) != (rows, columns)
+        ):
             continue
         if (name == "weight_gradient" and columns % launch.rows) or (
             name == "input_gradient" and columns % launch.depth

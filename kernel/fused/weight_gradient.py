@@ -14,21 +14,22 @@ from .tiles import column_part, load_tile, merged_strip, store_tile
 __all__ = ["bias_gradient_kernel", "weight_gradient_kernel"]
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first_strip"])
 def weight_gradient_kernel(
-    dz,  # (N, strip); see tiles.merged_strip
+    dz,  # (dz_rows, strip); see tiles.merged_strip
     hidden,  # (N, D) packed
     gradient,  # (V, D), the strip's rows written
     count,  # (1,)
     scale,  # () factor common to all tokens
     uniform,  # (D,): subtracted from every row of the product
-    n,
+    dz_rows,
     vocab_size,
     hidden_size,
     run_start,
     run_columns,
     run_offset,
     strip_columns,
+    first_strip,  # of the strips that lie one below the other in dz, if they are kept ones
     dz_stride,
     hidden_row_stride,
     gradient_row_stride,
@@ -45,7 +46,7 @@ def weight_gradient_kernel(
     """Persistent; hidden-size blocks vary fastest, so that a strip of dz is read from memory once."""
     row_count = tl.load(count)
     factor = tl.load(scale) * constant
-    rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
+    rows, first, columns = merged_strip(row_count, dz_rows, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
     strip_start = run_start + first
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     tiles = tl.cdiv(columns, BLOCK_VOCAB) * column_blocks
@@ -53,7 +54,7 @@ def weight_gradient_kernel(
         vocab_row = (index // column_blocks) * BLOCK_VOCAB
         column = (index % column_blocks) * BLOCK_COLUMNS
         strip = vocab_row // strip_columns
-        first_row = strip * rows
+        first_row = (first_strip + strip) * rows
         strip_row = vocab_row - strip * strip_columns
         acc = tl.zeros((BLOCK_VOCAB, BLOCK_COLUMNS), dtype=tl.float32)
         for k in range(0, row_count, BLOCK_ROWS):
@@ -92,15 +93,15 @@ def weight_gradient_kernel(
             )
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size"])
 def bias_gradient_kernel(
-    dz,  # (N, strip)
+    dz,  # (dz_rows, strip)
     gradient,  # (V,)
     count,
     scale,
     row_weight,  # (N,) packed: multiplies the rows
     uniform,  # (1,): subtracted from every sum
-    n,
+    dz_rows,
     vocab_size,
     run_start,
     run_columns,
@@ -114,7 +115,7 @@ def bias_gradient_kernel(
 ):
     """Sums of the columns of dz in a fixed order."""
     row_count = tl.load(count)
-    rows, first, columns = merged_strip(row_count, n, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
+    rows, first, columns = merged_strip(row_count, dz_rows, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
     for index in range(tl.program_id(0), tl.cdiv(columns, BLOCK_COLUMNS), tl.num_programs(0)):
         strip = index * BLOCK_COLUMNS // strip_columns
         column = index * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)

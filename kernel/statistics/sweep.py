@@ -120,7 +120,7 @@ def sweep_kernel(
             start = tile * BLOCK_VOCAB
             column = start + tl.arange(0, BLOCK_VOCAB)
             u = logit_argument(acc, bias, column, vocab_size, product_gain, bias_gain, HAS_BIAS)
-            z, _slope = capped(u, cap, SOFTCAP, PRECISE)
+            z, _slope = capped(u, cap, SOFTCAP, PRECISE, False)
             logit_sum += row_sum(z, WIDTH, BLOCK_ROWS, BLOCK_VOCAB)  # padded columns hold exact zeros so far
             if MASK_VOCAB:  # after the cap: tanh would turn this into -c
                 z = tl.where(column[None, :] < vocab_size, z, _EXCLUDED)

@@ -36,6 +36,7 @@ def loss(
     token_weight: Tensor | None,  # (...)
     options: LossOptions,
     *,
+    return_statistics: bool,
     group: dist.ProcessGroup,
     share: Share,
 ) -> tuple[Tensor, TokenStatistics]:
@@ -50,6 +51,8 @@ def loss(
         target: Indices into the whole vocabulary, the same in every process.
         token_weight: Weight of each token.
         options: What the loss is.
+        return_statistics: Whether the statistics may be differentiated. Where neither they nor the loss ask for the
+            entropy's gradient, the fused kernels use what they kept (:mod:`kernel.fused.keep`).
         group: Process group.
         share: Which rows are here (:func:`.agreement.agree`).
 
@@ -60,6 +63,8 @@ def loss(
     kept, here = target != options.ignore_index, target - share.offset
     owned = kept & (here >= 0) & (here < share.rows[dist.get_rank(group)])
 
+    need_entropy = return_statistics or options.confidence_penalty > 0
+
     def numbers(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:  # (K, ...)
         if token_weight is not None:
             check_token_weight_range(token_weight)
@@ -67,12 +72,12 @@ def loss(
         # With all weight on uniform targets the local loss is lse - mean z.
         smoothing = 1.0 if options.label_smoothing else 0.0
         smoothed, found = local(input, linear_weight, linear_bias, own_target, smoothing)
-        lse = found.lse
+        lse, entropy = found.lse, found.entropy if need_entropy else found.entropy.detach()
         mine = {
             "lse": torch.where(kept, lse, 0),
             "target": torch.where(owned, found.log_probability + lse, 0),
             "mean": torch.where(kept, lse - smoothed, 0) if smoothing else torch.zeros_like(lse),
-            "expected": torch.where(kept, lse - found.entropy, 0),
+            "expected": torch.where(kept, lse - entropy, 0),
             "largest": torch.where(kept, found.confidence.log() + lse, 0).detach(),
             "argmax": (found.argmax + share.offset).to(lse.dtype),  # exact: float32 counts to 2^24
         }
@@ -87,8 +92,9 @@ def loss(
     entropy = whole - (part * every["expected"]).sum(0)
     token_loss = -(1 - options.label_smoothing) * log_p
     if options.label_smoothing:
-        sizes = torch.tensor(share.rows, dtype=whole.dtype, device=whole.device)
-        mean = torch.tensordot(sizes / share.vocab_size, every["mean"], 1)
+        # By numbers of the host: a tensor made of them would let it wait for the device.
+        parts = zip(share.rows, every["mean"].unbind(), strict=True)
+        mean = sum((rows / share.vocab_size * part_mean for rows, part_mean in parts), torch.zeros_like(whole))
         token_loss = token_loss + options.label_smoothing * (whole - mean)
     if options.confidence_penalty:
         token_loss = token_loss - options.confidence_penalty * entropy

@@ -31,6 +31,18 @@ def test_a_sidecar_of_rows_says_what_made_them(tmp_path):
     assert made_of_rows("", store, configs[::-1])["config"] == made["config"]
 
 
+@pytest.mark.parametrize("note", [None, "seeds: nothing is random"])
+def test_a_table_is_written_outside_a_repository_too(tmp_path, monkeypatch, note):
+    monkeypatch.delenv("CONFIDENCE_CEILING_COMMIT", raising=False)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "none"))  # as an installation from a wheel
+    made = made_here("python -m x", config={}, seeds=[0], wall_seconds=1.0, note=note)
+    assert made["commit"] is None
+    write_table(pd.DataFrame({"x": [1]}), tmp_path / "t.csv", made)
+    said = json.loads((tmp_path / "t.json").read_text())["note"]
+    assert "outside a repository" in said
+    assert (note or "") in said
+
+
 def test_it_counts_rows_of_the_table_and_the_others_apart(tmp_path):
     store, configs = RowStore(tmp_path / "rows"), [Square(n) for n in range(4)]
     for n in range(3):

@@ -21,7 +21,8 @@ from kernel.benchmark.compare import GROUPS
 from kernel.benchmark.cute_rivals import cute_rivals
 from kernel.benchmark.prepare import Entry
 from kernel.benchmark.problems import Shape, make_data
-from kernel.benchmark.rivals import Case, rivals
+from kernel.benchmark.rivals import VARIANTS, Case, rivals
+from kernel.fused.launch import launch_table, set_launch_table
 
 SHAPE = Shape("small", 64, 300, 32)
 
@@ -118,6 +119,19 @@ def test_cases_of_a_group_are_measured_against_one_product(data):
         ("eager", 0.8),
     ]
     assert len({r["matmul_ms"] for r in rows}) == 1
+
+
+def test_heads_beyond_the_first_are_measured_plain(monkeypatch):
+    measured = []
+    monkeypatch.setattr(compare._Group, "compare", lambda group, cases, chosen: measured.extend(cases) or iter(()))
+    for plain in (True, False):
+        list(compare.compare(replace(SHAPE, plain=plain), torch.float32, torch.device("cpu"), 1, ["eager"]))
+    assert measured == [
+        Case(),
+        Case(ignored=0.8),
+        Case(label_smoothing=0.0),
+        *(case for group in GROUPS for case in group),
+    ]
 
 
 def test_float64_gradients_do_not_depend_on_the_split(data):
@@ -252,6 +266,20 @@ def test_cases_and_refusals():
     assert names["torch, chunked"].refuses(smoothed, torch.device("cpu"))
     assert names["cut-cross-entropy, exact"].refuses(plain, torch.device("cpu"))
     assert names["eager"].refuses(plain, torch.device("cpu")) is None
+
+
+def test_variants_of_our_launches_are_measured_beside_them(data):
+    names = [r.name for r in rivals(2**20, list(VARIANTS))]
+    assert {"triton, default", *(f"triton, default, {variant}" for variant in VARIANTS)} <= set(names)
+    cpu, table = torch.device("cpu"), launch_table(torch.device("cpu"), torch.float32)
+    try:
+        rival = next(r for r in rivals(0, ["four parts"]) if r.name.endswith("four parts"))
+        rival.make(Case(gradients=False))(data)
+        assert launch_table(cpu, torch.float32).logit_gradient.parts == 4
+        next(r for r in rivals(0) if r.name == "triton, default").make(Case(gradients=False))(data)
+        assert launch_table(cpu, torch.float32) is table
+    finally:
+        set_launch_table(cpu, torch.float32, None)
 
 
 def test_a_rival_that_fails_is_reported(data):

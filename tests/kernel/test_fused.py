@@ -13,6 +13,7 @@ from helpers import (
     Problem,
     assert_within_budget,
     eager,
+    free_launches,
     problem,
     relative_error,
     value_and_gradients,
@@ -23,12 +24,19 @@ from kernel.options import LossOptions
 
 triton = pytest.importorskip("triton")
 tl = triton.language
+LossCall = importlib.import_module("kernel.fused.call").LossCall
 last_rounds, tiles = (importlib.import_module(f"kernel.fused.{name}") for name in ("last_round", "tiles"))
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
 TILE = (16, 32, 16)  # tokens, vocabulary, hidden size of the interpreter's tiles
 SHAPES = [(1, 1, 1), (1, 2, 3), TILE, (17, 33, 17), (40, 130, 20), (33, 200, 32)]  # one, a tile, one past, several
-BUDGETS = [0, 9_000, 2**27]  # one tile a strip; several tiles and some columns kept; everything kept
+BUDGETS = [0, 9_000, 2**30]  # what the gradient's memory holds is kept; some columns more; everything
+
+
+@pytest.fixture(autouse=True)
+def kept_in_strips():
+    with free_launches():
+        yield
 
 
 def ours(*args, **options):
@@ -125,6 +133,79 @@ def test_repeats_are_bitwise_equal(workspace_bytes):
     args = problem(40, 130, 20, weighted=True, ignored=0.2).to(torch.float32)
     first, second = (value_and_gradients(ours, args, workspace_bytes=workspace_bytes, **ALL_OPTIONS) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+
+
+def test_both_memories_keep_columns_and_a_second_backward_computes_them_anew(monkeypatch):
+    plans, plan = [], LossCall.plan
+    monkeypatch.setattr(LossCall, "plan", lambda self, **kinds: plans.append(plan(self, **kinds)) or plans[-1])
+    for options in ({"label_smoothing": 0.1}, {"softcap": 3.0, "label_smoothing": 0.1}):
+        args = problem(20, 200, 24, bias=True, ignored=0.2).to(torch.float32)
+        plans.clear()
+        leaves = (args.input, args.linear_weight, args.linear_bias)
+        value = ours(*args[:3], linear_bias=args.linear_bias, workspace_bytes=9_000, **options)
+        of_gradient, of_workspace = plans[0].kept
+        assert of_gradient.in_gradient > of_workspace.in_gradient
+        assert of_gradient.number > 1
+        assert plans[0].strips
+        first = torch.autograd.grad(value, leaves, retain_graph=True)
+        kept = [g.clone() for g in first]
+        second = torch.autograd.grad(value, leaves)
+        assert plans[-1].kept == ()
+        for a, b, c in zip(first, second, kept, strict=True):
+            assert torch.equal(a, c)
+            assert relative_error(a, b) < 2e-6
+
+
+def test_everything_is_kept_in_one_piece_or_in_both_memories(monkeypatch):
+    schedules = importlib.import_module("kernel.fused.schedule")
+    monkeypatch.setattr(schedules, "DEFAULT_WORKSPACE_BYTES", 0)  # as of chosen budgets: nothing is computed anew
+    plans, plan = [], LossCall.plan
+    monkeypatch.setattr(LossCall, "plan", lambda self, **kinds: plans.append(plan(self, **kinds)) or plans[-1])
+    for options in ({"label_smoothing": 0.1}, {"softcap": 3.0, "label_smoothing": 0.1}):
+        args = problem(20, 200, 24, bias=True, ignored=0.2)
+        for budget, pieces in ((224 * (20 * 4 + 3), 1), (20 * 200 * 4, 2)):
+            plans.clear()
+            check(args, workspace_bytes=budget, **options)
+            assert len(plans[0].kept) == pieces
+            assert not plans[0].strips
+            assert plans[0].columns == 224
+            assert plans[0].memory * 4 <= budget
+
+
+# What else the softmax sums over, in nats above the lse: nothing; as much, as if the head had other rows elsewhere; so
+# much that the rows' factor vanishes beside the target's part; all but the target's logit cancels.
+@pytest.mark.parametrize("elsewhere", [None, 0.0, 150.0, "target alone"])
+def test_a_kept_softmax_is_used_for_gradients_of_statistics(elsewhere, monkeypatch):
+    used, usable = [], LossCall.usable
+    monkeypatch.setattr(LossCall, "usable", lambda *given: used.append(usable(*given)) or used[-1])
+    args = problem(20, 130, 16, bias=True, ignored=0.3)
+    present = args.target != -100
+
+    def total(*tensors, **options):
+        loss, of = linear_cross_entropy(*tensors, reduction="none", return_statistics=True, **options)
+        log_p, lse = of.log_probability[present], of.lse[present]
+        if elsewhere == "target alone":
+            return 0.3 * (log_p + lse).square().mean()
+        whole = lse if elsewhere is None else torch.logaddexp(lse, lse.detach() + elsewhere)
+        return 0.5 * loss[present].mean() + (whole - log_p - lse).mean()
+
+    gradients = {}
+    for implementation, dtype in (
+        ("reference", torch.float64),
+        ("reference", torch.float32),
+        ("triton", torch.float32),
+    ):
+        made = args.to(dtype)
+        options = {"linear_bias": made.linear_bias, "label_smoothing": 0.1, "implementation": implementation}
+        if implementation == "triton":
+            options["workspace_bytes"] = 6_000
+        leaves = made.input, made.linear_weight, made.linear_bias
+        gradients[implementation, dtype] = torch.autograd.grad(total(*made[:3], **options), leaves)
+    exact, eager_ones, got = gradients.values()
+    assert used[0][0].kept
+    assert used[0][0].strips
+    for ours_, whole, plain in zip(got, exact, eager_ones, strict=True):
+        assert relative_error(ours_, whole) < max(2e-6, 2 * relative_error(plain, whole))
 
 
 @pytest.mark.parametrize("need", [(True, True, True), (True, False, False), (False, True, False)])

@@ -7,8 +7,16 @@ import importlib
 import fuzz
 import pytest
 import torch
+from helpers import free_launches
 
 triton = pytest.importorskip("triton")
+
+
+@pytest.fixture(autouse=True)
+def kept_in_strips():
+    with free_launches():
+        yield
+
 
 CALLS = 160  # in each of the 13 families
 

@@ -10,12 +10,13 @@ import torch
 from helpers import Problem, call, capped_gradients, eager, problem, relative_error, value_and_gradients
 
 from kernel import linear_cross_entropy
+from kernel.benchmark.rivals import VARIANTS
 from kernel.options import LossOptions
 from kernel.softcap import slope, softcap
 
 triton = pytest.importorskip("triton")
 tl = triton.language
-codes = importlib.import_module("kernel.fused.codes")
+codes, launch, tiles = (importlib.import_module(f"kernel.fused.{name}") for name in ("codes", "launch", "tiles"))
 on_host = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 IMPLEMENTATIONS = ["reference", "chunked", pytest.param("triton", marks=on_host)]
 
@@ -47,7 +48,7 @@ def saturated(seed: int) -> tuple[Problem, dict[str, float]]:
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("workspace_bytes", [0, 2**27])
+@pytest.mark.parametrize("workspace_bytes", [0, 2**28])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_saturated_gradients_keep_relative_accuracy(implementation, workspace_bytes, label_smoothing):
     args, options = saturated(0)
@@ -67,6 +68,44 @@ def code_and_back(u, z, found, cap, knee, ratio, offset, gain, step, logit_step,
     logit, found_slope = codes.decode(code, knee, offset, step, logit_step, tanh_step, cap)
     tl.store(found + index, logit)
     tl.store(found + 8 * COLUMNS + index, found_slope)
+
+
+@triton.jit
+def cap_of(u, found, cap, COLUMNS: tl.constexpr, PRECISE: tl.constexpr, FOLDED: tl.constexpr):
+    index = tl.arange(0, 1)[:, None] + tl.arange(0, COLUMNS)[None, :]
+    logit, found_slope = tiles.capped(tl.load(u + index), cap, True, PRECISE, FOLDED)
+    tl.store(found + index, logit)
+    tl.store(found + COLUMNS + index, found_slope)
+
+
+@on_host
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("folded", [False, True])
+def test_both_forms_of_the_slope_are_exact_from_linear_to_saturated(folded):
+    u = torch.cat([torch.linspace(-180, 180, 4093), torch.tensor([0.0, 1e-3, -1e-3])])
+    found = torch.zeros(2, len(u))
+    cap_of[(1,)](u, found, 3.0, COLUMNS=len(u), PRECISE=True, FOLDED=folded)
+    x = u.double() * math.log(2) / 2
+    torch.testing.assert_close(found[0].double(), 3 * torch.tanh(x), rtol=1e-6, atol=0)
+    inside = u.abs() < 120  # then the slope is close to float32's smallest numbers
+    torch.testing.assert_close(found[1].double()[inside], 1 / torch.cosh(x[inside]) ** 2, rtol=3e-5, atol=0)
+    assert (found[1][~inside] < 1e-34).all()
+
+
+@on_host
+def test_the_folded_slope_gives_the_same_gradients():
+    args = problem(12, 40, 16, scale=5.0).to(torch.float32)
+    options = {"implementation": "triton", "softcap": 2.0, "label_smoothing": 0.1, "workspace_bytes": 0}
+    found = value_and_gradients(linear_cross_entropy, args, **options)
+    cpu, table = torch.device("cpu"), launch.launch_table(torch.device("cpu"), torch.float32)
+    launch.set_launch_table(cpu, torch.float32, VARIANTS["folded"](table))
+    try:
+        folded = value_and_gradients(linear_cross_entropy, args, **options)
+    finally:
+        launch.set_launch_table(cpu, torch.float32, None)
+    assert not all(torch.equal(a, b) for a, b in zip(found[:3], folded[:3], strict=True)), "the same kernel"
+    for a, b in zip(folded[:3], found[:3], strict=True):
+        assert relative_error(a, b) < 1e-6
 
 
 @on_host
@@ -112,7 +151,7 @@ def test_gradients_from_codes(more, shape, softcap):
     options = {"softcap": softcap, "temperature": 0.6, **more}
     exact = value_and_gradients(eager, args.to(torch.float64), **options)
     found = value_and_gradients(
-        lambda *a, **k: linear_cross_entropy(*a, implementation="triton", workspace_bytes=2**27, **k), args, **options
+        lambda *a, **k: linear_cross_entropy(*a, implementation="triton", workspace_bytes=2**28, **k), args, **options
     )
     for got, want in zip(found[1:], exact[1:], strict=True):
         assert relative_error(got, want) < 2.5e-3
@@ -127,7 +166,7 @@ def test_the_workspace_does_not_change_the_error(seed):
     options = {"softcap": 0.3 * 100**cap, "temperature": 0.05 + temperature, "label_smoothing": 0.1 * (seed % 2)}
     exact = capped_gradients(*args[:4], **options)
     errors = []
-    for workspace_bytes in (0, 2**27):
+    for workspace_bytes in (0, 2**28):
         leaves = args.to(torch.float32)
         call(leaves, implementation="triton", workspace_bytes=workspace_bytes, **options).backward()
         found = (leaves.input.grad, leaves.linear_weight.grad, leaves.linear_bias.grad)

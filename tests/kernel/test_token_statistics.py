@@ -47,7 +47,7 @@ def test_fields_are_those_of_the_full_logits(implementation, options):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("workspace_bytes", [0, 2**27])
+@pytest.mark.parametrize("workspace_bytes", [0, 2**28])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_gradients_of_statistics(implementation, workspace_bytes, options, monkeypatch):
     if workspace_bytes:  # several blocks of the chunked loss
@@ -120,7 +120,7 @@ def test_classes_that_are_ruled_out_add_nothing(implementation):
         args.target[:] = args.target % 40
     short = problem(20, 70, 16, bias=True).to(torch.float64)
     options = {"confidence_penalty": 0.3, "z_loss": 1e-3}
-    loss = call(args, implementation=implementation, workspace_bytes=2**27, **options)
+    loss = call(args, implementation=implementation, workspace_bytes=2**28, **options)
     gradients = torch.autograd.grad(loss, (args.input, args.linear_weight))
     head = short.linear_weight[:40].detach().requires_grad_()
     want = eager(short.input, head, args.target, linear_bias=short.linear_bias[:40], **options)

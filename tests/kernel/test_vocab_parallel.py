@@ -243,6 +243,30 @@ def results(w, implementation, **options):
 exact, got = results(head, "chunked"), results(head[mine], "triton", process_group=group)
 for n, (ours, whole) in enumerate(zip(got, exact, strict=True)):
     torch.testing.assert_close(ours, whole[mine] if n == 2 else whole, equal_nan=True)
+
+# The loss alone uses the softmax that each process keeps of its rows; at last one process has next to no mass.
+from kernel.fused.call import LossCall
+
+large, begin = (130, 110), 130 * rank
+mine = slice(begin, begin + large[rank])
+head, bias, target = draw(sum(large), 6), draw(sum(large)), torch.randint(sum(large), (3, 7), generator=generator)
+target[0, :2] = -100
+
+def loss_alone(w, b, **options):
+    h, w, b = (x.clone().requires_grad_() for x in (hidden, w, b))
+    loss = linear_cross_entropy(h, w, target, linear_bias=b, label_smoothing=0.1, **options)
+    loss.backward()
+    return loss.detach(), h.grad, w.grad, b.grad
+
+used, usable = [], LossCall.usable
+LossCall.usable = lambda *given: used.append(usable(*given)) or used[-1]
+for lower in (0.0, 20.0, 150.0):
+    b = bias - lower * (torch.arange(len(bias)) >= large[0])
+    exact = loss_alone(head, b, implementation="reference")
+    got = loss_alone(head[mine], b[mine], implementation="triton", workspace_bytes=2**30, process_group=group)
+    for n, (ours, whole) in enumerate(zip(got, exact, strict=True)):
+        torch.testing.assert_close(ours, whole[mine] if n > 1 else whole)
+assert len(used) == 3 and all(plan.kept for plan, _ in used)
 """
 
 

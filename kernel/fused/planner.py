@@ -1,0 +1,232 @@
+"""Builds plans of the backward for one problem and estimates their times: strips alike are counted, not listed."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .launch import blocks
+from .strip_times import StripTimes
+
+__all__ = ["KeptColumns", "Plan", "Planner", "Series"]
+
+_ALIGN = 64  # elements: 128 bytes or more, what the copy engine and the caches like
+_NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in the gradient's memory
+
+
+@dataclass(frozen=True)
+class KeptColumns:
+    """Columns that the forward keeps: ``number`` strips of ``width`` columns, whole tiles, one below the other."""
+
+    start: int
+    width: int
+    number: int
+    in_gradient: bool  # they lie in the weight gradient's memory; else they have memory of their own
+
+    @property
+    def columns(self) -> int:
+        """How many columns they are."""
+        return self.width * self.number
+
+    def rows(self, n: int, block: int) -> int:
+        """Rows of ``width`` columns that they take in memory; of several strips each takes whole tiles of ``block``."""
+        return n if self.number == 1 else self.number * blocks(n, block) * block
+
+
+class Series(NamedTuple):
+    """``number`` strips of one padded width that follow each other, their dz at one place."""
+
+    start: int
+    padded: int
+    number: int
+    kept: bool
+    offset: int | None
+
+
+class _InGradient(NamedTuple):
+    """Strips in the gradient's memory, the columns that fitted at each (negative: rising), times up to each."""
+
+    limits: list[int]
+    series: list[Series]
+    times: list[float]
+
+
+class Plan(NamedTuple):
+    """A candidate: what ranks it, and what a schedule is built from if it is chosen."""
+
+    time: float  # microseconds
+    memory: int
+    workspace: int
+    kept: tuple[KeptColumns, ...]
+    scaled_in_gradient: bool
+    series: list[Series]
+
+    @property
+    def columns(self) -> int:
+        """How many columns are kept."""
+        return sum(kept.columns for kept in self.kept)
+
+
+class Planner:
+    """Builds plans for one problem.
+
+    Args:
+        vocab_size: V.
+        itemsize: Bytes of an element of the inputs.
+        times: Of the problem's strips.
+        keep: Whether columns are kept.
+        consumed: Whether the backward may write where columns are kept.
+        first: The first column that may be kept. If it is not 0, columns are kept only where that saves more than it
+            costs when few tokens are kept.
+    """
+
+    def __init__(
+        self, vocab_size: int, itemsize: int, times: StripTimes, *, keep: bool, consumed: bool, first: int = 0
+    ) -> None:
+        self.vocab_size, self.itemsize, self.times = vocab_size, itemsize, times
+        self.keep, self.consumed, self.first = keep, consumed, blocks(first, times.tile) * times.tile
+        self.least = times.run if first else 0.0  # what columns kept in one memory have to save, in microseconds
+        self.n, self.hidden_size, self.tile, self.vocab = times.n, times.hidden_size, times.tile, times.vocab
+        self.memory = vocab_size * self.hidden_size if times.weight_gradient else 0
+        # Hidden states scaled for kept columns that enter the products as they are, at the gradient's beginning.
+        scaled = self.n * self.hidden_size if times.direct and times.weight_gradient else 0
+        self.base = blocks(scaled, _ALIGN) * _ALIGN
+        self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
+        self.stacks = {inside: self.stack(self.base if inside else 0) for inside in (True, False)[: 2 if scaled else 1]}
+        self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
+
+    def plan(self, budget: int) -> Plan:
+        """The plan for ``budget`` bytes outside the gradients; with a strip of one tile if they are fewer."""
+        by_themselves = self.consumed or self.times.direct  # no dz takes memory beside kept columns, if all are kept
+        if by_themselves and self.keep and not self.first and self.bytes_of(self.vocab) <= budget:
+            # In one piece, whose launches are fewest: a few percent faster than with a part in the gradient's memory.
+            return self.build(0, (KeptColumns(0, self.vocab, 1, False),), scaled_in_gradient=False)
+        kept, scaled_in_gradient = self.kept(budget)
+        if self.consumed or (by_themselves and sum(run.columns for run in kept) == self.vocab):
+            spare = budget - (0 if scaled_in_gradient else self.base * self.itemsize)
+            return self.build(self.whole_tiles(spare), kept, scaled_in_gradient=scaled_in_gradient)
+        plans = []
+        most = self.whole_tiles(budget)
+        for width in sorted({max(most // share // self.tile * self.tile, self.tile) for share in (1, 2, 4, 8, 16, 32)}):
+            plans.append(self.build(width, ()))
+            kept, scaled_in_gradient = self.kept(budget - self.n * width * self.itemsize)
+            if kept:  # dz takes memory beside them
+                plans.append(self.build(width, kept, scaled_in_gradient=scaled_in_gradient))
+        return min(plans, key=lambda plan: plan.time)
+
+    def bytes_of(self, columns: int) -> int:
+        """Bytes of kept columns in one piece, and of their tiles' peaks."""
+        return (self.n * self.itemsize + self.peaks) * columns
+
+    def whole_tiles(self, size: int) -> int:
+        """Columns of dz in ``size`` bytes, at least one tile."""
+        return max(size // (self.n * self.itemsize) // self.tile, 1) * self.tile
+
+    def kept(self, budget: int) -> tuple[tuple[KeptColumns, ...], bool]:
+        """The most columns for ``budget`` bytes outside the gradient; whether the scaled hidden states are in it."""
+        best: tuple[KeptColumns, ...] = ()
+        most, scaled_in_gradient = 0, True
+        if not self.keep or budget < 0:
+            return best, True
+        tile_bytes = self.n * self.itemsize * self.tile
+        for inside, stack in self.stacks.items():
+            least = self.first
+            if inside:  # they are read until the row of the first kept column has been written
+                least = max(least, blocks(self.base, self.hidden_size * self.tile) * self.tile)
+            end = self.vocab if stack is None else stack.start
+            spare = max(budget - self.peaks * (self.vocab - end), 0)
+            columns = min(spare // (tile_bytes + self.peaks * self.tile) * self.tile, max(end - least, 0))
+            if not inside and columns < end:  # else the scaled hidden states take the place of the packed ones
+                spare -= self.base * self.itemsize
+                if spare < tile_bytes:
+                    continue
+                columns = min(spare // tile_bytes * self.tile, max(end - least, 0))
+            if self.times.saved * columns < self.least:
+                columns = 0
+            if end >= least and self.vocab - end + columns > most:
+                most, scaled_in_gradient = self.vocab - end + columns, inside
+                best = () if stack is None else (stack,)
+                best += (KeptColumns(end - columns, columns, 1, False),) if columns else ()
+        return best, scaled_in_gradient
+
+    def stack(self, base: int) -> KeptColumns | None:
+        """The columns that the gradient's memory holds from ``base`` on, where that saves time; None if it does not.
+
+        The rows of a strip may not reach what is used after it. With J strips of w columns that is so if it is for
+        the last strip and for the first one: base + J w N <= (V - w) D and base + w N <= (V - J w) D.
+        """
+        if not (self.keep and self.consumed and self.memory):
+            return None
+        best, least = None, -self.least
+        widest = self.times.width(self.vocab, False)
+        each = self.times.microseconds(widest, False) / widest  # of a column that is not kept
+        block = self.times.table.logit_gradient.rows
+        for number in _NUMBERS:
+            rows = self.n if number == 1 else blocks(self.n, block) * block
+            room = self.vocab * self.hidden_size - base
+            most = room // max(number * rows + self.hidden_size, rows + number * self.hidden_size)
+            most = min(most, (self.vocab - self.first) // number)
+            for width in (most // self.tile * self.tile, self.times.width(most, True)) if most >= self.tile else ():
+                time = self.times.kept(width, number) - each * width * number
+                if time < least:
+                    best, least = KeptColumns(self.vocab - width * number, width, number, True), time
+        return best
+
+    def build(self, width: int, kept: tuple[KeptColumns, ...], *, scaled_in_gradient: bool = True) -> Plan:
+        """The plan with strips of up to ``width`` columns in the workspace."""
+        boundary = kept[-1].start if kept else self.vocab
+        unwritten = min(boundary * self.hidden_size, self.memory)  # when kept columns' rows have been written
+        tail: list[Series] = []
+        time = 0.0
+        if self.times.direct or self.consumed:
+            time = sum(self.times.kept(run.width, run.number) for run in kept)
+        else:
+            room = unwritten // self.n // self.tile * self.tile
+            for start, padded, count in self.times.equal(boundary, self.vocab, max(room, width), True):
+                tail.append(Series(start, padded, count, True, 0 if padded <= room else None))
+        first = self.in_gradient(boundary, unwritten)
+        # While more fits the gradient's memory than the workspace; then strips alike, the early ones still in there.
+        number = bisect_left(first.limits, -width)
+        start = first.series[number - 1].start + first.series[number - 1].padded if number else 0
+        for begin, padded, count in self.times.equal(start, boundary, width, False):
+            last = (unwritten - _ALIGN - padded * (self.n + self.hidden_size)) // self.hidden_size if unwritten else -1
+            inside = min(count, max(0, (last - begin) // padded + 1))
+            if inside:
+                tail.append(Series(begin, padded, inside, False, self.offset(unwritten, padded)))
+            if count > inside:
+                tail.append(Series(begin + inside * padded, padded, count - inside, False, None))
+        time += first.times[number] + sum(s.number * self.times.microseconds(s.padded, s.kept) for s in tail)
+        workspace = max((self.n * s.padded for s in tail if s.offset is None), default=0)
+        held = self.n * sum(run.columns for run in kept if not run.in_gradient)
+        memory = max(workspace, held) if self.consumed else workspace + held
+        kept_strips = [s for s in tail if s.kept]
+        series = [*kept_strips, *first.series[:number], *tail[len(kept_strips) :]]
+        memory += 0 if scaled_in_gradient or not series else self.base
+        return Plan(time, memory, workspace, kept, scaled_in_gradient, series)
+
+    def in_gradient(self, boundary: int, unwritten: int) -> _InGradient:
+        """Strips from the first row on whose dz fits behind the rows that they write themselves, each of its own width.
+
+        Args:
+            boundary: Where they end, in whole tiles.
+            unwritten: Elements of the gradient's memory that they may use.
+        """
+        if boundary not in self.prefixes:
+            found = _InGradient([], [], [0.0])
+            start, each = 0, self.n + self.hidden_size
+            while start < boundary:
+                limit = (unwritten - _ALIGN - start * self.hidden_size) // each // self.tile * self.tile
+                if limit <= self.tile:  # the workspace holds one tile at least
+                    break
+                padded = min(self.times.width(limit, False), boundary - start)
+                found.limits.append(-limit)
+                found.series.append(Series(start, padded, 1, False, self.offset(unwritten, padded)))
+                found.times.append(found.times[-1] + self.times.microseconds(padded, False))
+                start += padded
+            self.prefixes[boundary] = found
+        return self.prefixes[boundary]
+
+    def offset(self, unwritten: int, padded: int) -> int:
+        """Place of a strip's dz at the end of the gradient's unwritten memory."""
+        return (unwritten - self.n * padded) // _ALIGN * _ALIGN
