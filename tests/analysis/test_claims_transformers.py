@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from analysis.claims.arms import add_arms, elsewhere
+from analysis.claims.capping import restored
 from analysis.claims.findings import Findings
+from analysis.claims.runs import tuned_transformers
 from analysis.claims.sizes import Grid, capped, little_effect
 from analysis.claims.sources import Tables
 from analysis.claims.transformers import judge_transformers, main
@@ -253,9 +255,12 @@ def test_what_of_a_step_in_confidence_accuracy_does_not_match():
     assert found("excess", V=256, D=256).mean == pytest.approx(0.05)
 
 
-def test_a_temperature_is_set_beside_smoothing_in_the_cells_where_it_was_tuned(tmp_path):
+def test_a_temperature_is_set_beside_smoothing_in_the_cells_where_it_was_tuned():
     table = planted(arms=("b=0", "b=0.1", *FURTHER), dead=False)
     table = table.query("method in ('b=0', 'b=0.1') or vocab_size != 4096").copy()
     table.loc[(table["method"] == "b=0.1") & (table["vocab_size"] == 4096), "true_ece"] += 0.5
-    line = judged(table, tmp_path).loc["K5"]
-    assert "; without, it is 0.0510 [" in line["condition"]  # .05, and .001 of the place among the arms
+    found = Findings("K5")
+    restored("temperature", (0.5, 0.25))(tuned_transformers(table), found)
+    assert (found("gain").mean, found("gain").cells) == (pytest.approx(0.051), 4)  # .001 of the place among the arms
+    plain, smoothed = (found("error", T="none", b=b).mean for b in (0, 0.1))
+    assert plain - smoothed == pytest.approx(0.051)
