@@ -5,9 +5,10 @@ Caption. Fall in confidence that smoothing of b = .1 in tuning brings on new tok
 its targets, as on the tokens tuned on, 0 where it does nothing. Transformers trained from scratch on a hidden-Markov
 language, with a bottleneck of D in front of the head; V grows by splitting each class of the language into tokens of
 known weights. Left against D, a line for each V, right against V, a line for each D: the same points. Hollow: at a V
-that is not comparable with the least one, as the models of the largest D know the language less well there (by more
-than .02 nats, before tuning or after). Grey, right: V that grows by tokens that never occur, at the largest D. Means
-over seeds with 95 % t intervals, cut where they are wider than the axis, marks side by side where they share a place;
+that is not comparable with the least one, as the models of the largest D know the language less well, or better, there
+(by more than .02 nats, before tuning or after). Grey, right: V that grows by tokens that never occur, at the largest D;
+pale where it is not comparable either. Tied heads, in which small D takes more from the fall, are not drawn. Means over
+seeds with 95 % t intervals, cut where they are wider than the axis, marks side by side where they share a place;
 models whose pretraining had not ended are left out. The preset quick is of two layers of width 32 and 16 classes: a
 rehearsal, which says nothing of language models. Table S11.
 """
@@ -34,7 +35,7 @@ __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 TABLES, OPTIONAL = ("S11",), ()
 _SIZES = ["vocab_size", "hidden_size"]
 COLUMNS = ["symbols", *_SIZES, "comparable", "seeds", "share", "share_low", "share_high"]
-_GREY = "0.5"
+_GREY, _PALE = "0.5", "0.75"
 _TOP, _BOTTOM = 2.0, -0.5  # that the axis has at least; intervals of three seeds may be wider than the axis
 _WIDER = 1.2  # by how much the axis goes beyond the highest mean at most
 _APART = 0.025  # of the axis, from a mark to the next one at the same place
@@ -117,9 +118,11 @@ def _panel(fig: Figure, ax: Axes, table: pd.DataFrame, across: str, lines: str, 
 
 def _key(ax: Axes, table: pd.DataFrame) -> None:
     """What the marks mean that are there, so that the figure needs no caption."""
+    live, dead = (table.loc[table["symbols"] == symbols] for symbols in ("live", "dead"))
+    apart = ["hollow"] * (not live["comparable"].all()) + ["pale"] * (not dead["comparable"].all())
     meant = [
-        "hollow: models know the language less well" * bool((~table["comparable"]).any()),
-        r"grey $\times$: tokens that never occur" * bool((table["symbols"] == "dead").any()),
+        f"{' or '.join(apart)}: not comparable over $V$" * bool(apart),
+        r"grey $\times$: tokens that never occur" * (not dead.empty),
     ]
     low, high = ax.get_ylim()
     ends = table["share_low"].fillna(table["share"])
@@ -134,6 +137,6 @@ def _dead(ax: Axes, line: pd.DataFrame) -> None:
         return
     line = _beside(ax, line.sort_values("vocab_size"), "vocab_size", 2)
     ax.plot(line["vocab_size"], line["share"], color=_GREY, ls=":", lw=0.9)
-    look = Look(colour=_GREY, marker="x", dashes=":")
     for comparable, part in line.iloc[1:].groupby("comparable"):
-        points(ax, part, "vocab_size", "share", look, filled=bool(comparable))
+        look = Look(colour=_GREY if comparable else _PALE, marker="x", dashes=":")
+        points(ax, part, "vocab_size", "share", look)

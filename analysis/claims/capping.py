@@ -180,6 +180,7 @@ def restored(column: str, values: Sequence[float]) -> Callable[[Runs, Findings],
         asked, on = runs.at_end(runs.asked), [*runs.cell, *runs.seeds]
         suffix = {"temperature": "T", "softcap": "cap"}[column]
         arms = {f"{value:g}": f" {suffix}={value:g}" for value in values}
+        asked, plain = (_where_all_are(rows, arms, on) for rows in (asked, runs.at_end(runs.train)))
 
         def effects(name: str) -> pd.DataFrame:
             gains, falls = (
@@ -194,13 +195,19 @@ def restored(column: str, values: Sequence[float]) -> Callable[[Runs, Findings],
             for effect, (finding, unit) in _EFFECTS.items():
                 found.add(finding, runs.mean(both, effect), unit, **{suffix: value})
         found.add("gain", runs.mean(base), "ECE")
-        plain = runs.at_end(runs.train)
         found.add("activity", runs.mean(plain.loc[plain["method"] == "b=0"], "activity"), "index")
         _mean_errors(asked, {**arms, "none": ""}, suffix, found)
         rise, inert = found("fall_rise", **{suffix: next(iter(arms))}), found("activity").low > 1
         return word(supported=restores(found, rise) and inert, refuted=_restores_not(found, rise) and inert)
 
     return rule
+
+
+def _where_all_are(rows: pd.DataFrame, arms: dict[str, str], on: list[str]) -> pd.DataFrame:
+    """Rows of the cells and seeds where every arm was tuned; all rows where there is no such cell."""
+    asked = {f"b=0{name}" for name in arms.values()}
+    there = rows.groupby(on)["method"].transform(lambda had: asked <= set(had)).to_numpy(bool)
+    return rows.loc[there] if there.any() else rows
 
 
 def _mean_errors(asked: pd.DataFrame, arms: dict[str, str], suffix: str, found: Findings) -> None:

@@ -20,7 +20,7 @@ from .statistics import Effect, mean_effect
 
 __all__ = [
     "ALIKE", "COMPARABLE", "SIZES", "Grid", "all_known", "by_size", "capped", "comparable_vocabularies", "grown",
-    "little_effect", "over_widths", "shares_of_fall", "step_between", "within",
+    "little_effect", "mean_over_v", "over_widths", "shares_of_fall", "step_between", "within",
 ]  # fmt: skip
 
 COMPARABLE = 0.02  # nats
@@ -50,6 +50,9 @@ def capped(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
     for name, unit in (("divergence", "nats"), ("share", "share"), ("confidence", "probability")):
         by_size(live, name, name, unit, found)
     steps, further = over_widths(live, "share", "share_step", "share", grid, found), _further(live, grid, found)
+    excess = live.assign(excess=live["confidence"] - live["accuracy"])  # what of a step accuracy does not match
+    by_size(excess, "excess", "excess", "probability", found)
+    over_widths(excess, "excess", "excess_step", "probability", grid, found)
     _gates(start, _GATES[0], grid, found)
     over = _over_vocabulary(start, "share", "share", grid, _GATES[:1], found)
     caps = [step.low > SMALL and worse.high <= COMPARABLE for step, worse in zip(steps, further, strict=True)]
@@ -77,6 +80,7 @@ def little_effect(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
         by_size(rows, "share", name, "share", found)
     by_size(main_grid(train), "activity", "activity", "index", found)
     steps = over_widths(live, "share", "fall_share_step", "share", grid, found)
+    mean_over_v(live, "share", "fall_share_step", "share", grid, found)
     further = _further(live, grid, found)
     for name, rows in zip(_GATES, (_pretrained(table), shifted), strict=True):
         _gates(rows, name, grid, found)
@@ -142,6 +146,12 @@ def over_widths(
         step = step_between(rows.loc[rows["vocab_size"] == v], value, "hidden_size", wide, narrow, ["vocab_size"])
         made.append(found.add(name, step, unit, V=v))
     return made
+
+
+def mean_over_v(rows: pd.DataFrame, value: str, name: str, unit: str, grid: Grid, found: Findings) -> None:
+    """The same step as one number, the mean over V; it decides nothing, and was not registered."""
+    rows = rows.loc[rows["vocab_size"].isin(grid.vocabularies)]
+    found.add(name, step_between(rows, value, "hidden_size", grid.widths[-1], grid.widths[0], ["vocab_size"]), unit)
 
 
 def _further(rows: pd.DataFrame, grid: Grid, found: Findings) -> list[Finding]:

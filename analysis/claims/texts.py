@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from .arms import elsewhere
 from .findings import SMALL, Findings, word
 from .foretold import foretold
-from .sizes import Grid, all_known, by_size, over_widths, shares_of_fall, step_between, within
+from .sizes import Grid, all_known, by_size, mean_over_v, over_widths, shares_of_fall, step_between, within
 
 __all__ = ["capped_on_text", "foretells_on_text", "little_effect_on_text"]
 
@@ -41,6 +42,8 @@ def little_effect_on_text(table: pd.DataFrame, found: Findings, grid: Grid) -> s
         by_size(rows, "share", name, "share", found)
     by_size(train, "activity", "activity", "index", found)
     steps = over_widths(pairs, "share", "fall_share_step", "share", grid, found)
+    mean_over_v(pairs, "share", "fall_share_step", "share", grid, found)
+    elsewhere(table.loc[table["distribution"] == "text"], "estimated_ece", found)
     wide = pairs.loc[pairs["hidden_size"] == grid.widths[-1]]
     least, *others = grid.vocabularies
     over = []

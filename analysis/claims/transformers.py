@@ -25,7 +25,7 @@ from ..lab.running import committed_folder, run_command
 from ..lab.tables import read_table, write_table
 from ..study.from_scratch.grid import MAIN
 from . import report
-from .arms import add_arms
+from .arms import add_arms, elsewhere
 from .capping import restored
 from .findings import Findings, Verdict
 from .foretold import foretells
@@ -67,9 +67,10 @@ _OF_TUNINGS: dict[str, Callable[[Runs, Findings], str]] = {
 
 
 def _little_effect(table: pd.DataFrame, found: Findings, grid: Grid) -> str:
-    """K4, with findings on the further arms beside it."""
+    """K4, with findings on the further arms and the broad language beside it."""
     decided = little_effect(table, found, grid)
     add_arms(table, found)
+    elsewhere(main_grid(table.loc[table["distribution"] == "broad"]), "true_ece", found)
     return decided
 
 

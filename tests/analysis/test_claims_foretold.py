@@ -47,6 +47,7 @@ def planted(
             "key": f"{v}{d}{seed}", "vocab_size": v, "hidden_size": d, "data_seed": seed, "model_seed": 1000 + seed,
             "converged": True, "method": method, "label_smoothing": 0.1 * (method != "b=0"), "epoch": epoch,
             "distribution": distribution, "confidence": confidence - fall * (method != "b=0"),
+            "accuracy": 0.5, "estimated_ece": 0.1 - 0.05 * (method != "b=0"),
             "bits_per_byte": 2.0 + narrow_bits * narrow + noise, "activity": activity + noise,
             "gain_fall_0.1": near[place] * fall, "scale_fall_0.1": scale * fall,
             "frozen_fall_0.1": free * fall if distribution == "train" else None,
@@ -110,3 +111,12 @@ def test_every_prediction_on_text_has_a_line(tmp_path):
     assert "not decided" not in set(lines["verdict"])
     assert lines.loc["law", "statement"].startswith("the model tuned without smoothing foretells")
     assert "a gain for each dimension 0.90 to 1.10, within 20 % at 4" in lines.loc["law", "condition"]
+
+
+def test_ordinary_text_and_the_mean_over_v_of_the_step_in_d_are_findings():
+    found = Findings("K4")
+    little_effect_on_text(planted(narrow_share=-0.3, narrow_confidence=0.0), found, GRID)
+    assert found("fall_share_step").mean == pytest.approx(0.3, abs=1e-3)
+    assert found("fall_share_elsewhere", V=1024, D=256).mean == pytest.approx(0.4, abs=1e-3)
+    assert found("excess_elsewhere_at_epoch_2", V=1024, D=256).mean == pytest.approx(0.1)
+    assert found("gain_elsewhere_at_epoch_2", V=1024, D=32).mean == pytest.approx(0.05)

@@ -72,3 +72,21 @@ def test_the_committed_parts_are_those_of_the_committed_tables(name):
         line = kept.set_index("part").loc["fall of b = 0.2 over that of b = 0.1"]
         assert line["found"] == pytest.approx(ratio, rel=1e-4)
         assert line["cells"] == 4
+
+
+def test_the_law_is_scored_as_it_was_registered():
+    """S11: shared changes not near everywhere, an affine map nearer than both, and near at D = 16."""
+    table: Any = read_table(Path(find_table(DATA, "S11") or ""))
+    findings = pd.read_csv(DATA / "S11_findings.csv")
+    affine = findings["finding"] == "affine_ratio"
+    findings.loc[affine, "mean"] = 1.1
+    findings.loc[affine & (findings["cell"] == "V=4096; D=16"), "mean"] = 1.3
+    findings.loc[affine & (findings["cell"] == "V=256; D=256"), "mean"] = 9.0
+    parts = registered("S11", table, findings, GRIDS["S11"])
+    law = parts[parts["claim"] == "law"].set_index("part")
+    assert law["asked"].tolist() == ["below 1", "below 1", "1", "1", "1"]
+    assert law["holds"].tolist() == ["yes", "yes", "no", "no", "yes"]
+    nearer = law.loc["share of (V, D) where an affine map is nearer to the fall than one scale and a gain"]
+    assert (nearer["found"], nearer["cells"]) == (pytest.approx(8 / 9), 9)
+    narrow = law.loc["share of (V, D) where an affine map is within 20 % of the fall, D = 16"]
+    assert (narrow["found"], narrow["cells"]) == (pytest.approx(2 / 3), 3)

@@ -6,8 +6,10 @@ import json
 import pandas as pd
 import pytest
 
-from analysis.claims.arms import add_arms
+from analysis.claims.arms import add_arms, elsewhere
+from analysis.claims.capping import restored
 from analysis.claims.findings import Findings
+from analysis.claims.runs import tuned_transformers
 from analysis.claims.sizes import Grid, capped, little_effect
 from analysis.claims.sources import Tables
 from analysis.claims.transformers import judge_transformers, main
@@ -219,3 +221,46 @@ def test_steps_over_v_after_two_epochs_and_shares_on_tokens_tuned_on_are_finding
         assert found("fall_share_over_v", **at).mean == pytest.approx(0.0, abs=0.01)
         assert found("tuned_divergence_over_v_at_epoch_2", **at).mean == pytest.approx(0.0, abs=1e-9)
     assert found("fall_share_on_train", V=256, D=16).mean == pytest.approx(0.8, abs=0.01)
+
+
+def test_what_hidden_size_does_to_other_models_is_found_where_both_ends_are_there():
+    """Tied models of D = 16 fall less by .3 and are nearer to the truth by .1; of little text one end is there."""
+    table = planted(dead=False)
+    tied = planted(narrow_share=-0.3, narrow_divergence=-0.1, dead=False).assign(tied=True)
+    few = table.query("hidden_size == 16").assign(distinct=100)
+    found = Findings("K4")
+    add_arms(pd.concat([table, tied, few]), found)
+    for name in ("share_step_of", "share_step_of_at_epoch_2"):
+        assert found(name, kind="tied", V=4096).mean == pytest.approx(0.3, abs=1e-6)
+        assert found(name, kind="tied").mean == pytest.approx(0.3, abs=1e-6)
+        assert {made.cell["kind"] for made in found.at(name)} == {"tied"}
+    assert found("nearness_step_of", kind="tied", V=65536).mean == pytest.approx(-0.1, abs=1e-6)
+    assert found("nearness_step_of", kind="tied").cells == 3
+
+
+def test_what_smoothing_does_to_text_that_was_not_tuned_on():
+    found = Findings("K4")
+    elsewhere(planted(dead=False).query("distribution == 'broad'"), "true_ece", found)
+    at = {"V": 4096, "D": 256}
+    assert found("fall_share_elsewhere", **at).mean == pytest.approx(0.8)
+    assert found("excess_elsewhere_at_epoch_2", **at).mean == pytest.approx(0.6 - 0.55, abs=1e-3)
+    assert found("gain_elsewhere_at_epoch_2", **at).mean == pytest.approx(0.05 * 2 / 16, abs=2e-3)
+    assert found("gain_elsewhere", **at).mean == pytest.approx(0.05, abs=2e-3)
+
+
+def test_what_of_a_step_in_confidence_accuracy_does_not_match():
+    found = Findings("K3")
+    capped(planted(narrow_confidence=-0.1), found, GRID)
+    assert found("excess_step", V=4096).mean == pytest.approx(0.06)  # accuracy is the same at every D
+    assert found("excess", V=256, D=256).mean == pytest.approx(0.05)
+
+
+def test_a_temperature_is_set_beside_smoothing_in_the_cells_where_it_was_tuned():
+    table = planted(arms=("b=0", "b=0.1", *FURTHER), dead=False)
+    table = table.query("method in ('b=0', 'b=0.1') or vocab_size != 4096").copy()
+    table.loc[(table["method"] == "b=0.1") & (table["vocab_size"] == 4096), "true_ece"] += 0.5
+    found = Findings("K5")
+    restored("temperature", (0.5, 0.25))(tuned_transformers(table), found)
+    assert (found("gain").mean, found("gain").cells) == (pytest.approx(0.051), 4)  # .001 of the place among the arms
+    plain, smoothed = (found("error", T="none", b=b).mean for b in (0, 0.1))
+    assert plain - smoothed == pytest.approx(0.051)

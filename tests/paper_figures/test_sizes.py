@@ -51,3 +51,16 @@ def test_every_mean_is_inside_the_axis_however_large():
     for ax in sizes.make(table, preset="full").axes:
         low, high = ax.get_ylim()
         assert table["share"].between(low, high - 0.1).all()
+
+
+def test_dead_tokens_that_are_not_comparable_are_pale_and_said_to_be():
+    found = sizes.prepare({"S11": tables.read("S11", "full", tables.DATA)})
+    dead = (found["symbols"] == "dead") & (found["vocab_size"] > found["vocab_size"].min())
+    said, colours = {}, {}
+    for alike in (False, True):
+        right = sizes.make(found.assign(comparable=~dead | alike), preset="full").axes[1]
+        said[alike] = any("pale: not comparable over" in text.get_text() for text in right.texts)
+        marks = [mark for container in right.containers for mark in container.lines[:1] if mark.get_marker() == "x"]
+        colours[alike] = {mark.get_color() for mark in marks}
+    assert said == {False: True, True: False}
+    assert colours == {False: {"0.75"}, True: {"0.5"}}

@@ -48,7 +48,8 @@ def k4_transformers(found: Findings) -> Sentences:
         f"smallest, at V = {found.at('fall_share_step')[0].cell['V']}",
         depends_on="hidden size and vocabulary",
         condition=f"the fall over b (confidence - 1/V) is {at_sizes(shares)}; over V at the largest D it changes by "
-        f"{_grown(found, 'fall_share_over_v')}. The narrow model is further from the truth by "
+        f"{_grown(found, 'fall_share_over_v')}. Over D it changes by {_at_v(found.at('fall_share_step'))}"
+        f"{_of_others(found)}. The narrow model is further from the truth by "
         f"{_at_v(found.at('divergence_step'))} nats. A of the tokens tuned on: {span(i.mean for i in indices)}",
         counter_evidence=f"{_gate(found)}. A gain for each dimension, solved on the tokens tuned on, predicts "
         f"{number(min(ratios, default=float('nan')), '.2f')} to {number(max(ratios, default=float('nan')), '.2f')} "
@@ -86,7 +87,8 @@ def k4_text(found: Findings) -> Sentences:
         f"at V = {found.at('fall_share_step')[0].cell['V']}",
         depends_on="hidden size and vocabulary",
         condition=f"the fall over b (confidence - 1/V) is {at_sizes(found.at('fall_share'))}; over V at the largest D "
-        f"it changes by {_at_v(found.at('fall_share_over_v'))}. A of the tokens tuned on: "
+        f"it changes by {_at_v(found.at('fall_share_over_v'))}; over D by {_at_v(found.at('fall_share_step'))}, in the "
+        f"mean {found('fall_share_step')}. A of the tokens tuned on: "
         f"{span(i.mean for i in found.at('activity'))}",
         counter_evidence="before tuning the models need so many bits per byte of held-out text: "
         f"{at_sizes(found.at('bits_per_byte'))}",
@@ -136,6 +138,11 @@ def _at_v(found: list[Finding]) -> str:
 def _grown(found: Findings, name: str) -> str:
     listed = [f"{made} at V = {made.cell['V']} ({made.cell['symbols']})" for made in found.at(name)]
     return ", ".join(listed) or "not known"
+
+
+def _of_others(found: Findings) -> str:
+    steps = found.at("share_step_of")
+    return "".join(f", {made} ({made.cell['kind']})" for made in steps if "V" not in made.cell)
 
 
 def _early(found: Findings) -> str:
