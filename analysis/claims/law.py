@@ -22,7 +22,7 @@ _NEAR = 0.2  # share of the fall within which P is to be with a trunk
 _TINY = 1e-3  # of confidence
 
 
-class Part(NamedTuple):
+class LawPart(NamedTuple):
     """One part of a prediction: what was asked, what was found in how many cells, and whether it holds."""
 
     prediction: int
@@ -79,20 +79,20 @@ def _within(effect: Effect, least: float, most: float = math.inf) -> str:
     return "no" if effect.high < least or effect.low > most else "open"
 
 
-def _sizes(lines: pd.DataFrame) -> Iterator[Part]:
+def _sizes(lines: pd.DataFrame) -> Iterator[LawPart]:
     """P explains the falls, and neither over- nor understates them."""
     groups = {"all cells": 0.98, **{f"{kind}, .05 < A < 6": 0.97 for kind in _CELLS}}
     for group, least in groups.items():
         for all_of_it in (group, f"{group}, unsolved kept"):
             share = _effect(lines, all_of_it, "r2")
             if all_of_it == group or share.cells:
-                yield Part(1, f"R2 of P, {all_of_it}", f"at least {least:g}", share, _within(share, least))
+                yield LawPart(1, f"R2 of P, {all_of_it}", f"at least {least:g}", share, _within(share, least))
     for group in groups:
         slope = _effect(lines, group, "slope")
-        yield Part(1, f"slope of the fall on P, {group}", "0.95 to 1.05", slope, _within(slope, 0.95, 1.05))
+        yield LawPart(1, f"slope of the fall on P, {group}", "0.95 to 1.05", slope, _within(slope, 0.95, 1.05))
 
 
-def _rivals(lines: pd.DataFrame) -> Iterator[Part]:
+def _rivals(lines: pd.DataFrame) -> Iterator[LawPart]:
     """P beats the rules of two numbers."""
     inside = ", .05 < A < 6"
     smoothings = sorted(
@@ -104,7 +104,7 @@ def _rivals(lines: pd.DataFrame) -> Iterator[Part]:
     ):
         for group in groups:
             ahead = _effect(lines, group, "ahead", rival)
-            yield Part(2, f"R2 of P minus that of {rival}, {group}", "above 0", ahead, _within(ahead, 0.0))
+            yield LawPart(2, f"R2 of P minus that of {rival}, {group}", "above 0", ahead, _within(ahead, 0.0))
 
 
 def _share(kept: pd.Series, asked_of: str) -> tuple[str, Effect, str]:
@@ -113,35 +113,35 @@ def _share(kept: pd.Series, asked_of: str) -> tuple[str, Effect, str]:
     return asked_of, Effect(share, math.nan, math.nan, 0, len(kept)), holds
 
 
-def _first_order(cells: pd.DataFrame, plain: pd.DataFrame) -> Iterator[Part]:
+def _first_order(cells: pd.DataFrame, plain: pd.DataFrame) -> Iterator[LawPart]:
     """Of heads on which smoothing hardly acts, and of the angle of its pull."""
     far = cells.loc[(cells["activity_index"] > 3) & (cells["label_smoothing"] <= 0.1 + 1e-9)]
     for kind in _CELLS:
         some = far.loc[(far["teacher"] != "det") == (kind == "noisy")]
         off = (some["fall"] - some["first_order_fall"]).abs()
         near = (off <= _TINY) | (off <= 0.25 * some["first_order_fall"].abs())
-        yield Part(3, f"fall near b chi where A > 3 and b <= 0.1, {kind}", *_share(near, "within 25 % or .001"))
+        yield LawPart(3, f"fall near b chi where A > 3 and b <= 0.1, {kind}", *_share(near, "within 25 % or .001"))
     heads = plain.loc[plain["converged"].astype(str) == "True"].drop_duplicates("key")
     det = heads["teacher"] == "det"
     full = heads.loc[det & (heads["hidden_size"] >= heads["vocab_size"] - 1), "sin_squared"]
-    yield Part(3, "sin2 of plain heads, det, D >= V - 1", *_share(full < 0.01, "below .01"))
-    yield Part(3, "sin2 of plain heads, noisy", *_share(heads.loc[~det, "sin_squared"] > 0.02, "above .02"))
+    yield LawPart(3, "sin2 of plain heads, det, D >= V - 1", *_share(full < 0.01, "below .01"))
+    yield LawPart(3, "sin2 of plain heads, noisy", *_share(heads.loc[~det, "sin_squared"] > 0.02, "above .02"))
 
 
-def _beyond(lines: pd.DataFrame, cells: pd.DataFrame) -> Iterator[Part]:
+def _beyond(lines: pd.DataFrame, cells: pd.DataFrame) -> Iterator[LawPart]:
     """Features from a trunk, more contexts, larger vocabularies."""
     trunk = cells.loc[cells["arm"] == "trunk"]
     for samples in (8, 64):
         some = trunk.loc[trunk["samples_per_context"] == samples]
         near = (some["predicted_fall"] - some["fall"]).abs() <= _NEAR * some["fall"].abs()
-        yield Part(4, f"P near the fall, trunk, {samples} samples", *_share(near, "within 20 %"))
+        yield LawPart(4, f"P near the fall, trunk, {samples} samples", *_share(near, "within 20 %"))
     one = trunk.loc[trunk["samples_per_context"] == 1]
-    yield Part(4, "P an upper bound, trunk, 1 sample", *_share(one["predicted_fall"] >= one["fall"], "P >= fall"))
+    yield LawPart(4, "P an upper bound, trunk, 1 sample", *_share(one["predicted_fall"] >= one["fall"], "P >= fall"))
     share = _effect(lines, "arm contexts", "r2")
-    yield Part(4, "R2 of P, 128 to 4096 contexts", "at least 0.97", share, _within(share, 0.97))
+    yield LawPart(4, "R2 of P, 128 to 4096 contexts", "at least 0.97", share, _within(share, 0.97))
     for v in (1024, 4096, 32768):
         some = cells.loc[(cells["arm"] == "det") & (cells["vocab_size"] == v)]
         error = float(np.abs(some["predicted_fall"] - some["fall"]).max()) if len(some) else math.nan
         holds = "not run" if some.empty else "yes" if error <= 0.01 else "no"
         found = Effect(error, math.nan, math.nan, 0, len(some))
-        yield Part(4, f"largest error of P, det, V = {v}", "at most 0.01", found, holds)
+        yield LawPart(4, f"largest error of P, det, V = {v}", "at most 0.01", found, holds)

@@ -13,10 +13,10 @@ from .effects import SEEDS, difference
 from .sizes import SIZES
 from .statistics import Effect, mean_effect
 
-__all__ = ["Known", "Part", "beside", "every", "holds_within", "ratio_of", "within"]
+__all__ = ["ClaimPart", "KnownFindings", "beside", "every", "holds_within", "ratio_of", "within"]
 
 
-class Part(NamedTuple):
+class ClaimPart(NamedTuple):
     """One part of a prediction."""
 
     claim: str
@@ -31,7 +31,7 @@ class Part(NamedTuple):
         return {"claim": self.claim, "part": self.part, "asked": self.asked, **found, "holds": self.holds}
 
 
-class Known:
+class KnownFindings:
     """Findings of a table, as effects."""
 
     def __init__(self, findings: pd.DataFrame) -> None:
@@ -52,17 +52,17 @@ class Known:
         return [Effect(*line) for line in rows.itertuples(index=False)]
 
 
-def every(claim: str, part: str, asked: str, effects: Sequence[Effect], least: float) -> Part:
+def every(claim: str, part: str, asked: str, effects: Sequence[Effect], least: float) -> ClaimPart:
     """That all effects are at least so much, told by the one that comes nearest to failing."""
     each = [holds_within(effect, least) for effect in effects]
     holds = next((word for word in ("no", "open", "not measured") if word in each), "yes")
     worst = min((effect for effect, word in zip(effects, each, strict=True) if word == holds), key=lambda e: e.low)
-    return Part(claim, part, asked, worst, holds)
+    return ClaimPart(claim, part, asked, worst, holds)
 
 
-def within(claim: str, part: str, asked: str, found: Effect, least: float, most: float = math.inf) -> Part:
+def within(claim: str, part: str, asked: str, found: Effect, least: float, most: float = math.inf) -> ClaimPart:
     """That an effect lies between two numbers."""
-    return Part(claim, part, asked, found, holds_within(found, least, most))
+    return ClaimPart(claim, part, asked, found, holds_within(found, least, most))
 
 
 def holds_within(effect: Effect, least: float, most: float = math.inf) -> str:

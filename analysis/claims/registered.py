@@ -16,7 +16,7 @@ import pandas as pd
 from .effects import SEEDS, difference
 from .findings import SMALL
 from .foretold import NEAR, SHARED
-from .parts import Known, Part, beside, every, holds_within, ratio_of, within
+from .parts import ClaimPart, KnownFindings, beside, every, holds_within, ratio_of, within
 from .runs import main_grid
 from .sizes import ALIKE, COMPARABLE, SIZES, Grid, shares_of_fall, step_between
 from .statistics import Effect, mean_effect
@@ -42,12 +42,12 @@ def registered(name: str, table: pd.DataFrame, findings: pd.DataFrame, grid: Gri
         ``claim``, ``part``, ``asked``, ``found`` with ``low`` and ``high`` (95 % over seeds; none of counts of cells),
         ``seeds``, ``cells``, ``holds``: ``"yes"``, ``"no"``, ``"open"``, ``"confounded"`` or ``"not measured"``.
     """
-    known = Known(findings)
+    known = KnownFindings(findings)
     parts = _languages(table, known, grid) if name == "S11" else _texts(known, grid)
     return pd.DataFrame([part.line() for part in parts])
 
 
-def _languages(table: pd.DataFrame, known: Known, grid: Grid) -> Iterator[Part]:
+def _languages(table: pd.DataFrame, known: KnownFindings, grid: Grid) -> Iterator[ClaimPart]:
     fit = table.loc[table["converged"].astype(bool)]
     yield from _confidence(table, fit, known, grid)
     yield from _falls(table, fit, known, grid)
@@ -73,7 +73,7 @@ def _languages(table: pd.DataFrame, known: Known, grid: Grid) -> Iterator[Part]:
         yield within("K6", f"rise of the fall, trained with a cap of {c}", asked, rise, least, most)
 
 
-def _texts(known: Known, grid: Grid) -> Iterator[Part]:
+def _texts(known: KnownFindings, grid: Grid) -> Iterator[ClaimPart]:
     for v in grid.vocabularies:
         more = known("K3", "bits_step", f"V={v}")
         yield within("K3", f"bits per byte, D = 32 minus D = 256, V = {v}", "above 0", more, 0.0)
@@ -84,7 +84,7 @@ def _texts(known: Known, grid: Grid) -> Iterator[Part]:
     yield from _law(known, grid, everywhere=True, narrow=False)
 
 
-def _confidence(table: pd.DataFrame, fit: pd.DataFrame, known: Known, grid: Grid) -> Iterator[Part]:
+def _confidence(table: pd.DataFrame, fit: pd.DataFrame, known: KnownFindings, grid: Grid) -> Iterator[ClaimPart]:
     """K3, of pretrained models on the broad language."""
     start, all_start = (
         rows.loc[(rows["epoch"] == 0) & (rows["distribution"] == "broad") & (rows["method"] == "b=0")].assign(
@@ -118,7 +118,7 @@ def _confidence(table: pd.DataFrame, fit: pd.DataFrame, known: Known, grid: Grid
     yield within("K3", "confidence, pretrained with b = 0.1 over without", "0.9 to 1", lower, 0.9, 1.0)
 
 
-def _falls(table: pd.DataFrame, fit: pd.DataFrame, known: Known, grid: Grid) -> Iterator[Part]:
+def _falls(table: pd.DataFrame, fit: pd.DataFrame, known: KnownFindings, grid: Grid) -> Iterator[ClaimPart]:
     """K4, on new shifted tokens after the last epoch."""
     yield from _over_v("K4", "fall over b (p - 1/V)", "fall_share_over_v", _SHARE, known, grid)
     for v in grid.vocabularies:
@@ -127,7 +127,7 @@ def _falls(table: pd.DataFrame, fit: pd.DataFrame, known: Known, grid: Grid) -> 
             "yes" if step.high <= _SHARE or more.low > 0 else "no" if step.low > _SHARE and more.high < 0 else "open"
         )
         said = f"fall over b (p - 1/V), D = 256 minus D = 16, V = {v}"
-        yield Part("K4", said, "at most 0.2, or D = 16 further from the truth", step, holds)
+        yield ClaimPart("K4", said, "at most 0.2, or D = 16 further from the truth", step, holds)
     wide = [known("K4", "fall_share", f"V={v}; D={grid.widths[-1]}") for v in grid.vocabularies]
     yield every("K4", "fall over b (p - 1/V), D = 256, least V", "above 0.2", wide, _SHARE)
     yield _index(known)
@@ -164,7 +164,7 @@ def _falls(table: pd.DataFrame, fit: pd.DataFrame, known: Known, grid: Grid) -> 
         yield within("K4", said, "within 0.2 of 0", step, -_SHARE, _SHARE)
 
 
-def _errors(fit: pd.DataFrame, known: Known) -> Iterator[Part]:
+def _errors(fit: pd.DataFrame, known: KnownFindings) -> Iterator[ClaimPart]:
     """K2, on new shifted tokens."""
     yield every("K2", "gain in true ECE, epoch 16, least (V, D)", "above 0", known.at("K2", "gain"), 0.0)
     early = known("K2", "gain_at_epoch_2")
@@ -185,7 +185,7 @@ def _errors(fit: pd.DataFrame, known: Known) -> Iterator[Part]:
         yield within("K2", f"true ECE of {first} minus that of {second}", f"above {least:g}", gain, least)
 
 
-def _law(known: Known, grid: Grid, *, everywhere: bool, narrow: bool) -> Iterator[Part]:
+def _law(known: KnownFindings, grid: Grid, *, everywhere: bool, narrow: bool) -> Iterator[ClaimPart]:
     """Shares of the (V, D) where a prediction is near the fall, and where P is at least the fall.
 
     Args:
@@ -213,14 +213,14 @@ def _law(known: Known, grid: Grid, *, everywhere: bool, narrow: bool) -> Iterato
     yield _share("P is at least the fall, tokens tuned on", ratios["frozen"] >= 1)
 
 
-def _share(said: str, which: np.ndarray, asked: str = "1", holds: bool | None = None) -> Part:
+def _share(said: str, which: np.ndarray, asked: str = "1", holds: bool | None = None) -> ClaimPart:
     """The share of the (V, D) where something is so: expected at all of them, or as ``holds`` says."""
     found = Effect(float(which.mean()) if which.size else math.nan, math.nan, math.nan, 0, which.size)
     word = "yes" if (which.all() if holds is None else holds) else "no"
-    return Part("law", f"share of (V, D) where {said}", asked, found, word if which.size else "not measured")
+    return ClaimPart("law", f"share of (V, D) where {said}", asked, found, word if which.size else "not measured")
 
 
-def _over_v(claim: str, name: str, finding: str, bound: float, known: Known, grid: Grid) -> Iterator[Part]:
+def _over_v(claim: str, name: str, finding: str, bound: float, known: KnownFindings, grid: Grid) -> Iterator[ClaimPart]:
     """Steps from the least V to the largest, of dead tokens and of live ones; confounded where a gate says so."""
     for symbols in ("dead", "live"):
         cell = f"V={grid.vocabularies[-1]}; symbols={symbols}"
@@ -230,13 +230,15 @@ def _over_v(claim: str, name: str, finding: str, bound: float, known: Known, gri
         yield _over(name, known(claim, finding, cell), grid, bound, f", {symbols}", claim, passes)
 
 
-def _over(name: str, step: Effect, grid: Grid, bound: float, kind: str, claim: str = "K4", passes: bool = True) -> Part:
+def _over(
+    name: str, step: Effect, grid: Grid, bound: float, kind: str, claim: str = "K4", passes: bool = True
+) -> ClaimPart:
     said = f"{name}, V = {grid.vocabularies[-1]} minus V = {grid.vocabularies[0]}{kind}, D = 256"
     holds = holds_within(step, -bound, bound) if passes else "confounded"
-    return Part(claim, said, f"within {bound:g} of 0", step, holds)
+    return ClaimPart(claim, said, f"within {bound:g} of 0", step, holds)
 
 
-def _index(known: Known) -> Part:
+def _index(known: KnownFindings) -> ClaimPart:
     indices = known.at("K4", "activity")
     largest = max(indices, key=lambda index: index.high)
     return within("K4", "A of the tokens tuned on, epoch 16, largest (V, D)", "at most 1", largest, -math.inf, 1.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.claims.parts import Known, Part, every, holds_within
+from analysis.claims.parts import ClaimPart, KnownFindings, every, holds_within
 from analysis.claims.registered import registered
 from analysis.claims.sizes import Grid
 from analysis.claims.statistics import Effect
@@ -42,13 +42,15 @@ def test_a_part_holds_where_its_whole_interval_does(found, word):
 
 def test_one_cell_that_fails_fails_all_and_is_shown():
     wide, fails, good = effect(0.2, -9.0, 9.4), effect(-0.2, -0.3, -0.1), effect(0.5, 0.4, 0.6)
-    assert every("K1", "rise", "above 0", [good, wide, fails], 0.0) == Part("K1", "rise", "above 0", fails, "no")
+    assert every("K1", "rise", "above 0", [good, wide, fails], 0.0) == ClaimPart("K1", "rise", "above 0", fails, "no")
     assert every("K1", "rise", "above 0", [good, wide], 0.0).holds == "open"
-    assert every("K1", "rise", "above 0", [good], 0.0) == Part("K1", "rise", "above 0", good, "yes")
+    assert every("K1", "rise", "above 0", [good], 0.0) == ClaimPart("K1", "rise", "above 0", good, "yes")
 
 
 def test_what_was_not_found_has_no_numbers():
-    known = Known(pd.DataFrame([{"claim": "K1", "finding": "x", "cell": NAN, **effect(1.0, 0.0, 2.0)._asdict()}]))
+    known = KnownFindings(
+        pd.DataFrame([{"claim": "K1", "finding": "x", "cell": NAN, **effect(1.0, 0.0, 2.0)._asdict()}])
+    )
     assert known("K1", "x").mean == 1.0
     assert known("K1", "x", "V=3").cells == 0
     assert known.at("K1", "x") == []
