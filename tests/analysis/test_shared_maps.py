@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from analysis.language_models.features import HiddenStates, ModelHead
 from analysis.study.real_tuning import responses
 from analysis.study.real_tuning.responses import mapped_falls, shared_falls, solved_and_checked
-from analysis.study.real_tuning.shared_maps import RANK, Solver
+from analysis.study.real_tuning.shared_maps import RANK, MapSolver
 
 
 def tokens(n, d, v, *, seed=0, change=None, document=20, sure=1.5):
@@ -48,7 +48,7 @@ def test_the_affine_map_is_scipys(b):
         return total.item(), a.grad.numpy()
 
     best = minimize(objective, np.zeros(13), jac=True, method="BFGS", options={"gtol": 1e-9})
-    found, _ = Solver(known.hidden, known.target, head, "affine").solve(b, ridge)
+    found, _ = MapSolver(known.hidden, known.target, head, "affine").solve(b, ridge)
     assert found.converged
     assert -1e-9 < found.loss - best.fun <= found.gap * found.loss  # the gradient bounds what is left
     s, c, m = best.x[0], torch.tensor(best.x[1:4]), torch.tensor(best.x[4:].reshape(3, 3))
@@ -61,7 +61,7 @@ def test_the_affine_map_is_scipys(b):
 def test_maps_of_more_unknowns_reach_lower_losses():
     known, head = tokens(300, 6, 11)
     least = {
-        kind: Solver(known.hidden, known.target, head, kind).solve(0.1, 0.01)[0]
+        kind: MapSolver(known.hidden, known.target, head, kind).solve(0.1, 0.01)[0]
         for kind in ("scale", "gain", "low_rank", "affine")
     }
     plain = loss(known, head, known.hidden, 0.1).item()
@@ -75,7 +75,7 @@ def test_maps_of_more_unknowns_reach_lower_losses():
 
 def test_a_scale_falls_as_the_one_that_is_not_paid_for():
     known, head = tokens(400, 6, 11)
-    solver = Solver(known.hidden, known.target, head, "scale")
+    solver = MapSolver(known.hidden, known.target, head, "scale")
     sure = {b: solver.solve(b, 1.0)[0](known.hidden) for b in (0.0, 0.2)}
     at = {b: (head.logit_scale * h @ head.weight.T).softmax(-1).amax(-1).mean().item() for b, h in sure.items()}
     whole = HiddenStates(known.hidden.float(), *known[1:])
@@ -136,7 +136,7 @@ def test_planted_changes_are_found():
     seen, other = (HiddenStates(*(x[part] for x in known)) for part in (slice(1000), slice(1000, None)))
     plain, true = (loss(other, head, h, 0.0).item() for h in (other.hidden, change(other.hidden)))
     for kind in ("low_rank", "affine"):
-        found, unknowns = Solver(seen.hidden, seen.target, head, kind).solve(0.0, 2.0)
+        found, unknowns = MapSolver(seen.hidden, seen.target, head, kind).solve(0.0, 2.0)
         left = loss(other, head, found(other.hidden), 0.0).item() - true
         assert left < 0.6 * (plain - true)
         if kind == "low_rank":

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...language_models.features import HiddenStates, ModelHead
 from ...language_models.scoring import score_tokens
-from .shared_maps import MapKind, SharedMap, Solver, smoothed_loss
+from .shared_maps import MapKind, MapSolver, SharedMap, smoothed_loss
 
 __all__ = ["RIDGES", "mapped_falls", "shared_falls", "solved_and_checked"]
 
@@ -129,7 +129,7 @@ def mapped_falls(
     found: dict[str, dict[str, float]] = {name: {} for name in read}
     for kind in MAPS:
         rough = torch.bfloat16 if seen.hidden.is_cuda else None
-        solver = Solver(solved.hidden, solved.target, head, kind, rough)
+        solver = MapSolver(solved.hidden, solved.target, head, kind, rough)
         maps = {b: _chosen(solver, checked, b) for b in (0.0, *smoothings)}
         plain = maps[0.0][0]
         for name, known in read.items():
@@ -157,7 +157,7 @@ def solved_and_checked(seen: HiddenStates) -> tuple[HiddenStates, HiddenStates]:
     return halves[0], halves[1]
 
 
-def _chosen(solver: Solver, checked: HiddenStates, b: float) -> tuple[SharedMap, float]:
+def _chosen(solver: MapSolver, checked: HiddenStates, b: float) -> tuple[SharedMap, float]:
     """The map at the ridge of least loss on other tokens, and that ridge."""
     found, unknowns, chosen, least = None, None, 0.0, float("inf")
     rough = solver.rough is not solver.head

@@ -31,7 +31,7 @@ from kernel.softcap import softcap as capped
 
 from ...language_models.features import ModelHead
 
-__all__ = ["RANK", "TOLERANCE", "MapKind", "SharedMap", "Solver", "smoothed_loss"]
+__all__ = ["RANK", "TOLERANCE", "MapKind", "MapSolver", "SharedMap", "smoothed_loss"]
 
 MapKind = Literal["scale", "gain", "low_rank", "affine"]
 RANK = 8
@@ -69,7 +69,7 @@ class SharedMap(NamedTuple):
         return hidden + hidden @ self.change.to(hidden.dtype).T + self.shift.to(hidden.dtype)
 
 
-class Solver:
+class MapSolver:
     """Solves for maps of one kind on the same tokens.
 
     Args:
