@@ -264,7 +264,12 @@ def test_the_first_page_has_four_doors():
     text = (DOCS / "index.md").read_text(encoding="utf-8")
     doors = re.findall(r"^```\{container\} door\n\*\*\[(.+)\]\(", text, re.MULTILINE)
     assert doors == ["Train with it", "Understand it", "Reproduce it", "Work on it"]
-    assert text.index("{container} doors") < text.index("{include}")
+    question, doors_at = text.index(":end-before: <!-- question -->"), text.index("{container} doors")
+    assert question < doors_at < text.index(":start-after: <!-- question -->")
+    before, mark, after = (DOCS.parent / "README.md").read_text(encoding="utf-8").partition(" <!-- question -->\n")
+    assert mark
+    assert "?** This package tells" in before.partition("<!-- introduction -->\n**Will label smoothing")[2]
+    assert "<!-- end of introduction -->" in after
 
 
 def test_a_long_module_opens_with_the_list_of_what_it_offers():
