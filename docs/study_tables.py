@@ -114,7 +114,7 @@ def caption(data: Path) -> str:
 
 
 def found(data: Path) -> str:
-    """What the study found, in sentences with one number and one link each."""
+    """What the study found, in sentences with a number or two and one link each."""
     numbers: Any = pd.read_csv(data / "findings.csv")
     of_all = numbers[numbers["cell"].isna()].set_index(["claim", "finding"])["mean"]
     budget: Any = numbers[numbers["cell"] == "arm=budget"].set_index(["claim", "finding"])["mean"]
@@ -148,15 +148,15 @@ def found(data: Path) -> str:
         "**Long tuning makes models over-confident**: in simulated instruction tuning the calibration error on the "
         f"pretraining distribution rose by {rise:.2f}, hardly any of it in the first two epochs "
         "([tuning](docs/study_notes.md#as-expected)).",
-        f"**Smoothing mends a part of that**, {gain:.2f} on new questions, little after two epochs; a fitted "
+        f"**Smoothing mends a part of that**, {gain:.2f} of error on new questions, little after two epochs; a fitted "
         "temperature or early stopping mends more. On ordinary text it harmed a real model, as it took three times "
         "the excess of confidence ([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
-        "**Norms (lengths of states, head rows) cap confidence, hidden size less**: at fixed norms more than 64 "
-        f"dimensions add {of_all['K3', 'step_from_64']:.2f}, fewer cost more; narrow transformers fit worse "
+        "**Norms (lengths of states, head rows) cap confidence, hidden size less**: at fixed norms it gains "
+        f"{of_all['K3', 'step_from_64']:.2f} above 64 dimensions, fewer cost more; narrow transformers fit worse "
         "([size](docs/study_notes.md#hidden-size-and-vocabulary-k3)).",
         "**What smoothing takes can be predicted in single simulated heads**: next to nothing in all "
         f"{of_all['K4', 'settings_inert']:.0f} settings with deterministic targets and an index well above one. For "
-        f"transformers from scratch predictions were {least:.1f} to {most:.1f} times the fall, tuned models have none "
+        f"transformers from scratch predictions were {least:.1f} to {most:.1f} times the fall, for tuned ones there are none "
         "([the index](docs/study_notes.md#two-numbers-that-say-when-smoothing-acts-k4)).",
         "**A lower training temperature gives smoothing its effect back** under a bound on the norms, "
         f"{budget['K5', 'rise']:.2f} of calibration error, but doing neither was mostly as good "
