@@ -152,11 +152,11 @@ def found(data: Path) -> str:
         "temperature or early stopping mends more. On ordinary text it harmed a real model, as it took three times "
         "the excess of confidence ([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
         "**Norms (lengths of states, head rows) cap confidence, hidden size less**: at fixed norms it gains "
-        f"{of_all['K3', 'step_from_64']:.2f} above 64 dimensions, fewer cost more; narrow transformers fit worse "
+        f"{of_all['K3', 'step_from_64']:.2f} above 64 dimensions, more below; narrow transformers fit worse "
         "([size](docs/study_notes.md#hidden-size-and-vocabulary-k3)).",
         "**What smoothing takes can be predicted in single simulated heads**: next to nothing in all "
         f"{of_all['K4', 'settings_inert']:.0f} settings with deterministic targets and an index well above one. For "
-        f"transformers from scratch predictions were {least:.1f} to {most:.1f} times the fall, for tuned ones there are none "
+        f"transformers from scratch predictions were {least:.1f} to {most:.1f} times the fall, tuned models have none "
         "([the index](docs/study_notes.md#two-numbers-that-say-when-smoothing-acts-k4)).",
         "**A lower training temperature gives smoothing its effect back** under a bound on the norms, "
         f"{budget['K5', 'rise']:.2f} of calibration error, but doing neither was mostly as good "
