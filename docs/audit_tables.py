@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ __all__ = ["answer", "audit", "recommendation"]
 
 
 def _table(data: Path) -> Any:
-    return pd.read_csv(data / "audit_smollm2.csv", dtype={"group": str})
+    """At b = 0.1 alone: one number where the table has three."""
+    table: Any = pd.read_csv(data / "audit_smollm2.csv", dtype={"group": str})
+    return table[~table["part"].isin(["smoothing", "cap"]) | (table["group"] == "0.1")]
 
 
 def answer(data: Path) -> str:
-    """Its answer at b = 0.1, as the README's first lines of code print it; a quotation, as its lines are long."""
-    table = _table(data)
-    asked = table[~table["part"].isin(["smoothing", "cap"]) | (table["group"] == "0.1")]
-    return _quoted(audits.recommendation(asked, evidence=False))
+    """Its answer, as the README's first lines of code print it; a quotation, as its lines are long."""
+    return _quoted(audits.recommendation(_table(data), evidence=False).split("\n"))
 
 
 def audit(data: Path) -> str:
@@ -37,10 +38,22 @@ def _filled(line: str) -> str:
 
 
 def recommendation(data: Path) -> str:
-    """Its recommendation, with the evidence."""
-    return _quoted(audits.recommendation(_table(data)))
+    """Its recommendation: each line, then its evidence, a point for each sentence that ends in a table."""
+    table = _table(data)
+    short, whole = (audits.recommendation(table, evidence=e).split("\n") for e in (False, True))
+    paragraphs: list[str] = []
+    for line, full in zip(short, whole, strict=True):
+        points = re.split(r"(?<=\.csv\]\.) ", full.removeprefix(line).strip())
+        paragraphs += [line, "\n".join(map(_point, points))]
+    return _quoted(paragraphs)
 
 
-def _quoted(text: str) -> str:
-    """Each line as a paragraph of a quotation."""
-    return "\n>\n".join(textwrap.indent(wrapped(line), "> ") for line in text.split("\n"))
+def _point(text: str) -> str:
+    """A line of a list."""
+    return textwrap.fill(text, 116, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
+
+
+def _quoted(paragraphs: list[str]) -> str:
+    """Paragraphs and lists of a quotation."""
+    filled = (text if text.startswith("- ") else wrapped(text) for text in paragraphs)
+    return "\n>\n".join(textwrap.indent(text, "> ") for text in filled)

@@ -11,6 +11,9 @@ import pandas as pd
 from table_text import listed, wrapped
 
 __all__ = [
+    "OURS",
+    "RIVAL",
+    "SHAPES",
     "cpu",
     "kernel",
     "kernel_floors",
@@ -22,17 +25,17 @@ __all__ = [
     "training_step",
 ]
 
-_SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
-_OURS, _KEPT, _RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
+SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
+OURS, _KEPT, RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
 # Name in kernel.csv -> name in the table, in its order.
 _IMPLEMENTATIONS = {
-    _OURS: "`triton`, 128 MiB workspace (default)",
+    OURS: "`triton`, 128 MiB workspace (default)",
     _KEPT: "`triton`, all strips kept",
     "chunked": "`chunked`",
     "eager": "eager, bfloat16 logits",
     "torch.compile": "torch.compile",
     "Liger-Kernel": "Liger-Kernel",
-    _RIVAL: "Liger-Kernel, float32 sums, its best chunk",
+    RIVAL: "Liger-Kernel, float32 sums, its best chunk",
 }
 
 
@@ -41,10 +44,10 @@ def kernel(data: Path) -> str:
     rows: Any = pd.read_csv(data / "kernel.csv")
     rows = rows[(rows["mode"] == "loss and gradients") & rows["softcap"].isna() & (rows["ignored"] == 0)]
     smooth = rows[rows["label_smoothing"] == 0.1].set_index(["implementation", "shape"])
-    plain = rows[(rows["label_smoothing"] == 0) & (rows["shape"] == _SHAPES[0])].set_index("implementation")["ms"]
-    found = {name: smooth.loc[name].loc[list(_SHAPES)] for name in _IMPLEMENTATIONS}
+    plain = rows[(rows["label_smoothing"] == 0) & (rows["shape"] == SHAPES[0])].set_index("implementation")["ms"]
+    found = {name: smooth.loc[name].loc[list(SHAPES)] for name in _IMPLEMENTATIONS}
     error = {n: f[["input_gradient_error", "weight_gradient_error"]].max().max() for n, f in found.items()}
-    ours, kept, rival = found[_OURS], found[_KEPT], found[_RIVAL]
+    ours, kept, rival = found[OURS], found[_KEPT], found[RIVAL]
     sizes = ours[["tokens", "vocab_size", "hidden_size"]].astype(int)
     shapes = ", ".join(f"{name} {' x '.join(map(str, size))}" for name, *size in sizes.itertuples())
     about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
@@ -57,8 +60,8 @@ def kernel(data: Path) -> str:
     )
     for run in about.get("runs", [])[1:]:
         where = where.removesuffix(":") + f" ({', '.join(run['shapes'])} in a run apart):"
-    head = f"| loss and gradients, smoothing 0.1 | {': ms, MiB | '.join(_SHAPES)}: ms, MiB | worst gradient error |"
-    lines = [wrapped(where), "", head, "|---|" + "---|" * (len(_SHAPES) + 1)]
+    head = f"| loss and gradients, smoothing 0.1 | {': ms, MiB | '.join(SHAPES)}: ms, MiB | worst gradient error |"
+    lines = [wrapped(where), "", head, "|---|" + "---|" * (len(SHAPES) + 1)]
     for name, label in _IMPLEMENTATIONS.items():
         cells = [f"{ms:.1f}, {mib:.0f}" for ms, mib in zip(found[name]["ms"], found[name]["peak_mib"], strict=True)]
         lines.append(f"| {label} | {' | '.join(cells)} | {error[name]:.4f} |")
@@ -67,10 +70,10 @@ def kernel(data: Path) -> str:
         f"{listed(ours['ms'] / ours['matmul_ms'])} times `input @ weight.T` at the three shapes, all strips kept "
         f"{listed(kept['ms'] / kept['matmul_ms'])} times. Against Liger-Kernel with float32 sums the default takes "
         f"{listed(ours['ms'] / rival['ms'])} times the time, {listed(ours['peak_mib'] / rival['peak_mib'])} times the "
-        f"memory and has {error[_OURS] / error[_RIVAL]:.2f} times the gradient error; all strips kept take "
+        f"memory and has {error[OURS] / error[RIVAL]:.2f} times the gradient error; all strips kept take "
         f"{listed(kept['ms'] / rival['ms'])} times the time. cut-cross-entropy has no label smoothing; without it, it "
         f"takes {plain['cut-cross-entropy, filter']:.1f} ms (filtered) or {plain['cut-cross-entropy, exact']:.1f} ms "
-        f"at {_SHAPES[0]}, the default {plain[_OURS]:.1f} ms."
+        f"at {SHAPES[0]}, the default {plain[OURS]:.1f} ms."
     )
     return "\n".join([*lines, "", wrapped(comparison)])
 
@@ -138,9 +141,9 @@ def kernel_host(data: Path) -> str:
     shapes = list(dict.fromkeys(rows["shape"]))
     lines = [f"| host, device: ms | {' | '.join(shapes)} |", "|---|" + "---|" * len(shapes)]
     for name, ignored, mode in (
-        *((n, 0.0, "loss and gradients") for n in (_OURS, "triton, 32 MiB", _KEPT)),
-        (_OURS, 0.8, "loss and gradients"),
-        (_OURS, 0.0, "loss"),
+        *((n, 0.0, "loss and gradients") for n in (OURS, "triton, 32 MiB", _KEPT)),
+        (OURS, 0.8, "loss and gradients"),
+        (OURS, 0.0, "loss"),
         *((n, 0.0, "loss and gradients") for n in ("eager", "torch.compile", "Liger-Kernel")),
     ):
         of_line = rows[(rows["implementation"] == name) & (rows["ignored"] == ignored) & (rows["mode"] == mode)]

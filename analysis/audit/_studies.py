@@ -152,8 +152,8 @@ def tuned(studies: Studies) -> str:
             fall = p - rows.loc[b].loc[plain.index, "confidence"].to_numpy()
             ratios.append(float(np.mean(fall) / np.mean(clipped_fall(p, a, _TOKENS, b))))
     return (
-        f"Tunings of SmolLM2-135M lowered confidence by {min(ratios):.1f} to {max(ratios):.1f} times clipped_fall on "
-        "new texts [instruction_full.csv]."
+        f"Those tunings, with b = 0.1 and 0.2, lowered confidence on new texts by {min(ratios):.1f} to "
+        f"{max(ratios):.1f} times clipped_fall in the mean over seeds [instruction_full.csv]."
     )
 
 

@@ -63,13 +63,13 @@ def _calibration(get: Lookup) -> Iterator[str]:
     fit, after = get("temperature", "best"), get("temperature", "ece_after")
     best = f"beyond {fit.value:g}" if get.bounded else _text(fit)
     side = side_of(get)
-    said, excess = _SIDES[side], round(confidence.value, 3) - round(accuracy.value, 3)  # of the numbers that are shown
-    if abs(excess) < _SLIGHT and excess * {"over": 1, "under": -1}.get(side, 0) > 0:
-        said = f"the model is slightly {side}-confident (by {abs(excess):.3f})"
+    said = _SIDES[side]
+    if slightly(get):
+        said = f"the model is slightly {side}-confident (by {abs(_excess(get)):.3f})"
     yield (
         f"Calibration. On this text {said}: entropy minus cross entropy is {_text(gap)} nats, "
         f"confidence {_text(confidence)} against accuracy {_text(accuracy)}, ECE {_text(ece)} where perfect "
-        f"calibration would show {get('calibration', 'ece_if_calibrated').value:.3f}. The temperature that "
+        f"calibration would show {get('calibration', 'ece_if_calibrated').value:.3f} on average. The temperature that "
         f"fits best is {best}; it leaves an ECE of {after.value:.3f}."
     )
 
@@ -100,6 +100,17 @@ def side_of(get: Lookup) -> str:
     if by_scale and by_accuracy and by_scale != by_accuracy:
         return "mixed"
     return by_scale or by_accuracy or ("even" if ece <= floor else "unknown")
+
+
+def slightly(get: Lookup) -> str:
+    """The word where confidence is off accuracy by little, to the side that the model is said to be on."""
+    excess = _excess(get)
+    return "slightly " if abs(excess) < _SLIGHT and excess * {"over": 1, "under": -1}.get(side_of(get), 0) > 0 else ""
+
+
+def _excess(get: Lookup) -> float:
+    """Confidence minus accuracy, of the numbers that are shown."""
+    return round(get("prediction", "confidence").value, 3) - round(get("prediction", "accuracy").value, 3)
 
 
 def _smoothing(get: Lookup) -> Iterator[str]:
