@@ -312,7 +312,7 @@ def test_a_mark_without_an_end_is_refused():
         readme_tables.render("<!-- cpu -->\n")
 
 
-def test_the_sentences_of_what_was_found_have_a_number_or_two_and_one_link_each():
+def test_the_sentences_of_what_was_found_have_one_number_and_one_link_each():
     first, *lines = re.split(r"\n+\d\. ", study_tables.found(readme_tables.DATA))
     assert "[each verdict](docs/study.md#claims-and-verdicts)" in first
     assert len(lines) == 6
@@ -321,7 +321,7 @@ def test_the_sentences_of_what_was_found_have_a_number_or_two_and_one_link_each(
         assert len(links) == 1
         said = re.sub(r"\]\([^)]*\)|H200|(than|above) \d+", "", line)  # names of what was measured are no findings
         said = re.sub(r"(\d[\d.]*) to (?=\d)", "", said)  # a range is one
-        assert 1 <= len(re.findall(r"\d[\d.]*", said)) <= 2, line
+        assert len(re.findall(r"\d[\d.]*", said)) == 1, line
 
 
 def test_words_for_a_number_are_refused_where_the_tables_say_something_else(tmp_path):
