@@ -210,4 +210,9 @@ def _rows(given: argparse.Namespace, dtype: torch.dtype, device: torch.device) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if "RANK" in os.environ:  # without Python's last steps, in which gloo's threads may abort as they let go of tensors
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
