@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from .parts import holds_within
 from .statistics import Effect
 
 __all__ = ["judged"]
@@ -72,11 +73,7 @@ def _effect(lines: pd.DataFrame, group: str, column: str, predictor: str = "pred
 
 def _within(effect: Effect, least: float, most: float = math.inf) -> str:
     """Whether an interval lies in a range."""
-    if not effect.cells:
-        return "not run"
-    if least <= effect.low and effect.high <= most:
-        return "yes"
-    return "no" if effect.high < least or effect.low > most else "open"
+    return holds_within(effect, least, most) if effect.cells else "not run"
 
 
 def _sizes(lines: pd.DataFrame) -> Iterator[LawPart]:
