@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import real_sentences
 from table_text import signed
 
-__all__ = ["MODELS", "models", "shared_changes", "verdicts", "vocabulary"]
+__all__ = ["MODELS", "found", "models", "shared_changes", "verdicts", "vocabulary"]
 
 MODELS = {"gemma": "Gemma-3-270M", "smollm2": "SmolLM2-135M-Instruct"}
 _VIEWS = {
@@ -18,7 +19,7 @@ _VIEWS = {
     "letters": "questions, letters",
 }
 _SCORES = {"accuracy": "accuracy", "ece": "ECE", "rms": "RMS-CE", "rms_sorted": "RMS-CE, sorted", "nll": "NLL"}
-_STAGES = ("before tuning", "b = 0", "b = .1", "b = 0, T fitted", "b = 0, stopped early")
+_STAGES = ("before tuning", "b = 0", "b = 0.1", "b = 0, T fitted", "b = 0, stopped early")
 
 
 _PREDICTORS = {
@@ -45,7 +46,7 @@ def shared_changes(data: Path) -> str:
 
 
 def models(data: Path) -> str:
-    """Both models before and after tuning, in the paper's terms: mean over seeds with its 95 % interval."""
+    """Both models before and after tuning, in the paper's terms: mean over seeds with its 95% interval."""
     lines = [f"| model | read on | | {' | '.join(_STAGES)} |", "|---" * (3 + len(_STAGES)) + "|"]
     for short, name in MODELS.items():
         table = _table(data, short)
@@ -56,6 +57,11 @@ def models(data: Path) -> str:
                 if any(cells):
                     lines.append(f"| {name} | {read} | {called} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def found(data: Path) -> str:
+    """What both models say of the claims, in sentences."""
+    return real_sentences.found(data, MODELS)
 
 
 def vocabulary(data: Path) -> str:

@@ -191,7 +191,9 @@ def _sizes(ax: Axes, found: pd.DataFrame) -> None:
         points(ax, rows, "place", "effect", look, size=3.2, filled=name == "fall")
         side, place = 0.5 * (row // 2), 0.96 - 0.09 * (row % 2)
         face = look.colour if name == "fall" else "white"
-        ax.plot(side + 0.06, place, marker=look.marker, ms=3.2, color=look.colour, mfc=face, transform=ax.transAxes, ls="")
+        ax.plot(
+            side + 0.06, place, marker=look.marker, ms=3.2, color=look.colour, mfc=face, transform=ax.transAxes, ls=""
+        )
         ax.text(side + 0.12, place, _EFFECTS[name][1], transform=ax.transAxes, va="center", fontsize=LABEL_SIZE)
     ax.set_xticks(range(len(sizes)), [f"{size / 1024:.0f}k" for size in sizes])
     ax.set(
