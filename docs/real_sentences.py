@@ -103,7 +103,7 @@ def _cut(model: _Model) -> str:
     )  # fmt: skip
     return (
         f"On the same documents, the vocabulary varied inside the model, it is {first} at V = {least:,} and {last} at "
-        f"V = {most:,}, less by {shrinks}: {said}."
+        f"V = {most:,}, the first less the second {shrinks}, {said}."
     )
 
 
