@@ -142,7 +142,8 @@ def _write(options: argparse.Namespace, known: TokenFile, grid: Sequence[PairCon
     if not found.empty:
         name = Path(known.facts["model"]).stem.lower().replace(".", "_")
         path = options.out / f"real_tuning_{name}_{options.tier}.csv"
-        command = f"python -m analysis.real_tuning run {options.model} {options.tokens.name} --tier {options.tier}"
+        files = f"{Path(options.model).name} {options.tokens.name}"
+        command = f"python -m analysis.real_tuning run {files} --tier {options.tier}"
         made = made_of_rows(f"{command} --device {options.device}", rows, grid)
         source: dict[str, Any] = {**known.facts, "tokens": known.digest}
         table = tidy(found).drop(columns="tokens")

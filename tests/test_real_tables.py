@@ -64,7 +64,12 @@ def test_the_vocabulary_and_the_verdicts_have_a_line_each(data):
         ({}, ["it is refuted", "smoothing of 0.1 acted: confidence falls by 0.080", "does not shrink by 0.03"]),
         (
             {"fall": 0.001},
-            ["it is borne out", "smoothing of 0.1 did next to nothing", "the first less the second 0.079", "so it shrinks"],
+            [
+                "it is borne out",
+                "smoothing of 0.1 did next to nothing",
+                "the first less the second 0.079",
+                "so it shrinks",
+            ],
         ),
         ({"fall": 0.06, "cut_fall": 0.09}, ["seeds do not tell."]),
     ],

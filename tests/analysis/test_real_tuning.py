@@ -539,6 +539,7 @@ def test_the_command(place, known, tmp_path, capsys, monkeypatch):
     assert set(table["label_smoothing"]) == {0.0, 0.1}
     sidecar = json.loads((tmp_path / "real_tuning_tiny_smoke.json").read_text())
     assert sidecar["source"]["tokens"] == known.digest
+    assert sidecar["command"].endswith("real_tuning run tiny tokens.npz --tier smoke --device cpu")  # of no machine
     assert main(["table", *rows, "--short", str(tmp_path / "short.csv")]) == 0
     short = read_table(tmp_path / "short.csv")
     assert 0 < len(short) < len(table)
