@@ -77,6 +77,7 @@ def test_the_vocabulary_and_the_verdicts_have_a_line_each(data):
 def test_sentences_follow_from_the_findings(tmp_path, changes, said):
     table = made(**changes)
     write_judged(tmp_path, "gemma", table)
+    assert "SmolLM2" not in real_tables.found(tmp_path) + real_tables.verdicts(tmp_path)
     for end in ("verdicts", "findings"):
         copyfile(tmp_path / f"real_gemma_{end}.csv", tmp_path / f"real_smollm2_{end}.csv")
     lines = real_tables.found(tmp_path).replace("\n  ", " ").splitlines()
