@@ -6,6 +6,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .byte_columns import PEAK_COLUMNS
 from .launch import blocks
 from .strip_times import StripTimes
 
@@ -22,7 +23,9 @@ class KeptColumns:
     start: int
     width: int
     number: int
-    in_gradient: bool  # they lie in the weight gradient's memory; else they have memory of their own
+    in_gradient: bool  # they lie in the weight gradient's memory; else in the workspace
+    in_bytes: bool = False  # of one byte for each token and column; else in the two or four of the inputs
+    offset: int = 0  # first element of that memory, of the inputs' size
 
     @property
     def columns(self) -> int:
@@ -32,6 +35,10 @@ class KeptColumns:
     def rows(self, n: int, block: int) -> int:
         """Rows of ``width`` columns that they take in memory; of several strips each takes whole tiles of ``block``."""
         return n if self.number == 1 else self.number * blocks(n, block) * block
+
+    def elements(self, n: int, itemsize: int) -> int:
+        """Elements of the inputs' size that a strip takes in the workspace."""
+        return blocks(n * self.width, itemsize) if self.in_bytes else n * self.width
 
 
 class Series(NamedTuple):
@@ -58,6 +65,7 @@ class Plan(NamedTuple):
     time: float  # microseconds
     memory: int
     workspace: int
+    held: int  # elements of the workspace that the forward writes
     kept: tuple[KeptColumns, ...]
     scaled_in_gradient: bool
     series: list[Series]
@@ -88,11 +96,15 @@ class Planner:
         self.keep, self.consumed, self.first = keep, consumed, blocks(first, times.tile) * times.tile
         self.least = times.run if first else 0.0  # what columns kept in one memory have to save, in microseconds
         self.n, self.hidden_size, self.tile, self.vocab = times.n, times.hidden_size, times.tile, times.vocab
+        self.block = times.table.logit_gradient.rows
         self.memory = vocab_size * self.hidden_size if times.weight_gradient else 0
         # Hidden states scaled for kept columns that enter the products as they are, at the gradient's beginning.
         scaled = self.n * self.hidden_size if times.direct and times.weight_gradient else 0
         self.base = blocks(scaled, _ALIGN) * _ALIGN
         self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
+        # Of columns in bytes several share a peak of two bytes, in whole rows of float32 for each tile.
+        self.byte_peaks = blocks(4 * self.n * blocks(blocks(self.tile, PEAK_COLUMNS), 2), self.tile)
+        self.everything = times.direct and not self.first  # whether all columns may be kept as they enter the products
         self.stacks = {inside: self.stack(self.base if inside else 0) for inside in (True, False)[: 2 if scaled else 1]}
         self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
 
@@ -103,9 +115,11 @@ class Planner:
             # In one piece, whose launches are fewest: a few percent faster than with a part in the gradient's memory.
             return self.build(0, (KeptColumns(0, self.vocab, 1, False),), scaled_in_gradient=False)
         kept, scaled_in_gradient = self.kept(budget)
-        if self.consumed or (by_themselves and sum(run.columns for run in kept) == self.vocab):
+        whole = sum(run.columns for run in kept) == self.vocab
+        if self.consumed or (by_themselves and whole):
             spare = budget - (0 if scaled_in_gradient else self.base * self.itemsize)
-            return self.build(self.whole_tiles(spare), kept, scaled_in_gradient=scaled_in_gradient)
+            plans = [self.build(self.whole_tiles(spare), kept, scaled_in_gradient=scaled_in_gradient)]
+            return plans[0] if whole else min([*plans, *self.in_bytes(budget)], key=lambda plan: plan.time)
         plans = []
         most = self.whole_tiles(budget)
         for width in sorted({max(most // share // self.tile * self.tile, self.tile) for share in (1, 2, 4, 8, 16, 32)}):
@@ -113,7 +127,76 @@ class Planner:
             kept, scaled_in_gradient = self.kept(budget - self.n * width * self.itemsize)
             if kept:  # dz takes memory beside them
                 plans.append(self.build(width, kept, scaled_in_gradient=scaled_in_gradient))
-        return min(plans, key=lambda plan: plan.time)
+        return min([*plans, *self.in_bytes(budget)], key=lambda plan: plan.time)
+
+    def in_bytes(self, budget: int) -> list[Plan]:
+        """The plan with columns in bytes, if any, for the best width of the strip in which they become dz."""
+        if not (self.keep and self.times.in_bytes):
+            return []
+        most = budget // (self.n * self.itemsize)
+        limits = [most // share for share in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)]
+        each = self.times.width(most, False)
+        each = self.times.microseconds(each, False) / each  # of a column that is not kept
+
+        def time(runs: tuple[KeptColumns, ...], width: int) -> float:
+            return each * runs[-1].start + self.decoded_strips(runs, width)[1] + self.as_they_are(runs)
+
+        found = []
+        for width in sorted({self.times.width(limit, "bytes") for limit in limits if limit >= self.tile}):
+            runs = self.kept_in_bytes(budget, width)
+            if runs:
+                found.append((time(runs, width), width, runs))
+        if not found:
+            return []
+        _, width, runs = min(found)
+        return [self.build(0, runs, scaled_in_gradient=False, decoded=width)]
+
+    def as_they_are(self, kept: tuple[KeptColumns, ...]) -> float:
+        """The time of those that are not in bytes."""
+        return sum(self.times.kept(run.width, run.number) for run in kept if not run.in_bytes)
+
+    def kept_in_bytes(self, budget: int, width: int) -> tuple[KeptColumns, ...]:
+        """The most columns in bytes, beside a strip of ``width`` in the workspace.
+
+        Those in the gradient's memory come first, as many strips of that width as let the rows of each be written
+        where only strips lie that were decoded before: J with (J - 1) w N <= 2 (V - w) D, in bytes. Where all columns
+        are kept and memory is left, the first of them are kept as they enter the products.
+        """
+        n, end = self.n, self.vocab
+        spare = budget - n * width * self.itemsize
+        runs: list[KeptColumns] = []
+        if self.consumed and self.memory:
+            strip = width * blocks(n, self.block) * self.block
+            row = self.itemsize * self.hidden_size
+            number = min(
+                (end - width) * row // strip + 1,
+                self.memory * self.itemsize // strip,
+                (end - self.first) // width,
+                spare // (self.byte_peaks * width),
+            )
+            for fewer in range(max(blocks(end - self.whole_tiles(spare), width), 0), number if self.everything else 0):
+                whole = end - fewer * width
+                if self.n * self.itemsize * whole + self.byte_peaks * fewer * width <= spare:
+                    runs = [KeptColumns(whole, width, fewer, True, True)] if fewer else []
+                    return (*runs, KeptColumns(0, whole, 1, False, False, n * width))
+            if number > 0:
+                end -= number * width
+                runs.append(KeptColumns(end, width, number, True, True))
+                spare -= self.byte_peaks * width * number
+        each = n + self.byte_peaks
+        columns = min(spare // (each * self.tile) * self.tile, max(end - self.first, 0))
+        whole = 0  # columns in two bytes or four
+        if columns == end and self.everything:
+            whole = min((spare - each * end) // ((n * self.itemsize - each) * self.tile) * self.tile, end)
+            if whole * self.times.decoded <= self.times.run:
+                whole = 0
+        offset = n * width if self.consumed else 0
+        for count, in_bytes in ((columns - whole, True), (whole, False)):
+            if count:
+                end -= count
+                runs.append(KeptColumns(end, count, 1, False, in_bytes, offset))
+                offset += runs[-1].elements(n, self.itemsize)
+        return tuple(runs)
 
     def bytes_of(self, columns: int) -> int:
         """Bytes of kept columns in one piece, and of their tiles' peaks."""
@@ -161,34 +244,41 @@ class Planner:
         best, least = None, -self.least
         widest = self.times.width(self.vocab, False)
         each = self.times.microseconds(widest, False) / widest  # of a column that is not kept
-        block = self.times.table.logit_gradient.rows
         for number in _NUMBERS:
-            rows = self.n if number == 1 else blocks(self.n, block) * block
+            rows = self.n if number == 1 else blocks(self.n, self.block) * self.block
             room = self.vocab * self.hidden_size - base
             most = room // max(number * rows + self.hidden_size, rows + number * self.hidden_size)
             most = min(most, (self.vocab - self.first) // number)
             for width in (most // self.tile * self.tile, self.times.width(most, True)) if most >= self.tile else ():
                 time = self.times.kept(width, number) - each * width * number
                 if time < least:
-                    best, least = KeptColumns(self.vocab - width * number, width, number, True), time
+                    best = KeptColumns(self.vocab - width * number, width, number, True, offset=base)
+                    least = time
         return best
 
-    def build(self, width: int, kept: tuple[KeptColumns, ...], *, scaled_in_gradient: bool = True) -> Plan:
-        """The plan with strips of up to ``width`` columns in the workspace."""
+    def build(
+        self, width: int, kept: tuple[KeptColumns, ...], *, scaled_in_gradient: bool = True, decoded: int = 0
+    ) -> Plan:
+        """The plan with strips of up to ``width`` columns in the workspace, of kept bytes of ``decoded``."""
+        outside = [run for run in kept if not run.in_gradient]
+        held = max((run.offset + run.elements(self.n, self.itemsize) for run in outside), default=0)
+        if self.consumed or not width:  # what bytes took is free when the other strips begin
+            width = max(width, decoded, held // self.n // self.tile * self.tile if decoded and self.consumed else 0)
         boundary = kept[-1].start if kept else self.vocab
         unwritten = min(boundary * self.hidden_size, self.memory)  # when kept columns' rows have been written
-        tail: list[Series] = []
-        time = 0.0
+        kept_strips, time = self.decoded_strips(kept, decoded)
         if self.times.direct or self.consumed:
-            time = sum(self.times.kept(run.width, run.number) for run in kept)
-        else:
+            time += self.as_they_are(kept)
+        elif not decoded:
             room = unwritten // self.n // self.tile * self.tile
             for start, padded, count in self.times.equal(boundary, self.vocab, max(room, width), True):
-                tail.append(Series(start, padded, count, True, 0 if padded <= room else None))
+                kept_strips.append(Series(start, padded, count, True, 0 if padded <= room else None))
+                time += count * self.times.microseconds(padded, True)
         first = self.in_gradient(boundary, unwritten)
         # While more fits the gradient's memory than the workspace; then strips alike, the early ones still in there.
         number = bisect_left(first.limits, -width)
         start = first.series[number - 1].start + first.series[number - 1].padded if number else 0
+        tail: list[Series] = []
         for begin, padded, count in self.times.equal(start, boundary, width, False):
             last = (unwritten - _ALIGN - padded * (self.n + self.hidden_size)) // self.hidden_size if unwritten else -1
             inside = min(count, max(0, (last - begin) // padded + 1))
@@ -196,14 +286,26 @@ class Planner:
                 tail.append(Series(begin, padded, inside, False, self.offset(unwritten, padded)))
             if count > inside:
                 tail.append(Series(begin + inside * padded, padded, count - inside, False, None))
-        time += first.times[number] + sum(s.number * self.times.microseconds(s.padded, s.kept) for s in tail)
-        workspace = max((self.n * s.padded for s in tail if s.offset is None), default=0)
-        held = self.n * sum(run.columns for run in kept if not run.in_gradient)
+        time += first.times[number] + sum(s.number * self.times.microseconds(s.padded, False) for s in tail)
+        series = [*kept_strips, *first.series[:number], *tail]
+        workspace = max((self.n * s.padded for s in series if s.offset is None), default=0)
         memory = max(workspace, held) if self.consumed else workspace + held
-        kept_strips = [s for s in tail if s.kept]
-        series = [*kept_strips, *first.series[:number], *tail[len(kept_strips) :]]
-        memory += 0 if scaled_in_gradient or not series else self.base
-        return Plan(time, memory, workspace, kept, scaled_in_gradient, series)
+        held = memory if held and self.consumed else held
+        if not (scaled_in_gradient or all(run.in_bytes for run in kept) or all(s.kept for s in series)):
+            memory += self.base
+        return Plan(time, memory, workspace, held, kept, scaled_in_gradient, series)
+
+    def decoded_strips(self, kept: tuple[KeptColumns, ...], width: int) -> tuple[list[Series], float]:
+        """Strips of columns in bytes, the last ones in the gradient's memory first, and their times."""
+        found: list[Series] = []
+        for run in kept:
+            if run.in_bytes and run.in_gradient:
+                starts = (run.start + i * run.width for i in reversed(range(run.number)))
+                found += [Series(start, run.width, 1, True, None) for start in starts]
+            elif run.in_bytes:
+                parts = self.times.equal(run.start, run.start + run.columns, width, "bytes")
+                found += [Series(start, padded, count, True, None) for start, padded, count in parts]
+        return found, sum(s.number * self.times.microseconds(s.padded, "bytes") for s in found)
 
     def in_gradient(self, boundary: int, unwritten: int) -> _InGradient:
         """Strips from the first row on whose dz fits behind the rows that they write themselves, each of its own width.
