@@ -4,12 +4,12 @@ A code is the fourth root of a probability relative to the largest one among 64 
 
     code = round(255 exp((z - peak) / 4)),    p = (code / 255)^4 exp(peak - lse)
 
-so that neither way asks for a function that the other does not: the forward has exp(z - peak) as the fourth power of
-what it rounds, and the backward needs one exponential for 64 columns. A step is 1.6 % of the peak, 5 % of a hundredth
-of it and 16 % of a ten-thousandth: a gradient is a sum of probabilities whose errors are independent, in which the large
-ones count. (Steps of the logarithm, of its square root, or of the square root are all less exact: ``python -m
-kernel.benchmark.byte_codes``.) The errors of bfloat16's own rounding are larger. Those of float16 are not, and under a
-softcap the slope is needed, which a rounded probability hides: both keep what they keep in two bytes.
+so that a logit costs no function more: the forward has exp(z - peak) as the fourth power of what it rounds, and the
+backward needs one exponential for 64 columns. A step is 1.6% of the peak, 5% of a hundredth of it and 16% of a
+ten-thousandth: in a gradient, a sum of probabilities whose errors are independent, the large ones count. (Even steps of
+the logarithm, of its square root, or of the square root or the eighth root of p are all less exact: ``python -m
+kernel.benchmark.byte_codes``.) bfloat16's own rounding is coarser. That of float16 is not, and under a softcap the slope
+is needed, which a rounded probability hides: both keep what they keep in two bytes.
 
 Peaks are rounded up to bfloat16, which costs nothing: codes are relative to what is stored. The target's probability
 comes from its float32 logit.

@@ -93,7 +93,7 @@ def forward_kernel(
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
     PARTS: tl.constexpr,
-    PIECES: tl.constexpr,  # column blocks of a tile gone through one by one: 1, PARTS (codes under a softcap), of a peak
+    PIECES: tl.constexpr,  # column blocks of a tile gone through one by one: 1; PARTS (code, softcap); the peaks (byte)
     DESCRIPTOR: tl.constexpr,
     GATHER: tl.constexpr,
     FLATTEN: tl.constexpr,

@@ -13,6 +13,7 @@ from .strip_times import StripTimes
 __all__ = ["KeptColumns", "Plan", "Planner", "Series"]
 
 _ALIGN = 64  # elements: 128 bytes or more, what the copy engine and the caches like
+_SHARES = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of the workspace, for the strip in which bytes become dz
 _NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in the gradient's memory
 
 
@@ -134,21 +135,18 @@ class Planner:
         if not (self.keep and self.times.in_bytes):
             return []
         most = budget // (self.n * self.itemsize)
-        limits = [most // share for share in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)]
-        each = self.times.width(most, False)
-        each = self.times.microseconds(each, False) / each  # of a column that is not kept
-
-        def time(runs: tuple[KeptColumns, ...], width: int) -> float:
-            return each * runs[-1].start + self.decoded_strips(runs, width)[1] + self.as_they_are(runs)
-
-        found = []
-        for width in sorted({self.times.width(limit, "bytes") for limit in limits if limit >= self.tile}):
-            runs = self.kept_in_bytes(budget, width)
-            if runs:
-                found.append((time(runs, width), width, runs))
-        if not found:
+        widths = {self.times.width(most // share, "bytes") for share in _SHARES if most // share >= self.tile}
+        kept = [(width, runs) for width in widths if (runs := self.kept_in_bytes(budget, width))]
+        if not kept:
             return []
-        _, width, runs = min(found)
+        widest = self.times.width(most, False)
+        each = self.times.microseconds(widest, False) / widest  # of a column that is not kept
+
+        def roughly(width: int, runs: tuple[KeptColumns, ...]) -> float:
+            decoded = sum(run.columns for run in runs if run.in_bytes) * self.times.microseconds(width, "bytes") / width
+            return each * runs[-1].start + decoded + self.as_they_are(runs)
+
+        width, runs = min(kept, key=lambda item: (roughly(*item), item[0]))
         return [self.build(0, runs, scaled_in_gradient=False, decoded=width)]
 
     def as_they_are(self, kept: tuple[KeptColumns, ...]) -> float:

@@ -68,6 +68,7 @@ class Schedule:
     workspace: int  # for dz; if consumed where kept columns were
     held: int  # that the forward hands to the backward, outside the gradient: kept columns, if consumed all of it
     memory: int  # outside the gradients: workspace, kept columns and scaled hidden states
+    microseconds: float  # of the backward, by the model of .strip_times
 
     @property
     def columns(self) -> int:
@@ -152,7 +153,7 @@ def every_kind(
 ) -> list[Schedule]:
     """Schedules that together launch every kernel that any schedule launches, whatever its tokens and its budget.
 
-    Nothing kept, some columns, and all of them; in at least two strips, of which the last may be clipped; some in bytes.
+    Nothing kept, some columns, and all of them; in at least two strips, of which the last may be clipped; and in bytes.
     """
     times = StripTimes(n, vocab_size, hidden_size, table, processors, direct=direct, weight_gradient=False)
     planner, tile = Planner(vocab_size, 2, times, keep=keep, consumed=True), times.tile
@@ -194,4 +195,5 @@ def _listed(plan: Plan, planner: Planner) -> Schedule:
         workspace=plan.workspace,
         held=plan.held,
         memory=plan.memory,
+        microseconds=plan.time,
     )

@@ -12,13 +12,12 @@ __all__ = ["MAX_WIDTH", "Source", "StripTimes"]
 Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, or what was kept in bytes
 
 # Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles (launches,
-# the accumulator's traffic) and of one launch alone, and bytes moved in one: fitted to an H100; only ratios matter.
-_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 2.5e6
+# the accumulator's traffic) and of one launch alone, fitted to an H100; bytes moved in one, of an H200, whose products
+# are as fast; only ratios matter.
+_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 3.2e6
 # Of kept columns in one memory: sweeps of the forward that they end, launches that look whether to repair them, and so
 # on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved.
 _RUN = 150.0
-# Bytes moved in a microsecond where columns in bytes become a strip of dz: one read and two written for each entry.
-_DECODED_BYTES = 3.2e6
 _EPILOGUE = 4  # of a tile of dz, in steps
 MAX_WIDTH = 16384
 
@@ -61,8 +60,9 @@ class StripTimes:
         depth = hidden_size + _EPILOGUE * dz.depth
         self.saved = _STEP_DZ * n * depth / (128 * 256 * 64) / processors
         self.run = _RUN
-        # In bytes twice as many are kept. That pays where to decode one takes less than half of what keeping it saves.
-        self.decoded = 3 * n / _DECODED_BYTES
+        # In bytes, of which one is read and dz written, twice as many are kept. That pays where to make dz of a column
+        # takes less than half of what keeping it saves.
+        self.decoded = 3 * n / _BYTES
         self.in_bytes = in_bytes and 2 * self.decoded < self.saved
         self.times: dict[tuple[int, Source], float] = {}
         # fastest width of at most 1, 2, ... tiles
