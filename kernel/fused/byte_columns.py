@@ -102,7 +102,7 @@ def decoded_strip_kernel(
         p = tl.where(hit, tl.exp2(own - row_lse)[:, None], p)
         log_p = p
         if MIXED:
-            log_p = tl.where(hit, (own - row_lse)[:, None], tl.log2(p))
+            log_p = tl.where(hit, (own - row_lse)[:, None], tl.log2(tl.maximum(p, 1e-37)))  # of p = 0 nothing counts
         gradient = gradient_of(
             p,
             log_p,
