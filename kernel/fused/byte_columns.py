@@ -6,10 +6,11 @@ A code is the fourth root of a probability relative to the largest one among 64 
 
 so that a logit costs no function more: the forward has exp(z - peak) as the fourth power of what it rounds, and the
 backward needs one exponential for 64 columns. A step is 1.6% of the peak, 5% of a hundredth of it and 16% of a
-ten-thousandth: in a gradient, a sum of probabilities whose errors are independent, the large ones count. (Even steps of
-the logarithm, of its square root, or of the square root or the eighth root of p are all less exact: ``python -m
-kernel.benchmark.byte_codes``.) bfloat16's own rounding is coarser. That of float16 is not, and under a softcap the slope
-is needed, which a rounded probability hides: both keep what they keep in two bytes.
+ten-thousandth: in a gradient, a sum of probabilities whose errors are independent, the large ones count. (Even steps
+of the square or the eighth root, or of the square root of the logarithm, are less exact in rows of the head without a
+target: ``python -m kernel.benchmark.byte_codes``.) bfloat16's own rounding of the gradients hides the rest. That of
+float16 does not, and under a softcap the slope is needed, which a rounded probability hides: both keep what they keep
+in two bytes.
 
 Peaks are rounded up to bfloat16, which costs nothing: codes are relative to what is stored. The target's probability
 comes from its float32 logit.
