@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..fused.plan import PEAK_COLUMNS
 from .command import add_places, finish, output_of, typed, whole
 from .problems import Data, Shape, make_data
 from .tables import Report
 
-__all__ = ["PEAK_COLUMNS", "ROOT", "by_logarithm", "by_root", "main", "study"]
+__all__ = ["ROOT", "by_logarithm", "by_root", "main", "study"]
 
 _EXAMPLES = """
 examples:
@@ -31,7 +32,7 @@ examples:
   python -m kernel.benchmark.byte_codes --tokens 128 --vocab-size 4096 --output /tmp/byte_codes.csv
 """
 _SMOOTHING = 0.1
-ROOT, PEAK_COLUMNS = 4, 64  # of the kernels: their modules need Triton
+ROOT = 4
 _NATS, _STEPS = 12.0, 254
 _KINDS: dict[str, Callable[[Data, torch.Generator], Data]] = {
     "peaked": lambda data, generator: data,

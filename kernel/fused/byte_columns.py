@@ -23,9 +23,8 @@ import triton.language as tl
 
 from .logit_gradient import gradient_of
 
-__all__ = ["PEAK_COLUMNS", "decoded_strip_kernel", "fourth_root", "stored_peak", "to_byte"]
+__all__ = ["decoded_strip_kernel", "fourth_root", "stored_peak", "to_byte"]
 
-PEAK_COLUMNS = 64  # that share a peak
 _STEPS = tl.constexpr(255.0)
 _LOG2_STEPS = tl.constexpr(7.994353436858858)
 # Added to a number in [0, 255] this gives a float32 whose low 8 bits are the number, rounded.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Held, Kept, Scalars
-from .byte_columns import PEAK_COLUMNS
 from .compile_ahead import compile_ahead
 from .gradient_rows import Upstream
 from .launch import blocks, launch_table, processors, uses_descriptors
+from .plan import PEAK_COLUMNS
 from .rows import KeptRows, aligned
 from .run_backward import backward
 from .run_forward import ForwardResult, forward

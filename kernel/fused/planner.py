@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from .byte_columns import PEAK_COLUMNS
+from .byte_plans import decoded_strips, in_bytes
 from .launch import blocks
+from .plan import PEAK_COLUMNS, KeptColumns, Plan, Series
 from .strip_times import StripTimes
 
-__all__ = ["KeptColumns", "Plan", "Planner", "Series"]
+__all__ = ["Planner"]
 
 _ALIGN = 64  # elements: 128 bytes or more, what the copy engine and the caches like
-_SHARES = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of the workspace, for the strip in which bytes become dz
 _NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in the gradient's memory
-
-
-@dataclass(frozen=True)
-class KeptColumns:
-    """Columns that the forward keeps: ``number`` strips of ``width`` columns, whole tiles, one below the other."""
-
-    start: int
-    width: int
-    number: int
-    in_gradient: bool  # they lie in the weight gradient's memory; else in the workspace
-    in_bytes: bool = False  # of one byte for each token and column; else in the two or four of the inputs
-    offset: int = 0  # first element of that memory, of the inputs' size
-
-    @property
-    def columns(self) -> int:
-        """How many columns they are."""
-        return self.width * self.number
-
-    def rows(self, n: int, block: int) -> int:
-        """Rows of ``width`` columns that they take in memory; of several strips each takes whole tiles of ``block``."""
-        return n if self.number == 1 else self.number * blocks(n, block) * block
-
-    def elements(self, n: int, itemsize: int) -> int:
-        """Elements of the inputs' size that a strip takes in the workspace."""
-        return blocks(n * self.width, itemsize) if self.in_bytes else n * self.width
-
-
-class Series(NamedTuple):
-    """``number`` strips of one padded width that follow each other, their dz at one place."""
-
-    start: int
-    padded: int
-    number: int
-    kept: bool
-    offset: int | None
 
 
 class _InGradient(NamedTuple):
@@ -58,23 +22,6 @@ class _InGradient(NamedTuple):
     limits: list[int]
     series: list[Series]
     times: list[float]
-
-
-class Plan(NamedTuple):
-    """A candidate: what ranks it, and what a schedule is built from if it is chosen."""
-
-    time: float  # microseconds
-    memory: int
-    workspace: int
-    held: int  # elements of the workspace that the forward writes
-    kept: tuple[KeptColumns, ...]
-    scaled_in_gradient: bool
-    series: list[Series]
-
-    @property
-    def columns(self) -> int:
-        """How many columns are kept."""
-        return sum(kept.columns for kept in self.kept)
 
 
 class Planner:
@@ -120,7 +67,7 @@ class Planner:
         if self.consumed or (by_themselves and whole):
             spare = budget - (0 if scaled_in_gradient else self.base * self.itemsize)
             plans = [self.build(self.whole_tiles(spare), kept, scaled_in_gradient=scaled_in_gradient)]
-            return plans[0] if whole else min([*plans, *self.in_bytes(budget)], key=lambda plan: plan.time)
+            return plans[0] if whole else min([*plans, *in_bytes(self, budget)], key=lambda plan: plan.time)
         plans = []
         most = self.whole_tiles(budget)
         for width in sorted({max(most // share // self.tile * self.tile, self.tile) for share in (1, 2, 4, 8, 16, 32)}):
@@ -128,73 +75,11 @@ class Planner:
             kept, scaled_in_gradient = self.kept(budget - self.n * width * self.itemsize)
             if kept:  # dz takes memory beside them
                 plans.append(self.build(width, kept, scaled_in_gradient=scaled_in_gradient))
-        return min([*plans, *self.in_bytes(budget)], key=lambda plan: plan.time)
-
-    def in_bytes(self, budget: int) -> list[Plan]:
-        """The plan with columns in bytes, if any, for the best width of the strip in which they become dz."""
-        if not (self.keep and self.times.in_bytes):
-            return []
-        most = budget // (self.n * self.itemsize)
-        widths = {self.times.width(most // share, "bytes") for share in _SHARES if most // share >= self.tile}
-        kept = [(width, runs) for width in widths if (runs := self.kept_in_bytes(budget, width))]
-        if not kept:
-            return []
-        widest = self.times.width(most, False)
-        each = self.times.microseconds(widest, False) / widest  # of a column that is not kept
-
-        def roughly(width: int, runs: tuple[KeptColumns, ...]) -> float:
-            decoded = sum(run.columns for run in runs if run.in_bytes) * self.times.microseconds(width, "bytes") / width
-            return each * runs[-1].start + decoded + self.as_they_are(runs)
-
-        width, runs = min(kept, key=lambda item: (roughly(*item), item[0]))
-        return [self.build(0, runs, scaled_in_gradient=False, decoded=width)]
+        return min([*plans, *in_bytes(self, budget)], key=lambda plan: plan.time)
 
     def as_they_are(self, kept: tuple[KeptColumns, ...]) -> float:
         """The time of those that are not in bytes."""
         return sum(self.times.kept(run.width, run.number) for run in kept if not run.in_bytes)
-
-    def kept_in_bytes(self, budget: int, width: int) -> tuple[KeptColumns, ...]:
-        """The most columns in bytes, beside a strip of ``width`` in the workspace.
-
-        Those in the gradient's memory come first, as many strips of that width as let the rows of each be written
-        where only strips lie that were decoded before: J with (J - 1) w N <= 2 (V - w) D, in bytes. Where all columns
-        are kept and memory is left, the first of them are kept as they enter the products.
-        """
-        n, end = self.n, self.vocab
-        spare = budget - n * width * self.itemsize
-        runs: list[KeptColumns] = []
-        if self.consumed and self.memory:
-            strip = width * blocks(n, self.block) * self.block
-            row = self.itemsize * self.hidden_size
-            number = min(
-                (end - width) * row // strip + 1,
-                self.memory * self.itemsize // strip,
-                (end - self.first) // width,
-                spare // (self.byte_peaks * width),
-            )
-            for fewer in range(max(blocks(end - self.whole_tiles(spare), width), 0), number if self.everything else 0):
-                whole = end - fewer * width
-                if self.n * self.itemsize * whole + self.byte_peaks * fewer * width <= spare:
-                    runs = [KeptColumns(whole, width, fewer, True, True)] if fewer else []
-                    return (*runs, KeptColumns(0, whole, 1, False, False, n * width))
-            if number > 0:
-                end -= number * width
-                runs.append(KeptColumns(end, width, number, True, True))
-                spare -= self.byte_peaks * width * number
-        each = n + self.byte_peaks
-        columns = min(spare // (each * self.tile) * self.tile, max(end - self.first, 0))
-        whole = 0  # columns in two bytes or four
-        if columns == end and self.everything:
-            whole = min((spare - each * end) // ((n * self.itemsize - each) * self.tile) * self.tile, end)
-            if whole * self.times.decoded <= self.times.run:
-                whole = 0
-        offset = n * width if self.consumed else 0
-        for count, in_bytes in ((columns - whole, True), (whole, False)):
-            if count:
-                end -= count
-                runs.append(KeptColumns(end, count, 1, False, in_bytes, offset))
-                offset += runs[-1].elements(n, self.itemsize)
-        return tuple(runs)
 
     def bytes_of(self, columns: int) -> int:
         """Bytes of kept columns in one piece, and of their tiles' peaks."""
@@ -264,7 +149,7 @@ class Planner:
             width = max(width, decoded, held // self.n // self.tile * self.tile if decoded and self.consumed else 0)
         boundary = kept[-1].start if kept else self.vocab
         unwritten = min(boundary * self.hidden_size, self.memory)  # when kept columns' rows have been written
-        kept_strips, time = self.decoded_strips(kept, decoded)
+        kept_strips, time = decoded_strips(self.times, kept, decoded)
         if self.times.direct or self.consumed:
             time += self.as_they_are(kept)
         elif not decoded:
@@ -292,18 +177,6 @@ class Planner:
         if not (scaled_in_gradient or all(run.in_bytes for run in kept) or all(s.kept for s in series)):
             memory += self.base
         return Plan(time, memory, workspace, held, kept, scaled_in_gradient, series)
-
-    def decoded_strips(self, kept: tuple[KeptColumns, ...], width: int) -> tuple[list[Series], float]:
-        """Strips of columns in bytes, the last ones in the gradient's memory first, and their times."""
-        found: list[Series] = []
-        for run in kept:
-            if run.in_bytes and run.in_gradient:
-                starts = (run.start + i * run.width for i in reversed(range(run.number)))
-                found += [Series(start, run.width, 1, True, None) for start in starts]
-            elif run.in_bytes:
-                parts = self.times.equal(run.start, run.start + run.columns, width, "bytes")
-                found += [Series(start, padded, count, True, None) for start, padded, count in parts]
-        return found, sum(s.number * self.times.microseconds(s.padded, "bytes") for s in found)
 
     def in_gradient(self, boundary: int, unwritten: int) -> _InGradient:
         """Strips from the first row on whose dz fits behind the rows that they write themselves, each of its own width.

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Kept, Scalars, Storage, Tiles, logit_arguments, product_arguments, tiling
-from .byte_columns import PEAK_COLUMNS
 from .compile_ahead import run_kernel
 from .forward import MAX_UNITS, forward_kernel
 from .gradient_rows import GradientRows
 from .keep import overflow, store_targets
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .merge import merge_kernel
+from .plan import PEAK_COLUMNS
 from .rows import KeptRows, index_memory, index_rows, pack_hidden
 from .run_strip import StripColumns, recompute_strip
 from .target_logit import target_logits

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Kept, Scalars, Tiles, logit_arguments, product_arguments, tiling
-from .byte_columns import PEAK_COLUMNS, decoded_strip_kernel
+from .byte_columns import decoded_strip_kernel
 from .compile_ahead import run_kernel
 from .gradient_rows import GradientRows
 from .launch import blocks, launch_table, precise, processors
 from .logit_gradient import kept_strip_kernel, recomputed_strip_kernel
+from .plan import PEAK_COLUMNS
 
 __all__ = ["StripColumns", "convert_kept", "decode_kept", "recompute_strip"]
 

@@ -24,7 +24,8 @@ from functools import lru_cache
 from itertools import groupby
 
 from .launch import LaunchTable
-from .planner import KeptColumns, Plan, Planner, Series
+from .plan import KeptColumns, Plan, Series
+from .planner import Planner
 from .strip_times import StripTimes
 
 __all__ = ["DEFAULT_WORKSPACE_BYTES", "KeptColumns", "Schedule", "Strip", "every_kind", "schedule"]
