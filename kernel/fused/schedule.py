@@ -12,9 +12,9 @@ that takes the fewest launches. Each kept column saves the backward one product:
 8 N V D to 6 N V D as the share kept goes to one. The last columns are the rare words of most vocabularies: what keeping
 costs in accuracy costs least there.
 
-Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are where two bytes do not
-hold everything and the plan is faster by the model (:mod:`.strip_times`, :mod:`.byte_plans`). Strips of them become dz in
-the workspace, beside what is still kept there: first those of the gradient's memory, which holds a share of about
+Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are where two bytes do
+not hold everything and the plan is faster by the model (:mod:`.strip_times`, :mod:`.byte_plans`). Strips of them become
+dz in the workspace, beside what is still kept there: first those of the gradient's memory, which holds a share of about
 2 D / N, from the last to the first; then those of the workspace; then, where all columns are kept and memory is left,
 the first ones, in two bytes and without dz. Whatever is left is computed anew in the whole workspace.
 
