@@ -40,18 +40,18 @@ def in_bytes(planner: Planner, budget: int) -> list[Plan]:
 def _kept_in_bytes(planner: Planner, budget: int, width: int) -> tuple[KeptColumns, ...]:
     """The most columns in bytes, beside a strip of ``width`` in the workspace.
 
-    Those in the gradient's memory come first, as many strips of that width as let the rows of each be written
-    where only strips lie that were decoded before: J with (J - 1) w N <= 2 (V - w) D, in bytes. Where all columns
-    are kept and memory is left, the first of them are kept as they enter the products.
+    Those in the gradient's memory come first, as many strips of that width as it holds: from the last to the first, the
+    rows of each are then written where only strips lie that were decoded before. (With i of J strips left the others
+    end at i w N <= 2 (V - (J - i) w) D bytes: at i = 0 since J w <= V, at i = J - 1 since that, too, or J w N <= 2 V D
+    bounds it, and so between.) Where all columns are kept and memory is left, the first of them are kept as they enter
+    the products.
     """
     n, end, times, itemsize = planner.n, planner.vocab, planner.times, planner.itemsize
     spare = budget - n * width * itemsize
     runs: list[KeptColumns] = []
     if planner.consumed and planner.memory:
         strip = width * blocks(n, planner.block) * planner.block
-        row = itemsize * planner.hidden_size
         number = min(
-            (end - width) * row // strip + 1,
             planner.memory * itemsize // strip,
             (end - planner.first) // width,
             spare // (planner.byte_peaks * width),
