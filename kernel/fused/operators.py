@@ -182,7 +182,7 @@ def _(
         new(n),
         new(n if want_entropy else 0),
         new(index_size(n), dtype=torch.int32),
-        weight.new_empty(n * plan.columns),
+        weight.new_empty(plan.held),
         new(sum(call.references(run) for run in plan.kept) * n),
     )
 
