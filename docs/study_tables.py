@@ -65,7 +65,21 @@ def verdicts(data: Path) -> str:
     )
     if len(real) > 1:
         source += " Named models: tuned on pairs of instruction and response, `paper_figures/data/real_*_verdicts.csv`."
-    return "\n".join([*lines, "", wrapped(f"{_KEY} {source}")])
+    law = ["", wrapped(_law(data))] if (data / "S9_predictions.csv").exists() else []
+    return "\n".join([*lines, "", wrapped(f"{_KEY} {source}"), *law])
+
+
+def _law(data: Path) -> str:
+    """The package's own law, which is no claim of the paper: how many parts of what was predicted hold."""
+    holds: Any = pd.read_csv(data / "S9_predictions.csv")
+    words = holds["holds"].value_counts()
+    whole = holds.groupby("prediction")["holds"].agg(lambda each: (each == "yes").all())
+    return (
+        f"The package's own law (S9), how far confidence falls, is no claim of the paper: of its {len(whole)} predictions "
+        f"{int(whole.sum()) or 'none'} holds in all parts; of {len(holds)} parts {words['yes']} hold, {words['no']} do "
+        f"not, {len(holds) - words['yes'] - words['no']} are open ([each part](study_notes.md#the-law-s9), "
+        f"`{shown(data / 'S9_predictions.csv')}`, `python -m analysis.claims.response`)."
+    )
 
 
 def _on_model(judged: Any, claim: str) -> str:

@@ -21,7 +21,7 @@ __all__ = ["FrozenHeadResponse", "domain_of", "frozen_head_response"]
 
 Array = NDArray[np.float64]
 Features = Literal["sphere", "ball"]
-_TOLERANCE = 1e-8  # of the solver: gradient along the domain, in units of the largest centred row
+_TOLERANCE = 1e-7  # of the solver: gradient along the domain, in units of the largest centred row
 _CONVERGED = 1e-5  # what counts: the confidence of a context is then right to about 1e-5
 _RIDGE_STEPS = 20  # from below and never beyond; the start need not be exact
 _KICK = 1e-2  # share of the norm by which a start on the sphere is moved, as smoothing may turn it into a saddle
