@@ -75,10 +75,11 @@ def _law(data: Path) -> str:
     words = holds["holds"].value_counts()
     whole = holds.groupby("prediction")["holds"].agg(lambda each: (each == "yes").all())
     return (
-        f"The package's own law (S9), how far confidence falls, is no claim of the paper: of its {len(whole)} predictions "
-        f"{int(whole.sum()) or 'none'} holds in all parts; of {len(holds)} parts {words['yes']} hold, {words['no']} do "
-        f"not, {len(holds) - words['yes'] - words['no']} are open ([each part](study_notes.md#the-law-s9), "
-        f"`{shown(data / 'S9_predictions.csv')}`, `python -m analysis.claims.response`)."
+        "The package's own law (S9), how far confidence falls, is no claim of the paper: of its "
+        f"{len(whole)} predictions {int(whole.sum()) or 'none'} holds in all parts; of {len(holds)} parts "
+        f"{words['yes']} hold, {words['no']} do not, {len(holds) - words['yes'] - words['no']} are open "
+        f"([each part](study_notes.md#the-law-s9), `{shown(data / 'S9_predictions.csv')}`, "
+        "`python -m analysis.claims.response`)."
     )
 
 
@@ -123,7 +124,7 @@ def caption(data: Path) -> str:
         f"than 0.01 in {noisy['missed']} of {noisy['cells']} settings, {noisy['largest_error']:.3f} at most "
         "([where](docs/study_notes.md#the-law-s9)). (b) Two numbers, confidence p and index A (below), miss so in "
         f"{rough}; `b (p - 1/V) / (1 + A)` in only {other}, but it fails for one right token. SmolLM2 fell about as "
-        "(b) says on training examples (stars); on new texts, not drawn, it fell by 0.7 to 3.1 times this one."
+        "(b) says on training examples (stars; (a) says nothing of it); on new texts, not drawn, by 0.7 to 3.1 times."
     )
 
 
