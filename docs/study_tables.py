@@ -124,7 +124,8 @@ def caption(data: Path) -> str:
         f"than 0.01 in {noisy['missed']} of {noisy['cells']} settings, {noisy['largest_error']:.3f} at most "
         "([where](docs/study_notes.md#the-law-s9)). (b) Two numbers, confidence p and index A (below), miss so in "
         f"{rough}; `b (p - 1/V) / (1 + A)` in only {other}, but it fails for one right token. SmolLM2 fell about as "
-        "(b) says on training examples (stars; (a) says nothing of it); on new texts, not drawn, by 0.7 to 3.1 times."
+        "(b) says on training examples (stars; (a) has no say); on new texts, not drawn, it fell by 0.7 to 3.1 times "
+        "this one."
     )
 
 
