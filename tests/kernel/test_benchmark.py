@@ -234,7 +234,7 @@ def test_rivals_compute_the_same_loss(data, softcap):
     exact = measure.exact_gradients(data, case)
     compared = []
     for rival in rivals(2**20):
-        if rival.refuses(case, torch.device("cpu")) or rival.name == "torch.compile":
+        if rival.refuses(case, torch.device("cpu")) or rival.name == "torch.compile" or rival.frontier:
             continue
         assert max(measure.errors(rival.make(case), data, case, exact)) < 1e-5, rival.name
         compared.append(rival.name)
@@ -295,7 +295,10 @@ def test_a_rival_that_fails_is_reported(data):
 def test_what_runs_in_a_process_of_its_own_takes_its_turns():
     cpu, case = torch.device("cpu"), Case(label_smoothing=0.0)
     names = ["eager", "broken", "ends at once", "elsewhere"]
-    other = Apart(SHAPE, torch.float32, cpu, names, apart_rivals.implementations)
+    other = Apart(torch.float32, cpu, names, apart_rivals.implementations)
+    other.shape = replace(SHAPE, n=32)
+    other._ask("prepare", case, "eager")
+    other.shape = SHAPE  # the same process goes on
     try:
         measured = compare._Group(SHAPE, make_data(SHAPE, torch.float32, cpu), 2, other).compare([case], [])
         found = {row["implementation"]: row for row, _ in measured}
@@ -312,6 +315,28 @@ def test_what_runs_in_a_process_of_its_own_takes_its_turns():
         assert entry.columns["skipped"] == "its process ended during the rounds"
     finally:
         other.close()
+
+
+def test_ours_is_measured_below_the_memory_of_each_rival(data, monkeypatch):
+    own, base = {"triton, default": 1300.0, "triton, 1 GiB": 2274.8, "triton, all kept": 4231.0}, 1250.8
+    others = {"eager": 12000.0, "Liger": 1223.5, "four": 1411.0, "sixteen": 2161.1, "again": 2161.5, "float32": 3411.0}
+    entries = [Entry(Case(), name, columns={"peak_mib": f"{mib}"}) for name, mib in (own | others).items()]
+    entries.append(Entry(Case(), "refuses", columns={"skipped": "it does"}))
+    monkeypatch.setattr(measure, "peak_bytes", lambda *_: round((base + 256) * 2**20))
+    group = compare._Group(replace(SHAPE, n=8192), replace(data, hidden=data.hidden.detach().bfloat16()), 1)
+    found = list(group.between(Case(), entries))
+    assert [r.name for r in found] == ["triton, 152 MiB", "triton, 902 MiB", "triton, 2152 MiB"]
+    for rival, mib in zip(found, (1411.0, 2161.1, 3411.0), strict=True):
+        assert mib - 12 < base + (rival.workspace_bytes or 0) / 2**20 < mib
+    assert list(group.between(Case(), entries[3:])) == [], "ours is not among them"
+
+
+def test_what_is_slow_is_timed_in_two_rounds(data, monkeypatch):
+    seen = {"slow": 30.0, "fast": 2.0}
+    entries = [Entry(Case(), "matmul", run=lambda: None)]
+    entries += [Entry(Case(), name, turn=lambda ms=ms: measure.Turn(ms, ms)) for name, ms in seen.items()]
+    monkeypatch.setattr(measure, "turn", lambda *_, **__: measure.Turn(1.0, 1.0))
+    assert [len(times) for times in compare._Group(SHAPE, data, 5).time(entries)] == [5, 2, 5]
 
 
 def test_rivals_in_cute_say_what_is_missing():
