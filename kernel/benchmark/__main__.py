@@ -38,9 +38,9 @@ from .cute_rivals import cute_rivals
 from .measure import AHEAD_MS, Turn
 from .prepare import ERRORS
 from .problems import SHAPES
+from .results import read
 from .rivals import VARIANTS, Case, rivals
 from .tables import Report
-from .targets import read
 
 COLUMNS = (
     *("shape", "tokens", "vocab_size", "hidden_size", "dtype", "label_smoothing", "softcap", "ignored", "mode"),

@@ -188,8 +188,18 @@ def _table(**changed: str) -> list[dict[str, str]]:
 def test_targets_of_a_table_that_meets_all():
     found = list(targets.targets(targets.Table(_table())))
     assert all(t.met for t in found), [str(t) for t in found if not t.met]
-    assert len(found) == 5 + 4 + 4 + 3 + 6  # what the other rival, which is not there, leaves unjudged is left out
+    assert (
+        len(found) == 5 + 4 + 4 + 3 + 6 + 5 + 2
+    )  # what the other rival, which is not there, leaves unjudged is left out
     assert "the three products alone take 3.000" in str(found[4])
+
+
+def _within(*mib):
+    return [f"ours within {number} MiB: time" for number in mib]
+
+
+_LIGER = [f"Liger-Kernel's time / that of triton, {name}" for name in ("default", "all kept")]
+_LARGEST = ["any workspace: largest gradient error"]
 
 
 @pytest.mark.parametrize(
@@ -198,15 +208,30 @@ def test_targets_of_a_table_that_meets_all():
         ({"row2__ms": "46"}, ["triton, default: time", "triton, default: time / torch.compile's"]),
         ({"row2__peak_mib": "1401"}, ["triton, default: memory"]),
         ({"row3__peak_mib": "1301"}, ["triton, 32 MiB: memory"]),
-        ({"row4__ms": "37"}, ["triton, all kept: time", "torch.compile's time / triton, all kept's"]),
-        ({"row4__peak_mib": "3500"}, ["triton, all kept: memory beyond the gradients / torch.compile's"]),
+        (
+            {"row4__ms": "37"},
+            ["triton, all kept: time", "torch.compile's time / triton, all kept's", *_within(2161, 3411)],
+        ),
+        (
+            {"row4__peak_mib": "3500"},
+            ["triton, all kept: memory beyond the gradients / torch.compile's", *_within(2161, 3411, 1310)],
+        ),
+        (
+            {"row4__peak_mib": "4451", "row5__peak_mib": "9999"},
+            [*_within(2161, 3411, 1310), "triton, all kept: memory"],
+        ),
+        ({"row6__ms": "30.9", "row6__peak_mib": "1200.5"}, [*_LIGER, "rivals ahead of ours at their memory"]),
+        ({"row6__ms": "41.9", "row6__peak_mib": "1000"}, _LIGER),  # leaner than ours, slower than our leanest
         ({"row6__ms": "81"}, ["Liger-Kernel's time / that of triton, default"]),
         ({"row7__ms": "81"}, ["cut-cross-entropy, exact's time / that of triton, default, no smoothing"]),
         ({"row10__ms": "10.7"}, ["loss only: time"]),
         ({"row10__peak_mib": "4.1"}, ["loss only: memory"]),
         ({"row11__ms": "10.3"}, ["80 % of rows ignored: time / that of all rows"]),
-        ({"row2__weight_gradient_error": "0.0026"}, ["triton, default: error of the weight gradient"]),
-        ({"row4__input_gradient_error": "0.0036"}, ["triton, all kept: error of the input gradient"]),
+        (
+            {"row2__weight_gradient_error": "0.0026"},
+            ["triton, default: error of the weight gradient", "default: larger gradient error"],
+        ),
+        ({"row4__input_gradient_error": "0.0036"}, ["triton, all kept: error of the input gradient", *_LARGEST]),
         ({"row2__skipped": "not there"}, []),
     ],
     ids=lambda names: ", ".join(names) or "none",
@@ -225,7 +250,7 @@ def test_targets_command(tmp_path, capsys):
     assert len(lines) == 2
     assert "first call" in lines[0]
     assert lines[0].endswith("NOT MET")
-    assert lines[1] == "22 of 23 met; 3 not in the table"
+    assert lines[1] == "29 of 30 met; 17 not in the table"
 
 
 @pytest.mark.parametrize("softcap", [None, 30.0])
