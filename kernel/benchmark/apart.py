@@ -108,7 +108,7 @@ class Apart:
 
 def _serve(pipe: Any, dtype: torch.dtype, device: torch.device, implementations: Callable[[], list[Rival]]) -> None:
     """Answer until the pipe is closed: the columns to "prepare", a Turn to "turn"."""
-    problem: _Problem | None = None
+    problem: _Served | None = None
     while True:
         try:
             shape, kind, case, name = pipe.recv()
@@ -119,7 +119,7 @@ def _serve(pipe: Any, dtype: torch.dtype, device: torch.device, implementations:
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-            problem = _Problem(shape, dtype, device)
+            problem = _Served(shape, dtype, device)
         if kind == "prepare":
             (rival,) = [rival for rival in implementations() if rival.name == name]
             pipe.send(problem.prepare(case, rival))
@@ -127,7 +127,7 @@ def _serve(pipe: Any, dtype: torch.dtype, device: torch.device, implementations:
             pipe.send(problem.turn(case, name))
 
 
-class _Problem:
+class _Served:
     """What the other process has of one shape."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:

@@ -40,20 +40,20 @@ _PRODUCT_BYTES = 2**33  # of logits that the product may take
 
 
 @dataclass(frozen=True)
-class _Series:
+class _Growing:
     """Problems of which one size doubles."""
 
     grows: str
     shapes: tuple[Shape, ...]
 
 
-def _series(scale: int) -> tuple[_Series, _Series]:
+def _series(scale: int) -> tuple[_Growing, _Growing]:
     def shape(n: int, vocab_size: int) -> Shape:
         return Shape("", max(n // scale, 2), max(vocab_size // scale, 2), max(_HIDDEN // scale, 16))
 
     tokens = tuple(shape(2048 << i, 32768) for i in range(7))
     classes = tuple(shape(2048, 32768 << i) for i in range(6))
-    return _Series("tokens", tokens), _Series("vocab_size", classes)
+    return _Growing("tokens", tokens), _Growing("vocab_size", classes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

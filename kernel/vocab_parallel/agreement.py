@@ -117,7 +117,7 @@ def agree(
 
     Returns:
         What ``check`` returned, the same in every process, and which rows this one holds. Otherwise as
-        :func:`propose`, and what :meth:`Agreement.confirm` raises.
+        :func:`propose`, and what ``Agreement.confirm`` raises.
     """
     agreement = propose(group, check, input, linear_weight, target, linear_bias, token_weight)
     return agreement.checked, agreement.confirm()

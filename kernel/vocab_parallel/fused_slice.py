@@ -87,7 +87,7 @@ class _Slice(torch.autograd.Function):
         needs = tuple(run.grad_enabled and need for need in ctx.needs_input_grad[:3])
         ctx.set_materialize_grads(False)
         share = run.agreement.assumed or run.agreement.confirm()
-        made: list[_Forward] = []
+        made: list[_SliceForward] = []
 
         def compute() -> Tensor:
             made[:] = [_forward(hidden, weight, bias, run, share, needs)]
@@ -142,7 +142,7 @@ class _Slice(torch.autograd.Function):
         return (*found[0], None)
 
 
-class _Forward(NamedTuple):
+class _SliceForward(NamedTuple):
     """The slice's own forward."""
 
     call: Any
@@ -168,7 +168,7 @@ class _Forward(NamedTuple):
 
 def _forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, run: _Run, share: Share, needs: tuple[bool, ...]
-) -> _Forward:
+) -> _SliceForward:
     if reason := available(hidden.device, hidden.dtype):
         raise ValueError(f"implementation='triton' cannot run here: {reason}.")
     from ..fused.arguments import Head, Held, Scalars
@@ -186,8 +186,8 @@ def _forward(
     call.compile_ahead(wanted, run.return_statistics)
     if not any(needs):
         found = forward(call.head, scalars, packed=False, return_statistics=run.return_statistics)
-        return _Forward(call, None, Held(), found)
+        return _SliceForward(call, None, Held(), found)
     plan = call.plan(keep=True, consumed=True, weight_gradient=needs[1])
     held = call.held(plan)
     found = forward(call.head, scalars, held.kept, packed=True, return_statistics=run.return_statistics)
-    return _Forward(call, plan, held._replace(target_logit=found.target_logit), found)
+    return _SliceForward(call, plan, held._replace(target_logit=found.target_logit), found)
