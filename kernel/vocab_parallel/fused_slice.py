@@ -90,7 +90,8 @@ class _Slice(torch.autograd.Function):
         made: list[_SliceForward] = []
 
         def compute() -> Tensor:
-            made[:] = [_forward(hidden, weight, bias, run, share, needs)]
+            made.clear()  # of rows that were wrongly assumed
+            made.append(_forward(hidden, weight, bias, run, share, needs))
             return made[0].numbers(names, kept, share)
 
         def confirmed() -> bool:

@@ -260,13 +260,13 @@ def loss_alone(w, b, **options):
 
 used, usable = [], LossCall.usable
 LossCall.usable = lambda *given: used.append(usable(*given)) or used[-1]
-for lower in (0.0, 20.0, 150.0):
+for lower in (0.0, 150.0):
     b = bias - lower * (torch.arange(len(bias)) >= large[0])
     exact = loss_alone(head, b, implementation="reference")
     got = loss_alone(head[mine], b[mine], implementation="triton", workspace_bytes=2**30, process_group=group)
     for n, (ours, whole) in enumerate(zip(got, exact, strict=True)):
         torch.testing.assert_close(ours, whole[mine] if n > 1 else whole)
-assert len(used) == 3 and all(plan.kept for plan, _ in used)
+assert len(used) == 2 and all(plan.kept for plan, _ in used)
 """
 
 FUSED_OPTIONS = """
