@@ -39,12 +39,12 @@ def gradient_of(
     inside,  # (BLOCK_ROWS,) whether the row exists
     n,
     label_smoothing,
+    uniform,
     MIXED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
 ):
     """The gradient above from probabilities."""
-    uniform = label_smoothing / vocab_size
     dz = p - tl.where(hit, 1.0 - label_smoothing + uniform, uniform)
     dz *= scale[:, None]
     if MIXED:  # after the difference: beside p_y near 1 the share of z_loss would be rounded away
@@ -73,6 +73,7 @@ def _gradient(
     inside,  # (BLOCK_ROWS,) whether the row exists
     n,
     label_smoothing,
+    uniform,
     MIXED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
@@ -92,6 +93,7 @@ def _gradient(
         inside,
         n,
         label_smoothing,
+        uniform,
         MIXED,
         SOFTCAP,
         MASK_VOCAB,
@@ -125,6 +127,7 @@ def recomputed_strip_kernel(
     bias_gain,
     cap,
     label_smoothing,
+    uniform,  # b / V, of the whole head's V
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MIXED: tl.constexpr,
@@ -199,6 +202,7 @@ def recomputed_strip_kernel(
                 inside,
                 n,
                 label_smoothing,
+                uniform,
                 MIXED,
                 SOFTCAP,
                 MASK_VOCAB,
@@ -241,6 +245,7 @@ def kept_strip_kernel(
     logit_step,
     tanh_step,
     label_smoothing,
+    uniform,  # b / V, of the whole head's V
     CODE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MIXED: tl.constexpr,
@@ -294,6 +299,7 @@ def kept_strip_kernel(
             inside,
             n,
             label_smoothing,
+            uniform,
             MIXED,
             SOFTCAP,
             MASK_VOCAB,
