@@ -73,7 +73,7 @@ def test_columns_in_bytes_are_within_the_bounds(monkeypatch):
             found.append((data.hidden.grad.clone(), data.weight.grad.clone()))
         assert {(run.in_gradient, run.in_bytes) for run in plans[0].kept} == {(True, True), (False, True)}
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-        assert relative_error(loss.double(), exact[0]) < 1e-6
+        assert relative_error(loss.double(), exact[0]) < 1e-5  # bfloat16 inputs; float32 sums
         for a, b in zip(found[0], exact[1:], strict=True):
             assert relative_error(a.double(), b) < (0.0030 if mib > 128 else 0.0027)
         assert relative_error(found[0][1][rare].double(), exact[2][rare]) < 0.0050
