@@ -235,7 +235,7 @@ def linear_cross_entropy(
             options,
             return_statistics=return_statistics,
             **({"workspace_bytes": workspace_bytes} if function is fused.loss else {}),
-            **({"told": told} if function is chunked.loss else {}),
+            **({} if traceable else {"told": told}),
         )
     loss = loss.reshape(target.shape) if reduction == "none" else loss
     return loss if statistics is None else (loss, statistics.reshape(target.shape))

@@ -15,6 +15,7 @@ from .launch import launch_table, processors, uses_descriptors
 from .rows import KeptRows, aligned
 from .run_backward import backward
 from .run_forward import ForwardResult, forward
+from .run_sparse import Sparse, SparseTiles, sparse_backward
 from .schedule import KeptColumns, Schedule, every_kind, schedule
 
 __all__ = ["LossCall", "Needs", "gathered"]
@@ -105,11 +106,24 @@ class LossCall:
         """Compute the gradients."""
         return backward(self.head, self.scalars, upstream, plan, held, needs)
 
+    def sparse_backward(
+        self, upstream: Upstream, sparse: Sparse, tiles: SparseTiles, held: Held, needs: Needs
+    ) -> tuple[Tensor | None, ...] | None:
+        """Compute the gradients within a tolerance, or None where they are to be computed exactly."""
+        if upstream.statistics is None or not upstream.of_entropy:
+            common = self.head, self.scalars, upstream, tiles
+            gradients = sparse_backward(*common, sparse, held, self.workspace_bytes, needs)
+            if gradients is not None:
+                return gradients
+        if sparse.told is not None:
+            sparse.told.exact()
+        return None
+
     def without_kept(self, needs: Needs) -> Schedule:
         """Return the plan of a backward that computes every logit anew."""
         return self.plan(keep=False, consumed=True, weight_gradient=needs[1])
 
-    def compile_ahead(self, needs: Needs, return_statistics: bool) -> None:
+    def compile_ahead(self, needs: Needs, return_statistics: bool, sparse: bool = False) -> None:
         """Compile every kernel of losses like this one, whatever their tokens and workspace."""
         (hidden, weight, bias, _), scalars = self.head, self.scalars
         kind, table = scalars.storage(hidden.dtype), launch_table(hidden.device, hidden.dtype)
@@ -117,10 +131,10 @@ class LossCall:
         layouts = hidden.stride(0) % 16, weight.shape, weight.stride(), weight.data_ptr() % 16, bias is None
         layouts += (None if bias is None else bias.data_ptr() % 16, uses_descriptors(hidden, weight))
         number_kinds = tuple(number > 0 for number in numbers)
-        key = (hidden.device, hidden.dtype, layouts, number_kinds, kind, table, needs, return_statistics)
-        compile_ahead(key, hidden.device, lambda: self.every_launch(needs, return_statistics))
+        key = (hidden.device, hidden.dtype, layouts, number_kinds, kind, table, needs, return_statistics, sparse)
+        compile_ahead(key, hidden.device, lambda: self.every_launch(needs, return_statistics, sparse))
 
-    def every_launch(self, needs: Needs, return_statistics: bool) -> None:
+    def every_launch(self, needs: Needs, return_statistics: bool, sparse: bool = False) -> None:
         """Go through the launches of losses of a few tokens, and of their gradients if any are needed."""
         (hidden, weight, bias, _), scalars = self.head, self.scalars
         hidden = hidden[:_TRIAL_TOKENS]
@@ -134,8 +148,15 @@ class LossCall:
         size = int(weight.shape[0]), int(weight.shape[1])
         for plan in every_kind(n, *size, keep=kind != "", direct=kind == "softmax", processors=programs, table=table):
             held = few.held(plan)
-            found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics)
+            sums = SparseTiles.memory(head) if sparse else None
+            options = {"packed": True, "return_statistics": return_statistics, "tile_sums": sums}
+            found = forward(head, scalars, held.kept, **options)
             backward(head, scalars, _upstream(found, None), plan, held, needs)
+            if sums is not None:
+                tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)
+                for statistics in (None, found.statistics):
+                    upstream = _upstream(found, statistics)
+                    sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), Held(), 0, needs)
             if found.statistics is not None:
                 held = held._replace(target_logit=found.target_logit)
                 backward(head, scalars, _upstream(found, found.statistics), plan, held, needs)

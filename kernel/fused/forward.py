@@ -21,6 +21,9 @@ What KEEP stores of a tile (:mod:`.arguments` says when which):
   target's by more than 2^100, :mod:`.keep` notices and repairs it.)
 - "code", the logit in 16 bits (:mod:`.codes`), without softcap relative to the tile's peak, which is stored too.
 - "raw", the raw logit in float32.
+
+TILE_SUMS also writes the sum of exponentials of every tile and token, in bits, and by what part of its square the sum
+of their squares is smaller: what :mod:`.tile_sums` makes masses and spreads of.
 """
 
 from __future__ import annotations
@@ -62,9 +65,11 @@ def forward_kernel(
     partial_stride,  # units x BLOCK_ROWS
     kept,  # strips of (N, kept_stride), one below the other, if KEEP
     reference,  # (1 + kept tiles, N) packed, bits: read of the target (softmax), written of the tiles' peaks (code)
+    tile_sums,  # (2, N, tile_stride) packed, if TILE_SUMS
     n,
     vocab_size,
     hidden_size,
+    tile_stride,
     kept_rows,
     kept_stride,
     first_tile,
@@ -86,6 +91,7 @@ def forward_kernel(
     ENTROPY: tl.constexpr,
     ARGMAX: tl.constexpr,
     KEEP: tl.constexpr,  # "", "softmax", "code", "raw"
+    TILE_SUMS: tl.constexpr,
     RUN_IF: tl.constexpr,  # "always", "all kept", "some ignored"
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
@@ -201,6 +207,9 @@ def forward_kernel(
                 stored = below_peak(-below)
             old_total = tl.where(begins, 0.0, total)
             total = tl.sum(e, 1)
+            if TILE_SUMS:  # of one piece: there is no softcap
+                own_bits = tile_peak + tl.log2(total)
+                own_square = tl.where(total > 0, tl.sum(e * e, 1) / (total * total), 0.0)
             if ENTROPY:
                 old_weighted = tl.where(begins, 0.0, weighted)
                 weighted = tl.sum(e * tl.maximum(below, _LOWEST), 1)
@@ -218,6 +227,10 @@ def forward_kernel(
                     weighted = old_weighted * old + (weighted + total * (tile_peak - peak)) * new
                 total = old_total * old + total * new
 
+        if TILE_SUMS:
+            address = tile_sums + row.to(tl.int64) * tile_stride + (first_tile + tile)
+            tl.store(address, own_bits, mask=row < row_count)
+            tl.store(address + n.to(tl.int64) * tile_stride, own_square, mask=row < row_count)
         # The unit's slot is written after every tile of its group; the last one stays.
         slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         tl.store(slot, peak)

@@ -20,13 +20,13 @@ import triton.language as tl
 from .codes import bits_below, decode
 from .tiles import capped, column_part, logit_argument, merged_strip, product, store_tile
 
-__all__ = ["kept_strip_kernel", "recomputed_strip_kernel"]
+__all__ = ["gradient_of_logits", "kept_strip_kernel", "recomputed_strip_kernel"]
 
 _LOWEST = tl.constexpr(-1e4)  # bits; there p is 0, and so is p log p
 
 
 @triton.jit
-def _gradient(
+def gradient_of_logits(
     z,  # (BLOCK_ROWS, columns) bits
     slope,
     lse,  # (BLOCK_ROWS,)
@@ -149,7 +149,7 @@ def recomputed_strip_kernel(
                 HAS_BIAS,
             )
             z, slope = capped(u, cap, SOFTCAP, PRECISE, FOLDED)
-            gradient = _gradient(
+            gradient = gradient_of_logits(
                 z,
                 slope,
                 row_lse,
@@ -244,7 +244,7 @@ def kept_strip_kernel(
             z = tl.where(hit, own_z[:, None], z)
         else:
             z, slope = capped(stored, cap, SOFTCAP, PRECISE, False)
-        gradient = _gradient(
+        gradient = gradient_of_logits(
             z,
             slope,
             row_lse,

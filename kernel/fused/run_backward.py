@@ -20,7 +20,7 @@ from .run_strip import StripColumns, convert_kept, recompute_strip
 from .schedule import Schedule
 from .weight_gradient import bias_gradient_kernel, weight_gradient_kernel
 
-__all__ = ["backward"]
+__all__ = ["Gradients", "backward"]
 
 
 def backward(
@@ -36,7 +36,7 @@ def backward(
     A softmax that was kept for the products themselves is no use where the entropy has an upstream gradient: the caller
     then passes a plan that keeps nothing.
     """
-    state = _Backward(head, scalars, upstream, held, needs)
+    state = Gradients(head, scalars, upstream, held, needs)
     if held.kept and (plan.consumed or state.of.row_factor is not None):
         state.add_kept(plan, held.kept)
     workspace = held.workspace if plan.consumed else None
@@ -60,7 +60,7 @@ def backward(
     return state.finish()
 
 
-class _Backward:
+class Gradients:
     """Gradients in the making."""
 
     def __init__(
@@ -70,6 +70,7 @@ class _Backward:
         upstream: Upstream,
         held: Held,
         needs: tuple[bool, bool, bool],
+        accumulator: Tensor | None = None,  # zeros, for whoever has added memory of its own to it
     ) -> None:
         hidden, weight, bias, _ = head
         self.scalars, self.rows, self.number = scalars, upstream.rows, upstream.rows.number
@@ -81,8 +82,8 @@ class _Backward:
         # The packed hidden states live where the input's gradient will be written at the very end.
         self.unpacked, self.head = hidden, head._replace(hidden=hidden.new_empty(hidden.shape))
         pack_hidden(hidden, self.rows, self.head.hidden)
-        self.accumulator = None
-        if self.need_input:
+        self.accumulator = accumulator
+        if self.need_input and accumulator is None:
             launch = self.table.input_gradient
             row_blocks, column_blocks = blocks(self.n, launch.rows), blocks(self.hidden_size, launch.columns)
             row_blocks += extra_row_blocks(row_blocks, column_blocks, self.programs)
