@@ -207,9 +207,11 @@ def forward_kernel(
                 stored = below_peak(-below)
             old_total = tl.where(begins, 0.0, total)
             total = tl.sum(e, 1)
-            if TILE_SUMS:  # of one piece: there is no softcap
-                own_bits = tile_peak + tl.log2(total)
-                own_square = tl.where(total > 0, tl.sum(e * e, 1) / (total * total), 0.0)
+            if TILE_SUMS:  # of one piece: there is no softcap; stored at once, which leaves fewer numbers to be held
+                address = tile_sums + row.to(tl.int64) * tile_stride + (first_tile + tile)
+                tl.store(address, tile_peak + tl.log2(total), mask=row < row_count)
+                square = tl.where(total > 0, tl.sum(e * e, 1) / (total * total), 0.0)
+                tl.store(address + n.to(tl.int64) * tile_stride, square, mask=row < row_count)
             if ENTROPY:
                 old_weighted = tl.where(begins, 0.0, weighted)
                 weighted = tl.sum(e * tl.maximum(below, _LOWEST), 1)
@@ -227,10 +229,6 @@ def forward_kernel(
                     weighted = old_weighted * old + (weighted + total * (tile_peak - peak)) * new
                 total = old_total * old + total * new
 
-        if TILE_SUMS:
-            address = tile_sums + row.to(tl.int64) * tile_stride + (first_tile + tile)
-            tl.store(address, own_bits, mask=row < row_count)
-            tl.store(address + n.to(tl.int64) * tile_stride, own_square, mask=row < row_count)
         # The unit's slot is written after every tile of its group; the last one stays.
         slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         tl.store(slot, peak)

@@ -22,6 +22,7 @@ are computed, so that targets are exact, and so is what is constant in a tile (:
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,7 @@ _PILOT_BYTES = 2**25  # of its dz
 _FEWEST = 4, 8  # blocks of tokens and tiles of the vocabulary, below which everything is computed
 _MARGIN = 0.995  # of the tolerance: rounding of the bounds and of the least norm
 _PER_OCTAVE = 4  # thresholds
+_INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
 _SAFE = 1e-12, 1e12  # norms of rows at which float32 keeps the bounds
 
 
@@ -387,7 +389,7 @@ class _SparseBackward:
             BLOCK_COLUMNS=self.columns,
             BLOCK_VOCAB=launch.depth,
             DESCRIPTOR=tiles.descriptor,
-            **tiling(launch),
+            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
         )
         if part.joins:
             rows, columns = min(self.row, 32), min(self.columns, 128)
@@ -431,7 +433,7 @@ class _SparseBackward:
             BLOCK_COLUMNS=columns,
             BLOCK_ROWS=launch.depth,
             DESCRIPTOR=tiles.descriptor,
-            **tiling(launch),
+            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
         )
 
 
@@ -467,7 +469,7 @@ def _reordered(upstream: Upstream, order: Tensor) -> Upstream:
     rows = upstream.rows
     new = torch.empty_like(order)
     new[order] = torch.arange(len(order), device=order.device)
-    position = torch.where(rows.position >= 0, new[rows.position.clamp(min=0).long()], -1)
+    position = torch.where(rows.position >= 0, new[rows.position.clamp(0, len(order) - 1).long()], -1)
     moved = KeptRows(rows.number, rows.source[order], position.to(torch.int32))
     entropy = None if upstream.entropy is None else upstream.entropy[order]
     return upstream._replace(lse=upstream.lse[order], entropy=entropy, rows=moved)

@@ -214,7 +214,7 @@ def input_error(of: TokenTiles, sigma: Tensor, level: Tensor, levels: int) -> Te
         squares=squares,
         levels=levels,
         ROWS=of.rows,
-        TILES=16,
+        TILES=16 if sigma.is_cuda else 64,
         AT_ONCE=_AT_ONCE,
     )
     return squares.sum(0).sqrt()
