@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from kernel.benchmark.command import finish
 
@@ -70,7 +69,9 @@ def _run(given: argparse.Namespace) -> int:
     most = few + -(-given.tokens // _LENGTH)
     documents = [Encoded(piece, piece) for piece in pieces]
     model = loaded.model.to(given.device)
-    sample, states = (hidden_states(model, part, pad=0, batch_size=8) for part in (documents[:few], documents[few:most]))
+    sample, states = (
+        hidden_states(model, part, pad=0, batch_size=8) for part in (documents[:few], documents[few:most])
+    )
     tensors = {
         "hidden": states.hidden[: given.tokens].bfloat16(),
         "target": states.target[: given.tokens],

@@ -69,7 +69,9 @@ def read_states(path: Path, tokens: int, device: torch.device) -> tuple[Data, Da
 
     found = load_file(path)
     if missing := {"hidden", "weight", "target", "sample"} - found.keys():
-        raise ValueError(f"{path} must hold hidden, weight, target and sample; {', '.join(sorted(missing))} is missing.")
+        raise ValueError(
+            f"{path} must hold hidden, weight, target and sample; {', '.join(sorted(missing))} is missing."
+        )
     hidden, weight, target, sample = (found[name].to(device) for name in ("hidden", "weight", "target", "sample"))
     times = -(-tokens // len(hidden))
     hidden, target = hidden.repeat(times, 1)[:tokens], target.long().repeat(times)[:tokens]
@@ -102,6 +104,13 @@ def _entries(data: Data, own_order: Data | None, device: torch.device) -> Iterat
         for rival in rivals(all_kept):
             if rival.name.startswith("cut-cross-entropy") and rival.refuses(case, device) is None:
                 yield _Entry(rival.name, case, data, rival.make(case))
+
+
+def _described_or_not(entry: _Entry, exact: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, Any]:
+    try:
+        return _described(entry, exact, device)
+    except Exception as error:  # an implementation that fails is a result, and must not end the run
+        return {"skipped": f"{type(error).__name__}: {str(error)[:120]}"}
 
 
 def _described(entry: _Entry, exact: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, Any]:
@@ -140,10 +149,7 @@ def _measure(name: str, data: Data, own_order: Data | None, rounds: int, device:
         members = [entry for entry in entries if (id(entry.data), entry.case) == group]
         exact = measure.exact_gradients(members[0].data, members[0].case)
         for entry in members:
-            try:
-                entry.columns = _described(entry, exact, device)
-            except Exception as error:  # an implementation that fails is a result, and must not end the run
-                entry.columns = {"skipped": f"{type(error).__name__}: {str(error)[:120]}"}
+            entry.columns = _described_or_not(entry, exact, device)
         del exact
     times = _times(entries, data, rounds, device)
     product = statistics.median(t.ms for t in times[-1])

@@ -157,7 +157,7 @@ def listed_input_kernel(
         target = tl.load(own + 2)
         column_start = (item % column_blocks) * BLOCK_COLUMNS
         acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
-        for step in range(0, steps):
+        for step in range(steps):
             entry = begin + step // STEPS
             k = (step % STEPS) * BLOCK_VOCAB
             slot = tl.load(slot_of + entry)
@@ -249,13 +249,11 @@ def listed_weight_kernel(
         begin = tl.load(entry_of + tile)
         steps = (tl.load(entry_of + tile + 1) - begin) * STEPS
         acc = tl.zeros((TILE, BLOCK_COLUMNS), dtype=tl.float32)
-        for step in range(0, steps):
+        for step in range(steps):
             entry = begin + step // STEPS
             k = (step % STEPS) * BLOCK_ROWS
             row = tl.load(block_of + entry) * ROWS + k
-            a = load_tile(
-                dz, (entry - first) * ROWS + k, 0, dz_rows, TILE, TILE, 1, BLOCK_ROWS, TILE, DESCRIPTOR
-            )
+            a = load_tile(dz, (entry - first) * ROWS + k, 0, dz_rows, TILE, TILE, 1, BLOCK_ROWS, TILE, DESCRIPTOR)
             b = load_tile(
                 hidden, row, column_start, n, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
             )

@@ -43,6 +43,7 @@ def gradient_of_logits(
     SOFTCAP: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
 ):
+    """The formula above, for a tile of logits in bits and the slopes of their cap."""
     log_p = z - lse[:, None]
     p = tl.exp2(log_p)
     uniform = label_smoothing / vocab_size

@@ -78,7 +78,9 @@ def _input_kernel(
     if NORM:
         valid = row < tl.load(count)
         target = tl.load(label + row, mask=valid, other=0).to(tl.int64)[:, None] * weight_row_stride
-        of_target = tl.load(weight + target + column.to(tl.int64)[None, :] * weight_column_stride, mask=inside, other=0.0)
+        of_target = tl.load(
+            weight + target + column.to(tl.int64)[None, :] * weight_column_stride, mask=inside, other=0.0
+        )
         acc += tl.load(own + row, mask=valid, other=0.0)[:, None] * of_target.to(tl.float32)
         acc = tl.where((row < tl.load(count))[:, None], acc, 0.0)
         tl.store(squares + block * tl.num_programs(1) + tl.program_id(1), tl.sum(tl.sum(acc * acc, 1), 0))
@@ -112,7 +114,7 @@ def _weight_kernel(
     inside = (column < hidden_size)[None, :]
     number = tl.load(count)
     acc = tl.zeros((TILES, COLUMNS), dtype=tl.float32)
-    for block in range(0, tl.minimum(row_blocks, tl.cdiv(number, ROWS))):
+    for block in range(tl.minimum(row_blocks, tl.cdiv(number, ROWS))):
         row = block * ROWS + tl.arange(0, ROWS)
         of_mass = _coefficients(
             mass, order, count, factor, row_scale, left_out, block, row, tile, tiles, stride, uniform, ROWS
@@ -140,13 +142,17 @@ class MeanField:
 
     def _shared(self, left_out: Tensor) -> dict[str, object]:
         tile = {"ROWS": self.of.rows, "PRECISION": "ieee"}
-        return self.of.arguments() | tile | {
-            "mass": self.of.mass,
-            "row_scale": self.row_scale,
-            "left_out": left_out,
-            "hidden_size": self.head.mean.shape[1],
-            "uniform": self.uniform,
-        }
+        return (
+            self.of.arguments()
+            | tile
+            | {
+                "mass": self.of.mass,
+                "row_scale": self.row_scale,
+                "left_out": left_out,
+                "hidden_size": self.head.mean.shape[1],
+                "uniform": self.uniform,
+            }
+        )
 
     def _columns(self) -> int:
         return 128 if self.of.mass.is_cuda else 16

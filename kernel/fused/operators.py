@@ -51,7 +51,9 @@ def token_losses(
         flags = [needs, linear_weight.requires_grad, return_statistics]
         found = fused_forward(*tensors, numbers, [ignore_index, workspace_bytes], flags)
     else:
-        token_loss, *statistics = EagerLoss.apply(*tensors, scalars, workspace_bytes, return_statistics, grad_enabled, sparse)
+        token_loss, *statistics = EagerLoss.apply(
+            *tensors, scalars, workspace_bytes, return_statistics, grad_enabled, sparse
+        )
         return token_loss, TokenStatistics._make(statistics) if statistics else None
     token_loss, statistics, argmax, *_ = found
     if not return_statistics:
@@ -88,9 +90,7 @@ class EagerLoss(torch.autograd.Function):
         plan = call.plan(keep=True, consumed=True, weight_gradient=needs[1])
         held = call.held(plan)
         tile_sums = None if sparse is None else SparseTiles.memory(head)
-        found = forward(
-            head, scalars, held.kept, packed=True, return_statistics=return_statistics, tile_sums=tile_sums
-        )
+        found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics, tile_sums=tile_sums)
         ctx.save_for_backward(*head, found.lse, found.entropy, found.row_index)
         ctx.sparse = None
         if sparse is not None and tile_sums is not None:

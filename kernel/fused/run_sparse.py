@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..gradient_tolerance import GradientTolerance
-from .arguments import Head, Held, Scalars, Tiles, logit_arguments, product_arguments, tiling
+from .arguments import Head, Held, Scalars, logit_arguments, product_arguments, tiling
 from .compile_ahead import recording, run_kernel
 from .gradient_rows import Upstream
 from .head_tiles import HeadTiles, head_tiles

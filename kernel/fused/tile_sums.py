@@ -6,7 +6,7 @@ columns, by a residual of norm
     |r| = sqrt(sum p^2 - m^2 / C)
 
 The forward writes log-sum-exp and sum p^2 / m^2 of every tile and token (``TILE_SUMS`` in :mod:`.forward`); with the
-token's log-partition they become m and an upper bound of \\|r\\| that covers the rounding of both sums. From these the
+token's log-partition they become m and an upper bound of the norm that covers the rounding of both sums. From these the
 sizes of errors follow: what leaving a tile out may do to a token's part of the input's gradient, of which a block of
 tokens takes the norm, and to the tile's part of the weight's, of which it takes the sum.
 """
@@ -67,7 +67,7 @@ def _finish_kernel(
 
 
 def finish_tile_sums(sums: Tensor, lse: Tensor, count: Tensor, tiles: int, columns: int, count_above: float) -> Tensor:
-    """Make masses and spreads, in place, of what the forward wrote; return how many tiles of each token are not small."""
+    """Make masses and spreads of what the forward wrote, in place; return each token's number of tiles that count."""
     n = sums.shape[1]
     wide = torch.empty(n, dtype=torch.int32, device=sums.device)
     run_kernel(
