@@ -1,10 +1,10 @@
 """A tiny model trained with dense and with sparse gradients, on text: ``python -m kernel.benchmark.sparse_training``.
 
 Predicts the next word of Python's documentation from the three before it: their embeddings, one hidden layer, a linear
-head over the words in order of frequency. Each seed trains with exact gradients and within a tolerance, smoothed and not,
-from the same start and in the same order of batches; the table has the loss, without smoothing, on the last tenth of
-the text, over all words and over rare ones, which occur at most three times in what was trained on. "spread" is the
-standard deviation over seeds of the exact runs.
+head over the words in order of frequency. Each seed trains with exact gradients and within a tolerance, smoothed and
+not, from the same start and in the same order of batches; the table has the loss, without smoothing, on the last tenth
+of the text, over all words and over rare ones, which occur at most three times in what was trained on. "change" is the
+largest of a seed's, "spread" the standard deviation over seeds of the exact runs.
 """
 
 from __future__ import annotations

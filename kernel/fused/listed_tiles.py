@@ -58,7 +58,7 @@ def listed_gradient_kernel(
 ):
     """Write dz of the round's tiles, which lie within the vocabulary."""
     row_count = tl.load(count)
-    for index in tl.range(tl.program_id(0), number, tl.num_programs(0), flatten=FLATTEN):
+    for index in tl.range(tl.program_id(0), number, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
         row_start = tl.load(block_of + first + index) * BLOCK_ROWS
         column_start = tl.load(tile_of + first + index) * BLOCK_VOCAB
         row = row_start + tl.arange(0, BLOCK_ROWS)
@@ -121,7 +121,7 @@ def listed_gradient_kernel(
             )
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first", "first_piece", "pieces", "own_blocks"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "pieces", "own_blocks"])
 def listed_input_kernel(
     dz,  # (dz_rows, TILE)
     weight,  # (V, D)
@@ -129,8 +129,6 @@ def listed_input_kernel(
     slot_of,  # the round's entries by block: where their dz lies
     tile_of,  # and their tiles of the vocabulary
     piece,  # (pieces, 3): first entry, entries, rows to write, in blocks; those of a block's first piece are added to
-    first,  # entry of the round
-    first_piece,
     pieces,
     own_blocks,  # of the accumulator, before those of pieces
     dz_rows,
@@ -150,9 +148,9 @@ def listed_input_kernel(
     """Products of pieces with the head."""
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     STEPS: tl.constexpr = TILE // BLOCK_VOCAB
-    for item in tl.range(tl.program_id(0), pieces * column_blocks, tl.num_programs(0), flatten=FLATTEN):
-        own = piece + (first_piece + item // column_blocks) * 3
-        begin = first + tl.load(own)
+    for item in tl.range(tl.program_id(0), pieces * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        own = piece + item // column_blocks * 3
+        begin = tl.load(own)
         steps = tl.load(own + 1) * STEPS
         target = tl.load(own + 2)
         column_start = (item % column_blocks) * BLOCK_COLUMNS
@@ -185,18 +183,17 @@ def listed_input_kernel(
             tl.store(address, old + column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS), mask=mask)
 
 
-@triton.jit(do_not_specialize=["first_join", "hidden_size"])
+@triton.jit(do_not_specialize=["hidden_size"])
 def join_kernel(
     accumulator,
     join,  # (joins, 3): block, first and number of the blocks of rows to add to it
-    first_join,
     hidden_size,
     BLOCK_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Add pieces to the rows of their block, in order."""
-    own = join + (first_join + tl.program_id(0)) * 3
+    own = join + tl.program_id(0) * 3
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     mask = (column < hidden_size)[None, :]
@@ -243,7 +240,7 @@ def listed_weight_kernel(
     factor = tl.load(scale) * constant
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     STEPS: tl.constexpr = ROWS // BLOCK_ROWS
-    for item in tl.range(tl.program_id(0), tiles * column_blocks, tl.num_programs(0), flatten=FLATTEN):
+    for item in tl.range(tl.program_id(0), tiles * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
         tile = first_tile + item // column_blocks
         column_start = (item % column_blocks) * BLOCK_COLUMNS
         begin = tl.load(entry_of + tile)

@@ -27,7 +27,7 @@ def _coefficients(
     mass, order, count, factor, row_scale, left_out, block, row, tile, tiles, stride, uniform, ROWS: tl.constexpr
 ):
     """(a m - g b C / V) of tiles that are left out, else 0, times _SCALE: (rows, tiles)."""
-    found, mask = load_sizes(mass, order, count, factor, row, tile, tiles, stride)
+    found, mask = load_sizes(mass, order, count, factor, row, tile, tiles, stride)  # pyright: ignore[reportGeneralTypeIssues]
     g = tl.load(row_scale + row, mask=row < tl.load(count), other=0.0)
     out = tl.load(left_out + tiles.to(tl.int64) * block + tile, mask=tile < tiles, other=0)
     return tl.where(mask & (out != 0)[None, :], (found - (g * uniform)[:, None]) * _SCALE, 0.0)

@@ -113,7 +113,7 @@ class EagerLoss(torch.autograd.Function):
             ctx.held = None
         gradients = None
         if ctx.sparse is not None:
-            gradients = call.sparse_backward(upstream, *ctx.sparse, held, needs)
+            gradients = call.sparse_backward(upstream, ctx.sparse[0], ctx.sparse[1], held, needs)
         if gradients is None:
             gradients = call.backward(upstream, plan, held, needs)
         return (*gradients, None, None, None, None, None, None)

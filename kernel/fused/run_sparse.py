@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ from .compile_ahead import recording, run_kernel
 from .gradient_rows import Upstream
 from .head_tiles import HeadTiles, head_tiles
 from .launch import blocks, launch_table, processors
-from .listed_rounds import Round, Rounds, list_rounds, most_extra_blocks
+from .listed_rounds import ListedTiles, Round, most_extra_blocks
 from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
 from .mean_field import MeanField
 from .rows import KeptRows
@@ -125,7 +126,7 @@ class _Certificate(NamedTuple):
 
 
 class _Chosen(NamedTuple):
-    rounds: Rounds
+    listed: ListedTiles
     share: float
     bounds: tuple[float, float]
 
@@ -185,7 +186,7 @@ class _SparseBackward:
 
     def choose(self, tolerance: float) -> _Chosen | None:
         """Compute the pilot and choose the tiles that are computed; None for all."""
-        of, sigma, device = self.of_tokens, self.head_tiles.sigma, self.memory_device
+        of, sigma, device = self.of_tokens, self.head_tiles.sigma, self.device
         length = torch.linalg.vector_norm(self.state.head.hidden, dim=1, dtype=torch.float32)
         of_input, of_weight = scores(of, length, sigma)
         rows = torch.arange(self.row_blocks, device=device) * self.row < self.state.number  # (blocks,) with tokens
@@ -195,12 +196,13 @@ class _SparseBackward:
         outside = torch.zeros_like(forced)
         outside[:, self.pilot :] = rows.unsqueeze(1)
         allowed, before = [], self.state.number
+        left = sigma.new_zeros(())
         if self.needs[0]:
             few = of_input.flatten().sort().values
             few = few[int(_HOPELESS * len(few))]
             level = torch.where(outside, (of_input > few).int(), LEVELS)
-            errors = input_error(of, sigma, level, 8)
-            hopeless = errors[0] > tolerance * self.size.norm() * longest
+            of_small, left, *_ = input_error(of, sigma, level, 8).unbind(0)
+            hopeless = of_small > tolerance * self.size.norm() * longest
             self.state.number = torch.where(hopeless, 0, before).to(torch.int32)
             ok = ok & ~hopeless
         pilot_rows = self._run_pilot()
@@ -210,7 +212,7 @@ class _SparseBackward:
             norm = self.mean_field.norm_with(
                 outside.to(torch.uint8), self.memory, self.state.head.weight, self.state.of.label, self._own()
             )
-            allowed.append((norm - errors[1]) * (_MARGIN * tolerance))
+            allowed.append((norm - left) * (_MARGIN * tolerance))
         if self.needs[1]:
             unit = self.state.of.largest[0] * abs(self.state.factor)
             norm = torch.linalg.vector_norm(pilot_rows, dtype=torch.float32) / unit
@@ -223,20 +225,20 @@ class _SparseBackward:
             fits = (errors <= limit) & (limit > 0)
             chosen = fits.int().cumprod(0).sum() - 1  # the last of the levels that fit; -1 if none does
             active |= (level > chosen) & rows.unsqueeze(1)
-            error = torch.where(chosen >= 0, errors[chosen.clamp(min=0)], 0.0)
+            error = torch.where(chosen >= 0, errors.gather(0, chosen.clamp(min=0).view(1))[0], 0.0)
             bounds.append(error / limit * (_MARGIN * tolerance))
             ok = ok & torch.isfinite(limit) & (chosen >= 0)
         self.left_out = (~active & rows.unsqueeze(1)).to(torch.uint8)
         return self._listed(active, rows, ok, bounds)
 
     @property
-    def memory_device(self) -> torch.device:
+    def device(self) -> torch.device:
         """Where everything lies."""
         return self.state.head.hidden.device
 
     def _forced(self) -> Tensor:
         """Tiles that hold the target of a token of the block, (blocks, tiles)."""
-        device = self.memory_device
+        device = self.device
         flat = torch.zeros(self.row_blocks * self.tiles + 1, dtype=torch.bool, device=device)
         tile = self.state.of.label.long() // self.tile
         block = torch.arange(self.n, device=device) // self.row
@@ -304,8 +306,9 @@ class _SparseBackward:
         both = (of[0] if self.needs[0] else 0.0, of[-1] if self.needs[1] else 0.0)
         return _Chosen(self._rounds(on_host), share, both)
 
-    def _rounds(self, active: Tensor) -> Rounds:
-        return list_rounds(active.numpy(), self.capacity, self.pilot, self.programs, self.column_blocks)
+    def _rounds(self, active: Tensor) -> ListedTiles:
+        extra = most_extra_blocks(self.programs, self.column_blocks)
+        return ListedTiles(active.numpy(), self.capacity, self.pilot, extra)
 
     def _add_mean_field(self) -> None:
         if self.memory is not None:
@@ -326,21 +329,22 @@ class _SparseBackward:
             if self.rest is not None:
                 rest = self._strips()[-1]
                 state.add_weight(self.rest, state.head.hidden, rest, state.zeros)
-        lists = _Lists(chosen.rounds, self.memory_device)
+        listed = chosen.listed
+        entry_of, tile_of, block_of = _on_device([listed.entry_of, listed.tile_of, listed.block_of], self.device)
         size = self.capacity * self.row * self.tile
         held = self.held.workspace
         memory = held[:size] if held is not None and held.numel() >= size else state.head.weight.new_empty(size)
         dz = memory.view(self.capacity * self.row, self.tile)
-        for part in chosen.rounds.rounds:
+        for part in listed.rounds:
             if part.number:
-                self._gradient(dz, lists, part)
-                if self.memory is not None:
-                    self._input(dz, lists, part)
+                self._gradient(dz, tile_of, block_of, part)
             if gradient is not None:
-                self._weight(dz, gradient, lists, part)
+                self._weight(dz, gradient, entry_of, block_of, part)
+            if part.number and self.memory is not None:
+                self._input(dz, listed, part)
         return state.finish()
 
-    def _gradient(self, dz: Tensor, lists: _Lists, part: Round) -> None:
+    def _gradient(self, dz: Tensor, tile_of: Tensor, block_of: Tensor, part: Round) -> None:
         head, launch, of = self.state.head, self.table.logit_gradient, self.state.of
         run_kernel(
             listed_gradient_kernel,
@@ -350,8 +354,8 @@ class _SparseBackward:
             row_scale=of.row_scale,
             mix=of.mix,
             label=of.label,
-            tile_of=lists.tile_of,
-            block_of=lists.block_of,
+            tile_of=tile_of,
+            block_of=block_of,
             dz=self.state.tiles(dz, launch.rows, launch.columns // launch.parts),
             dz_rows=dz.shape[0],
             first=part.first,
@@ -363,7 +367,10 @@ class _SparseBackward:
             **tiling(launch),
         )
 
-    def _input(self, dz: Tensor, lists: _Lists, part: Round) -> None:
+    def _input(self, dz: Tensor, listed: ListedTiles, part: Round) -> None:
+        by_block = listed.by_block(part)
+        slot_of, tile_of, piece, join = _on_device(list(by_block), self.device)
+        joins = len(by_block.join)
         weight, launch, tiles = self.state.head.weight, self.table.input_gradient, self.state.tiles
         assert self.memory is not None
         run_kernel(
@@ -372,12 +379,10 @@ class _SparseBackward:
             dz=tiles(dz, launch.rows, launch.depth),
             weight=tiles(weight, launch.depth, self.columns),
             accumulator=self.memory,
-            slot_of=lists.slot_by_block,
-            tile_of=lists.tile_by_block,
-            piece=lists.piece,
-            first=part.first,
-            first_piece=part.first_piece,
-            pieces=part.pieces,
+            slot_of=slot_of,
+            tile_of=tile_of,
+            piece=piece,
+            pieces=len(by_block.piece),
             own_blocks=self.row_blocks,
             dz_rows=dz.shape[0],
             vocab_size=self.vocab_size,
@@ -391,21 +396,20 @@ class _SparseBackward:
             DESCRIPTOR=tiles.descriptor,
             **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
         )
-        if part.joins:
+        if joins:
             rows, columns = min(self.row, 32), min(self.columns, 128)
             run_kernel(
                 join_kernel,
-                (part.joins, self.row // rows, blocks(self.hidden_size, columns)),
+                (joins, self.row // rows, blocks(self.hidden_size, columns)),
                 accumulator=self.memory,
-                join=lists.join,
-                first_join=part.first_join,
+                join=join,
                 hidden_size=self.hidden_size,
                 BLOCK_ROWS=self.row,
                 ROWS=rows,
                 COLUMNS=columns,
             )
 
-    def _weight(self, dz: Tensor, gradient: Tensor, lists: _Lists, part: Round) -> None:
+    def _weight(self, dz: Tensor, gradient: Tensor, entry_of: Tensor, block_of: Tensor, part: Round) -> None:
         hidden, launch, tiles = self.state.head.hidden, self.table.weight_gradient, self.state.tiles
         columns = min(launch.rows * launch.columns // self.tile, launch.columns)  # of TILE rows: as many sums
         run_kernel(
@@ -416,8 +420,8 @@ class _SparseBackward:
             gradient=tiles(gradient, self.tile, columns // launch.parts),
             shared=self.shared,
             scale=self.state.of.largest,
-            entry_of=lists.entry_of,
-            block_of=lists.block_of,
+            entry_of=entry_of,
+            block_of=block_of,
             first=part.first,
             first_tile=part.first_tile,
             tiles=part.tiles,
@@ -437,25 +441,15 @@ class _SparseBackward:
         )
 
 
-class _Lists:
-    """The arrays of the rounds on the device, in one copy."""
-
-    def __init__(self, rounds: Rounds, device: torch.device) -> None:
-        arrays = {name: array for name, array in rounds._asdict().items() if name != "rounds"}
-        padded = [blocks(max(array.size, 1), 4) * 4 for array in arrays.values()]  # each aligned
-        memory = torch.zeros(sum(padded), dtype=torch.int32)
-        if device.type == "cuda":
-            memory = memory.pin_memory()
-        starts = [sum(padded[:i]) for i in range(len(padded))]
-        for start, array in zip(starts, arrays.values(), strict=True):
-            memory[start : start + array.size] = torch.from_numpy(array.reshape(-1))
-        memory = memory.to(device, non_blocking=True)
-        named: dict[str, Any] = {
-            name: memory[start : start + size] for name, start, size in zip(arrays, starts, padded, strict=True)
-        }
-        self.entry_of, self.tile_of, self.block_of = named["entry_of"], named["tile_of"], named["block_of"]
-        self.slot_by_block, self.tile_by_block = named["slot_by_block"], named["tile_by_block"]
-        self.piece, self.join = named["piece"], named["join"]
+def _on_device(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """The arrays on the device, in one copy, each aligned."""
+    padded = [blocks(max(array.size, 1), 4) * 4 for array in arrays]
+    memory = torch.zeros(sum(padded), dtype=torch.int32, pin_memory=device.type == "cuda")
+    starts = [sum(padded[:i]) for i in range(len(padded))]
+    for start, array in zip(starts, arrays, strict=True):
+        memory[start : start + array.size] = torch.from_numpy(array.reshape(-1))
+    memory = memory.to(device, non_blocking=True)
+    return [memory[start : start + size] for start, size in zip(starts, padded, strict=True)]
 
 
 def _levels(score: Tensor, limit: Tensor) -> Tensor:

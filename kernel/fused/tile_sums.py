@@ -143,7 +143,7 @@ def _score_kernel(
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(1) * TILES + tl.arange(0, TILES)
-    size, _mask = load_sizes(spread, order, count, factor, row, tile, tiles, stride)
+    size, _mask = load_sizes(spread, order, count, factor, row, tile, tiles, stride)  # pyright: ignore[reportGeneralTypeIssues]
     size = tl.abs(size)
     long = tl.load(length + row, mask=row < tl.load(count), other=0.0)
     inside = tile < tiles
@@ -193,7 +193,7 @@ def _input_error_kernel(
     total = tl.zeros((ROWS, AT_ONCE), dtype=tl.float32)
     for start in range(0, tiles, TILES):
         tile = start + tl.arange(0, TILES)
-        size, _mask = load_sizes(spread, order, count, factor, row, tile, tiles, stride)
+        size, _mask = load_sizes(spread, order, count, factor, row, tile, tiles, stride)  # pyright: ignore[reportGeneralTypeIssues]
         size = tl.abs(size) * tl.load(sigma + tile, mask=tile < tiles, other=0.0)[None, :]
         own = tl.load(level + block.to(tl.int64) * tiles + tile, mask=tile < tiles, other=2147483647)
         left_out = own[None, :, None] <= limit[None, None, :]

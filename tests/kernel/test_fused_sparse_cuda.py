@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def gradients(tensors, tolerance, **options):
     hidden, weight, target = tensors
     leaves = [t.detach().clone().requires_grad_() for t in (hidden, weight)]
     options = {"label_smoothing": 0.1, "gradient_tolerance": tolerance, **options}
-    linear_cross_entropy(*leaves, target, **options).backward()
+    loss: Any = linear_cross_entropy(*leaves, target, **options)
+    loss.backward()
     return [t.grad.double() for t in leaves]
 
 
