@@ -139,7 +139,8 @@ def linear_cross_entropy(
             other processes. A head that is a DTensor sharded by rows over one mesh dimension brings its own group.
         gradient_tolerance: Largest relative Frobenius error, in [0, 1), of the gradients of ``input`` and of
             ``linear_weight``, beyond rounding; 0 computes all of them. Used by ``"chunked"`` and ``"triton"`` in one
-            process; otherwise gradients stay exact. ``"triton"`` waits for the device once a backward. A :class:`GradientTolerance` learns what was left out.
+            process, where the latter waits for the device once a backward; otherwise gradients stay exact. A
+            :class:`GradientTolerance` learns what was left out.
         **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
 
     Returns:
