@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from .claims.pairs import judge_pairs
 from .claims.verdicts import judge_table
 from .command import above_zero, csv_file, finish, output_folder, parser_of, shown, whole
-from .lab.files import check_writable
 from .lab.provenance import made_of_rows
 from .lab.registry import tidy
 from .lab.sweep import read_rows
@@ -25,7 +21,8 @@ from .study.real_tuning.grid_command import print_plan, print_status, processes,
 from .study.real_tuning.pair_configs import TIERS, PairConfig, configs, seconds
 from .study.real_tuning.pair_tables import essential, pair_rows
 from .study.real_tuning.predictions import PAIR_PREDICTIONS
-from .study.real_tuning.token_files import TokenFile, encode, file_facts, read_tokens, write_tokens
+from .study.real_tuning.token_commands import encoded, model_file, run_check, run_encode
+from .study.real_tuning.token_files import TokenFile, read_tokens, write_tokens
 
 __all__ = ["main"]
 
@@ -47,7 +44,6 @@ Every run is a row on disk that is never computed twice; `run` may be stopped an
 """
 _AT_ONCE = 5  # runs on one GPU: Gemma needs 12 to 18 GiB for each, as measured on an H200
 _PACKED_FROM = 400_000  # bytes of a table in short
-_CLOSE = 0.05  # nats by which the cross entropy on the checked pieces may differ
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,101 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model(name: str) -> Path:
-    from .language_models import packaged_gemma, packaged_smollm2
-
-    packaged = {"gemma": packaged_gemma, "smollm2": packaged_smollm2}
-    if name in packaged:
-        return packaged[name]()
-    if not Path(name).exists():
-        raise FileNotFoundError(f"MODEL must be gemma, smollm2, a folder or a GGUF file, got {name}: no such file.")
-    return Path(name)
-
-
-def _encode(options: argparse.Namespace) -> int:
-    from .language_models import python_text, read_text
-
-    check_writable(options.tokens)
-    texts = python_text() if options.text == "python" else read_text(Path(options.text))
-    text = "documentation and standard library of Python" if options.text == "python" else Path(options.text).name
-    known = _encoded(
-        _model(options.model), options.questions, options.tuning, texts, text, options.max_length, not options.no_check
-    )
-    write_tokens(known, options.tokens)
-    parts = Counter(pair.part for pair in known.pairs)
-    asked = Counter((q.source, q.part) for q in known.questions)
-    print("pairs: " + ", ".join(f"{count} {part}" for part, count in sorted(parts.items())))
-    for (source, part), count in sorted(asked.items()):
-        print(f"{source}: {count} {part}")
-    used = int((known.shares() > 0).sum())
-    left_out = known.facts["questions_left_out"]
-    print(f"{used} tokens of {known.facts['vocab_size']} occur; {left_out} questions are too long")
-    if not options.no_check:
-        print(f"cross entropy on the checked pieces: {known.facts['checked_cross_entropy']:.4f} nats")
-    print(f"wrote {options.tokens}: {known.digest}")
-    return 0
-
-
-def _encoded(
-    model: Path,
-    questions: Sequence[Path],
-    tuning: Sequence[Path],
-    texts: Sequence[str],
-    text: str,
-    max_length: int,
-    check: bool,
-) -> TokenFile:
-    import transformers  # pyright: ignore[reportMissingImports]
-
-    from .language_models import load_model
-    from .study.real_tuning.files import read_choices, read_pairs
-    from .study.real_tuning.pair_tuning import checked_cross_entropy
-
-    asked, question_files = read_choices(questions)
-    pairs, tuning_files = read_pairs(tuning)
-    topics = import_module("pydoc_data.topics").topics
-    loaded = load_model(model)
-    facts = {
-        "model": loaded.name,
-        "revision": loaded.revision,
-        "quantisation": loaded.quantisation,
-        "licence": loaded.licence,
-        "vocab_size": loaded.model.get_input_embeddings().num_embeddings,
-        "transformers": transformers.__version__,
-        "files": {"questions": file_facts(question_files), "tuning": file_facts(tuning_files)},
-        "text": text,
-        "checked_cross_entropy": None,
-    }
-    checked = "\n\n".join(topics[name] for name in sorted(topics))[:20_000]
-    made = partial(encode, loaded.tokenizer, pairs, asked, texts, checked, max_length=max_length)
-    known = made(facts)
-    return made({**facts, "checked_cross_entropy": checked_cross_entropy(loaded.model, known)[0]}) if check else known
-
-
-def _check(options: argparse.Namespace) -> int:
-    from .language_models import load_model
-    from .study.real_tuning.pair_tuning import checked_cross_entropy
-
-    known, path = read_tokens(options.tokens), _model(options.model)
-    loaded = load_model(path, with_tokenizer=False)
-    found, accuracy = checked_cross_entropy(loaded.model.to(options.device), known)
-    if options.device.startswith("cuda"):
-        half, _ = checked_cross_entropy(loaded.model, known, autocast=True)
-        print(f"{half:.4f} nats under bfloat16 autocast, as runs are")
-    expected = known.facts["checked_cross_entropy"]
-    print(
-        f"{loaded.name} ({loaded.revision}): {found:.4f} nats, accuracy {accuracy:.3f} on {options.device} in float32"
-    )
-    if loaded.revision != known.facts["revision"]:
-        raise ValueError(f"MODEL must be the one of {options.tokens} ({known.facts['revision']}), got another file.")
-    if expected is None:
-        print("TOKENS does not say what it was when it was encoded (--no-check)")
-        return 1
-    close = math.isclose(found, expected, abs_tol=_CLOSE)
-    print(f"{'as' if close else 'NOT as'} under transformers {known.facts['transformers']}: {expected:.4f} nats")
-    return int(not close)
-
-
 def _grid(options: argparse.Namespace) -> tuple[TokenFile, list[PairConfig]]:
     known = read_tokens(options.tokens)
     return known, configs(known.facts["model"], known.digest, int(known.facts["vocab_size"]), options.tier)
@@ -218,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
     known, grid = _grid(options)
     function = partial(
         tune_on_pairs,
-        model=_model(options.model),
+        model=model_file(options.model),
         tokens=options.tokens,
         device=options.device,
         checkpoints=options.checkpoints,
@@ -241,7 +142,8 @@ def _write(options: argparse.Namespace, known: TokenFile, grid: Sequence[PairCon
     if not found.empty:
         name = Path(known.facts["model"]).stem.lower().replace(".", "_")
         path = options.out / f"real_tuning_{name}_{options.tier}.csv"
-        command = f"python -m analysis.real_tuning run {options.model} {options.tokens.name} --tier {options.tier}"
+        files = f"{Path(options.model).name} {options.tokens.name}"
+        command = f"python -m analysis.real_tuning run {files} --tier {options.tier}"
         made = made_of_rows(f"{command} --device {options.device}", rows, grid)
         source: dict[str, Any] = {**known.facts, "tokens": known.digest}
         table = tidy(found).drop(columns="tokens")
@@ -273,12 +175,12 @@ def _verdicts(options: argparse.Namespace) -> int:
 def _smoke(options: argparse.Namespace) -> int:
     from .study.real_tuning.sample import write_sample
 
-    model = _model(options.model)
+    model = model_file(options.model)
     with tempfile.TemporaryDirectory() as folder:
         questions, pairs = write_sample(Path(folder))
         tokens = Path(folder) / "tokens.npz"
         texts = ["Ten is more than nine, and nine is more than eight.", "It was dark and late when the door shut."]
-        write_tokens(_encoded(model, [questions], [pairs], texts, "of the project's own", 128, False), tokens)
+        write_tokens(encoded(model, [questions], [pairs], texts, "of the project's own", 128, False), tokens)
         run = argparse.Namespace(
             model=str(model), tokens=tokens, tier="smoke", device="cpu", workers=1, out=options.out, max_minutes=None,
             shard=None, checkpoints=None, no_falls=False,
@@ -287,8 +189,8 @@ def _smoke(options: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "encode": _encode,
-    "check": _check,
+    "encode": run_encode,
+    "check": run_check,
     "run": _run,
     "table": _table,
     "plan": _plan,

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import real_sentences
 from table_text import signed
 
-__all__ = ["MODELS", "models", "shared_changes", "verdicts", "vocabulary"]
+__all__ = ["MODELS", "found", "models", "shared_changes", "verdicts", "vocabulary"]
 
 MODELS = {"gemma": "Gemma-3-270M", "smollm2": "SmolLM2-135M-Instruct"}
 _VIEWS = {
@@ -18,7 +19,7 @@ _VIEWS = {
     "letters": "questions, letters",
 }
 _SCORES = {"accuracy": "accuracy", "ece": "ECE", "rms": "RMS-CE", "rms_sorted": "RMS-CE, sorted", "nll": "NLL"}
-_STAGES = ("before tuning", "b = 0", "b = .1", "b = 0, T fitted", "b = 0, stopped early")
+_STAGES = ("before tuning", "b = 0", "b = 0.1", "b = 0, T fitted", "b = 0, stopped early")
 
 
 _PREDICTORS = {
@@ -45,9 +46,9 @@ def shared_changes(data: Path) -> str:
 
 
 def models(data: Path) -> str:
-    """Both models before and after tuning, in the paper's terms: mean over seeds with its 95 % interval."""
+    """Both models before and after tuning, in the paper's terms: mean over seeds with its 95% interval."""
     lines = [f"| model | read on | | {' | '.join(_STAGES)} |", "|---" * (3 + len(_STAGES)) + "|"]
-    for short, name in MODELS.items():
+    for short, name in _judged(data).items():
         table = _table(data, short)
         stages = _stages(table.loc[table["within"].isna()])
         for view, read in _VIEWS.items():
@@ -56,6 +57,11 @@ def models(data: Path) -> str:
                 if any(cells):
                     lines.append(f"| {name} | {read} | {called} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def found(data: Path) -> str:
+    """What both models say of the claims, in sentences."""
+    return real_sentences.found(data, _judged(data))
 
 
 def vocabulary(data: Path) -> str:
@@ -89,13 +95,22 @@ def vocabulary(data: Path) -> str:
 def verdicts(data: Path) -> str:
     """The claims of the study on both models, beside what had been predicted."""
     lines = ["| | model | verdict | predicted | measured |", "|---|---|---|---|---|"]
-    both = {name: pd.read_csv(data / f"real_{short}_verdicts.csv").set_index("claim") for short, name in MODELS.items()}
+    both = {
+        name: pd.read_csv(data / f"real_{short}_verdicts.csv").set_index("claim")
+        for short, name in _judged(data).items()
+    }
     for claim in next(iter(both.values())).index:
         for name, table in both.items():
             row: Any = table.loc[claim]
             size = f"{row['effect']}: {signed(row['mean'])} [{signed(row['low'])}, {signed(row['high'])}]"
             lines.append(f"| {claim} | {name} | {row['verdict']} | {row['predicted']} | {size} |")
     return "\n".join(lines)
+
+
+def _judged(data: Path) -> dict[str, str]:
+    """The models whose runs were enough for verdicts; Gemma, whose vocabulary was cut, is one."""
+    there = {short: name for short, name in MODELS.items() if (data / f"real_{short}_verdicts.csv").exists()}
+    return {"gemma": MODELS["gemma"], **there}
 
 
 def _table(data: Path, short: str) -> pd.DataFrame:

@@ -65,7 +65,22 @@ def verdicts(data: Path) -> str:
     )
     if len(real) > 1:
         source += " Named models: tuned on pairs of instruction and response, `paper_figures/data/real_*_verdicts.csv`."
-    return "\n".join([*lines, "", wrapped(f"{_KEY} {source}")])
+    law = ["", wrapped(_law(data))] if (data / "S9_predictions.csv").exists() else []
+    return "\n".join([*lines, "", wrapped(f"{_KEY} {source}"), *law])
+
+
+def _law(data: Path) -> str:
+    """The package's own law, which is no claim of the paper: how many parts of what was predicted hold."""
+    holds: Any = pd.read_csv(data / "S9_predictions.csv")
+    words = holds["holds"].value_counts()
+    whole = holds.groupby("prediction")["holds"].agg(lambda each: (each == "yes").all())
+    return (
+        "The package's own law (S9), how far confidence falls, is no claim of the paper: of its "
+        f"{len(whole)} predictions {int(whole.sum()) or 'none'} holds in all parts; of {len(holds)} parts "
+        f"{words['yes']} hold, {words['no']} do not, {len(holds) - words['yes'] - words['no']} are open "
+        f"([each part](study_notes.md#the-law-s9), `{shown(data / 'S9_predictions.csv')}`, "
+        "`python -m analysis.claims.response`)."
+    )
 
 
 def _on_model(judged: Any, claim: str) -> str:
@@ -109,7 +124,8 @@ def caption(data: Path) -> str:
         f"than 0.01 in {noisy['missed']} of {noisy['cells']} settings, {noisy['largest_error']:.3f} at most "
         "([where](docs/study_notes.md#the-law-s9)). (b) Two numbers, confidence p and index A (below), miss so in "
         f"{rough}; `b (p - 1/V) / (1 + A)` in only {other}, but it fails for one right token. SmolLM2 fell about as "
-        "(b) says on training examples (stars); on new texts, not drawn, it fell by 0.7 to 3.1 times this one."
+        "(b) says on training examples (stars; (a) has no say); on new texts, not drawn, it fell by 0.7 to 3.1 times "
+        "this one."
     )
 
 

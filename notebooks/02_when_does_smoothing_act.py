@@ -305,8 +305,9 @@ pd.DataFrame({"norm product": checked["norm product"], "A, measured": checked["A
 #
 # - Smoothing asks for the gap $G_{LS}$. Norms that do not reach it ($\rho \le 1$) make smoothing exactly inert for
 #   balanced deterministic targets at full rank.
-# - For any head the activity index $A$ of the plainly trained head tells on which side it is, and on the simplex also
-#   by how much the confidence will fall.
+# - The activity index $A$ of the plainly trained head tells on which side a head with deterministic targets is, and on
+#   the simplex also by how much the confidence will fall. There, at $D \ge V-1$, it is no discovery: $A < 1$ says that
+#   the plain confidence is above $1 - b + b/V$, no more.
 # - Hidden size, vocabulary and temperature matter through $A$.
 #
 # **Not shown:** that $A > 1$ leaves a noisy head untouched (it does not quite: section 5), that acting is helping, or

@@ -5,10 +5,10 @@ head that stands in several tables, or whose budget and temperature have one rat
 max p that training with smoothing brought. *Across:* what the plain head says beforehand; on the line it is right.
 *Left:* the frozen-head response P, which moves the hidden states alone. *Right:* two numbers of the plain head, its
 confidence p and its activity index A, counted as -1 where it is lower. Axes are linear from -.001 to .001 (grey) and
-logarithmic beyond. Stars: SmolLM2 tuned on questions, on its training examples at the last epoch; its features are not
-free, so that P is no prediction, and its table has the two numbers alone. Only pairs that converged, whose response was
-solved and whose plain head is that of its table; ``heads`` counts their plain heads. Tables S9, and S3, S4 and S5 for
-the measured falls; the tuned model: instruction_full.csv, where it is there.
+logarithmic beyond. Stars, on the right alone: SmolLM2 tuned on questions, on its training examples at the last epoch;
+its features are not free, so that P is no prediction, and its table has the two numbers alone. Only pairs that
+converged, whose response was solved and whose plain head is that of its table; ``heads`` counts their plain heads.
+Tables S9, and S3, S4 and S5 for the measured falls; the tuned model: instruction_full.csv, where it is there.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         left, right = (fig.add_axes((x, 0.165, 0.385, 0.745)) for x in (0.105, 0.605))
         _panel(left, table, "predicted", ends)
         _panel(right, table, "clipped", ends)
-        left.set_title("(a) computed from the plain head", loc="left")
+        left.set_title("(a) computed from the unsmoothed head", loc="left")
         right.set_title(r"(b) the rule $b\,(p - 1/V)\,\max(0, 1 - A)$", loc="left")
         left.set_ylabel("measured fall in confidence")
         handles, labels = right.get_legend_handles_labels()
@@ -147,7 +147,9 @@ def _panel(ax: Axes, table: pd.DataFrame, x: str, ends: tuple[float, float]) -> 
     below = ends[0] < -_LINEAR  # falls below 0 take the lower right corner
     at: dict[str, Any] = {"x": 0.03, "y": 0.42} if below else {"x": 0.97, "y": 0.05, "ha": "right"}
     ax.text(s=note, transform=ax.transAxes, va="bottom", linespacing=1.2, **at)
+    grey: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "color": "0.35", "linespacing": 1.2}
     if below:
+        ax.text(0.98, 0.49, "on the line:\nexact", **grey)
         said = "linear where grey,\nelse logarithmic" if x == "predicted" else "column: all\nwith A above 1"
         high = 0.02 if x == "predicted" else 0.11
-        ax.text(0.98, high, said, transform=ax.transAxes, ha="right", va="bottom", color="0.35", linespacing=1.2)
+        ax.text(0.98, high, said, va="bottom", **grey)

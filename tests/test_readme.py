@@ -100,7 +100,11 @@ MAKE = {  # target -> what it runs
 }
 PATTERNS = {"python -m paper_figures --only NAME": "python -m paper_figures --only {}"}
 OTHER = {"jupyter lab notebooks/"}
-KEPT = ("python -m analysis.study unpack ", "python -m analysis.study tables ")  # tests/analysis/test_study_command.py
+KEPT = (  # tests/analysis: test_study_command.py, test_real_tuning.py
+    "python -m analysis.study unpack ",
+    "python -m analysis.study tables ",
+    "python -m analysis.real_tuning table ",
+)
 
 
 def test_every_command_of_the_readme_is_tested_below():

@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from shutil import copyfile
 
 import pytest
 from tuned_pairs import made
@@ -19,10 +20,15 @@ def data(tmp_path_factory):
     folder, table = tmp_path_factory.mktemp("data"), made()
     table.to_csv(folder / "real_gemma.csv.gz", index=False)
     table.loc[table["within"].isna()].to_csv(folder / "real_smollm2.csv", index=False)
-    verdicts = judge_pairs(table, PAIR_PREDICTIONS).verdicts
-    for name in ("gemma", "smollm2"):
-        verdicts.to_csv(folder / f"real_{name}_verdicts.csv", index=False)
+    write_judged(folder, "gemma", table)
+    write_judged(folder, "smollm2", table.loc[table["within"].isna()])
     return folder
+
+
+def write_judged(folder, name, table):
+    judged = judge_pairs(table, PAIR_PREDICTIONS)
+    judged.verdicts.to_csv(folder / f"real_{name}_verdicts.csv", index=False)
+    judged.findings.to_csv(folder / f"real_{name}_findings.csv", index=False)
 
 
 def rows(text):
@@ -35,7 +41,7 @@ def test_models_stand_in_the_stages_of_the_paper(data):
     ece = found["Gemma-3-270M", "held-out responses", "ECE"]
     assert ece["before tuning"].startswith("0.011 [")
     assert ece["b = 0"].startswith("0.171 [")
-    assert ece["b = .1"].startswith("0.091 [")
+    assert ece["b = 0.1"].startswith("0.091 [")
     assert ece["b = 0, T fitted"].startswith("0.013 [")
     assert ece["b = 0, stopped early"].startswith("0.031 [")  # epoch 1
     asked = found["SmolLM2-135M-Instruct", "questions, normalised cloze", "ECE"]
@@ -50,6 +56,38 @@ def test_the_vocabulary_and_the_verdicts_have_a_line_each(data):
     _, _, *lines = rows(real_tables.verdicts(data))
     assert ["K4", "Gemma-3-270M", "refuted", "refuted"] in [line[:4] for line in lines]
     assert len(lines) == 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ["it is refuted", "smoothing of 0.1 acted: confidence falls by 0.080", "does not shrink by 0.03"]),
+        (
+            {"fall": 0.001},
+            [
+                "it is borne out",
+                "smoothing of 0.1 did next to nothing",
+                "the first less the second 0.079",
+                "so it shrinks",
+            ],
+        ),
+        ({"fall": 0.06, "cut_fall": 0.09}, ["seeds do not tell."]),
+    ],
+)
+def test_sentences_follow_from_the_findings(tmp_path, changes, said):
+    table = made(**changes)
+    write_judged(tmp_path, "gemma", table)
+    assert "SmolLM2" not in real_tables.found(tmp_path) + real_tables.verdicts(tmp_path)
+    for end in ("verdicts", "findings"):
+        copyfile(tmp_path / f"real_gemma_{end}.csv", tmp_path / f"real_smollm2_{end}.csv")
+    lines = real_tables.found(tmp_path).replace("\n  ", " ").splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith('- **"Large-vocabulary models of small hidden size')
+    assert "Gemma-3-270M became over-confident: confidence less accuracy is 0.161 [" in lines[0]
+    assert all(words in lines[0] for words in said), lines[0]
+    assert "(K1, " in lines[1]
+    assert "A fitted temperature gains 0.158" in lines[2]
+    assert "early stopping lower it further." in lines[2]
 
 
 def test_a_table_that_is_missing_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""The loss of a small head with its gradient in closed form: what training on a CPU evaluates.
+"""The loss of a head with its gradient in closed form: what training a small one on a CPU evaluates.
 
 A problem of 64 x 64 is a millisecond of calls, and hardly any arithmetic, where autograd goes through norms, loss and
 observations one by one. With the targets as a matrix (a row for each context, smoothed once and for all) it is a dozen
@@ -20,7 +20,7 @@ _ENTRIES = 2**20  # most of the matrix of targets; beyond it the products take t
 
 
 class DenseLoss:
-    """``SoftmaxBottleneck.forward`` over fixed observations, for a small head on a CPU.
+    """``SoftmaxBottleneck.forward`` over fixed observations, for a head whose logits fit in memory four times.
 
     Args:
         head: What is trained.
@@ -37,19 +37,21 @@ class DenseLoss:
     def __init__(self, head: SoftmaxBottleneck, observations: Observations) -> None:
         config, dtype = head.config, head.raw_weight.dtype
         shape, smoothing = (config.teacher.n_contexts, config.teacher.vocab_size), config.label_smoothing
-        target = torch.zeros(shape, dtype=torch.float64)
-        weight = observations.weight.double()
-        target.index_put_((observations.context, observations.token), weight / weight.sum(), accumulate=True)
+        device = head.raw_weight.device
+        target = torch.zeros(shape, dtype=torch.float64, device=device)
+        context, token, weight = (part.to(device) for part in observations)
+        weight = weight.double()
+        target.index_put_((context, token), weight / weight.sum(), accumulate=True)
         mass = target.sum(-1, keepdim=True)
-        smoothed = (1 - smoothing) * target + smoothing / shape[1] * mass
-        self._head, self._target, self._mass = head, smoothed.to(dtype), mass.to(dtype)
+        target.mul_(1 - smoothing).add_(smoothing / shape[1] * mass)
+        self._head, self._target, self._mass = head, target.to(dtype), mass.to(dtype)
 
     @staticmethod
     def serves(head: SoftmaxBottleneck, implementation: Any) -> bool:
-        """Whether this is the way to train that head: small, on a CPU, no other way asked for."""
+        """Whether this is the way to train that head: asked for, or no other was and it is small and on a CPU."""
         teacher = head.config.teacher
         small = teacher.n_contexts * teacher.vocab_size <= _ENTRIES
-        return small and not head.raw_weight.is_cuda and implementation == "auto"
+        return implementation == "dense" or (small and not head.raw_weight.is_cuda and implementation == "auto")
 
     def __call__(self) -> Tensor:
         """The loss at the head's parameters, as they are, in nats."""

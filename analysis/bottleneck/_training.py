@@ -44,8 +44,8 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
     Args:
         config: What to train, on what, and when to stop.
         device: Where to train.
-        implementation: Of :func:`kernel.linear_cross_entropy`; ``"auto"`` takes, for small heads on a CPU, the same
-            loss with its gradient in closed form.
+        implementation: Of :func:`kernel.linear_cross_entropy`, or ``"dense"`` for the same loss of all logits at once
+            with its gradient in closed form, which ``"auto"`` takes for small heads on a CPU.
 
     Returns:
         The head, its teacher, both samples and the course of the loss.
@@ -80,7 +80,7 @@ def _data(config: TeacherConfig) -> tuple[Teacher, Observations, Observations]:
 
 
 def _loss(head: SoftmaxBottleneck, training: Observations, implementation: Any) -> Callable[[], Tensor]:
-    """The loss of the head at its parameters as they are; small problems on a CPU in closed form."""
+    """The loss of the head at its parameters as they are."""
     if DenseLoss.serves(head, implementation):
         return DenseLoss(head, training)
     batch = Batch.of(training, device=head.raw_weight.device, dtype=head.raw_weight.dtype)
@@ -153,7 +153,7 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
     Args:
         config: What to train.
         device: Where to train.
-        implementation: Of :func:`kernel.linear_cross_entropy`.
+        implementation: As for :func:`train`.
 
     Returns:
         Flat and JSON-able: the columns of ``config``, the measurements (described at the source,

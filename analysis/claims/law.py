@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .parts import holds_within
+from .parts import ClaimPart, holds_within
 from .statistics import Effect
 
 __all__ = ["judged"]
@@ -21,24 +21,6 @@ __all__ = ["judged"]
 _CELLS = ("det", "noisy")
 _NEAR = 0.2  # share of the fall within which P is to be with a trunk
 _TINY = 1e-3  # of confidence
-
-
-class LawPart(NamedTuple):
-    """One part of a prediction: what was asked, what was found in how many cells, and whether it holds."""
-
-    prediction: int
-    part: str
-    asked: str
-    found: Effect
-    holds: str
-
-    def line(self) -> dict[str, Any]:
-        """As a line of the table."""
-        effect = self.found
-        return {
-            "prediction": self.prediction, "part": self.part, "asked": self.asked, "found": effect.mean,
-            "low": effect.low, "high": effect.high, "cells": effect.cells, "holds": self.holds,
-        }  # fmt: skip
 
 
 def judged(table: pd.DataFrame, pairs: pd.DataFrame, plain: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
@@ -60,7 +42,8 @@ def judged(table: pd.DataFrame, pairs: pd.DataFrame, plain: pd.DataFrame, cell: 
     cells: Any = pairs.groupby(by, dropna=False, as_index=False)[numbers].mean()
     lines = table.set_index(["group", "predictor"])
     parts = [*_sizes(lines), *_rivals(lines), *_first_order(cells, plain), *_beyond(lines, cells)]
-    return pd.DataFrame([part.line() for part in parts])
+    found = pd.DataFrame([part.line() for part in parts]).drop(columns="seeds")
+    return found.rename(columns={"claim": "prediction"}).astype({"prediction": int})
 
 
 def _effect(lines: pd.DataFrame, group: str, column: str, predictor: str = "predicted_fall") -> Effect:
@@ -76,20 +59,20 @@ def _within(effect: Effect, least: float, most: float = math.inf) -> str:
     return holds_within(effect, least, most) if effect.cells else "not run"
 
 
-def _sizes(lines: pd.DataFrame) -> Iterator[LawPart]:
+def _sizes(lines: pd.DataFrame) -> Iterator[ClaimPart]:
     """P explains the falls, and neither over- nor understates them."""
     groups = {"all cells": 0.98, **{f"{kind}, .05 < A < 6": 0.97 for kind in _CELLS}}
     for group, least in groups.items():
         for all_of_it in (group, f"{group}, unsolved kept"):
             share = _effect(lines, all_of_it, "r2")
             if all_of_it == group or share.cells:
-                yield LawPart(1, f"R2 of P, {all_of_it}", f"at least {least:g}", share, _within(share, least))
+                yield ClaimPart("1", f"R2 of P, {all_of_it}", f"at least {least:g}", share, _within(share, least))
     for group in groups:
         slope = _effect(lines, group, "slope")
-        yield LawPart(1, f"slope of the fall on P, {group}", "0.95 to 1.05", slope, _within(slope, 0.95, 1.05))
+        yield ClaimPart("1", f"slope of the fall on P, {group}", "0.95 to 1.05", slope, _within(slope, 0.95, 1.05))
 
 
-def _rivals(lines: pd.DataFrame) -> Iterator[LawPart]:
+def _rivals(lines: pd.DataFrame) -> Iterator[ClaimPart]:
     """P beats the rules of two numbers."""
     inside = ", .05 < A < 6"
     smoothings = sorted(
@@ -101,7 +84,7 @@ def _rivals(lines: pd.DataFrame) -> Iterator[LawPart]:
     ):
         for group in groups:
             ahead = _effect(lines, group, "ahead", rival)
-            yield LawPart(2, f"R2 of P minus that of {rival}, {group}", "above 0", ahead, _within(ahead, 0.0))
+            yield ClaimPart("2", f"R2 of P minus that of {rival}, {group}", "above 0", ahead, _within(ahead, 0.0))
 
 
 def _share(kept: pd.Series, asked_of: str) -> tuple[str, Effect, str]:
@@ -110,35 +93,37 @@ def _share(kept: pd.Series, asked_of: str) -> tuple[str, Effect, str]:
     return asked_of, Effect(share, math.nan, math.nan, 0, len(kept)), holds
 
 
-def _first_order(cells: pd.DataFrame, plain: pd.DataFrame) -> Iterator[LawPart]:
+def _first_order(cells: pd.DataFrame, plain: pd.DataFrame) -> Iterator[ClaimPart]:
     """Of heads on which smoothing hardly acts, and of the angle of its pull."""
     far = cells.loc[(cells["activity_index"] > 3) & (cells["label_smoothing"] <= 0.1 + 1e-9)]
     for kind in _CELLS:
         some = far.loc[(far["teacher"] != "det") == (kind == "noisy")]
         off = (some["fall"] - some["first_order_fall"]).abs()
         near = (off <= _TINY) | (off <= 0.25 * some["first_order_fall"].abs())
-        yield LawPart(3, f"fall near b chi where A > 3 and b <= 0.1, {kind}", *_share(near, "within 25 % or .001"))
+        yield ClaimPart("3", f"fall near b chi where A > 3 and b <= 0.1, {kind}", *_share(near, "within 25 % or .001"))
     heads = plain.loc[plain["converged"].astype(str) == "True"].drop_duplicates("key")
     det = heads["teacher"] == "det"
     full = heads.loc[det & (heads["hidden_size"] >= heads["vocab_size"] - 1), "sin_squared"]
-    yield LawPart(3, "sin2 of plain heads, det, D >= V - 1", *_share(full < 0.01, "below .01"))
-    yield LawPart(3, "sin2 of plain heads, noisy", *_share(heads.loc[~det, "sin_squared"] > 0.02, "above .02"))
+    yield ClaimPart("3", "sin2 of plain heads, det, D >= V - 1", *_share(full < 0.01, "below .01"))
+    yield ClaimPart("3", "sin2 of plain heads, noisy", *_share(heads.loc[~det, "sin_squared"] > 0.02, "above .02"))
 
 
-def _beyond(lines: pd.DataFrame, cells: pd.DataFrame) -> Iterator[LawPart]:
+def _beyond(lines: pd.DataFrame, cells: pd.DataFrame) -> Iterator[ClaimPart]:
     """Features from a trunk, more contexts, larger vocabularies."""
     trunk = cells.loc[cells["arm"] == "trunk"]
     for samples in (8, 64):
         some = trunk.loc[trunk["samples_per_context"] == samples]
         near = (some["predicted_fall"] - some["fall"]).abs() <= _NEAR * some["fall"].abs()
-        yield LawPart(4, f"P near the fall, trunk, {samples} samples", *_share(near, "within 20 %"))
+        yield ClaimPart("4", f"P near the fall, trunk, {samples} samples", *_share(near, "within 20 %"))
     one = trunk.loc[trunk["samples_per_context"] == 1]
-    yield LawPart(4, "P an upper bound, trunk, 1 sample", *_share(one["predicted_fall"] >= one["fall"], "P >= fall"))
+    yield ClaimPart(
+        "4", "P an upper bound, trunk, 1 sample", *_share(one["predicted_fall"] >= one["fall"], "P >= fall")
+    )
     share = _effect(lines, "arm contexts", "r2")
-    yield LawPart(4, "R2 of P, 128 to 4096 contexts", "at least 0.97", share, _within(share, 0.97))
+    yield ClaimPart("4", "R2 of P, 128 to 4096 contexts", "at least 0.97", share, _within(share, 0.97))
     for v in (1024, 4096, 32768):
         some = cells.loc[(cells["arm"] == "det") & (cells["vocab_size"] == v)]
         error = float(np.abs(some["predicted_fall"] - some["fall"]).max()) if len(some) else math.nan
         holds = "not run" if some.empty else "yes" if error <= 0.01 else "no"
         found = Effect(error, math.nan, math.nan, 0, len(some))
-        yield LawPart(4, f"largest error of P, det, V = {v}", "at most 0.01", found, holds)
+        yield ClaimPart("4", f"largest error of P, det, V = {v}", "at most 0.01", found, holds)

@@ -17,7 +17,7 @@ __all__ = ["ClaimPart", "KnownFindings", "beside", "every", "holds_within", "rat
 
 
 class ClaimPart(NamedTuple):
-    """One part of a prediction."""
+    """One part of a prediction: what was asked, what was found, and whether it holds."""
 
     claim: str
     part: str

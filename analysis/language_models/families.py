@@ -19,15 +19,15 @@ from kernel.huggingface import architecture_of
 from .documents import IGNORED, Encoded
 from .features import HiddenStates, groups, hidden_states, in_order
 
-__all__ = ["family_states", "reads_families"]
+__all__ = ["Row", "arguments", "family_states", "reads_families"]
 
 _SHARED = 0  # segment of what all begin with; those of the documents follow, and padding has none of these
 _PADDING = -1
 _CLOSE = 2e-3  # share of a hidden state by which it may differ: more than TF32 rounds, less than bfloat16 does
 
 
-class _Row(NamedTuple):
-    """One family as a row, and where its predictions are read."""
+class Row(NamedTuple):
+    """Several documents as a row, and where their predictions are read."""
 
     tokens: list[int]
     positions: list[int]
@@ -110,7 +110,7 @@ def _family_states(
     lengths, found = [len(row.tokens) for row in rows], []
     for start, end in groups(lengths, batch_size, batch_tokens or sum(lengths) * len(lengths)):
         batch = rows[start:end]
-        given = _arguments(model, batch, pad, autocast)
+        given = arguments(model, batch, pad, autocast)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             hidden = body(model, given).last_hidden_state
         read = torch.tensor([(i, *where) for i, row in enumerate(batch) for where in row.read])  # (n, 4)
@@ -120,12 +120,12 @@ def _family_states(
     return in_order(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
-def _row(family: Sequence[Encoded], first: int) -> _Row:
+def _row(family: Sequence[Encoded], first: int) -> Row:
     """A family whose documents are numbered from ``first`` on."""
     several = [document.tokens for document in family]
     least, most = min(several), max(several)  # what these begin with, those in between do too
     common = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least))
-    row = _Row(list(family[0].tokens[:common]), list(range(common)), [_SHARED] * common, [])
+    row = Row(list(family[0].tokens[:common]), list(range(common)), [_SHARED] * common, [])
     for number, document in enumerate(family):
         start, rest = len(row.tokens), document.tokens[common:]
         row.tokens.extend(rest)
@@ -138,7 +138,7 @@ def _row(family: Sequence[Encoded], first: int) -> _Row:
     return row
 
 
-def _arguments(model: Any, rows: Sequence[_Row], pad: int, autocast: torch.dtype | None) -> dict[str, Any]:
+def arguments(model: Any, rows: Sequence[Row], pad: int, autocast: torch.dtype | None) -> dict[str, Any]:
     """What the model is called with: tokens, their positions, and who sees whom ``(n, 1, length, length)``."""
     length = max(len(row.tokens) for row in rows)
 

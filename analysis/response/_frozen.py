@@ -21,8 +21,9 @@ __all__ = ["FrozenHeadResponse", "domain_of", "frozen_head_response"]
 
 Array = NDArray[np.float64]
 Features = Literal["sphere", "ball"]
-_TOLERANCE = 1e-8  # of the solver: gradient along the domain, in units of the largest centred row
+_TOLERANCE = 1e-7  # of the solver: gradient along the domain, in units of the largest centred row
 _CONVERGED = 1e-5  # what counts: the confidence of a context is then right to about 1e-5
+_RIDGE_STEPS = 20  # from below and never beyond; the start need not be exact
 _KICK = 1e-2  # share of the norm by which a start on the sphere is moved, as smoothing may turn it into a saddle
 
 
@@ -225,14 +226,29 @@ def _best_start(small: Reduced, loss: ContextLoss, start: Tensor, q: Tensor, b: 
     found, least = start, loss.at(start).value
     for p in (forward(small.head, start)[0].softmax(-1), q):
         wanted = torch.log((1 - b) * p + b / small.head.vocab_size)
-        trial = (wanted @ small.head.rows) / small.squares
-        if domain.radius is not None:
-            norm = trial.norm(dim=-1)
-            trial = trial * (domain.radius / norm.clamp_min(1e-300)).clamp_max(1.0).unsqueeze(-1)
-        value = loss.at(trial).value
+        trial = _fitted(wanted @ small.head.rows, small.squares, domain.radius)
+        value = loss.value(trial)
         found = torch.where((value < least).unsqueeze(-1), trial, found)
         least = torch.minimum(value, least)
     return found
+
+
+def _fitted(products: Tensor, squares: Tensor, radius: Tensor | None) -> Tensor:
+    """Least-squares hidden states, ``(n, D)``, of logits by their products with the rows, of at most a radius.
+
+    Where the free fit is longer the ridge is that at which it has the radius: a step of Newton for 1 / norm each.
+    """
+    ridge = torch.zeros_like(products[:, :1])
+    fit = products / squares
+    if radius is None:
+        return fit
+    for _ in range(_RIDGE_STEPS):
+        square = fit.square().sum(-1, keepdim=True)
+        slope = (fit.square() / (squares + ridge)).sum(-1, keepdim=True)
+        over = (square.sqrt() / radius.unsqueeze(-1) - 1).clamp_min(0)
+        ridge = ridge + over * square / slope.clamp_min(1e-300)
+        fit = products / (squares + ridge)
+    return fit * (radius / fit.norm(dim=-1).clamp_min(1e-300)).clamp_max(1.0).unsqueeze(-1)
 
 
 def _kicked(hidden: Tensor) -> Tensor:

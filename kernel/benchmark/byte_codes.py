@@ -1,20 +1,17 @@
-"""What a kept softmax in bytes would cost in accuracy, simulated: ``python -m kernel.benchmark.byte_codes``.
+"""What a kept softmax in bytes costs in accuracy, beside other codes: ``python -m kernel.benchmark.byte_codes``.
 
-No kernel keeps bytes. A probability would be coded by how many nats its logit lies below the peak of some columns,
-
-    code = round(254 sqrt(nats / 12)) below 12 nats, else 255 for 0
-
-so that steps are finest where probabilities are large. The gradients of the smoothed loss are made of decoded
-probabilities, the target's own from its float32 logit, dz and gradients rounded to bfloat16 as the kernels do, and
-compared with float64 of the same inputs, beside what the kernels keep (bfloat16) and what others keep (bfloat16
-logits). Peaks are those of a tile's columns or of fewer; with "sums" the decoded probabilities of each such block are
-scaled to the block's exact sum, which the forward knows. Errors are norm-wise, of the rows of the head that no token
-names apart.
+The kernels code the fourth root of a probability relative to the largest one among 64 columns
+(:mod:`kernel.fused.byte_columns`). Here the same code, other roots, other numbers of columns, and the square root of
+how many nats a logit lies below the peak, with 12 nats for all codes, stand in for the softmax of a smoothed loss. The
+target's own probability comes from its float32 logit, dz and gradients are rounded to bfloat16 as the kernels do, and
+the gradients are compared with float64 of the same inputs, beside what the kernels keep in two bytes and what others
+keep (bfloat16 logits). Errors are norm-wise, of the rows of the head that no token names apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,18 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..fused.plan import PEAK_COLUMNS
 from .command import add_places, finish, output_of, typed, whole
 from .problems import Data, Shape, make_data
 from .tables import Report
 
-__all__ = ["decoded", "main", "study"]
+__all__ = ["ROOT", "by_logarithm", "by_root", "main", "study"]
 
 _EXAMPLES = """
 examples:
-  python -m kernel.benchmark.byte_codes --output /tmp/byte_codes.csv          half a minute, no GPU
+  python -m kernel.benchmark.byte_codes --output /tmp/byte_codes.csv          a minute, no GPU
   python -m kernel.benchmark.byte_codes --tokens 128 --vocab-size 4096 --output /tmp/byte_codes.csv
 """
 _SMOOTHING = 0.1
+ROOT = 4
 _NATS, _STEPS = 12.0, 254
 _KINDS: dict[str, Callable[[Data, torch.Generator], Data]] = {
     "peaked": lambda data, generator: data,
@@ -44,23 +43,30 @@ _KINDS: dict[str, Callable[[Data, torch.Generator], Data]] = {
 }
 
 
-def decoded(z: Tensor, lse: Tensor, columns: int, *, sums: bool) -> Tensor:
-    """Probabilities ``(N, V)`` after one byte each.
+def by_root(z: Tensor, lse: Tensor, columns: int = PEAK_COLUMNS, root: int = ROOT) -> Tensor:
+    """Probabilities ``(N, V)`` after one byte each, of the root of what they are relative to a peak.
 
     Args:
         z: Logits ``(N, V)`` in nats; V is a multiple of ``columns``.
         lse: Their log-sum-exp ``(N, 1)``.
-        columns: Columns that share a peak.
-        sums: Whether the sum of each block of as many columns is restored.
+        columns: Columns that share a peak, which is rounded up to a bfloat16 of bits.
+        root: Which root is coded in 255 even steps.
     """
+    blocks, log2_e = z.unflatten(1, (-1, columns)), math.log2(math.e)
+    bits = (blocks.amax(-1, keepdim=True) * log2_e).float().view(torch.int32)
+    bits = torch.where(bits >= 0, bits + 0xFFFF, bits) & -65536
+    peak = bits.view(torch.float32).double() / log2_e
+    code = torch.round(255 * torch.exp((blocks - peak) / root))
+    return (torch.exp(peak - lse.unsqueeze(-1)) * (code / 255) ** root).flatten(1)
+
+
+def by_logarithm(z: Tensor, lse: Tensor, columns: int) -> Tensor:
+    """The same, of the square root of how far below the peak a logit lies; what lies more than 12 nats below is 0."""
     blocks = z.unflatten(1, (-1, columns))
     peak = blocks.amax(-1, keepdim=True)
     code = torch.round(_STEPS * ((peak - blocks) / _NATS).sqrt())
-    mass = torch.exp(peak - lse.unsqueeze(-1))
-    p = torch.where(code > _STEPS, 0, mass * torch.exp(-_NATS * (code / _STEPS).square()))
-    if sums:
-        p = p * (torch.exp(blocks - lse.unsqueeze(-1)).sum(-1, keepdim=True) / p.sum(-1, keepdim=True))
-    return p.flatten(1)
+    p = torch.exp(peak - lse.unsqueeze(-1) - _NATS * (code / _STEPS).square())
+    return torch.where(code > _STEPS, 0, p).flatten(1)
 
 
 def study(n: int, vocab_size: int, hidden_size: int, seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -117,11 +123,11 @@ def _gradients(
     )
     p = torch.softmax(z.bfloat16().double(), -1)
     yield "logits in bfloat16", products(dz(p, p[rows, target]))
-    for columns in (256, 128, 64, 32):
-        if z.shape[1] % columns == 0:
-            for sums in (False, True):
-                name = f"bytes, peaks of {columns} columns" + (", sums" if sums else "")
-                yield name, products(dz(decoded(z, lse, columns, sums=sums)))
+    for columns in (PEAK_COLUMNS, 128, 256):
+        for root in (ROOT, 2, 8):
+            name = f"bytes, root {root}, peaks of {columns} columns"
+            yield name, products(dz(by_root(z, lse, columns, root)))
+        yield f"bytes, logarithm, peaks of {columns} columns", products(dz(by_logarithm(z, lse, columns)))
 
 
 def _relative(got: Tensor, want: Tensor) -> float:

@@ -15,9 +15,21 @@ from ..options import LossOptions
 from .codes import LARGEST_CAP, Code
 from .launch import Launch, precise
 
-__all__ = ["Head", "Kept", "Scalars", "Storage", "Tiles", "logit_arguments", "product_arguments", "tiling"]
+__all__ = [
+    "BYTES_SERVE",
+    "Head",
+    "Kept",
+    "Scalars",
+    "Storage",
+    "Tiles",
+    "logit_arguments",
+    "product_arguments",
+    "tiling",
+]
 
-Storage = Literal["", "softmax", "code", "raw"]
+Storage = Literal["", "softmax", "code", "byte", "raw"]
+
+BYTES_SERVE = frozenset({torch.bfloat16})  # inputs whose gradients' own rounding hides that of bytes
 
 
 class Head(NamedTuple):
@@ -34,13 +46,18 @@ class Kept(NamedTuple):
 
     start: int  # the first of the columns
     number: int  # strips that they are kept in, one below the other, each of as many rows as tiles of kept tokens have
-    columns: Tensor  # (rows of all strips, columns of one): exp(z - reference), codes of z, or raw logits
-    reference: Tensor  # (1 + kept tiles, N): of the target (its logit, or what the cap is taken of), then tiles' peaks
+    columns: Tensor  # (rows of all strips, columns of one): exp(z - reference), codes of z or of p, or raw logits
+    reference: Tensor  # (1 + ..., N): of the target (its logit, or what the cap is taken of), then peaks
 
     @property
     def width(self) -> int:
         """Columns of a strip."""
         return self.columns.shape[1]
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether they are probabilities in one byte each."""
+        return self.columns.dtype == torch.uint8
 
 
 class Held(NamedTuple):
@@ -123,6 +140,10 @@ class Scalars:
         if self.softcap and (dtype == torch.float16 or self.softcap > LARGEST_CAP * self.temperature):
             return ""
         return "code"
+
+    def in_bytes(self, dtype: torch.dtype) -> bool:
+        """Whether the softmax may also be kept in one byte (:mod:`.byte_columns`)."""
+        return dtype in BYTES_SERVE and not self.softcap
 
 
 class Tiles:

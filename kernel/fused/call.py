@@ -11,7 +11,8 @@ from torch import Tensor
 from .arguments import Head, Held, Kept, Scalars
 from .compile_ahead import compile_ahead
 from .gradient_rows import Upstream
-from .launch import launch_table, processors, uses_descriptors
+from .launch import blocks, launch_table, processors, uses_descriptors
+from .plan import PEAK_COLUMNS
 from .rows import KeptRows, aligned
 from .run_backward import backward
 from .run_forward import ForwardResult, forward
@@ -31,6 +32,7 @@ class LossCall:
     head: Head
     scalars: Scalars
     workspace_bytes: int
+    sparse: bool = False  # the forward then takes whole tiles at once, which it does not where it keeps bytes
 
     def plan(self, *, keep: bool, consumed: bool, weight_gradient: bool) -> Schedule:
         """Choose the strips of the backward and the columns that the forward keeps (:func:`.schedule.schedule`)."""
@@ -44,6 +46,7 @@ class LossCall:
             int(self.workspace_bytes),
             keep=keep and kind != "",
             direct=kind == "softmax",
+            in_bytes=self.scalars.in_bytes(hidden.dtype) and not self.sparse,
             consumed=consumed,
             weight_gradient=weight_gradient,
             processors=processors(hidden.device),
@@ -51,38 +54,41 @@ class LossCall:
         )
 
     def references(self, run: KeptColumns) -> int:
-        """Count the rows of ``Kept.reference``: one for the targets and, for codes without cap, one a kept tile."""
+        """Count the rows of ``Kept.reference``: one for the targets and what peaks there are.
+
+        Codes without cap have one a kept tile, columns in bytes one for as many as share it, in two bytes.
+        """
         hidden, scalars = self.head.hidden, self.scalars
-        kind = scalars.storage(hidden.dtype)
+        kind, tile = scalars.storage(hidden.dtype), launch_table(hidden.device, hidden.dtype).forward.columns
+        if run.in_bytes:
+            return 1 + blocks(run.columns // min(PEAK_COLUMNS, tile), 2)
         if kind == "raw":
             return 0
-        tiles = run.columns // launch_table(hidden.device, hidden.dtype).forward.columns
+        tiles = run.columns // tile
         return 1 + (tiles if kind == "code" and not scalars.softcap else 0)
 
     def held(self, plan: Schedule) -> Held:
         """Return new memory for what the plan keeps: the workspace of the backward, and its weight gradient."""
-        weight, n = self.head.weight, self.head.hidden.shape[0]
+        weight = self.head.weight
         gradient = weight.new_empty(weight.shape) if plan.in_gradient else None
-        size = sum(n * run.columns for run in plan.kept if not run.in_gradient)
-        if size and plan.consumed:
-            size = max(size, plan.workspace)
-        workspace = weight.new_empty(size) if size else None
+        workspace = weight.new_empty(plan.held) if plan.held else None
         kept = []
         for run in plan.kept:
-            memory = workspace
-            if run.in_gradient and gradient is not None:
-                memory = gradient.view(-1)[plan.kept_offset :]
+            memory = workspace if gradient is None or not run.in_gradient else gradient.view(-1)
             assert memory is not None
             kept.append(self.kept(run, memory))
         return Held(tuple(kept), workspace, gradient)
 
     def kept(self, run: KeptColumns, memory: Tensor, reference: Tensor | None = None) -> Kept:
-        """Return kept columns at the beginning of ``memory``, flat, and their references, given or new."""
+        """Return kept columns in their place in ``memory``, flat, and their references, given or new."""
         hidden = self.head.hidden
         n, launch = hidden.shape[0], launch_table(hidden.device, hidden.dtype).logit_gradient
         rows = run.rows(n, launch.rows)
+        memory = memory[run.offset :]
+        if run.in_bytes:
+            memory = memory.view(torch.uint8)
         columns = memory[: rows * run.width].view(rows, run.width)
-        if self.scalars.storage(hidden.dtype) == "code":
+        if self.scalars.storage(hidden.dtype) == "code" and not run.in_bytes:
             columns = columns.view(torch.int16)
         if reference is None:
             reference = torch.empty(self.references(run), n, dtype=torch.float32, device=memory.device)
@@ -91,13 +97,15 @@ class LossCall:
     def usable(self, plan: Schedule, held: Held | None, upstream: Upstream, needs: Needs) -> tuple[Schedule, Held]:
         """Return the plan and what is held of it; what cannot be used is let go, and its logits are computed anew.
 
-        That is so once a backward has used it up (None), and for a kept softmax where upstream gradients of statistics
-        need the logits themselves, which is that of the entropy, or its targets' entries changed where it may not be.
+        That is so once a backward has used it up (None), and for a softmax that is kept as it is where upstream
+        gradients of statistics need the logits themselves, which is that of the entropy, or its targets' entries
+        changed where it may not be.
         """
         if held is None:
             return self.without_kept(needs), Held()
         softmax = self.scalars.storage(self.head.hidden.dtype) == "softmax"
-        revised = upstream.statistics is not None and held.kept and softmax
+        as_it_is = softmax and not all(run.in_bytes for run in held.kept)
+        revised = upstream.statistics is not None and as_it_is
         if revised and (upstream.of_entropy or not plan.consumed):
             return self.without_kept(needs), Held(gradient=held.gradient)
         return plan, held
@@ -146,7 +154,12 @@ class LossCall:
         few = LossCall(head, scalars, 0)
         table, programs = launch_table(hidden.device, hidden.dtype), processors(hidden.device)
         size = int(weight.shape[0]), int(weight.shape[1])
-        for plan in every_kind(n, *size, keep=kind != "", direct=kind == "softmax", processors=programs, table=table):
+        kinds = {
+            "keep": kind != "",
+            "direct": kind == "softmax",
+            "in_bytes": scalars.in_bytes(hidden.dtype) and not sparse,
+        }
+        for plan in every_kind(n, *size, **kinds, processors=programs, table=table):
             held = few.held(plan)
             sums = SparseTiles.memory(head) if sparse else None
             options = {"packed": True, "return_statistics": return_statistics, "tile_sums": sums}

@@ -20,6 +20,7 @@ What KEEP stores of a tile (:mod:`.arguments` says when which):
   of the store is proportional to probabilities and enters the backward's products as it is. (Should a logit exceed its
   target's by more than 2^100, :mod:`.keep` notices and repairs it.)
 - "code", the logit in 16 bits (:mod:`.codes`), without softcap relative to the tile's peak, which is stored too.
+- "byte", the softmax in one byte (:mod:`.byte_columns`), relative to peaks of 64 columns, which are stored too.
 - "raw", the raw logit in float32.
 
 TILE_SUMS also writes the sum of exponentials of every tile and token, in bits, and by what part of its square the sum
@@ -31,6 +32,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .byte_columns import fourth_root, stored_peak, to_byte
 from .codes import below_peak, encode
 from .tiles import capped, column_part, largest, logit_argument, product, store_tile
 
@@ -64,7 +66,7 @@ def forward_kernel(
     partial,  # (up to 6, units, BLOCK_ROWS): peak, total, logit_sum, weighted, highest, best; in bits
     partial_stride,  # units x BLOCK_ROWS
     kept,  # strips of (N, kept_stride), one below the other, if KEEP
-    reference,  # (1 + kept tiles, N) packed, bits: read of the target (softmax), written of the tiles' peaks (code)
+    reference,  # (1 + ..., N) packed, bits: read of the target (softmax), written of the peaks (code, byte)
     tile_sums,  # (2, N, tile_stride) packed, if TILE_SUMS
     n,
     vocab_size,
@@ -90,14 +92,14 @@ def forward_kernel(
     MASK_VOCAB: tl.constexpr,
     ENTROPY: tl.constexpr,
     ARGMAX: tl.constexpr,
-    KEEP: tl.constexpr,  # "", "softmax", "code", "raw"
+    KEEP: tl.constexpr,  # "", "softmax", "code", "byte", "raw"
     TILE_SUMS: tl.constexpr,
     RUN_IF: tl.constexpr,  # "always", "all kept", "some ignored"
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
     PARTS: tl.constexpr,
-    PIECES: tl.constexpr,  # 1, or PARTS for codes under a softcap: column blocks of a tile gone through one by one
+    PIECES: tl.constexpr,  # column blocks of a tile gone through one by one: 1; PARTS (code, softcap); the peaks (byte)
     DESCRIPTOR: tl.constexpr,
     GATHER: tl.constexpr,
     FLATTEN: tl.constexpr,
@@ -199,8 +201,31 @@ def forward_kernel(
                 tile_peak = peak
             else:
                 tile_peak = tl.maximum(tl.max(z, 1), _FLOOR)
+            if KEEP == "byte":
+                tile_peak, peak_bits = stored_peak(tile_peak)
             below = z - tile_peak[:, None]
-            e = tl.exp2(below)
+            if KEEP == "byte":
+                root = fourth_root(below)
+                strip = tile * BLOCK_VOCAB // kept_stride
+                store_tile(
+                    kept,
+                    to_byte(root),
+                    row_start + strip * row_blocks * BLOCK_ROWS,
+                    tile * BLOCK_VOCAB - strip * kept_stride + piece * (BLOCK_VOCAB // PIECES),
+                    kept_rows,
+                    kept_stride,
+                    kept_stride,
+                    BLOCK_ROWS,
+                    BLOCK_VOCAB // PIECES,
+                    DESCRIPTOR,
+                )
+                peaks = reference.to(tl.pointer_type(tl.int16), bitcast=True) + 2 * n.to(tl.int64)
+                peaks += (tile * PIECES + piece).to(tl.int64) * n
+                tl.store(peaks + row, peak_bits, mask=row < row_count)
+                e = root * root
+                e = e * e
+            else:
+                e = tl.exp2(below)
             if KEEP == "softmax":
                 stored = e
             elif KEEP == "code" and not SOFTCAP:
@@ -240,7 +265,7 @@ def forward_kernel(
         if ARGMAX:
             tl.store(slot + 4 * partial_stride, highest)
             tl.store(slot + 5 * partial_stride, best.to(tl.float32, bitcast=True))
-        if KEEP != "" and not (KEEP == "code" and SOFTCAP):
+        if KEEP != "" and KEEP != "byte" and not (KEEP == "code" and SOFTCAP):
             if KEEP == "code":
                 tl.store(reference + (tile + 1).to(tl.int64) * n + row, tile_peak, mask=row < row_count)
             strip = tile * BLOCK_VOCAB // kept_stride

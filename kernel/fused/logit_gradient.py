@@ -20,9 +20,43 @@ import triton.language as tl
 from .codes import bits_below, decode
 from .tiles import capped, column_part, logit_argument, merged_strip, product, store_tile
 
-__all__ = ["gradient_of_logits", "kept_strip_kernel", "recomputed_strip_kernel"]
+__all__ = ["gradient_of", "gradient_of_logits", "kept_strip_kernel", "recomputed_strip_kernel"]
 
 _LOWEST = tl.constexpr(-1e4)  # bits; there p is 0, and so is p log p
+
+
+@triton.jit
+def gradient_of(
+    p,  # (BLOCK_ROWS, columns)
+    log_p,  # bits, read if MIXED
+    slope,  # read if SOFTCAP
+    column,  # (columns,)
+    hit,  # whether a column is the row's target
+    vocab_size,
+    scale,  # (BLOCK_ROWS,)
+    mix,  # (3, N)
+    row,
+    inside,  # (BLOCK_ROWS,) whether the row exists
+    n,
+    label_smoothing,
+    MIXED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    MASK_VOCAB: tl.constexpr,
+):
+    """The gradient above from probabilities."""
+    uniform = label_smoothing / vocab_size
+    dz = p - tl.where(hit, 1.0 - label_smoothing + uniform, uniform)
+    dz *= scale[:, None]
+    if MIXED:  # after the difference: beside p_y near 1 the share of z_loss would be rounded away
+        plain = tl.load(mix + row, mask=inside, other=0.0)[:, None]
+        bend = tl.load(mix + n + row, mask=inside, other=0.0)[:, None]
+        own = tl.load(mix + 2 * n + row, mask=inside, other=0.0)[:, None]
+        dz += p * (plain + bend * tl.maximum(log_p, _LOWEST)) + tl.where(hit, own, 0.0)
+    if SOFTCAP:
+        dz *= slope
+    if MASK_VOCAB:
+        dz = tl.where((column < vocab_size)[None, :], dz, 0.0)
+    return dz
 
 
 @triton.jit
@@ -45,21 +79,24 @@ def gradient_of_logits(
 ):
     """The formula above, for a tile of logits in bits and the slopes of their cap."""
     log_p = z - lse[:, None]
-    p = tl.exp2(log_p)
-    uniform = label_smoothing / vocab_size
     hit = column[None, :] == label[:, None]
-    dz = p - tl.where(hit, 1.0 - label_smoothing + uniform, uniform)
-    dz *= scale[:, None]
-    if MIXED:  # after the difference: beside p_y near 1 the share of z_loss would be rounded away
-        plain = tl.load(mix + row, mask=inside, other=0.0)[:, None]
-        bend = tl.load(mix + n + row, mask=inside, other=0.0)[:, None]
-        own = tl.load(mix + 2 * n + row, mask=inside, other=0.0)[:, None]
-        dz += p * (plain + bend * tl.maximum(log_p, _LOWEST)) + tl.where(hit, own, 0.0)
-    if SOFTCAP:
-        dz *= slope
-    if MASK_VOCAB:
-        dz = tl.where((column < vocab_size)[None, :], dz, 0.0)
-    return dz
+    return gradient_of(
+        tl.exp2(log_p),
+        log_p,
+        slope,
+        column,
+        hit,
+        vocab_size,
+        scale,
+        mix,
+        row,
+        inside,
+        n,
+        label_smoothing,
+        MIXED,
+        SOFTCAP,
+        MASK_VOCAB,
+    )
 
 
 @triton.jit(do_not_specialize=["n", "vocab_size", "dz_rows"])

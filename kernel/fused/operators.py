@@ -9,6 +9,7 @@ were kept: a second backward through the same graph recomputes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ class EagerLoss(torch.autograd.Function):
         differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
         needs: Needs = tuple(ctx.needs_input_grad[:3]) if differentiable else (False, False, False)
         sparse = sparse if sparse is not None and sparse.serves(head, scalars, needs) else None
+        call = replace(call, sparse=sparse is not None)
         call.compile_ahead(needs, return_statistics, sparse is not None)
         ctx.set_materialize_grads(False)
         if not differentiable:
@@ -202,7 +204,7 @@ def _(
         new(n),
         new(n if want_entropy else 0),
         new(index_size(n), dtype=torch.int32),
-        weight.new_empty(n * plan.columns),
+        weight.new_empty(plan.held),
         new(sum(call.references(run) for run in plan.kept) * n),
     )
 

@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from .byte_plans import decoded_strips, in_bytes
 from .launch import blocks
+from .plan import PEAK_COLUMNS, KeptColumns, Plan, Series
 from .strip_times import StripTimes
 
-__all__ = ["KeptColumns", "Plan", "Planner", "Series"]
+__all__ = ["Planner"]
 
 _ALIGN = 64  # elements: 128 bytes or more, what the copy engine and the caches like
 _NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in the gradient's memory
-
-
-@dataclass(frozen=True)
-class KeptColumns:
-    """Columns that the forward keeps: ``number`` strips of ``width`` columns, whole tiles, one below the other."""
-
-    start: int
-    width: int
-    number: int
-    in_gradient: bool  # they lie in the weight gradient's memory; else they have memory of their own
-
-    @property
-    def columns(self) -> int:
-        """How many columns they are."""
-        return self.width * self.number
-
-    def rows(self, n: int, block: int) -> int:
-        """Rows of ``width`` columns that they take in memory; of several strips each takes whole tiles of ``block``."""
-        return n if self.number == 1 else self.number * blocks(n, block) * block
-
-
-class Series(NamedTuple):
-    """``number`` strips of one padded width that follow each other, their dz at one place."""
-
-    start: int
-    padded: int
-    number: int
-    kept: bool
-    offset: int | None
 
 
 class _InGradient(NamedTuple):
@@ -50,22 +22,6 @@ class _InGradient(NamedTuple):
     limits: list[int]
     series: list[Series]
     times: list[float]
-
-
-class Plan(NamedTuple):
-    """A candidate: what ranks it, and what a schedule is built from if it is chosen."""
-
-    time: float  # microseconds
-    memory: int
-    workspace: int
-    kept: tuple[KeptColumns, ...]
-    scaled_in_gradient: bool
-    series: list[Series]
-
-    @property
-    def columns(self) -> int:
-        """How many columns are kept."""
-        return sum(kept.columns for kept in self.kept)
 
 
 class Planner:
@@ -88,11 +44,15 @@ class Planner:
         self.keep, self.consumed, self.first = keep, consumed, blocks(first, times.tile) * times.tile
         self.least = times.run if first else 0.0  # what columns kept in one memory have to save, in microseconds
         self.n, self.hidden_size, self.tile, self.vocab = times.n, times.hidden_size, times.tile, times.vocab
+        self.block = times.table.logit_gradient.rows
         self.memory = vocab_size * self.hidden_size if times.weight_gradient else 0
         # Hidden states scaled for kept columns that enter the products as they are, at the gradient's beginning.
         scaled = self.n * self.hidden_size if times.direct and times.weight_gradient else 0
         self.base = blocks(scaled, _ALIGN) * _ALIGN
         self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
+        # Of columns in bytes several share a peak of two bytes, in whole rows of float32 for each tile.
+        self.byte_peaks = blocks(4 * self.n * blocks(blocks(self.tile, PEAK_COLUMNS), 2), self.tile)
+        self.everything = times.direct and not self.first  # whether all columns may be kept as they enter the products
         self.stacks = {inside: self.stack(self.base if inside else 0) for inside in (True, False)[: 2 if scaled else 1]}
         self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
 
@@ -103,9 +63,11 @@ class Planner:
             # In one piece, whose launches are fewest: a few percent faster than with a part in the gradient's memory.
             return self.build(0, (KeptColumns(0, self.vocab, 1, False),), scaled_in_gradient=False)
         kept, scaled_in_gradient = self.kept(budget)
-        if self.consumed or (by_themselves and sum(run.columns for run in kept) == self.vocab):
+        whole = sum(run.columns for run in kept) == self.vocab
+        if self.consumed or (by_themselves and whole):
             spare = budget - (0 if scaled_in_gradient else self.base * self.itemsize)
-            return self.build(self.whole_tiles(spare), kept, scaled_in_gradient=scaled_in_gradient)
+            plans = [self.build(self.whole_tiles(spare), kept, scaled_in_gradient=scaled_in_gradient)]
+            return plans[0] if whole else min([*plans, *in_bytes(self, budget)], key=lambda plan: plan.time)
         plans = []
         most = self.whole_tiles(budget)
         for width in sorted({max(most // share // self.tile * self.tile, self.tile) for share in (1, 2, 4, 8, 16, 32)}):
@@ -113,7 +75,11 @@ class Planner:
             kept, scaled_in_gradient = self.kept(budget - self.n * width * self.itemsize)
             if kept:  # dz takes memory beside them
                 plans.append(self.build(width, kept, scaled_in_gradient=scaled_in_gradient))
-        return min(plans, key=lambda plan: plan.time)
+        return min([*plans, *in_bytes(self, budget)], key=lambda plan: plan.time)
+
+    def as_they_are(self, kept: tuple[KeptColumns, ...]) -> float:
+        """The time of those that are not in bytes."""
+        return sum(self.times.kept(run.width, run.number) for run in kept if not run.in_bytes)
 
     def bytes_of(self, columns: int) -> int:
         """Bytes of kept columns in one piece, and of their tiles' peaks."""
@@ -161,34 +127,41 @@ class Planner:
         best, least = None, -self.least
         widest = self.times.width(self.vocab, False)
         each = self.times.microseconds(widest, False) / widest  # of a column that is not kept
-        block = self.times.table.logit_gradient.rows
         for number in _NUMBERS:
-            rows = self.n if number == 1 else blocks(self.n, block) * block
+            rows = self.n if number == 1 else blocks(self.n, self.block) * self.block
             room = self.vocab * self.hidden_size - base
             most = room // max(number * rows + self.hidden_size, rows + number * self.hidden_size)
             most = min(most, (self.vocab - self.first) // number)
             for width in (most // self.tile * self.tile, self.times.width(most, True)) if most >= self.tile else ():
                 time = self.times.kept(width, number) - each * width * number
                 if time < least:
-                    best, least = KeptColumns(self.vocab - width * number, width, number, True), time
+                    best = KeptColumns(self.vocab - width * number, width, number, True, offset=base)
+                    least = time
         return best
 
-    def build(self, width: int, kept: tuple[KeptColumns, ...], *, scaled_in_gradient: bool = True) -> Plan:
-        """The plan with strips of up to ``width`` columns in the workspace."""
+    def build(
+        self, width: int, kept: tuple[KeptColumns, ...], *, scaled_in_gradient: bool = True, decoded: int = 0
+    ) -> Plan:
+        """The plan with strips of up to ``width`` columns in the workspace, of kept bytes of ``decoded``."""
+        outside = [run for run in kept if not run.in_gradient]
+        held = max((run.offset + run.elements(self.n, self.itemsize) for run in outside), default=0)
+        if self.consumed or not width:  # what bytes took is free when the other strips begin
+            width = max(width, decoded, held // self.n // self.tile * self.tile if decoded and self.consumed else 0)
         boundary = kept[-1].start if kept else self.vocab
         unwritten = min(boundary * self.hidden_size, self.memory)  # when kept columns' rows have been written
-        tail: list[Series] = []
-        time = 0.0
+        kept_strips, time = decoded_strips(self.times, kept, decoded)
         if self.times.direct or self.consumed:
-            time = sum(self.times.kept(run.width, run.number) for run in kept)
-        else:
+            time += self.as_they_are(kept)
+        elif not decoded:
             room = unwritten // self.n // self.tile * self.tile
             for start, padded, count in self.times.equal(boundary, self.vocab, max(room, width), True):
-                tail.append(Series(start, padded, count, True, 0 if padded <= room else None))
+                kept_strips.append(Series(start, padded, count, True, 0 if padded <= room else None))
+                time += count * self.times.microseconds(padded, True)
         first = self.in_gradient(boundary, unwritten)
         # While more fits the gradient's memory than the workspace; then strips alike, the early ones still in there.
         number = bisect_left(first.limits, -width)
         start = first.series[number - 1].start + first.series[number - 1].padded if number else 0
+        tail: list[Series] = []
         for begin, padded, count in self.times.equal(start, boundary, width, False):
             last = (unwritten - _ALIGN - padded * (self.n + self.hidden_size)) // self.hidden_size if unwritten else -1
             inside = min(count, max(0, (last - begin) // padded + 1))
@@ -196,14 +169,14 @@ class Planner:
                 tail.append(Series(begin, padded, inside, False, self.offset(unwritten, padded)))
             if count > inside:
                 tail.append(Series(begin + inside * padded, padded, count - inside, False, None))
-        time += first.times[number] + sum(s.number * self.times.microseconds(s.padded, s.kept) for s in tail)
-        workspace = max((self.n * s.padded for s in tail if s.offset is None), default=0)
-        held = self.n * sum(run.columns for run in kept if not run.in_gradient)
+        time += first.times[number] + sum(s.number * self.times.microseconds(s.padded, False) for s in tail)
+        series = [*kept_strips, *first.series[:number], *tail]
+        workspace = max((self.n * s.padded for s in series if s.offset is None), default=0)
         memory = max(workspace, held) if self.consumed else workspace + held
-        kept_strips = [s for s in tail if s.kept]
-        series = [*kept_strips, *first.series[:number], *tail[len(kept_strips) :]]
-        memory += 0 if scaled_in_gradient or not series else self.base
-        return Plan(time, memory, workspace, kept, scaled_in_gradient, series)
+        held = memory if held and self.consumed else held
+        if not (scaled_in_gradient or all(run.in_bytes for run in kept) or all(s.kept for s in series)):
+            memory += self.base
+        return Plan(time, memory, workspace, held, kept, scaled_in_gradient, series)
 
     def in_gradient(self, boundary: int, unwritten: int) -> _InGradient:
         """Strips from the first row on whose dz fits behind the rows that they write themselves, each of its own width.

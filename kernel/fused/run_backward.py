@@ -16,8 +16,8 @@ from .keep import column_sum, of_upstream, store_targets
 from .last_round import CUTS, extra_row_blocks
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .rows import pack_hidden
-from .run_strip import StripColumns, convert_kept, recompute_strip
-from .schedule import Schedule
+from .run_strip import StripColumns, convert_kept, decode_kept, recompute_strip
+from .schedule import Schedule, Strip
 from .weight_gradient import bias_gradient_kernel, weight_gradient_kernel
 
 __all__ = ["Gradients", "backward"]
@@ -37,26 +37,14 @@ def backward(
     then passes a plan that keeps nothing.
     """
     state = Gradients(head, scalars, upstream, held, needs)
-    if held.kept and (plan.consumed or state.of.row_factor is not None):
-        state.add_kept(plan, held.kept)
     workspace = held.workspace if plan.consumed else None
     if workspace is None:
         workspace = head.hidden.new_empty(plan.workspace)
-    n = head.hidden.shape[0]
-    for part in plan.strips:
-        memory, start = workspace, 0
-        if part.offset is not None and state.weight_gradient is not None:
-            memory, start = state.weight_gradient.view(-1), part.offset
-        dz = memory[start : start + n * part.padded].view(n, part.padded)
-        columns = StripColumns(part.run_start, part.run_columns, part.start - part.run_start, part.padded)
-        common = state.head, scalars, state.number, upstream.lse, state.of, dz
-        if part.kept:
-            convert_kept(*common, held.kept[0], part.start, part.padded)
-        else:
-            recompute_strip(*common, columns, state.tiles)
-        state.add_weight(dz, state.head.hidden, columns, state.zeros)
-        state.add_bias(dz, columns, state.ones, state.zeros)
-        state.add_input(dz, columns, state.ones)
+    as_they_are = [run for run in held.kept if not run.in_bytes]
+    state.add_strips([strip for strip in plan.strips if strip.kept], held.kept, workspace)
+    if as_they_are and (plan.consumed or state.of.row_factor is not None):
+        state.add_kept(plan, as_they_are)
+    state.add_strips([strip for strip in plan.strips if not strip.kept], (), workspace)
     return state.finish()
 
 
@@ -96,8 +84,30 @@ class Gradients:
         self.ones = torch.ones(self.n, dtype=torch.float32, device=device)
         self.zeros = torch.zeros(self.hidden_size, dtype=torch.float32, device=device)
         self.uniform = self.zeros  # times row_scale, to be subtracted from the input's gradient
-        self.of = gradient_rows(head, scalars, upstream, held.kept[0] if held.kept else None)
+        as_it_is = next((run for run in held.kept if not run.in_bytes), None)
+        self.of = gradient_rows(head, scalars, upstream, as_it_is)
         self.tiles = Tiles(uses_descriptors(self.head.hidden, weight))
+
+    def add_strips(self, strips: Sequence[Strip], kept: Sequence[Kept], workspace: Tensor) -> None:
+        """Add the products of strips whose dz is made for itself: of what was kept, or of the logits anew."""
+        for part in strips:
+            memory, start = workspace, 0
+            if part.offset is not None and self.weight_gradient is not None:
+                memory, start = self.weight_gradient.view(-1), part.offset
+            dz = memory[start : start + self.n * part.padded].view(self.n, part.padded)
+            columns = StripColumns(part.run_start, part.run_columns, part.start - part.run_start, part.padded)
+            common = self.head, self.scalars, self.number, self.lse, self.of, dz
+            if part.kept:
+                run = next(run for run in kept if run.start <= part.start)  # the last columns come first
+                if run.in_bytes:
+                    decode_kept(*common, run, part.start)
+                else:
+                    convert_kept(*common, run, part.start, part.padded)
+            else:
+                recompute_strip(*common, columns, self.tiles)
+            self.add_weight(dz, self.head.hidden, columns, self.zeros)
+            self.add_bias(dz, columns, self.ones, self.zeros)
+            self.add_input(dz, columns, self.ones)
 
     def add_kept(self, plan: Schedule, kept: Sequence[Kept]) -> None:
         """Add the products of kept columns: of the softmax as it is (:mod:`.keep`), or of dz made of kept logits.
@@ -121,13 +131,14 @@ class Gradients:
         elif self.weight_gradient is not None:
             if plan.scaled_in_gradient:
                 scaled = self.weight_gradient.view(-1)[: packed.numel()].view_as(packed)
-            elif plan.strips:
+            elif not all(strip.kept for strip in plan.strips):  # which come later and need them as they are
                 scaled = torch.empty_like(packed)
             pack_hidden(self.unpacked, self.rows, scaled, row_factor)
         if uses and self.bias_gradient is not None:
             of_bias = column_sum(self.of.row_scale.unsqueeze(1), 0, self.ones, self.number) * uniform
         if uses and self.accumulator is not None:
-            self.uniform = column_sum(self.head.weight, kept[-1].start) * uniform
+            end = kept[0].start + kept[0].number * kept[0].width
+            self.uniform = column_sum(self.head.weight[:end], kept[-1].start) * uniform
         for run in kept:
             columns, dz = run.number * run.width, run.columns.view(packed.dtype)
             if not direct:

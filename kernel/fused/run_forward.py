@@ -16,6 +16,7 @@ from .gradient_rows import GradientRows
 from .keep import overflow, store_targets
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .merge import merge_kernel
+from .plan import PEAK_COLUMNS
 from .rows import KeptRows, index_memory, index_rows, pack_hidden
 from .run_strip import StripColumns, recompute_strip
 from .target_logit import target_logits
@@ -89,7 +90,7 @@ def forward(
     partial = new(len(parts), planes, units * launch.rows)
     sweep = _Sweep(head, scalars, rows, packed, partial, want_entropy, return_statistics, tile_sums)
     for i, part in enumerate(parts):
-        sweep.run(i, part, rows.number, "" if part.kept is None else kind)
+        sweep.run(i, part, rows.number, "" if part.kept is None else "byte" if part.kept.in_bytes else kind)
     found = ForwardResult(
         new(n),
         new(n),
@@ -137,13 +138,14 @@ def forward(
         )
 
     merge(rows.number, rerun=False)
-    if kept and kind == "softmax":
-        again = overflow(found.lse, kept[0].reference[0], rows)
+    as_they_are = [run for run in kept if not run.in_bytes] if kind == "softmax" else []
+    if as_they_are:
+        again = overflow(found.lse, as_they_are[0].reference[0], rows)
         for i, part in enumerate(parts):
-            if part.kept is not None:
+            if part.kept is not None and not part.kept.in_bytes:
                 sweep.run(i, part, again, "")
         merge(again, rerun=True)
-        for run in kept:
+        for run in as_they_are:
             run.reference.copy_(torch.where(again > 0, found.lse, run.reference))
             _store_softmax(head, scalars, found.lse, again, run)
             store_targets(target, rows, target_logit, run, found.lse, scalars.label_smoothing)
@@ -189,6 +191,7 @@ class _Sweep:
         kept, count = part.kept if keep else None, part.end - part.first
         (hidden, weight, bias, _), scalars = self.head, self.scalars
         launch = launch_table(weight.device, weight.dtype).forward
+        stored = max(launch.columns // PEAK_COLUMNS, 1) if keep == "byte" else launch.parts  # column blocks of a tile
         tiles_end = blocks(weight.shape[0], launch.columns) * launch.columns
         for run_if, tiles, gather in self.runs:
             run_kernel(
@@ -198,7 +201,7 @@ class _Sweep:
                 source=self.rows.source,
                 partial=self.partial[index],
                 partial_stride=self.partial.stride(1),
-                kept=None if kept is None else tiles(kept.columns, launch.rows, launch.columns // launch.parts),
+                kept=None if kept is None else tiles(kept.columns, launch.rows, launch.columns // stored),
                 reference=None if kept is None else kept.reference,
                 tile_sums=self.tile_sums,
                 tile_stride=0 if self.tile_sums is None else self.tile_sums.shape[2],
@@ -213,7 +216,7 @@ class _Sweep:
                 MASK_VOCAB=(tiles_end if keep else part.end * launch.columns) > weight.shape[0],
                 **self.wanted,
                 KEEP=keep,
-                PIECES=launch.parts if keep == "code" and scalars.softcap else 1,
+                PIECES=stored if keep == "byte" or (keep == "code" and scalars.softcap) else 1,
                 RUN_IF=run_if,
                 GATHER=gather,
                 WIDTH=min(_WIDTH, launch.columns // 4),

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Kept, Scalars, Tiles, logit_arguments, product_arguments, tiling
+from .byte_columns import decoded_strip_kernel
 from .compile_ahead import run_kernel
 from .gradient_rows import GradientRows
 from .launch import blocks, launch_table, precise, processors
 from .logit_gradient import kept_strip_kernel, recomputed_strip_kernel
+from .plan import PEAK_COLUMNS
 
-__all__ = ["StripColumns", "convert_kept", "recompute_strip"]
+__all__ = ["StripColumns", "convert_kept", "decode_kept", "recompute_strip"]
 
 
 class StripColumns(NamedTuple):
@@ -105,6 +107,48 @@ def convert_kept(
         MASK_VOCAB=vocab_size % launch.columns > 0,  # of all kept columns alike: no kernel more
         BLOCK_VOCAB=launch.columns,
         PRECISE=precise(dz),
+        ROWS=per_program,
+        ALIGNED_ROWS=launch.rows,
+    )
+
+
+def decode_kept(
+    head: Head,
+    scalars: Scalars,
+    number: Tensor,
+    lse: Tensor,
+    rows: GradientRows,
+    dz: Tensor,  # (N, columns)
+    kept: Kept,
+    start: int,
+) -> None:
+    """Write dz of the strip from ``start`` on, whole tiles of columns that were kept in bytes."""
+    vocab_size = head.weight.shape[0]
+    launch = launch_table(dz.device, dz.dtype).logit_gradient
+    per_program = 64 if dz.is_cuda else 16
+    peak = min(PEAK_COLUMNS, launch.columns)
+    run_kernel(
+        decoded_strip_kernel,
+        (dz.shape[1] // peak, blocks(dz.shape[0], per_program)),
+        kept=kept.columns,
+        reference=kept.reference,
+        count=number,
+        lse=lse,
+        row_scale=rows.row_scale,
+        mix=rows.mix,
+        label=rows.label,
+        dz=dz,
+        dz_rows=dz.shape[0],
+        n=head.hidden.shape[0],
+        vocab_size=vocab_size,
+        strip_start=start,
+        boundary=kept.start,
+        kept_stride=kept.columns.stride(0),
+        dz_stride=dz.stride(0),
+        label_smoothing=scalars.label_smoothing,
+        MIXED=rows.mix is not None,
+        MASK_VOCAB=vocab_size % launch.columns > 0,  # of all kept columns alike: no kernel more
+        PEAK=peak,
         ROWS=per_program,
         ALIGNED_ROWS=launch.rows,
     )

@@ -12,6 +12,12 @@ that takes the fewest launches. Each kept column saves the backward one product:
 8 N V D to 6 N V D as the share kept goes to one. The last columns are the rare words of most vocabularies: what keeping
 costs in accuracy costs least there.
 
+Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are where two bytes do
+not hold everything and the plan is faster by the model (:mod:`.strip_times`, :mod:`.byte_plans`). Strips of them become
+dz in the workspace, beside what is still kept there: first those of the gradient's memory, which holds a share of about
+2 D / N, from the last to the first; then those of the workspace; then, where all columns are kept and memory is left,
+the first ones, in two bytes and without dz. Whatever is left is computed anew in the whole workspace.
+
 Where the backward must not change what was kept (``consumed=False``: an operator's own inputs), only the workspace
 holds kept columns, and dz takes memory beside them.
 """
@@ -24,7 +30,8 @@ from functools import lru_cache
 from itertools import groupby
 
 from .launch import LaunchTable
-from .planner import KeptColumns, Plan, Planner, Series
+from .plan import KeptColumns, Plan, Series
+from .planner import Planner
 from .strip_times import StripTimes
 
 __all__ = ["DEFAULT_WORKSPACE_BYTES", "KeptColumns", "Schedule", "Strip", "every_kind", "schedule"]
@@ -62,12 +69,13 @@ class Schedule:
     strips: tuple[Strip, ...]  # of the columns whose dz is made for itself: kept ones only if not consumed
     kept: tuple[KeptColumns, ...]  # as the backward takes them, the last columns first
     consumed: bool  # whether the backward writes where they lie
-    kept_offset: int  # first element of those in the weight gradient's memory
     # Whether the scaled hidden states begin that memory. Else they take the place of the packed ones where no strip
     # follows, or have memory of their own.
     scaled_in_gradient: bool
     workspace: int  # for dz; if consumed where kept columns were
+    held: int  # that the forward hands to the backward, outside the gradient: kept columns, if consumed all of it
     memory: int  # outside the gradients: workspace, kept columns and scaled hidden states
+    microseconds: float  # of the backward, by the model of .strip_times
 
     @property
     def columns(self) -> int:
@@ -94,6 +102,7 @@ def schedule(
     weight_gradient: bool,
     processors: int,
     table: LaunchTable,
+    in_bytes: bool = False,
 ) -> Schedule:
     """Choose strips and kept columns for a budget; one strip of one tile is used even where the budget is smaller.
 
@@ -111,8 +120,10 @@ def schedule(
         weight_gradient: Whether the weight needs a gradient.
         processors: Multiprocessors of the device.
         table: Launch parameters.
+        in_bytes: Whether columns may also be kept in bytes.
     """
-    times = StripTimes(n, vocab_size, hidden_size, table, processors, direct=direct, weight_gradient=weight_gradient)
+    kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes}
+    times = StripTimes(n, vocab_size, hidden_size, table, processors, **kinds)
     worthwhile = n * vocab_size >= _WORTHWHILE * times.tile * table.logit_gradient.rows
     modest = workspace_bytes <= DEFAULT_WORKSPACE_BYTES
     first = vocab_size // _RECOMPUTED if modest else 0
@@ -131,16 +142,25 @@ def _smaller(whole: Plan, planner: Planner, workspace_bytes: int) -> Plan:
     plans = [planner.plan(tile_bytes * size) for size in sizes]
     # What this workspace would take if columns beyond those of the best plan were kept without any loss to rounds of
     # tiles. It falls with the workspace: a plan that is left behind once stays so, and with it what it kept.
-    ideal = min(plan.time + times.saved * plan.columns for plan in plans) - times.saved * whole.columns
+    saved = times.saved - (times.decoded if any(run.in_bytes for run in whole.kept) else 0)
+    ideal = min(plan.time + saved * plan.columns for plan in plans) - saved * whole.columns
     return next((plan for plan in plans[:-1] if plan.time <= _NEAR * ideal), whole)
 
 
 def every_kind(
-    n: int, vocab_size: int, hidden_size: int, *, keep: bool, direct: bool, processors: int, table: LaunchTable
+    n: int,
+    vocab_size: int,
+    hidden_size: int,
+    *,
+    keep: bool,
+    direct: bool,
+    in_bytes: bool,
+    processors: int,
+    table: LaunchTable,
 ) -> list[Schedule]:
     """Schedules that together launch every kernel that any schedule launches, whatever its tokens and its budget.
 
-    Nothing kept, some columns, and all of them; in at least two strips, of which the last may be clipped.
+    Nothing kept, some columns, and all of them; in at least two strips, of which the last may be clipped; and in bytes.
     """
     times = StripTimes(n, vocab_size, hidden_size, table, processors, direct=direct, weight_gradient=False)
     planner, tile = Planner(vocab_size, 2, times, keep=keep, consumed=True), times.tile
@@ -148,6 +168,9 @@ def every_kind(
     counts = sorted({0, tile, planner.vocab}) if keep else [0]
     kept = [(KeptColumns(planner.vocab - count, count, 1, False),) if count else () for count in counts]
     plans = [planner.build(width, columns, scaled_in_gradient=False) for columns in kept]
+    if keep and in_bytes:
+        coded = KeptColumns(planner.vocab - tile, tile, 1, False, True, n * tile)
+        plans.append(planner.build(width, (coded,), scaled_in_gradient=False, decoded=tile))
     return [_listed(plan, planner) for plan in plans]
 
 
@@ -175,8 +198,9 @@ def _listed(plan: Plan, planner: Planner) -> Schedule:
         strips=tuple(listed),
         kept=plan.kept,
         consumed=planner.consumed,
-        kept_offset=planner.base if plan.scaled_in_gradient else 0,
         scaled_in_gradient=plan.scaled_in_gradient,
         workspace=plan.workspace,
+        held=plan.held,
         memory=plan.memory,
+        microseconds=plan.time,
     )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from .launch import Launch, LaunchTable
 
-__all__ = ["MAX_WIDTH", "StripTimes"]
+__all__ = ["MAX_WIDTH", "Source", "StripTimes"]
+
+Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, or what was kept in bytes
 
 # Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles (launches,
-# the accumulator's traffic) and of one launch alone, and bytes moved in one: fitted to an H100; only ratios matter.
-_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 2.5e6
+# the accumulator's traffic) and of one launch alone, fitted to an H100; bytes moved in one, of an H200, whose products
+# are as fast; only ratios matter.
+_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 3.2e6
 # Of kept columns in one memory: sweeps of the forward that they end, launches that look whether to repair them, and so
 # on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved.
 _RUN = 150.0
@@ -31,6 +35,7 @@ class StripTimes:
         table: Launch parameters.
         processors: Multiprocessors of the device.
         direct: Whether kept columns enter the products as they are, without a strip of dz.
+        in_bytes: Whether columns may also be kept in bytes.
         weight_gradient: Whether the weight needs a gradient.
     """
 
@@ -44,6 +49,7 @@ class StripTimes:
         *,
         direct: bool,
         weight_gradient: bool,
+        in_bytes: bool = False,
     ) -> None:
         self.n, self.hidden_size, self.table, self.processors = n, hidden_size, table, processors
         self.direct, self.weight_gradient = direct, weight_gradient
@@ -54,10 +60,15 @@ class StripTimes:
         depth = hidden_size + _EPILOGUE * dz.depth
         self.saved = _STEP_DZ * n * depth / (128 * 256 * 64) / processors
         self.run = _RUN
-        self.times: dict[tuple[int, bool], float] = {}
-        self.fastest: dict[bool, list[int]] = {False: [], True: []}  # fastest width of at most 1, 2, ... tiles
+        # In bytes, of which one is read and dz written, twice as many are kept. That pays where to make dz of a column
+        # takes less than half of what keeping it saves.
+        self.decoded = 3 * n / _BYTES
+        self.in_bytes = in_bytes and 2 * self.decoded < self.saved
+        self.times: dict[tuple[int, Source], float] = {}
+        # fastest width of at most 1, 2, ... tiles
+        self.fastest: dict[Source, list[int]] = {False: [], True: [], "bytes": []}
 
-    def width(self, limit: int, kept: bool) -> int:
+    def width(self, limit: int, kept: Source) -> int:
         """Fastest width of at most ``limit``; of those as fast the widest."""
         tiles = max(1, min(limit, self.vocab, MAX_WIDTH) // self.tile)
         fastest = self.fastest[kept]
@@ -68,7 +79,7 @@ class StripTimes:
             fastest.append(new if better else old)
         return fastest[tiles - 1]
 
-    def equal(self, start: int, end: int, limit: int, kept: bool) -> Iterator[tuple[int, int, int]]:
+    def equal(self, start: int, end: int, limit: int, kept: Source) -> Iterator[tuple[int, int, int]]:
         """Strips (start, padded columns, how many) of the fastest width within ``limit``, and a narrower last one."""
         if start < end:
             padded = self.width(limit, kept)
@@ -78,12 +89,14 @@ class StripTimes:
             if rest:
                 yield end - rest, rest, 1
 
-    def microseconds(self, width: int, kept: bool) -> float:
+    def microseconds(self, width: int, kept: Source) -> float:
         """Modelled time of one strip: whole rounds of tiles in each of the three kernels, and what comes on top."""
         if (width, kept) not in self.times:
             dz, weight, input = self.table.logit_gradient, self.table.weight_gradient, self.table.input_gradient
             time = _STRIP
-            if kept and not self.direct:
+            if kept == "bytes":
+                time += self.decoded * width
+            elif kept and not self.direct:
                 time += 2 * self.n * width * 2 / _BYTES
             elif not kept:
                 depth = self.hidden_size + _EPILOGUE * dz.depth

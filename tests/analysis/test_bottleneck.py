@@ -249,6 +249,16 @@ class TestDenseLoss:
         assert DenseLoss.serves(small, "auto")
         assert not DenseLoss.serves(small, "chunked")
         assert not DenseLoss.serves(large, "auto")
+        assert DenseLoss.serves(large, "dense")
+
+
+def test_a_norm_budget_is_known_by_k_over_t_alone():
+    """Powers of two apart training does the same operations: one head is the row of every such config."""
+    config = FitConfig(teacher=lowrank(24, 32, samples=8), hidden_size=8, norm_coefficient=0.2, label_smoothing=0.1)
+    large, small = fit(config), fit(dataclasses.replace(config, norm_coefficient=0.05, temperature=0.25))
+    for name in ("confidence", "loss", "entropy", "activity_index", "effectiveness_ratio"):
+        assert large[name] == pytest.approx(small[name], abs=1e-4), name
+    assert large["norm_product"] == pytest.approx(4 * small["norm_product"], rel=1e-4)
 
 
 class TestConvergence:

@@ -17,9 +17,10 @@ from analysis.lab import sweep
 from analysis.lab.records import config_key
 from analysis.lab.tables import read_table
 from analysis.language_models import load_model
-from analysis.language_models.documents import Encoded
+from analysis.language_models.documents import Encoded, batches
 from analysis.language_models.families import _row, family_states, reads_families
 from analysis.language_models.features import head_of, hidden_states
+from analysis.language_models.packing import packed
 from analysis.language_models.scoring import score_tokens
 from analysis.real_tuning import main
 from analysis.study.real_tuning import grid_command, pair_measures, pair_tuning
@@ -32,6 +33,7 @@ from analysis.study.real_tuning.pair_tuning import tune_on_pairs
 from analysis.study.real_tuning.sample import write_sample
 from analysis.study.real_tuning.token_files import encode, read_tokens, write_tokens
 from analysis.study.real_tuning.vocabulary import cut_vocabulary, kept_rows, renumbered
+from kernel.huggingface import fuse_loss
 
 
 class WithSpaces:
@@ -276,6 +278,26 @@ def test_what_documents_begin_with_is_read_once(model_type, attention):
         torch.testing.assert_close(found.hidden, expected.hidden, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("model_type", "attention"), [("llama", "sdpa"), ("gemma3_text", "eager")])
+def test_packed_documents_have_the_gradients_of_padded_ones(model_type, attention):
+    """With the end of one document in front of the next, whose first token is not predicted."""
+    documents = [Encoded([1, *range(3, 3 + n)], [1, -100, *range(4, 3 + n)]) for n in (2, 30, 7, 11, 9, 20)]
+    model = make(model_type, attn_implementation=attention).train()
+    (batch,) = batches(documents, 6, 0)
+    found = []
+    for given in (
+        packed(model, documents, 0),
+        {"input_ids": batch.tokens, "attention_mask": batch.mask, "labels": batch.labels},
+    ):
+        with fuse_loss(model, label_smoothing=0.1):
+            loss = model(**given).loss
+        model.zero_grad()
+        loss.backward()
+        found.append((given["input_ids"].shape, loss.detach(), [p.grad.clone() for p in model.parameters()]))
+    assert [shape for shape, _, _ in found] == [(3, 31), (6, 31)]
+    torch.testing.assert_close(found[0][1:], found[1][1:], rtol=1e-4, atol=1e-5)
+
+
 def test_where_a_model_sees_less_each_document_is_read_by_itself():
     """A window of attention that is shorter than the documents, and attention that takes no such mask."""
     family = [Encoded([1, *range(3, 30), k], [-100] * 28 + [k]) for k in (40, 41)]
@@ -285,6 +307,10 @@ def test_where_a_model_sees_less_each_document_is_read_by_itself():
         family_states(model, [family], pad=0).hidden, hidden_states(model, family, pad=0).hidden, rtol=1e-5, atol=1e-6
     )
     assert reads_families(make("gemma3_text", sliding_window=32), family, pad=0)
+    data = Namespace(train=family, pad=0)
+    for window, packs in ((8, False), (32, True)):
+        (given,) = pair_tuning._inputs(make("gemma3_text", sliding_window=window), data, 2)(family)
+        assert (given["attention_mask"].ndim == 4) == ("position_ids" in given) == packs
     model.config._attn_implementation = "flash_attention_2"
     assert not reads_families(model, family, pad=0)
 
@@ -374,8 +400,10 @@ def test_a_tuning_is_measured_after_each_epoch(place, known):
     assert (row["rows"], row["vocabulary"], row["pairs"]) == (97, None, 12)
 
 
-def test_predicted_falls_can_be_left_out(place, known):
-    row = tune_on_pairs(config(known), model=place / "tiny", tokens=place / "tokens.npz", falls=False)
+@pytest.mark.parametrize(("changes", "falls"), [({}, False), ({"within": 97}, True)])
+def test_predicted_falls_are_left_out_where_asked_and_on_some_documents(place, known, changes, falls):
+    where = {"model": place / "tiny", "tokens": place / "tokens.npz"}
+    row = tune_on_pairs(config(known, **changes), **where, falls=falls)
     assert not any("fall" in name for line in row["measurements"] for name in line)
     assert any(line["view"] == "response" and line["epoch"] == 1 for line in row["measurements"])
 
@@ -484,7 +512,7 @@ def test_tiers_in_the_order_in_which_they_matter():
     first = configs("m", "t", 262144, "1")
     assert len({config_key(c) for c in first}) == len(first) == 6 + 4 * 6
     assert all(c.whole and c.within is None for c in first[:6])
-    assert [c.vocabulary for c in first[6::6]] == [0, 16384, 65536, None]
+    assert [c.vocabulary for c in first[6::6]] == [0, None, 65536, 16384]
     assert configs("m", "t", 49152, "1") == first[:6]
     every = [c for tier in "123" for c in configs("m", "t", 262144, tier)]
     assert len({config_key(c) for c in every}) == len(every)
@@ -511,6 +539,7 @@ def test_the_command(place, known, tmp_path, capsys, monkeypatch):
     assert set(table["label_smoothing"]) == {0.0, 0.1}
     sidecar = json.loads((tmp_path / "real_tuning_tiny_smoke.json").read_text())
     assert sidecar["source"]["tokens"] == known.digest
+    assert sidecar["command"].endswith("real_tuning run tiny tokens.npz --tier smoke --device cpu")  # of no machine
     assert main(["table", *rows, "--short", str(tmp_path / "short.csv")]) == 0
     short = read_table(tmp_path / "short.csv")
     assert 0 < len(short) < len(table)

@@ -179,11 +179,12 @@ class TestTuning:
 
 
 @pytest.mark.cuda
-def test_triton_and_chunked_train_the_same_head():
+@pytest.mark.parametrize("implementation", ["triton", "dense"])
+def test_a_gpu_trains_the_head_of_a_cpu(implementation):
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
     teacher = TeacherConfig(kind="lowrank", vocab_size=256, n_contexts=64)
     config = FitConfig(teacher=teacher, hidden_size=16, label_smoothing=0.1)
-    rows = [fit(config), fit(config, device="cuda", implementation="triton")]
+    rows = [fit(config), fit(config, device="cuda", implementation=implementation)]
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], abs=1e-4)
     assert rows[0]["confidence"] == pytest.approx(rows[1]["confidence"], abs=2e-3)

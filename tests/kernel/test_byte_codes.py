@@ -1,4 +1,4 @@
-"""The simulation of bytes decodes what it codes, and its table ranks the kinds of storage."""
+"""The study of bytes decodes what it codes, by the kernels' formula, and its table ranks the kinds of storage."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import torch
 from helpers import refused
 
 from kernel.benchmark import byte_codes
+from kernel.fused.plan import PEAK_COLUMNS
 
 
-def test_decoded_probabilities_are_exact_at_peaks_and_vanish_12_nats_below():
+def test_the_study_is_of_the_code_that_the_kernels_use():
+    assert byte_codes.by_root.__defaults__ == (PEAK_COLUMNS, byte_codes.ROOT)
     z = torch.tensor([[0.0, -1e-6, -3.0, -11.9, -6.9, -40.0, 5.0, 4.0]], dtype=torch.float64)
     lse = torch.logsumexp(z, -1, keepdim=True)
-    p, exact = byte_codes.decoded(z, lse, 4, sums=False), torch.softmax(z, -1)
-    torch.testing.assert_close(p[0, [0, 6]], exact[0, [0, 6]], rtol=1e-12, atol=0)
-    assert ((p / exact - 1).abs()[0, :4] < 2 * 12 / 254).all(), "half a step of the square root"
-    assert p[0, 5] == 0 < p[0, 4], "the second block's own peak counts"
-    again = byte_codes.decoded(z, lse, 4, sums=True)
-    torch.testing.assert_close(again.unflatten(1, (2, 4)).sum(-1), exact.unflatten(1, (2, 4)).sum(-1))
+    p, exact = byte_codes.by_root(z, lse, 4), torch.softmax(z, -1)
+    peaks = torch.tensor([[0.0] * 4 + [7.21875] * 4]) / torch.tensor(2.0).log().reciprocal()  # bfloat16s of bits
+    root = lambda q: (q / torch.exp(peaks.double() - lse)) ** (1 / byte_codes.ROOT)  # noqa: E731
+    assert ((root(p) - root(exact)).abs() <= 0.5 / 255 + 1e-6).all(), "half a step of the root"
+    assert p[0, 5] == 0 < p[0, 3], "(exp(-45 / 4) is less than half a step"
+    by_logarithm = byte_codes.by_logarithm(z, lse, 4)
+    torch.testing.assert_close(by_logarithm[0, [0, 6]], exact[0, [0, 6]], rtol=1e-12, atol=0)
+    assert ((by_logarithm / exact - 1).abs()[0, :4] < 2 * 12 / 254).all()
 
 
 def test_the_table_ranks_kinds_of_storage(tmp_path, capsys):
@@ -26,14 +30,16 @@ def test_the_table_ranks_kinds_of_storage(tmp_path, capsys):
     arguments = ["--tokens", "48", "--vocab-size", "1024", "--hidden-size", "64", "--output", str(output)]
     assert byte_codes.main(arguments) == 0
     rows = {(r["data"], r["storage"]): r for r in csv.DictReader(output.read_text().splitlines())}
-    assert len(rows) == 3 * (3 + 8)
+    assert len(rows) == 3 * (3 + 12)
+    used = "bytes, root 4, peaks of 64 columns"
     for side in ("input", "weight"):
         anew, code, logits = (
             float(rows["peaked", name][f"{side}_gradient_error"])
-            for name in ("none, dz anew", "bytes, peaks of 64 columns", "logits in bfloat16")
+            for name in ("none, dz anew", used, "logits in bfloat16")
         )
         assert 0.001 < anew < 1.5 * code < 1.5 * logits
-    rare = [float(rows["peaked", f"bytes, peaks of {n} columns"]["rows_without_target_error"]) for n in (256, 64)]
-    assert rare[1] < rare[0]
+    others = ("bytes, root 4, peaks of 256 columns", "bytes, root 8, peaks of 64 columns")
+    rare = [float(rows["peaked", name]["rows_without_target_error"]) for name in (used, *others)]
+    assert rare[0] == min(rare)
     capsys.readouterr()
     assert refused(byte_codes, ["--vocab-size", "300"], capsys) == "vocab-size must be a multiple of 256, got 300."

@@ -23,7 +23,17 @@ CALLS = 160  # in each of the 13 families
 
 def compiled_kernels() -> int:
     """Kernels that have been compiled, or loaded, in this process."""
-    names = ("forward", "gradient_rows", "input_gradient", "keep", "logit_gradient", "merge", "rows", "target_logit")
+    names = (
+        "byte_columns",
+        "forward",
+        "gradient_rows",
+        "input_gradient",
+        "keep",
+        "logit_gradient",
+        "merge",
+        "rows",
+        "target_logit",
+    )
     modules = [importlib.import_module(f"kernel.fused.{name}") for name in (*names, "weight_gradient")]
     kernels = {id(x): x for module in modules for x in vars(module).values() if hasattr(x, "device_caches")}
     assert len(kernels) > 8

@@ -62,7 +62,7 @@ def test_plans_cover_the_vocabulary_and_overwrite_nothing_in_use(
     written = []
     for run in by_themselves:
         size = run.rows(n, block) * run.width // run.number
-        held = [found.kept_offset + i * size for i in range(run.number)] if run.in_gradient else []
+        held = [run.offset + i * size for i in range(run.number)] if run.in_gradient else []
         for i in reversed(range(run.number)):
             first = run.start + i * run.width
             rows = (first * d, min(first + run.width, v) * d)
@@ -95,6 +95,59 @@ def test_plans_cover_the_vocabulary_and_overwrite_nothing_in_use(
     own_scaled = scaled and found.strips and not found.scaled_in_gradient
     assert found.memory >= needed + (n * d if own_scaled else 0)
     assert 2 * found.memory <= max(workspace_bytes, 2 * n * tile)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    n=st.integers(1, 3000),
+    v=st.integers(1, 3000),
+    d=st.integers(1, 300),
+    workspace_bytes=st.sampled_from([0, 10_000, 300_000, 2**21, 2**24, 2**28]),
+    direct=st.booleans(),
+    consumed=st.booleans(),
+    weight_gradient=st.booleans(),
+)
+def test_plans_with_columns_in_bytes_overwrite_nothing_in_use(
+    n, v, d, workspace_bytes, direct, consumed, weight_gradient
+):
+    options = {"direct": direct, "consumed": consumed, "weight_gradient": weight_gradient, "in_bytes": True}
+    with free_launches():
+        found = plan(n, v, d, workspace_bytes, table=SMALL, **options)
+    if not any(run.in_bytes for run in found.kept):
+        return
+    tile, block = SMALL.logit_gradient.columns, SMALL.logit_gradient.rows
+    columns = [(run.start, run.start + run.columns) for run in found.kept]
+    assert all(a[0] == b[1] for a, b in pairwise(columns)), "the last ones come first"
+    others = [(s.start, s.start + s.padded) for s in found.strips if not s.kept]
+    assert sum(b - a for a, b in columns + others) == -(-v // tile) * tile
+    # Where columns lie, in bytes; each strip of those in the gradient's memory for itself.
+    inside, outside, held = {}, {}, 0
+    for run in found.kept:
+        size = (1 if run.in_bytes else 2) * run.rows(n, block) * run.width // run.number
+        for i in range(run.number):
+            place = 2 * run.offset + i * size, 2 * run.offset + (i + 1) * size
+            (inside if run.in_gradient else outside)[run.start + i * run.width] = place
+            held = held if run.in_gradient else max(held, place[1])
+            assert place[1] <= 2 * (v * d if run.in_gradient else found.held)
+    assert not inside or (consumed and weight_gradient)
+    assert held <= 2 * found.held <= 2 * found.memory
+    for run in found.kept:
+        of_run = [s for s in found.strips if s.kept and run.start <= s.start < run.start + run.columns]
+        assert sum(s.padded for s in of_run) == (run.columns if run.in_bytes else 0)
+        for i, s in enumerate(of_run):
+            assert s.offset is None
+            assert n * s.padded <= found.workspace
+            if consumed:
+                assert not any(overlap((0, 2 * n * s.padded), place) for place in outside.values())
+            inside.pop(s.start, None)
+            rows = 2 * d * s.start, 2 * d * min(s.start + s.padded, v)
+            assert not any(overlap(rows, place) for place in inside.values()), "rows overwrite what is still to be read"
+            assert i < len(of_run) - 1 or run.in_gradient or outside.pop(run.start)
+        if not run.in_bytes:
+            assert run.start + run.columns < v or not found.strips
+            assert not [s for s in found.strips if not s.kept], "the hidden states scaled for it replace the others"
+    byte_peaks = sum(2 * (-(-run.columns // (2 * 32)) + 1) * 2 * n for run in found.kept if run.in_bytes)
+    assert 2 * found.memory + byte_peaks - 4 * n * len(found.kept) <= max(workspace_bytes, 2 * n * tile)
 
 
 # Tokens, vocabulary and hidden size of heads; MiB of the workspace that plans took by default, and the share of the
@@ -157,6 +210,42 @@ def test_products_that_are_left_to_do():
         "N 6000": [3.39, 3.0],
         "D 640": [3.96, 3.79],
     }
+
+
+def test_bytes_leave_fewer_products_at_every_budget_that_does_not_hold_everything():
+    made = {
+        n: [round(4 - plan(*h[0], mib * 2**20, in_bytes=True).columns / h[0][1], 2) for mib in (128, 1024)]
+        for n, h in HEADS.items()
+    }
+    assert made == {
+        "Gemma-2-2B": [3.42, 3.03],
+        "Llama-3-8B": [3.07, 3.0],
+        "Qwen2.5-0.5B": [3.93, 3.74],
+        "N 16384": [3.74, 3.54],
+        "V 151936": [3.06, 3.0],
+        "V 262144": [3.06, 3.0],
+        "N 6000": [3.06, 3.0],
+        "D 640": [3.96, 3.79],
+    }
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("name", list(HEADS))
+def test_a_larger_budget_is_not_slower_by_the_model(name, direct):
+    """Within the percent up to which the default is not used; two bytes where everything fits them, if less quick."""
+    (n, v, d), *_ = HEADS[name]
+    least, whole = 1e99, False
+    for mib in (*range(0, 136, 8), 129, *range(140, 7300, 140)):
+        found = plan(n, v, d, mib * 2**20, direct=direct, in_bytes=True)
+        peaks = sum(run.columns * 8 * n // 256 for run in found.kept if run.in_bytes)
+        assert 2 * found.memory + peaks <= max(mib * 2**20, 2 * n * 256), mib
+        in_bytes = any(run.in_bytes for run in found.kept)
+        if direct or in_bytes:
+            assert found.microseconds < 1.015 * least, mib
+        least = min(least, found.microseconds)
+        assert not (whole and in_bytes), "columns in bytes where two would do"
+        whole = whole or (found.columns >= v and not in_bytes)
+    assert whole
 
 
 @pytest.mark.parametrize(("shape", "pieces"), [((16384, 49152, 576), 0), ((8192, 50257, 768), 1)])

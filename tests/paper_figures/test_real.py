@@ -17,6 +17,7 @@ def test_the_vocabulary_is_varied_inside_one_model(drawn):
     assert sorted(set(drawn["vocab_size"].dropna())) == [12288, 16384, 262144]
     assert found.loc[("fall", 262144), "effect"] == pytest.approx(0.08)
     assert found.loc[("gain", 12288), "effect"] == pytest.approx(0.08)
+    assert found.loc[("accuracy", 262144), "effect"] == found.loc[("rms", 262144), "effect"] == 0
     assert set(found["seeds"]) == {3}
 
 
@@ -28,6 +29,7 @@ def test_stages_are_before_after_and_smoothed(drawn):
     assert files["before", "all"] == pytest.approx(0.101)
     assert files["after", "mmlu_test"] == pytest.approx(0.181)
     assert files["smoothed", "arc_test"] == pytest.approx(0.131)
+    assert set(drawn.query("kind == 'file'")["rms"].round(3)) == {0.1}
     course = drawn.query("kind == 'course' and view == 'response'")
     assert course.groupby("model")["epoch"].unique().map(sorted).tolist() == [[0, 1, 2, 8]] * 2
 
@@ -35,4 +37,4 @@ def test_stages_are_before_after_and_smoothed(drawn):
 def test_the_figure_is_laid_out(drawn, check_layout):
     figure = real.make(drawn, preset="full")
     check_layout(figure)
-    assert len(figure.axes) == 5
+    assert len(figure.axes) == 6

@@ -12,7 +12,8 @@ __all__ = ["TIERS", "PairConfig", "Tier", "configs", "seconds"]
 
 Tier = Literal["smoke", "1", "2", "3"]
 TIERS: tuple[Tier, ...] = ("smoke", "1", "2", "3")
-_SIZES: tuple[int | None, ...] = (0, 16384, 65536, None)  # of the vocabulary: what is read, two sizes, all
+# Of the vocabulary: what is read, all, two sizes in between; a run that ends early has the ends.
+_SIZES: tuple[int | None, ...] = (0, None, 65536, 16384)
 WITHIN = 12288  # documents of the so many most frequent tokens are read in all four
 
 
@@ -76,8 +77,8 @@ def configs(model: str, tokens: str, vocab_size: int, tier: Tier) -> list[PairCo
     """The tunings of a tier, so that a run that ends early lacks the least.
 
     ``"1"``: b of 0 and .1, three seeds; and the same with the vocabulary cut, on documents that fit into the smallest,
-    where the model's vocabulary is larger than these. ``"2"``: b = .2, training temperatures and a cap, confidence
-    penalties. ``"3"``: step sizes, LoRA, weight decay, all pairs. ``"smoke"``: two of a few steps, on the CPU.
+    where the model's vocabulary is larger than these. ``"2"``: b = .2, confidence penalties, training temperatures
+    and a cap. ``"3"``: step sizes, LoRA, weight decay, all pairs. ``"smoke"``: two of a few steps, on the CPU.
 
     Raises:
         ValueError: If there is no such tier.
@@ -107,10 +108,10 @@ def _first(vocab_size: int) -> Iterator[dict[str, Any]]:
 
 def _second() -> Iterator[dict[str, Any]]:
     yield from ({"label_smoothing": 0.2, "seed": seed} for seed in range(3))
-    for setting in ({"temperature": 0.5}, {"temperature": 0.25}, {"softcap": 30.0}):
-        yield from _pairs_of(**setting)
     for gamma in (0.05, 0.2):
         yield from ({"confidence_penalty": gamma, "seed": seed} for seed in range(3))
+    for setting in ({"temperature": 0.5}, {"temperature": 0.25}, {"softcap": 30.0}):
+        yield from _pairs_of(**setting)
 
 
 def _third() -> Iterator[dict[str, Any]]:

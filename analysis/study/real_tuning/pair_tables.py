@@ -16,10 +16,10 @@ _PREDICTING = 2
 
 
 class _PairRows(RowStore):
-    """Rows of which those of runs with smoothing, which predict no falls, keep longer."""
+    """Rows of which those of runs that predict no falls keep longer: with smoothing, or on some documents."""
 
     def _version(self, config: PairConfig) -> int:
-        return 1 if config.label_smoothing else _PREDICTING
+        return 1 if config.label_smoothing or config.within is not None else _PREDICTING
 
 
 def pair_rows(out: Path) -> RowStore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from kernel.huggingface import fuse_loss, head_scale
 
 from ...lab.records import config_key
 from ...language_models import load_model
-from ...language_models.documents import batches
+from ...language_models.documents import Encoded, batches
+from ...language_models.families import reads_families
+from ...language_models.packing import packed
 from .evaluation import Reading, head_norms
 from .pair_configs import PairConfig
 from .pair_documents import PairDocuments, documents_of
@@ -49,8 +51,8 @@ def tune_on_pairs(
         checkpoints: Folder in which the state after an epoch is kept until the run ends, at most once a minute: a run
             that was stopped goes on from there. Three times the weights in size, and twice that while it is written
             (3.2 GB for Gemma-3-270M). None for none.
-        falls: Whether the falls that shared changes predict are solved for, which takes as long as the tuning where the
-            vocabulary is large; a row without them is complete in all else.
+        falls: Whether runs without smoothing on all documents solve for the falls that shared changes predict, which
+            takes as long as the tuning where the vocabulary is large; a row without them is complete in all else.
         shared: Folder in which what is measured before tuning is kept for the runs of other losses and seeds, which
             find the same (:func:`.pair_measures.kept_before`); None for none.
 
@@ -62,9 +64,9 @@ def tune_on_pairs(
         with ``config.whole`` also ``whole``, all of them, before and after.
         Readings: ``as_trained``, with the loss's temperature and cap; ``plain``,
         without them, where they differ; ``post_hoc``, at the temperature that fits the part ``fit``. Before tuning and
-        at the end of tunings without smoothing ``response`` and ``text`` also have the falls that shared changes
-        predict (:func:`.responses.shared_falls`, at the end :func:`.responses.mapped_falls`), and ``response`` of the
-        part ``scored`` has the features' spectrum.
+        at the end of tunings without smoothing on all documents ``response`` and ``text`` also have the falls that
+        shared changes predict (:func:`.responses.shared_falls`, at the end :func:`.responses.mapped_falls`), and
+        ``response`` of the part ``scored`` has the features' spectrum.
 
     Raises:
         ValueError: If a file is another one than the config names, or holds too little.
@@ -89,7 +91,7 @@ def tune_on_pairs(
     place = None if checkpoints is None else Path(checkpoints) / f"{config_key(config)}.pt"
     for epoch, loss in _epochs(tuned, data, config, lines, place):
         start, ends = time.perf_counter(), epoch in (0, config.epochs)
-        plain = falls and ends and not config.label_smoothing
+        plain = falls and ends and config.within is None and not config.label_smoothing
         keep = None if epoch else kept_before(config, shared, device)
         measured = measure(_base(tuned), data, readings, ends=ends, predict=plain, maps=plain and epoch > 0, keep=keep)
         norms = head_norms(_base(tuned))
@@ -185,15 +187,15 @@ def _epochs(
         yield 0, None
         done = 0
     options = {"label_smoothing": config.label_smoothing, "temperature": config.temperature, "softcap": config.softcap}
+    inputs = _inputs(model, data, config.batch_size)
     with fuse_loss(model, **options, confidence_penalty=config.confidence_penalty):
         for epoch in range(done + 1, config.epochs + 1):
             model.train()
             mixed = [data.train[i] for i in torch.randperm(len(data.train), generator=order).tolist()]
             losses = []
-            for batch in batches(mixed, config.batch_size, data.pad):
-                b = batch.to(model.device)
+            for given in inputs(mixed):
                 with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=fused):
-                    loss = model(input_ids=b.tokens, attention_mask=b.mask, labels=b.labels).loss
+                    loss = model(**given).loss
                 optimiser.zero_grad()
                 (config.temperature * loss).backward()
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -204,6 +206,22 @@ def _epochs(
             if place is not None and epoch < config.epochs and time.monotonic() - kept >= _KEPT_EVERY:
                 _keep(place, parts, order, epoch, lines)
                 kept = time.monotonic()
+
+
+def _inputs(
+    model: Any, data: PairDocuments, batch_size: int
+) -> Callable[[Sequence[Encoded]], Iterator[dict[str, Any]]]:
+    """What makes of documents what the model is called with: packed where it can be told who sees whom."""
+    if reads_families(_base(model), sorted(data.train, key=lambda d: len(d.tokens))[-2:], pad=data.pad):
+        autocast = torch.bfloat16 if model.device.type == "cuda" else None
+        return lambda several: (
+            packed(model, several[start : start + batch_size], data.pad, autocast)
+            for start in range(0, len(several), batch_size)
+        )
+    return lambda several: (
+        {"input_ids": b.tokens, "attention_mask": b.mask, "labels": b.labels}
+        for b in (batch.to(model.device) for batch in batches(several, batch_size, data.pad))
+    )
 
 
 def _unfinished(place: Path) -> Path:

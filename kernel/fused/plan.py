@@ -1,0 +1,64 @@
+"""Records of a plan: which columns are kept where, strips alike, and what ranks one plan before another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .launch import blocks
+
+__all__ = ["PEAK_COLUMNS", "KeptColumns", "Plan", "Series"]
+
+PEAK_COLUMNS = 64  # in bytes, that share a peak
+
+
+@dataclass(frozen=True)
+class KeptColumns:
+    """Columns that the forward keeps: ``number`` strips of ``width`` columns, whole tiles, one below the other."""
+
+    start: int
+    width: int
+    number: int
+    in_gradient: bool  # they lie in the weight gradient's memory; else in the workspace
+    in_bytes: bool = False  # of one byte for each token and column; else in the two or four of the inputs
+    offset: int = 0  # first element of that memory, of the inputs' size
+
+    @property
+    def columns(self) -> int:
+        """How many columns they are."""
+        return self.width * self.number
+
+    def rows(self, n: int, block: int) -> int:
+        """Rows of ``width`` columns that they take in memory; of several strips each takes whole tiles of ``block``."""
+        return n if self.number == 1 else self.number * blocks(n, block) * block
+
+    def elements(self, n: int, itemsize: int) -> int:
+        """Elements of the inputs' size that a strip takes in the workspace."""
+        return blocks(n * self.width, itemsize) if self.in_bytes else n * self.width
+
+
+class Series(NamedTuple):
+    """``number`` strips of one padded width that follow each other, their dz at one place."""
+
+    start: int
+    padded: int
+    number: int
+    kept: bool
+    offset: int | None
+
+
+class Plan(NamedTuple):
+    """A candidate: what ranks it, and what a schedule is built from if it is chosen."""
+
+    time: float  # microseconds
+    memory: int
+    workspace: int
+    held: int  # elements of the workspace that the forward writes
+    kept: tuple[KeptColumns, ...]
+    scaled_in_gradient: bool
+    series: list[Series]
+
+    @property
+    def columns(self) -> int:
+        """How many columns are kept."""
+        return sum(kept.columns for kept in self.kept)

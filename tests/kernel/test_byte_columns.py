@@ -1,0 +1,180 @@
+"""Columns of the softmax in one byte: codes, gradients at every kind of plan, what may not change with them."""
+
+from __future__ import annotations
+
+import importlib
+
+import fuzz
+import pytest
+import torch
+from helpers import eager, free_launches, problem, relative_error, value_and_gradients
+
+from kernel import linear_cross_entropy
+from kernel.fused.launch import Launch, LaunchTable, set_launch_table
+
+triton = pytest.importorskip("triton")
+tl = triton.language
+LossCall = importlib.import_module("kernel.fused.call").LossCall
+arguments, byte_columns = (importlib.import_module(f"kernel.fused.{name}") for name in ("arguments", "byte_columns"))
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
+INPUT, WEIGHT, RARE = 0.0030, 0.0030, 0.0050
+
+
+@pytest.fixture(autouse=True)
+def plans(monkeypatch):
+    """Plans of the losses of a test, whose inputs may be of what the interpreter multiplies: bytes serve them, too."""
+    found, plan = [], LossCall.plan
+    monkeypatch.setattr(arguments, "BYTES_SERVE", frozenset({torch.float16, torch.float32}))
+    monkeypatch.setattr(LossCall, "plan", lambda self, **kinds: found.append(plan(self, **kinds)) or found[-1])
+    with free_launches():
+        yield found
+
+
+def ours(*args, **options):
+    return linear_cross_entropy(*args, implementation="triton", **options)
+
+
+@triton.jit
+def coded(z, peak, root, byte, bits):
+    at = tl.arange(0, 64)
+    stored, peak_bits = byte_columns.stored_peak(tl.max(tl.load(z + at), 0))
+    tl.store(peak, stored)
+    tl.store(bits, peak_bits)
+    fourth = byte_columns.fourth_root(tl.load(z + at) - stored)
+    tl.store(root + at, fourth)
+    tl.store(byte + at, byte_columns.to_byte(fourth))
+
+
+@pytest.mark.parametrize("shift", [-3000.0, -20.0, 0.0, 17.3, 3000.0])
+def test_codes_are_off_by_half_a_step_of_the_fourth_root(shift):
+    z = shift + torch.linspace(-100, 0, 64)
+    peak, root, byte, bits = torch.zeros(1), torch.zeros(64), torch.zeros(64, dtype=torch.uint8), torch.zeros(1)
+    bits = bits.to(torch.int16)
+    coded[(1,)](z, peak, root, byte, bits)
+    assert peak == bits.view(torch.bfloat16).float(), "the peak is a bfloat16"
+    assert 0 <= peak - z.max() <= max(abs(shift) / 128, 1e-30), "and not below the largest"
+    exact = torch.exp2((z.double() - peak.double()) / 4)
+    assert (root - exact).abs().max() < 1e-6
+    assert (byte / 255 - exact).abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"z_loss": 1e-3, "confidence_penalty": 0.1}], ids=str)
+def test_gradients_are_within_the_bounds_and_repeat(options, dtype, plans):
+    args = problem(24, 250, 24, bias=True, weighted=True, ignored=0.3, seed=3).to(dtype)
+    exact = value_and_gradients(eager, args.to(torch.float64), **options)
+    rare = torch.ones(250, dtype=torch.bool)
+    rare[args.target[args.target != -100]] = False
+    got, again = (value_and_gradients(ours, args, workspace_bytes=7_000, **options) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+    (of_gradient, *_) = plans[0].kept
+    assert of_gradient.in_gradient
+    assert of_gradient.in_bytes
+    assert relative_error(got[0], exact[0]) < 1e-6
+    for a, b, most in zip(got[1:], exact[1:], (INPUT, WEIGHT, WEIGHT), strict=True):
+        assert relative_error(a, b) < most
+    assert relative_error(got[2][rare], exact[2][rare]) < RARE
+
+
+def test_two_bytes_for_the_rest_and_one_for_what_they_do_not_hold(plans, monkeypatch):
+    monkeypatch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", 0)  # as of chosen budgets
+    args = problem(32, 320, 16, bias=True, seed=1).to(torch.float32)
+    exact = value_and_gradients(eager, args.to(torch.float64), label_smoothing=0.1)
+    seen = set()
+    for workspace_bytes in (15_000, 18_000):
+        plans.clear()
+        got = value_and_gradients(ours, args, workspace_bytes=workspace_bytes, label_smoothing=0.1)
+        (found,) = plans
+        assert found.columns == 320
+        seen.add(tuple((run.in_gradient, run.in_bytes) for run in found.kept))
+        for a, b in zip(got, exact, strict=True):
+            assert relative_error(a, b) < INPUT
+    assert seen == {((True, True), (False, True)), ((True, True), (False, False))}
+
+
+def test_tiles_of_several_peaks(plans):
+    cpu = torch.device("cpu")
+    args = problem(20, 700, 16, ignored=0.2, seed=2).to(torch.float32)
+    exact = value_and_gradients(eager, args.to(torch.float64), label_smoothing=0.1)
+    set_launch_table(cpu, torch.float32, LaunchTable(*[Launch(16, 128, 16, warps=4, stages=1)] * 4))
+    try:
+        got = value_and_gradients(ours, args, workspace_bytes=18_000, label_smoothing=0.1)
+    finally:
+        set_launch_table(cpu, torch.float32, None)
+    assert any(run.in_bytes for run in plans[0].kept)
+    for a, b in zip(got[:3], exact[:3], strict=True):
+        assert relative_error(a, b) < INPUT
+
+
+def test_a_second_backward_and_gradients_of_statistics(plans):
+    args = problem(24, 250, 24, seed=3).to(torch.float32)
+    leaves = args.input, args.linear_weight
+
+    def total(*given, **options):
+        loss, of = linear_cross_entropy(*given, reduction="none", return_statistics=True, **options)
+        return loss.mean() + 0.1 * (of.log_probability - of.lse).mean(), of.entropy.mean()
+
+    loss, entropy = total(*args[:3], implementation="triton", workspace_bytes=7_000)
+    assert any(run.in_bytes for run in plans[0].kept)
+    double = args.to(torch.float64)
+    loss64, entropy64 = total(*double[:3], implementation="reference")
+    want = [torch.autograd.grad(x, double[:2], retain_graph=True) for x in (loss64, entropy64)]
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    second = torch.autograd.grad(entropy, leaves)
+    for got, exactly, most in ((first, want[0], INPUT), (second, want[1], 2e-6)):  # the second computes logits anew
+        for a, b in zip(got, exactly, strict=True):
+            assert relative_error(a, b) < most
+
+
+def test_the_registered_operators_keep_bytes_and_leave_them(plans):
+    from kernel.fused.operators import fused_forward
+
+    args = problem(24, 250, 24, bias=True, ignored=0.3).to(torch.float32)
+    tensors = args.input, args.linear_weight, args.linear_bias
+    arguments_ = (*tensors, args.target, [0.1, 0.0, 1.0, 1.0, 0.0, 0.0], [-100, 12_000], [True, True, False])
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(fused_forward, arguments_, test_utils=tests)
+    loss = fused_forward(*arguments_)[0]
+    assert any(run.in_bytes for run in plans[-1].kept)
+    leaves = args.to(torch.float64)
+    options = {"linear_bias": leaves.linear_bias, "label_smoothing": 0.1, "reduction": "none"}
+    want = torch.autograd.grad(eager(*leaves[:3], **options).sum(), (leaves.input, leaves.linear_weight))
+    first = torch.autograd.grad(loss.sum(), tensors[:2], retain_graph=True)
+    second = torch.autograd.grad(loss.sum(), tensors[:2])
+    for a, b, c in zip(first, second, want, strict=True):
+        assert torch.equal(a, b)
+        assert relative_error(a, c) < INPUT
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value encountered|All-NaN slice):RuntimeWarning")
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_seen_in_the_gradients(wrong, plans):
+    args = problem(24, 250, 24, seed=3).to(torch.float32)
+    with torch.no_grad():
+        args.input[3, 5] = wrong
+    got = value_and_gradients(ours, args, workspace_bytes=7_000)
+    assert any(run.in_bytes for run in plans[0].kept)
+    assert not torch.isfinite(got[0])
+    assert not torch.isfinite(got[1][3]).any()
+    assert not torch.isfinite(got[2]).all(1).any()
+
+
+def test_under_a_softcap_and_in_other_dtypes_nothing_is_in_bytes(monkeypatch):
+    scalars = arguments.Scalars(0.1, 30.0, 1.0, 1.0, 0.0, 0.0, -100)
+    assert not scalars.in_bytes(torch.float16)
+    monkeypatch.undo()
+    plain = arguments.Scalars(0.1, 0.0, 1.0, 1.0, 0.0, 0.0, -100)
+    serve = [dtype for dtype in (torch.bfloat16, torch.float16, torch.float32) if plain.in_bytes(dtype)]
+    assert serve == [torch.bfloat16]
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # of what keep.py repairs
+@pytest.mark.parametrize("index", [1, 5, 8])
+def test_random_calls(index, monkeypatch):
+    monkeypatch.setitem(fuzz.EPSILON, torch.float16, fuzz.EPSILON[torch.bfloat16])
+    family = fuzz.replace(fuzz.FAMILIES[index], dtype=torch.float16)
+    draw = fuzz.Draw(family, seed=100 + index, device="cpu", most=(40, 160, 32), tile=32)
+    for trial in range(3):
+        call = draw.call(first=True)
+        found = fuzz.errors(call, family)
+        assert max(found.values()) <= 1, (trial, found, call.said, call.options)
