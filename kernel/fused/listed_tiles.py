@@ -3,7 +3,7 @@
 dz of a round's tiles lies one tile below the other, as the list has them: by tile of the vocabulary, then by block. The
 weight's gradient of a tile is the sum over its entries, written once. For the input's gradient the entries of a block
 are cut into pieces of at most so many; the first adds to the block's rows of the accumulator, the others write rows of
-their own, which :func:`join_kernel` adds in their order. No address is written by two programs at a time, and sums have
+their own, which ``join_kernel`` adds in their order. No address is written by two programs at a time, and sums have
 one order: results repeat bit for bit.
 """
 
