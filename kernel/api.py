@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -192,25 +193,27 @@ def linear_cross_entropy(
     if process_group is not None:
 
         def local(
-            input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, smoothing: float
+            input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, smoothing: float, ignored: int
         ) -> tuple[Tensor, TokenStatistics]:
             return linear_cross_entropy(
                 *(input, weight, target), linear_bias=bias, label_smoothing=smoothing, softcap=softcap,
-                temperature=temperature, logit_scale=logit_scale, ignore_index=ignore_index, reduction="none",
+                temperature=temperature, logit_scale=logit_scale, ignore_index=ignored, reduction="none",
                 implementation=implementation, workspace_bytes=workspace_bytes, return_statistics=True,
             )  # fmt: skip
 
         if told is not None:
             told.exact()
-        options, share = vocab_parallel.agree(
-            process_group, checked, input, linear_weight, target, linear_bias, token_weight
-        )
+        tensors = input, linear_weight, target, linear_bias, token_weight
+        agreement = vocab_parallel.propose(process_group, checked, *tensors)
         tensors = input, linear_weight, linear_bias, target, token_weight
+        common = {"return_statistics": return_statistics, "group": process_group}
+        if _resolve(implementation, input) is fused.loss and target.numel():
+            call = partial(vocab_parallel.fused_loss, *tensors, agreement, workspace_bytes=workspace_bytes)
+        else:
+            call = partial(vocab_parallel.loss, local, *tensors, agreement.checked, share=agreement.confirm())
         with autocast_off(input):
-            found = vocab_parallel.loss(
-                local, *tensors, options, return_statistics=return_statistics, group=process_group, share=share
-            )
-        return found if return_statistics else found[0]
+            loss, statistics = call(**common)
+        return loss if statistics is None else (loss, statistics)
     options = checked()
     function = _resolve(implementation, input)
     traceable = function is reference.loss

@@ -31,10 +31,10 @@ def _missing(case: Case, device: torch.device) -> str:
 
 
 def implementations() -> list[Rival]:
-    """One that runs, one that fails, one that ends its process, and one that is not there."""
+    """One that runs, one that fails, one that ends its process, and one that is not there; none smooths."""
     return [
-        Rival("eager", _eager, _never),
-        Rival("broken", _broken, _never),
-        Rival("ends at once", _ends, _never),
-        Rival("elsewhere", _eager, _missing),
+        Rival("eager", _eager, _never, smooths=False),
+        Rival("broken", _broken, _never, smooths=False),
+        Rival("ends at once", _ends, _never, smooths=False),
+        Rival("elsewhere", _eager, _missing, smooths=False),
     ]

@@ -8,17 +8,20 @@ Columns: ms is the device's time behind 20 ms of other work, the median over the
 quartiles; host_ms the median time until the call returns meanwhile, which ms hides as training does (for those that
 wait for the device it contains that work); peak_mib the most memory beyond the inputs, in bytes asked for; share the
 time that the operations of a loss that keeps its logits take at the measured rate of ``input @ weight.T`` (matmul_ms
-for the loss, three times that with gradients) over ms; the errors are norm-wise, against float64. Two rows are no
-losses: "matmul" is that product alone, "three products" all that logits and both gradients need, by the same library
+for the loss, three times that with gradients) over ms; the errors are norm-wise, against float64, the last over the
+rows of the head that no token targets. What takes more than twenty such products is timed in two rounds. Two rows are
+no losses: "matmul" is that product alone, "three products" all that logits and both gradients need, by the same library
 and of the same numbers. What is compared takes turns in the same rounds, in another order in each; what is written in
 CuTe takes them in a process of its own (:mod:`kernel.benchmark.apart`). Of the last five heads only loss and gradients
-without softcap are measured.
+without softcap are measured; without smoothing only ours and what has none. Ours is measured, too, with a workspace
+that makes its memory a little less than that of each rival between the default and all kept columns.
 ``python -m kernel.benchmark.targets`` says what the table meets of what was asked.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,19 +31,21 @@ from typing import Any
 
 import torch
 
+from .apart import Apart
 from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .compare import GROUPS, compare
 from .cute_rivals import cute_rivals
 from .measure import AHEAD_MS, Turn
+from .prepare import ERRORS
 from .problems import SHAPES
+from .results import read
 from .rivals import VARIANTS, Case, rivals
 from .tables import Report
-from .targets import read
 
 COLUMNS = (
     *("shape", "tokens", "vocab_size", "hidden_size", "dtype", "label_smoothing", "softcap", "ignored", "mode"),
     *("implementation", "ms", "ms_low", "ms_high", "host_ms", "matmul_ms", "share", "peak_mib", "gradient_mib"),
-    *("loss_error", "input_gradient_error", "weight_gradient_error", "skipped"),
+    *(*ERRORS, "skipped"),
 )
 _EXAMPLES = """
 examples:
@@ -96,11 +101,15 @@ def _measure(given: argparse.Namespace, command: str) -> int:
     done = {(row["shape"], group) for row in rows for group, cases in enumerate(GROUPS) if _case(row) in cases}
     shapes, variants = {s.name: s for s in SHAPES}, given.variants or ()
     about = {"command": command, "config": config, "device": device, "columns": COLUMNS, "earlier": (rows, samples)}
-    with Report(output, **about) as report:
+    names = [r.name for r in cute_rivals() if given.only is None or r.name.startswith(tuple(given.only))]
+    apart = Apart(getattr(torch, dtype), device, names)
+    with contextlib.closing(apart), Report(output, **about) as report:
         for shape in (shapes[name] for name in dict.fromkeys(given.shapes)):
             small = replace(shape, n=max(shape.n // given.scale, 1), vocab_size=max(shape.vocab_size // given.scale, 2))
             ready = {group for name, group in done if name == shape.name}
-            for found in compare(small, getattr(torch, dtype), device, given.rounds, given.only, ready, variants):
+            for found in compare(
+                small, getattr(torch, dtype), device, given.rounds, given.only, ready, variants, apart
+            ):
                 report.add_all([(row, list(_samples(row, times))) for row, times in found])
                 for row, _ in found:
                     print(describe(row), flush=True)
@@ -149,7 +158,7 @@ def describe(row: dict[str, Any]) -> str:
     if row.get("skipped"):
         return f"{row['shape']:13} {case:40} {row['implementation']:27} skipped: {row['skipped']}"
     ratio = float(row["ms"]) / float(row["matmul_ms"])
-    errors = " ".join(f"{row.get(k, ''):>8}" for k in COLUMNS[-4:-1])
+    errors = " ".join(f"{row.get(k, ''):>8}" for k in ERRORS)
     time = f"{float(row['ms']):8.2f} ms {ratio:6.3f} t_mm {float(row['host_ms']):6.2f} host"
     return f"{row['shape']:13} {case:40} {row['implementation']:27} {time} {row.get('peak_mib', ''):>8} MiB {errors}"
 

@@ -2,11 +2,13 @@
 
 CuTe's compiler brings libraries that a process shares with all else that it imports. The other process draws the same
 data from the same seed on the same device, and times each turn as this one does, behind products of its own; only one
-of the two has work on the device at a time. A process that ends takes its turns with it, and nothing else.
+of the two has work on the device at a time. It goes from one shape to the next, as its imports take long. A process
+that ends takes its turns with it, and nothing else.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,30 +30,37 @@ class Apart:
     """The other process, started at the first case that one of its implementations does not refuse.
 
     Args:
-        shape: Of the problem.
-        dtype: Of its data.
+        dtype: Of the data.
         device: Where they are.
         names: Of the implementations that it runs.
         implementations: Returns them, here and there.
+
+    Attributes:
+        shape: Of the problem that follows, set before the first one.
     """
+
+    shape: Shape
 
     def __init__(
         self,
-        shape: Shape,
         dtype: torch.dtype,
         device: torch.device,
         names: Sequence[str],
         implementations: Callable[[], list[Rival]] = cute_rivals,
     ) -> None:
-        self.problem, self.device = (shape, dtype, device, implementations), device
+        self.problem, self.device = (dtype, device, implementations), device
         self.rivals = [rival for rival in implementations() if rival.name in names]
         self._pipe: Any = None
         self._process: Any = None
 
     def prepare(self, case: Case) -> list[Entry]:
-        """One entry an implementation, in their order: one that takes turns over there, or says why it does not run."""
-        columns: dict[str, dict[str, Any]] = {rival.name: {} for rival in self.rivals}
-        for rival in self.rivals:
+        """One entry an implementation, in their order: one that takes turns over there, or says why it does not run.
+
+        Without smoothing those that have it are left out.
+        """
+        measured = [rival for rival in self.rivals if case.label_smoothing or not rival.smooths]
+        columns: dict[str, dict[str, Any]] = {rival.name: {} for rival in measured}
+        for rival in measured:
             if reason := rival.refuses(case, self.device):
                 columns[rival.name] = {"skipped": reason}
         waiting = [name for name, found in columns.items() if not found]
@@ -81,11 +90,12 @@ class Apart:
                 raise EOFError
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, *self.problem), daemon=True)
+            # No daemon: quack starts processes of its own. It ends when the pipe is closed.
+            self._process = context.Process(target=_serve, args=(theirs, *self.problem))
             self._process.start()
             theirs.close()
         try:
-            self._pipe.send((kind, case, *rest))
+            self._pipe.send((self.shape, kind, case, *rest))
             return self._pipe.recv()
         except (BrokenPipeError, ConnectionResetError) as error:
             raise EOFError from error
@@ -96,27 +106,48 @@ class Apart:
         return status
 
 
-def _serve(
-    pipe: Any, shape: Shape, dtype: torch.dtype, device: torch.device, implementations: Callable[[], list[Rival]]
-) -> None:
+def _serve(pipe: Any, dtype: torch.dtype, device: torch.device, implementations: Callable[[], list[Rival]]) -> None:
     """Answer until the pipe is closed: the columns to "prepare", a Turn to "turn"."""
-    data = make_data(shape, dtype, device)
-    hidden, weight = data.hidden.detach(), data.weight.detach()
-    entries: dict[tuple[Case, str], Entry] = {}
-    before = None
+    problem: _Served | None = None
     while True:
         try:
-            kind, case, name = pipe.recv()
+            shape, kind, case, name = pipe.recv()
         except EOFError:
             return
+        if problem is None or problem.shape != shape:
+            problem = None
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            problem = _Served(shape, dtype, device)
         if kind == "prepare":
             (rival,) = [rival for rival in implementations() if rival.name == name]
-            (entries[case, name],) = prepare(data, case, [rival], device)
-            pipe.send(entries[case, name].columns)
-            continue
-        if before is None:
-            before = measure.ahead(partial(torch.mm, hidden, weight.T, out=hidden @ weight.T), device)
-        run = entries[case, name].run
+            pipe.send(problem.prepare(case, rival))
+        else:
+            pipe.send(problem.turn(case, name))
+
+
+class _Served:
+    """What the other process has of one shape."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.device, self.data = shape, device, make_data(shape, dtype, device)
+        self.entries: dict[tuple[Case, str], Entry] = {}
+        self.exact: dict[Case, Any] = {}  # of the last case
+        self.before: Callable[[], None] | None = None
+
+    def prepare(self, case: Case, rival: Rival) -> dict[str, Any]:
+        (entry,) = prepare(self.data, case, [rival], self.device, self.exact)
+        self.entries[case, rival.name] = entry
+        return entry.columns
+
+    def turn(self, case: Case, name: str) -> Turn:
+        self.exact.clear()
+        if self.before is None:
+            hidden, weight = self.data.hidden.detach(), self.data.weight.detach()
+            self.before = measure.ahead(partial(torch.mm, hidden, weight.T, out=hidden @ weight.T), self.device)
+        run = self.entries[case, name].run
         assert run is not None
-        pipe.send(Turn(*measure.turn(run, device, before=before)))
-        data.hidden.grad = data.weight.grad = None
+        found = measure.turn(run, self.device, before=self.before)
+        self.data.hidden.grad = self.data.weight.grad = None
+        return found

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from ..fused import DEFAULT_WORKSPACE_BYTES
 from . import measure
 from .apart import Apart
-from .cute_rivals import cute_rivals
 from .measure import Turn
 from .prepare import Entry, prepare
 from .problems import Data, Shape, make_data
-from .rivals import Case, Rival, rivals
+from .rivals import Case, Rival, ours, rivals
 
 __all__ = ["GROUPS", "compare"]
 
@@ -27,6 +27,8 @@ GROUPS = (  # cases of a group share their rounds, and with them the state of th
     (Case(label_smoothing=0.0),),
 )
 PRODUCTS = "three products"
+_SLOW, _FEW = 20, 2  # times the product of the logits; rounds of what takes longer
+_PROBE = 256 * 2**20  # a workspace that ours uses whole, at heads that are large enough for others in between
 
 
 def compare(
@@ -37,20 +39,21 @@ def compare(
     only: Sequence[str] | None = None,
     done: Collection[int] = (),
     variants: Sequence[str] = (),
+    apart: Apart | None = None,
 ) -> Iterator[list[tuple[dict[str, Any], list[Turn]]]]:
-    """Measure every case of one shape; yield the table's rows of each group that is not ``done``, with their times."""
+    """Measure every case of one shape; yield the table's rows of each group that is not ``done``, with their times.
+
+    ``apart`` runs what needs a process of its own.
+    """
     data = make_data(shape, dtype, device)
     chosen = rivals(2 * shape.n * (shape.vocab_size + 20000) * dtype.itemsize, variants)
     chosen = [r for r in chosen if only is None or r.name.startswith(tuple(only))]
-    names = [r.name for r in cute_rivals() if only is None or r.name.startswith(tuple(only))]
-    apart = Apart(shape, dtype, device, names)
-    try:
-        for index, cases in enumerate(GROUPS):
-            wanted = not shape.plain or (cases[0].gradients and cases[0].softcap is None)
-            if wanted and index not in done:
-                yield list(_Group(shape, data, rounds, apart).compare(cases, chosen))
-    finally:
-        apart.close()
+    if apart is not None:
+        apart.shape = shape
+    for index, cases in enumerate(GROUPS):
+        wanted = not shape.plain or (cases[0].gradients and cases[0].softcap is None)
+        if wanted and index not in done:
+            yield list(_Group(shape, data, rounds, apart).compare(cases, chosen))
 
 
 class _Group:
@@ -68,11 +71,17 @@ class _Group:
             side = case.ignored or not case.gradients  # one of ours, one to compare with
             measured = [r for r in chosen if case == Case() or not r.frontier]
             measured = [r for r in measured if not side or r.name in ("triton, default", "eager")]
-            losses += prepare(data, case, measured, self.device)
-            if self.apart is not None and not side and case.softcap is None:
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()  # for the other process
-                losses += self.apart.prepare(case)
+            if self.shape.plain and not case.label_smoothing:
+                measured = [r for r in measured if r.workspace_bytes is not None or not r.smooths]
+            known: dict[Case, Any] = {}
+            found = list(prepare(data, case, measured, self.device, known))
+            if not side and case.softcap is None:
+                if self.apart is not None:
+                    if self.device.type == "cuda":
+                        torch.cuda.empty_cache()  # for the other process
+                    found += self.apart.prepare(case)
+                found += prepare(data, case, list(self.between(case, found)), self.device, known)
+            losses += found
         hidden, weight = data.hidden.detach(), data.weight.detach()
         product = hidden @ weight.T
         entries = [Entry(cases[0], "matmul", partial(torch.mm, hidden, weight.T, out=product))]
@@ -86,20 +95,39 @@ class _Group:
             row = self.describe(entry.case) | {"implementation": entry.name, "matmul_ms": f"{matmul_ms:.3f}"}
             if turns and not entry.columns.get("skipped"):
                 ms = [turn.ms for turn in turns]
-                low, median, high = statistics.quantiles(ms, n=4) if self.rounds > 1 else ms * 3
+                low, median, high = statistics.quantiles(ms, n=4) if len(ms) > 1 else ms * 3
                 share = (3 if entry.case.gradients else 1) * (1 - entry.case.ignored) * matmul_ms / median
                 row |= {"ms": f"{median:.3f}", "host_ms": f"{statistics.median(t.host_ms for t in turns):.3f}"}
                 if entry.name != "matmul":
                     row |= {"ms_low": f"{low:.3f}", "ms_high": f"{high:.3f}", "share": f"{share:.3f}"}
             yield row | entry.columns, turns if "ms" in row else []
 
+    def between(self, case: Case, entries: Sequence[Entry]) -> Iterator[Rival]:
+        """Yield ours with a little less memory than each of the others has, where that lies between our own points."""
+        peaks = {e.name: float(e.columns["peak_mib"]) for e in entries if e.columns.get("peak_mib")}
+        own = {name: peak for name, peak in peaks.items() if name.startswith("triton, ")}
+        most = own.get("triton, all kept")
+        if most is None:
+            return
+        probe = ours("", _PROBE).make(case)
+        peak = measure.peak_bytes(lambda: measure.step(probe, self.data, case), self.device)
+        self.data.hidden.grad = self.data.weight.grad = None
+        tile_mib = self.shape.n * 512 * self.data.hidden.element_size() / 2**20  # two tiles' columns
+        others = sorted({peak for name, peak in peaks.items() if name not in own and peak < most})
+        last = 0
+        for other in others:
+            size = int(other - tile_mib - ((peak or 0) - _PROBE) / 2**20)
+            if size > max(DEFAULT_WORKSPACE_BYTES / 2**20, last + tile_mib):
+                yield ours(f"{size} MiB", size * 2**20)
+                last = size
+
     def time(self, entries: list[Entry]) -> list[list[Turn]]:
         """Times of each entry in each round, all behind the same work: some of the product, the first entry."""
         times: list[list[Turn]] = [[] for _ in entries]
         product = entries[0].run
         assert product is not None
-        before = measure.ahead(product, self.device)
-        running = [i for i, entry in enumerate(entries) if entry.runs]
+        before, first = measure.ahead(product, self.device), dict[int, float]()
+        running, slow = [i for i, entry in enumerate(entries) if entry.runs], set[int]()
         for index in range(self.rounds + 1):  # the first round warms up
             # In another order each round: what ran before decides how warm the device is, hence how fast.
             for i in random.Random(index).sample(running, len(running)):
@@ -108,6 +136,12 @@ class _Group:
                     running.remove(i)
                 elif index:
                     times[i].append(turn)
+                    if i in slow and index >= _FEW:
+                        running.remove(i)
+                else:
+                    first[i] = turn.ms
+            if not index:
+                slow = {i for i, ms in first.items() if ms > _SLOW * first[0]}
         return times
 
     def describe(self, case: Case) -> dict[str, Any]:

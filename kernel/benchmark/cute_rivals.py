@@ -33,20 +33,18 @@ def cute_rivals() -> list[Rival]:
         for sums in _SUMS
         for chunk in (1, 4, 16, 64)
     ]
-    plain = {"smoothing": False, "softcap": False}
-    found += [
-        Rival("Liger-Kernel SM90 CuTe", _sm90, _needs("liger_kernel", "cutlass", "tvm_ffi", **plain)),
-        Rival("Liger-Kernel scaled CE", _scaled, _needs("liger_kernel", "cutlass", "tvm_ffi", **plain)),
-        Rival("quack, chunk 4096", _quack(4096, scaled_exp=False), _needs("quack", "cutlass", "tvm_ffi", **plain)),
-    ]
-    found += [
-        Rival(
-            f"quack scaled-exp, chunk {chunk}",
-            _quack(chunk, scaled_exp=True),
-            _needs("quack", "cutlass", "tvm_ffi", **plain),
-        )
-        for chunk in (1024, 2048, 4096)
-    ]
+    plain = {
+        "Liger-Kernel SM90 CuTe": ("liger_kernel", _sm90),
+        "Liger-Kernel scaled CE": ("liger_kernel", _scaled),
+        "quack, chunk 4096": ("quack", _quack(4096, scaled_exp=False)),
+        **{
+            f"quack scaled-exp, chunk {chunk}": ("quack", _quack(chunk, scaled_exp=True))
+            for chunk in (1024, 2048, 4096)
+        },
+    }
+    for name, (module, make) in plain.items():
+        refuses = _needs(module, "cutlass", "tvm_ffi", smoothing=False, softcap=False)
+        found.append(Rival(name, make, refuses, smooths=False))
     return found
 
 

@@ -118,8 +118,11 @@ def exact_gradients(data: Data, case: Case, tokens: int = 512) -> tuple[Tensor, 
     return value, hidden.grad, weight.grad
 
 
-def errors(loss: DataLoss, data: Data, case: Case, exact: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float]:
-    """Return the relative errors of loss, input gradient and weight gradient, in the Frobenius norm."""
+def errors(loss: DataLoss, data: Data, case: Case, exact: tuple[Tensor, Tensor, Tensor]) -> tuple[float, ...]:
+    """Return relative errors in the Frobenius norm: of loss, input gradient and weight gradient.
+
+    A fourth is that of the weight gradient's rows that no token targets; nan where there are none.
+    """
     value = step(loss, data, case)
     assert data.hidden.grad is not None
     assert data.weight.grad is not None
@@ -127,9 +130,12 @@ def errors(loss: DataLoss, data: Data, case: Case, exact: tuple[Tensor, Tensor, 
     def relative(got: Tensor, want: Tensor) -> float:
         return ((got.double() - want).norm() / want.norm()).item()
 
-    result = [relative(a, b) for a, b in zip((value, data.hidden.grad, data.weight.grad), exact, strict=True)]
+    got = value, data.hidden.grad, data.weight.grad
+    result = [relative(a, b) for a, b in zip(got, exact, strict=True)]
+    rare = torch.bincount(data.target[data.target >= 0], minlength=len(data.weight)) == 0
+    result.append(relative(got[2][rare], exact[2][rare]))
     data.hidden.grad = data.weight.grad = None
-    return result[0], result[1], result[2]
+    return tuple(result)
 
 
 def three_products(data: Data, case: Case, device: torch.device) -> Callable[[], tuple[Tensor, ...]]:

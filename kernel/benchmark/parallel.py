@@ -3,6 +3,10 @@
 Starts the processes by torchrun, or is started by it. Every process computes the whole head alone first, then its rows
 of an even and of an uneven split, and, without smoothing, torch's loss_parallel. The slowest process counts, and the
 largest memory and error; times are medians.
+
+forward_ms and backward_ms are the parts of a call on the device, from runs of their own, with all that passes between
+the processes; gather_ms and sum_ms what the exchanges take by themselves: three numbers a token, and the gradient of
+the hidden states in float32. host_ms is the time until the host has enqueued a call.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -39,6 +44,7 @@ _SHAPES = (SHAPES[0], Shape("V 262144, D 4096", 16384, 262144, 4096))
 _SOFTCAPS = (None, 30.0)
 _SMOOTHING = 0.1
 _Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of hidden states, rows and targets
+_Mark = Callable[[], None]
 
 
 def _splits(vocab_size: int, processes: int) -> dict[str, list[int]]:
@@ -73,10 +79,14 @@ def _loss_parallel(hidden: Tensor, rows: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(DTensor.from_local(logits, mesh, [Shard(1)]), target)
 
 
-def _run(loss: _Loss, hidden: Tensor, rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value and both gradients."""
+def _run(
+    loss: _Loss, hidden: Tensor, rows: Tensor, target: Tensor, between: _Mark | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and both gradients; ``between`` is called between them."""
     hidden.grad = rows.grad = None
     value = loss(hidden, rows, target)
+    if between is not None:
+        between()
     if loss is _loss_parallel:
         from torch.distributed.tensor.parallel import loss_parallel
 
@@ -87,6 +97,36 @@ def _run(loss: _Loss, hidden: Tensor, rows: Tensor, target: Tensor) -> tuple[Ten
     assert hidden.grad is not None
     assert rows.grad is not None
     return value.detach(), hidden.grad, rows.grad
+
+
+def _halves(call: Callable[[_Mark], object], before: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Milliseconds of forward and of backward, on the device where it is a GPU."""
+    cuda = device.type == "cuda"
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(3)] if cuda else []
+    times: list[float] = []
+
+    def mark() -> None:
+        if cuda:
+            events[len(times)].record()
+        times.append(time.perf_counter() * 1e3)
+
+    before()
+    mark()
+    call(mark)
+    mark()
+    if cuda:
+        events[2].synchronize()
+        return events[0].elapsed_time(events[1]), events[1].elapsed_time(events[2])
+    return times[1] - times[0], times[2] - times[1]
+
+
+def _exchanges(hidden: Tensor, before: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Milliseconds of what a call exchanges, by itself: three numbers a token gathered, hidden states summed."""
+    numbers, total = (torch.zeros(size, device=hidden.device) for size in (3 * len(hidden), hidden.numel()))
+    every = numbers.new_empty(dist.get_world_size() * len(numbers))
+    runs = partial(dist.all_gather_into_tensor, every, numbers), partial(dist.all_reduce, total)
+    turns = [[turn(run, hidden.device, before=before).ms for _ in range(rounds + 1)][1:] for run in runs]
+    return statistics.median(turns[0]), statistics.median(turns[1])
 
 
 def _worst(values: Sequence[float], device: torch.device) -> list[float]:
@@ -117,11 +157,20 @@ def _measure(data: Data, softcap: float | None, rounds: int) -> Iterator[dict[st
         call = partial(_run, loss, data.hidden, part, data.target)
         first, second = ([t.clone() for t in call()] for _ in range(2))
         repeats = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-        before = ahead(lambda: data.hidden.detach() @ data.weight.detach()[:4096].T, device)
-        times = []
+        work = ahead(lambda: data.hidden.detach() @ data.weight.detach()[:4096].T, device)
+        token = torch.zeros(1, device=device)
+
+        def before(work: Callable[[], None] = work, token: Tensor = token) -> None:
+            work()
+            dist.all_reduce(token)  # on the device: what one GPU is faster in the work is none of the call's time
+
+        times, halves = [], []
         for _ in range(rounds):
             dist.barrier()
-            times.append(turn(call, device, before=before).ms)
+            times.append(turn(call, device, before=before))
+            dist.barrier()
+            halves.append(_halves(lambda mark, call=call: call(between=mark), before, device))
+        exchanges = _exchanges(data.hidden.detach(), before, rounds) if len(rows) > 1 and loss is together else (0, 0)
         peak = peak_bytes(call, device)
         compared = loss is not _loss_parallel
         off = (
@@ -129,8 +178,10 @@ def _measure(data: Data, softcap: float | None, rounds: int) -> Iterator[dict[st
             (first[1].double() - whole_hidden).norm() / whole_hidden.norm(),
             (first[2].double() - whole_rows[mine]).norm() / whole_rows[mine].norm(),
         )
-        measured = [statistics.median(times), float(peak or 0) / 2**20, part.numel() * part.element_size() / 2**20]
-        ms, peak_mib, head_mib, *errors, differs = _worst([*measured, *map(float, off), float(not repeats)], device)
+        measured = [statistics.median(x) for x in (*zip(*times, strict=True), *zip(*halves, strict=True))]
+        measured += [*exchanges, float(peak or 0) / 2**20, part.numel() * part.element_size() / 2**20]
+        found = _worst([*measured, *map(float, off), float(not repeats)], device)
+        ms, host_ms, forward_ms, backward_ms, gather_ms, sum_ms, peak_mib, head_mib, *errors, differs = found
         yield {
             "softcap": softcap,
             "implementation": name,
@@ -138,6 +189,11 @@ def _measure(data: Data, softcap: float | None, rounds: int) -> Iterator[dict[st
             "rows": " ".join(map(str, rows)),
             "label_smoothing": _SMOOTHING if compared else 0.0,
             "ms": round(ms, 4),
+            "host_ms": round(host_ms, 3),
+            "forward_ms": round(forward_ms, 3),
+            "backward_ms": round(backward_ms, 3),
+            "gather_ms": round(gather_ms, 3) if any(exchanges) else None,
+            "sum_ms": round(sum_ms, 3) if any(exchanges) else None,
             "peak_mib": round(peak_mib, 2) if peak is not None else None,
             "head_gradient_mib": round(head_mib, 3),
             "loss_difference": f"{errors[0]:.3g}" if compared else None,

@@ -16,7 +16,7 @@ from ..fused import available
 from ..fused.launch import LaunchTable, launch_table, set_launch_table
 from .problems import Data
 
-__all__ = ["FRONTIER_GIB", "VARIANTS", "Case", "DataLoss", "Rival", "liger", "rivals"]
+__all__ = ["FRONTIER_GIB", "VARIANTS", "Case", "DataLoss", "Rival", "liger", "ours", "rivals"]
 
 DataLoss = Callable[[Data], Tensor]
 FRONTIER_GIB = (0.25, 0.5, 1, 2, 3)  # workspaces between the default and what keeps everything
@@ -40,6 +40,7 @@ class Rival:
     make: Callable[[Case], DataLoss]
     refuses: Callable[[Case, torch.device], str | None]
     workspace_bytes: int | None = None
+    smooths: bool = True
     frontier: bool = False  # a point between two others of the same implementation, measured on the first case alone
     variants: tuple[Any, ...] = field(default=())  # arguments of make besides the case, of which the fastest counts
 
@@ -179,6 +180,13 @@ def _needs_triton(case: Case, device: torch.device) -> str | None:
     return available(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
+def ours(name: str, workspace_bytes: int, *, frontier: bool = False) -> Rival:
+    """Return ours with a workspace."""
+    return Rival(
+        f"triton, {name}", _package("triton", workspace_bytes), _needs_triton, workspace_bytes, frontier=frontier
+    )
+
+
 def rivals(keep_all_bytes: int, variants: Sequence[str] = ()) -> list[Rival]:
     """Return every implementation.
 
@@ -187,12 +195,10 @@ def rivals(keep_all_bytes: int, variants: Sequence[str] = ()) -> list[Rival]:
         variants: Names in ``VARIANTS``, each measured with the default workspace too.
     """
     budgets = {"default": 128 * 2**20, "32 MiB": 32 * 2**20, "all kept": keep_all_bytes}
-    ours = [Rival(f"triton, {k}", _package("triton", v), _needs_triton, v) for k, v in budgets.items()]
-    between = {size: int(size * 2**30) for size in FRONTIER_GIB}
-    ours += [Rival(f"triton, {k:g} GiB", _package("triton", v), _needs_triton, v, True) for k, v in between.items()]
-    ours += [Rival(f"triton, default, {k}", _package("triton", None, k), _needs_triton) for k in variants]
     return [
-        *ours,
+        *(ours(name, size) for name, size in budgets.items()),
+        *(ours(f"{size:g} GiB", int(size * 2**30), frontier=True) for size in FRONTIER_GIB),
+        *(Rival(f"triton, default, {k}", _package("triton", None, k), _needs_triton) for k in variants),
         Rival("chunked", _package("chunked"), _never),
         Rival("eager", _eager(upcast=False), _never),
         Rival("eager, float32 logits", _eager(upcast=True), _never),
@@ -200,6 +206,6 @@ def rivals(keep_all_bytes: int, variants: Sequence[str] = ()) -> list[Rival]:
         Rival("torch, chunked", _torch_chunked, _needs_torch),
         Rival("Liger-Kernel", liger(None), _needs("liger_kernel")),
         Rival("Liger-Kernel, float32 sums", liger(torch.float32), _needs("liger_kernel"), variants=(1, 4, 16)),
-        Rival("cut-cross-entropy, filter", _cce("high"), _needs("cut_cross_entropy", smoothing=False)),
-        Rival("cut-cross-entropy, exact", _cce(None), _needs("cut_cross_entropy", smoothing=False)),
+        Rival("cut-cross-entropy, filter", _cce("high"), _needs("cut_cross_entropy", smoothing=False), smooths=False),
+        Rival("cut-cross-entropy, exact", _cce(None), _needs("cut_cross_entropy", smoothing=False), smooths=False),
     ]

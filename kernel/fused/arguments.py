@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -80,6 +80,9 @@ class Scalars:
     z_loss: float
     confidence_penalty: float
     ignore_index: int
+    # Rows of the whole head, where only some of them are here (vocab_parallel.fused_slice), with a target of -1 for
+    # tokens whose row is elsewhere; 0: all are here.
+    whole: int = 0
 
     @classmethod
     def of(cls, options: LossOptions) -> Scalars:
@@ -96,7 +99,7 @@ class Scalars:
 
     def pack(self) -> tuple[list[float], int]:
         """Return the numbers and ``ignore_index``, as the registered operators take them."""
-        *numbers, ignore_index = astuple(self)
+        *numbers, ignore_index, _ = astuple(self)  # compiled code has no slices
         return numbers, ignore_index
 
     @classmethod
@@ -113,6 +116,15 @@ class Scalars:
         else:
             inner, cap = log2_e / self.temperature, 1.0
         return {"product_gain": self.logit_scale * inner, "bias_gain": inner, "cap": cap}
+
+    def uniform(self, rows: int) -> float:
+        """Return what smoothing gives each class, of ``rows`` that are here."""
+        return self.label_smoothing / (self.whole or rows)
+
+    def of_slice(self) -> Scalars:
+        """Return those of what a slice tells the others: with smoothing lse less the mean logit, and nothing else."""
+        smoothing = 1.0 if self.label_smoothing else 0.0
+        return replace(self, label_smoothing=smoothing, z_loss=0.0, confidence_penalty=0.0)
 
     @property
     def mixed(self) -> bool:

@@ -70,6 +70,7 @@ def decoded_strip_kernel(
     kept_stride,
     dz_stride,
     label_smoothing,
+    uniform,  # b / V, of the whole head's V
     MIXED: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
     PEAK: tl.constexpr,  # columns that share a peak
@@ -116,6 +117,7 @@ def decoded_strip_kernel(
             inside,
             n,
             label_smoothing,
+            uniform,
             MIXED,
             False,
             MASK_VOCAB,

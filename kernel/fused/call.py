@@ -14,7 +14,7 @@ from .gradient_rows import Upstream
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .plan import PEAK_COLUMNS
 from .rows import KeptRows, aligned
-from .run_backward import backward
+from .run_backward import Reduction, backward
 from .run_forward import ForwardResult, forward
 from .run_sparse import Sparse, SparseTiles, sparse_backward
 from .schedule import KeptColumns, Schedule, every_kind, schedule
@@ -110,9 +110,11 @@ class LossCall:
             return self.without_kept(needs), Held(gradient=held.gradient)
         return plan, held
 
-    def backward(self, upstream: Upstream, plan: Schedule, held: Held, needs: Needs) -> tuple[Tensor | None, ...]:
+    def backward(
+        self, upstream: Upstream, plan: Schedule, held: Held, needs: Needs, reduction: Reduction | None = None
+    ) -> tuple[Tensor | None, ...]:
         """Compute the gradients."""
-        return backward(self.head, self.scalars, upstream, plan, held, needs)
+        return backward(self.head, self.scalars, upstream, plan, held, needs, reduction)
 
     def sparse_backward(
         self, upstream: Upstream, sparse: Sparse, tiles: SparseTiles, held: Held, needs: Needs
@@ -139,6 +141,7 @@ class LossCall:
         layouts = hidden.stride(0) % 16, weight.shape, weight.stride(), weight.data_ptr() % 16, bias is None
         layouts += (None if bias is None else bias.data_ptr() % 16, uses_descriptors(hidden, weight))
         number_kinds = tuple(number > 0 for number in numbers)
+        layouts += (scalars.whole > 0,)
         key = (hidden.device, hidden.dtype, layouts, number_kinds, kind, table, needs, return_statistics, sparse)
         compile_ahead(key, hidden.device, lambda: self.every_launch(needs, return_statistics, sparse))
 
@@ -164,15 +167,30 @@ class LossCall:
             sums = SparseTiles.memory(head) if sparse else None
             options = {"packed": True, "return_statistics": return_statistics, "tile_sums": sums}
             found = forward(head, scalars, held.kept, **options)
-            backward(head, scalars, _upstream(found, None), plan, held, needs)
-            if sums is not None:
+            reduction = _NoReduction(hidden) if scalars.whole else None
+            if reduction is not None or found.statistics is not None:
+                held = held._replace(target_logit=found.target_logit)
+            backward(head, scalars, _upstream(found, None), plan, held, needs, reduction)
+            if sums is not None:  # never of a slice of a head, whose gradients are exact
                 tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)
                 for statistics in (None, found.statistics):
                     upstream = _upstream(found, statistics)
                     sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), Held(), 0, needs)
             if found.statistics is not None:
-                held = held._replace(target_logit=found.target_logit)
-                backward(head, scalars, _upstream(found, found.statistics), plan, held, needs)
+                backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)
+
+
+class _NoReduction:
+    """Takes the place of one where launches are only noted down."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.values = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
+
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> Tensor:
+        return self.values
 
 
 def _upstream(found: ForwardResult, statistics: Tensor | None) -> Upstream:

@@ -44,6 +44,7 @@ def listed_gradient_kernel(
     bias_gain,
     cap,
     label_smoothing,
+    uniform,  # b / V
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MIXED: tl.constexpr,
@@ -103,6 +104,7 @@ def listed_gradient_kernel(
                 inside,
                 n,
                 label_smoothing,
+                uniform,
                 MIXED,
                 False,
                 False,

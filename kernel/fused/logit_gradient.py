@@ -39,12 +39,12 @@ def gradient_of(
     inside,  # (BLOCK_ROWS,) whether the row exists
     n,
     label_smoothing,
+    uniform,
     MIXED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
 ):
     """The gradient above from probabilities."""
-    uniform = label_smoothing / vocab_size
     dz = p - tl.where(hit, 1.0 - label_smoothing + uniform, uniform)
     dz *= scale[:, None]
     if MIXED:  # after the difference: beside p_y near 1 the share of z_loss would be rounded away
@@ -73,6 +73,7 @@ def gradient_of_logits(
     inside,  # (BLOCK_ROWS,) whether the row exists
     n,
     label_smoothing,
+    uniform,
     MIXED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
@@ -93,6 +94,7 @@ def gradient_of_logits(
         inside,
         n,
         label_smoothing,
+        uniform,
         MIXED,
         SOFTCAP,
         MASK_VOCAB,
@@ -126,6 +128,7 @@ def recomputed_strip_kernel(
     bias_gain,
     cap,
     label_smoothing,
+    uniform,  # b / V, of the whole head's V
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MIXED: tl.constexpr,
@@ -200,6 +203,7 @@ def recomputed_strip_kernel(
                 inside,
                 n,
                 label_smoothing,
+                uniform,
                 MIXED,
                 SOFTCAP,
                 MASK_VOCAB,
@@ -242,6 +246,7 @@ def kept_strip_kernel(
     logit_step,
     tanh_step,
     label_smoothing,
+    uniform,  # b / V, of the whole head's V
     CODE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MIXED: tl.constexpr,
@@ -295,6 +300,7 @@ def kept_strip_kernel(
             inside,
             n,
             label_smoothing,
+            uniform,
             MIXED,
             SOFTCAP,
             MASK_VOCAB,

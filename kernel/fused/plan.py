@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from .launch import blocks
 
-__all__ = ["PEAK_COLUMNS", "KeptColumns", "Plan", "Series"]
+__all__ = ["ALIGN", "PEAK_COLUMNS", "KeptColumns", "Plan", "Series"]
 
+ALIGN = 64  # elements: 128 bytes or more, what the copy engine and the caches like
 PEAK_COLUMNS = 64  # in bytes, that share a peak
 
 

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from .byte_plans import decoded_strips, in_bytes
 from .launch import blocks
-from .plan import PEAK_COLUMNS, KeptColumns, Plan, Series
+from .plan import ALIGN, PEAK_COLUMNS, KeptColumns, Plan, Series
 from .strip_times import StripTimes
 
 __all__ = ["Planner"]
 
-_ALIGN = 64  # elements: 128 bytes or more, what the copy engine and the caches like
 _NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in the gradient's memory
 
 
@@ -48,7 +47,7 @@ class Planner:
         self.memory = vocab_size * self.hidden_size if times.weight_gradient else 0
         # Hidden states scaled for kept columns that enter the products as they are, at the gradient's beginning.
         scaled = self.n * self.hidden_size if times.direct and times.weight_gradient else 0
-        self.base = blocks(scaled, _ALIGN) * _ALIGN
+        self.base = blocks(scaled, ALIGN) * ALIGN
         self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
         # Of columns in bytes several share a peak of two bytes, in whole rows of float32 for each tile.
         self.byte_peaks = blocks(4 * self.n * blocks(blocks(self.tile, PEAK_COLUMNS), 2), self.tile)
@@ -140,16 +139,20 @@ class Planner:
         return best
 
     def build(
-        self, width: int, kept: tuple[KeptColumns, ...], *, scaled_in_gradient: bool = True, decoded: int = 0
+        self,
+        width: int,
+        kept: tuple[KeptColumns, ...],
+        *,
+        scaled_in_gradient: bool = True,
+        decoded: int = 0,
+        decoded_inside: bool = False,
     ) -> Plan:
-        """The plan with strips of up to ``width`` columns in the workspace, of kept bytes of ``decoded``."""
+        """The plan with strips of up to ``width`` columns in the workspace; for bytes of ``decoded``, there or not."""
         outside = [run for run in kept if not run.in_gradient]
         held = max((run.offset + run.elements(self.n, self.itemsize) for run in outside), default=0)
-        if self.consumed or not width:  # what bytes took is free when the other strips begin
-            width = max(width, decoded, held // self.n // self.tile * self.tile if decoded and self.consumed else 0)
         boundary = kept[-1].start if kept else self.vocab
         unwritten = min(boundary * self.hidden_size, self.memory)  # when kept columns' rows have been written
-        kept_strips, time = decoded_strips(self.times, kept, decoded)
+        kept_strips, time = decoded_strips(self, kept, decoded, decoded_inside)
         if self.times.direct or self.consumed:
             time += self.as_they_are(kept)
         elif not decoded:
@@ -163,7 +166,7 @@ class Planner:
         start = first.series[number - 1].start + first.series[number - 1].padded if number else 0
         tail: list[Series] = []
         for begin, padded, count in self.times.equal(start, boundary, width, False):
-            last = (unwritten - _ALIGN - padded * (self.n + self.hidden_size)) // self.hidden_size if unwritten else -1
+            last = (unwritten - ALIGN - padded * (self.n + self.hidden_size)) // self.hidden_size if unwritten else -1
             inside = min(count, max(0, (last - begin) // padded + 1))
             if inside:
                 tail.append(Series(begin, padded, inside, False, self.offset(unwritten, padded)))
@@ -189,7 +192,7 @@ class Planner:
             found = _InGradient([], [], [0.0])
             start, each = 0, self.n + self.hidden_size
             while start < boundary:
-                limit = (unwritten - _ALIGN - start * self.hidden_size) // each // self.tile * self.tile
+                limit = (unwritten - ALIGN - start * self.hidden_size) // each // self.tile * self.tile
                 if limit <= self.tile:  # the workspace holds one tile at least
                     break
                 padded = min(self.times.width(limit, False), boundary - start)
@@ -202,4 +205,4 @@ class Planner:
 
     def offset(self, unwritten: int, padded: int) -> int:
         """Place of a strip's dz at the end of the gradient's unwritten memory."""
-        return (unwritten - self.n * padded) // _ALIGN * _ALIGN
+        return (unwritten - self.n * padded) // ALIGN * ALIGN

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,20 @@ from .run_strip import StripColumns, convert_kept, decode_kept, recompute_strip
 from .schedule import Schedule, Strip
 from .weight_gradient import bias_gradient_kernel, weight_gradient_kernel
 
-__all__ = ["Gradients", "backward"]
+__all__ = ["Gradients", "Reduction", "backward"]
+
+
+class Reduction(Protocol):
+    """A sum of the input's gradient over processes that goes on while the rest of the weight's is computed."""
+
+    values: Tensor  # (N, D), where the own part is written
+
+    def begin(self) -> None:
+        """Start it: ``values`` are complete."""
+
+    def end(self) -> Tensor:
+        """Return the sum; on a GPU what follows waits for it, not the host."""
+        ...
 
 
 def backward(
@@ -30,21 +43,26 @@ def backward(
     plan: Schedule,
     held: Held,
     needs: tuple[bool, bool, bool],  # input, weight, bias
+    reduction: Reduction | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``sum(upstream.loss * token_loss)`` and of the statistics alike; frozen arguments cost nothing.
 
     A softmax that was kept for the products themselves is no use where the entropy has an upstream gradient: the caller
-    then passes a plan that keeps nothing.
+    then passes a plan that keeps nothing. With ``reduction`` the input's gradient is the sum over processes: it is
+    complete before the last product of the weight's, beside which it is reduced.
     """
-    state = Gradients(head, scalars, upstream, held, needs)
+    state = Gradients(head, scalars, upstream, held, needs, reduction if needs[0] else None)
     workspace = held.workspace if plan.consumed else None
     if workspace is None:
         workspace = head.hidden.new_empty(plan.workspace)
+    made, anew = ([strip for strip in plan.strips if strip.kept == kept] for kept in (True, False))
     as_they_are = [run for run in held.kept if not run.in_bytes]
-    state.add_strips([strip for strip in plan.strips if strip.kept], held.kept, workspace)
-    if as_they_are and (plan.consumed or state.of.row_factor is not None):
-        state.add_kept(plan, as_they_are)
-    state.add_strips([strip for strip in plan.strips if not strip.kept], (), workspace)
+    if not (plan.consumed or state.of.row_factor is not None):
+        as_they_are = []
+    state.add_strips(made, held.kept, workspace, last=not (as_they_are or anew))
+    if as_they_are:
+        state.add_kept(plan, as_they_are, last=not anew)
+    state.add_strips(anew, (), workspace, last=True)
     return state.finish()
 
 
@@ -58,9 +76,11 @@ class Gradients:
         upstream: Upstream,
         held: Held,
         needs: tuple[bool, bool, bool],
+        reduction: Reduction | None = None,
         accumulator: Tensor | None = None,  # zeros, for whoever has added memory of its own to it
     ) -> None:
         hidden, weight, bias, _ = head
+        self.reduction, self.reducing = reduction, False
         self.scalars, self.rows, self.number = scalars, upstream.rows, upstream.rows.number
         self.n, self.hidden_size = hidden.shape
         self.vocab_size, device = weight.shape[0], hidden.device
@@ -88,9 +108,12 @@ class Gradients:
         self.of = gradient_rows(head, scalars, upstream, as_it_is)
         self.tiles = Tiles(uses_descriptors(self.head.hidden, weight))
 
-    def add_strips(self, strips: Sequence[Strip], kept: Sequence[Kept], workspace: Tensor) -> None:
-        """Add the products of strips whose dz is made for itself: of what was kept, or of the logits anew."""
-        for part in strips:
+    def add_strips(self, strips: Sequence[Strip], kept: Sequence[Kept], workspace: Tensor, *, last: bool) -> None:
+        """Add the products of strips whose dz is made for itself: of what was kept, or of the logits anew.
+
+        ``last`` says that nothing follows: the input's gradient is then complete before the last of the weight's.
+        """
+        for index, part in enumerate(strips):
             memory, start = workspace, 0
             if part.offset is not None and self.weight_gradient is not None:
                 memory, start = self.weight_gradient.view(-1), part.offset
@@ -105,11 +128,16 @@ class Gradients:
                     convert_kept(*common, run, part.start, part.padded)
             else:
                 recompute_strip(*common, columns, self.tiles)
+            first = last and index == len(strips) - 1
+            if first:
+                self.add_input(dz, columns, self.ones)
+                self.reduce()
             self.add_weight(dz, self.head.hidden, columns, self.zeros)
             self.add_bias(dz, columns, self.ones, self.zeros)
-            self.add_input(dz, columns, self.ones)
+            if not first:
+                self.add_input(dz, columns, self.ones)
 
-    def add_kept(self, plan: Schedule, kept: Sequence[Kept]) -> None:
+    def add_kept(self, plan: Schedule, kept: Sequence[Kept], *, last: bool) -> None:
         """Add the products of kept columns: of the softmax as it is (:mod:`.keep`), or of dz made of kept logits.
 
         The input's gradient comes first, in one launch: the rows of the weight's are then written, from the last strip
@@ -117,11 +145,11 @@ class Gradients:
         """
         packed, row_factor = self.head.hidden, self.of.row_factor
         direct = row_factor is not None
-        uniform: Any = self.scalars.label_smoothing / self.vocab_size if direct else 0.0
+        uniform: Any = self.scalars.uniform(self.vocab_size) if direct else 0.0
         uses = uniform > 0
         scaled, of_weight, of_bias = packed, self.zeros, self.zeros
-        if row_factor is not None and self.of.mix is not None:
-            holds_softmax = self.revise(kept, self.of.mix[2], row_factor)
+        if row_factor is not None and (self.of.mix is not None or self.scalars.whole):
+            holds_softmax = self.revise(kept, row_factor)
             row_factor = torch.where(holds_softmax, row_factor, 1.0)
             uniform = uniform * holds_softmax
         if uses and self.weight_gradient is not None:
@@ -146,15 +174,25 @@ class Gradients:
                 convert_kept(*common, run, run.start, columns)
             whole = StripColumns(run.start, columns, 0, run.width)
             self.add_input(dz, whole, row_factor)
+            if run is kept[-1] and last:
+                self.reduce()
             self.add_bias(dz, whole, row_factor, of_bias)
             for index in reversed(range(run.number)):
                 strip = StripColumns(run.start + index * run.width, run.width, 0, run.width)
                 self.add_weight(dz, scaled, strip, of_weight, index)
         self.tiles.forget()  # the memory of the scaled hidden states
 
-    def revise(self, kept: Sequence[Kept], own: Tensor, row_factor: Tensor) -> Tensor:
-        """Make a kept softmax that of upstream gradients of statistics; false, ``(1,)``, if dz stands there instead."""
-        own = own - self.of.row_scale * (1 - self.scalars.label_smoothing)
+    def revise(self, kept: Sequence[Kept], row_factor: Tensor) -> Tensor:
+        """Write the targets' entries of a kept softmax; false, ``(1,)``, if dz stands in all of it instead.
+
+        That is left to the backward where statistics have upstream gradients, and of a slice of a head, whose forward
+        does not know the lse that counts.
+        """
+        own = self.of.row_scale * (self.scalars.label_smoothing - 1)
+        if self.of.mix is not None:
+            own = own + self.of.mix[2]
+        if self.scalars.whole:
+            own = torch.where(self.of.label >= 0, own, 0)  # else the row is elsewhere
         again = of_upstream(own, row_factor, self.rows)
         assert self.target_logit is not None
         for run in kept:
@@ -182,9 +220,13 @@ class Gradients:
         gradient, launch = self.weight_gradient, self.table.weight_gradient
         if gradient is None:
             return
+        programs = self.programs
+        if self.reducing:  # as many as the rounds of tiles need: the reduction has the other multiprocessors
+            tiles = blocks(columns.strip_columns, launch.rows) * blocks(self.hidden_size, launch.columns)
+            programs = blocks(tiles, blocks(tiles, programs))
         run_kernel(
             weight_gradient_kernel,
-            (self.programs,),
+            (programs,),
             dz=self.tiles(dz, launch.depth, launch.rows),
             hidden=self.tiles(hidden, launch.depth, launch.columns),
             gradient=self.tiles(gradient, launch.rows, launch.columns // launch.parts),
@@ -251,9 +293,25 @@ class Gradients:
             **tiling(launch),
         )
 
+    def reduce(self) -> None:
+        """Start the reduction of the input's gradient, which is complete, if there is one."""
+        if self.reduction is not None:
+            self.unpack(self.reduction.values)
+            self.accumulator = None
+            self.reduction.begin()
+            self.reducing = True
+
     def finish(self) -> tuple[Tensor | None, ...]:
-        """Round and unpack the input's gradient, into the memory of the packed hidden states."""
+        """Round the input's gradient into the memory of the packed hidden states, and return all gradients."""
         gradient = self.head.hidden if self.need_input else None
+        if gradient is not None and self.reduction is not None:
+            gradient.copy_(self.reduction.end())
+        elif gradient is not None:
+            self.unpack(gradient)
+        return gradient, self.weight_gradient, self.bias_gradient
+
+    def unpack(self, gradient: Tensor) -> None:
+        """Write the input's gradient, in the order of the tokens."""
         if self.accumulator is not None:
             launch = self.table.input_gradient
             run_kernel(
@@ -277,4 +335,3 @@ class Gradients:
                 ROWS=16,
                 COLUMNS=128,
             )
-        return gradient, self.weight_gradient, self.bias_gradient

@@ -67,8 +67,10 @@ def forward(
     n, vocab_size, device = hidden.shape[0], weight.shape[0], hidden.device
     launch = launch_table(device, hidden.dtype).forward
     index = index_memory(n, device)
-    rows = index_rows(target, scalars.ignore_index, vocab_size, index)
-    target_logit, argument = target_logits(head, scalars, rows, tokens=_TARGETS, block_hidden=256)
+    # Of a slice the targets were checked against the whole head; those elsewhere are read as the first row.
+    rows = index_rows(target, scalars.ignore_index, None if scalars.whole else vocab_size, index)
+    here = head._replace(target=target.clamp(min=0)) if scalars.whole else head
+    target_logit, argument = target_logits(here, scalars, rows, tokens=_TARGETS, block_hidden=256)
     kind = scalars.storage(hidden.dtype)
     for run in kept:
         if run.reference.shape[0]:
@@ -101,6 +103,7 @@ def forward(
         target_logit,
     )
 
+    of_loss = scalars.of_slice() if scalars.whole else scalars
     counts = [*(part.end - part.first for part in parts), 0, 0]
 
     def merge(again: Tensor, *, rerun: bool) -> None:
@@ -126,9 +129,9 @@ def forward(
             second_tiles=counts[1],
             third_tiles=counts[2],
             rerun=int(rerun),
-            label_smoothing=scalars.label_smoothing,
-            z_loss=scalars.z_loss,
-            confidence_penalty=scalars.confidence_penalty,
+            label_smoothing=of_loss.label_smoothing,
+            z_loss=of_loss.z_loss,
+            confidence_penalty=of_loss.confidence_penalty,
             LOGIT_SUM=scalars.label_smoothing > 0,
             ENTROPY=want_entropy,
             ARGMAX=return_statistics,
@@ -148,7 +151,8 @@ def forward(
         for run in as_they_are:
             run.reference.copy_(torch.where(again > 0, found.lse, run.reference))
             _store_softmax(head, scalars, found.lse, again, run)
-            store_targets(target, rows, target_logit, run, found.lse, scalars.label_smoothing)
+            if not scalars.whole:  # else the backward does, which knows the whole head's lse
+                store_targets(target, rows, target_logit, run, found.lse, scalars.label_smoothing)
     return found
 
 

@@ -177,7 +177,7 @@ class _SparseBackward:
         self.size = torch.where(self.row_mask, factor.abs() + own_size, 0.0)  # of a token's dz, at most
         self.of_tokens = TokenTiles(found.sums, order.int(), self.state.number, factor, self.tiles, self.row)
         self.head_tiles: HeadTiles = head_tiles(weight, self.tile)
-        uniform = scalars.label_smoothing * self.tile / self.vocab_size
+        uniform = scalars.uniform(self.vocab_size) * self.tile
         self.mean_field = MeanField(self.of_tokens, self.head_tiles, of.row_scale, uniform, self.tile)
         elements = workspace_bytes // hidden.element_size() if held.workspace is None else held.workspace.numel()
         # of a round: one tile of the vocabulary at all tokens, or more
@@ -362,6 +362,7 @@ class _SparseBackward:
             number=part.number,
             **logit_arguments(head.hidden, head.weight, head.bias, self.scalars),
             label_smoothing=self.scalars.label_smoothing,
+            uniform=self.scalars.uniform(self.vocab_size),
             MIXED=of.mix is not None,
             **product_arguments(self.state.tiles, head.hidden, head.weight, launch),
             **tiling(launch),

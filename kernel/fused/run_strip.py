@@ -54,6 +54,7 @@ def recompute_strip(
         dz_stride=dz.stride(0),
         **logit_arguments(hidden, weight, bias, scalars),
         label_smoothing=scalars.label_smoothing,
+        uniform=scalars.uniform(weight.shape[0]),
         MIXED=rows.mix is not None,
         FOLDED=launch.folded,
         MASK_VOCAB=columns.run_start + columns.run_columns > weight.shape[0],
@@ -101,6 +102,7 @@ def convert_kept(
         offset=code.offset,
         **code.steps(cap),
         label_smoothing=scalars.label_smoothing,
+        uniform=scalars.uniform(vocab_size),
         CODE=kept.columns.dtype == torch.int16,
         SOFTCAP=scalars.softcap > 0,
         MIXED=rows.mix is not None,
@@ -146,6 +148,7 @@ def decode_kept(
         kept_stride=kept.columns.stride(0),
         dz_stride=dz.stride(0),
         label_smoothing=scalars.label_smoothing,
+        uniform=scalars.uniform(vocab_size),
         MIXED=rows.mix is not None,
         MASK_VOCAB=vocab_size % launch.columns > 0,  # of all kept columns alike: no kernel more
         PEAK=peak,

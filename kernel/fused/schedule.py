@@ -14,9 +14,10 @@ costs in accuracy costs least there.
 
 Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are where two bytes do
 not hold everything and the plan is faster by the model (:mod:`.strip_times`, :mod:`.byte_plans`). Strips of them become
-dz in the workspace, beside what is still kept there: first those of the gradient's memory, which holds a share of about
-2 D / N, from the last to the first; then those of the workspace; then, where all columns are kept and memory is left,
-the first ones, in two bytes and without dz. Whatever is left is computed anew in the whole workspace.
+dz in the workspace, beside what is still kept there, or in the gradient's memory, before the rows that they make: first
+those of the gradient's memory, which holds a share of about 2 D / N, from the last to the first; then those of the
+workspace; then, where all columns are kept and memory is left, the first ones, in two bytes and without dz. Whatever is
+left is computed anew in the whole workspace.
 
 Where the backward must not change what was kept (``consumed=False``: an operator's own inputs), only the workspace
 holds kept columns, and dz takes memory beside them.
@@ -44,6 +45,7 @@ _WORTHWHILE = 4  # tiles of logits: to keep fewer saves no time, and their round
 # the frequent words of most vocabularies, are computed anew: in half precision a kept probability costs some accuracy,
 # which in these rows of the head would be seen in the whole.
 _NEAR = 1.01
+_NEAR_IN_BYTES = 1.025  # of plans with columns in bytes, whose strips may take little of the workspace or much
 _RECOMPUTED = 16  # one in so many columns
 _SIZES = (4, 5, 6, 7)  # of workspaces that are tried, in quarters of a tile of dz, times powers of two
 
@@ -140,10 +142,11 @@ def _smaller(whole: Plan, planner: Planner, workspace_bytes: int) -> Plan:
     sizes = sorted({size << shift >> 2 for shift in range(tiles.bit_length() + 1) for size in _SIZES})
     sizes = sizes[: bisect_right(sizes, tiles) + 1]
     plans = [planner.plan(tile_bytes * size) for size in sizes]
+    if any(run.in_bytes for run in whole.kept):
+        return next((plan for plan in plans[:-1] if plan.time <= _NEAR_IN_BYTES * whole.time), whole)
     # What this workspace would take if columns beyond those of the best plan were kept without any loss to rounds of
     # tiles. It falls with the workspace: a plan that is left behind once stays so, and with it what it kept.
-    saved = times.saved - (times.decoded if any(run.in_bytes for run in whole.kept) else 0)
-    ideal = min(plan.time + saved * plan.columns for plan in plans) - saved * whole.columns
+    ideal = min(plan.time + times.saved * plan.columns for plan in plans) - times.saved * whole.columns
     return next((plan for plan in plans[:-1] if plan.time <= _NEAR * ideal), whole)
 
 

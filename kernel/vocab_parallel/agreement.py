@@ -1,19 +1,26 @@
-"""What the processes of a group have to agree on before they compute: that their arguments are right, and the same."""
+"""What the processes of a group have to agree on before they exchange results: arguments that are right, and the same.
+
+On a GPU the host need not wait for it before it enqueues the forward (:func:`propose`): it goes by the rows that each
+process had in the last call like this one, and learns before the next exchange whether that was right.
+"""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Share", "agree", "check_group"]
+__all__ = ["Agreement", "Share", "agree", "check_group", "propose"]
 
 _Checked = TypeVar("_Checked")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+_WORDS = 5  # that each process tells: whether it failed, its rows, digests of options, target and token_weight
+_REMEMBERED = 32  # numbers of own rows in a group
 
 
 class Share(NamedTuple):
@@ -28,6 +35,67 @@ class Share(NamedTuple):
     offset: int
     vocab_size: int
     rows: tuple[int, ...]
+
+
+class Agreement(Generic[_Checked]):
+    """What the processes told each other, on its way to this one's host.
+
+    Attributes:
+        checked: What the check of the own arguments returned.
+        assumed: Which rows are here, if the others have as many as in the last call of this group with as many here;
+            None if there was none.
+    """
+
+    def __init__(self, group: Any, checked: _Checked, rows: int, every: Tensor, shown: Callable[[], str]) -> None:
+        self.checked, self._rank, self._shown, self._share = checked, dist.get_rank(group), shown, None
+        self._remembered = _remembered.setdefault(group, {})
+        self.assumed: Share | None = self._remembered.get(rows)
+        self._every, self._arrived = every, None
+        if every.is_cuda:
+            self._every = torch.empty(every.shape, dtype=every.dtype, pin_memory=True)
+            self._every.copy_(every, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def confirm(self) -> Share:
+        """Wait for what was told, and return which rows are here.
+
+        Raises:
+            RuntimeError: The arguments of others are wrong.
+            ValueError: They are not the same in every process.
+        """
+        if self._share is None:
+            if self._arrived is not None:
+                self._arrived.synchronize()
+            rows = self._judged()
+            self._share = Share(sum(rows[: self._rank]), sum(rows), rows)
+            if len(self._remembered) >= _REMEMBERED:
+                self._remembered.clear()
+            self._remembered[rows[self._rank]] = self._share
+        return self._share
+
+    def _judged(self) -> tuple[int, ...]:
+        wrong, rows, digests, *tokens = zip(*self._every.tolist(), strict=True)
+        if any(wrong):
+            raise RuntimeError(f"process {wrong.index(1)} of process_group refused its arguments; its error says why.")
+        if len(set(digests)) > 1:
+            raise ValueError(
+                "input's shape, dtype and requires_grad and the options must be the same in every process of the "
+                f"group, and linear_bias and token_weight given in all or in none, got {self._shown()} here, not "
+                "elsewhere."
+            )
+        for name, told in zip(("target", "token_weight"), tokens, strict=True):
+            if len(set(told)) > 1:
+                other = next(i for i, digest in enumerate(told) if digest != told[self._rank])
+                raise ValueError(
+                    f"{name} must be the same in every process of the group, each of which holds some rows of the "
+                    f"head, got another one in process {other}. Where processes have tokens of their own (FSDP), call "
+                    "the loss inside the forward of the head's unit: the head is whole there."
+                )
+        return rows
+
+
+_remembered: WeakKeyDictionary[Any, dict[int, Share]] = WeakKeyDictionary()
 
 
 def check_group(group: object) -> None:
@@ -47,6 +115,25 @@ def agree(
 ) -> tuple[_Checked, Share]:
     """Check the arguments everywhere before anything else is exchanged, so that no process waits for one that failed.
 
+    Returns:
+        What ``check`` returned, the same in every process, and which rows this one holds. Otherwise as
+        :func:`propose`, and what ``Agreement.confirm`` raises.
+    """
+    agreement = propose(group, check, input, linear_weight, target, linear_bias, token_weight)
+    return agreement.checked, agreement.confirm()
+
+
+def propose(
+    group: Any,
+    check: Callable[[], _Checked],
+    input: Any,
+    linear_weight: Any,
+    target: Any,
+    linear_bias: Any = None,
+    token_weight: Any = None,
+) -> Agreement[_Checked]:
+    """Check the own arguments and tell the others, without waiting for a device where the group serves no CPU.
+
     Args:
         group: Process group.
         check: Returns the options, or raises an error where this process's arguments are wrong.
@@ -57,21 +144,20 @@ def agree(
         token_weight: Weights ``(...)``, the same in every process; None for none.
 
     Returns:
-        What ``check`` returned, the same in every process, and which rows this one holds.
+        What has to be confirmed before the next exchange.
 
     Raises:
-        RuntimeError: In the processes whose own arguments are right, where those of others are not.
-        ValueError: If tokens, hidden size, dtype or options differ between processes, this process is no member, or
-            input lies on a device that the group's backend does not serve.
+        Exception: What ``check`` raised.
+        ValueError: If this process is no member, or input lies on a device that the group's backend does not serve.
     """
-    rank, processes = dist.get_rank(group), dist.get_world_size(group)
-    if rank < 0:
+    if dist.get_rank(group) < 0:
         raise ValueError("process_group must be a group that this process belongs to.")
     served = [part.partition(":")[0] for part in dist.get_backend_config(group).split(",")]
     # The same in every process, whatever it was called with.
     device = torch.device("cpu" if "cpu" in served else served[0])
-    checked, failed = None, None
-    mine = torch.tensor([1, 0, 0, 0, 0], device=device)
+    checked, failed, rows = None, None, 0
+    mine = torch.zeros(_WORDS, dtype=torch.int64, device=device)
+    mine[0] = 1  # by numbers of the host: a tensor made of them would let it wait for the device
     try:
         checked = check()
         if input.device.type not in served:
@@ -80,32 +166,23 @@ def agree(
         given = linear_bias is None, None if token_weight is None else token_weight.dtype
         same = zlib.crc32(repr((tuple(input.shape), input.dtype, differentiable, given, checked)).encode())
         mine[3], mine[4] = _digest(target), _digest(token_weight)
-        mine[:3] = torch.tensor([0, linear_weight.shape[0], same])
+        rows = linear_weight.shape[0]
+        mine[1], mine[2] = rows, same
+        mine[0] = 0
     except Exception as error:  # told to the others, then raised
         failed = error
-    all_told = [torch.empty_like(mine) for _ in range(processes)]
-    dist.all_gather(all_told, mine, group=group)
+    every = mine.new_empty(dist.get_world_size(group), _WORDS)
+    dist.all_gather_into_tensor(every.view(-1), mine, group=group)
     if failed is not None or checked is None:
         raise failed or AssertionError
-    wrong, rows, digests, *tokens = zip(*torch.stack(all_told).tolist(), strict=True)
-    if any(wrong):
-        raise RuntimeError(f"process {wrong.index(1)} of process_group refused its arguments; its error says why.")
-    if len(set(digests)) > 1:
-        raise ValueError(
-            "input's shape, dtype and requires_grad and the options must be the same in every process of the group, "
-            "and linear_bias and token_weight given in all or in none, "
-            f"got {tuple(input.shape)}, {input.dtype}, {input.requires_grad}, {checked}, linear_bias "
-            f"{_shown(linear_bias)} and token_weight {_shown(token_weight)} here, not elsewhere."
+
+    def shown() -> str:
+        return (
+            f"{tuple(input.shape)}, {input.dtype}, {input.requires_grad}, {checked}, linear_bias {_shown(linear_bias)} "
+            f"and token_weight {_shown(token_weight)}"
         )
-    for name, told in zip(("target", "token_weight"), tokens, strict=True):
-        if len(set(told)) > 1:
-            other = next(i for i, digest in enumerate(told) if digest != told[rank])
-            raise ValueError(
-                f"{name} must be the same in every process of the group, each of which holds some rows of the head, "
-                f"got another one in process {other}. Where processes have tokens of their own (FSDP), call the loss "
-                "inside the forward of the head's unit: the head is whole there."
-            )
-    return checked, Share(sum(rows[:rank]), sum(rows), rows)
+
+    return Agreement(group, checked, rows, every, shown)
 
 
 def _shown(tensor: Tensor | None) -> str:

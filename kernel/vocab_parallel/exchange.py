@@ -11,17 +11,24 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather", "summed"]
+__all__ = ["Sum", "gather", "summed"]
 
 _TEXT = "of process_group failed while it computed; its error says why."
 
 
-def gather(compute: Callable[[], Tensor], shape: tuple[int, ...], group: dist.ProcessGroup, like: Tensor) -> Tensor:
+def gather(
+    compute: Callable[[], Tensor],
+    shape: tuple[int, ...],
+    group: dist.ProcessGroup,
+    like: Tensor,
+    confirmed: Callable[[], bool] | None = None,
+) -> Tensor:
     """Gather the numbers of every process.
 
     Args:
@@ -29,6 +36,8 @@ def gather(compute: Callable[[], Tensor], shape: tuple[int, ...], group: dist.Pr
         shape: The same in every process.
         group: Process group.
         like: Its dtype and device are those of the numbers.
+        confirmed: Called once they are computed and before they are exchanged: false if they have to be computed once
+            more. An error of it, which has to be raised in every process, ends all of this.
 
     Returns:
         Numbers ``(processes, *shape)``.
@@ -40,18 +49,65 @@ def gather(compute: Callable[[], Tensor], shape: tuple[int, ...], group: dist.Pr
     sent = like.new_zeros(torch.Size(shape).numel() + 1)
     every = sent.new_empty(dist.get_world_size(group), len(sent))
     failed = _fill(sent, compute, shape)
-    dist.all_gather(list(every.unbind()), sent, group=group)
+    if confirmed is not None and not confirmed():
+        sent.zero_()
+        failed = _fill(sent, compute, shape)
+    dist.all_gather_into_tensor(every.view(-1), sent, group=group)
     _raise(failed, every[:, -1])
     return every[:, :-1].reshape(len(every), *shape)
 
 
 def summed(compute: Callable[[], Tensor], shape: tuple[int, ...], group: dist.ProcessGroup, like: Tensor) -> Tensor:
     """Sum the numbers of all processes, ``shape``; otherwise as :func:`gather`."""
-    total = like.new_zeros(torch.Size(shape).numel() + 1)
-    failed = _fill(total, compute, shape)
-    dist.all_reduce(total, group=group)
-    _raise(failed, total[-1:])
-    return total[:-1].view(shape)
+    total = Sum(shape, group, like)
+    total.guard(lambda: total.values.copy_(compute()))
+    return total.end()
+
+
+class Sum:
+    """A sum of the numbers of all processes, which goes on beside other work once it has begun.
+
+    Args:
+        shape: The same in every process.
+        group: Process group.
+        like: Its dtype and device are those of the numbers.
+    """
+
+    def __init__(self, shape: tuple[int, ...], group: dist.ProcessGroup, like: Tensor) -> None:
+        self._total = like.new_empty(torch.Size(shape).numel() + 1)
+        self._total[-1] = 0
+        self.values = self._total[:-1].view(shape)  # this process's, until it begins
+        self._group, self._failed = group, None
+        self._work: Any = None
+
+    def begin(self) -> None:
+        """Exchange the values, which are complete."""
+        self._work = dist.all_reduce(self._total, group=self._group, async_op=True)
+
+    def guard(self, compute: Callable[[], object]) -> None:
+        """Do what fills ``values`` and may begin; what it raises is told to the others and raised by :meth:`end`."""
+        try:
+            compute()
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)
+            self._failed = error
+            if self._work is None:
+                self._total[:-1] = 0
+                self._total[-1] = 1
+
+    def end(self) -> Tensor:
+        """Return the sum, ``shape``; on a GPU what follows waits for it, not the host.
+
+        Raises:
+            Exception: What happened here.
+            RuntimeError: Another process failed.
+        """
+        if self._work is None:
+            self.begin()
+        work: Any = self._work
+        work.wait()
+        _raise(self._failed, self._total[-1:])
+        return self.values
 
 
 def _fill(sent: Tensor, compute: Callable[[], Tensor], shape: tuple[int, ...]) -> Exception | None:

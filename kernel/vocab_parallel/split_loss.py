@@ -2,7 +2,8 @@
 
 A slice is a head of its own, for which any implementation gives log-partition, target logit, mean logit and entropy
 with exact gradients; what is gathered are these few numbers a token. The gradient of the hidden states is the sum over
-the processes, that of the rows stays where they are.
+the processes, that of the rows stays where they are. For the fused kernels :mod:`.fused_slice` does the same with less
+work: the exchanges are alike, so that processes may differ in what they run.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from ..token_statistics import TokenStatistics
 from ..validation import check_target_range, check_token_weight_range
 from .agreement import Share
 from .exchange import gather, summed
+from .join import join, numbers_of
 
-__all__ = ["loss"]
-
-_NUMBERS = ("lse", "target", "mean", "expected", "largest", "argmax")
+__all__ = ["check_values", "loss", "weighted"]
 
 
 def loss(
@@ -39,76 +39,72 @@ def loss(
     return_statistics: bool,
     group: dist.ProcessGroup,
     share: Share,
-) -> tuple[Tensor, TokenStatistics]:
-    """The loss of the whole head, and its statistics; the same in every process.
+) -> tuple[Tensor, TokenStatistics | None]:
+    """The loss of the whole head, and its statistics if asked for; the same in every process.
 
     Args:
-        local: ``local(input, linear_weight, linear_bias, target, label_smoothing)`` computes losses ``(...)`` and
-            statistics of the rows that are here, with softcap, temperature and scale, without z-loss and penalty.
+        local: ``local(input, linear_weight, linear_bias, target, label_smoothing, ignore_index)`` computes losses
+            ``(...)`` and statistics of the rows that are here, with softcap, temperature and scale, without z-loss and
+            penalty.
         input: Hidden states, the same in every process.
         linear_weight: The rows that are here.
         linear_bias: Their biases.
         target: Indices into the whole vocabulary, the same in every process.
         token_weight: Weight of each token.
         options: What the loss is.
-        return_statistics: Whether the statistics may be differentiated. Where neither they nor the loss ask for the
-            entropy's gradient, the fused kernels use what they kept (:mod:`kernel.fused.keep`).
+        return_statistics: Whether to return the statistics.
         group: Process group.
         share: Which rows are here (:func:`.agreement.agree`).
 
     Returns:
-        Loss, reduced as ``options`` say, and statistics.
+        Loss, reduced as ``options`` say, and statistics or None.
     """
-    check_target_range(target, share.vocab_size, options.ignore_index)
+    check_values(target, token_weight, share, options)
     kept, here = target != options.ignore_index, target - share.offset
     owned = kept & (here >= 0) & (here < share.rows[dist.get_rank(group)])
-
-    need_entropy = return_statistics or options.confidence_penalty > 0
+    names = numbers_of(options, return_statistics)
 
     def numbers(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:  # (K, ...)
-        if token_weight is not None:
-            check_token_weight_range(token_weight)
-        own_target = torch.where(owned, here, torch.where(kept, 0, options.ignore_index))
+        own_target = torch.where(owned, here, torch.where(kept, 0, IGNORED))
         # With all weight on uniform targets the local loss is lse - mean z.
         smoothing = 1.0 if options.label_smoothing else 0.0
-        smoothed, found = local(input, linear_weight, linear_bias, own_target, smoothing)
-        lse, entropy = found.lse, found.entropy if need_entropy else found.entropy.detach()
+        smoothed, found = local(input, linear_weight, linear_bias, own_target, smoothing, IGNORED)
+        lse = found.lse
         mine = {
-            "lse": torch.where(kept, lse, 0),
-            "target": torch.where(owned, found.log_probability + lse, 0),
-            "mean": torch.where(kept, lse - smoothed, 0) if smoothing else torch.zeros_like(lse),
-            "expected": torch.where(kept, lse - entropy, 0),
-            "largest": torch.where(kept, found.confidence.log() + lse, 0).detach(),
-            "argmax": (found.argmax + share.offset).to(lse.dtype),  # exact: float32 counts to 2^24
+            "lse": lambda: torch.where(kept, lse, 0),
+            "target": lambda: torch.where(owned, found.log_probability + lse, 0),
+            "mean": lambda: torch.where(kept, lse - smoothed, 0),
+            "entropy": lambda: torch.where(kept, found.entropy, 0),
+            "largest": lambda: torch.where(kept, found.confidence.log() + lse, 0).detach(),
+            "argmax": lambda: (found.argmax + share.offset).to(lse.dtype),  # exact: float32 counts to 2^24
         }
-        return torch.stack([mine[name] for name in _NUMBERS])
+        return torch.stack([mine[name]() for name in names])
 
-    whole = input.new_zeros(0, dtype=compute_dtype(input.dtype))
-    gathered = _Joined.apply(input, linear_weight, linear_bias, numbers, whole, group, torch.is_grad_enabled())
-    every = dict(zip(_NUMBERS, gathered.unbind(1), strict=True))
-    whole = torch.logsumexp(every["lse"], 0)
-    part = (every["lse"] - whole).exp()  # the probability of each process's rows
-    log_p = every["target"].sum(0) - whole
-    entropy = whole - (part * every["expected"]).sum(0)
-    token_loss = -(1 - options.label_smoothing) * log_p
-    if options.label_smoothing:
-        # By numbers of the host: a tensor made of them would let it wait for the device.
-        parts = zip(share.rows, every["mean"].unbind(), strict=True)
-        mean = sum((rows / share.vocab_size * part_mean for rows, part_mean in parts), torch.zeros_like(whole))
-        token_loss = token_loss + options.label_smoothing * (whole - mean)
-    if options.confidence_penalty:
-        token_loss = token_loss - options.confidence_penalty * entropy
-    if options.z_loss:
-        token_loss = token_loss + options.z_loss * whole.square()
-    weight = kept.to(whole.dtype) if token_weight is None else torch.where(kept, token_weight.to(whole.dtype), 0)
-    largest, first = every["largest"].max(0)
-    argmax = every["argmax"].gather(0, first.unsqueeze(0)).squeeze(0).long()
-    scores = (torch.where(kept, x, torch.nan) for x in (log_p, whole, entropy, (largest - whole.detach()).exp()))
-    statistics = TokenStatistics._make([*scores, torch.where(kept, argmax, -1)])
-    return reduced(torch.where(kept, token_loss, 0) * weight, weight, options.reduction), statistics
+    like = input.new_zeros(0, dtype=compute_dtype(input.dtype))
+    shape = (len(names), *input.shape[:-1])
+    every = _Gathered.apply(input, linear_weight, linear_bias, numbers, shape, like, group, torch.is_grad_enabled())
+    found = join(every, names, share)
+    return weighted(found.token_loss(options), kept, token_weight, options), found.statistics(kept)
 
 
-class _Joined(torch.autograd.Function):
+IGNORED = -100  # the local targets' ignore_index: the caller's may be one of the rows that are here
+
+
+def check_values(target: Tensor, token_weight: Tensor | None, share: Share, options: LossOptions) -> None:
+    """Check targets and weights, which are the same in every process: an error is raised in all of them."""
+    check_target_range(target, share.vocab_size, options.ignore_index)
+    if token_weight is not None:
+        check_token_weight_range(token_weight)
+
+
+def weighted(token_loss: Tensor, kept: Tensor, token_weight: Tensor | None, options: LossOptions) -> Tensor:
+    """Weigh the losses of tokens ``(...)`` and reduce them."""
+    dtype = token_loss.dtype
+    weight = kept.to(dtype) if token_weight is None else torch.where(kept, token_weight.to(dtype), 0)
+    return reduced(torch.where(kept, token_loss, 0) * weight, weight, options.reduction)
+
+
+class _Gathered(torch.autograd.Function):
     """Numbers ``(processes, K, ...)`` of every process's rows, and the gradients of what is made of them.
 
     All processes make the same of them, so that each takes its own part of the upstream gradient. The gradient of the
@@ -123,6 +119,7 @@ class _Joined(torch.autograd.Function):
         linear_weight: Tensor,
         linear_bias: Tensor | None,
         numbers: Callable[..., Tensor],
+        shape: tuple[int, ...],
         like: Tensor,
         group: dist.ProcessGroup,
         grad_enabled: bool,
@@ -140,7 +137,7 @@ class _Joined(torch.autograd.Function):
             return kept[0].detach()
 
         ctx.leaves, ctx.like, ctx.group = leaves, like, group
-        every = gather(compute, (len(_NUMBERS), *input.shape[:-1]), group, like)
+        every = gather(compute, shape, group, like)
         ctx.save_for_backward(*kept)  # with their graph, so that it goes when this one does
         return every
 
@@ -161,4 +158,4 @@ class _Joined(torch.autograd.Function):
             gradients[0] = summed(compute, shape, ctx.group, ctx.like).to(dtype)
         else:
             compute()
-        return *(gradients.get(i) for i in range(3)), None, None, None, None
+        return *(gradients.get(i) for i in range(3)), None, None, None, None, None

@@ -12,11 +12,17 @@ import torch
 from helpers import file_size_limit, refused, write_csv
 
 from kernel.benchmark import __main__ as comparison
-from kernel.benchmark import command, cpu, first_call, head_statistics, measure, tables, targets, training_step
+from kernel.benchmark import command, cpu, first_call, head_statistics, measure, scale, tables, targets, training_step
 
 SCHEMA = ["command", "config", "seeds", "versions", "device", "commit", "wall_seconds"]
-ON_A_GPU = [comparison, first_call, head_statistics, training_step]
-MEASURED = {comparison: "compare", first_call: "subprocess", head_statistics: "_measure", training_step: "_measure"}
+ON_A_GPU = [comparison, first_call, head_statistics, scale, training_step]
+MEASURED = {
+    comparison: "compare",
+    first_call: "subprocess",
+    head_statistics: "_measure",
+    scale: "_rows",
+    training_step: "_measure",
+}
 ids = [module.__name__.rpartition(".")[2] for module in ON_A_GPU]
 COMMITTED = Path(command.__file__).resolve().parents[2] / "paper_figures" / "data"
 

@@ -76,6 +76,18 @@ def test_gradients_are_within_the_bounds_and_repeat(options, dtype, plans):
     assert relative_error(got[2][rare], exact[2][rare]) < RARE
 
 
+def test_strips_become_dz_in_the_memory_of_the_gradient(plans, monkeypatch):
+    monkeypatch.setattr("kernel.fused.byte_plans._SHARES", ())  # not in the workspace
+    args = problem(40, 300, 16, bias=True, ignored=0.2, seed=4).to(torch.float32)
+    exact = value_and_gradients(eager, args.to(torch.float64), label_smoothing=0.1)
+    got = value_and_gradients(ours, args, workspace_bytes=10_000, label_smoothing=0.1)
+    places = {s.offset is not None for s in plans[0].strips if s.kept}
+    assert places == {True}
+    assert {run.in_gradient for run in plans[0].kept if run.in_bytes} == {True, False}
+    for a, b in zip(got, exact, strict=True):
+        assert relative_error(a, b) < INPUT
+
+
 def test_two_bytes_for_the_rest_and_one_for_what_they_do_not_hold(plans, monkeypatch):
     monkeypatch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", 0)  # as of chosen budgets
     args = problem(32, 320, 16, bias=True, seed=1).to(torch.float32)

