@@ -139,8 +139,9 @@ def linear_cross_entropy(
             loss, statistics and the gradient of ``input``; the gradient of the rows stays with them. Waits for the
             other processes. A head that is a DTensor sharded by rows over one mesh dimension brings its own group.
         gradient_tolerance: Largest relative Frobenius error, in [0, 1), of the gradients of ``input`` and of
-            ``linear_weight``, beyond rounding; 0 computes all of them. Used by ``"chunked"`` in one process; otherwise
-            gradients stay exact. A :class:`GradientTolerance` learns what was left out.
+            ``linear_weight``, beyond rounding; 0 computes all of them. Used by ``"chunked"`` and ``"triton"`` in one
+            process, where the latter waits for the device once a backward; otherwise gradients stay exact. A
+            :class:`GradientTolerance` learns what was left out.
         **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
 
     Returns:
@@ -238,7 +239,7 @@ def linear_cross_entropy(
             options,
             return_statistics=return_statistics,
             **({"workspace_bytes": workspace_bytes} if function is fused.loss else {}),
-            **({"told": told} if function is chunked.loss else {}),
+            **({} if traceable else {"told": told}),
         )
     loss = loss.reshape(target.shape) if reduction == "none" else loss
     return loss if statistics is None else (loss, statistics.reshape(target.shape))

@@ -25,7 +25,7 @@ class GradientTolerance:
         tolerance: As given.
         input_active: Share of the tiles (256 rows of the head x a block of tokens, at most 128) that entered the
             input's gradient as they are; 1 where it was computed exactly or not at all, nan before any loss and
-            while the backward, which computes it for ``reduction="none"``, has yet to come.
+            while the backward, which computes it on the Triton path and for ``reduction="none"``, has yet to come.
         input_bound: Certified relative error of the input's gradient: at most the tolerance.
         weight_active: As ``input_active``, of the head's gradient.
         weight_bound: As ``input_bound``, of the head's gradient.

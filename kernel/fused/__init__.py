@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..gradient_tolerance import GradientTolerance
 from ..options import LossOptions
 from ..reference import reduced
 from ..token_statistics import TokenStatistics
@@ -34,8 +35,11 @@ def loss(
     *,
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
     return_statistics: bool = False,
+    told: GradientTolerance | None = None,
 ) -> tuple[Tensor, TokenStatistics | None]:  # () or (N,), float32
     """The loss of :mod:`kernel.reference`, and statistics if asked for.
+
+    ``told`` learns what became of ``options.gradient_tolerance``.
 
     Memory beyond the gradients: ``workspace_bytes``, float32 ``(N, D)`` and, where tokens are few, partial sums of the
     input's gradient; a copy of an input whose rows are not contiguous.
@@ -47,10 +51,11 @@ def loss(
         raise ValueError(f"implementation='triton' cannot run here: {reason}.")
     kept = target != options.ignore_index
     if input.shape[0]:
-        from .operators import token_losses  # needs Triton
+        from .operators import Sparse, token_losses  # needs Triton
 
+        sparse = Sparse(options.gradient_tolerance, told) if options.gradient_tolerance else None
         token_loss, statistics = token_losses(
-            input, linear_weight, target, linear_bias, options, workspace_bytes, return_statistics
+            input, linear_weight, target, linear_bias, options, workspace_bytes, return_statistics, sparse
         )
     else:  # no kernel runs on nothing; the sums keep the arguments in the graph, with gradients of zero
         token_loss = (input.sum(-1) + 0 * linear_weight.sum()).float()

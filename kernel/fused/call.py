@@ -16,6 +16,7 @@ from .plan import PEAK_COLUMNS
 from .rows import KeptRows, aligned
 from .run_backward import Reduction, backward
 from .run_forward import ForwardResult, forward
+from .run_sparse import Sparse, SparseTiles, sparse_backward
 from .schedule import KeptColumns, Schedule, every_kind, schedule
 
 __all__ = ["LossCall", "Needs", "gathered"]
@@ -31,6 +32,7 @@ class LossCall:
     head: Head
     scalars: Scalars
     workspace_bytes: int
+    sparse: bool = False  # the forward then takes whole tiles at once, which it does not where it keeps bytes
 
     def plan(self, *, keep: bool, consumed: bool, weight_gradient: bool) -> Schedule:
         """Choose the strips of the backward and the columns that the forward keeps (:func:`.schedule.schedule`)."""
@@ -44,7 +46,7 @@ class LossCall:
             int(self.workspace_bytes),
             keep=keep and kind != "",
             direct=kind == "softmax",
-            in_bytes=self.scalars.in_bytes(hidden.dtype),
+            in_bytes=self.scalars.in_bytes(hidden.dtype) and not self.sparse,
             consumed=consumed,
             weight_gradient=weight_gradient,
             processors=processors(hidden.device),
@@ -114,11 +116,24 @@ class LossCall:
         """Compute the gradients."""
         return backward(self.head, self.scalars, upstream, plan, held, needs, reduction)
 
+    def sparse_backward(
+        self, upstream: Upstream, sparse: Sparse, tiles: SparseTiles, held: Held, needs: Needs
+    ) -> tuple[Tensor | None, ...] | None:
+        """Compute the gradients within a tolerance, or None where they are to be computed exactly."""
+        if upstream.statistics is None or not upstream.of_entropy:
+            common = self.head, self.scalars, upstream, tiles
+            gradients = sparse_backward(*common, sparse, held, self.workspace_bytes, needs)
+            if gradients is not None:
+                return gradients
+        if sparse.told is not None:
+            sparse.told.exact()
+        return None
+
     def without_kept(self, needs: Needs) -> Schedule:
         """Return the plan of a backward that computes every logit anew."""
         return self.plan(keep=False, consumed=True, weight_gradient=needs[1])
 
-    def compile_ahead(self, needs: Needs, return_statistics: bool) -> None:
+    def compile_ahead(self, needs: Needs, return_statistics: bool, sparse: bool = False) -> None:
         """Compile every kernel of losses like this one, whatever their tokens and workspace."""
         (hidden, weight, bias, _), scalars = self.head, self.scalars
         kind, table = scalars.storage(hidden.dtype), launch_table(hidden.device, hidden.dtype)
@@ -127,10 +142,10 @@ class LossCall:
         layouts += (None if bias is None else bias.data_ptr() % 16, uses_descriptors(hidden, weight))
         number_kinds = tuple(number > 0 for number in numbers)
         layouts += (scalars.whole > 0,)
-        key = (hidden.device, hidden.dtype, layouts, number_kinds, kind, table, needs, return_statistics)
-        compile_ahead(key, hidden.device, lambda: self.every_launch(needs, return_statistics))
+        key = (hidden.device, hidden.dtype, layouts, number_kinds, kind, table, needs, return_statistics, sparse)
+        compile_ahead(key, hidden.device, lambda: self.every_launch(needs, return_statistics, sparse))
 
-    def every_launch(self, needs: Needs, return_statistics: bool) -> None:
+    def every_launch(self, needs: Needs, return_statistics: bool, sparse: bool = False) -> None:
         """Go through the launches of losses of a few tokens, and of their gradients if any are needed."""
         (hidden, weight, bias, _), scalars = self.head, self.scalars
         hidden = hidden[:_TRIAL_TOKENS]
@@ -142,14 +157,25 @@ class LossCall:
         few = LossCall(head, scalars, 0)
         table, programs = launch_table(hidden.device, hidden.dtype), processors(hidden.device)
         size = int(weight.shape[0]), int(weight.shape[1])
-        kinds = {"keep": kind != "", "direct": kind == "softmax", "in_bytes": scalars.in_bytes(hidden.dtype)}
+        kinds = {
+            "keep": kind != "",
+            "direct": kind == "softmax",
+            "in_bytes": scalars.in_bytes(hidden.dtype) and not sparse,
+        }
         for plan in every_kind(n, *size, **kinds, processors=programs, table=table):
             held = few.held(plan)
-            found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics)
+            sums = SparseTiles.memory(head) if sparse else None
+            options = {"packed": True, "return_statistics": return_statistics, "tile_sums": sums}
+            found = forward(head, scalars, held.kept, **options)
             reduction = _NoReduction(hidden) if scalars.whole else None
             if reduction is not None or found.statistics is not None:
                 held = held._replace(target_logit=found.target_logit)
             backward(head, scalars, _upstream(found, None), plan, held, needs, reduction)
+            if sums is not None:  # never of a slice of a head, whose gradients are exact
+                tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)
+                for statistics in (None, found.statistics):
+                    upstream = _upstream(found, statistics)
+                    sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), Held(), 0, needs)
             if found.statistics is not None:
                 backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)
 

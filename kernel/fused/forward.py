@@ -22,6 +22,9 @@ What KEEP stores of a tile (:mod:`.arguments` says when which):
 - "code", the logit in 16 bits (:mod:`.codes`), without softcap relative to the tile's peak, which is stored too.
 - "byte", the softmax in one byte (:mod:`.byte_columns`), relative to peaks of 64 columns, which are stored too.
 - "raw", the raw logit in float32.
+
+TILE_SUMS also writes the sum of exponentials of every tile and token, in bits, and by what part of its square the sum
+of their squares is smaller: what :mod:`.tile_sums` makes masses and spreads of.
 """
 
 from __future__ import annotations
@@ -64,9 +67,11 @@ def forward_kernel(
     partial_stride,  # units x BLOCK_ROWS
     kept,  # strips of (N, kept_stride), one below the other, if KEEP
     reference,  # (1 + ..., N) packed, bits: read of the target (softmax), written of the peaks (code, byte)
+    tile_sums,  # (2, N, tile_stride) packed, if TILE_SUMS
     n,
     vocab_size,
     hidden_size,
+    tile_stride,
     kept_rows,
     kept_stride,
     first_tile,
@@ -88,6 +93,7 @@ def forward_kernel(
     ENTROPY: tl.constexpr,
     ARGMAX: tl.constexpr,
     KEEP: tl.constexpr,  # "", "softmax", "code", "byte", "raw"
+    TILE_SUMS: tl.constexpr,
     RUN_IF: tl.constexpr,  # "always", "all kept", "some ignored"
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
@@ -226,6 +232,11 @@ def forward_kernel(
                 stored = below_peak(-below)
             old_total = tl.where(begins, 0.0, total)
             total = tl.sum(e, 1)
+            if TILE_SUMS:  # of one piece: there is no softcap; stored at once, which leaves fewer numbers to be held
+                address = tile_sums + row.to(tl.int64) * tile_stride + (first_tile + tile)
+                tl.store(address, tile_peak + tl.log2(total), mask=row < row_count)
+                square = tl.where(total > 0, tl.sum(e * e, 1) / (total * total), 0.0)
+                tl.store(address + n.to(tl.int64) * tile_stride, square, mask=row < row_count)
             if ENTROPY:
                 old_weighted = tl.where(begins, 0.0, weighted)
                 weighted = tl.sum(e * tl.maximum(below, _LOWEST), 1)

@@ -20,7 +20,7 @@ import triton.language as tl
 from .codes import bits_below, decode
 from .tiles import capped, column_part, logit_argument, merged_strip, product, store_tile
 
-__all__ = ["gradient_of", "kept_strip_kernel", "recomputed_strip_kernel"]
+__all__ = ["gradient_of", "gradient_of_logits", "kept_strip_kernel", "recomputed_strip_kernel"]
 
 _LOWEST = tl.constexpr(-1e4)  # bits; there p is 0, and so is p log p
 
@@ -60,7 +60,7 @@ def gradient_of(
 
 
 @triton.jit
-def _gradient(
+def gradient_of_logits(
     z,  # (BLOCK_ROWS, columns) bits
     slope,
     lse,  # (BLOCK_ROWS,)
@@ -78,6 +78,7 @@ def _gradient(
     SOFTCAP: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
 ):
+    """The formula above, for a tile of logits in bits and the slopes of their cap."""
     log_p = z - lse[:, None]
     hit = column[None, :] == label[:, None]
     return gradient_of(
@@ -189,7 +190,7 @@ def recomputed_strip_kernel(
                 HAS_BIAS,
             )
             z, slope = capped(u, cap, SOFTCAP, PRECISE, FOLDED)
-            gradient = _gradient(
+            gradient = gradient_of_logits(
                 z,
                 slope,
                 row_lse,
@@ -286,7 +287,7 @@ def kept_strip_kernel(
             z = tl.where(hit, own_z[:, None], z)
         else:
             z, slope = capped(stored, cap, SOFTCAP, PRECISE, False)
-        gradient = _gradient(
+        gradient = gradient_of_logits(
             z,
             slope,
             row_lse,

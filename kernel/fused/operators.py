@@ -9,6 +9,7 @@ were kept: a second backward through the same graph recomputes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .arguments import Head, Held, Scalars
 from .call import LossCall, Needs, gathered
 from .rows import aligned, index_size, with_plain_rows
 from .run_forward import ForwardResult, forward
+from .run_sparse import Sparse, SparseTiles
 from .schedule import Schedule
 
 __all__ = ["EagerLoss", "fused_backward", "fused_forward", "token_losses"]
@@ -33,8 +35,12 @@ def token_losses(
     options: LossOptions,
     workspace_bytes: int,
     return_statistics: bool,
+    sparse: Sparse | None = None,
 ) -> tuple[Tensor, TokenStatistics | None]:
-    """Loss of every token ``(N,)``, without weights and reduction, and statistics if asked for."""
+    """Loss of every token ``(N,)``, without weights and reduction, and statistics if asked for.
+
+    Compiled code computes exact gradients whatever ``sparse`` allows for: that waits for the device once.
+    """
     scalars = Scalars.of(options)
     # the kernels read both by their index alone
     target, linear_bias = target.contiguous(), None if linear_bias is None else linear_bias.contiguous()
@@ -46,7 +52,9 @@ def token_losses(
         flags = [needs, linear_weight.requires_grad, return_statistics]
         found = fused_forward(*tensors, numbers, [ignore_index, workspace_bytes], flags)
     else:
-        token_loss, *statistics = EagerLoss.apply(*tensors, scalars, workspace_bytes, return_statistics, grad_enabled)
+        token_loss, *statistics = EagerLoss.apply(
+            *tensors, scalars, workspace_bytes, return_statistics, grad_enabled, sparse
+        )
         return token_loss, TokenStatistics._make(statistics) if statistics else None
     token_loss, statistics, argmax, *_ = found
     if not return_statistics:
@@ -69,19 +77,28 @@ class EagerLoss(torch.autograd.Function):
         workspace_bytes: int,
         return_statistics: bool,
         grad_enabled: bool,
+        sparse: Sparse | None,
     ) -> tuple[Tensor, ...]:
         head = Head(with_plain_rows(hidden), weight, bias, aligned(target))
         call = LossCall(head, scalars, workspace_bytes)
         differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
         needs: Needs = tuple(ctx.needs_input_grad[:3]) if differentiable else (False, False, False)
-        call.compile_ahead(needs, return_statistics)
+        sparse = sparse if sparse is not None and sparse.serves(head, scalars, needs) else None
+        call = replace(call, sparse=sparse is not None)
+        call.compile_ahead(needs, return_statistics, sparse is not None)
         ctx.set_materialize_grads(False)
         if not differentiable:
             return _outputs(ctx, forward(head, scalars, packed=False, return_statistics=return_statistics))
         plan = call.plan(keep=True, consumed=True, weight_gradient=needs[1])
         held = call.held(plan)
-        found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics)
+        tile_sums = None if sparse is None else SparseTiles.memory(head)
+        found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics, tile_sums=tile_sums)
         ctx.save_for_backward(*head, found.lse, found.entropy, found.row_index)
+        ctx.sparse = None
+        if sparse is not None and tile_sums is not None:
+            ctx.sparse = sparse, SparseTiles.finish(tile_sums, head, found.lse, found.rows.number, sparse.tolerance)
+            if sparse.told is not None:
+                sparse.told.await_backward(*needs[:2])
         held = held._replace(target_logit=found.target_logit if return_statistics else None)
         ctx.options, ctx.plan, ctx.held = (scalars, workspace_bytes), plan, held
         return _outputs(ctx, found)
@@ -96,7 +113,12 @@ class EagerLoss(torch.autograd.Function):
         plan, held = call.usable(ctx.plan, ctx.held, upstream, needs)
         if ctx.plan.kept:  # used up now: whoever comes again recomputes
             ctx.held = None
-        return (*call.backward(upstream, plan, held, needs), None, None, None, None, None)
+        gradients = None
+        if ctx.sparse is not None:
+            gradients = call.sparse_backward(upstream, ctx.sparse[0], ctx.sparse[1], held, needs)
+        if gradients is None:
+            gradients = call.backward(upstream, plan, held, needs)
+        return (*gradients, None, None, None, None, None, None)
 
 
 def _outputs(ctx: Any, found: ForwardResult) -> tuple[Tensor, ...]:

@@ -20,7 +20,7 @@ from .run_strip import StripColumns, convert_kept, decode_kept, recompute_strip
 from .schedule import Schedule, Strip
 from .weight_gradient import bias_gradient_kernel, weight_gradient_kernel
 
-__all__ = ["Reduction", "backward"]
+__all__ = ["Gradients", "Reduction", "backward"]
 
 
 class Reduction(Protocol):
@@ -51,7 +51,7 @@ def backward(
     then passes a plan that keeps nothing. With ``reduction`` the input's gradient is the sum over processes: it is
     complete before the last product of the weight's, beside which it is reduced.
     """
-    state = _Backward(head, scalars, upstream, held, needs, reduction if needs[0] else None)
+    state = Gradients(head, scalars, upstream, held, needs, reduction if needs[0] else None)
     workspace = held.workspace if plan.consumed else None
     if workspace is None:
         workspace = head.hidden.new_empty(plan.workspace)
@@ -66,7 +66,7 @@ def backward(
     return state.finish()
 
 
-class _Backward:
+class Gradients:
     """Gradients in the making."""
 
     def __init__(
@@ -76,7 +76,8 @@ class _Backward:
         upstream: Upstream,
         held: Held,
         needs: tuple[bool, bool, bool],
-        reduction: Reduction | None,
+        reduction: Reduction | None = None,
+        accumulator: Tensor | None = None,  # zeros, for whoever has added memory of its own to it
     ) -> None:
         hidden, weight, bias, _ = head
         self.reduction, self.reducing = reduction, False
@@ -89,8 +90,8 @@ class _Backward:
         # The packed hidden states live where the input's gradient will be written at the very end.
         self.unpacked, self.head = hidden, head._replace(hidden=hidden.new_empty(hidden.shape))
         pack_hidden(hidden, self.rows, self.head.hidden)
-        self.accumulator = None
-        if self.need_input:
+        self.accumulator = accumulator
+        if self.need_input and accumulator is None:
             launch = self.table.input_gradient
             row_blocks, column_blocks = blocks(self.n, launch.rows), blocks(self.hidden_size, launch.columns)
             row_blocks += extra_row_blocks(row_blocks, column_blocks, self.programs)

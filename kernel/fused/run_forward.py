@@ -45,7 +45,13 @@ class ForwardResult(NamedTuple):
 
 
 def forward(
-    head: Head, scalars: Scalars, kept: Sequence[Kept] = (), *, packed: bool, return_statistics: bool = False
+    head: Head,
+    scalars: Scalars,
+    kept: Sequence[Kept] = (),
+    *,
+    packed: bool,
+    return_statistics: bool = False,
+    tile_sums: Tensor | None = None,
 ) -> ForwardResult:
     """Compute the losses of all tokens, and what the backward needs of them.
 
@@ -55,6 +61,7 @@ def forward(
         kept: Where to keep the last columns, those at the end first.
         packed: Move the kept tokens together first, an N x D copy; without it they are gathered as they are loaded.
         return_statistics: Whether to return statistics as well.
+        tile_sums: ``(2, N, tiles or more)``, where what :mod:`.tile_sums` needs of every tile and token is written.
     """
     hidden, weight, _, target = head
     n, vocab_size, device = hidden.shape[0], weight.shape[0], hidden.device
@@ -83,7 +90,7 @@ def forward(
     want_entropy = return_statistics or scalars.confidence_penalty > 0
     planes = 6 if return_statistics else 4 if want_entropy else 3 if scalars.label_smoothing else 2
     partial = new(len(parts), planes, units * launch.rows)
-    sweep = _Sweep(head, scalars, rows, packed, partial, want_entropy, return_statistics)
+    sweep = _Sweep(head, scalars, rows, packed, partial, want_entropy, return_statistics, tile_sums)
     for i, part in enumerate(parts):
         sweep.run(i, part, rows.number, "" if part.kept is None else "byte" if part.kept.in_bytes else kind)
     found = ForwardResult(
@@ -169,9 +176,11 @@ class _Sweep:
         partial: Tensor,
         want_entropy: bool,
         want_argmax: bool,
+        tile_sums: Tensor | None,
     ) -> None:
         self.head, self.scalars, self.rows, self.partial = head, scalars, rows, partial
-        self.wanted = {"ENTROPY": want_entropy, "ARGMAX": want_argmax}
+        self.wanted = {"ENTROPY": want_entropy, "ARGMAX": want_argmax, "TILE_SUMS": tile_sums is not None}
+        self.tile_sums = tile_sums
         by_descriptor = uses_descriptors(head.hidden, head.weight)
         if packed:
             self.runs = [("always", Tiles(by_descriptor), False)]
@@ -198,6 +207,8 @@ class _Sweep:
                 partial_stride=self.partial.stride(1),
                 kept=None if kept is None else tiles(kept.columns, launch.rows, launch.columns // stored),
                 reference=None if kept is None else kept.reference,
+                tile_sums=self.tile_sums,
+                tile_stride=0 if self.tile_sums is None else self.tile_sums.shape[2],
                 kept_rows=0 if kept is None else kept.columns.shape[0],
                 kept_stride=0 if kept is None else kept.width,
                 first_tile=part.first,

@@ -1,0 +1,88 @@
+"""Saves hidden states and the head of a model for a benchmark: ``python -m analysis.language_models.saved_states``.
+
+The text is Python's documentation, cut into documents of 512 tokens: its first sixteenth for the order of a vocabulary
+(``sample``), what follows for the measurement (``hidden`` and ``target``, the token that came).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kernel.benchmark.command import finish
+
+from .documents import Encoded, python_text
+from .features import head_of, hidden_states
+from .loading import load_model
+from .packaged import packaged_gemma, packaged_smollm2
+
+__all__ = ["main"]
+
+_EXAMPLES = """
+examples:
+  python -m analysis.language_models.saved_states gemma gemma.safetensors
+  python -m analysis.language_models.saved_states model.gguf states.safetensors --ids ids.npz --device cuda
+"""
+_LENGTH = 512
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the model, write the file and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.language_models.saved_states",
+        description=(__doc__ or "").partition(": ``")[0] + ".",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="folder, GGUF file, hub name, or gemma or smollm2 for an installed package")
+    parser.add_argument("output", type=Path, help="safetensors file to write")
+    parser.add_argument("--tokens", type=int, default=12288, help="predicted tokens at most (default 12288)")
+    parser.add_argument("--ids", type=Path, help="NumPy file with the text's token ids (ids), instead of a tokenizer")
+    parser.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
+    given = parser.parse_args(arguments)
+    return finish(lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
+    from safetensors.torch import save_file
+
+    packaged = {"gemma": packaged_gemma, "smollm2": packaged_smollm2}
+    name = packaged[given.model]() if given.model in packaged else given.model
+    name = Path(name) if Path(name).exists() else name
+    loaded = load_model(name, with_tokenizer=given.ids is None)
+    if given.ids is None:
+        text = "\n\n".join(python_text())[: 8 * given.tokens]
+        ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        with np.load(given.ids) as stored:
+            ids = stored["ids"].tolist()
+    start = getattr(loaded.model.config, "bos_token_id", None)
+    first = [] if start is None else [start]
+    pieces = [first + list(ids[i : i + _LENGTH]) for i in range(0, len(ids), _LENGTH)]
+    few = max(len(pieces) // 16, 1)
+    if len(pieces) <= few:
+        raise ValueError(f"the text must have more than {few * _LENGTH} tokens, got {len(ids)}.")
+    most = few + -(-given.tokens // _LENGTH)
+    documents = [Encoded(piece, piece) for piece in pieces]
+    model = loaded.model.to(given.device)
+    sample, states = (
+        hidden_states(model, part, pad=0, batch_size=8) for part in (documents[:few], documents[few:most])
+    )
+    tensors = {
+        "hidden": states.hidden[: given.tokens].bfloat16(),
+        "target": states.target[: given.tokens],
+        "sample": sample.hidden.bfloat16(),
+        "weight": head_of(model).weight.bfloat16(),
+    }
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, given.output)
+    sizes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in tensors.items())
+    print(f"wrote {given.output}: {sizes}, {loaded.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

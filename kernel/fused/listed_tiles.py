@@ -1,0 +1,276 @@
+"""Kernels over a list of tiles, each a block of tokens and a tile of the vocabulary: dz and its two products.
+
+dz of a round's tiles lies one tile below the other, as the list has them: by tile of the vocabulary, then by block. The
+weight's gradient of a tile is the sum over its entries, written once. For the input's gradient the entries of a block
+are cut into pieces of at most so many; the first adds to the block's rows of the accumulator, the others write rows of
+their own, which ``join_kernel`` adds in their order. No address is written by two programs at a time, and sums have
+one order: results repeat bit for bit.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .logit_gradient import gradient_of_logits
+from .tiles import column_part, load_tile, logit_argument, product, store_tile
+
+__all__ = ["join_kernel", "listed_gradient_kernel", "listed_input_kernel", "listed_weight_kernel"]
+
+
+@triton.jit(do_not_specialize=["n", "vocab_size", "first", "number", "dz_rows"])
+def listed_gradient_kernel(
+    hidden,  # (N, D), in the order of the blocks
+    weight,  # (V, D)
+    bias,  # (V,)
+    count,  # (1,)
+    lse,  # (N,) bits
+    row_scale,  # (N,)
+    mix,  # (3, N), if MIXED
+    label,  # (N,)
+    tile_of,  # entries' tiles of the vocabulary
+    block_of,  # and blocks of tokens
+    dz,  # (dz_rows, BLOCK_VOCAB), written
+    dz_rows,
+    first,  # entry of the round
+    number,
+    n,
+    vocab_size,
+    hidden_size,
+    hidden_row_stride,
+    weight_row_stride,
+    weight_column_stride,
+    product_gain,
+    bias_gain,
+    cap,
+    label_smoothing,
+    uniform,  # b / V
+    HAS_BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    MIXED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PRECISE: tl.constexpr,
+):
+    """Write dz of the round's tiles, which lie within the vocabulary."""
+    row_count = tl.load(count)
+    for index in tl.range(tl.program_id(0), number, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        row_start = tl.load(block_of + first + index) * BLOCK_ROWS
+        column_start = tl.load(tile_of + first + index) * BLOCK_VOCAB
+        row = row_start + tl.arange(0, BLOCK_ROWS)
+        acc = product(
+            hidden,
+            weight,
+            row_start,
+            row,
+            column_start,
+            row_count,
+            vocab_size,
+            hidden_size,
+            hidden_row_stride,
+            weight_row_stride,
+            weight_column_stride,
+            BLOCK_ROWS,
+            BLOCK_VOCAB,
+            BLOCK_HIDDEN,
+            DESCRIPTOR,
+            False,
+            PRECISION,
+        )
+        inside = row < row_count
+        row_lse = tl.load(lse + row, mask=inside, other=float("inf"))
+        scale = tl.load(row_scale + row, mask=inside, other=0.0)
+        row_label = tl.load(label + row, mask=inside, other=-1)
+        for part in tl.static_range(PARTS):
+            offset = part * (BLOCK_VOCAB // PARTS)
+            column = column_start + offset + tl.arange(0, BLOCK_VOCAB // PARTS)
+            part_acc = column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_VOCAB)
+            z = logit_argument(part_acc, bias, column, vocab_size, product_gain, bias_gain, HAS_BIAS)
+            gradient = gradient_of_logits(
+                z,
+                z,
+                row_lse,
+                column,
+                vocab_size,
+                scale,
+                row_label,
+                mix,
+                row,
+                inside,
+                n,
+                label_smoothing,
+                uniform,
+                MIXED,
+                False,
+                False,
+            )
+            store_tile(
+                dz,
+                gradient.to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
+                index * BLOCK_ROWS,
+                offset,
+                dz_rows,
+                BLOCK_VOCAB,
+                BLOCK_VOCAB,
+                BLOCK_ROWS,
+                BLOCK_VOCAB // PARTS,
+                DESCRIPTOR,
+            )
+
+
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "pieces", "own_blocks"])
+def listed_input_kernel(
+    dz,  # (dz_rows, TILE)
+    weight,  # (V, D)
+    accumulator,  # (rows of blocks and of pieces, D) float32
+    slot_of,  # the round's entries by block: where their dz lies
+    tile_of,  # and their tiles of the vocabulary
+    piece,  # (pieces, 3): first entry, entries, rows to write, in blocks; those of a block's first piece are added to
+    pieces,
+    own_blocks,  # of the accumulator, before those of pieces
+    dz_rows,
+    vocab_size,
+    hidden_size,
+    weight_row_stride,
+    weight_column_stride,
+    TILE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+    PARTS: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Products of pieces with the head."""
+    column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
+    STEPS: tl.constexpr = TILE // BLOCK_VOCAB
+    for item in tl.range(tl.program_id(0), pieces * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        own = piece + item // column_blocks * 3
+        begin = tl.load(own)
+        steps = tl.load(own + 1) * STEPS
+        target = tl.load(own + 2)
+        column_start = (item % column_blocks) * BLOCK_COLUMNS
+        acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+        for step in range(steps):
+            entry = begin + step // STEPS
+            k = (step % STEPS) * BLOCK_VOCAB
+            slot = tl.load(slot_of + entry)
+            tile = tl.load(tile_of + entry)
+            a = load_tile(dz, slot * BLOCK_ROWS, k, dz_rows, TILE, TILE, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
+            b = load_tile(
+                weight,
+                tile * TILE + k,
+                column_start,
+                vocab_size,
+                hidden_size,
+                weight_row_stride,
+                weight_column_stride,
+                BLOCK_VOCAB,
+                BLOCK_COLUMNS,
+                DESCRIPTOR,
+            )
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        row = target * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        for part in tl.static_range(PARTS):
+            column = column_start + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
+            address = accumulator + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
+            mask = (column < hidden_size)[None, :]
+            old = tl.load(address, mask=mask & (target < own_blocks), other=0.0)
+            tl.store(address, old + column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS), mask=mask)
+
+
+@triton.jit(do_not_specialize=["hidden_size"])
+def join_kernel(
+    accumulator,
+    join,  # (joins, 3): block, first and number of the blocks of rows to add to it
+    hidden_size,
+    BLOCK_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Add pieces to the rows of their block, in order."""
+    own = join + tl.program_id(0) * 3
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = (column < hidden_size)[None, :]
+    offset = row.to(tl.int64)[:, None] * hidden_size + column[None, :]
+    size = BLOCK_ROWS * hidden_size.to(tl.int64)
+    address = accumulator + tl.load(own) * size + offset
+    total = tl.load(address, mask=mask, other=0.0)
+    source = accumulator + tl.load(own + 1) * size + offset
+    for _ in range(tl.load(own + 2)):
+        total += tl.load(source, mask=mask, other=0.0)
+        source += size
+    tl.store(address, total, mask=mask)
+
+
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first", "first_tile", "tiles", "n"])
+def listed_weight_kernel(
+    dz,  # (dz_rows, TILE)
+    hidden,  # (N, D)
+    gradient,  # (V, D), the rows of tiles first_tile ... first_tile + tiles - 1 written
+    shared,  # (all tiles, D) float32: what every row of a tile gets beside
+    scale,  # () factor common to all tokens
+    entry_of,  # (all tiles + 1,) first entry of each
+    block_of,
+    first,  # entry of the round
+    first_tile,
+    tiles,
+    dz_rows,
+    n,
+    vocab_size,
+    hidden_size,
+    hidden_row_stride,
+    gradient_row_stride,
+    constant,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,  # tokens of a block
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    PARTS: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Products of the round's tiles with the hidden states."""
+    factor = tl.load(scale) * constant
+    column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
+    STEPS: tl.constexpr = ROWS // BLOCK_ROWS
+    for item in tl.range(tl.program_id(0), tiles * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        tile = first_tile + item // column_blocks
+        column_start = (item % column_blocks) * BLOCK_COLUMNS
+        begin = tl.load(entry_of + tile)
+        steps = (tl.load(entry_of + tile + 1) - begin) * STEPS
+        acc = tl.zeros((TILE, BLOCK_COLUMNS), dtype=tl.float32)
+        for step in range(steps):
+            entry = begin + step // STEPS
+            k = (step % STEPS) * BLOCK_ROWS
+            row = tl.load(block_of + entry) * ROWS + k
+            a = load_tile(dz, (entry - first) * ROWS + k, 0, dz_rows, TILE, TILE, 1, BLOCK_ROWS, TILE, DESCRIPTOR)
+            b = load_tile(
+                hidden, row, column_start, n, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
+            )
+            acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
+        for part in tl.static_range(PARTS):
+            column = column_start + part * (BLOCK_COLUMNS // PARTS)
+            d = column + tl.arange(0, BLOCK_COLUMNS // PARTS)
+            beside = tl.load(shared + tile.to(tl.int64) * hidden_size + d, mask=d < hidden_size, other=0.0)
+            values = (column_part(acc, part, PARTS, TILE, BLOCK_COLUMNS) + beside[None, :]) * factor
+            store_tile(
+                gradient,
+                values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
+                tile * TILE,
+                column,
+                vocab_size,
+                hidden_size,
+                gradient_row_stride,
+                TILE,
+                BLOCK_COLUMNS // PARTS,
+                DESCRIPTOR,
+            )

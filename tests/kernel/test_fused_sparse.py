@@ -1,0 +1,147 @@
+"""Sparse gradients of the fused kernels, in the interpreter: the measured error never exceeds what is certified."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kernel import GradientTolerance, linear_cross_entropy
+from kernel.fused.launch import launch_table
+
+pytest.importorskip("triton")
+
+from kernel.fused.head_tiles import head_tiles
+from kernel.fused.listed_rounds import ListedTiles
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TABLE = launch_table(torch.device(DEVICE), torch.float32)
+ROWS, COLUMNS = TABLE.logit_gradient.rows, TABLE.logit_gradient.columns
+
+
+def text_like(seed, *, tokens=4.2, tiles=9, rest=5, d=8, prior=1.5, sure=4.0, shuffled=False):
+    """Hidden states and a head with a prior that falls along the vocabulary; tokens differ in how sure they are."""
+    generator = torch.Generator().manual_seed(seed)
+    n, v = int(tokens * ROWS), tiles * COLUMNS + rest
+    frequency = 1 / torch.arange(1, v + 1) ** prior
+    target = torch.multinomial(frequency, n, replacement=True, generator=generator)
+    weight = torch.randn(v, d, generator=generator) / d**0.5
+    hidden = torch.randn(n, d, generator=generator) / 2
+    hidden += sure * torch.rand(n, 1, generator=generator) * weight[target]
+    hidden[:, 0], weight[:, 0] = 1, frequency.log()
+    if shuffled:
+        order = torch.randperm(v, generator=generator)
+        weight, target = weight[order], order.argsort()[target]
+    return hidden.to(DEVICE), weight.to(DEVICE), target.to(DEVICE)
+
+
+def gradients(tensors, tolerance, *, frozen=(), upstream=None, again=False, **options):
+    hidden, weight, target = tensors
+    leaves = [t.detach().clone().requires_grad_(i not in frozen) for i, t in enumerate((hidden, weight))]
+    options = {"label_smoothing": 0.1, "implementation": "triton", **options}
+    loss: Any = linear_cross_entropy(*leaves, target, gradient_tolerance=tolerance, **options)
+    loss = loss if upstream is None else (loss * upstream).sum()
+    found = torch.autograd.grad(loss, [t for t in leaves if t.requires_grad], retain_graph=again)
+    return found + torch.autograd.grad(loss, leaves) if again else found
+
+
+PROBLEMS = [
+    ({}, {}, 0.05),
+    ({}, {"reduction": "none", "label_smoothing": 0.0, "frozen": (1,), "workspace_bytes": 0}, 0.05),
+    ({"rest": 0}, {"frozen": (0,), "z_loss": 0.01, "temperature": 0.7, "reduction": "sum"}, 0.1),
+    ({"prior": 0.0, "sure": 0.0}, {"label_smoothing": 1.0}, 0.05),  # p near b / V
+]
+
+
+@pytest.mark.parametrize("index", range(len(PROBLEMS)))
+def test_no_error_exceeds_what_is_certified(index):
+    shape, options, tolerance = PROBLEMS[index]
+    tensors = text_like(index, **shape)
+    generator = torch.Generator().manual_seed(index)
+    tensors[2][torch.rand(len(tensors[2]), generator=generator).to(DEVICE) < 0.2] = -100
+    if options.get("reduction") == "none":
+        options = {**options, "upstream": torch.randn(len(tensors[2]), generator=generator).to(DEVICE)}
+    told = GradientTolerance(tolerance)
+    exact, found = gradients(tensors, 0.0, **options), gradients(tensors, told, **options)
+    shares = [(told.input_active, told.input_bound), (told.weight_active, told.weight_bound)]
+    shares = [s for i, s in enumerate(shares) if i not in options.get("frozen", ())]
+    for ours, whole, (active, bound) in zip(found, exact, shares, strict=True):
+        assert bound <= tolerance
+        if active == 1:
+            assert bound == 0
+            assert torch.equal(ours, whole)  # the dense path itself
+        else:
+            assert 0 < (ours - whole).norm() <= (bound + 1e-5) * whole.norm()
+    assert (shares[0][0] < 0.5) == (index < 3), told  # and it does leave out, where that can be certified
+
+
+def test_repeats_are_bitwise_equal_and_a_second_backward_gives_the_same():
+    tensors = text_like(1)
+    told = GradientTolerance(0.05)
+    first = gradients(tensors, told, again=True)
+    assert told.input_active < 0.5
+    for ours, other in zip(first, gradients(tensors, told) * 2, strict=True):
+        assert torch.equal(ours, other)
+
+
+@pytest.mark.parametrize("options", [{"softcap": 5.0}, {"bias": True}])
+def test_what_cannot_be_certified_is_exact(options):
+    hidden, weight, target = text_like(0, tokens=4, tiles=8)
+    if options.pop("bias", False):
+        options["linear_bias"] = torch.zeros(len(weight), device=DEVICE, requires_grad=True)
+    told, tensors = GradientTolerance(0.1), (hidden, weight, target)
+    for ours, whole in zip(gradients(tensors, told, **options), gradients(tensors, 0.0, **options), strict=True):
+        assert torch.equal(ours, whole)
+    assert (told.input_active, told.weight_active, told.input_bound, told.weight_bound) == (1, 1, 0, 0)
+
+
+def test_what_the_backward_computes_is_not_told_before():
+    hidden, weight, target = text_like(0)
+    told = GradientTolerance(0.01)
+    options = {"gradient_tolerance": told, "implementation": "triton"}
+    linear_cross_entropy(hidden.requires_grad_(), weight, target, **options)
+    assert [math.isnan(told.input_active), told.weight_active] == [True, 1]
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight, target, **options)
+    assert told.input_active == 1
+
+
+def test_sigma_is_never_below_the_largest_singular_value():
+    weight = text_like(0, d=24)[1]
+    found = head_tiles(weight, COLUMNS)
+    whole = weight[: len(found.sigma) * COLUMNS].unflatten(0, (-1, COLUMNS))
+    true = torch.linalg.matrix_norm(whole - whole.mean(1, keepdim=True), 2)
+    torch.testing.assert_close(found.mean, whole.mean(1), rtol=1e-5, atol=1e-6)
+    assert (found.sigma >= true).all()
+    assert (found.sigma <= true * COLUMNS**0.125).all()
+
+
+@pytest.mark.parametrize("capacity", [7, 20, 1000])
+def test_every_active_tile_is_listed_once(capacity):
+    generator = np.random.default_rng(0)
+    active = generator.random((7, 30)) < np.linspace(0.9, 0.0, 30)
+    found = ListedTiles(active, capacity, first_tile=2, extra=12)
+    wanted = {(int(b), int(t)) for b, t in zip(*np.nonzero(active), strict=True) if t >= 2}
+    listed = set(zip(found.block_of.tolist(), found.tile_of.tolist(), strict=True))
+    assert listed == wanted
+    assert len(listed) == len(found.block_of)
+    assert [r.first_tile for r in found.rounds] + [30] == [2] + [r.first_tile + r.tiles for r in found.rounds]
+    for part in found.rounds:
+        assert part.number <= max(capacity, 7)
+        by_block, block_of, seen = found.by_block(part), {}, []
+        for begin, length, target in by_block.piece.tolist():
+            entries = range(begin, begin + length)
+            slots = [part.first + int(by_block.slot_of[e]) for e in entries]
+            assert [int(found.tile_of[s]) for s in slots] == [int(by_block.tile_of[e]) for e in entries]
+            assert target not in block_of
+            (block_of[target],) = {int(found.block_of[s]) for s in slots}
+            assert target in (block_of[target], *range(7, 7 + 12))
+            seen += slots
+        assert sorted(seen) == list(range(part.first, part.first + part.number))
+        extra = {t: b for t, b in block_of.items() if t >= 7}
+        for block, first, number in by_block.join.tolist():
+            assert [extra.pop(t) for t in range(first, first + number)] == [block] * number
+        assert not extra

@@ -1,0 +1,77 @@
+"""Sparse gradients of the fused kernels on a GPU: bfloat16, repeats, no compilation after the first call, memory."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+
+from kernel import GradientTolerance, linear_cross_entropy
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def problem(n=3000, v=40000, d=320, dtype=torch.bfloat16):
+    """Text-like: a prior that falls along the vocabulary, tokens that differ in how sure they are."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, device="cuda", generator=generator)
+
+    frequency = 1 / torch.arange(1, v + 1, device="cuda") ** 1.3
+    target = torch.multinomial(frequency, n, replacement=True, generator=generator)
+    weight, hidden = normal(v, d) / d**0.5, normal(n, d) / 2
+    hidden += 10 * torch.rand(n, 1, device="cuda", generator=generator) * weight[target]
+    hidden[:, 0], weight[:, 0] = 4, frequency.log() / 4
+    return hidden.to(dtype), weight.to(dtype), target
+
+
+def gradients(tensors, tolerance, **options):
+    hidden, weight, target = tensors
+    leaves = [t.detach().clone().requires_grad_() for t in (hidden, weight)]
+    options = {"label_smoothing": 0.1, "gradient_tolerance": tolerance, **options}
+    loss: Any = linear_cross_entropy(*leaves, target, **options)
+    loss.backward()
+    return [t.grad.double() for t in leaves]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("options", [{}, {"workspace_bytes": 2**22, "z_loss": 1e-3}, {"workspace_bytes": 2**30}])
+def test_errors_stay_within_the_tolerance(dtype, options):
+    tensors = problem(dtype=dtype)
+    exact = gradients(
+        [t.double() if t.is_floating_point() else t for t in tensors],
+        0.0,
+        implementation="chunked",
+        **{key: value for key, value in options.items() if key != "workspace_bytes"},
+    )
+    dense = gradients(tensors, 0.0, **options)
+    told = GradientTolerance(0.01)
+    found, again = gradients(tensors, told, **options), gradients(tensors, told, **options)
+    assert told.input_active < 0.5, told
+    for ours, same, plain, whole in zip(found, again, dense, exact, strict=True):
+        assert torch.equal(ours, same)
+        rounding = (plain - whole).norm() / whole.norm()
+        error = (ours - whole).norm() / whole.norm()
+        assert error <= (0.01**2 + (1.5 * rounding) ** 2) ** 0.5, (error, rounding, told)
+    print(told)
+
+
+def compiled_kernels():
+    """How many kernels this process holds compiled."""
+    from triton.runtime.jit import JITFunction
+
+    kernels = [k for k in gc.get_objects() if isinstance(k, JITFunction)]
+    return sum(len(cache[0]) for k in kernels for cache in k.device_caches.values())
+
+
+def test_no_call_but_the_first_compiles():
+    tensors = problem()
+    gradients(tensors, 0.01)
+    before = compiled_kernels()
+    for n, tolerance, workspace_bytes in ((3000, 0.01, 2**27), (2111, 0.003, 2**24), (777, 0.2, 2**30), (600, 0.01, 0)):
+        hidden, weight, target = tensors
+        gradients((hidden[:n], weight, target[:n]), tolerance, workspace_bytes=workspace_bytes)
+    assert compiled_kernels() == before > 8
