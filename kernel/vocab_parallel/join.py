@@ -73,6 +73,7 @@ def join(every: Tensor, names: tuple[str, ...], share: Share) -> Joined:
         entropy = ((-below).exp() * (numbers["entropy"] + below)).sum(0)
     if "largest" in numbers:
         first = numbers["largest"].argmax(0, keepdim=True)  # the first of equal ones, which has the smallest class
-        share, own, classes = (numbers[x].detach().gather(0, first).squeeze(0) for x in ("lse", "confidence", "argmax"))
-        confidence, argmax = own * (share - lse.detach()).exp(), classes.long()
+        told = (numbers[name].detach().gather(0, first).squeeze(0) for name in ("lse", "confidence", "argmax"))
+        of_slice, own, classes = told
+        confidence, argmax = own * (of_slice - lse.detach()).exp(), classes.long()
     return Joined(numbers["target"].sum(0) - lse, lse, mean, entropy, confidence, argmax)
