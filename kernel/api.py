@@ -204,7 +204,7 @@ def linear_cross_entropy(
         if told is not None:
             told.exact()
         tensors = input, linear_weight, target, linear_bias, token_weight
-        agreement = vocab_parallel.propose(process_group, checked, *tensors)
+        agreement = vocab_parallel.propose(process_group, checked, *tensors, return_statistics=return_statistics)
         tensors = input, linear_weight, linear_bias, target, token_weight
         common = {"return_statistics": return_statistics, "group": process_group}
         if _resolve(implementation, input) is fused.loss and target.numel():
