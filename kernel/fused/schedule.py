@@ -35,7 +35,7 @@ from .plan import KeptColumns, Plan, Series
 from .planner import Planner
 from .strip_times import StripTimes
 
-__all__ = ["DEFAULT_WORKSPACE_BYTES", "KeptColumns", "Schedule", "Strip", "every_kind", "schedule"]
+__all__ = ["DEFAULT_WORKSPACE_BYTES", "Schedule", "Strip", "every_kind", "schedule"]
 
 DEFAULT_WORKSPACE_BYTES = 128 * 2**20
 
@@ -45,7 +45,6 @@ _WORTHWHILE = 4  # tiles of logits: to keep fewer saves no time, and their round
 # the frequent words of most vocabularies, are computed anew: in half precision a kept probability costs some accuracy,
 # which in these rows of the head would be seen in the whole.
 _NEAR = 1.01
-_NEAR_IN_BYTES = 1.025  # of plans with columns in bytes, whose strips may take little of the workspace or much
 _RECOMPUTED = 16  # one in so many columns
 _SIZES = (4, 5, 6, 7)  # of workspaces that are tried, in quarters of a tile of dz, times powers of two
 
@@ -124,10 +123,10 @@ def schedule(
         table: Launch parameters.
         in_bytes: Whether columns may also be kept in bytes.
     """
-    kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes}
+    modest = workspace_bytes <= DEFAULT_WORKSPACE_BYTES
+    kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes and not modest}
     times = StripTimes(n, vocab_size, hidden_size, table, processors, **kinds)
     worthwhile = n * vocab_size >= _WORTHWHILE * times.tile * table.logit_gradient.rows
-    modest = workspace_bytes <= DEFAULT_WORKSPACE_BYTES
     first = vocab_size // _RECOMPUTED if modest else 0
     planner = Planner(vocab_size, itemsize, times, keep=keep and worthwhile, consumed=consumed, first=first)
     plan = planner.plan(workspace_bytes)
@@ -142,8 +141,6 @@ def _smaller(whole: Plan, planner: Planner, workspace_bytes: int) -> Plan:
     sizes = sorted({size << shift >> 2 for shift in range(tiles.bit_length() + 1) for size in _SIZES})
     sizes = sizes[: bisect_right(sizes, tiles) + 1]
     plans = [planner.plan(tile_bytes * size) for size in sizes]
-    if any(run.in_bytes for run in whole.kept):
-        return next((plan for plan in plans[:-1] if plan.time <= _NEAR_IN_BYTES * whole.time), whole)
     # What this workspace would take if columns beyond those of the best plan were kept without any loss to rounds of
     # tiles. It falls with the workspace: a plan that is left behind once stays so, and with it what it kept.
     ideal = min(plan.time + times.saved * plan.columns for plan in plans) - times.saved * whole.columns
