@@ -169,7 +169,7 @@ def forward_kernel(
         if KEEP == "byte":
             token = tl.load(source + row, mask=row < row_count, other=0)
             label = tl.load(target + token, mask=row < row_count, other=-1).to(tl.int32)
-            own = tl.load(reference + row, mask=row < row_count, other=0.0)
+            own_logit = tl.load(reference + row, mask=row < row_count, other=0.0)
         for piece in tl.static_range(PIECES):
             begins = fresh & (piece == 0)
             first_column = column_start + piece * (BLOCK_VOCAB // PIECES)
@@ -254,8 +254,8 @@ def forward_kernel(
                 peak = tl.maximum(old_peak, tile_peak)
                 if KEEP == "byte":
                     here = (label >= first_column) & (label < first_column + BLOCK_VOCAB // PIECES)
-                    peak = tl.where(here, tl.maximum(peak, own), peak)
-                    own_below = tl.where(here, own - peak, float("-inf"))
+                    peak = tl.where(here, tl.maximum(peak, own_logit), peak)
+                    own_below = tl.where(here, own_logit - peak, float("-inf"))
                 old = tl.exp2(old_peak - peak)
                 new = tl.exp2(tile_peak - peak)
                 if ENTROPY:
