@@ -16,27 +16,20 @@ _SHARES = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of the workspace, for the strip in w
 
 
 def in_bytes(planner: Planner, budget: int) -> list[Plan]:
-    """The plan with columns in bytes, if any, for the best width of the strip in which they become dz."""
-    times, n, itemsize = planner.times, planner.n, planner.itemsize
+    """Plans with columns in bytes, if any, for several widths of the strip in which they become dz."""
+    times, found = planner.times, list[Plan]()
     if not (planner.keep and times.in_bytes):
-        return []
-    most = budget // (n * itemsize)
-    widths = {times.width(most // share, "bytes") for share in _SHARES if most // share >= planner.tile}
-    kept = [(width, runs) for width in widths if (runs := _kept(planner, budget, width))]
-    if not kept:
-        return []
-    widest = times.width(most, False)
-    each = times.microseconds(widest, False) / widest  # of a column that is not kept
-
-    def roughly(width: int, runs: tuple[KeptColumns, ...]) -> float:
-        decoded = sum(run.columns for run in runs if run.in_bytes) * times.microseconds(width, "bytes") / width
-        return each * runs[-1].start + decoded + planner.as_they_are(runs)
-
-    width, runs = min(kept, key=lambda item: (roughly(*item), item[0]))
-    strip = width
-    if planner.consumed:  # what bytes took in the workspace is free when the other strips begin
-        strip = planner.whole_tiles(budget - planner.byte_peaks * sum(run.columns for run in runs if run.in_bytes))
-    return [planner.build(strip, runs, scaled_in_gradient=False, decoded=width)]
+        return found
+    most = budget // (planner.n * planner.itemsize)
+    for width in sorted({times.width(most // share, "bytes") for share in _SHARES if most // share >= planner.tile}):
+        runs = _kept(planner, budget, width)
+        if runs:
+            strip = width
+            if planner.consumed:  # what bytes took in the workspace is free when the other strips begin
+                peaks = planner.byte_peaks * sum(run.columns for run in runs if run.in_bytes)
+                strip = planner.whole_tiles(budget - peaks)
+            found.append(planner.build(strip, runs, scaled_in_gradient=False, decoded=width))
+    return found
 
 
 def _kept(planner: Planner, budget: int, width: int) -> tuple[KeptColumns, ...]:

@@ -145,7 +145,7 @@ def _packed_call(
     keep: bool,
     weight_gradient: bool,
 ) -> tuple[LossCall, Schedule]:
-    """The call that an operator's arguments describe, and its plan; it keeps at most one run, whose references go out."""
+    """The call that an operator's arguments describe, and its plan, which keeps at most one run of columns."""
     ignore_index, workspace_bytes = sizes
     call = LossCall(Head(hidden, weight, bias, target), Scalars.unpack(numbers, ignore_index), workspace_bytes)
     plan = call.plan(keep=keep, consumed=False, weight_gradient=weight_gradient)

@@ -12,12 +12,12 @@ that takes the fewest launches. Each kept column saves the backward one product:
 8 N V D to 6 N V D as the share kept goes to one. The last columns are the rare words of most vocabularies: what keeping
 costs in accuracy costs least there.
 
-Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are where two bytes do
-not hold everything and the plan is faster by the model (:mod:`.strip_times`, :mod:`.byte_plans`). Strips of them become
-dz in the workspace, beside what is still kept there, or in the gradient's memory, before the rows that they make: first
-those of the gradient's memory, which holds a share of about 2 D / N, from the last to the first; then those of the
-workspace; then, where all columns are kept and memory is left, the first ones, in two bytes and without dz. Whatever is
-left is computed anew in the whole workspace.
+Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are beyond the default
+budget where two bytes do not hold everything and the plan is faster by the model (:mod:`.strip_times`,
+:mod:`.byte_plans`). Strips of them become dz in the workspace, beside what is still kept there: first those of the
+gradient's memory, which holds a share of about 2 D / N, from the last to the first; then those of the workspace; then,
+where all columns are kept and memory is left, the first ones, in two bytes and without dz. Whatever is left is computed
+anew in the whole workspace.
 
 Where the backward must not change what was kept (``consumed=False``: an operator's own inputs), only the workspace
 holds kept columns, and dz takes memory beside them.
@@ -43,7 +43,8 @@ _WORTHWHILE = 4  # tiles of logits: to keep fewer saves no time, and their round
 # A budget up to the default is one that nobody may have chosen. Of it only what saves a percent of the backward's time
 # is used, and what pays for its launches, of which there are as many where most tokens are ignored. The first columns,
 # the frequent words of most vocabularies, are computed anew: in half precision a kept probability costs some accuracy,
-# which in these rows of the head would be seen in the whole.
+# which in these rows of the head would be seen in the whole. And nothing is kept in bytes, whose steps are all that is
+# seen of a gradient near a smoothed optimum.
 _NEAR = 1.01
 _RECOMPUTED = 16  # one in so many columns
 _SIZES = (4, 5, 6, 7)  # of workspaces that are tried, in quarters of a tile of dz, times powers of two
@@ -107,7 +108,9 @@ def schedule(
 ) -> Schedule:
     """Choose strips and kept columns for a budget; one strip of one tile is used even where the budget is smaller.
 
-    A larger budget never keeps fewer columns.
+    Where the backward may write where columns are kept, a larger budget never keeps fewer in the inputs' own size. In
+    bytes it may keep more columns and be slower, so that the time decides, which a larger budget never raises by more
+    than a few percent: rounds of tiles do not fit all widths alike.
 
     Args:
         n: Tokens N.
@@ -121,7 +124,7 @@ def schedule(
         weight_gradient: Whether the weight needs a gradient.
         processors: Multiprocessors of the device.
         table: Launch parameters.
-        in_bytes: Whether columns may also be kept in bytes.
+        in_bytes: Whether columns may also be kept in bytes; they are not up to the default budget.
     """
     modest = workspace_bytes <= DEFAULT_WORKSPACE_BYTES
     kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes and not modest}
