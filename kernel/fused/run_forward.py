@@ -196,7 +196,7 @@ class _Sweep:
     def run(self, index: int, part: _Span, number: Tensor, keep: Storage) -> None:
         """Statistics of a part's tiles, of ``number`` tokens, into ``partial[index]``."""
         kept, count = part.kept if keep else None, part.end - part.first
-        (hidden, weight, bias, _), scalars = self.head, self.scalars
+        (hidden, weight, bias, target), scalars = self.head, self.scalars
         launch = launch_table(weight.device, weight.dtype).forward
         stored = max(launch.columns // PEAK_COLUMNS, 1) if keep == "byte" else launch.parts  # column blocks of a tile
         tiles_end = blocks(weight.shape[0], launch.columns) * launch.columns
@@ -206,6 +206,7 @@ class _Sweep:
                 (processors(weight.device),),
                 count=number,
                 source=self.rows.source,
+                target=target if keep == "byte" else None,
                 partial=self.partial[index],
                 partial_stride=self.partial.stride(1),
                 kept=None if kept is None else tiles(kept.columns, launch.rows, launch.columns // stored),

@@ -12,9 +12,9 @@ __all__ = ["MAX_WIDTH", "Source", "StripTimes"]
 Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, or what was kept in bytes
 
 # Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles (launches,
-# the accumulator's traffic) and of one launch alone, fitted to an H100; bytes moved in one, of an H200, whose products
-# are as fast; only ratios matter.
-_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 3.2e6
+# the accumulator's traffic) and of one launch alone, and bytes moved in one: fitted to an H100; only ratios matter.
+_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 2.5e6
+_BYTES_DECODED = 3.2e6  # moved in one where bytes become dz, on an H200, whose products are as fast
 # Of kept columns in one memory: sweeps of the forward that they end, launches that look whether to repair them, and so
 # on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved.
 _RUN = 150.0
@@ -62,7 +62,7 @@ class StripTimes:
         self.run = _RUN
         # In bytes, of which one is read and dz written, twice as many are kept. That pays where to make dz of a column
         # takes less than half of what keeping it saves.
-        self.decoded = 3 * n / _BYTES
+        self.decoded = 3 * n / _BYTES_DECODED
         self.in_bytes = in_bytes and 2 * self.decoded < self.saved
         self.times: dict[tuple[int, Source], float] = {}
         # fastest width of at most 1, 2, ... tiles

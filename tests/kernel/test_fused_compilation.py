@@ -17,6 +17,7 @@ from helpers import free_launches
 
 from kernel import head_statistics, linear_cross_entropy
 from kernel.fused.launch import interpreted
+from kernel.fused.schedule import schedule
 from kernel.options import LossOptions
 
 triton = pytest.importorskip("triton")
@@ -162,9 +163,13 @@ def budgets_for_bytes(v, d, dtype, scalars):
 
 
 @pytest.fixture
-def free():
-    with free_launches():  # so that columns in bytes pay at these sizes, too
+def free(monkeypatch):
+    """Columns in bytes pay at these sizes, too, and are kept at their budgets."""
+    monkeypatch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", 0)
+    schedule.cache_clear()
+    with free_launches():
         yield
+    schedule.cache_clear()
 
 
 @pytest.mark.usefixtures("free")
