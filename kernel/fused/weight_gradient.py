@@ -99,21 +99,21 @@ def weight_gradient_kernel(
             acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
         for part in tl.static_range(PARTS):
             values = column_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS)
-            part_start = column + part * (BLOCK_COLUMNS // PARTS)
-            d = part_start + tl.arange(0, BLOCK_COLUMNS // PARTS)
-            if pieces > 1:
-                row = vocab_row + tl.arange(0, BLOCK_VOCAB)
-                place = ((item // tiles) * columns + row).to(tl.int64) * hidden_size
-                inside = (row < columns)[:, None] & (d < hidden_size)[None, :]
-                tl.store(sums + place[:, None] + d[None, :], values, mask=inside)
-            else:
+            d = column + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
+            if sums is not None:
+                if pieces > 1:
+                    row = vocab_row + tl.arange(0, BLOCK_VOCAB)
+                    place = (item // tiles * columns + row).to(tl.int64) * hidden_size
+                    inside = (row < columns)[:, None] & (d < hidden_size)[None, :]
+                    tl.store(sums + place[:, None] + d[None, :], values, mask=inside)
+            if sums is None or pieces == 1:
                 values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
                 values *= factor
                 store_tile(
                     gradient,
                     values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
                     strip_start + vocab_row,
-                    part_start,
+                    column + part * (BLOCK_COLUMNS // PARTS),
                     vocab_size,
                     hidden_size,
                     gradient_row_stride,
