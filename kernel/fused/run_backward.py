@@ -222,10 +222,8 @@ class Gradients:
             return
         launch, width = self.table.weight_gradient, columns.strip_columns
         splits = weight_splits(self.n, width, self.hidden_size, launch, self.programs)
-        if recording():  # both kinds, of which the tokens choose
-            self.launch_weight(dz, hidden, columns, uniform, first_strip, 1)
-            splits = 2
-        self.launch_weight(dz, hidden, columns, uniform, first_strip, splits)
+        for number in (1, max(splits, 2)) if recording() else (splits,):  # the tokens choose between two kernels
+            self.launch_weight(dz, hidden, columns, uniform, first_strip, number)
 
     def launch_weight(
         self, dz: Tensor, hidden: Tensor, columns: StripColumns, uniform: Tensor, first_strip: int, splits: int
@@ -276,6 +274,8 @@ class Gradients:
 
     def piece_memory(self, elements: int) -> Tensor:
         """Float32 memory for the pieces of cut sums, the same for all strips."""
+        if recording():
+            elements = 1
         if self.pieces is None or self.pieces.numel() < elements:
             self.pieces = torch.empty(elements, dtype=torch.float32, device=self.ones.device)
         return self.pieces
