@@ -230,12 +230,13 @@ def scale(data: Path) -> str:
     rows: Any = pd.read_csv(data / "scale.csv")
     about = json.loads((data / "scale.json").read_text(encoding="utf-8"))
     versions, config = about["versions"], about["config"]
+    first = rows.iloc[0]
     where = (
-        f"On one {about['device']} ({rows['dtype'].iloc[0]}, hidden size {rows['hidden_size'].iloc[0]}, smoothing "
-        f"{config['label_smoothing']:g}, {config['workspace_bytes'] // 2**20} MiB workspace, torch {versions['torch']}, "
-        f"Triton {versions['triton']}, commit `{about['commit'][:12]}`), loss and both gradients; the slope is that of log "
-        "time over log size since the row before, 1 where time is linear; from `paper_figures/data/scale.csv`, made by "
-        "`python -m kernel.benchmark.scale`:"
+        f"On one {about['device']} ({first['dtype']}, hidden size {first['hidden_size']}, smoothing "
+        f"{config['label_smoothing']:g}, {config['workspace_bytes'] // 2**20} MiB workspace, torch "
+        f"{versions['torch']}, Triton {versions['triton']}, commit `{about['commit'][:12]}`), loss and both gradients; "
+        "the slope is that of log time over log size since the row before, 1 where time is linear; from "
+        "`paper_figures/data/scale.csv`, made by `python -m kernel.benchmark.scale`:"
     )
     head = "| tokens | vocabulary | ms | in t_mm | slope | MiB beyond the gradients |"
     lines = [wrapped(where), "", head, "|---|---|---|---|---|---|"]
@@ -245,12 +246,13 @@ def scale(data: Path) -> str:
         lines.append(f"| {' | '.join(cells)} | {row.beyond_mib:.0f} |")
     tokens, classes = (rows[rows["grows"] == name] for name in ("tokens", "vocab_size"))
     linear, beyond = tokens[tokens["tokens"] <= 16384], tokens[tokens["tokens"] > 16384]
+    of_classes, of_tokens = classes["t_mm"], linear["t_mm"]
     told = (
-        f"Time is linear in the vocabulary: {classes['t_mm'].max():.2f} to {classes['t_mm'].min():.2f} t_mm up to "
-        f"{classes['vocab_size'].max():,} classes, the slope never above {classes['slope'].max():.2f}. In the tokens it is up to "
-        f"{linear['tokens'].max():,}, at {linear['t_mm'].min():.2f} to {linear['t_mm'].max():.2f} t_mm, and no further: "
-        f"{listed(beyond['t_mm'], '.1f')} t_mm at {' and '.join(', '.join(f'{n:,}' for n in beyond['tokens']).rsplit(', ', 1))} "
-        f"tokens, with slopes up to {beyond['slope'].max():.2f}."
+        f"Time is linear in the vocabulary: {of_classes.max():.2f} to {of_classes.min():.2f} t_mm up to "
+        f"{classes['vocab_size'].max():,} classes, the slope never above {classes['slope'].max():.2f}. In the tokens "
+        f"it is up to {linear['tokens'].max():,}, at {of_tokens.min():.2f} to {of_tokens.max():.2f} t_mm, and no "
+        f"further: {listed(beyond['t_mm'], '.1f')} t_mm at {listed(beyond['tokens'], ',')} tokens, with slopes up to "
+        f"{beyond['slope'].max():.2f}."
     )
     return "\n".join([*lines, "", wrapped(told)])
 

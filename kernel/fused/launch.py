@@ -115,8 +115,8 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
-# Tokens for each piece and entry of the hidden size: with 16 the pieces' float32 take at most an eighth of the memory of
-# dz in half precision, from which they are made, and their traffic is a quarter of its own.
+# Tokens for each piece and entry of the hidden size: with 16 the pieces' float32 take at most an eighth of the memory
+# of dz in half precision, from which they are made, and writing and reading them an eighth of what dz takes.
 _TOKENS_OF_A_PIECE = 16
 
 

@@ -100,7 +100,7 @@ def weight_gradient_kernel(
         for part in tl.static_range(PARTS):
             values = column_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS)
             d = column + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
-            if sums is not None:
+            if sums is not None:  # noqa: SIM102 - decided when it is compiled; the other when it runs
                 if pieces > 1:
                     row = vocab_row + tl.arange(0, BLOCK_VOCAB)
                     place = (item // tiles * columns + row).to(tl.int64) * hidden_size
