@@ -12,12 +12,12 @@ from .arguments import Head, Held, Kept, Scalars
 from .compile_ahead import compile_ahead
 from .gradient_rows import Upstream
 from .launch import blocks, launch_table, processors, uses_descriptors
-from .plan import PEAK_COLUMNS
+from .plan import PEAK_COLUMNS, KeptColumns
 from .rows import KeptRows, aligned
 from .run_backward import Reduction, backward
 from .run_forward import ForwardResult, forward
 from .run_sparse import Sparse, SparseTiles, sparse_backward
-from .schedule import KeptColumns, Schedule, every_kind, schedule
+from .schedule import Schedule, every_kind, schedule
 
 __all__ = ["LossCall", "Needs", "gathered"]
 
