@@ -3,14 +3,14 @@
 Two memories serve: the workspace, bounded by the caller, and the weight's gradient itself, V x D, whose rows the
 backward writes from the last to the first of the kept columns, then strip by strip from the first row on. Both hold
 columns of the forward's softmax: the last ones lie in the gradient's memory, in strips of N rows one below the other
-(:class:`KeptColumns`), so that the rows of a strip are written where only strips lie that were used before, or nothing.
-With many strips that is a share of D / N of the columns, or all but one strip, whichever is less, at no cost in peak
-memory. The columns before them lie in the workspace. Once they are used the other strips begin: a strip of dz
+(:class:`.plan.KeptColumns`), so that the rows of a strip are written where only strips lie that were used before, or
+nothing. With many strips that is a share of D / N of the columns, or all but one strip, whichever is less, at no cost
+in peak memory. The columns before them lie in the workspace. Once they are used the other strips begin: a strip of dz
 (N x columns) goes to the end of what is not yet written of the gradient while it fits there, else to the workspace,
 where kept columns are no longer needed. Where all columns fit the workspace they are kept there alone, in one piece:
-that takes the fewest launches. Each kept column saves the backward one product: the operations fall from
-8 N V D to 6 N V D as the share kept goes to one. The last columns are the rare words of most vocabularies: what keeping
-costs in accuracy costs least there.
+that takes the fewest launches. Each kept column saves the backward one product: the operations fall from 8 N V D to 6 N
+V D as the share kept goes to one. The last columns are the rare words of most vocabularies: what keeping costs in
+accuracy costs least there.
 
 Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are beyond the default
 budget where two bytes do not hold everything and the plan is faster by the model (:mod:`.strip_times`,

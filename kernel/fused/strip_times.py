@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from .launch import Launch, LaunchTable
+from .launch import Launch, LaunchTable, weight_splits
 
 __all__ = ["MAX_WIDTH", "Source", "StripTimes"]
 
@@ -92,7 +92,7 @@ class StripTimes:
     def microseconds(self, width: int, kept: Source) -> float:
         """Modelled time of one strip: whole rounds of tiles in each of the three kernels, and what comes on top."""
         if (width, kept) not in self.times:
-            dz, weight, input = self.table.logit_gradient, self.table.weight_gradient, self.table.input_gradient
+            dz, input = self.table.logit_gradient, self.table.input_gradient
             time = _STRIP
             if kept == "bytes":
                 time += self.decoded * width
@@ -102,7 +102,7 @@ class StripTimes:
                 depth = self.hidden_size + _EPILOGUE * dz.depth
                 time += _STEP_DZ * self.steps(self.n, width, depth, dz)
             if self.weight_gradient:
-                time += _STEP_WEIGHT * self.steps(width, self.hidden_size, self.n, weight)
+                time += self.weight(width)
             # The last round of the input's gradient is cut along the sum: count it by halves.
             time += _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width, input) / 2
             self.times[width, kept] = time
@@ -110,13 +110,22 @@ class StripTimes:
 
     def kept(self, width: int, number: int) -> float:
         """Modelled time of kept columns in ``number`` strips: one launch for the input's gradient, others for each."""
-        weight, input = self.table.weight_gradient, self.table.input_gradient
+        input = self.table.input_gradient
         time = _STRIP
         if not self.direct:
             time += 2 * self.n * width * number * 2 / _BYTES
         if self.weight_gradient:
-            time += number * (_LAUNCH + _STEP_WEIGHT * self.steps(width, self.hidden_size, self.n, weight))
+            time += number * (_LAUNCH + self.weight(width))
         return time + _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width * number, input) / 2
+
+    def weight(self, width: int) -> float:
+        """Modelled time of the weight's gradient of one strip, with what joins the pieces of a cut sum."""
+        launch = self.table.weight_gradient
+        splits = weight_splits(self.n, width, self.hidden_size, launch, self.processors)
+        time = _STEP_WEIGHT * self.steps(splits * width, self.hidden_size, -(-self.n // splits), launch)
+        if splits > 1:  # written and read
+            time += _LAUNCH + 2 * 4 * splits * width * self.hidden_size / _BYTES
+        return time
 
     def steps(self, rows: int, columns: int, depth: int, launch: Launch) -> float:
         """Steps of 128 x 256 x 64 that each multiprocessor makes."""
