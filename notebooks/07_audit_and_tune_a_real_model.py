@@ -270,7 +270,6 @@ for ax, (view, value, title) in zip(axes, panels, strict=True):
     ax.set_xlabel("epoch")
 axes[2].axhline(0, color="0.6", lw=0.8)
 axes[0].legend()
-fig.tight_layout()
 plt.show()
 
 # %% [markdown]
