@@ -95,9 +95,7 @@ def _parts(table: pd.DataFrame) -> Iterator[_Part]:
     yield _Part("K9", "and narrows the gap of held-out to tuned-on NLL (by, in nats)", gaps[0] - gaps[1], 0)
 
 
-def _read(
-    rows: pd.DataFrame, view: str, b: float, source: str = "all", reading: str = "as_trained"
-) -> pd.DataFrame:
+def _read(rows: pd.DataFrame, view: str, b: float, source: str = "all", reading: str = "as_trained") -> pd.DataFrame:
     """Lines of one view and smoothing, by seed and epoch."""
     rows = rows.loc[(rows["view"] == view) & (rows["label_smoothing"] == b)]
     rows = rows.loc[(rows["source"] == source) & (rows["reading"] == reading)]

@@ -81,8 +81,8 @@ def _vocabulary(model: _Model) -> str:
     )  # fmt: skip
     return (
         f"**{_PAPER}** (K4): {_WORDS.get(word, word)}. Tuned without smoothing, {over}: confidence less accuracy is "
-        f"{excess} on held-out responses. There {taken}: confidence falls by {whole} "
-        f"(after two epochs, the paper's budget, by {model.number('K4', 'fall_at_epoch_2')}). {_cut(model)} Beside that: the "
+        f"{excess} on held-out responses. There {taken}: confidence falls by {whole} (after two epochs, the paper's "
+        f"budget, by {model.number('K4', 'fall_at_epoch_2')}). {_cut(model)} Beside that: the "
         f"activity index of b = 0.1 on what was tuned on is {before} before tuning and {after} after it without "
         f"smoothing (above 1 it would be inert), and accuracy falls by {model.number('K4', 'accuracy_loss')}."
     )
@@ -136,8 +136,8 @@ def _with(model: _Model) -> str:
     )  # fmt: skip
     return (
         f"**{model.name}, with b = 0.1** (K2, {model.words['K2']}): smoothing {said} (gain {gain}; on ordinary text "
-        f"{text}; among the options of questions {model.number('K2', 'gain_options')}). {_budget(model)} Accuracy on "
-        f"held-out responses falls by {model.number('K2', 'accuracy_loss')}. A fitted temperature gains {fitted}, early "
+        f"{text}; among the options of questions {model.number('K2', 'gain_options')}). {_budget(model)} Accuracy "
+        f"on held-out responses falls by {model.number('K2', 'accuracy_loss')}. A fitted temperature gains {fitted}, early "
         f"stopping {early}: {rank if better else 'neither lowers it further'}."
     )
 

@@ -19,7 +19,14 @@ _VIEWS = {
     "cloze_norm": "questions, normalised cloze",
     "letters": "questions, letters",
 }
-_SCORES = {"accuracy": "accuracy", "confidence": "confidence", "ece": "ECE", "rms": "RMS-CE", "rms_sorted": "RMS-CE, sorted", "nll": "NLL"}
+_SCORES = {
+    "accuracy": "accuracy",
+    "confidence": "confidence",
+    "ece": "ECE",
+    "rms": "RMS-CE",
+    "rms_sorted": "RMS-CE, sorted",
+    "nll": "NLL",
+}
 _STAGES = (
     "before tuning", "b = 0, epoch 2", "b = 0.1, epoch 2", "b = 0", "b = 0.1", "b = 0, T fitted",
     "b = 0, stopped early",
@@ -84,9 +91,7 @@ def found(data: Path) -> str:
     def loss(view: str) -> str:
         rows = scored.loc[(scored["view"] == view) & (scored["epoch"] == last)]
         rows = rows.loc[rows["exam"].isna() | (rows["exam"] == "whole")]
-        pairs = difference(
-            rows, "accuracy", column="label_smoothing", first=0.0, second=0.1, on=["data_seed"]
-        )
+        pairs = difference(rows, "accuracy", column="label_smoothing", first=0.0, second=0.1, on=["data_seed"])
         return _mean(pairs["difference"])
 
     sentence = (
@@ -108,7 +113,8 @@ def vocabulary(data: Path) -> str:
     inside = _scored(table.loc[table["within"].notna()])
     inside = inside.loc[inside["view"] == "response"]
     lines = [
-        "| rows kept | epoch | confidence less accuracy, b = 0 | confidence falls by | ECE, b = 0 | ECE falls by | accuracy falls by |",
+        "| rows kept | epoch | confidence less accuracy, b = 0 | confidence falls by "
+        "| ECE, b = 0 | ECE falls by | accuracy falls by |",
         "|---" * 7 + "|",
     ]
     for size in sorted(inside["rows"].unique()):

@@ -243,8 +243,8 @@ table.rename(columns=views).round(3)
 # does little there. Gemma-3-270M is the most extreme such model in public, and a base model, as the paper tunes (its
 # weights, dequantised from 4 bits, are under the [Gemma terms of use](https://ai.google.dev/gemma/terms)). It was
 # tuned on 1,024 pairs of instruction and response for 8 epochs, with $b$ of 0 and 0.1 and three seeds, and
-# read on held-out responses, on ordinary text, and on questions that were not tuned on. Lines are means over seeds, bands
-# reach from the lowest to the highest; the dotted line marks the paper's two epochs.
+# read on held-out responses, on ordinary text, and on questions that were not tuned on. Lines are means over seeds,
+# bands reach from the lowest to the highest; the dotted line marks the paper's two epochs.
 
 # %%
 gemma = committed_table("real_gemma")
@@ -283,7 +283,8 @@ for epoch in (2, 8):
     for name, reading, b in (
         ("b = 0", "as_trained", 0), ("b = 0.1", "as_trained", 0.1), ("b = 0, T fitted", "post_hoc", 0)
     ):  # fmt: skip
-        part = scored(gemma, "response", reading).query("label_smoothing == @b and epoch == @epoch")
+        part = scored(gemma, "response", reading)
+        part = part.loc[(part["label_smoothing"] == b) & (part["epoch"] == epoch)]
         stages[epoch, name] = part.loc[part["within"].isna(), ["accuracy", "confidence", "ece"]].mean()
 held_out = pd.DataFrame(stages).T.rename_axis(["epoch", ""])
 assert held_out.loc[(8, "b = 0.1"), "ece"] < 0.3 * held_out.loc[(8, "b = 0"), "ece"]

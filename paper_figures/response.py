@@ -5,11 +5,11 @@ head that stands in several tables, or whose budget and temperature have one rat
 max p that training with smoothing brought. *Across:* what the plain head says beforehand; on the line it is right.
 *Left:* the frozen-head response P, which moves the hidden states alone. *Right:* two numbers of the plain head, its
 confidence p and its activity index A, counted as -1 where it is lower. Axes are linear from -.001 to .001 (grey) and
-logarithmic beyond. Stars, on the right alone: SmolLM2 tuned on questions, and Gemma-3-270M (open; Gemma terms of use) on
-pairs, with its whole vocabulary and cut, on their training examples at the last epoch;
+logarithmic beyond. Stars, on the right alone: SmolLM2 tuned on questions, and Gemma-3-270M (open; Gemma terms of use)
+on pairs, with its whole vocabulary and cut, on their training examples at the last epoch;
 its features are not free, so that P is no prediction, and its table has the two numbers alone. Only pairs that
 converged, whose response was solved and whose plain head is that of its table; ``heads`` counts their plain heads.
-Tables S9, and S3, S4 and S5 for the measured falls; tuned models: instruction_full and real_gemma, where they are there.
+Tables S9, and S3, S4 and S5 for the measured falls; tuned models: instruction_full and real_gemma, where there.
 """
 
 from __future__ import annotations
