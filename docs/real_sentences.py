@@ -137,7 +137,8 @@ def _with(model: _Model) -> str:
     return (
         f"**{model.name}, with b = 0.1** (K2, {model.words['K2']}): smoothing {said} (gain {gain}; on ordinary text "
         f"{text}; among the options of questions {model.number('K2', 'gain_options')}). {_budget(model)} Accuracy "
-        f"on held-out responses falls by {model.number('K2', 'accuracy_loss')}. A fitted temperature gains {fitted}, early "
+        f"on held-out responses falls by {model.number('K2', 'accuracy_loss')}. A fitted temperature gains "
+        f"{fitted}, early "
         f"stopping {early}: {rank if better else 'neither lowers it further'}."
     )
 

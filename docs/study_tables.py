@@ -174,9 +174,10 @@ def found(data: Path) -> str:
         "([tuning](docs/study_notes.md#as-expected)).",
         f"**Smoothing mends a part of that**, {gain:.2f} of error on new questions, little after two epochs; a fitted "
         "temperature or early stopping mends more. It takes confidence with or without an excess: it harmed "
-        "SmolLM2 on text, Gemma after two epochs ([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
-        "**Norms (lengths of states, head rows) cap confidence, hidden size less**: at fixed norms it hardly gains above "
-        "64 dimensions. Gemma-3-270M, of large vocabulary and small hidden size, became over-confident by "
+        "SmolLM2 on text, Gemma after two epochs "
+        "([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
+        "**Norms (lengths of states, head rows) cap confidence, hidden size less**: at fixed norms it hardly gains "
+        "above 64 dimensions. Gemma-3-270M, of large vocabulary and small hidden size, became over-confident by "
         f"{gemma['K4', 'excess']:.2f} in eight epochs; smoothing took that "
         "([how](docs/real_model_notes.md#two-models-tuned-on-pairs)).",
         "**What smoothing takes can be predicted in single simulated heads**: next to nothing in each with "
