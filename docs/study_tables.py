@@ -177,7 +177,7 @@ def found(data: Path) -> str:
         "SmolLM2 on text, Gemma after two epochs "
         "([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
         "**Norms (lengths of states, head rows) cap confidence, hidden size less**: at fixed norms it hardly gains "
-        "above 64 dimensions. Gemma-3-270M, of large vocabulary and small hidden size, became over-confident by "
+        "above 64 dimensions. Large-vocabulary, small Gemma-3-270M became over-confident by "
         f"{gemma['K4', 'excess']:.2f} in eight epochs; smoothing took that "
         "([how](docs/real_model_notes.md#two-models-tuned-on-pairs)).",
         "**What smoothing takes can be predicted in single simulated heads**: next to nothing in each with "
