@@ -280,11 +280,11 @@ plt.show()
 # %%
 stages = {}
 for epoch in (2, 8):
-    for name, reading, b in (
+    for name, reading, smoothing in (
         ("b = 0", "as_trained", 0), ("b = 0.1", "as_trained", 0.1), ("b = 0, T fitted", "post_hoc", 0)
     ):  # fmt: skip
         part = scored(gemma, "response", reading)
-        part = part.loc[(part["label_smoothing"] == b) & (part["epoch"] == epoch)]
+        part = part.loc[(part["label_smoothing"] == smoothing) & (part["epoch"] == epoch)]
         stages[epoch, name] = part.loc[part["within"].isna(), ["accuracy", "confidence", "ece"]].mean()
 held_out = pd.DataFrame(stages).T.rename_axis(["epoch", ""])
 assert held_out.loc[(8, "b = 0.1"), "ece"] < 0.3 * held_out.loc[(8, "b = 0"), "ece"]
