@@ -48,6 +48,11 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "law": notes.law,
     "recommendation": audits.recommendation,
     "shared changes": real.shared_changes,
+    "real models": real.models,
+    "real found": real.found,
+    "real verdicts": real.verdicts,
+    "real vocabulary": real.vocabulary,
+    "real predictions": real.predicted,
     "transformers": scratch.transformers,
     "transformers registered": scratch.registered,
 }

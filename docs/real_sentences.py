@@ -81,7 +81,8 @@ def _vocabulary(model: _Model) -> str:
     )  # fmt: skip
     return (
         f"**{_PAPER}** (K4): {_WORDS.get(word, word)}. Tuned without smoothing, {over}: confidence less accuracy is "
-        f"{excess} on held-out responses. There {taken}: confidence falls by {whole}. {_cut(model)} Beside that: the "
+        f"{excess} on held-out responses. There {taken}: confidence falls by {whole} (after two epochs, the paper's "
+        f"budget, by {model.number('K4', 'fall_at_epoch_2')}). {_cut(model)} Beside that: the "
         f"activity index of b = 0.1 on what was tuned on is {before} before tuning and {after} after it without "
         f"smoothing (above 1 it would be inert), and accuracy falls by {model.number('K4', 'accuracy_loss')}."
     )
@@ -113,7 +114,9 @@ def _without(model: _Model) -> str:
     words = {rise: _judged(rise, 0.0, "rises", "falls", "moves by no established amount,") for rise in (text, asked)}
     return (
         f"**{model.name}, tuned without smoothing** (K1, {model.words['K1']}): from before tuning to the last epoch "
-        f"the ECE on held-out responses {words[asked]} ({asked}), on ordinary text it {words[text]} ({text})."
+        f"the ECE on held-out responses {words[asked]} ({asked}), on ordinary text it {words[text]} ({text}; after two "
+        f"epochs by {model.number('K1', 'rise_elsewhere_at_epoch_2')}). Among the options of questions, by normalised "
+        f"cloze, it changes by {model.number('K1', 'rise_options')} from epoch 1 on."
     )
 
 
@@ -133,9 +136,18 @@ def _with(model: _Model) -> str:
     )  # fmt: skip
     return (
         f"**{model.name}, with b = 0.1** (K2, {model.words['K2']}): smoothing {said} (gain {gain}; on ordinary text "
-        f"{text}). A fitted temperature gains {fitted}, early stopping {early}: "
-        f"{rank if better else 'neither lowers it further'}."
+        f"{text}; among the options of questions {model.number('K2', 'gain_options')}). {_budget(model)} Accuracy "
+        f"on held-out responses falls by {model.number('K2', 'accuracy_loss')}. A fitted temperature gains "
+        f"{fitted}, early "
+        f"stopping {early}: {rank if better else 'neither lowers it further'}."
     )
+
+
+def _budget(model: _Model) -> str:
+    """What smoothing gains or costs where tuning ends after the paper's two epochs."""
+    early = model.number("K2", "gain_at_epoch_2")
+    said = _judged(early, 0.0, "already lowers the ECE there", "raises the ECE there", "leaves the sign open there")
+    return f"**After two epochs, the paper's budget, it {said}** (gain {early})."
 
 
 def _activities(model: _Model) -> tuple[_Number, _Number]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import real_predictions
 import real_sentences
-from table_text import signed
+from table_text import signed, wrapped
 
-__all__ = ["MODELS", "found", "models", "shared_changes", "verdicts", "vocabulary"]
+__all__ = ["MODELS", "found", "models", "predicted", "shared_changes", "verdicts", "vocabulary"]
 
 MODELS = {"gemma": "Gemma-3-270M", "smollm2": "SmolLM2-135M-Instruct"}
 _VIEWS = {
@@ -18,8 +19,18 @@ _VIEWS = {
     "cloze_norm": "questions, normalised cloze",
     "letters": "questions, letters",
 }
-_SCORES = {"accuracy": "accuracy", "ece": "ECE", "rms": "RMS-CE", "rms_sorted": "RMS-CE, sorted", "nll": "NLL"}
-_STAGES = ("before tuning", "b = 0", "b = 0.1", "b = 0, T fitted", "b = 0, stopped early")
+_SCORES = {
+    "accuracy": "accuracy",
+    "confidence": "confidence",
+    "ece": "ECE",
+    "rms": "RMS-CE",
+    "rms_sorted": "RMS-CE, sorted",
+    "nll": "NLL",
+}
+_STAGES = (
+    "before tuning", "b = 0, epoch 2", "b = 0.1, epoch 2", "b = 0", "b = 0.1", "b = 0, T fitted",
+    "b = 0, stopped early",
+)  # fmt: skip
 
 
 _PREDICTORS = {
@@ -46,10 +57,15 @@ def shared_changes(data: Path) -> str:
 
 
 def models(data: Path) -> str:
-    """Both models before and after tuning, in the paper's terms: mean over seeds with its 95% interval."""
+    """The models before and after tuning, in the paper's terms: mean over seeds with its 95% interval."""
+    from analysis.lab.tables import find_table
+
     lines = [f"| model | read on | | {' | '.join(_STAGES)} |", "|---" * (3 + len(_STAGES)) + "|"]
-    for short, name in _judged(data).items():
-        table = _table(data, short)
+    first = {f"first_{short}": f"{name}, one seed" for short, name in MODELS.items() if short not in _judged(data)}
+    for table_name, name in {**{f"real_{short}": name for short, name in _judged(data).items()}, **first}.items():
+        if table_name in first and find_table(data, table_name) is None:
+            continue  # of a model whose runs are not finished
+        table = _table(data, table_name)
         stages = _stages(table.loc[table["within"].isna()])
         for view, read in _VIEWS.items():
             for score, called in _SCORES.items():
@@ -60,35 +76,57 @@ def models(data: Path) -> str:
 
 
 def found(data: Path) -> str:
-    """What both models say of the claims, in sentences."""
-    return real_sentences.found(data, _judged(data))
+    """What both models say of the claims, in sentences, and what smoothing takes of Gemma beside calibration."""
+    from analysis.claims.effects import difference
+    from analysis.claims.judging import EARLY
+
+    table = _table(data, "real_gemma")
+    scored, last = _scored(table.loc[table["within"].isna()]), table["epoch"].max()
+
+    def over(b: float, epoch: float) -> str:
+        rows = scored.loc[(scored["view"] == "response") & (scored["label_smoothing"] == b)]
+        rows = rows.loc[rows["epoch"] == epoch]
+        return _mean(rows["confidence"] - rows["accuracy"])
+
+    def loss(view: str) -> str:
+        rows = scored.loc[(scored["view"] == view) & (scored["epoch"] == last)]
+        rows = rows.loc[rows["exam"].isna() | (rows["exam"] == "whole")]
+        pairs = difference(rows, "accuracy", column="label_smoothing", first=0.0, second=0.1, on=["data_seed"])
+        return _mean(pairs["difference"])
+
+    sentence = (
+        "**Whether smoothing helps is a matter of the excess that it meets** (Gemma): on held-out responses confidence "
+        f"less accuracy is {over(0.0, EARLY)} after two epochs without it and {over(0.1, EARLY)} with it; after "
+        f"{last:.0f} epochs {over(0.0, last)} and {over(0.1, last)}. And it is not free where nothing was tuned on: at "
+        f"the last epoch accuracy falls by {loss('text')} on ordinary text and by {loss('cloze_norm')} among the "
+        "options of all scored questions (normalised cloze)."
+    )
+    return real_sentences.found(data, _judged(data)) + "\n- " + wrapped(sentence).replace("\n", "\n  ")
 
 
 def vocabulary(data: Path) -> str:
-    """What b = .1 changes in Gemma on held-out responses, by rows of the head that are kept."""
+    """What b = .1 changes in Gemma on held-out responses, by rows of the head that are kept and by epoch."""
     from analysis.claims.effects import difference
+    from analysis.claims.judging import EARLY
 
-    table = _table(data, "gemma")
-    rows = _scored(table.loc[table["within"].notna() & (table["epoch"] == table["epoch"].max())])
-    rows = rows.loc[rows["view"] == "response"]
-    effects = {
-        name: difference(rows, value, column="label_smoothing", first=0.0, second=0.1, on=["rows", "data_seed"])
-        for name, value in (
-            ("confidence falls by", "confidence"),
-            ("ECE falls by", "ece"),
-            ("accuracy falls by", "accuracy"),
-        )
-    }
-    plain = rows.loc[rows["label_smoothing"] == 0]
+    table = _table(data, "real_gemma")
+    inside = _scored(table.loc[table["within"].notna()])
+    inside = inside.loc[inside["view"] == "response"]
     lines = [
-        f"| rows kept | confidence less accuracy, b = 0 | {' | '.join(effects)} |",
-        "|---" * (2 + len(effects)) + "|",
+        "| rows kept | epoch | confidence less accuracy, b = 0 | confidence falls by "
+        "| ECE, b = 0 | ECE falls by | accuracy falls by |",
+        "|---" * 7 + "|",
     ]
-    for size in sorted(plain["rows"].unique()):
-        at = plain.loc[plain["rows"] == size]
-        cells = [_mean(at["confidence"] - at["accuracy"])]
-        cells += [_mean(pairs.loc[pairs["rows"] == size, "difference"]) for pairs in effects.values()]
-        lines.append(f"| {size:,.0f} | {' | '.join(cells)} |")
+    for size in sorted(inside["rows"].unique()):
+        for epoch in (EARLY, inside["epoch"].max()):
+            at = inside.loc[(inside["rows"] == size) & (inside["epoch"] == epoch)]
+            plain = at.loc[at["label_smoothing"] == 0]
+            falls = [
+                difference(at, value, column="label_smoothing", first=0.0, second=0.1, on=["data_seed"])["difference"]
+                for value in ("confidence", "ece", "accuracy")
+            ]
+            values = (plain["confidence"] - plain["accuracy"], falls[0], plain["ece"], *falls[1:])
+            lines.append(f"| {size:,.0f} | {epoch:.0f} | {' | '.join(_mean(each) for each in values)} |")
     return "\n".join(lines)
 
 
@@ -107,18 +145,23 @@ def verdicts(data: Path) -> str:
     return "\n".join(lines)
 
 
+def predicted(data: Path) -> str:
+    """What had been predicted of Gemma, part by part."""
+    return real_predictions.predictions(_table(data, "real_gemma"))
+
+
 def _judged(data: Path) -> dict[str, str]:
     """The models whose runs were enough for verdicts; Gemma, whose vocabulary was cut, is one."""
     there = {short: name for short, name in MODELS.items() if (data / f"real_{short}_verdicts.csv").exists()}
     return {"gemma": MODELS["gemma"], **there}
 
 
-def _table(data: Path, short: str) -> pd.DataFrame:
+def _table(data: Path, name: str) -> pd.DataFrame:
     from analysis.lab.tables import find_table, read_table
 
-    path = find_table(data, f"real_{short}")
+    path = find_table(data, name)
     if path is None:
-        raise FileNotFoundError(f"data must hold real_{short}.csv or real_{short}.csv.gz, got neither in {data}.")
+        raise FileNotFoundError(f"data must hold {name}.csv or {name}.csv.gz, got neither in {data}.")
     return read_table(path)
 
 
@@ -129,6 +172,8 @@ def _scored(table: pd.DataFrame, reading: str = "as_trained") -> pd.DataFrame:
 
 
 def _stages(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    from analysis.claims.judging import EARLY
+
     asked = table.loc[table["exam"].isna() | (table["exam"] == "whole")]
     trained, fitted, last = _scored(asked), _scored(asked, "post_hoc"), table["epoch"].max()
     plain = trained.loc[trained["label_smoothing"] == 0]
@@ -136,10 +181,13 @@ def _stages(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     fit = fit.loc[(fit["label_smoothing"] == 0) & (fit["reading"] == "as_trained")]
     best = fit.loc[fit.groupby("data_seed")["nll"].idxmin(), ["data_seed", "epoch"]]
     stopped = plain.loc[plain["exam"].isna()].merge(best, on=["data_seed", "epoch"])
+    smoothed = trained.loc[trained["label_smoothing"] == 0.1]
     rows = (
         plain.loc[plain["epoch"] == 0],
+        plain.loc[plain["epoch"] == EARLY],
+        smoothed.loc[smoothed["epoch"] == EARLY],
         plain.loc[plain["epoch"] == last],
-        trained.loc[(trained["label_smoothing"] == 0.1) & (trained["epoch"] == last)],
+        smoothed.loc[smoothed["epoch"] == last],
         fitted.loc[(fitted["label_smoothing"] == 0) & (fitted["epoch"] == last)],
         stopped,
     )

@@ -23,5 +23,6 @@ FIGURES = {
     "sizes": "paper_figures.sizes",
     "kernel": "paper_figures.kernel",
     "audit": "paper_figures.audit",
+    "real": "paper_figures.real",
     "verdicts": "paper_figures.verdicts",
 }

@@ -5,10 +5,11 @@ head that stands in several tables, or whose budget and temperature have one rat
 max p that training with smoothing brought. *Across:* what the plain head says beforehand; on the line it is right.
 *Left:* the frozen-head response P, which moves the hidden states alone. *Right:* two numbers of the plain head, its
 confidence p and its activity index A, counted as -1 where it is lower. Axes are linear from -.001 to .001 (grey) and
-logarithmic beyond. Stars, on the right alone: SmolLM2 tuned on questions, on its training examples at the last epoch;
+logarithmic beyond. Stars, on the right alone: SmolLM2 tuned on questions, and Gemma-3-270M (open; Gemma terms of use)
+on pairs, with its whole vocabulary and cut, on their training examples at the last epoch;
 its features are not free, so that P is no prediction, and its table has the two numbers alone. Only pairs that
 converged, whose response was solved and whose plain head is that of its table; ``heads`` counts their plain heads.
-Tables S9, and S3, S4 and S5 for the measured falls; the tuned model: instruction_full.csv, where it is there.
+Tables S9, and S3, S4 and S5 for the measured falls; tuned models: instruction_full and real_gemma, where there.
 """
 
 from __future__ import annotations
@@ -32,27 +33,30 @@ from .style import HIDDEN_SIZE_COLOURS, RC, TEXT_WIDTH, THEORY_COLOUR
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
-TABLES, OPTIONAL = ("S9", "S3"), ("S4", "S5", "instruction_full")
+TABLES, OPTIONAL = ("S9", "S3"), ("S4", "S5", "instruction_full", "real_gemma")
 COLUMNS = [
     "kind", "vocab_size", "hidden_size", "label_smoothing", "seeds", "heads", "predicted", "clipped", "fall",
 ]  # fmt: skip
-_TUNED = "SmolLM2, training examples"
+_TUNED = "SmolLM2, tuned"
+_GEMMA = "Gemma, tuned"
+_REAL = (_TUNED, _GEMMA)
 _LOOKS: dict[str, dict[str, Any]] = {
     "one right token": {"marker": "o", "color": HIDDEN_SIZE_COLOURS[3], "ms": 3.4, "mfc": "none", "mew": 0.8},
     "several (noisy)": {"marker": "^", "color": HIDDEN_SIZE_COLOURS[0], "ms": 3.8, "mec": "#8a7a12", "mew": 0.4},
     _TUNED: {"marker": "*", "color": THEORY_COLOUR, "ms": 9, "mec": "white", "mew": 0.5},
+    _GEMMA: {"marker": "*", "color": "white", "ms": 9, "mec": THEORY_COLOUR, "mew": 1.0},
 }
 _SIZE = 9.5  # of all text, in points: 7 pixels and more where a phone shows the figure 390 wide
-_SMOOTHING, _VOCABULARY = 0.1, 49152  # that the tuned model's index is stated at, and its V
+_SMOOTHING, _VOCABULARY = 0.1, 49152  # that the tuned models' index is stated at, and the V of SmolLM2
 _TEXT = ("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize", "axes.titlesize")
 _LINEAR = 1e-3  # falls below this are drawn on a linear scale
 
 
 def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Cells of S9 with their measured falls, and the tuned model.
+    """Cells of S9 with their measured falls, and the tuned models.
 
     Returns:
-        ``COLUMNS``; ``kind`` is the kind of targets, or the tuned model; ``heads`` how many plain heads are drawn.
+        ``COLUMNS``; ``kind`` is the kind of targets, or a tuned model; ``heads`` how many plain heads are drawn.
     """
     pairs = joined(tables["S9"], {name: tables[name] for name in ("S3", "S4", "S5") if name in tables})
     pairs = distinct(pairs.loc[pairs["confirmed"]])
@@ -67,24 +71,38 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     kind = np.where(noisy, "several (noisy)", "one right token")
     parts = [cells.assign(kind=kind, heads=pairs["key"].nunique())]
     if "instruction_full" in tables:
-        parts.append(_tuned(tables["instruction_full"]).assign(kind=_TUNED))
+        parts.append(_tuned(_questions(tables["instruction_full"])).assign(kind=_TUNED))
+    if "real_gemma" in tables:
+        parts.append(_tuned(_pairs(tables["real_gemma"])).assign(kind=_GEMMA))
     return pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
 
 
+def _questions(tuned: pd.DataFrame) -> pd.DataFrame:
+    """Tunings of SmolLM2 on questions, T = 1 and no softcap; V is not in the table."""
+    plain = (tuned["temperature"] == 1) & tuned["softcap"].isna()
+    return tuned.loc[plain & tuned["view"].isin(["letter", "tokens"])].assign(rows=_VOCABULARY, documents="all")
+
+
+def _pairs(tuned: pd.DataFrame) -> pd.DataFrame:
+    """Tunings of Gemma on pairs, on all documents and on those of frequent tokens, whose head was cut."""
+    responses = tuned.loc[tuned["view"] == "response"]
+    return responses.assign(documents=responses["within"].isna().map({True: "all", False: "frequent tokens"}))
+
+
 def _tuned(tuned: pd.DataFrame) -> pd.DataFrame:
-    """Falls of the tuned model on its training examples, and what its plain confidence and index say."""
+    """Falls of a tuned model on its training examples, and what its plain confidence and index say."""
     kept = tuned.loc[
-        (tuned["split"] == "train") & (tuned["reading"] == "as_trained") & (tuned["temperature"] == 1)
-        & tuned["softcap"].isna() & (tuned["epoch"] == tuned["epoch"].max()) & tuned["view"].isin(["letter", "tokens"])
-    ]  # fmt: skip
-    keys = ["view", "data_seed"]
+        (tuned["split"] == "train") & (tuned["reading"] == "as_trained") & (tuned["epoch"] == tuned["epoch"].max())
+    ]
+    cell = ["view", "documents", "rows"]
+    keys = [*cell, "data_seed"]
     plain = kept.loc[kept["label_smoothing"] == 0, [*keys, "confidence", "activity"]]
     smoothed = kept.loc[kept["label_smoothing"] > 0, [*keys, "label_smoothing", "confidence"]]
     both = smoothed.merge(plain, on=keys, suffixes=("", "_plain"))
     b, p = both["label_smoothing"], both["confidence_plain"]
     both["fall"] = p - both["confidence"]
-    both["clipped"] = clipped_fall(p, both["activity"] * _SMOOTHING / b, _VOCABULARY, b)
-    return summarise(both, ["view", "label_smoothing"], ["clipped", "fall"])
+    both["clipped"] = clipped_fall(p, both["activity"] * _SMOOTHING / b, both["rows"], b)
+    return summarise(both, [*cell, "label_smoothing"], ["clipped", "fall"])
 
 
 def make(table: pd.DataFrame, *, preset: str) -> Figure:
@@ -101,7 +119,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         ValueError: If a column is missing or there is no cell.
     """
     check(table, COLUMNS)
-    cells = table.loc[table["kind"] != _TUNED]
+    cells = table.loc[~table["kind"].isin(_REAL)]
     check(cells, COLUMNS)
     drawn = table[["predicted", "clipped", "fall"]].to_numpy()
     ends = min(-_LINEAR / 2, 1.4 * float(np.nanmin(drawn))), 1.25 * float(np.nanmax(drawn))
@@ -114,11 +132,11 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         right.set_title(r"(b) the rule $b\,(p - 1/V)\,\max(0, 1 - A)$", loc="left")
         left.set_ylabel("measured fall in confidence")
         handles, labels = right.get_legend_handles_labels()
-        simulated = [at for at, label in enumerate(labels) if label != _TUNED]
+        simulated = [at for at, label in enumerate(labels) if label not in _REAL]
         style: dict[str, Any] = {"loc": "upper left", "handletextpad": 0.2, "labelspacing": 0.3, "borderpad": 0.1}
         left.legend([handles[at] for at in simulated], [labels[at] for at in simulated], **style)
-        stars = [at for at, label in enumerate(labels) if label == _TUNED]
-        right.legend([handles[at] for at in stars], [labels[at].replace(", ", ",\n") for at in stars], **style)
+        stars = [at for at, label in enumerate(labels) if label in _REAL]
+        right.legend([handles[at] for at in stars], [labels[at] for at in stars], **style)
         stamp(fig, preset, cells["seeds"])
     return fig
 
@@ -131,7 +149,7 @@ def _panel(ax: Axes, table: pd.DataFrame, x: str, ends: tuple[float, float]) -> 
     for kind, look in _LOOKS.items():
         rows = table.loc[(table["kind"] == kind) & table[x].notna()].sort_values([x, "fall"], kind="stable")
         if len(rows):
-            ax.plot(rows[x], rows["fall"], ls="", label=kind, zorder=4 if kind == _TUNED else 3, **look)
+            ax.plot(rows[x], rows["fall"], ls="", label=kind, zorder=4 if kind in _REAL else 3, **look)
     for axis in ("x", "y"):
         getattr(ax, f"set_{axis}scale")("symlog", linthresh=_LINEAR, linscale=0.4)
         ticks = {"\N{MINUS SIGN}0.01": -0.01, "0": 0, "0.01": 0.01, "0.1": 0.1}
@@ -140,7 +158,7 @@ def _panel(ax: Axes, table: pd.DataFrame, x: str, ends: tuple[float, float]) -> 
         getattr(ax, f"set_{axis}lim")(*ends)
     ax.minorticks_off()
     ax.set_xlabel("predicted fall")
-    cells = table.loc[table["kind"] != _TUNED]
+    cells = table.loc[~table["kind"].isin(_REAL)]
     share = unfitted_share(cells[x].to_numpy(), cells["fall"].to_numpy())
     error = float((cells[x] - cells["fall"]).abs().max())
     note = f"{len(cells)} settings,\n$R^2$ = {share:.3f},\noff by {error:.3f}\nat most"

@@ -8,8 +8,9 @@ on one scale (filled, ticks every .1), ranks, nats and the ratio each on its own
 1; "not run" counts cells of a grid that is not finished. *Predicted:* the verdicts expected of the experiments before
 their first run (S3's quick ones: after a smaller table); bold where one was reached and was not among them. Conditions
 and counter-evidence of every verdict: verdicts.csv. *Real model:* the same claims on a language model tuned on
-questions; *Gemma* and *SmolLM2*: on those tuned on pairs; each where its table is there. Tables verdicts.csv,
-findings.csv, instruction_verdicts.csv, real_gemma_verdicts.csv and real_smollm2_verdicts.csv.
+questions; *Gemma* and *SmolLM2*: on those tuned on pairs; each where its table is there, with the word at epoch 2, the
+paper's budget, where that is another. Tables verdicts.csv, findings.csv, instruction_verdicts.csv,
+real_gemma_verdicts.csv and real_smollm2_verdicts.csv.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _REAL = {
 TABLES, OPTIONAL = ("verdicts", "findings"), tuple(table for table, _ in _REAL.values())
 COLUMNS = [
     "claim", "statement", "verdict", "depends_on", "predicted", "effect", "mean", "low", "high", "seeds", "unit",
-    "cells_not_run", *_REAL,
+    "cells_not_run", *_REAL, *(f"{name}_early" for name in _REAL),
 ]  # fmt: skip
 _SIZE, _LEADING = 6.5, 8.0  # points, of the type and from line to line
 _COMMON = ("ECE", "probability")  # units that share a scale
@@ -72,7 +73,10 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for column, (name, _) in _REAL.items():
         real = tables.get(name)
         found = {} if real is None else dict(zip(real["claim"], real["verdict"], strict=True))
+        dated = real is not None and "early_verdict" in real
+        early = dict(zip(real["claim"], real["early_verdict"].fillna(""), strict=True)) if dated else {}
         table[column] = [found.get(claim, "") for claim in table["claim"]]
+        table[f"{column}_early"] = [early.get(claim, "") for claim in table["claim"]]
     return table.reindex(columns=COLUMNS)
 
 
@@ -134,7 +138,7 @@ def _texts(row: dict[Any, Any]) -> dict[str, str]:
     """What is written in each column, broken to its width."""
     verdict = str(row["verdict"])
     clause = f"{verdict} {row['depends_on']}" if row["depends_on"] else verdict
-    clause += "".join(f"\n{called}: {row[column]}" for column, (_, called) in _REAL.items() if row[column])
+    clause += "".join(f"\n{called}: {_in_time(row, column)}" for column, (_, called) in _REAL.items() if row[column])
     numbers = [] if pd.isna(row["mean"]) else [f"{row['mean']:.3g}", f"[{row['low']:.3g}, {row['high']:.3g}]"]
     if not str(row["cells_not_run"]).startswith("0 "):
         numbers.append(f"{row['cells_not_run']} not run")
@@ -150,6 +154,12 @@ def _texts(row: dict[Any, Any]) -> dict[str, str]:
         )
         for name, text in written.items()
     }
+
+
+def _in_time(row: dict[Any, Any], column: str) -> str:
+    """The verdict on a real model, and that at the paper's budget where it is another."""
+    word, early = str(row[column]), row[f"{column}_early"]
+    return word if early in ("", word) else f"{word} (epoch 2: {early})"
 
 
 def _expected(row: dict[Any, Any]) -> list[str]:

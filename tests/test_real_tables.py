@@ -51,8 +51,9 @@ def test_models_stand_in_the_stages_of_the_paper(data):
 
 def test_the_vocabulary_and_the_verdicts_have_a_line_each(data):
     _, _, *lines = rows(real_tables.vocabulary(data))
-    assert [line[0] for line in lines] == ["12,288", "16,384", "262,144"]
-    assert all(re.match(r"0\.161 \[", line[1]) and line[2].startswith("0.080") for line in lines)
+    assert [line[:2] for line in lines] == [[n, epoch] for n in ("12,288", "16,384", "262,144") for epoch in "28"]
+    assert all(re.match(r"0\.161 \[", line[2]) and line[3].startswith("0.080") for line in lines[1::2])
+    assert all(re.match(r"0\.041 \[", line[2]) and line[3].startswith("0.020") for line in lines[::2])
     _, _, *lines = rows(real_tables.verdicts(data))
     assert ["K4", "Gemma-3-270M", "refuted", "refuted"] in [line[:4] for line in lines]
     assert len(lines) == 2 * 5
@@ -77,11 +78,13 @@ def test_the_vocabulary_and_the_verdicts_have_a_line_each(data):
 def test_sentences_follow_from_the_findings(tmp_path, changes, said):
     table = made(**changes)
     write_judged(tmp_path, "gemma", table)
+    table.to_csv(tmp_path / "real_gemma.csv", index=False)
     assert "SmolLM2" not in real_tables.found(tmp_path) + real_tables.verdicts(tmp_path)
     for end in ("verdicts", "findings"):
         copyfile(tmp_path / f"real_gemma_{end}.csv", tmp_path / f"real_smollm2_{end}.csv")
     lines = real_tables.found(tmp_path).replace("\n  ", " ").splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
+    assert "is 0.041 [" in lines[5]
     assert lines[0].startswith('- **"Large-vocabulary models of small hidden size')
     assert "Gemma-3-270M became over-confident: confidence less accuracy is 0.161 [" in lines[0]
     assert all(words in lines[0] for words in said), lines[0]

@@ -53,7 +53,8 @@ def cells(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
     Returns:
         One line for each table, setting, b and view, with ``seeds``, ``measured``, and a column for each candidate and
-        rival: nan where it is not there, or was not solved for some seed. Only falls of at least .01.
+        rival: nan where it is not there, or was not solved for some seed. Only falls of at least .01, and, of a table
+        that was asked for predictions, only the runs that were.
     """
     return pd.concat([_cells(name, table) for name, table in tables.items()], ignore_index=True)
 
@@ -68,6 +69,8 @@ def _cells(name: str, table: pd.DataFrame) -> pd.DataFrame:
     keys = [*setting, "view", "data_seed"]
     plain, smoothed = ends.loc[ends["label_smoothing"] == 0], ends.loc[ends["label_smoothing"] > 0]
     found = smoothed[[*keys, "label_smoothing", "confidence"]].merge(plain, on=keys, suffixes=("", "_plain"))
+    asked = _asked(found)
+    found = found.loc[asked | ~asked.any()].reset_index(drop=True)
     b, p = found["label_smoothing"], found["confidence_plain"]
     index = found["activity"] * 0.1 / b  # A falls as 1 / b
     size = found.get("rows", _NONE)
@@ -83,6 +86,12 @@ def _cells(name: str, table: pd.DataFrame) -> pd.DataFrame:
         seeds=("measured", "size"), **{each: (each, lambda x: x.mean(skipna=False)) for each in falls}
     )
     return means.loc[means["measured"] >= _LEAST].reset_index()
+
+
+def _asked(found: pd.DataFrame) -> pd.Series:
+    """Whether any candidate was computed for a line, solved or not: runs that were not asked say nothing of them."""
+    there = [f"{kind}_fall_{b:g}" for kind in CANDIDATES for b in found["label_smoothing"].unique()]
+    return found[[column for column in there if column in found]].notna().any(axis=1)
 
 
 def _predicted(found: pd.DataFrame, kind: str) -> np.ndarray:

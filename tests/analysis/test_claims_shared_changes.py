@@ -66,6 +66,18 @@ def test_a_candidate_that_lacks_a_cell_is_not_compared():
     assert set(old["cells"]) == {1}
 
 
+def test_runs_that_were_not_asked_for_predictions_are_no_cells():
+    """Neither a whole setting nor one seed of it; a table without any has its rules of thumb judged."""
+    asked, other = table({"affine": 1.0}, rows=1000, vocabulary=0), table({}, rows=2000, vocabulary=7)
+    asked.loc[asked["data_seed"] == 2, "affine_fall_0.1"] = np.nan
+    found = cells({"t": pd.concat([asked, other])})
+    assert found["vocabulary"].tolist() == [0, 0]
+    assert found["seeds"].tolist() == [2, 2]
+    assert found["measured"].tolist() == pytest.approx([0.075, 0.045])
+    assert verdict(accuracy(found))[0] == "affine"
+    assert cells({"t": other})["seeds"].tolist() == [3, 3]
+
+
 def test_the_command(tmp_path, capsys):
     path, out = tmp_path / "real_tuning_1.csv", tmp_path / "falls.csv"
     table({"scale": 1.1, "gain": 1.2, "low_rank": 0.5, "affine": 0.5}).to_csv(path, index=False)
