@@ -184,7 +184,7 @@ def test_the_answer_for_a_hugging_face_model(tmp_path, monkeypatch, capsys):
 def test_how_a_real_model_fared_is_said_as_the_audit_says_it():
     from analysis.audit._verdict import TUNED
 
-    assert f"fell by {TUNED} times this one" in " ".join(README.split())
+    assert f"on new texts, not drawn, by {TUNED} times" in " ".join(README.split())
 
 
 def test_the_calibration_error_is_the_one_that_is_shown(capsys):
