@@ -41,7 +41,8 @@ def error_of(which, tensors, told, **options):
     """Relative error of a gradient in float16 within a tolerance."""
     hidden, weight, target = (t.to(DEVICE) for t in tensors)
     half = hidden.half(), weight.half()
-    exact = gradient(which, *(t.double() for t in half), target, implementation="reference", **options)
+    double = half[0].double(), half[1].double()
+    exact = gradient(which, *double, target, implementation="reference", **options)
     found = gradient(which, *half, target, implementation="triton", gradient_tolerance=told, **options)
     return (found - exact).norm() / exact.norm()
 
