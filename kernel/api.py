@@ -129,9 +129,10 @@ def linear_cross_entropy(
             ``"triton"`` on a CUDA device that can run it, else ``"chunked"``.
         workspace_bytes: Memory in bytes that ``"triton"`` may use beyond the gradients, a float32 ``(N, D)`` and, where
             tokens are few, partial sums of the input's gradient; those of the weight's, where they are many (32 D and
-            more), take an eighth of it, 17 MiB at most on an H200. It uses at least a strip of 256 logits a token. With
-            2 N V bytes, half-precision inputs need no logit twice, which saves a quarter of the work. The number
-            changes time and memory, never the result beyond rounding.
+            more), take an eighth of it, 17 MiB at most on an H200. A ``gradient_tolerance`` takes N V / 32 bytes
+            (float32: N V / 8), a twentieth of the head and some 140 MiB more. It uses at least a strip of 256 logits a
+            token. With 2 N V bytes, half-precision inputs need no logit twice, which saves a quarter of the work. The
+            number changes time and memory, never the result beyond rounding.
         return_statistics: Also return each token's log-probability, log-partition, entropy, confidence and argmax, from
             the same pass over the head. A loss of any function of the first three has exact gradients.
         process_group: A group of :mod:`torch.distributed` whose processes hold the head's rows between them, at least
@@ -142,7 +143,7 @@ def linear_cross_entropy(
         gradient_tolerance: Largest relative Frobenius error, in [0, 1), of the gradients of ``input`` and of
             ``linear_weight``, beyond rounding; 0 computes all of them. Used by ``"chunked"`` and ``"triton"`` in one
             process, where the latter waits for the device once a backward; otherwise gradients stay exact. A
-            :class:`GradientTolerance` learns what was left out.
+            :class:`GradientTolerance` learns what was left out; the limits are told there.
         **unsupported: torch's ``weight`` and ``options`` are refused with the reason.
 
     Returns:

@@ -16,6 +16,11 @@ def tolerance_of(value: Any) -> Any:
 class GradientTolerance:
     """A ``gradient_tolerance`` that tells what the last loss, or its backward, made of it.
 
+    Bounds hold beyond rounding, that of a backward without a tolerance in the same dtype. The Triton path leaves
+    nothing out with fewer than four blocks of tokens (512; float32: 256) or eight tiles of the vocabulary. Where it
+    falls back, the backward is the exact one for a softmax kept in 16 bits: not bit for bit that of a tolerance of 0,
+    which may keep bytes.
+
     Deep copies of a module or a model share it, so that they tell the one that the caller holds.
 
     Args:
@@ -23,9 +28,10 @@ class GradientTolerance:
 
     Attributes:
         tolerance: As given.
-        input_active: Share of the tiles (256 rows of the head x a block of tokens, at most 128) that entered the
-            input's gradient as they are; 1 where it was computed exactly or not at all, nan before any loss and
-            while the backward, which computes it on the Triton path and for ``reduction="none"``, has yet to come.
+        input_active: Share of the tiles (256 rows of the head x a block of tokens, at most 128; on the Triton path
+            64 x 64 in float32, and 128 rows before Hopper) that entered the input's gradient as they are; 1 where it
+            was computed exactly or not at all, nan before any loss and while the backward, which computes it on the
+            Triton path and for ``reduction="none"``, has yet to come.
         input_bound: Certified relative error of the input's gradient: at most the tolerance.
         weight_active: As ``input_active``, of the head's gradient.
         weight_bound: As ``input_bound``, of the head's gradient.

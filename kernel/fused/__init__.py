@@ -42,7 +42,10 @@ def loss(
     ``told`` learns what became of ``options.gradient_tolerance``.
 
     Memory beyond the gradients: ``workspace_bytes``, float32 ``(N, D)`` and, where tokens are few, partial sums of the
-    input's gradient, where they are many of the weight's; a copy of an input whose rows are not contiguous.
+    input's gradient, where they are many of the weight's; a copy of an input whose rows are not contiguous. With a
+    tolerance also 8 bytes for each token and tile of the vocabulary, and in the backward dz of one tile of all tokens
+    or 32 MiB (twice the tile where the vocabulary ends within one), a thirty-second of the head, Gram matrices of 256
+    tiles, two float32 rows a tile, and partial sums.
 
     Raises:
         ValueError: If :func:`available` names a reason why the kernels cannot run on these tensors.

@@ -20,7 +20,7 @@ _ROUNDING = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**
 class HeadTiles(NamedTuple):
     """Whole tiles of the head."""
 
-    mean: Tensor  # (tiles, D), dtype of the head
+    mean: Tensor  # (tiles, D) float32
     sigma: Tensor  # (tiles,) that the largest singular value of the tile less its mean row does not exceed
     longest: Tensor  # (tiles,) norm of its longest row
 
@@ -47,7 +47,7 @@ def _mean_kernel(
         address = weight + row[:, None] * weight_row_stride + column.to(tl.int64)[None, :] * weight_column_stride
         w = tl.load(address, mask=inside[None, :], other=0.0).to(tl.float32)
         own = tl.sum(w, 0) / TILE
-        tl.store(mean + tile.to(tl.int64) * hidden_size + column, own.to(mean.dtype.element_ty), mask=inside)
+        tl.store(mean + tile.to(tl.int64) * hidden_size + column, own, mask=inside)
         square += tl.sum(w * w, 1)
         w -= own[None, :]
         centred += tl.sum(w * w, 1)
@@ -127,7 +127,7 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
     part = min(rows, 128)
     trace, longest = (torch.empty(tiles, dtype=torch.float32, device=weight.device) for _ in range(2))
     squares = torch.empty(tiles, rows // part, 2, dtype=torch.float32, device=weight.device)
-    mean = weight.new_empty(tiles, hidden_size)
+    mean = torch.empty(tiles, hidden_size, dtype=torch.float32, device=weight.device)
     matrix = {
         "weight": weight,
         "hidden_size": hidden_size,

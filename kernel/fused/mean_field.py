@@ -3,6 +3,9 @@
 With a the factor of a token's softmax and g that of smoothing's uniform term, the mean of dz over a tile of C columns
 that does not hold the target is (a m - g b C / V) / C, exact but for the rounding of the masses m. Its products are a
 C-th of the dense ones: with the mean rows of the head, and with the hidden states for a row that all of the tile share.
+
+They are taken in float32 whatever the dtype of the head. Tiles that are left out may cancel each other, so that the
+rounding of their terms to half precision could exceed what is certified, and a factor with a z-loss may be large.
 """
 
 from __future__ import annotations
@@ -19,18 +22,16 @@ from .tile_sums import TokenTiles, load_sizes
 
 __all__ = ["MeanField"]
 
-_SCALE = tl.constexpr(1024.0)  # keeps small masses among the normal numbers of float16
-
 
 @triton.jit
 def _coefficients(
     mass, order, count, factor, row_scale, left_out, block, row, tile, tiles, stride, uniform, ROWS: tl.constexpr
 ):
-    """(a m - g b C / V) of tiles that are left out, else 0, times _SCALE: (rows, tiles)."""
+    """(a m - g b C / V) of tiles that are left out, else 0: (rows, tiles)."""
     found, mask = load_sizes(mass, order, count, factor, row, tile, tiles, stride)  # pyright: ignore[reportGeneralTypeIssues]
     g = tl.load(row_scale + row, mask=row < tl.load(count), other=0.0)
     out = tl.load(left_out + tiles.to(tl.int64) * block + tile, mask=tile < tiles, other=0)
-    return tl.where(mask & (out != 0)[None, :], (found - (g * uniform)[:, None]) * _SCALE, 0.0)
+    return tl.where(mask & (out != 0)[None, :], found - (g * uniform)[:, None], 0.0)
 
 
 @triton.jit(do_not_specialize=["tiles"])
@@ -41,7 +42,7 @@ def _input_kernel(
     factor,
     row_scale,  # (N,)
     left_out,  # (blocks, tiles) uint8
-    mean,  # (tiles, D)
+    mean,  # (tiles, D) float32
     accumulator,  # (blocks x ROWS, D) float32
     squares,  # (blocks, column blocks), written if NORM
     weight,  # (V, D), the next two read if NORM
@@ -72,9 +73,9 @@ def _input_kernel(
         )
         address = mean + tile.to(tl.int64)[:, None] * hidden_size + column[None, :]
         rows = tl.load(address, mask=(tile < tiles)[:, None] & inside, other=0.0)
-        acc = tl.dot(of_mass.to(mean.dtype.element_ty), rows, acc, input_precision=PRECISION)
+        acc = tl.dot(of_mass, rows, acc, input_precision=PRECISION)
     address = accumulator + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
-    acc = acc / _SCALE + tl.load(address, mask=inside, other=0.0)
+    acc += tl.load(address, mask=inside, other=0.0)
     if NORM:
         valid = row < tl.load(count)
         target = tl.load(label + row, mask=valid, other=0).to(tl.int64)[:, None] * weight_row_stride
@@ -105,6 +106,7 @@ def _weight_kernel(
     uniform,
     COLUMNS_OF_TILE: tl.constexpr,
     ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
     TILES: tl.constexpr,
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -114,16 +116,17 @@ def _weight_kernel(
     inside = (column < hidden_size)[None, :]
     number = tl.load(count)
     acc = tl.zeros((TILES, COLUMNS), dtype=tl.float32)
-    for block in range(tl.minimum(row_blocks, tl.cdiv(number, ROWS))):
-        row = block * ROWS + tl.arange(0, ROWS)
+    for part in range(tl.minimum(row_blocks, tl.cdiv(number, ROWS)) * (ROWS // DEPTH)):
+        row = part * DEPTH + tl.arange(0, DEPTH)
+        block = part // (ROWS // DEPTH)
         of_mass = _coefficients(
-            mass, order, count, factor, row_scale, left_out, block, row, tile, tiles, stride, uniform, ROWS
+            mass, order, count, factor, row_scale, left_out, block, row, tile, tiles, stride, uniform, DEPTH
         )
         address = hidden + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
         rows = tl.load(address, mask=(row < number)[:, None] & inside, other=0.0)
-        acc = tl.dot(tl.trans(of_mass.to(hidden.dtype.element_ty)), rows, acc, input_precision=PRECISION)
+        acc = tl.dot(tl.trans(of_mass), rows.to(tl.float32), acc, input_precision=PRECISION)
     address = shared + tile.to(tl.int64)[:, None] * hidden_size + column[None, :]
-    tl.store(address, acc / (_SCALE * COLUMNS_OF_TILE), mask=(tile < tiles)[:, None] & inside)
+    tl.store(address, acc / COLUMNS_OF_TILE, mask=(tile < tiles)[:, None] & inside)
 
 
 class MeanField:
@@ -135,24 +138,25 @@ class MeanField:
         row_scale: Factor of a token's uniform term ``(N,)``.
         uniform: Smoothing's share of a whole tile, b C / V.
         columns: C.
+        dtype: Of the head. Half-precision calls take products of float32 on the tensor cores, in three parts.
     """
 
-    def __init__(self, of: TokenTiles, head: HeadTiles, row_scale: Tensor, uniform: float, columns: int) -> None:
+    def __init__(
+        self, of: TokenTiles, head: HeadTiles, row_scale: Tensor, uniform: float, columns: int, dtype: torch.dtype
+    ) -> None:
         self.of, self.head, self.row_scale, self.uniform, self.columns = of, head, row_scale, uniform, columns
+        self.precision = "ieee" if dtype == torch.float32 else "tf32x3"
 
     def _shared(self, left_out: Tensor) -> dict[str, object]:
-        tile = {"ROWS": self.of.rows, "PRECISION": "ieee"}
-        return (
-            self.of.arguments()
-            | tile
-            | {
-                "mass": self.of.mass,
-                "row_scale": self.row_scale,
-                "left_out": left_out,
-                "hidden_size": self.head.mean.shape[1],
-                "uniform": self.uniform,
-            }
-        )
+        return self.of.arguments() | {
+            "mass": self.of.mass,
+            "row_scale": self.row_scale,
+            "left_out": left_out,
+            "hidden_size": self.head.mean.shape[1],
+            "uniform": self.uniform,
+            "ROWS": self.of.rows,
+            "PRECISION": self.precision,
+        }
 
     def _columns(self) -> int:
         return 128 if self.of.mass.is_cuda else 16
@@ -191,7 +195,7 @@ class MeanField:
             weight_row_stride=weight.stride(0),
             weight_column_stride=weight.stride(1),
             NORM=squares is not None,
-            TILES=64 if accumulator.is_cuda else 16,
+            TILES=16,  # in parts of tf32, 32 take more shared memory than consumer cards have
             COLUMNS=columns,
             num_warps=8,
         )
@@ -208,6 +212,7 @@ class MeanField:
             shared=shared,
             row_blocks=self.of.blocks,
             COLUMNS_OF_TILE=self.columns,
+            DEPTH=16,
             TILES=tiles,
             COLUMNS=columns,
             num_warps=4,

@@ -51,6 +51,7 @@ _PILOT = 32  # a thirty-second of the vocabulary
 _PILOT_BYTES = 2**25  # of its dz
 _FEWEST = 4, 8  # blocks of tokens and tiles of the vocabulary, below which everything is computed
 _MARGIN = 0.995  # of the tolerance: rounding of the bounds and of the least norm
+_ROUNDING = 2.0**-20, 2.0**-23  # of the mean field's terms: float32 products, and masses by bits of log-partition
 _PER_OCTAVE = 4  # thresholds
 _INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
 _SAFE = 1e-12, 1e12  # norms of rows at which float32 keeps the bounds
@@ -178,7 +179,7 @@ class _SparseBackward:
         self.of_tokens = TokenTiles(found.sums, order.int(), self.state.number, factor, self.tiles, self.row)
         self.head_tiles: HeadTiles = head_tiles(weight, self.tile)
         uniform = scalars.uniform(self.vocab_size) * self.tile
-        self.mean_field = MeanField(self.of_tokens, self.head_tiles, of.row_scale, uniform, self.tile)
+        self.mean_field = MeanField(self.of_tokens, self.head_tiles, of.row_scale, uniform, self.tile, weight.dtype)
         elements = workspace_bytes // hidden.element_size() if held.workspace is None else held.workspace.numel()
         # of a round: one tile of the vocabulary at all tokens, or more
         self.capacity = max(min(elements // (self.row * self.tile), self.row_blocks * self.tiles), self.row_blocks)
@@ -195,6 +196,11 @@ class _SparseBackward:
         ok = _safe(longest) & _safe(longest_token)
         outside = torch.zeros_like(forced)
         outside[:, self.pilot :] = rows.unsqueeze(1)
+        rounding = self.size * (_ROUNDING[0] + _ROUNDING[1] * torch.where(self.row_mask, self.upstream.lse.abs(), 0.0))
+        rounding_of = (
+            rounding.norm() * longest,
+            torch.where(self.row_mask, rounding * length, 0.0).sum() / math.sqrt(self.tile),
+        )
         allowed, before = [], self.state.number
         left = sigma.new_zeros(())
         if self.needs[0]:
@@ -212,16 +218,17 @@ class _SparseBackward:
             norm = self.mean_field.norm_with(
                 outside.to(torch.uint8), self.memory, self.state.head.weight, self.state.of.label, self._own()
             )
-            allowed.append((norm - left) * (_MARGIN * tolerance))
+            allowed.append((norm - left - rounding_of[0]) * (_MARGIN * tolerance))
         if self.needs[1]:
             unit = self.state.of.largest[0] * abs(self.state.factor)
             norm = torch.linalg.vector_norm(pilot_rows, dtype=torch.float32) / unit
-            allowed.append(norm * (_MARGIN * tolerance))
+            allowed.append((norm - rounding_of[1]) * (_MARGIN * tolerance))
         active, bounds = (forced | ~outside) & rows.unsqueeze(1), []
         for which, limit in zip([i for i in (0, 1) if self.needs[i]], allowed, strict=True):
             score = of_weight if which else of_input
             level = torch.where(forced | ~outside, LEVELS, _levels(score, limit))
             errors = weight_error(score, level) if which else input_error(of, sigma, level, LEVELS)
+            errors += rounding_of[which]
             fits = (errors <= limit) & (limit > 0)
             chosen = fits.int().cumprod(0).sum() - 1  # the last of the levels that fit; -1 if none does
             active |= (level > chosen) & rows.unsqueeze(1)

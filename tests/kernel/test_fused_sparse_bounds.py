@@ -1,0 +1,179 @@
+"""What the sparse backward of the fused kernels certifies by, against float64, and problems on which half precision would break it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kernel import GradientTolerance, linear_cross_entropy
+from kernel.fused.launch import launch_table
+
+pytest.importorskip("triton")
+
+from kernel.fused.head_tiles import head_tiles
+from kernel.fused.mean_field import MeanField
+from kernel.fused.tile_sums import (
+    LEVELS,
+    TokenTiles,
+    finish_tile_sums,
+    input_error,
+    new_tile_sums,
+    scores,
+    weight_error,
+)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LAUNCH = launch_table(torch.device(DEVICE), torch.float16).logit_gradient
+ROWS, COLUMNS = LAUNCH.rows, LAUNCH.columns
+
+
+def gradient(which, hidden, weight, target, **options):
+    """The gradient of one argument, the other frozen, in float64."""
+    leaves = [hidden.clone(), weight.clone()]
+    leaves[which].requires_grad_()
+    loss: Any = linear_cross_entropy(*leaves, target, **options)
+    return torch.autograd.grad(loss, leaves[which])[0].double()
+
+
+def error_of(which, tensors, told, **options):
+    """Relative error of a gradient in float16 within a tolerance."""
+    hidden, weight, target = (t.to(DEVICE) for t in tensors)
+    half = hidden.half(), weight.half()
+    double = half[0].double(), half[1].double()
+    exact = gradient(which, *double, target, implementation="reference", **options)
+    found = gradient(which, *half, target, implementation="triton", gradient_tolerance=told, **options)
+    return (found - exact).norm() / exact.norm()
+
+
+def test_a_z_loss_may_make_large_factors():
+    """With an input that is frozen, where nothing but the head's gradient could tell."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.zeros(4 * ROWS, 8), torch.zeros(9 * COLUMNS, 8)
+    hidden[:, 0], weight[:, 0] = 1, 150
+    hidden[:, 1:] = torch.randn(len(hidden), 7, generator=generator) * 0.3
+    weight[:COLUMNS, 1:] = torch.randn(COLUMNS, 7, generator=generator) * 0.3
+    weight[5 * COLUMNS : 6 * COLUMNS, 0] += 4  # equal rows with most of the mass: a term of its mean field is near 150
+    target = torch.randint(0, COLUMNS, (len(hidden),), generator=generator)
+    told = GradientTolerance(0.3)
+    assert error_of(1, (hidden, weight, target), told, z_loss=0.5, label_smoothing=0.1) < 0.01
+    assert told.weight_active < 0.5
+
+
+def test_tiles_that_cancel_each_other_stay_within_the_tolerance():
+    """Their mean rows are thousands of times as long as the gradient: half precision of them would be 0.02 off."""
+    generator = torch.Generator().manual_seed(0)
+    tiles = 31
+    weight, hidden = torch.randn(tiles * COLUMNS, 8, generator=generator), torch.randn(4 * ROWS, 8, generator=generator)
+    hidden *= 0.002
+    hidden[:, 0], sign = 0, 2.0 * (torch.arange(tiles) % 2) - 1
+    sign[0] = 0
+    weight[:, 0] += 3000 * sign.repeat_interleave(COLUMNS)
+    weight[:COLUMNS] *= 3
+    target = torch.randint(0, COLUMNS, (len(hidden),), generator=generator)
+    told = GradientTolerance(0.003)
+    assert error_of(0, (hidden, weight, target), told) < 0.004
+    assert told.input_active < 0.5
+
+
+class Known:
+    """Softmax of 2.5 blocks of tokens over six tiles, most of it in one of them or none, in float64 and as the forward leaves it."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.n, self.tiles, self.count = int(2.5 * ROWS), 6, int(2.5 * ROWS) - 3
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE)
+
+        logits = normal(self.n, self.tiles, COLUMNS) * normal(self.n, self.tiles, 1)
+        logits[:, 1] += 20  # all of the mass
+        logits[:, 2] = -3  # equal in the tile
+        logits[:, 3, 0] += 30  # one column
+        self.p = logits.flatten(1).softmax(1).view_as(logits)
+        bits = torch.tensor(2.0).log().item()
+        sums = new_tile_sums(self.n, self.tiles, torch.device(DEVICE))
+        sums[0, :, : self.tiles] = logits.logsumexp(2) / bits
+        sums[1, :, : self.tiles] = logits.softmax(2).square().sum(2)
+        lse = (logits.flatten(1).logsumexp(1) / bits).float()
+        self.number = torch.tensor([self.count], dtype=torch.int32, device=DEVICE)
+        self.above = 1e-3
+        self.wide = finish_tile_sums(sums, lse, self.number, self.tiles, COLUMNS, self.above)
+        self.sums = sums
+        self.residual = (self.p - self.p.mean(2, keepdim=True)).norm(dim=2)
+        kept = torch.randperm(self.count, generator=generator)
+        self.order = torch.cat([kept, torch.arange(self.count, self.n)]).to(DEVICE)
+        self.factor, self.length = normal(self.n).float(), normal(self.n).float().abs()
+        self.sigma = normal(self.tiles).float().abs()
+        of = TokenTiles(sums, self.order.int(), self.number, self.factor, self.tiles, ROWS)
+        self.of = of
+        # |a| |r|, by block: 0 where there is no token
+        size = self.factor[:, None].abs() * self.sums[1, self.order, : self.tiles].double()
+        size[self.count :] = 0
+        self.size = torch.cat([size, size.new_zeros(of.blocks * ROWS - self.n, self.tiles)]).view(-1, ROWS, self.tiles)
+
+
+@pytest.fixture(scope="module")
+def known():
+    return Known()
+
+
+def test_masses_are_right_and_no_residual_is_longer_than_said(known):
+    found = known.sums[:, : known.count, : known.tiles].double()
+    p, residual = known.p[: known.count], known.residual[: known.count]
+    torch.testing.assert_close(found[0], p.sum(2), rtol=2e-5, atol=0)
+    assert (found[1] >= residual * (1 - 1e-6)).all()
+    assert (found[1] <= residual + 0.003 * p.sum(2)).all()
+    wide = known.wide[: known.count]
+    assert ((residual > known.above).sum(1) <= wide).all()
+    assert (wide <= (residual + 0.003 * p.sum(2) > known.above).sum(1)).all()
+    assert (known.wide[known.count :] > known.tiles).all()
+
+
+def test_scores_are_those_of_blocks(known):
+    of_input, of_weight = scores(known.of, known.length, known.sigma)
+    long = torch.cat([known.length, known.length.new_zeros(known.size.shape[0] * ROWS - known.n)]).view(-1, ROWS, 1)
+    torch.testing.assert_close(of_weight.double(), (known.size * long).sum(1), rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(of_input.double(), (known.size * known.sigma).norm(dim=1), rtol=1e-5, atol=1e-12)
+
+
+def test_errors_add_up_over_all_tiles_of_a_level(known):
+    generator = torch.Generator().manual_seed(1)
+    shape = known.of.blocks, known.tiles
+    level = torch.randint(0, LEVELS + 1, shape, generator=generator, dtype=torch.int32).to(DEVICE)
+    score = torch.rand(shape, generator=generator).to(DEVICE)
+    out = level[None] <= torch.arange(LEVELS, device=DEVICE)[:, None, None]  # (levels, blocks, tiles)
+    of_token = (out[:, :, None] * (known.size * known.sigma)).sum(3)
+    of_tile = (out * score.double()).sum(1)
+    ours = input_error(known.of, known.sigma, level, LEVELS), weight_error(score, level)
+    for found, wanted in zip(ours, (of_token.flatten(1).norm(dim=1), of_tile.norm(dim=1)), strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_products_of_the_mean_field_are_of_float32(known, dtype):
+    """Both, also of a head and hidden states of half precision: the coefficients and mean rows are not rounded to it."""
+    generator = torch.Generator().manual_seed(2)
+    d, uniform = 24, 0.02
+    weight, hidden = (
+        torch.randn(k, d, generator=generator).to(DEVICE, dtype) for k in (known.tiles * COLUMNS, known.n)
+    )
+    row_scale = torch.rand(known.n, generator=generator).to(DEVICE)
+    left_out = (torch.rand(known.of.blocks, known.tiles, generator=generator) < 0.6).to(DEVICE)
+    field = MeanField(known.of, head_tiles(weight, COLUMNS), row_scale, uniform, COLUMNS, dtype)
+    accumulator = torch.zeros(known.of.blocks * ROWS, d, device=DEVICE)
+    field.add_input(left_out.to(torch.uint8), accumulator)
+    shared = field.of_weight(left_out.to(torch.uint8), hidden)
+
+    mass = known.sums[0, known.order, : known.tiles].double()
+    coefficient = known.factor[:, None] * mass - uniform * row_scale[:, None].double()
+    coefficient *= left_out.repeat_interleave(ROWS, 0)[: known.n]
+    coefficient[known.count :] = 0
+    mean = weight.double().view(known.tiles, COLUMNS, d).mean(1)
+    for found, left, right in (
+        (accumulator[: known.n], coefficient, mean),
+        (shared * COLUMNS, coefficient.T, hidden.double()),
+    ):
+        allowed = 4e-6 * (left.abs() @ right.abs()) + 1e-7 * left.abs().sum(1, keepdim=True)
+        assert ((found - left @ right).abs() <= allowed).all()
