@@ -42,7 +42,7 @@ _TOLERANCES = (0.001, 0.003, 0.01)
 
 
 @dataclass
-class _Entry:
+class _Contender:
     name: str
     case: Case
     data: Data
@@ -89,31 +89,31 @@ def _ours(case: Case, **options: Any) -> DataLoss:
     return lambda data: linear_cross_entropy(data.hidden, data.weight, data.target, **given)
 
 
-def _entries(data: Data, own_order: Data | None, device: torch.device) -> Iterator[_Entry]:
+def _entries(data: Data, own_order: Data | None, device: torch.device) -> Iterator[_Contender]:
     all_kept = 2 * data.hidden.shape[0] * (data.weight.shape[0] + 20000) * data.hidden.element_size()
     for case in (Case(), Case(label_smoothing=0.0)):
-        yield _Entry("default", case, data, _ours(case))
-        yield _Entry("all kept", case, data, _ours(case, workspace_bytes=all_kept))
+        yield _Contender("default", case, data, _ours(case))
+        yield _Contender("all kept", case, data, _ours(case, workspace_bytes=all_kept))
         for tolerance in _TOLERANCES:
             told = GradientTolerance(tolerance)
-            yield _Entry("sparse", case, data, _ours(case, gradient_tolerance=told), tolerance, told)
+            yield _Contender("sparse", case, data, _ours(case, gradient_tolerance=told), tolerance, told)
         if own_order is not None and case == Case():
-            yield _Entry("default, as they are", case, own_order, _ours(case))
+            yield _Contender("default, as they are", case, own_order, _ours(case))
             told = GradientTolerance(0.003)
-            yield _Entry("sparse, as they are", case, own_order, _ours(case, gradient_tolerance=told), 0.003, told)
+            yield _Contender("sparse, as they are", case, own_order, _ours(case, gradient_tolerance=told), 0.003, told)
         for rival in rivals(all_kept):
             if rival.name.startswith("cut-cross-entropy") and rival.refuses(case, device) is None:
-                yield _Entry(rival.name, case, data, rival.make(case))
+                yield _Contender(rival.name, case, data, rival.make(case))
 
 
-def _described_or_not(entry: _Entry, exact: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, Any]:
+def _described_or_not(entry: _Contender, exact: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, Any]:
     try:
         return _described(entry, exact, device)
     except Exception as error:  # an implementation that fails is a result, and must not end the run
         return {"skipped": f"{type(error).__name__}: {str(error)[:120]}"}
 
 
-def _described(entry: _Entry, exact: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, Any]:
+def _described(entry: _Contender, exact: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, Any]:
     """Memory and errors; the run before these compiles."""
     entry.run()
     peak = measure.peak_bytes(entry.run, device)
@@ -171,7 +171,7 @@ def _measure(name: str, data: Data, own_order: Data | None, rounds: int, device:
         yield row | {column: entry.columns.get(column, "") for column in columns}
 
 
-def _times(entries: Sequence[_Entry], data: Data, rounds: int, device: torch.device) -> list[list[Turn]]:
+def _times(entries: Sequence[_Contender], data: Data, rounds: int, device: torch.device) -> list[list[Turn]]:
     """Times of each entry in each round, and of the product of hidden states and head, the last."""
     hidden, weight = data.hidden.detach(), data.weight.detach()
     out = hidden @ weight.T

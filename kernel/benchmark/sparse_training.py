@@ -44,7 +44,7 @@ def words(vocab_size: int) -> Tensor:
     return torch.tensor([known.get(word, vocab_size - 1) for word in text])
 
 
-class _Model(nn.Module):
+class _TokenModel(nn.Module):
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, _SIZE)
@@ -60,7 +60,7 @@ def train(
 ) -> dict[str, float]:
     """Train one model; return its losses in nats and the mean share of active tiles of both gradients."""
     torch.manual_seed(seed)
-    model = _Model(vocab_size)
+    model = _TokenModel(vocab_size)
     context, target = text.unfold(0, _CONTEXT + 1, 1).split((_CONTEXT, 1), 1)
     target = target.squeeze(1)
     border = len(target) * 9 // 10
