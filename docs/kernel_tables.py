@@ -21,6 +21,7 @@ __all__ = [
     "kernel_targets",
     "models",
     "parallel",
+    "scale",
     "statistics",
     "training_step",
 ]
@@ -222,6 +223,38 @@ def parallel(data: Path) -> str:
         "0.0028 away from float64 (`kernel.csv`), and independent errors of that size differ by sqrt 2 times as much."
     )
     return "\n".join([wrapped(where), "", *lines, "", wrapped(told)])
+
+
+def scale(data: Path) -> str:
+    """Time and memory as tokens and vocabulary grow."""
+    rows: Any = pd.read_csv(data / "scale.csv")
+    about = json.loads((data / "scale.json").read_text(encoding="utf-8"))
+    versions, config = about["versions"], about["config"]
+    first = rows.iloc[0]
+    where = (
+        f"On one {about['device']} ({first['dtype']}, hidden size {first['hidden_size']}, smoothing "
+        f"{config['label_smoothing']:g}, {config['workspace_bytes'] // 2**20} MiB workspace, torch "
+        f"{versions['torch']}, Triton {versions['triton']}, commit `{about['commit'][:12]}`), loss and both gradients; "
+        "the slope is that of log time over log size since the row before, 1 where time is linear; from "
+        "`paper_figures/data/scale.csv`, made by `python -m kernel.benchmark.scale`:"
+    )
+    head = "| tokens | vocabulary | ms | in t_mm | slope | MiB beyond the gradients |"
+    lines = [wrapped(where), "", head, "|---|---|---|---|---|---|"]
+    for row in rows.itertuples():
+        slope = "" if pd.isna(row.slope) else f"{row.slope:.2f}"
+        cells = (f"{row.tokens:,}", f"{row.vocab_size:,}", f"{row.ms:.2f}", f"{row.t_mm:.2f}", slope)
+        lines.append(f"| {' | '.join(cells)} | {row.beyond_mib:.0f} |")
+    tokens, classes = (rows[rows["grows"] == name] for name in ("tokens", "vocab_size"))
+    linear, beyond = tokens[tokens["tokens"] <= 16384], tokens[tokens["tokens"] > 16384]
+    of_classes, of_tokens = classes["t_mm"], linear["t_mm"]
+    told = (
+        f"Time is linear in the vocabulary: {of_classes.max():.2f} to {of_classes.min():.2f} t_mm up to "
+        f"{classes['vocab_size'].max():,} classes, the slope never above {classes['slope'].max():.2f}. In the tokens "
+        f"it is up to {linear['tokens'].max():,}, at {of_tokens.min():.2f} to {of_tokens.max():.2f} t_mm, and no "
+        f"further: {listed(beyond['t_mm'], '.1f')} t_mm at {listed(beyond['tokens'], ',')} tokens, with slopes up to "
+        f"{beyond['slope'].max():.2f}."
+    )
+    return "\n".join([*lines, "", wrapped(told)])
 
 
 def training_step(data: Path) -> str:

@@ -36,6 +36,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "statistics": kernels.statistics,
     "cpu": kernels.cpu,
     "parallel": kernels.parallel,
+    "scale": kernels.scale,
     "models": kernels.models,
     "training step": kernels.training_step,
     "thresholds": studies.thresholds,

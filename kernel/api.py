@@ -128,7 +128,8 @@ def linear_cross_entropy(
             gradients formed in the forward), ``"triton"`` (fused kernels, NVIDIA GPUs from Ampere on), or ``"auto"``:
             ``"triton"`` on a CUDA device that can run it, else ``"chunked"``.
         workspace_bytes: Memory in bytes that ``"triton"`` may use beyond the gradients, a float32 ``(N, D)`` and, where
-            tokens are few, partial sums of the input's gradient. It uses at least a strip of 256 logits a token. With
+            tokens are few, partial sums of the input's gradient; those of the weight's, where they are many (32 D and
+            more), take an eighth of it, 17 MiB at most on an H200. It uses at least a strip of 256 logits a token. With
             2 N V bytes, half-precision inputs need no logit twice, which saves a quarter of the work. The number
             changes time and memory, never the result beyond rounding.
         return_statistics: Also return each token's log-probability, log-partition, entropy, confidence and argmax, from
@@ -204,7 +205,7 @@ def linear_cross_entropy(
         if told is not None:
             told.exact()
         tensors = input, linear_weight, target, linear_bias, token_weight
-        agreement = vocab_parallel.propose(process_group, checked, *tensors)
+        agreement = vocab_parallel.propose(process_group, checked, *tensors, return_statistics=return_statistics)
         tensors = input, linear_weight, linear_bias, target, token_weight
         common = {"return_statistics": return_statistics, "group": process_group}
         if _resolve(implementation, input) is fused.loss and target.numel():

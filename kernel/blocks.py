@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 
 from .options import LossOptions
+from .reference import compute_dtype
+from .softcap import softcap
 
-__all__ = ["BLOCK_BYTES", "block_logits", "block_tokens", "spread"]
+__all__ = ["BLOCK_BYTES", "block_logits", "block_tokens", "logits_of", "spread"]
 
 # Bytes of one block of logits. On the CPU small blocks stay near the caches and large ones make the products efficient;
 # 16 MiB was the fastest on the two shapes of paper_figures/data/chunked.csv. On a GPU larger blocks fill the device.
 BLOCK_BYTES = {"cpu": 16 * 2**20}
 _BLOCK_BYTES_ELSEWHERE = 256 * 2**20
+_GATHERED = 1024  # tokens whose classes' rows are gathered at a time
 
 
 def block_tokens(n: int, weight: Tensor) -> int:
@@ -42,6 +45,21 @@ def block_logits(
         out.tanh_().mul_(options.softcap)
     if options.temperature != 1:
         out.div_(options.temperature)
+
+
+def logits_of(
+    label: Tensor,  # (N,)
+    hidden: Tensor,  # (N, D)
+    weight: Tensor,  # (V, D)
+    bias: Tensor | None,  # (V,)
+    options: LossOptions,
+) -> Tensor:  # (N,)
+    """Return each token's logit of one class, after scale, bias and softcap, by the same sum for equal rows."""
+    z = hidden.new_empty(label.shape, dtype=compute_dtype(hidden.dtype))
+    for h, at, out in zip(hidden.split(_GATHERED), label.split(_GATHERED), z.split(_GATHERED), strict=True):
+        torch.sum(h.to(z.dtype) * weight[at].to(z.dtype), -1, out=out)
+    z *= options.logit_scale
+    return softcap(z if bias is None else z + bias[label].to(z.dtype), options.softcap)
 
 
 def spread(values: Tensor, rows: Tensor, n: int) -> Tensor:

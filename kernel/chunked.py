@@ -214,7 +214,7 @@ def _blocks(
         z, slope = buffer[: h.shape[0]], None if slopes is None else slopes[: h.shape[0]]
         block_logits(h, weight, bias, options, z, slope)
         peak, argmax = z.max(-1, keepdim=True) if statistics is not None else (z.amax(-1, keepdim=True), None)
-        z.sub_(peak)
+        z.sub_(peak.clamp(min=torch.finfo(z.dtype).min))  # of logits that are all -inf the log-partition is -inf, too
         shift = z.gather(-1, y)
         out = (smoothing - 1) * shift
         if smoothing:

@@ -6,7 +6,9 @@ largest memory and error; times are medians.
 
 forward_ms and backward_ms are the parts of a call on the device, from runs of their own, with all that passes between
 the processes; gather_ms and sum_ms what the exchanges take by themselves: three numbers a token, and the gradient of
-the hidden states in float32. host_ms is the time until the host has enqueued a call.
+the hidden states in float32. host_ms is what the host takes to enqueue a call, and wait_ms how long it waits in between
+for what the others told of their arguments: that comes once the device has done what was queued ahead of the call, so
+that the host is then no further ahead of the device than by the forward.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..api import linear_cross_entropy
+from ..vocab_parallel.agreement import Agreement, Share
 from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .measure import ahead, peak_bytes, turn
 from .problems import SHAPES, Data, Shape, make_data
@@ -99,6 +103,26 @@ def _run(
     return value.detach(), hidden.grad, rows.grad
 
 
+@contextmanager
+def _noted_waits() -> Generator[list[float]]:
+    """Note the milliseconds of every wait for the arguments of the others."""
+    waits: list[float] = []
+    confirm = Agreement.confirm
+
+    def noted(self: Agreement[Any]) -> Share:
+        start = time.perf_counter()
+        try:
+            return confirm(self)
+        finally:
+            waits.append((time.perf_counter() - start) * 1e3)
+
+    Agreement.confirm = noted
+    try:
+        yield waits
+    finally:
+        Agreement.confirm = confirm
+
+
 def _halves(call: Callable[[_Mark], object], before: Callable[[], object], device: torch.device) -> tuple[float, float]:
     """Milliseconds of forward and of backward, on the device where it is a GPU."""
     cuda = device.type == "cuda"
@@ -167,7 +191,9 @@ def _measure(data: Data, softcap: float | None, rounds: int) -> Iterator[dict[st
         times, halves = [], []
         for _ in range(rounds):
             dist.barrier()
-            times.append(turn(call, device, before=before))
+            with _noted_waits() as waits:
+                ms, host_ms = turn(call, device, before=before)
+            times.append((ms, host_ms - sum(waits), sum(waits)))
             dist.barrier()
             halves.append(_halves(lambda mark, call=call: call(between=mark), before, device))
         exchanges = _exchanges(data.hidden.detach(), before, rounds) if len(rows) > 1 and loss is together else (0, 0)
@@ -181,7 +207,7 @@ def _measure(data: Data, softcap: float | None, rounds: int) -> Iterator[dict[st
         measured = [statistics.median(x) for x in (*zip(*times, strict=True), *zip(*halves, strict=True))]
         measured += [*exchanges, float(peak or 0) / 2**20, part.numel() * part.element_size() / 2**20]
         found = _worst([*measured, *map(float, off), float(not repeats)], device)
-        ms, host_ms, forward_ms, backward_ms, gather_ms, sum_ms, peak_mib, head_mib, *errors, differs = found
+        ms, host_ms, wait_ms, forward_ms, backward_ms, gather_ms, sum_ms, peak_mib, head_mib, *errors, differs = found
         yield {
             "softcap": softcap,
             "implementation": name,
@@ -190,6 +216,7 @@ def _measure(data: Data, softcap: float | None, rounds: int) -> Iterator[dict[st
             "label_smoothing": _SMOOTHING if compared else 0.0,
             "ms": round(ms, 4),
             "host_ms": round(host_ms, 3),
+            "wait_ms": round(wait_ms, 3),
             "forward_ms": round(forward_ms, 3),
             "backward_ms": round(backward_ms, 3),
             "gather_ms": round(gather_ms, 3) if any(exchanges) else None,

@@ -42,7 +42,7 @@ def loss(
     ``told`` learns what became of ``options.gradient_tolerance``.
 
     Memory beyond the gradients: ``workspace_bytes``, float32 ``(N, D)`` and, where tokens are few, partial sums of the
-    input's gradient; a copy of an input whose rows are not contiguous.
+    input's gradient, where they are many of the weight's; a copy of an input whose rows are not contiguous.
 
     Raises:
         ValueError: If :func:`available` names a reason why the kernels cannot run on these tensors.

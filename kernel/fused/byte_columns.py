@@ -12,8 +12,9 @@ target: ``python -m kernel.benchmark.byte_codes``.) bfloat16's own rounding of t
 float16 does not, and under a softcap the slope is needed, which a rounded probability hides: both keep what they keep
 in two bytes.
 
-Peaks are rounded up to bfloat16, which costs nothing: codes are relative to what is stored. The target's probability
-comes from its float32 logit.
+Peaks are float32, one sixteenth of what the codes take, so that a constant added to all logits changes nothing. The
+target's probability comes from its float32 logit, and its column is left out of its peak: a target that takes nearly
+all mass would leave the steps of the 63 others too coarse to see the runner-up.
 """
 
 from __future__ import annotations
@@ -23,21 +24,13 @@ import triton.language as tl
 
 from .logit_gradient import gradient_of
 
-__all__ = ["decoded_strip_kernel", "fourth_root", "stored_peak", "to_byte"]
+__all__ = ["decoded_strip_kernel", "fourth_root", "to_byte"]
 
 _STEPS = tl.constexpr(255.0)
 _LOG2_STEPS = tl.constexpr(7.994353436858858)
 # Added to a number in [0, 255] this gives a float32 whose low 8 bits are the number, rounded.
 _SHIFT = tl.constexpr(8388608.0)
 _SHIFT_BITS = tl.constexpr(0x4B000000)
-
-
-@triton.jit
-def stored_peak(peak):
-    """The peak rounded up to a bfloat16, and that one's bits."""
-    bits = peak.to(tl.int32, bitcast=True)
-    bits = tl.where(bits >= 0, bits + 0xFFFF, bits) & -65536
-    return bits.to(tl.float32, bitcast=True), (bits >> 16).to(tl.int16)
 
 
 @triton.jit
@@ -55,7 +48,7 @@ def to_byte(root):
 @triton.jit(do_not_specialize=["n", "vocab_size", "dz_rows"])
 def decoded_strip_kernel(
     kept,  # strips of (N, kept_stride), one below the other: codes
-    reference,  # (1 + ..., N) float32: the targets' logits in bits, then the peaks as bfloat16, (columns / PEAK, N)
+    reference,  # (1 + columns / PEAK, N), bits: the targets' logits, then the peaks
     count,
     lse,  # (N,) packed, bits
     row_scale,  # (N,) packed
@@ -88,9 +81,7 @@ def decoded_strip_kernel(
         address = kept + (row + strip * rows).to(tl.int64)[:, None] * kept_stride
         address += (first - strip * kept_stride + tl.arange(0, PEAK))[None, :]
         stored = tl.load(address, mask=inside[:, None], other=0)
-        peaks = reference.to(tl.pointer_type(tl.int16), bitcast=True) + 2 * n.to(tl.int64)
-        peak = tl.load(peaks + (first // PEAK).to(tl.int64) * n + row, mask=inside, other=0)
-        peak = (peak.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+        peak = tl.load(reference + (1 + first // PEAK).to(tl.int64) * n + row, mask=inside, other=0.0)
         row_lse = tl.load(lse + row, mask=inside, other=float("inf"))  # p = 0 in the padding
         own = tl.load(reference + row, mask=inside, other=0.0)
         scale = tl.load(row_scale + row, mask=inside, other=0.0)

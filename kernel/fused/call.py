@@ -11,13 +11,13 @@ from torch import Tensor
 from .arguments import Head, Held, Kept, Scalars
 from .compile_ahead import compile_ahead
 from .gradient_rows import Upstream
-from .launch import blocks, launch_table, processors, uses_descriptors
-from .plan import PEAK_COLUMNS
+from .launch import launch_table, processors, uses_descriptors
+from .plan import PEAK_COLUMNS, KeptColumns
 from .rows import KeptRows, aligned
 from .run_backward import Reduction, backward
 from .run_forward import ForwardResult, forward
 from .run_sparse import Sparse, SparseTiles, sparse_backward
-from .schedule import KeptColumns, Schedule, every_kind, schedule
+from .schedule import Schedule, every_kind, schedule
 
 __all__ = ["LossCall", "Needs", "gathered"]
 
@@ -56,12 +56,12 @@ class LossCall:
     def references(self, run: KeptColumns) -> int:
         """Count the rows of ``Kept.reference``: one for the targets and what peaks there are.
 
-        Codes without cap have one a kept tile, columns in bytes one for as many as share it, in two bytes.
+        Codes without cap have one a kept tile, columns in bytes one for as many as share it.
         """
         hidden, scalars = self.head.hidden, self.scalars
         kind, tile = scalars.storage(hidden.dtype), launch_table(hidden.device, hidden.dtype).forward.columns
         if run.in_bytes:
-            return 1 + blocks(run.columns // min(PEAK_COLUMNS, tile), 2)
+            return 1 + run.columns // min(PEAK_COLUMNS, tile)
         if kind == "raw":
             return 0
         tiles = run.columns // tile

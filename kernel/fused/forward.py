@@ -20,7 +20,8 @@ What KEEP stores of a tile (:mod:`.arguments` says when which):
   of the store is proportional to probabilities and enters the backward's products as it is. (Should a logit exceed its
   target's by more than 2^100, :mod:`.keep` notices and repairs it.)
 - "code", the logit in 16 bits (:mod:`.codes`), without softcap relative to the tile's peak, which is stored too.
-- "byte", the softmax in one byte (:mod:`.byte_columns`), relative to peaks of 64 columns, which are stored too.
+- "byte", the softmax in one byte (:mod:`.byte_columns`), relative to peaks of 64 columns, which are stored too. The
+  target's column has no code and no part in a peak: its mass is that of the target's float32 logit.
 - "raw", the raw logit in float32.
 
 TILE_SUMS also writes the sum of exponentials of every tile and token, in bits, and by what part of its square the sum
@@ -32,7 +33,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .byte_columns import fourth_root, stored_peak, to_byte
+from .byte_columns import fourth_root, to_byte
 from .codes import below_peak, encode
 from .tiles import capped, column_part, largest, logit_argument, product, store_tile
 
@@ -62,11 +63,12 @@ def forward_kernel(
     weight,  # (V, D)
     bias,  # (V,)
     count,  # (1,) kept tokens
-    source,  # (N,) read if GATHER
+    source,  # (N,) read if GATHER or of bytes
+    target,  # (N,) input order, read of bytes
     partial,  # (up to 6, units, BLOCK_ROWS): peak, total, logit_sum, weighted, highest, best; in bits
     partial_stride,  # units x BLOCK_ROWS
     kept,  # strips of (N, kept_stride), one below the other, if KEEP
-    reference,  # (1 + ..., N) packed, bits: read of the target (softmax), written of the peaks (code, byte)
+    reference,  # (1 + ..., N) packed, bits: read of the target (softmax, byte), written of the peaks (code, byte)
     tile_sums,  # (2, N, tile_stride) packed, if TILE_SUMS
     n,
     vocab_size,
@@ -164,6 +166,10 @@ def forward_kernel(
             GATHER,
             PRECISION,
         )
+        if KEEP == "byte":
+            token = tl.load(source + row, mask=row < row_count, other=0)
+            label = tl.load(target + token, mask=row < row_count, other=-1).to(tl.int32)
+            own_logit = tl.load(reference + row, mask=row < row_count, other=0.0)
         for piece in tl.static_range(PIECES):
             begins = fresh & (piece == 0)
             first_column = column_start + piece * (BLOCK_VOCAB // PIECES)
@@ -200,9 +206,9 @@ def forward_kernel(
                 peak = tl.load(reference + row, mask=row < row_count, other=float("inf"))  # of the padding nothing
                 tile_peak = peak
             else:
+                if KEEP == "byte":
+                    z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
                 tile_peak = tl.maximum(tl.max(z, 1), _FLOOR)
-            if KEEP == "byte":
-                tile_peak, peak_bits = stored_peak(tile_peak)
             below = z - tile_peak[:, None]
             if KEEP == "byte":
                 root = fourth_root(below)
@@ -219,9 +225,8 @@ def forward_kernel(
                     BLOCK_VOCAB // PIECES,
                     DESCRIPTOR,
                 )
-                peaks = reference.to(tl.pointer_type(tl.int16), bitcast=True) + 2 * n.to(tl.int64)
-                peaks += (tile * PIECES + piece).to(tl.int64) * n
-                tl.store(peaks + row, peak_bits, mask=row < row_count)
+                address = reference + (1 + tile * PIECES + piece).to(tl.int64) * n + row
+                tl.store(address, tile_peak, mask=row < row_count)
                 e = root * root
                 e = e * e
             else:
@@ -247,12 +252,21 @@ def forward_kernel(
             else:
                 old_peak = tl.where(begins, _FLOOR, peak)
                 peak = tl.maximum(old_peak, tile_peak)
+                if KEEP == "byte":
+                    here = (label >= first_column) & (label < first_column + BLOCK_VOCAB // PIECES)
+                    peak = tl.where(here, tl.maximum(peak, own_logit), peak)
+                    own_below = tl.where(here, own_logit - peak, float("-inf"))
                 old = tl.exp2(old_peak - peak)
                 new = tl.exp2(tile_peak - peak)
                 if ENTROPY:
                     old_weighted += old_total * (old_peak - peak)
                     weighted = old_weighted * old + (weighted + total * (tile_peak - peak)) * new
                 total = old_total * old + total * new
+                if KEEP == "byte":
+                    own_e = tl.exp2(own_below)
+                    total += own_e
+                    if ENTROPY:
+                        weighted += own_e * tl.maximum(own_below, _LOWEST)
 
         # The unit's slot is written after every tile of its group; the last one stays.
         slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)

@@ -18,6 +18,7 @@ __all__ = [
     "processors",
     "set_launch_table",
     "uses_descriptors",
+    "weight_splits",
 ]
 
 
@@ -112,6 +113,20 @@ def precise(tensor: torch.Tensor) -> bool:
 def processors(device: torch.device) -> int:
     """Programs of a persistent kernel: one a multiprocessor; 3 in the interpreter, so that each has several tiles."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
+# Tokens for each piece and entry of the hidden size: with 16 the pieces' float32 take at most an eighth of the memory
+# of dz in half precision, from which they are made, and writing and reading them an eighth of what dz takes.
+_TOKENS_OF_A_PIECE = 16
+
+
+def weight_splits(tokens: int, width: int, hidden_size: int, launch: Launch, processors: int) -> int:
+    """Pieces in which the weight's gradient of a strip is summed over the tokens: 1 where there are tiles enough.
+
+    The pieces take ``splits * width * hidden_size`` float32, never more than a tile for each multiprocessor.
+    """
+    tiles = blocks(width, launch.rows) * blocks(hidden_size, launch.columns)
+    return max(min(processors // tiles, tokens // (_TOKENS_OF_A_PIECE * hidden_size)), 1)
 
 
 def uses_descriptors(*tensors: torch.Tensor) -> bool:

@@ -26,7 +26,8 @@ def merge_kernel(
     token_loss,  # (N,) input order
     lse,  # (N,) packed order, in bits
     entropy,  # (N,) packed order, in nats, written if ENTROPY
-    statistics,  # (4, N) input order, written if ARGMAX: log-probability, lse and entropy in nats, confidence
+    statistics,  # (4, N) input order, written if ARGMAX: log-probability, lse and entropy in nats, confidence; and the
+    # largest logit, in nats, if LARGEST
     argmax,  # (N,) input order, int64, written if ARGMAX
     n,
     vocab_size,
@@ -41,6 +42,7 @@ def merge_kernel(
     LOGIT_SUM: tl.constexpr,
     ENTROPY: tl.constexpr,
     ARGMAX: tl.constexpr,
+    LARGEST: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -118,5 +120,7 @@ def merge_kernel(
             tl.store(statistics + 2 * n + origin, tl.where(valid, nats, nothing), mask=inside)
             confidence = tl.exp2(highest - peak) / total
             tl.store(statistics + 3 * n + origin, tl.where(valid, confidence, nothing), mask=inside)
+            if LARGEST:
+                tl.store(statistics + 4 * n + origin, tl.where(valid, highest * _LN2, nothing), mask=inside)
             tl.store(argmax + origin, tl.where(valid, best, -1).to(tl.int64), mask=inside)
     tl.store(token_loss + origin, tl.where(valid, loss, 0.0), mask=inside)

@@ -148,7 +148,9 @@ def _packed_call(
     """The call that an operator's arguments describe, and its plan, which keeps at most one run of columns."""
     ignore_index, workspace_bytes = sizes
     call = LossCall(Head(hidden, weight, bias, target), Scalars.unpack(numbers, ignore_index), workspace_bytes)
-    return call, call.plan(keep=keep, consumed=False, weight_gradient=weight_gradient)
+    plan = call.plan(keep=keep, consumed=False, weight_gradient=weight_gradient)
+    assert len(plan.kept) <= 1
+    return call, plan
 
 
 @torch.library.custom_op("confidence_ceiling::fused_forward", mutates_args=())

@@ -49,9 +49,7 @@ class Planner:
         scaled = self.n * self.hidden_size if times.direct and times.weight_gradient else 0
         self.base = blocks(scaled, ALIGN) * ALIGN
         self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
-        # Of columns in bytes several share a peak of two bytes, in whole rows of float32 for each tile.
-        self.byte_peaks = blocks(4 * self.n * blocks(blocks(self.tile, PEAK_COLUMNS), 2), self.tile)
-        self.everything = times.direct and not self.first  # whether all columns may be kept as they enter the products
+        self.byte_peaks = blocks(4 * self.n, min(PEAK_COLUMNS, self.tile))  # the same of a column in bytes
         self.stacks = {inside: self.stack(self.base if inside else 0) for inside in (True, False)[: 2 if scaled else 1]}
         self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
 
@@ -145,14 +143,13 @@ class Planner:
         *,
         scaled_in_gradient: bool = True,
         decoded: int = 0,
-        decoded_inside: bool = False,
     ) -> Plan:
-        """The plan with strips of up to ``width`` columns in the workspace; for bytes of ``decoded``, there or not."""
+        """The plan with strips of up to ``width`` columns in the workspace; for bytes of ``decoded``."""
         outside = [run for run in kept if not run.in_gradient]
         held = max((run.offset + run.elements(self.n, self.itemsize) for run in outside), default=0)
         boundary = kept[-1].start if kept else self.vocab
         unwritten = min(boundary * self.hidden_size, self.memory)  # when kept columns' rows have been written
-        kept_strips, time = decoded_strips(self, kept, decoded, decoded_inside)
+        kept_strips, time = decoded_strips(self, kept, decoded)
         if self.times.direct or self.consumed:
             time += self.as_they_are(kept)
         elif not decoded:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Held, Kept, Scalars, Tiles, tiling
-from .compile_ahead import run_kernel
+from .compile_ahead import recording, run_kernel
 from .gradient_rows import Upstream, gradient_rows
 from .input_gradient import input_gradient_kernel, unpack_kernel
 from .keep import column_sum, of_upstream, store_targets
 from .last_round import CUTS, extra_row_blocks
-from .launch import blocks, launch_table, processors, uses_descriptors
+from .launch import blocks, launch_table, processors, uses_descriptors, weight_splits
 from .rows import pack_hidden
 from .run_strip import StripColumns, convert_kept, decode_kept, recompute_strip
 from .schedule import Schedule, Strip
-from .weight_gradient import bias_gradient_kernel, weight_gradient_kernel
+from .weight_gradient import bias_gradient_kernel, join_sums_kernel, weight_gradient_kernel
 
 __all__ = ["Gradients", "Reduction", "backward"]
 
@@ -100,6 +100,7 @@ class Gradients:
         self.weight_gradient = None
         if needs[1]:
             self.weight_gradient = weight.new_empty(weight.shape) if held.gradient is None else held.gradient
+        self.pieces: Tensor | None = None  # see piece_memory
         self.bias_gradient = weight.new_empty(self.vocab_size) if needs[2] and bias is not None else None
         self.ones = torch.ones(self.n, dtype=torch.float32, device=device)
         self.zeros = torch.zeros(self.hidden_size, dtype=torch.float32, device=device)
@@ -217,33 +218,67 @@ class Gradients:
         self, dz: Tensor, hidden: Tensor, columns: StripColumns, uniform: Tensor, first_strip: int = 0
     ) -> None:
         """Write the weight's gradient of the strip: ``dz.T @ hidden``, less ``uniform`` in every row."""
-        gradient, launch = self.weight_gradient, self.table.weight_gradient
-        if gradient is None:
+        if self.weight_gradient is None:
             return
-        programs = self.programs
+        launch, width = self.table.weight_gradient, columns.strip_columns
+        splits = weight_splits(self.n, width, self.hidden_size, launch, self.programs)
+        for number in (1, max(splits, 2)) if recording() else (splits,):  # the tokens choose between two kernels
+            self.launch_weight(dz, hidden, columns, uniform, first_strip, number)
+
+    def launch_weight(
+        self, dz: Tensor, hidden: Tensor, columns: StripColumns, uniform: Tensor, first_strip: int, splits: int
+    ) -> None:
+        """Launch what :meth:`add_weight` needs, the sums over the tokens in ``splits`` pieces."""
+        gradient, launch, programs = self.weight_gradient, self.table.weight_gradient, self.programs
+        assert gradient is not None
+        sums = self.piece_memory(splits * columns.strip_columns * self.hidden_size) if splits > 1 else None
         if self.reducing:  # as many as the rounds of tiles need: the reduction has the other multiprocessors
-            tiles = blocks(columns.strip_columns, launch.rows) * blocks(self.hidden_size, launch.columns)
+            tiles = blocks(columns.strip_columns, launch.rows) * blocks(self.hidden_size, launch.columns) * splits
             programs = blocks(tiles, blocks(tiles, programs))
+        strip = self.strip(dz, columns)
+        common = {
+            "sums": sums,
+            "gradient": gradient,
+            "scale": self.of.largest,
+            "uniform": uniform,
+            "splits": splits,
+            "hidden_size": self.hidden_size,
+            "gradient_row_stride": gradient.stride(0),
+            "constant": self.factor,
+        }
         run_kernel(
             weight_gradient_kernel,
             (programs,),
             dz=self.tiles(dz, launch.depth, launch.rows),
             hidden=self.tiles(hidden, launch.depth, launch.columns),
-            gradient=self.tiles(gradient, launch.rows, launch.columns // launch.parts),
-            scale=self.of.largest,
-            uniform=uniform,
-            hidden_size=self.hidden_size,
-            **self.strip(dz, columns),
+            **common | {"gradient": self.tiles(gradient, launch.rows, launch.columns // launch.parts)},
+            **strip,
             first_strip=first_strip,
             hidden_row_stride=hidden.stride(0),
-            gradient_row_stride=gradient.stride(0),
-            constant=self.factor,
             BLOCK_VOCAB=launch.rows,
             BLOCK_COLUMNS=launch.columns,
             BLOCK_ROWS=launch.depth,
             DESCRIPTOR=self.tiles.descriptor,
             **tiling(launch),
         )
+        if sums is not None:
+            del strip["dz_stride"]
+            run_kernel(
+                join_sums_kernel,
+                (blocks(columns.strip_columns, 16) * blocks(self.hidden_size, 128),),
+                **common,
+                **strip,
+                ROWS=16,
+                COLUMNS=128,
+            )
+
+    def piece_memory(self, elements: int) -> Tensor:
+        """Float32 memory for the pieces of cut sums, the same for all strips."""
+        if recording():
+            elements = 1
+        if self.pieces is None or self.pieces.numel() < elements:
+            self.pieces = torch.empty(elements, dtype=torch.float32, device=self.ones.device)
+        return self.pieces
 
     def add_bias(self, dz: Tensor, columns: StripColumns, row_weight: Tensor, uniform: Tensor) -> None:
         """Write the bias's gradient of the strip: the sum of the rows, weighted, less the first of ``uniform``."""

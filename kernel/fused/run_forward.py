@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .arguments import Head, Kept, Scalars, Storage, Tiles, logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
-from .forward import MAX_UNITS, forward_kernel
+from .forward import FLOOR, MAX_UNITS, forward_kernel
 from .gradient_rows import GradientRows
 from .keep import overflow, store_targets
 from .launch import blocks, launch_table, processors, uses_descriptors
@@ -33,7 +33,7 @@ class ForwardResult(NamedTuple):
     token_loss: Tensor  # (N,)
     lse: Tensor  # (N,) packed, bits
     entropy: Tensor | None  # (N,) packed, nats
-    statistics: Tensor | None  # (4, N): log-probability, lse, entropy, confidence
+    statistics: Tensor | None  # (4, N): log-probability, lse, entropy, confidence; of a slice its largest logit, too
     argmax: Tensor | None  # (N,) int64
     row_index: Tensor  # memory of the kept rows
     target_logit: Tensor  # (N,) packed, bits
@@ -97,7 +97,7 @@ def forward(
         new(n),
         new(n),
         new(n) if want_entropy else None,
-        new(4, n) if return_statistics else None,
+        new(5 if scalars.whole else 4, n) if return_statistics else None,
         new(n, dtype=torch.int64) if return_statistics else None,
         index,
         target_logit,
@@ -135,6 +135,7 @@ def forward(
             LOGIT_SUM=scalars.label_smoothing > 0,
             ENTROPY=want_entropy,
             ARGMAX=return_statistics,
+            LARGEST=scalars.whole > 0,
             BLOCK_ROWS=launch.rows,
             ROWS=_ROWS,
             GROUPS=32,
@@ -148,9 +149,11 @@ def forward(
             if part.kept is not None and not part.kept.in_bytes:
                 sweep.run(i, part, again, "")
         merge(again, rerun=True)
+        # Of a slice all logits may be -inf, whose softmax is to be 0.
+        of_all = found.lse.clamp(min=FLOOR) if scalars.whole else found.lse
         for run in as_they_are:
-            run.reference.copy_(torch.where(again > 0, found.lse, run.reference))
-            _store_softmax(head, scalars, found.lse, again, run)
+            run.reference.copy_(torch.where(again > 0, of_all, run.reference))
+            _store_softmax(head, scalars, of_all, again, run)
             if not scalars.whole:  # else the backward does, which knows the whole head's lse
                 store_targets(target, rows, target_logit, run, found.lse, scalars.label_smoothing)
     return found
@@ -193,7 +196,7 @@ class _Sweep:
     def run(self, index: int, part: _Span, number: Tensor, keep: Storage) -> None:
         """Statistics of a part's tiles, of ``number`` tokens, into ``partial[index]``."""
         kept, count = part.kept if keep else None, part.end - part.first
-        (hidden, weight, bias, _), scalars = self.head, self.scalars
+        (hidden, weight, bias, target), scalars = self.head, self.scalars
         launch = launch_table(weight.device, weight.dtype).forward
         stored = max(launch.columns // PEAK_COLUMNS, 1) if keep == "byte" else launch.parts  # column blocks of a tile
         tiles_end = blocks(weight.shape[0], launch.columns) * launch.columns
@@ -203,6 +206,7 @@ class _Sweep:
                 (processors(weight.device),),
                 count=number,
                 source=self.rows.source,
+                target=target if keep == "byte" else None,
                 partial=self.partial[index],
                 partial_stride=self.partial.stride(1),
                 kept=None if kept is None else tiles(kept.columns, launch.rows, launch.columns // stored),

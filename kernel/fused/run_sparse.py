@@ -1,7 +1,7 @@
 """Launches of a backward that leaves out tiles whose share of both gradients is certified to be small.
 
 The certificate is that of :mod:`kernel.sparse_products`, for tiles of the forward's kernel (128 tokens x 256 columns on
-Hopper) and with what the forward knows of them (:mod:`.tile_sums`) in place of dz:
+Hopper) and with what the forward knows of them (:mod:`.tile_sums`) in place of dz::
 
     error of dH_n   at most  sum_t |a_n| |r_nt| sigma_t
     error of dW_t   at most  sum_n |a_n| |r_nt| |h_n|

@@ -3,21 +3,21 @@
 Two memories serve: the workspace, bounded by the caller, and the weight's gradient itself, V x D, whose rows the
 backward writes from the last to the first of the kept columns, then strip by strip from the first row on. Both hold
 columns of the forward's softmax: the last ones lie in the gradient's memory, in strips of N rows one below the other
-(:class:`KeptColumns`), so that the rows of a strip are written where only strips lie that were used before, or nothing.
-With many strips that is a share of D / N of the columns, or all but one strip, whichever is less, at no cost in peak
-memory. The columns before them lie in the workspace. Once they are used the other strips begin: a strip of dz
+(:class:`.plan.KeptColumns`), so that the rows of a strip are written where only strips lie that were used before, or
+nothing. With many strips that is a share of D / N of the columns, or all but one strip, whichever is less, at no cost
+in peak memory. The columns before them lie in the workspace. Once they are used the other strips begin: a strip of dz
 (N x columns) goes to the end of what is not yet written of the gradient while it fits there, else to the workspace,
 where kept columns are no longer needed. Where all columns fit the workspace they are kept there alone, in one piece:
-that takes the fewest launches. Each kept column saves the backward one product: the operations fall from
-8 N V D to 6 N V D as the share kept goes to one. The last columns are the rare words of most vocabularies: what keeping
-costs in accuracy costs least there.
+that takes the fewest launches. Each kept column saves the backward one product: the operations fall from 8 N V D to 6 N
+V D as the share kept goes to one. The last columns are the rare words of most vocabularies: what keeping costs in
+accuracy costs least there.
 
-Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are where two bytes do
-not hold everything and the plan is faster by the model (:mod:`.strip_times`, :mod:`.byte_plans`). Strips of them become
-dz in the workspace, beside what is still kept there, or in the gradient's memory, before the rows that they make: first
-those of the gradient's memory, which holds a share of about 2 D / N, from the last to the first; then those of the
-workspace; then, where all columns are kept and memory is left, the first ones, in two bytes and without dz. Whatever is
-left is computed anew in the whole workspace.
+Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are beyond the default
+budget where two bytes do not hold everything and the plan is faster by the model (:mod:`.strip_times`,
+:mod:`.byte_plans`). Strips of them become dz in the workspace, beside what is still kept there: first those of the
+gradient's memory, which holds a share of about 2 D / N, from the last to the first; then those of the workspace; then,
+where all columns are kept and memory is left, the first ones, in two bytes and without dz. Whatever is left is computed
+anew in the whole workspace.
 
 Where the backward must not change what was kept (``consumed=False``: an operator's own inputs), only the workspace
 holds kept columns, and dz takes memory beside them.
@@ -35,7 +35,7 @@ from .plan import KeptColumns, Plan, Series
 from .planner import Planner
 from .strip_times import StripTimes
 
-__all__ = ["DEFAULT_WORKSPACE_BYTES", "KeptColumns", "Schedule", "Strip", "every_kind", "schedule"]
+__all__ = ["DEFAULT_WORKSPACE_BYTES", "Schedule", "Strip", "every_kind", "schedule"]
 
 DEFAULT_WORKSPACE_BYTES = 128 * 2**20
 
@@ -43,9 +43,9 @@ _WORTHWHILE = 4  # tiles of logits: to keep fewer saves no time, and their round
 # A budget up to the default is one that nobody may have chosen. Of it only what saves a percent of the backward's time
 # is used, and what pays for its launches, of which there are as many where most tokens are ignored. The first columns,
 # the frequent words of most vocabularies, are computed anew: in half precision a kept probability costs some accuracy,
-# which in these rows of the head would be seen in the whole.
+# which in these rows of the head would be seen in the whole. And nothing is kept in bytes, whose steps are all that is
+# seen of a gradient near a smoothed optimum.
 _NEAR = 1.01
-_NEAR_IN_BYTES = 1.025  # of plans with columns in bytes, whose strips may take little of the workspace or much
 _RECOMPUTED = 16  # one in so many columns
 _SIZES = (4, 5, 6, 7)  # of workspaces that are tried, in quarters of a tile of dz, times powers of two
 
@@ -108,7 +108,9 @@ def schedule(
 ) -> Schedule:
     """Choose strips and kept columns for a budget; one strip of one tile is used even where the budget is smaller.
 
-    A larger budget never keeps fewer columns.
+    Where the backward may write where columns are kept, a larger budget never keeps fewer in the inputs' own size. In
+    bytes it may keep more columns and be slower, so that the time decides, which a larger budget never raises by more
+    than a few percent: rounds of tiles do not fit all widths alike.
 
     Args:
         n: Tokens N.
@@ -122,12 +124,12 @@ def schedule(
         weight_gradient: Whether the weight needs a gradient.
         processors: Multiprocessors of the device.
         table: Launch parameters.
-        in_bytes: Whether columns may also be kept in bytes.
+        in_bytes: Whether columns may also be kept in bytes; they are not up to the default budget.
     """
-    kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes}
+    modest = workspace_bytes <= DEFAULT_WORKSPACE_BYTES
+    kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes and not modest}
     times = StripTimes(n, vocab_size, hidden_size, table, processors, **kinds)
     worthwhile = n * vocab_size >= _WORTHWHILE * times.tile * table.logit_gradient.rows
-    modest = workspace_bytes <= DEFAULT_WORKSPACE_BYTES
     first = vocab_size // _RECOMPUTED if modest else 0
     planner = Planner(vocab_size, itemsize, times, keep=keep and worthwhile, consumed=consumed, first=first)
     plan = planner.plan(workspace_bytes)
@@ -142,8 +144,6 @@ def _smaller(whole: Plan, planner: Planner, workspace_bytes: int) -> Plan:
     sizes = sorted({size << shift >> 2 for shift in range(tiles.bit_length() + 1) for size in _SIZES})
     sizes = sizes[: bisect_right(sizes, tiles) + 1]
     plans = [planner.plan(tile_bytes * size) for size in sizes]
-    if any(run.in_bytes for run in whole.kept):
-        return next((plan for plan in plans[:-1] if plan.time <= _NEAR_IN_BYTES * whole.time), whole)
     # What this workspace would take if columns beyond those of the best plan were kept without any loss to rounds of
     # tiles. It falls with the workspace: a plan that is left behind once stays so, and with it what it kept.
     ideal = min(plan.time + times.saved * plan.columns for plan in plans) - times.saved * whole.columns

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from .launch import Launch, LaunchTable
+from .launch import Launch, LaunchTable, weight_splits
 
 __all__ = ["MAX_WIDTH", "Source", "StripTimes"]
 
 Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, or what was kept in bytes
 
 # Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles (launches,
-# the accumulator's traffic) and of one launch alone, fitted to an H100; bytes moved in one, of an H200, whose products
-# are as fast; only ratios matter.
-_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 3.2e6
+# the accumulator's traffic) and of one launch alone, and bytes moved in one: fitted to an H100; only ratios matter.
+_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 2.5e6
+_BYTES_DECODED = 3.2e6  # moved in one where bytes become dz, on an H200, whose products are as fast
 # Of kept columns in one memory: sweeps of the forward that they end, launches that look whether to repair them, and so
 # on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved.
 _RUN = 150.0
@@ -62,7 +62,7 @@ class StripTimes:
         self.run = _RUN
         # In bytes, of which one is read and dz written, twice as many are kept. That pays where to make dz of a column
         # takes less than half of what keeping it saves.
-        self.decoded = 3 * n / _BYTES
+        self.decoded = 3 * n / _BYTES_DECODED
         self.in_bytes = in_bytes and 2 * self.decoded < self.saved
         self.times: dict[tuple[int, Source], float] = {}
         # fastest width of at most 1, 2, ... tiles
@@ -92,7 +92,7 @@ class StripTimes:
     def microseconds(self, width: int, kept: Source) -> float:
         """Modelled time of one strip: whole rounds of tiles in each of the three kernels, and what comes on top."""
         if (width, kept) not in self.times:
-            dz, weight, input = self.table.logit_gradient, self.table.weight_gradient, self.table.input_gradient
+            dz, input = self.table.logit_gradient, self.table.input_gradient
             time = _STRIP
             if kept == "bytes":
                 time += self.decoded * width
@@ -102,7 +102,7 @@ class StripTimes:
                 depth = self.hidden_size + _EPILOGUE * dz.depth
                 time += _STEP_DZ * self.steps(self.n, width, depth, dz)
             if self.weight_gradient:
-                time += _STEP_WEIGHT * self.steps(width, self.hidden_size, self.n, weight)
+                time += self.weight(width)
             # The last round of the input's gradient is cut along the sum: count it by halves.
             time += _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width, input) / 2
             self.times[width, kept] = time
@@ -110,13 +110,22 @@ class StripTimes:
 
     def kept(self, width: int, number: int) -> float:
         """Modelled time of kept columns in ``number`` strips: one launch for the input's gradient, others for each."""
-        weight, input = self.table.weight_gradient, self.table.input_gradient
+        input = self.table.input_gradient
         time = _STRIP
         if not self.direct:
             time += 2 * self.n * width * number * 2 / _BYTES
         if self.weight_gradient:
-            time += number * (_LAUNCH + _STEP_WEIGHT * self.steps(width, self.hidden_size, self.n, weight))
+            time += number * (_LAUNCH + self.weight(width))
         return time + _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width * number, input) / 2
+
+    def weight(self, width: int) -> float:
+        """Modelled time of the weight's gradient of one strip, with what joins the pieces of a cut sum."""
+        launch = self.table.weight_gradient
+        splits = weight_splits(self.n, width, self.hidden_size, launch, self.processors)
+        time = _STEP_WEIGHT * self.steps(splits * width, self.hidden_size, -(-self.n // splits), launch)
+        if splits > 1:  # written and read
+            time += _LAUNCH + 2 * 4 * splits * width * self.hidden_size / _BYTES
+        return time
 
     def steps(self, rows: int, columns: int, depth: int, launch: Launch) -> float:
         """Steps of 128 x 256 x 64 that each multiprocessor makes."""

@@ -1,7 +1,7 @@
 """What a tile of the vocabulary carries of each token's probability, known once the forward has ended.
 
 With m the mass of a tile, the sum of its probabilities p, the softmax differs there from its mean field m / C, of C
-columns, by a residual of norm
+columns, by a residual of norm::
 
     |r| = sqrt(sum p^2 - m^2 / C)
 

@@ -2,6 +2,10 @@
 
 Each entry of the weight gradient is summed over all tokens in float32 registers and rounded once; the strips of the
 vocabulary are disjoint, so nothing is accumulated in memory. The sum stops at the last kept token.
+
+Of very many tokens the workspace holds strips of so few columns that most multiprocessors would have no tile. There the
+sum is cut along the tokens (``launch.weight_splits``): each piece goes to float32 memory of its own, and a second
+kernel adds the pieces of an entry in their order. No address is added to, and the same call gives the same bits.
 """
 
 from __future__ import annotations
@@ -11,10 +15,16 @@ import triton.language as tl
 
 from .tiles import column_part, load_tile, merged_strip, store_tile
 
-__all__ = ["bias_gradient_kernel", "weight_gradient_kernel"]
+__all__ = ["bias_gradient_kernel", "join_sums_kernel", "weight_gradient_kernel"]
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first_strip"])
+@triton.jit
+def _pieces(splits, columns, strip_columns):
+    """Pieces of each sum: of several strips in one launch fewer, in the memory that one strip has."""
+    return tl.maximum(splits // tl.maximum(tl.cdiv(columns, strip_columns), 1), 1)
+
+
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first_strip", "splits"])
 def weight_gradient_kernel(
     dz,  # (dz_rows, strip); see tiles.merged_strip
     hidden,  # (N, D) packed
@@ -22,6 +32,8 @@ def weight_gradient_kernel(
     count,  # (1,)
     scale,  # () factor common to all tokens
     uniform,  # (D,): subtracted from every row of the product
+    sums,  # (splits, strip, D) float32 for the pieces of sums that are cut; None if none is
+    splits,
     dz_rows,
     vocab_size,
     hidden_size,
@@ -50,14 +62,25 @@ def weight_gradient_kernel(
     strip_start = run_start + first
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     tiles = tl.cdiv(columns, BLOCK_VOCAB) * column_blocks
-    for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
+    pieces = 1
+    if sums is not None:
+        pieces = _pieces(splits, columns, strip_columns)
+    piece_rows = tl.cdiv(tl.cdiv(row_count, BLOCK_ROWS), pieces) * BLOCK_ROWS
+    for item in tl.range(tl.program_id(0), tiles * pieces, tl.num_programs(0), flatten=FLATTEN):
+        index = item
+        begin = 0
+        end = row_count
+        if sums is not None:
+            index = item % tiles
+            begin = item // tiles * piece_rows
+            end = tl.minimum(begin + piece_rows, row_count)
         vocab_row = (index // column_blocks) * BLOCK_VOCAB
         column = (index % column_blocks) * BLOCK_COLUMNS
         strip = vocab_row // strip_columns
         first_row = (first_strip + strip) * rows
         strip_row = vocab_row - strip * strip_columns
         acc = tl.zeros((BLOCK_VOCAB, BLOCK_COLUMNS), dtype=tl.float32)
-        for k in range(0, row_count, BLOCK_ROWS):
+        for k in range(begin, end, BLOCK_ROWS):
             a = load_tile(
                 dz,
                 first_row + k,
@@ -77,20 +100,70 @@ def weight_gradient_kernel(
         for part in tl.static_range(PARTS):
             values = column_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS)
             d = column + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
-            values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
-            values *= factor
-            store_tile(
-                gradient,
-                values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
-                strip_start + vocab_row,
-                column + part * (BLOCK_COLUMNS // PARTS),
-                vocab_size,
-                hidden_size,
-                gradient_row_stride,
-                BLOCK_VOCAB,
-                BLOCK_COLUMNS // PARTS,
-                DESCRIPTOR,
-            )
+            if sums is not None:  # noqa: SIM102 - decided when it is compiled; the other when it runs
+                if pieces > 1:
+                    row = vocab_row + tl.arange(0, BLOCK_VOCAB)
+                    place = (item // tiles * columns + row).to(tl.int64) * hidden_size
+                    inside = (row < columns)[:, None] & (d < hidden_size)[None, :]
+                    tl.store(sums + place[:, None] + d[None, :], values, mask=inside)
+            if sums is None or pieces == 1:
+                values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
+                values *= factor
+                store_tile(
+                    gradient,
+                    values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
+                    strip_start + vocab_row,
+                    column + part * (BLOCK_COLUMNS // PARTS),
+                    vocab_size,
+                    hidden_size,
+                    gradient_row_stride,
+                    BLOCK_VOCAB,
+                    BLOCK_COLUMNS // PARTS,
+                    DESCRIPTOR,
+                )
+
+
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "splits"])
+def join_sums_kernel(
+    sums,  # (pieces, columns, D) float32, as the kernel above wrote them
+    gradient,  # (V, D), the strip's rows written
+    count,
+    scale,
+    uniform,  # (D,)
+    splits,
+    dz_rows,
+    vocab_size,
+    hidden_size,
+    run_start,
+    run_columns,
+    run_offset,
+    strip_columns,
+    gradient_row_stride,
+    constant,
+    ALIGNED_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Add the pieces of each entry in their order and finish it; nothing where they were not cut after all."""
+    row_count = tl.load(count)
+    _, first, columns = merged_strip(row_count, dz_rows, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
+    pieces = _pieces(splits, columns, strip_columns)
+    factor = tl.load(scale) * constant
+    column_blocks = tl.cdiv(hidden_size, COLUMNS)
+    blocks = tl.where(pieces > 1, tl.cdiv(columns, ROWS) * column_blocks, 0)
+    for index in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        row = (index // column_blocks) * ROWS + tl.arange(0, ROWS)
+        d = (index % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+        inside = (row < columns)[:, None] & (d < hidden_size)[None, :]
+        address = sums + row.to(tl.int64)[:, None] * hidden_size + d[None, :]
+        piece = columns.to(tl.int64) * hidden_size
+        total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        for i in range(pieces):
+            total += tl.load(address + i * piece, mask=inside, other=0.0)
+        total = (total - tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]) * factor
+        target = run_start + first + row
+        address = gradient + target.to(tl.int64)[:, None] * gradient_row_stride + d[None, :]
+        tl.store(address, total.to(gradient.dtype.element_ty), mask=inside & (target < vocab_size)[:, None])
 
 
 @triton.jit(do_not_specialize=["dz_rows", "vocab_size"])

@@ -23,15 +23,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import vocab_parallel
+from ..blocks import logits_of
 from ..options import LossOptions
 from ..reference import compute_dtype
-from ..softcap import softcap
 from .fields import HeadStatistics
 
 __all__ = ["statistics"]
 
 _IGNORED = -(2**31)  # no difference of two classes, and an int32, as which the kernels take it
-_TOKENS = 1024  # whose targets' rows are gathered at a time
 _SCORES = 4  # of each temperature: entropy, participation, confidence, log1m_confidence
 _LOGITS = 5  # max_logit, argmax, mean_logit, target_logit, rank
 
@@ -64,7 +63,7 @@ def statistics(
         place = torch.where(here, label, 0)
 
         def logits() -> Tensor:
-            return torch.where(here, _target_logits(input, linear_weight, linear_bias, place, options), 0)
+            return torch.where(here, logits_of(place, input, linear_weight, linear_bias, options), 0)
 
         own = vocab_parallel.gather(logits, (n,), group, like).sum(0).to(dtype)
 
@@ -85,16 +84,6 @@ def statistics(
     every = vocab_parallel.gather(compute, (n, size), group, like)
     shares = every.new_tensor(share.rows).unsqueeze(-1) / share.vocab_size
     return _joined(every, shares, every.new_tensor(temperatures), target, options.ignore_index, dtype)
-
-
-def _target_logits(
-    input: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor, options: LossOptions
-) -> Tensor:  # (N,)
-    z = input.new_empty(label.shape, dtype=compute_dtype(input.dtype))
-    for hidden, at, out in zip(input.split(_TOKENS), label.split(_TOKENS), z.split(_TOKENS), strict=True):
-        torch.sum(hidden.to(z.dtype) * weight[at].to(z.dtype), -1, out=out)
-    z *= options.logit_scale
-    return softcap(z if bias is None else z + bias[label].to(z.dtype), options.softcap)
 
 
 def _joined(

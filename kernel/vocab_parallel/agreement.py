@@ -20,7 +20,7 @@ __all__ = ["Agreement", "Share", "agree", "check_group", "propose"]
 _Checked = TypeVar("_Checked")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _WORDS = 5  # that each process tells: whether it failed, its rows, digests of options, target and token_weight
-_REMEMBERED = 32  # numbers of own rows in a group
+_REMEMBERED = 32  # heads of a group
 
 
 class Share(NamedTuple):
@@ -42,14 +42,16 @@ class Agreement(Generic[_Checked]):
 
     Attributes:
         checked: What the check of the own arguments returned.
-        assumed: Which rows are here, if the others have as many as in the last call of this group with as many here;
-            None if there was none.
+        assumed: Which rows are here, if the others have as many as in this group's last call with the same head, by
+            its place in memory, or, with none, in the last one with as many rows here; None if there was none.
     """
 
-    def __init__(self, group: Any, checked: _Checked, rows: int, every: Tensor, shown: Callable[[], str]) -> None:
+    def __init__(self, group: Any, checked: _Checked, head: Tensor, every: Tensor, shown: Callable[[], str]) -> None:
         self.checked, self._rank, self._shown, self._share = checked, dist.get_rank(group), shown, None
         self._remembered = _remembered.setdefault(group, {})
-        self.assumed: Share | None = self._remembered.get(rows)
+        self._keys = (rows := head.shape[0], head.data_ptr()), (rows, None)
+        found = [self._remembered[key] for key in self._keys if key in self._remembered]
+        self.assumed: Share | None = found[0] if found else None
         self._every, self._arrived = every, None
         if every.is_cuda:
             self._every = torch.empty(every.shape, dtype=every.dtype, pin_memory=True)
@@ -71,7 +73,7 @@ class Agreement(Generic[_Checked]):
             self._share = Share(sum(rows[: self._rank]), sum(rows), rows)
             if len(self._remembered) >= _REMEMBERED:
                 self._remembered.clear()
-            self._remembered[rows[self._rank]] = self._share
+            self._remembered.update(dict.fromkeys(self._keys, self._share))
         return self._share
 
     def _judged(self) -> tuple[int, ...]:
@@ -80,9 +82,9 @@ class Agreement(Generic[_Checked]):
             raise RuntimeError(f"process {wrong.index(1)} of process_group refused its arguments; its error says why.")
         if len(set(digests)) > 1:
             raise ValueError(
-                "input's shape, dtype and requires_grad and the options must be the same in every process of the "
-                f"group, and linear_bias and token_weight given in all or in none, got {self._shown()} here, not "
-                "elsewhere."
+                "input's shape, dtype and requires_grad, return_statistics and the options must be the same in every "
+                "process of the group, and linear_bias and token_weight given in all or in none, got "
+                f"{self._shown()} here, not elsewhere."
             )
         for name, told in zip(("target", "token_weight"), tokens, strict=True):
             if len(set(told)) > 1:
@@ -95,7 +97,7 @@ class Agreement(Generic[_Checked]):
         return rows
 
 
-_remembered: WeakKeyDictionary[Any, dict[int, Share]] = WeakKeyDictionary()
+_remembered: WeakKeyDictionary[Any, dict[tuple[int, int | None], Share]] = WeakKeyDictionary()
 
 
 def check_group(group: object) -> None:
@@ -131,6 +133,8 @@ def propose(
     target: Any,
     linear_bias: Any = None,
     token_weight: Any = None,
+    *,
+    return_statistics: bool = False,
 ) -> Agreement[_Checked]:
     """Check the own arguments and tell the others, without waiting for a device where the group serves no CPU.
 
@@ -142,6 +146,7 @@ def propose(
         target: Class indices ``(...)``, the same in every process; None for none.
         linear_bias: Biases ``(V_r,)``; None in every process or in none.
         token_weight: Weights ``(...)``, the same in every process; None for none.
+        return_statistics: The same in every process: more is exchanged for them.
 
     Returns:
         What has to be confirmed before the next exchange.
@@ -155,7 +160,7 @@ def propose(
     served = [part.partition(":")[0] for part in dist.get_backend_config(group).split(",")]
     # The same in every process, whatever it was called with.
     device = torch.device("cpu" if "cpu" in served else served[0])
-    checked, failed, rows = None, None, 0
+    checked, failed = None, None
     mine = torch.zeros(_WORDS, dtype=torch.int64, device=device)
     mine[0] = 1  # by numbers of the host: a tensor made of them would let it wait for the device
     try:
@@ -163,11 +168,10 @@ def propose(
         if input.device.type not in served:
             raise ValueError(f"input must lie on a device that process_group serves, {served}, got {input.device}.")
         differentiable = input.requires_grad and torch.is_grad_enabled()
-        given = linear_bias is None, None if token_weight is None else token_weight.dtype
+        given = linear_bias is None, None if token_weight is None else token_weight.dtype, return_statistics
         same = zlib.crc32(repr((tuple(input.shape), input.dtype, differentiable, given, checked)).encode())
         mine[3], mine[4] = _digest(target), _digest(token_weight)
-        rows = linear_weight.shape[0]
-        mine[1], mine[2] = rows, same
+        mine[1], mine[2] = linear_weight.shape[0], same
         mine[0] = 0
     except Exception as error:  # told to the others, then raised
         failed = error
@@ -178,11 +182,12 @@ def propose(
 
     def shown() -> str:
         return (
-            f"{tuple(input.shape)}, {input.dtype}, {input.requires_grad}, {checked}, linear_bias {_shown(linear_bias)} "
-            f"and token_weight {_shown(token_weight)}"
+            f"{tuple(input.shape)}, {input.dtype}, {input.requires_grad}, {checked}, "
+            f"return_statistics={return_statistics}, linear_bias {_shown(linear_bias)} and token_weight "
+            f"{_shown(token_weight)}"
         )
 
-    return Agreement(group, checked, rows, every, shown)
+    return Agreement(group, checked, linear_weight, every, shown)
 
 
 def _shown(tensor: Tensor | None) -> str:

@@ -156,13 +156,16 @@ class _SliceForward(NamedTuple):
         found, owned = self.found, self.call.head.target >= 0
         place = found.rows.position.clamp(min=0).long()
         lse = torch.where(kept, found.lse[place] * _LN2, 0)
+        some = kept & (lse != -torch.inf)  # else the mean is what the log-partition is, and the rest nothing
         columns = {"lse": lse, "target": torch.where(owned, found.target_logit[place] * _LN2, 0)}
         if "mean" in names:
-            columns["mean"] = torch.where(kept, lse - found.token_loss, 0)
+            columns["mean"] = torch.where(some, lse - found.token_loss, lse)
         if found.entropy is not None:
-            columns["entropy"] = torch.where(kept, found.entropy[place], 0)
+            columns["entropy"] = torch.where(some, found.entropy[place], 0)
         if found.statistics is not None and found.argmax is not None:
-            columns["largest"] = torch.where(kept, found.statistics[3].log() + lse, 0)
+            confidence, largest = found.statistics[3:]
+            columns["confidence"] = torch.where(some, confidence, 0)
+            columns["largest"] = torch.where(some, largest, lse)
             columns["argmax"] = (found.argmax + share.offset).to(lse.dtype)  # exact: float32 counts to 2^24
         return torch.stack([columns[name] for name in names])
 

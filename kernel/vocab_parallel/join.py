@@ -18,12 +18,13 @@ def numbers_of(options: LossOptions, return_statistics: bool) -> tuple[str, ...]
     """Return what each process tells of a token's logits z over its rows, in this order; 0 where it has nothing to say.
 
     ``lse``, the ``target``'s logit in the process that has its row; for smoothing the ``mean`` logit; for the entropy
-    that of its own softmax; for statistics the ``largest`` logit and its class over the whole head.
+    that of its own softmax; for statistics its own ``confidence``, the ``largest`` logit and its class over the whole
+    head. Of rows that are all -inf the first three and the largest logit are -inf, entropy and confidence 0.
     """
     names = ["lse", "target"]
     names += ["mean"] if options.label_smoothing else []
     names += ["entropy"] if options.confidence_penalty or return_statistics else []
-    return *names, *(("largest", "argmax") if return_statistics else ())
+    return *names, *(("confidence", "largest", "argmax") if return_statistics else ())
 
 
 class Joined(NamedTuple):
@@ -71,7 +72,8 @@ def join(every: Tensor, names: tuple[str, ...], share: Share) -> Joined:
         below = (lse - numbers["lse"]).clamp(max=1e4)  # there s_r is 0, and so is s_r log s_r
         entropy = ((-below).exp() * (numbers["entropy"] + below)).sum(0)
     if "largest" in numbers:
-        largest, first = numbers["largest"].max(0)
-        confidence = (largest - lse.detach()).exp()
-        argmax = numbers["argmax"].gather(0, first.unsqueeze(0)).squeeze(0).long()
+        first = numbers["largest"].argmax(0, keepdim=True)  # the first of equal ones, which has the smallest class
+        told = (numbers[name].detach().gather(0, first).squeeze(0) for name in ("lse", "confidence", "argmax"))
+        of_slice, own, classes = told
+        confidence, argmax = own * (of_slice - lse.detach()).exp(), classes.long()
     return Joined(numbers["target"].sum(0) - lse, lse, mean, entropy, confidence, argmax)

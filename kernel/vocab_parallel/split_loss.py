@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..blocks import logits_of
 from ..options import LossOptions
 from ..reference import compute_dtype, reduced
 from ..token_statistics import TokenStatistics
@@ -69,13 +70,28 @@ def loss(
         # With all weight on uniform targets the local loss is lse - mean z.
         smoothing = 1.0 if options.label_smoothing else 0.0
         smoothed, found = local(input, linear_weight, linear_bias, own_target, smoothing, IGNORED)
+        some, nothing = kept, 0.0
+        if (found.lse == -torch.inf).any():  # no logit but -inf: its softmax is nan, and is to be 0
+            some = kept & (found.lse != -torch.inf)
+            nothing = torch.zeros_like(found.lse).masked_fill(kept & ~some, -torch.inf)
+            fields = local(input[some], linear_weight, linear_bias, own_target[some], smoothing, IGNORED)
+            smoothed, *fields = (x.new_zeros(kept.shape).masked_scatter(some, x) for x in (fields[0], *fields[1]))
+            found = TokenStatistics._make(fields)
         lse = found.lse
+
+        def largest() -> Tensor:
+            best, hidden = torch.where(some, found.argmax, 0).reshape(-1), input.reshape(-1, input.shape[-1])
+            with torch.no_grad():
+                z = logits_of(best, hidden, linear_weight, linear_bias, options) / options.temperature
+            return torch.where(some, z.reshape(kept.shape), nothing)
+
         mine = {
-            "lse": lambda: torch.where(kept, lse, 0),
-            "target": lambda: torch.where(owned, found.log_probability + lse, 0),
-            "mean": lambda: torch.where(kept, lse - smoothed, 0),
-            "entropy": lambda: torch.where(kept, found.entropy, 0),
-            "largest": lambda: torch.where(kept, found.confidence.log() + lse, 0).detach(),
+            "lse": lambda: torch.where(some, lse, nothing),
+            "target": lambda: torch.where(owned & some, found.log_probability + lse, torch.where(owned, nothing, 0)),
+            "mean": lambda: torch.where(some, lse - smoothed, nothing),
+            "entropy": lambda: torch.where(some, found.entropy, 0),
+            "confidence": lambda: torch.where(some, found.confidence, 0),
+            "largest": largest,
             "argmax": lambda: (found.argmax + share.offset).to(lse.dtype),  # exact: float32 counts to 2^24
         }
         return torch.stack([mine[name]() for name in names])

@@ -366,7 +366,11 @@ def test_what_is_slow_is_timed_in_two_rounds(data, monkeypatch):
 
 def test_rivals_in_cute_say_what_is_missing():
     found = {rival.name: rival for rival in cute_rivals()}
-    assert {"quack, chunk 4096", "Liger-Kernel SM90 CuTe", "Liger-Kernel CuTe, float32 sums, chunk 16"} <= set(found)
+    assert {
+        "quack scaled-exp, chunk 4096",
+        "Liger-Kernel SM90 CuTe",
+        "Liger-Kernel CuTe, float32 sums, chunk 16",
+    } <= set(found)
     for rival in found.values():
         reason = rival.refuses(Case(label_smoothing=0.0), torch.device("cpu"))
         assert reason == "needs a CUDA device" or reason.startswith("not installed: ")

@@ -19,7 +19,7 @@ def test_sizes_double_and_slopes_are_between_neighbours(tmp_path):
             assert not row["slope"]
             continue
         assert int(row[row["grows"]]) == 2 * int(before[row["grows"]])
-        assert 2 ** float(row["slope"]) == pytest.approx(float(row["ms"]) / float(before["ms"]), rel=2e-3)
+        assert 2 ** float(row["slope"]) == pytest.approx(float(row["ms"]) / float(before["ms"]), rel=1e-2)
         work = int(row["tokens"]) * int(row["vocab_size"]) * int(row["hidden_size"])
         assert float(row["ms_per_product"]) == pytest.approx(1e12 * float(row["ms"]) / work, rel=1e-2)
     config = json.loads(output.with_suffix(".json").read_text())["config"]

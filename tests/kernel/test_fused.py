@@ -25,7 +25,10 @@ from kernel.options import LossOptions
 triton = pytest.importorskip("triton")
 tl = triton.language
 LossCall = importlib.import_module("kernel.fused.call").LossCall
-last_rounds, tiles = (importlib.import_module(f"kernel.fused.{name}") for name in ("last_round", "tiles"))
+last_rounds, tiles, compile_ahead, weight_gradient = (
+    importlib.import_module(f"kernel.fused.{name}")
+    for name in ("last_round", "tiles", "compile_ahead", "weight_gradient")
+)
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
 TILE = (16, 32, 16)  # tokens, vocabulary, hidden size of the interpreter's tiles
@@ -359,3 +362,58 @@ def test_workspace_bytes_is_checked(value, error, text):
     args = problem(2, 3, 4).to(torch.float32)
     with pytest.raises(error, match=f"workspace_bytes must be {text}"):
         ours(*args[:3], workspace_bytes=value)
+
+
+@triton.jit
+def pieces_of(out, splits, columns, strip_columns):
+    tl.store(out, weight_gradient._pieces(splits, columns, strip_columns))
+
+
+@pytest.fixture
+def narrow_strips(monkeypatch):
+    """Multiprocessors for several pieces of each sum, and the launches that cut them and join the pieces."""
+    launched = []
+
+    def run(kernel, grid, **arguments):
+        launched.append((kernel.__name__, arguments.get("splits")))
+        return compile_ahead.run_kernel(kernel, grid, **arguments)
+
+    monkeypatch.setattr("kernel.fused.run_backward.processors", lambda device: 20)
+    monkeypatch.setattr("kernel.fused.run_backward.run_kernel", run)
+    return launched
+
+
+@pytest.mark.parametrize(
+    ("ignored", "dtype", "d"),
+    [(0.0, torch.float32, 9), (0.5, torch.float16, 8), (0.95, torch.float32, 8)],
+    ids=["all tokens", "several strips in a launch", "as many strips as pieces"],
+)
+@pytest.mark.parametrize("workspace_bytes", [0, 2**30], ids=["strips", "kept"])
+def test_few_tiles_are_summed_in_pieces(ignored, dtype, d, workspace_bytes, narrow_strips):
+    args = problem(300, 70, d, bias=True, weighted=True, ignored=ignored)
+    floor = 2e-6 if dtype == torch.float32 else 4e-4
+    check(args, dtype=dtype, workspace_bytes=workspace_bytes, floor=floor, label_smoothing=0.1)
+    splits = [number for name, number in narrow_strips if name == "weight_gradient_kernel"]
+    assert max(splits) > 1
+    joined = [number for name, number in narrow_strips if name == "join_sums_kernel"]
+    assert joined == [number for number in splits if number > 1]
+
+
+def test_pieces_are_added_in_one_order(narrow_strips):
+    args = problem(300, 70, 8, bias=True, ignored=0.1).to(torch.float32)
+    first, again = (value_and_gradients(ours, args, workspace_bytes=0) for _ in range(2))
+    assert any(name == "join_sums_kernel" for name, _ in narrow_strips)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True) if a is not None and b is not None)
+
+
+def test_pieces_of_several_strips_take_the_memory_of_one():
+    """The device cuts fewer pieces where few tokens are kept; the host has made memory for one strip's."""
+    found = {}
+    for splits in (2, 3, 5, 7):
+        for columns in (0, 32, 64, 96, 160, 320):
+            out = torch.zeros(1, dtype=torch.int32)
+            pieces_of[(1,)](out, splits, columns, 32)
+            found[splits, columns] = number = int(out.item())
+            assert number >= 1
+            assert number == 1 or number * columns <= splits * 32
+    assert (found[7, 32], found[7, 64], found[7, 96], found[7, 160]) == (7, 3, 2, 1)

@@ -17,6 +17,7 @@ from helpers import free_launches
 
 from kernel import head_statistics, linear_cross_entropy
 from kernel.fused.launch import interpreted
+from kernel.fused.schedule import schedule
 from kernel.options import LossOptions
 
 triton = pytest.importorskip("triton")
@@ -162,9 +163,13 @@ def budgets_for_bytes(v, d, dtype, scalars):
 
 
 @pytest.fixture
-def free():
-    with free_launches():  # so that columns in bytes pay at these sizes, too
+def free(monkeypatch):
+    """Columns in bytes pay at these sizes, too, and are kept at their budgets."""
+    monkeypatch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", 0)
+    schedule.cache_clear()
+    with free_launches():
         yield
+    schedule.cache_clear()
 
 
 @pytest.mark.usefixtures("free")
@@ -174,6 +179,7 @@ def free():
 def test_no_number_of_tokens_and_no_workspace_compiles_anything_new(kind, v, d, return_statistics, monkeypatch):
     options, dtype = KINDS[kind]
     monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
+    monkeypatch.setattr("kernel.fused.run_backward.processors", lambda device: 20)  # sums in several pieces
     scalars = arguments_of.Scalars.of(LossOptions(**options))
     generator, choose = torch.Generator().manual_seed(0), random.Random(0)
     bias = v != 128
@@ -194,8 +200,8 @@ def test_no_number_of_tokens_and_no_workspace_compiles_anything_new(kind, v, d, 
 
     with torch.no_grad():
         known = ahead((True, True, bias)), ahead((False, False, False))
-    calls_ = [(1, 0), *budgets_for_bytes(v, d, dtype, scalars)]
-    assert (len(calls_) > 1) == (dtype == torch.bfloat16 and "softcap" not in options and v > 20)
+    calls_ = [(1, 0), (900, 0), *budgets_for_bytes(v, d, dtype, scalars)]
+    assert (len(calls_) > 2) == (dtype == torch.bfloat16 and "softcap" not in options and v > 20)
     while len(calls_) < 15:
         n = choose.randint(1, 300)
         calls_.append((n, choose.choice([0, 2**30, choose.randint(0, 8 * n * v)])))

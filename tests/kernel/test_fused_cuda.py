@@ -35,7 +35,9 @@ def ours(*args, **options):
 @pytest.mark.parametrize("dtype", FLOOR, ids=str)
 @pytest.mark.parametrize("workspace_bytes", [0, 2**28])
 @pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {**ALL_OPTIONS, "reduction": "none"}], ids=["b", "all"])
-@pytest.mark.parametrize("shape", [(128, 256, 64), (129, 257, 72), (333, 1111, 77), (700, 3000, 264)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(128, 256, 64), (129, 257, 72), (333, 1111, 77), (700, 3000, 264), (5000, 1111, 72)], ids=str
+)  # the last one's sums over the tokens are cut
 def test_gradients_within_the_error_eager_makes(shape, options, workspace_bytes, dtype):
     args = problem(*shape, bias=True, weighted=True, ignored=0.3, seed=shape[0])
     exact = gradients(eager, args.to(torch.float64, "cuda"), **options)
@@ -63,7 +65,7 @@ def test_columns_in_bytes_are_within_the_bounds(monkeypatch):
     exact = measure.exact_gradients(data, Case())
     rare = torch.ones(60_001, dtype=torch.bool, device="cuda")
     rare[data.target] = False
-    for mib in (96, 128, 200):
+    for mib in (136, 200, 230):
         plans.clear()
         found = []
         for _ in range(2):
@@ -75,7 +77,7 @@ def test_columns_in_bytes_are_within_the_bounds(monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
         assert relative_error(loss.double(), exact[0]) < 1e-5  # bfloat16 inputs; float32 sums
         for a, b in zip(found[0], exact[1:], strict=True):
-            assert relative_error(a.double(), b) < (0.0030 if mib > 128 else 0.0027)
+            assert relative_error(a.double(), b) < 0.0030
         assert relative_error(found[0][1][rare].double(), exact[2][rare]) < 0.0050
 
 
@@ -130,8 +132,9 @@ def test_no_synchronisation(workspace_bytes):
 
 
 @pytest.mark.parametrize("workspace_bytes", [0, 2**28])
-def test_repeats_are_bitwise_equal(workspace_bytes):
-    args = problem(1000, 5000, 264, weighted=True, ignored=0.2).to(torch.bfloat16, "cuda")
+@pytest.mark.parametrize("shape", [(1000, 5000, 264), (9000, 1500, 64)], ids=str)
+def test_repeats_are_bitwise_equal(shape, workspace_bytes):
+    args = problem(*shape, weighted=True, ignored=0.2).to(torch.bfloat16, "cuda")
     first = gradients(ours, args, workspace_bytes=workspace_bytes, **ALL_OPTIONS)
     for _ in range(20):
         again = gradients(ours, args, workspace_bytes=workspace_bytes, **ALL_OPTIONS)

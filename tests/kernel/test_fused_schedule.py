@@ -102,17 +102,19 @@ def test_plans_cover_the_vocabulary_and_overwrite_nothing_in_use(
     n=st.integers(1, 3000),
     v=st.integers(1, 3000),
     d=st.integers(1, 300),
-    workspace_bytes=st.sampled_from([0, 10_000, 300_000, 2**21, 2**24, 2**28]),
+    share=st.floats(0.0, 1.1),
     direct=st.booleans(),
     consumed=st.booleans(),
     weight_gradient=st.booleans(),
 )
-def test_plans_with_columns_in_bytes_overwrite_nothing_in_use(
-    n, v, d, workspace_bytes, direct, consumed, weight_gradient
-):
+def test_plans_with_columns_in_bytes_overwrite_nothing_in_use(n, v, d, share, direct, consumed, weight_gradient):
+    workspace_bytes = int(share * 2 * n * v)
     options = {"direct": direct, "consumed": consumed, "weight_gradient": weight_gradient, "in_bytes": True}
-    with free_launches():
+    with free_launches(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", 0)  # as of chosen budgets
+        schedule.cache_clear()
         found = plan(n, v, d, workspace_bytes, table=SMALL, **options)
+    schedule.cache_clear()
     if not any(run.in_bytes for run in found.kept):
         return
     tile, block = SMALL.logit_gradient.columns, SMALL.logit_gradient.rows
@@ -151,8 +153,9 @@ def test_plans_with_columns_in_bytes_overwrite_nothing_in_use(
         if not run.in_bytes:
             assert run.start + run.columns < v or not found.strips
             assert not [s for s in found.strips if not s.kept], "the hidden states scaled for it replace the others"
-    byte_peaks = sum(2 * (-(-run.columns // (2 * 32)) + 1) * 2 * n for run in found.kept if run.in_bytes)
-    assert 2 * found.memory + byte_peaks - 4 * n * len(found.kept) <= max(workspace_bytes, 2 * n * tile)
+    byte_peaks = sum(run.columns // 32 * 4 * n for run in found.kept if run.in_bytes)
+    assert consumed or len(found.kept) == 1, "an operator returns the references of one run"
+    assert 2 * found.memory + byte_peaks <= max(workspace_bytes, 2 * n * tile)
 
 
 # Tokens, vocabulary and hidden size of heads; MiB of the workspace that plans took by default, and the share of the
@@ -217,40 +220,47 @@ def test_products_that_are_left_to_do():
     }
 
 
-def test_bytes_leave_fewer_products_at_every_budget_that_does_not_hold_everything():
-    made = {
-        n: [round(4 - plan(*h[0], mib * 2**20, in_bytes=True).columns / h[0][1], 2) for mib in (128, 1024)]
+def test_bytes_leave_fewer_products_where_a_chosen_budget_does_not_hold_everything():
+    sizes = (128, 256, 1024)
+    plans = {
+        n: [(plan(*h[0], mib * 2**20), plan(*h[0], mib * 2**20, in_bytes=True)) for mib in sizes]
         for n, h in HEADS.items()
     }
+    assert all(without == with_bytes for (without, with_bytes), *_ in plans.values()), "the default is exact"
+    made = {n: [round(4 - p.columns / HEADS[n][0][1], 2) for _, p in found[1:]] for n, found in plans.items()}
     assert made == {
-        "Gemma-2-2B": [3.52, 3.03],
-        "Llama-3-8B": [3.07, 3.0],
-        "Qwen2.5-0.5B": [3.93, 3.74],
-        "N 16384": [3.76, 3.54],
-        "V 151936": [3.08, 3.0],
-        "V 262144": [3.06, 3.0],
-        "N 6000": [3.12, 3.0],
-        "D 640": [3.96, 3.79],
+        "Gemma-2-2B": [3.42, 3.06],
+        "Llama-3-8B": [3.0, 3.0],
+        "Qwen2.5-0.5B": [3.9, 3.54],
+        "N 16384": [3.74, 3.55],
+        "V 151936": [3.0, 3.0],
+        "V 262144": [3.0, 3.0],
+        "N 6000": [3.0, 3.0],
+        "D 640": [3.92, 3.79],
     }
 
 
 @pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("name", list(HEADS))
-def test_a_larger_budget_is_not_slower_by_the_model(name, direct):
-    """Within the percent up to which the default is not used; two bytes where everything fits them, if less quick."""
+def test_a_larger_budget_is_hardly_slower_by_the_model(name, direct):
+    """By what rounds of tiles make of other widths; and two bytes are taken where they hold everything, if less quick."""
     (n, v, d), *_ = HEADS[name]
     least, whole = 1e99, False
-    for mib in (*range(0, 136, 8), 129, *range(140, 7300, 140)):
-        found = plan(n, v, d, mib * 2**20, direct=direct, in_bytes=True)
-        peaks = sum(run.columns * 8 * n // 256 for run in found.kept if run.in_bytes)
-        assert 2 * found.memory + peaks <= max(mib * 2**20, 2 * n * 256), mib
+    for mib in (*range(0, 136, 16), *(129 * 2 ** (i / 12) for i in range(72))):
+        found = plan(n, v, d, int(mib * 2**20), direct=direct, in_bytes=True)
+        assert 2 * found.memory + peaks_of(found, n) <= max(mib * 2**20, 2 * n * 256), mib
         in_bytes = any(run.in_bytes for run in found.kept)
-        if direct or in_bytes:
-            assert found.microseconds < (1.04 if mib <= 128 else 1.015) * least, mib
-        least = min(least, found.microseconds)
         assert not (whole and in_bytes), "columns in bytes where two would do"
         whole = whole or (found.columns >= v and not in_bytes)
+        if not whole or direct:
+            assert found.microseconds < (1.04 if mib <= 128 else 1.02) * least, mib
+        least = min(least, found.microseconds)
     assert whole
+
+
+def peaks_of(found, n):
+    """Bytes of the peaks of columns in bytes, 64 of which share one."""
+    return sum(run.columns * 4 * n // 64 for run in found.kept if run.in_bytes)
 
 
 @pytest.mark.parametrize(("shape", "pieces"), [((16384, 49152, 576), 0), ((8192, 50257, 768), 1)])

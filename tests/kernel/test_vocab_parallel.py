@@ -114,6 +114,7 @@ assert linear_cross_entropy(hidden, head[mine], target, process_group=group).isf
 # Fails while it computes: in the forward, in the statistics, in the backward.
 said(token_weight=scale + rank)
 said(linear_bias=bias[mine] if rank else None)
+said(return_statistics=rank == 0)
 said(**{"input": "none"} if rank else {})
 for call in (linear_cross_entropy, head_statistics):
     empty = call(hidden[0, :0], head[mine], target[0, :0], process_group=group)
@@ -254,19 +255,58 @@ target[0, :2] = -100
 
 def loss_alone(w, b, **options):
     h, w, b = (x.clone().requires_grad_() for x in (hidden, w, b))
-    loss = linear_cross_entropy(h, w, target, linear_bias=b, label_smoothing=0.1, **options)
+    loss = linear_cross_entropy(h, w, target, linear_bias=b, **options)
     loss.backward()
     return loss.detach(), h.grad, w.grad, b.grad
 
 used, usable = [], LossCall.usable
 LossCall.usable = lambda *given: used.append(usable(*given)) or used[-1]
-for lower in (0.0, 150.0):
-    b = bias - lower * (torch.arange(len(bias)) >= large[0])
-    exact = loss_alone(head, b, implementation="reference")
-    got = loss_alone(head[mine], b[mine], implementation="triton", workspace_bytes=2**30, process_group=group)
+for lower, smoothing in ((0.0, 0.1), (150.0, 0.1), (torch.inf, 0.0)):
+    if lower == torch.inf:  # classes that are taken out, and are no targets
+        target[target >= 0] %= large[0]
+    b = torch.where(torch.arange(len(bias)) < large[0], bias, bias - lower)
+    exact = loss_alone(head, b, implementation="reference", label_smoothing=smoothing)
+    options = {"workspace_bytes": 2**30, "process_group": group, "label_smoothing": smoothing}
+    got = loss_alone(head[mine], b[mine], implementation="triton", **options)
     for n, (ours, whole) in enumerate(zip(got, exact, strict=True)):
         torch.testing.assert_close(ours, whole[mine] if n > 1 else whole)
-assert len(used) == 2 and all(plan.kept for plan, _ in used)
+assert len(used) == 3 and all(plan.kept for plan, _ in used)
+"""
+
+# Classes that are taken out by a bias of -inf, and ties.
+EXTREMES = """
+sizes, draw_again = (70, 41), torch.Generator().manual_seed(2)
+begin = sum(sizes[:rank])
+part = slice(begin, begin + sizes[rank])
+h0, w0, b0 = (torch.randn(*shape, generator=draw_again) for shape in ((9, 6), (111, 6), (111,)))
+labels = torch.randint(1, 70, (9,), generator=draw_again)
+
+def everything(h, w, b, dtype=torch.float32, **options):
+    h, w, b = (x.to(dtype, copy=True).requires_grad_() for x in (h, w, b))
+    loss, of = linear_cross_entropy(h, w, labels, linear_bias=b, return_statistics=True, **options)
+    (loss + 0.1 * (of.entropy.sum() + of.lse.sum())).backward()
+    return [loss.detach(), *(x.detach() for x in of), h.grad, w.grad, b.grad]
+
+every = "reference", "chunked", "triton"
+for out, value, implementations in (
+    (slice(70, 111), -torch.inf, every), (slice(70, 111), torch.finfo().min, every[2:]), (slice(70, 71), -torch.inf, every[1:])
+):
+    b = b0.clone()
+    b[out] = value
+    # To the definition the probabilities that are taken out are finite zeros: its entropy has no gradient at -inf.
+    exact = everything(h0, w0, b.clamp(min=-1e5), torch.float64, implementation="reference")
+    for implementation in implementations:
+        got = everything(h0, w0[part], b[part], implementation=implementation, process_group=group)
+        for n, (ours, whole) in enumerate(zip(got, exact, strict=True)):
+            whole = (whole[part] if n > 6 else whole).double()
+            error = float((ours - whole).norm() / whole.norm().clamp(min=1e-6))
+            assert error < 1e-5, (implementation, out, value, n, error)
+h, labels = torch.randn(48, 6, generator=draw_again).mul(2).round(), torch.zeros(48, dtype=torch.int64)
+w = torch.cat([w0[:70], w0[:41]]).round()  # the rows of the second are among those of the first
+first = (h @ w.T).argmax(-1)  # of integers
+for implementation in ("chunked", "triton"):
+    of = linear_cross_entropy(h, w[part], labels, process_group=group, return_statistics=True, implementation=implementation)[1]
+    assert torch.equal(of.argmax, first), implementation
 """
 
 FUSED_OPTIONS = """
@@ -322,6 +362,11 @@ part = slice(begin, begin + moved[rank])
 found = linear_cross_entropy(hidden, wider[part], places, process_group=group, implementation="triton")
 torch.testing.assert_close(found, linear_cross_entropy(hidden, wider, places))
 assert [share.rows for share in made] == ([large, moved] if rank == 0 else [moved]), made
+made.clear()
+for here, labels in ((head[mine], target), (wider[part], places)) * 2:  # each known by its place in memory
+    linear_cross_entropy(hidden, here, labels, process_group=group, implementation="triton")
+assert [share.rows for share in made[-2:]] == [large, moved], made
+assert len(made) == (5 if rank == 0 else 4), made
 fused_slice._forward = forward
 
 # One that fails in the forward or in the backward, before and after the sum has begun.
@@ -367,7 +412,7 @@ def test_dtensors_fsdp_and_the_fused_kernels(tmp_path):
         "ValueError process_group must be None or hold the processes [0, 1] of linear_weight's mesh, got [",
         "ValueError target must be the same in every process of the group",
     ]
-    first, second = (out.splitlines() for out in run(tmp_path, (7, 6), SHARDED + FUSED + FUSED_OPTIONS))
+    first, second = (out.splitlines() for out in run(tmp_path, (7, 6), SHARDED + FUSED + EXTREMES + FUSED_OPTIONS))
     alone = [
         "ValueError input must be the same in every process, Replicate(), got Shard(dim=0).",
         "TypeError process_group must be a torch.distributed.ProcessGroup or None, got str.",
@@ -392,22 +437,23 @@ def test_one_process_that_is_wrong_or_fails_stops_all(tmp_path):
     assert first[0] == "RuntimeError process 1 of process_group refused its arguments; its error says why."
     assert second[0].startswith("ValueError input must have shape (..., 5) to match linear_weight (4, 5)")
     for out in (first, second):
-        assert out[1].startswith("ValueError input's shape, dtype and requires_grad and the options must be the same")
+        assert out[1].startswith("ValueError input's shape, dtype and requires_grad, return_statistics and the options")
         assert out[2].startswith("ValueError target must be in [0, 13) or equal ignore_index=-100, got ")
         assert out[4].startswith("ValueError target must be the same in every process of the group")
         assert out[5].startswith("ValueError token_weight must be the same in every process of the group")
         assert "linear_bias and token_weight given in all or in none" in out[6]
-        assert len(out) == 11
+        assert f"return_statistics={out is first}" in out[7]
+        assert len(out) == 12
     assert first[3].startswith("ValueError softcap must be None or in ")
     assert second[3].startswith("RuntimeError process 0 of process_group refused its arguments")
     failed = "RuntimeError process 1 of process_group failed while it computed; its error says why."
-    assert first[7] == first[0]
-    assert second[7] == "TypeError input must be a torch.Tensor, got str."
-    assert first[8:10] == [failed, failed]
-    assert "alloc" in second[8]
-    assert second[9].startswith("ValueError input, linear_weight and linear_bias must give finite logits")
-    assert "alloc" in first[10]
-    assert second[10].startswith("RuntimeError another process of process_group failed while it computed")
+    assert first[8] == first[0]
+    assert second[8] == "TypeError input must be a torch.Tensor, got str."
+    assert first[9:11] == [failed, failed]
+    assert "alloc" in second[9]
+    assert second[10].startswith("ValueError input, linear_weight and linear_bias must give finite logits")
+    assert "alloc" in first[11]
+    assert second[11].startswith("RuntimeError another process of process_group failed while it computed")
 
 
 def test_it_takes_process_groups_alone():
