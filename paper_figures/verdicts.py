@@ -73,8 +73,9 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for column, (name, _) in _REAL.items():
         real = tables.get(name)
         found = {} if real is None else dict(zip(real["claim"], real["verdict"], strict=True))
-        dated = real is not None and "early_verdict" in real
-        early = dict(zip(real["claim"], real["early_verdict"].fillna(""), strict=True)) if dated else {}
+        early = {}
+        if real is not None and "early_verdict" in real:
+            early = dict(zip(real["claim"], real["early_verdict"].fillna(""), strict=True))
         table[column] = [found.get(claim, "") for claim in table["claim"]]
         table[f"{column}_early"] = [early.get(claim, "") for claim in table["claim"]]
     return table.reindex(columns=COLUMNS)

@@ -91,7 +91,8 @@ def _cells(name: str, table: pd.DataFrame) -> pd.DataFrame:
 def _asked(found: pd.DataFrame) -> pd.Series:
     """Whether any candidate was computed for a line, solved or not: runs that were not asked say nothing of them."""
     there = [f"{kind}_fall_{b:g}" for kind in CANDIDATES for b in found["label_smoothing"].unique()]
-    return found[[column for column in there if column in found]].notna().any(axis=1)
+    known: pd.DataFrame = found.reindex(columns=there).notna()
+    return pd.Series(known.to_numpy().any(axis=1), index=found.index)
 
 
 def _predicted(found: pd.DataFrame, kind: str) -> np.ndarray:
