@@ -43,7 +43,7 @@ def ours(*args, **options):
 @triton.jit
 def coded(below, root, byte):
     at = tl.arange(0, 64)
-    fourth = byte_columns.fourth_root(tl.load(below + at))
+    fourth = tl.exp2(tl.load(below + at) * 0.25)
     tl.store(root + at, fourth)
     tl.store(byte + at, byte_columns.to_byte(fourth))
 
