@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 from .launch import blocks
@@ -21,8 +22,9 @@ def in_bytes(planner: Planner, budget: int) -> list[Plan]:
     if not (planner.keep and times.in_bytes):
         return found
     most = budget // (planner.n * planner.itemsize)
-    for width in sorted({times.width(most // share, "bytes") for share in _SHARES if most // share >= planner.tile}):
-        runs = _kept(planner, budget, width)
+    widths = sorted({times.width(most // share, "bytes") for share in _SHARES if most // share >= planner.tile})
+    for width, whole_strips in product(widths, (False, True)):
+        runs = _kept(planner, budget, width, whole_strips=whole_strips)
         if runs:
             strip = width
             if planner.consumed:  # what bytes took in the workspace is free when the other strips begin
@@ -32,8 +34,8 @@ def in_bytes(planner: Planner, budget: int) -> list[Plan]:
     return found
 
 
-def _kept(planner: Planner, budget: int, width: int) -> tuple[KeptColumns, ...]:
-    """The most columns in bytes, beside a strip of ``width`` in the workspace.
+def _kept(planner: Planner, budget: int, width: int, *, whole_strips: bool) -> tuple[KeptColumns, ...]:
+    """The most columns in bytes, beside a strip of ``width`` in the workspace, or the most in strips of that width.
 
     Those in the gradient's memory come first, as many strips of that width as it holds: from the last to the first, the
     rows of each are then written where only strips lie that were decoded before. (With i of J strips left the others
@@ -59,7 +61,8 @@ def _kept(planner: Planner, budget: int, width: int) -> tuple[KeptColumns, ...]:
             runs.append(KeptColumns(end, width, number, True, True))
             spare -= planner.byte_peaks * width * number
     each = n + planner.byte_peaks
-    columns = min(spare // (each * planner.tile) * planner.tile, end)
+    unit = width if whole_strips else planner.tile
+    columns = min(spare // (each * unit) * unit, end)
     whole = 0  # columns in two bytes or four
     if columns == end and everything:
         whole = min((spare - each * end) // ((n * itemsize - each) * planner.tile) * planner.tile, end)
@@ -75,12 +78,22 @@ def _kept(planner: Planner, budget: int, width: int) -> tuple[KeptColumns, ...]:
 
 
 def decoded_strips(planner: Planner, kept: tuple[KeptColumns, ...], width: int) -> tuple[list[Series], float]:
-    """Strips of columns in bytes, the last ones in the gradient's memory first, and their times."""
+    """Strips of columns in bytes, the last ones in the gradient's memory first, and their times.
+
+    When those are done, dz of the others may be as wide as what is not yet written of the gradient holds before the
+    strip's own rows, from the last strip to the first; then as wide as in the workspace.
+    """
     times, found = planner.times, list[Series]()
     for run in kept:
         if run.in_bytes and run.in_gradient:
             found += [Series(run.start + i * run.width, run.width, 1, True, None) for i in reversed(range(run.number))]
         elif run.in_bytes:
-            equal = times.equal(run.start, run.start + run.columns, width, "bytes")
+            end, hidden_size = run.start + run.columns, planner.hidden_size
+            room = min(end * hidden_size // (planner.n + hidden_size), run.columns) if planner.memory else 0
+            wide = times.width(room, "bytes") if room > width and planner.consumed else 0
+            while wide > width and end - wide >= run.start and (end - wide) * hidden_size >= planner.n * wide:
+                end -= wide
+                found.append(Series(end, wide, 1, True, 0))
+            equal = times.equal(run.start, end, width, "bytes")
             found += [Series(start, padded, count, True, None) for start, padded, count in equal]
     return found, sum(s.number * times.microseconds(s.padded, "bytes") for s in found)
