@@ -23,12 +23,13 @@ import triton
 import triton.language as tl
 
 from .logit_gradient import gradient_of
+from .plan import PEAK_STEPS
 
 __all__ = ["decoded_strip_kernel", "stepped_peaks", "store_peaks", "to_byte"]
 
 _STEPS = tl.constexpr(255.0)
-_STEPS_OF_A_BIT = tl.constexpr(8.0)  # of how far a peak lies below the tile's largest
-_LOWEST_PEAK = tl.constexpr(31.875)  # bits: 255 steps
+_PEAK_STEP = tl.constexpr(1 / PEAK_STEPS)  # bits
+_LOWEST_PEAK = tl.constexpr(255 / PEAK_STEPS)
 _LOG2_STEPS = tl.constexpr(7.994353436858858)
 # Added to a number in [0, 255] this gives a float32 whose low 8 bits are the number, rounded.
 _SHIFT = tl.constexpr(8388608.0)
@@ -46,9 +47,9 @@ def stepped_peaks(peaks):
         The largest, the rounded ones, and how many steps these lie below it, at most 255.
     """
     largest = tl.max(peaks, 1)
-    steps = tl.floor(tl.minimum(largest[:, None] - peaks, _LOWEST_PEAK) * _STEPS_OF_A_BIT)
+    steps = tl.floor(tl.minimum(largest[:, None] - peaks, _LOWEST_PEAK) * (1 / _PEAK_STEP))
     # The maximum: where float32 rounds logits of 2^20 bits, a code is still at most 255.
-    return largest, tl.maximum(largest[:, None] - steps * (1.0 / _STEPS_OF_A_BIT), peaks), steps
+    return largest, tl.maximum(largest[:, None] - steps * _PEAK_STEP, peaks), steps
 
 
 @triton.jit
@@ -77,7 +78,7 @@ def load_peaks(reference, tile, n, row, inside, PEAKS: tl.constexpr):
     if PEAKS > 1:
         packed = tl.load(address + n, mask=inside, other=0.0).to(tl.int32, bitcast=True)
         steps = (packed[:, None] >> (8 * tl.arange(0, PEAKS))[None, :]) & 255
-        largest = largest - steps.to(tl.float32) * (1.0 / _STEPS_OF_A_BIT)
+        largest = largest - steps.to(tl.float32) * _PEAK_STEP
     return largest
 
 

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from .launch import blocks
 
-__all__ = ["ALIGN", "PEAK_COLUMNS", "KeptColumns", "Plan", "Series", "peak_rows", "peaks_of"]
+__all__ = ["ALIGN", "PEAK_COLUMNS", "PEAK_STEPS", "KeptColumns", "Plan", "Series", "peak_rows", "peaks_of"]
 
 ALIGN = 64  # elements: 128 bytes or more, what the copy engine and the caches like
 PEAK_COLUMNS = 64  # in bytes, that share a peak
+PEAK_STEPS = 8  # of a bit, in which a peak lies below the largest of its tile: 255 at most (:mod:`.byte_columns`)
 
 
 def peaks_of(tile: int) -> int:
