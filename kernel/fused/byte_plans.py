@@ -23,8 +23,8 @@ def in_bytes(planner: Planner, budget: int) -> list[Plan]:
         return found
     most = budget // (planner.n * planner.itemsize)
     widths = sorted({times.width(most // share, "bytes") for share in _SHARES if most // share >= planner.tile})
-    for width, whole_strips in product(widths, (False, True)):
-        runs = _kept(planner, budget, width, whole_strips=whole_strips)
+    for width, whole_strips, under_dz in product(widths, (False, True), (False, True)):
+        runs = _kept(planner, budget, width, whole_strips=whole_strips, under_dz=under_dz)
         if runs:
             strip = width
             if planner.consumed:  # what bytes took in the workspace is free when the other strips begin
@@ -34,7 +34,7 @@ def in_bytes(planner: Planner, budget: int) -> list[Plan]:
     return found
 
 
-def _kept(planner: Planner, budget: int, width: int, *, whole_strips: bool) -> tuple[KeptColumns, ...]:
+def _kept(planner: Planner, budget: int, width: int, *, whole_strips: bool, under_dz: bool) -> tuple[KeptColumns, ...]:
     """The most columns in bytes, beside a strip of ``width`` in the workspace, or the most in strips of that width.
 
     Those in the gradient's memory come first, as many strips of that width as it holds: from the last to the first, the
@@ -42,6 +42,9 @@ def _kept(planner: Planner, budget: int, width: int, *, whole_strips: bool) -> t
     end at i w N <= 2 (V - (J - i) w) D bytes: at i = 0 since J w <= V, at i = J - 1 since that, too, or J w N <= 2 V D
     bounds it, and so between.) Where all columns are kept and memory is left, the first of them are kept as they enter
     the products; not by an operator, which returns the references of one run alone.
+
+    ``under_dz`` keeps the very last columns where dz of the others will be: at the end of that strip, before which
+    their own dz has room. Their rows are written first, where the strips in the gradient's memory must not reach.
     """
     n, end, times, itemsize = planner.n, planner.vocab, planner.times, planner.itemsize
     spare = budget - n * itemsize * width
@@ -56,6 +59,13 @@ def _kept(planner: Planner, budget: int, width: int, *, whole_strips: bool) -> t
                 if n * itemsize * whole + planner.byte_peaks * fewer * width <= spare:
                     runs = [KeptColumns(whole, width, fewer, True, True)] if fewer else []
                     return (*runs, KeptColumns(0, whole, 1, False, False, n * width))
+        rows = end - blocks(number * strip, planner.hidden_size * itemsize)
+        last = min(rows, 2 * width // 3, end - number * width) // planner.tile * planner.tile
+        last = times.width(last, "bytes") if last else 0
+        if under_dz and number > 0 < last and spare >= planner.byte_peaks * (number * width + last):
+            end -= last
+            runs.append(KeptColumns(end, last, 1, False, True, n * width - blocks(n * last, itemsize)))
+            spare -= planner.byte_peaks * last
         if number > 0:
             end -= number * width
             runs.append(KeptColumns(end, width, number, True, True))
@@ -89,11 +99,13 @@ def decoded_strips(planner: Planner, kept: tuple[KeptColumns, ...], width: int) 
             found += [Series(run.start + i * run.width, run.width, 1, True, None) for i in reversed(range(run.number))]
         elif run.in_bytes:
             end, hidden_size = run.start + run.columns, planner.hidden_size
-            room = min(end * hidden_size // (planner.n + hidden_size), run.columns) if planner.memory else 0
+            after = run is kept[-1] or not kept[-1].in_bytes  # what the gradient held is used
+            room = min(end * hidden_size // (planner.n + hidden_size), run.columns) if planner.memory and after else 0
             wide = times.width(room, "bytes") if room > width and planner.consumed else 0
             while wide > width and end - wide >= run.start and (end - wide) * hidden_size >= planner.n * wide:
                 end -= wide
                 found.append(Series(end, wide, 1, True, 0))
-            equal = times.equal(run.start, end, width, "bytes")
+            limit = min(run.offset // planner.n, width) if planner.consumed else width
+            equal = times.equal(run.start, end, limit, "bytes")
             found += [Series(start, padded, count, True, None) for start, padded, count in equal]
     return found, sum(s.number * times.microseconds(s.padded, "bytes") for s in found)

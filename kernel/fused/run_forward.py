@@ -104,7 +104,7 @@ def forward(
     )
 
     of_loss = scalars.of_slice() if scalars.whole else scalars
-    counts = [*(part.end - part.first for part in parts), 0, 0]
+    counts = [*(part.end - part.first for part in parts), 0, 0, 0]
 
     def merge(again: Tensor, *, rerun: bool) -> None:
         run_kernel(
@@ -128,6 +128,7 @@ def forward(
             first_tiles=counts[0],
             second_tiles=counts[1],
             third_tiles=counts[2],
+            fourth_tiles=counts[3],
             rerun=int(rerun),
             label_smoothing=of_loss.label_smoothing,
             z_loss=of_loss.z_loss,
