@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kernel.fused import launch
 from kernel.fused.launch import Launch, LaunchTable, launch_table, processors, set_launch_table, uses_descriptors
+from kernel.fused.plan import peak_rows
 from kernel.fused.schedule import schedule
 from kernel.fused.strip_times import StripTimes
 
@@ -115,9 +116,13 @@ def test_plans_with_columns_in_bytes_overwrite_nothing_in_use(n, v, d, share, di
         schedule.cache_clear()
         found = plan(n, v, d, workspace_bytes, table=SMALL, **options)
     schedule.cache_clear()
-    if not any(run.in_bytes for run in found.kept):
-        return
-    tile, block = SMALL.logit_gradient.columns, SMALL.logit_gradient.rows
+    if any(run.in_bytes for run in found.kept):
+        overwrites_nothing_in_use(found, n, v, d, workspace_bytes, SMALL, consumed and weight_gradient)
+
+
+def overwrites_nothing_in_use(found, n, v, d, workspace_bytes, table, in_gradient):
+    """Of a plan with columns in bytes: each strip's dz and rows lie where nothing does that a later strip reads."""
+    tile, block, consumed = table.logit_gradient.columns, table.logit_gradient.rows, found.consumed
     columns = [(run.start, run.start + run.columns) for run in found.kept]
     assert all(a[0] == b[1] for a, b in pairwise(columns)), "the last ones come first"
     others = [(s.start, s.start + s.padded) for s in found.strips if not s.kept]
@@ -131,7 +136,7 @@ def test_plans_with_columns_in_bytes_overwrite_nothing_in_use(n, v, d, share, di
             (inside if run.in_gradient else outside)[run.start + i * run.width] = place
             held = held if run.in_gradient else max(held, place[1])
             assert place[1] <= 2 * (v * d if run.in_gradient else found.held)
-    assert not inside or (consumed and weight_gradient)
+    assert not inside or in_gradient
     assert held <= 2 * found.held <= 2 * found.memory
     for run in found.kept:
         of_run = [s for s in found.strips if s.kept and run.start <= s.start < run.start + run.columns]
@@ -153,9 +158,22 @@ def test_plans_with_columns_in_bytes_overwrite_nothing_in_use(n, v, d, share, di
         if not run.in_bytes:
             assert run.start + run.columns < v or not found.strips
             assert not [s for s in found.strips if not s.kept], "the hidden states scaled for it replace the others"
-    byte_peaks = sum(run.columns // 32 * 4 * n for run in found.kept if run.in_bytes)
+    byte_peaks = sum(run.columns // tile * 4 * n * peak_rows(tile) for run in found.kept if run.in_bytes)
     assert consumed or len(found.kept) == 1, "an operator returns the references of one run"
     assert 2 * found.memory + byte_peaks <= max(workspace_bytes, 2 * n * tile)
+
+
+def test_bytes_lie_under_dz_and_become_dz_in_the_gradient():
+    n, v, d = 8192, 256000, 2304
+    found = plan(n, v, d, 928 * 2**20, in_bytes=True)
+    overwrites_nothing_in_use(found, n, v, d, 928 * 2**20, HOPPER, True)
+    last, of_gradient, others = found.kept
+    strips = [s for s in found.strips if s.kept]
+    assert (last.in_gradient, of_gradient.in_gradient, others.in_gradient) == (False, True, False)
+    assert last.offset < n * max(s.padded for s in strips if s.offset is None) == others.offset, "under dz"
+    wide = [s for s in strips if s.offset is not None]
+    assert wide
+    assert all(s.padded > of_gradient.width and s.start >= others.start for s in wide)
 
 
 # Tokens, vocabulary and hidden size of heads; MiB of the workspace that plans took by default, and the share of the
