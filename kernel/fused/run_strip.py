@@ -15,7 +15,7 @@ from .launch import blocks, launch_table, precise, processors
 from .logit_gradient import kept_strip_kernel, recomputed_strip_kernel
 from .plan import peaks_of
 
-DECODE_ROWS, DECODE_WARPS, DECODE_WIDE = 16, 4, 8  # of a program that makes dz of bytes
+DECODE_ROWS, DECODE_WARPS, DECODE_WIDE, DECODE_EVICT = 16, 4, 8, ""  # of a program that makes dz of bytes
 
 __all__ = ["StripColumns", "convert_kept", "decode_kept", "recompute_strip"]
 
@@ -158,5 +158,6 @@ def decode_kept(
         ALIGNED_ROWS=launch.rows,
         PACKED=dz.is_cuda,
         WIDE=DECODE_WIDE,
+        EVICT=DECODE_EVICT,
         num_warps=DECODE_WARPS,
     )
