@@ -28,6 +28,7 @@ from ..blocks import logits_of
 from ..options import LossOptions
 from ..reference import compute_dtype
 from ..validation import check_target_range
+from ..vocab_parallel.agreement import Agreement
 from .fields import HeadStatistics
 
 __all__ = ["statistics"]
@@ -47,7 +48,7 @@ def statistics(
     temperatures: tuple[float, ...],
     top_k: int,
     *,
-    agreement: vocab_parallel.Agreement[Any],
+    agreement: Agreement[Any],
 ) -> HeadStatistics:
     """The fields of :class:`kernel.HeadStatistics` over all rows, flat, the same in every process.
 
