@@ -146,7 +146,7 @@ def propose(
     """
     if dist.get_rank(group) < 0:
         raise ValueError("process_group must be a group that this process belongs to.")
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if isinstance(input, Tensor) and input.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "process_group must be None while a CUDA graph is captured: the hosts of its processes compare their "
             "arguments, which a graph would not repeat."

@@ -1,6 +1,7 @@
 """A head whose rows lie in several processes: loss, statistics and gradients are those of one process."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -250,6 +251,11 @@ said(x[rank], model.head.weight, y[rank])  # outside
 """
 
 FUSED = """
+sys.path.insert(0, arguments[1])
+from interpreter import quicken
+
+quicken()
+
 def results(w, implementation, **options):
     h, w = (x.clone().requires_grad_() for x in (hidden, w))
     loss, of = linear_cross_entropy(h, w, target, label_smoothing=0.1, softcap=3.0, implementation=implementation,
@@ -429,7 +435,8 @@ def test_dtensors_fsdp_and_the_fused_kernels(tmp_path):
         "ValueError process_group must be None or hold the processes [0, 1] of linear_weight's mesh, got [",
         "ValueError target must be the same in every process of the group",
     ]
-    first, second = (out.splitlines() for out in run(tmp_path, (7, 6), SHARDED + FUSED + EXTREMES + FUSED_OPTIONS))
+    program, tests = SHARDED + FUSED + EXTREMES + FUSED_OPTIONS, str(Path(__file__).parents[1])
+    first, second = (out.splitlines() for out in run(tmp_path, (7, 6), program, tests))
     alone = [
         "ValueError input must be the same in every process, Replicate(), got Shard(dim=0).",
         "TypeError process_group must be a torch.distributed.ProcessGroup or None, got str.",

@@ -57,6 +57,11 @@ try:
 except (RuntimeError, TypeError) as error:
     print(error)
 torch.cuda.synchronize()
+torch.cuda.is_current_stream_capturing = lambda: True
+try:
+    linear_cross_entropy(hidden, head[mine], target, process_group=group)
+except RuntimeError as error:
+    print(error)
 """
 
 DIFFERENT = """
@@ -78,6 +83,7 @@ def test_two_gpus_give_the_results_of_one(backend, tmp_path):
         assert out.startswith(
             "input's shape, dtype, type of device and requires_grad, return_statistics and the options"
         )
+        assert "process_group must be None while a CUDA graph is captured" in out
     assert "linear_weight must have input's dtype" in first
     assert "process 0 of process_group refused its arguments" in second
 
