@@ -43,7 +43,7 @@ def in_processes(program: str, world: int, folder: Path, *arguments: str, backen
         for rank in range(world)
     ]
     try:
-        found = [worker.communicate(timeout=120) for worker in workers]
+        found = [worker.communicate(timeout=300) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

@@ -421,9 +421,16 @@ def run(folder, rows, program, *more):
     return in_processes(START + program, len(rows), folder, repr(rows), *more)
 
 
-@pytest.mark.parametrize("rows", [(9, 4), (1, 7, 12)])
-def test_they_are_those_of_one_process(rows, tmp_path):
-    assert run(tmp_path, rows, SAME + SAME_STATISTICS + CLOSE, repr(OPTIONS)) == ["same\n"] * len(rows)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes print, one run for two tests: most of its time they start."""
+    program = SAME + SAME_STATISTICS + CLOSE + REFUSED + DEFERRED
+    return [out.splitlines() for out in run(tmp_path_factory.mktemp("two"), (9, 4), program, repr(OPTIONS))]
+
+
+def test_they_are_those_of_one_process(two, tmp_path):
+    assert [out[0] for out in two] == ["same"] * 2
+    assert run(tmp_path, (1, 7, 12), SAME + SAME_STATISTICS + CLOSE, repr(OPTIONS)) == ["same\n"] * 3
 
 
 def test_dtensors_fsdp_and_the_fused_kernels(tmp_path):
@@ -456,8 +463,8 @@ def test_dtensors_fsdp_and_the_fused_kernels(tmp_path):
     ]
 
 
-def test_one_process_that_is_wrong_or_fails_stops_all(tmp_path):
-    first, second = (out.splitlines() for out in run(tmp_path, (9, 4), REFUSED + DEFERRED))
+def test_one_process_that_is_wrong_or_fails_stops_all(two):
+    first, second = (out[1:] for out in two)
     assert first[0] == "RuntimeError process 1 of process_group refused its arguments; its error says why."
     assert second[0].startswith("ValueError input must have shape (..., 5) to match linear_weight (4, 5)")
     for out in (first, second):
