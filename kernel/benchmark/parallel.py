@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=whole(1), default=10, help="timed calls of each (default: 10)")
-    parser.add_argument("--shape", choices=[s.name for s in _SHAPES], action="append", help="leave the other out")
+    parser.add_argument("--shape", choices=[s.name for s in _SHAPES], nargs="+", help="leave the other out")
     text = "of the group (default: cpu:gloo,cuda:nccl, as torch's own for a GPU; gloo on a CPU)"
     parser.add_argument("--backend", help=text)
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N, V and D by this, for a trial")

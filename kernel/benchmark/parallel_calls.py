@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..vocab_parallel.host_numbers import HostNumbers
+from ..vocab_parallel.host_numbers import HostNumbers, all_gather
 from .measure import turn
 
 __all__ = ["Loss", "exchanges", "halves", "loss_parallel", "noted_waits", "run"]
@@ -116,6 +116,6 @@ def exchanges(hidden: Tensor, before: Callable[[], object], rounds: int) -> tupl
     """Milliseconds of what a call exchanges, by itself: three numbers a token gathered, hidden states summed."""
     numbers, total = (torch.zeros(size, device=hidden.device) for size in (3 * len(hidden), hidden.numel()))
     every = numbers.new_empty(dist.get_world_size() * len(numbers))
-    runs = partial(dist.all_gather_into_tensor, every, numbers), partial(dist.all_reduce, total)
+    runs = partial(all_gather, every, numbers), partial(dist.all_reduce, total)
     turns = [[turn(run, hidden.device, before=before).ms for _ in range(rounds + 1)][1:] for run in runs]
     return statistics.median(turns[0]), statistics.median(turns[1])

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .host_numbers import all_gather
+
 if TYPE_CHECKING:
     from .agreement import Agreement
 
@@ -66,7 +68,7 @@ def gather(
         sent[:size].zero_()
         sent[-1:].zero_()
         failed = _fill(sent, compute, shape)
-    dist.all_gather_into_tensor(every.view(-1), sent, group=group)
+    all_gather(every, sent, group)
     _raise(failed, every[:, -1])
     if digests is not None:
         told = every[:, size:-1].view(torch.uint8)

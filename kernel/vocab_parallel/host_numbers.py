@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["HostNumbers", "served"]
+__all__ = ["HostNumbers", "all_gather", "served"]
 
 _streams: dict[int, torch.cuda.Stream] = {}
 
@@ -54,8 +54,14 @@ class HostNumbers:
 
 def _gathered(mine: Tensor, group: Any) -> Tensor:
     every = mine.new_empty(dist.get_world_size(group), len(mine))
-    dist.all_gather_into_tensor(every.view(-1), mine, group=group)
+    all_gather(every, mine, group)
     return every
+
+
+def all_gather(every: Tensor, mine: Tensor, group: Any = None) -> None:
+    """Gather flat tensors of all processes into ``every``, contiguous, by the name that torch has for it."""
+    gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # older torch has the latter
+    gather(every.view(-1), mine, group=group)
 
 
 def _stream() -> torch.cuda.Stream:
