@@ -20,7 +20,7 @@ from .run_strip import StripColumns, convert_kept, decode_kept, recompute_strip
 from .schedule import Schedule, Strip
 from .weight_gradient import bias_gradient_kernel, join_sums_kernel, weight_gradient_kernel
 
-__all__ = ["Gradients", "Reduction", "backward"]
+__all__ = ["Gradients", "Reduction", "backward", "widest_last"]
 
 
 class Reduction(Protocol):
@@ -62,8 +62,16 @@ def backward(
     state.add_strips(made, held.kept, workspace, last=not (as_they_are or anew))
     if as_they_are:
         state.add_kept(plan, as_they_are, last=not anew)
-    state.add_strips(anew, (), workspace, last=True)
+    state.add_strips(anew if state.reduction is None else widest_last(anew), (), workspace, last=True)
     return state.finish()
+
+
+def widest_last(strips: Sequence[Strip]) -> list[Strip]:
+    """Sort those at the end whose dz lies in the workspace: beside the last one's weights the input's is reduced."""
+    begin = len(strips)
+    while begin and strips[begin - 1].offset is None:
+        begin -= 1
+    return [*strips[:begin], *sorted(strips[begin:], key=lambda strip: strip.padded)]
 
 
 class Gradients:
@@ -232,9 +240,9 @@ class Gradients:
         gradient, launch, programs = self.weight_gradient, self.table.weight_gradient, self.programs
         assert gradient is not None
         sums = self.piece_memory(splits * columns.strip_columns * self.hidden_size) if splits > 1 else None
-        if self.reducing:  # as many as the rounds of tiles need: the reduction has the other multiprocessors
+        if self.reducing:  # whole rounds of tiles; a fifth of the multiprocessors or more is left to NCCL's channels
             tiles = blocks(columns.strip_columns, launch.rows) * blocks(self.hidden_size, launch.columns) * splits
-            programs = blocks(tiles, blocks(tiles, programs))
+            programs = blocks(tiles, blocks(tiles, programs - programs // 5))
         strip = self.strip(dz, columns)
         common = {
             "sums": sums,
