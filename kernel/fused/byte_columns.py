@@ -12,8 +12,12 @@ target: ``python -m kernel.benchmark.byte_codes``.) bfloat16's own rounding of t
 float16 does not, and under a softcap the slope is needed, which a rounded probability hides: both keep what they keep
 in two bytes.
 
-Peaks are float32, one sixteenth of what the codes take, so that a constant added to all logits changes nothing. The
-target's probability comes from its float32 logit, and its column is left out of its peak: a target that takes nearly
+Of the peaks of a tile the largest is kept in float32, so that a constant added to all logits changes nothing, and where
+there are others all of them in a byte each, in eighths of a bit below it and rounded up: 8 bytes for a token and 256
+columns, one thirty-second of what the codes take. A peak that is too high by less than an eighth costs 2% of the steps.
+One that lies more than 32 bits below the largest counts as 32: no code would tell it from 0 in a tile's peak.
+
+The target's probability comes from its float32 logit, and its column is left out of its peak: a target that takes nearly
 all mass would leave the steps of the 63 others too coarse to see the runner-up.
 """
 
