@@ -205,10 +205,10 @@ def byte_codes(data: Path) -> str:
     kinds = list(dict.fromkeys(rows.index.get_level_values("data")))
     size = " x ".join(f"{config[name]:,}" for name in ("tokens", "vocab_size", "hidden_size"))
     where = (
-        f"A simulation ({size}, smoothing {config['label_smoothing']:g}): errors against float64 of the input's gradient, "
-        "the head's, and the head's rows that no token names, all rounded to bfloat16; from "
-        "`paper_figures/data/byte_codes.csv`, made by `python -m kernel.benchmark.byte_codes`, which also compares other "
-        "codes. At an *optimum* $p_y = 0.9$ and the other logits differ by that many nats:"
+        f"A simulation ({size}, smoothing {config['label_smoothing']:g}): errors against float64 of the input's "
+        "gradient, the head's, and the head's rows that no token names, all rounded to bfloat16; from "
+        "`paper_figures/data/byte_codes.csv`, made by `python -m kernel.benchmark.byte_codes`, which also compares "
+        "other codes. At an *optimum* $p_y = 0.9$ and the other logits differ by that many nats:"
     )
     lines = [wrapped(where), "", f"| kept | {' | '.join(kinds)} |", "|---|" + "---|" * len(kinds)]
     errors = ("input_gradient_error", "weight_gradient_error", "rows_without_target_error")

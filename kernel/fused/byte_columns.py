@@ -17,8 +17,8 @@ there are others all of them in a byte each, in eighths of a bit below it and ro
 columns, one thirty-second of what the codes take. A peak that is too high by less than an eighth costs 2% of the steps.
 One that lies more than 32 bits below the largest counts as 32: no code would tell it from 0 in a tile's peak.
 
-The target's probability comes from its float32 logit, and its column is left out of its peak: a target that takes nearly
-all mass would leave the steps of the 63 others too coarse to see the runner-up.
+The target's probability comes from its float32 logit, and its column is left out of its peak: a target that takes
+nearly all mass would leave the steps of the 63 others too coarse to see the runner-up.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ CUTS = {"MAX_CUTS": 8, "STEPS": 128, "PIECE": 4}
 def extra_row_blocks(row_blocks: int, column_blocks: int, programs: int) -> int:
     """Blocks of rows of the accumulator beyond its own: for up to 4 pieces in one round, if all tokens are kept.
 
-    As many as :func:`last_round` then makes. Fewer tokens leave room for more.
+    As many as ``last_round`` then makes. Fewer tokens leave room for more.
     """
     tiles = row_blocks * column_blocks
     rest = tiles % programs
