@@ -111,8 +111,6 @@ def decoded_strip_kernel(
     BLOCK_VOCAB: tl.constexpr,
     ROWS: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,
-    WIDE: tl.constexpr,
-    EVICT: tl.constexpr,
     PACKED: tl.constexpr,  # take bytes out of words of four by an instruction of the device
 ):
     """Write dz of the strip that begins at ``strip_start``, the columns of one tile in each program.
@@ -130,9 +128,9 @@ def decoded_strip_kernel(
         strip = first // kept_stride
         address = kept + (row + strip * rows).to(tl.int64)[:, None] * kept_stride
         address += (first - strip * kept_stride + tl.arange(0, BLOCK_VOCAB))[None, :]
-        if WIDE == 8:
-            address = tl.multiple_of(address, (1, 8))
-        stored = tl.load(address, mask=inside[:, None], other=0, eviction_policy=EVICT)
+        # A thread takes as many codes as it stores elements of dz at once: 16 would go through shared memory.
+        address = tl.multiple_of(address, (1, 8))
+        stored = tl.load(address, mask=inside[:, None], other=0)
         row_lse = tl.load(lse + row, mask=inside, other=float("inf"))  # p = 0 in the padding
         scale = tl.load(row_scale + row, mask=inside, other=0.0)
         own = tl.load(reference + row, mask=inside, other=0.0) - row_lse

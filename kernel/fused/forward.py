@@ -103,7 +103,6 @@ def forward_kernel(
     PARTS: tl.constexpr,
     PIECES: tl.constexpr,  # column blocks of a tile gone through one by one: 1, or PARTS (code, softcap)
     PEAKS: tl.constexpr,  # of a tile (byte)
-    BRANCH: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     GATHER: tl.constexpr,
     FLATTEN: tl.constexpr,
@@ -209,10 +208,7 @@ def forward_kernel(
                 tile_peak = peak
             elif KEEP == "byte":
                 here = (label >= column_start) & (label < column_start + BLOCK_VOCAB)
-                if BRANCH:
-                    if tl.max(here.to(tl.int32), 0) > 0:  # seldom: not a comparison for each logit of each tile
-                        z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
-                else:
+                if tl.max(here.to(tl.int32), 0) > 0:  # seldom; to compare each column took a twentieth of the sweep
                     z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
                 z = tl.reshape(z, (BLOCK_ROWS, PEAKS, BLOCK_VOCAB // PEAKS))
                 tile_peak, peaks, steps_below = stepped_peaks(tl.maximum(tl.max(z, 2), _FLOOR))

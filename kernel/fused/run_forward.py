@@ -21,7 +21,6 @@ from .rows import KeptRows, index_memory, index_rows, pack_hidden
 from .run_strip import StripColumns, recompute_strip
 from .target_logit import target_logits
 
-ENCODE_BRANCH = True
 __all__ = ["ForwardResult", "forward"]
 
 _ROWS, _TARGETS = 16, 4  # tokens of a program that joins groups, and of one that gathers targets' rows
@@ -228,7 +227,6 @@ class _Sweep:
                 KEEP=keep,
                 PIECES=stored if keep == "code" and scalars.softcap else 1,
                 PEAKS=peaks_of(launch.columns) if keep == "byte" else 1,
-                BRANCH=ENCODE_BRANCH,
                 RUN_IF=run_if,
                 GATHER=gather,
                 WIDTH=min(_WIDTH, launch.columns // 4),
