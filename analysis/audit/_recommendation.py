@@ -88,7 +88,7 @@ def _at_most(get: Lookup, studies: Studies) -> tuple[str, str]:
     said = "clipped_fall" + (", or rational_fall where it is larger" if len(rules) > 1 else "")
     end = "with the lower end of A's interval" if any(a.low == a.low for a in indices) else "with A as it is here"
     fared = f": tunings of {TUNED_MODELS} took {TUNED} times what clipped_fall says" if min(low) < 1 else ""
-    rule = f"By {said}, {end}: {most} of {p:.3f}; these are rules, no bounds{fared}."
+    rule = f"By {said}, {end}: {most} of {p:.3f}; rules, no bounds{fared}."
     return f"How much confidence would it take? {rule}", cited(*made)
 
 

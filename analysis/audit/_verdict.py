@@ -11,7 +11,7 @@ from ._intervals import Estimate
 # Falls of tunings over clipped_fall, on new texts: of SmolLM2-135M on questions, a test reads them off
 # instruction_full.csv; it, too, reads off the tables real_* that all tunings on pairs lie between.
 TUNED = "0.7 to 3.1"
-TUNED_MODELS = "SmolLM2-135M and Gemma-3-270M"
+TUNED_MODELS = "SmolLM2 and Gemma"
 _SLIGHT = 0.05  # confidence off accuracy by less is called slight
 
 
