@@ -160,8 +160,8 @@ def tuned(studies: Studies) -> str:
             fall = p - rows.loc[b].loc[plain.index, "confidence"].to_numpy()
             ratios.append(float(np.mean(fall) / np.mean(clipped_fall(p, a, _TOKENS, b))))
     told = (
-        f"Tunings of SmolLM2-135M on questions, with b = 0.1 and 0.2, lowered confidence on new texts by {_span(ratios)} "
-        "times clipped_fall in the mean over seeds [instruction_full.csv]"
+        "Tunings of SmolLM2-135M on questions, with b = 0.1 and 0.2, lowered confidence on new texts by "
+        f"{_span(ratios)} times clipped_fall in the mean over seeds [instruction_full.csv]"
     )
     for table, model in _TUNED_ON_PAIRS.items():
         with contextlib.suppress(FileNotFoundError):
