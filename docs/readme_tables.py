@@ -34,6 +34,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "kernel floors": kernels.kernel_floors,
     "kernel host": kernels.kernel_host,
     "statistics": kernels.statistics,
+    "byte codes": kernels.byte_codes,
     "cpu": kernels.cpu,
     "parallel": kernels.parallel,
     "scale": kernels.scale,

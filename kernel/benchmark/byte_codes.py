@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fused.plan import PEAK_COLUMNS
+from ..fused.plan import PEAK_COLUMNS, PEAK_STEPS
 from .command import add_places, finish, output_of, typed, whole
 from .problems import Data, Shape, make_data
 from .tables import Report
@@ -31,12 +31,13 @@ __all__ = ["ROOT", "by_logarithm", "by_root", "main", "study"]
 
 _EXAMPLES = """
 examples:
-  python -m kernel.benchmark.byte_codes --output /tmp/byte_codes.csv          two minutes, no GPU
+  python -m kernel.benchmark.byte_codes --output paper_figures/data/byte_codes.csv     the committed table, no GPU
   python -m kernel.benchmark.byte_codes --tokens 128 --vocab-size 4096 --output /tmp/byte_codes.csv
 """
 _SMOOTHING = 0.1
 ROOT = 4
 _NATS, _STEPS = 12.0, 254
+_TILE = 256  # columns, of which the kernels keep the largest peak as it is, the others in steps below it
 _KINDS: dict[str, Callable[[Data, torch.Generator], Data]] = {
     "peaked": lambda data, generator: data,
     "flat": lambda data, generator: Data(0.3 * data.hidden, data.weight, data.target),
@@ -70,9 +71,18 @@ def by_root(z: Tensor, lse: Tensor, columns: int = PEAK_COLUMNS, root: int = ROO
         root: Which root is coded in 255 even steps.
     """
     blocks = z.unflatten(1, (-1, columns))
-    peak = blocks.amax(-1, keepdim=True)
+    peak = _stepped(blocks.amax(-1, keepdim=True), max(_TILE // columns, 1))
     code = torch.round(255 * torch.exp((blocks - peak) / root))
     return (torch.exp(peak - lse.unsqueeze(-1)) * (code / 255) ** root).flatten(1)
+
+
+def _stepped(peak: Tensor, of_tile: int) -> Tensor:
+    """Peaks ``(N, blocks, 1)`` in nats as the kernels keep them: in steps below the largest of a tile, rounded up."""
+    of_tile = min(of_tile, peak.shape[1])
+    tiles = peak.unflatten(1, (-1, of_tile))
+    largest, bit = tiles.amax(2, keepdim=True), math.log(2)
+    steps = torch.floor((largest - tiles).clamp(max=255 / PEAK_STEPS * bit) * (PEAK_STEPS / bit))
+    return (largest - steps * (bit / PEAK_STEPS)).flatten(1, 2)
 
 
 def by_logarithm(z: Tensor, lse: Tensor, columns: int) -> Tensor:

@@ -12,9 +12,13 @@ target: ``python -m kernel.benchmark.byte_codes``.) bfloat16's own rounding of t
 float16 does not, and under a softcap the slope is needed, which a rounded probability hides: both keep what they keep
 in two bytes.
 
-Peaks are float32, one sixteenth of what the codes take, so that a constant added to all logits changes nothing. The
-target's probability comes from its float32 logit, and its column is left out of its peak: a target that takes nearly
-all mass would leave the steps of the 63 others too coarse to see the runner-up.
+Of the peaks of a tile the largest is kept in float32, so that a constant added to all logits changes nothing, and where
+there are others all of them in a byte each, in eighths of a bit below it and rounded up: 8 bytes for a token and 256
+columns, one thirty-second of what the codes take. A peak that is too high by less than an eighth costs 2% of the steps.
+One that lies more than 32 bits below the largest counts as 32: no code would tell it from 0 in a tile's peak.
+
+The target's probability comes from its float32 logit, and its column is left out of its peak: a target that takes
+nearly all mass would leave the steps of the 63 others too coarse to see the runner-up.
 """
 
 from __future__ import annotations
@@ -23,10 +27,13 @@ import triton
 import triton.language as tl
 
 from .logit_gradient import gradient_of
+from .plan import PEAK_STEPS
 
-__all__ = ["decoded_strip_kernel", "fourth_root", "to_byte"]
+__all__ = ["decoded_strip_kernel", "stepped_peaks", "store_peaks", "to_byte"]
 
 _STEPS = tl.constexpr(255.0)
+_PEAK_STEP = tl.constexpr(1 / PEAK_STEPS)  # bits
+_LOWEST_PEAK = tl.constexpr(255 / PEAK_STEPS)
 _LOG2_STEPS = tl.constexpr(7.994353436858858)
 # Added to a number in [0, 255] this gives a float32 whose low 8 bits are the number, rounded.
 _SHIFT = tl.constexpr(8388608.0)
@@ -34,9 +41,30 @@ _SHIFT_BITS = tl.constexpr(0x4B000000)
 
 
 @triton.jit
-def fourth_root(below):
-    """Of exp2(below)."""
-    return tl.exp2(below * 0.25)
+def stepped_peaks(peaks):
+    """The largest of a tile's peaks, and all of them in eighths of a bit below it, rounded up.
+
+    Args:
+        peaks: In bits ``(rows, PEAKS)``.
+
+    Returns:
+        The largest, the rounded ones, and how many steps these lie below it, at most 255.
+    """
+    largest = tl.max(peaks, 1)
+    steps = tl.floor(tl.minimum(largest[:, None] - peaks, _LOWEST_PEAK) * (1 / _PEAK_STEP))
+    # The maximum: where float32 rounds logits of 2^20 bits, a code is still at most 255.
+    return largest, tl.maximum(largest[:, None] - steps * _PEAK_STEP, peaks), steps
+
+
+@triton.jit
+def store_peaks(reference, tile, n, row, inside, largest, steps, PEAKS: tl.constexpr):
+    """Keep the peaks of a tile: the largest, and where there are others a byte of steps for each, in one float32."""
+    each = 1 if PEAKS == 1 else 2
+    address = reference + (1 + each * tile).to(tl.int64) * n + row
+    tl.store(address, largest, mask=inside)
+    if PEAKS > 1:
+        packed = tl.sum(steps.to(tl.int32) << (8 * tl.arange(0, PEAKS))[None, :], 1)
+        tl.store(address + n, packed.to(tl.float32, bitcast=True), mask=inside)
 
 
 @triton.jit
@@ -45,10 +73,23 @@ def to_byte(root):
     return (root * _STEPS + _SHIFT).to(tl.int32, bitcast=True).to(tl.uint8)
 
 
+@triton.jit
+def load_peaks(reference, tile, n, row, inside, PEAKS: tl.constexpr):
+    """The peaks of a tile in bits ``(rows, PEAKS)``, as they were rounded."""
+    each = 1 if PEAKS == 1 else 2
+    address = reference + (1 + each * tile).to(tl.int64) * n + row
+    largest = tl.load(address, mask=inside, other=0.0)[:, None]
+    if PEAKS > 1:
+        packed = tl.load(address + n, mask=inside, other=0.0).to(tl.int32, bitcast=True)
+        steps = (packed[:, None] >> (8 * tl.arange(0, PEAKS))[None, :]) & 255
+        largest = largest - steps.to(tl.float32) * _PEAK_STEP
+    return largest
+
+
 @triton.jit(do_not_specialize=["n", "vocab_size", "dz_rows"])
 def decoded_strip_kernel(
     kept,  # strips of (N, kept_stride), one below the other: codes
-    reference,  # (1 + columns / PEAK, N), bits: the targets' logits, then the peaks
+    reference,  # (1 + ..., N), bits: the targets' logits, then the peaks of each tile
     count,
     lse,  # (N,) packed, bits
     row_scale,  # (N,) packed
@@ -66,52 +107,89 @@ def decoded_strip_kernel(
     uniform,  # b / V, of the whole head's V
     MIXED: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
-    PEAK: tl.constexpr,  # columns that share a peak
+    PEAKS: tl.constexpr,  # of a tile
+    BLOCK_VOCAB: tl.constexpr,
     ROWS: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,
+    PACKED: tl.constexpr,  # take bytes out of words of four by an instruction of the device
 ):
-    """Write dz of the strip that begins at ``strip_start``, the columns of one peak in each program."""
+    """Write dz of the strip that begins at ``strip_start``, the columns of one tile in each program.
+
+    A byte takes six instructions, which is what memory leaves time for: without MIXED dz is linear in the fourth power
+    of the code, and the target, which few programs meet, is looked for once in each.
+    """
     row_count = tl.load(count)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     rows = tl.cdiv(row_count, ALIGNED_ROWS) * ALIGNED_ROWS
     if tl.program_id(1) * ROWS < rows:
         inside = row < row_count
-        first = strip_start - boundary + tl.program_id(0) * PEAK  # of the kept ones
+        start = strip_start + tl.program_id(0) * BLOCK_VOCAB
+        first = start - boundary  # of the kept ones
         strip = first // kept_stride
         address = kept + (row + strip * rows).to(tl.int64)[:, None] * kept_stride
-        address += (first - strip * kept_stride + tl.arange(0, PEAK))[None, :]
+        address += (first - strip * kept_stride + tl.arange(0, BLOCK_VOCAB))[None, :]
+        # A thread takes as many codes as it stores elements of dz at once: 16 would go through shared memory.
+        address = tl.multiple_of(address, (1, 8))
         stored = tl.load(address, mask=inside[:, None], other=0)
-        peak = tl.load(reference + (1 + first // PEAK).to(tl.int64) * n + row, mask=inside, other=0.0)
         row_lse = tl.load(lse + row, mask=inside, other=float("inf"))  # p = 0 in the padding
-        own = tl.load(reference + row, mask=inside, other=0.0)
         scale = tl.load(row_scale + row, mask=inside, other=0.0)
+        own = tl.load(reference + row, mask=inside, other=0.0) - row_lse
         row_label = tl.load(label + row, mask=inside, other=-1)
-        column = strip_start + tl.program_id(0) * PEAK + tl.arange(0, PEAK)
-        code = (stored.to(tl.int32) | _SHIFT_BITS).to(tl.float32, bitcast=True) - _SHIFT
-        p = code * code
-        p = p * p * tl.exp2(peak - row_lse - 4 * _LOG2_STEPS)[:, None]
-        hit = column[None, :] == row_label[:, None]
-        p = tl.where(hit, tl.exp2(own - row_lse)[:, None], p)
-        log_p = p
+        peaks = load_peaks(reference, first // BLOCK_VOCAB, n, row, inside, PEAKS)
+        column = start + tl.arange(0, BLOCK_VOCAB)
+        if PACKED:
+            shifted = tl.inline_asm_elementwise(
+                """{
+                .reg .b32 high;
+                mov.b32 high, 0x4B000000;
+                prmt.b32 $0, $4, high, 0x7440;
+                prmt.b32 $1, $4, high, 0x7441;
+                prmt.b32 $2, $4, high, 0x7442;
+                prmt.b32 $3, $4, high, 0x7443;
+                }""",
+                "=r,=r,=r,=r,r",
+                [stored],
+                dtype=tl.int32,
+                is_pure=True,
+                pack=4,
+            )
+        else:
+            shifted = stored.to(tl.int32) | _SHIFT_BITS
+        code = shifted.to(tl.float32, bitcast=True) - _SHIFT  # pyright: ignore[reportAttributeAccessIssue]
+        fourth = code * code
+        fourth = tl.reshape(fourth * fourth, (ROWS, PEAKS, BLOCK_VOCAB // PEAKS))
+        factor = tl.exp2(peaks - (row_lse + 4 * _LOG2_STEPS)[:, None])
         if MIXED:
-            log_p = tl.where(hit, (own - row_lse)[:, None], tl.log2(tl.maximum(p, 1e-37)))  # of p = 0 nothing counts
-        gradient = gradient_of(
-            p,
-            log_p,
-            p,
-            column,
-            hit,
-            vocab_size,
-            scale,
-            mix,
-            row,
-            inside,
-            n,
-            label_smoothing,
-            uniform,
-            MIXED,
-            False,
-            MASK_VOCAB,
-        )
+            p = tl.reshape(fourth * factor[:, :, None], (ROWS, BLOCK_VOCAB))
+            hit = column[None, :] == row_label[:, None]
+            p = tl.where(hit, tl.exp2(own)[:, None], p)
+            log_p = tl.where(hit, own[:, None], tl.log2(tl.maximum(p, 1e-37)))  # of p = 0 nothing counts
+            gradient = gradient_of(
+                p,
+                log_p,
+                p,
+                column,
+                hit,
+                vocab_size,
+                scale,
+                mix,
+                row,
+                inside,
+                n,
+                label_smoothing,
+                uniform,
+                MIXED,
+                False,
+                MASK_VOCAB,
+            )
+        else:
+            gradient = fourth * (factor * scale[:, None])[:, :, None] - (uniform * scale)[:, None, None]
+            gradient = tl.reshape(gradient, (ROWS, BLOCK_VOCAB))
+            here = (row_label >= start) & (row_label < start + BLOCK_VOCAB)
+            if tl.max(here.to(tl.int32), 0) > 0:
+                of_target = (tl.exp2(own) - (1.0 - label_smoothing + uniform)) * scale
+                gradient = tl.where(column[None, :] == row_label[:, None], of_target[:, None], gradient)
+            if MASK_VOCAB:
+                gradient = tl.where((column < vocab_size)[None, :], gradient, 0.0)
         address = dz + row.to(tl.int64)[:, None] * dz_stride + (column - strip_start)[None, :]
         tl.store(address, gradient.to(dz.dtype.element_ty), mask=(row < dz_rows)[:, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 from .launch import blocks
@@ -21,8 +22,9 @@ def in_bytes(planner: Planner, budget: int) -> list[Plan]:
     if not (planner.keep and times.in_bytes):
         return found
     most = budget // (planner.n * planner.itemsize)
-    for width in sorted({times.width(most // share, "bytes") for share in _SHARES if most // share >= planner.tile}):
-        runs = _kept(planner, budget, width)
+    widths = sorted({times.width(most // share, "bytes") for share in _SHARES if most // share >= planner.tile})
+    for width, whole_strips, under_dz in product(widths, (False, True), (False, True)):
+        runs = _kept(planner, budget, width, whole_strips=whole_strips, under_dz=under_dz)
         if runs:
             strip = width
             if planner.consumed:  # what bytes took in the workspace is free when the other strips begin
@@ -32,14 +34,17 @@ def in_bytes(planner: Planner, budget: int) -> list[Plan]:
     return found
 
 
-def _kept(planner: Planner, budget: int, width: int) -> tuple[KeptColumns, ...]:
-    """The most columns in bytes, beside a strip of ``width`` in the workspace.
+def _kept(planner: Planner, budget: int, width: int, *, whole_strips: bool, under_dz: bool) -> tuple[KeptColumns, ...]:
+    """The most columns in bytes, beside a strip of ``width`` in the workspace, or the most in strips of that width.
 
     Those in the gradient's memory come first, as many strips of that width as it holds: from the last to the first, the
     rows of each are then written where only strips lie that were decoded before. (With i of J strips left the others
     end at i w N <= 2 (V - (J - i) w) D bytes: at i = 0 since J w <= V, at i = J - 1 since that, too, or J w N <= 2 V D
     bounds it, and so between.) Where all columns are kept and memory is left, the first of them are kept as they enter
     the products; not by an operator, which returns the references of one run alone.
+
+    ``under_dz`` keeps the very last columns where dz of the others will be: at the end of that strip, before which
+    their own dz has room. Their rows are written first, where the strips in the gradient's memory must not reach.
     """
     n, end, times, itemsize = planner.n, planner.vocab, planner.times, planner.itemsize
     spare = budget - n * itemsize * width
@@ -54,12 +59,20 @@ def _kept(planner: Planner, budget: int, width: int) -> tuple[KeptColumns, ...]:
                 if n * itemsize * whole + planner.byte_peaks * fewer * width <= spare:
                     runs = [KeptColumns(whole, width, fewer, True, True)] if fewer else []
                     return (*runs, KeptColumns(0, whole, 1, False, False, n * width))
+        rows = end - blocks(number * strip, planner.hidden_size * itemsize)
+        last = min(rows, 2 * width // 3, end - number * width) // planner.tile * planner.tile
+        last = times.width(last, "bytes") if last else 0
+        if under_dz and number > 0 < last and spare >= planner.byte_peaks * (number * width + last):
+            end -= last
+            runs.append(KeptColumns(end, last, 1, False, True, n * width - blocks(n * last, itemsize)))
+            spare -= planner.byte_peaks * last
         if number > 0:
             end -= number * width
             runs.append(KeptColumns(end, width, number, True, True))
             spare -= planner.byte_peaks * width * number
     each = n + planner.byte_peaks
-    columns = min(spare // (each * planner.tile) * planner.tile, end)
+    unit = width if whole_strips else planner.tile
+    columns = min(spare // (each * unit) * unit, end)
     whole = 0  # columns in two bytes or four
     if columns == end and everything:
         whole = min((spare - each * end) // ((n * itemsize - each) * planner.tile) * planner.tile, end)
@@ -75,12 +88,24 @@ def _kept(planner: Planner, budget: int, width: int) -> tuple[KeptColumns, ...]:
 
 
 def decoded_strips(planner: Planner, kept: tuple[KeptColumns, ...], width: int) -> tuple[list[Series], float]:
-    """Strips of columns in bytes, the last ones in the gradient's memory first, and their times."""
+    """Strips of columns in bytes, the last ones in the gradient's memory first, and their times.
+
+    When those are done, dz of the others may be as wide as what is not yet written of the gradient holds before the
+    strip's own rows, from the last strip to the first; then as wide as in the workspace.
+    """
     times, found = planner.times, list[Series]()
     for run in kept:
         if run.in_bytes and run.in_gradient:
             found += [Series(run.start + i * run.width, run.width, 1, True, None) for i in reversed(range(run.number))]
         elif run.in_bytes:
-            equal = times.equal(run.start, run.start + run.columns, width, "bytes")
+            end, hidden_size = run.start + run.columns, planner.hidden_size
+            after = run is kept[-1] or not kept[-1].in_bytes  # what the gradient held is used
+            room = min(end * hidden_size // (planner.n + hidden_size), run.columns) if planner.memory and after else 0
+            wide = times.width(room, "bytes") if room > width and planner.consumed else 0
+            while wide > width and end - wide >= run.start and (end - wide) * hidden_size >= planner.n * wide:
+                end -= wide
+                found.append(Series(end, wide, 1, True, 0))
+            limit = min(run.offset // planner.n, width) if planner.consumed else width
+            equal = times.equal(run.start, end, limit, "bytes")
             found += [Series(start, padded, count, True, None) for start, padded, count in equal]
     return found, sum(s.number * times.microseconds(s.padded, "bytes") for s in found)

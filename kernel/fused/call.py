@@ -12,7 +12,7 @@ from .arguments import Head, Held, Kept, Scalars
 from .compile_ahead import compile_ahead
 from .gradient_rows import Upstream
 from .launch import launch_table, processors, uses_descriptors
-from .plan import PEAK_COLUMNS, KeptColumns
+from .plan import KeptColumns, peak_rows
 from .rows import KeptRows, aligned
 from .run_backward import Reduction, backward
 from .run_forward import ForwardResult, forward
@@ -56,12 +56,12 @@ class LossCall:
     def references(self, run: KeptColumns) -> int:
         """Count the rows of ``Kept.reference``: one for the targets and what peaks there are.
 
-        Codes without cap have one a kept tile, columns in bytes one for as many as share it.
+        Codes without cap have one a kept tile, columns in bytes as many as hold the peaks of one.
         """
         hidden, scalars = self.head.hidden, self.scalars
         kind, tile = scalars.storage(hidden.dtype), launch_table(hidden.device, hidden.dtype).forward.columns
         if run.in_bytes:
-            return 1 + run.columns // min(PEAK_COLUMNS, tile)
+            return 1 + run.columns // tile * peak_rows(tile)
         if kind == "raw":
             return 0
         tiles = run.columns // tile

@@ -33,7 +33,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .byte_columns import fourth_root, to_byte
+from .byte_columns import stepped_peaks, store_peaks, to_byte
 from .codes import below_peak, encode
 from .tiles import capped, column_part, largest, logit_argument, product, store_tile
 
@@ -101,7 +101,8 @@ def forward_kernel(
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
     PARTS: tl.constexpr,
-    PIECES: tl.constexpr,  # column blocks of a tile gone through one by one: 1; PARTS (code, softcap); the peaks (byte)
+    PIECES: tl.constexpr,  # column blocks of a tile gone through one by one: 1, or PARTS (code, softcap)
+    PEAKS: tl.constexpr,  # of a tile (byte)
     DESCRIPTOR: tl.constexpr,
     GATHER: tl.constexpr,
     FLATTEN: tl.constexpr,
@@ -205,38 +206,43 @@ def forward_kernel(
             if KEEP == "softmax":
                 peak = tl.load(reference + row, mask=row < row_count, other=float("inf"))  # of the padding nothing
                 tile_peak = peak
-            else:
-                if KEEP == "byte":
+            elif KEEP == "byte":
+                here = (label >= column_start) & (label < column_start + BLOCK_VOCAB)
+                if tl.max(here.to(tl.int32), 0) > 0:  # seldom; to compare each column took a twentieth of the sweep
                     z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
+                z = tl.reshape(z, (BLOCK_ROWS, PEAKS, BLOCK_VOCAB // PEAKS))
+                tile_peak, peaks, steps_below = stepped_peaks(tl.maximum(tl.max(z, 2), _FLOOR))
+            else:
                 tile_peak = tl.maximum(tl.max(z, 1), _FLOOR)
-            below = z - tile_peak[:, None]
             if KEEP == "byte":
-                root = fourth_root(below)
+                below = z * 0.25 - (peaks * 0.25)[:, :, None]
+                root = tl.exp2(below)
                 strip = tile * BLOCK_VOCAB // kept_stride
                 store_tile(
                     kept,
-                    to_byte(root),
+                    tl.reshape(to_byte(root), (BLOCK_ROWS, BLOCK_VOCAB)),
                     row_start + strip * row_blocks * BLOCK_ROWS,
-                    tile * BLOCK_VOCAB - strip * kept_stride + piece * (BLOCK_VOCAB // PIECES),
+                    tile * BLOCK_VOCAB - strip * kept_stride,
                     kept_rows,
                     kept_stride,
                     kept_stride,
                     BLOCK_ROWS,
-                    BLOCK_VOCAB // PIECES,
+                    BLOCK_VOCAB,
                     DESCRIPTOR,
                 )
-                address = reference + (1 + tile * PIECES + piece).to(tl.int64) * n + row
-                tl.store(address, tile_peak, mask=row < row_count)
+                store_peaks(reference, tile, n, row, row < row_count, tile_peak, steps_below, PEAKS)
                 e = root * root
                 e = e * e
+                share = tl.exp2(peaks - tile_peak[:, None])
             else:
+                below = z - tile_peak[:, None]
                 e = tl.exp2(below)
             if KEEP == "softmax":
                 stored = e
             elif KEEP == "code" and not SOFTCAP:
                 stored = below_peak(-below)
             old_total = tl.where(begins, 0.0, total)
-            total = tl.sum(e, 1)
+            total = tl.sum(tl.sum(e, 2) * share, 1) if KEEP == "byte" else tl.sum(e, 1)
             if TILE_SUMS:  # of one piece: there is no softcap; stored at once, which leaves fewer numbers to be held
                 address = tile_sums + row.to(tl.int64) * tile_stride + (first_tile + tile)
                 tl.store(address, tile_peak + tl.log2(total), mask=row < row_count)
@@ -244,7 +250,12 @@ def forward_kernel(
                 tl.store(address + n.to(tl.int64) * tile_stride, square, mask=row < row_count)
             if ENTROPY:
                 old_weighted = tl.where(begins, 0.0, weighted)
-                weighted = tl.sum(e * tl.maximum(below, _LOWEST), 1)
+                if KEEP == "byte":
+                    of_peaks = tl.sum(e * tl.maximum(below, 0.25 * _LOWEST), 2) * 4
+                    of_peaks += tl.sum(e, 2) * tl.maximum(peaks - tile_peak[:, None], _LOWEST)
+                    weighted = tl.sum(of_peaks * share, 1)
+                else:
+                    weighted = tl.sum(e * tl.maximum(below, _LOWEST), 1)
             if KEEP == "softmax":
                 total += old_total
                 if ENTROPY:
@@ -253,7 +264,6 @@ def forward_kernel(
                 old_peak = tl.where(begins, _FLOOR, peak)
                 peak = tl.maximum(old_peak, tile_peak)
                 if KEEP == "byte":
-                    here = (label >= first_column) & (label < first_column + BLOCK_VOCAB // PIECES)
                     peak = tl.where(here, tl.maximum(peak, own_logit), peak)
                     own_below = tl.where(here, own_logit - peak, float("-inf"))
                 old = tl.exp2(old_peak - peak)

@@ -20,13 +20,14 @@ CUTS = {"MAX_CUTS": 8, "STEPS": 128, "PIECE": 4}
 def extra_row_blocks(row_blocks: int, column_blocks: int, programs: int) -> int:
     """Blocks of rows of the accumulator beyond its own: for up to 4 pieces in one round, if all tokens are kept.
 
-    Fewer tokens leave room for more.
+    As many as ``last_round`` then makes. Fewer tokens leave room for more.
     """
-    most = 0
-    for cuts in (2, 3, 4):
-        rest = min(programs // cuts, row_blocks * column_blocks)
-        most = max(most, (cuts - 1) * (-(-rest // column_blocks) + 1))
-    return most
+    tiles = row_blocks * column_blocks
+    rest = tiles % programs
+    steps, piece = CUTS["STEPS"], CUTS["PIECE"]
+    in_one_round = [cuts for cuts in (1, 2, 3, 4) if rest * cuts <= programs]
+    cuts = min(in_one_round, key=lambda cuts: -(-steps // cuts) + piece)
+    return (cuts - 1) * (row_blocks - (tiles - rest) // column_blocks)
 
 
 @triton.jit

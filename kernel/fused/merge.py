@@ -14,7 +14,18 @@ _FLOOR = tl.constexpr(FLOOR)
 _LN2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "parts", "first_tiles", "second_tiles", "third_tiles", "rerun"])
+@triton.jit(
+    do_not_specialize=[
+        "n",
+        "vocab_size",
+        "parts",
+        "first_tiles",
+        "second_tiles",
+        "third_tiles",
+        "fourth_tiles",
+        "rerun",
+    ]
+)
 def merge_kernel(
     target_logit,  # (N,) packed order, in bits
     count,  # (1,) kept tokens
@@ -31,10 +42,11 @@ def merge_kernel(
     argmax,  # (N,) input order, int64, written if ARGMAX
     n,
     vocab_size,
-    parts,  # 1 to 3
+    parts,  # 1 to 4
     first_tiles,  # vocabulary tiles of the first part
     second_tiles,
     third_tiles,
+    fourth_tiles,
     rerun,
     label_smoothing,
     z_loss,
@@ -66,7 +78,8 @@ def merge_kernel(
     highest = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
     best = tl.zeros((ROWS,), dtype=tl.int32)
     for part in range(parts):
-        tile_count = tl.where(part == 0, first_tiles, tl.where(part == 1, second_tiles, third_tiles))
+        later = tl.where(part == 2, third_tiles, fourth_tiles)
+        tile_count = tl.where(part == 0, first_tiles, tl.where(part == 1, second_tiles, later))
         groups = group_count(row_blocks, tile_count, partial_stride // BLOCK_ROWS)
         for start in range(0, groups, GROUPS):  # several at a time: of few tokens there are hundreds of groups
             group = start + tl.arange(0, GROUPS)

@@ -7,10 +7,21 @@ from typing import NamedTuple
 
 from .launch import blocks
 
-__all__ = ["ALIGN", "PEAK_COLUMNS", "KeptColumns", "Plan", "Series"]
+__all__ = ["ALIGN", "PEAK_COLUMNS", "PEAK_STEPS", "KeptColumns", "Plan", "Series", "peak_rows", "peaks_of"]
 
 ALIGN = 64  # elements: 128 bytes or more, what the copy engine and the caches like
 PEAK_COLUMNS = 64  # in bytes, that share a peak
+PEAK_STEPS = 8  # of a bit, in which a peak lies below the largest of its tile: 255 at most (:mod:`.byte_columns`)
+
+
+def peaks_of(tile: int) -> int:
+    """Peaks of a tile of columns in bytes; the steps of four fill 32 bits (:mod:`.byte_columns`)."""
+    return max(min(tile // PEAK_COLUMNS, 4), 1)
+
+
+def peak_rows(tile: int) -> int:
+    """Float32 of each token that they take: the largest, and where there are others their steps."""
+    return 1 if peaks_of(tile) == 1 else 2
 
 
 @dataclass(frozen=True)

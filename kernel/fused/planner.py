@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .byte_plans import decoded_strips, in_bytes
 from .launch import blocks
-from .plan import ALIGN, PEAK_COLUMNS, KeptColumns, Plan, Series
+from .plan import ALIGN, KeptColumns, Plan, Series, peak_rows
 from .strip_times import StripTimes
 
 __all__ = ["Planner"]
@@ -49,7 +49,7 @@ class Planner:
         scaled = self.n * self.hidden_size if times.direct and times.weight_gradient else 0
         self.base = blocks(scaled, ALIGN) * ALIGN
         self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
-        self.byte_peaks = blocks(4 * self.n, min(PEAK_COLUMNS, self.tile))  # the same of a column in bytes
+        self.byte_peaks = blocks(4 * self.n * peak_rows(self.tile), self.tile)  # the same of a column in bytes
         self.stacks = {inside: self.stack(self.base if inside else 0) for inside in (True, False)[: 2 if scaled else 1]}
         self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
 

@@ -16,7 +16,7 @@ from .gradient_rows import GradientRows
 from .keep import overflow, store_targets
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .merge import merge_kernel
-from .plan import PEAK_COLUMNS
+from .plan import peaks_of
 from .rows import KeptRows, index_memory, index_rows, pack_hidden
 from .run_strip import StripColumns, recompute_strip
 from .target_logit import target_logits
@@ -104,7 +104,7 @@ def forward(
     )
 
     of_loss = scalars.of_slice() if scalars.whole else scalars
-    counts = [*(part.end - part.first for part in parts), 0, 0]
+    counts = [*(part.end - part.first for part in parts), 0, 0, 0]
 
     def merge(again: Tensor, *, rerun: bool) -> None:
         run_kernel(
@@ -128,6 +128,7 @@ def forward(
             first_tiles=counts[0],
             second_tiles=counts[1],
             third_tiles=counts[2],
+            fourth_tiles=counts[3],
             rerun=int(rerun),
             label_smoothing=of_loss.label_smoothing,
             z_loss=of_loss.z_loss,
@@ -198,7 +199,7 @@ class _Sweep:
         kept, count = part.kept if keep else None, part.end - part.first
         (hidden, weight, bias, target), scalars = self.head, self.scalars
         launch = launch_table(weight.device, weight.dtype).forward
-        stored = max(launch.columns // PEAK_COLUMNS, 1) if keep == "byte" else launch.parts  # column blocks of a tile
+        stored = 1 if keep == "byte" else launch.parts  # column blocks of a tile
         tiles_end = blocks(weight.shape[0], launch.columns) * launch.columns
         for run_if, tiles, gather in self.runs:
             run_kernel(
@@ -224,7 +225,8 @@ class _Sweep:
                 MASK_VOCAB=(tiles_end if keep else part.end * launch.columns) > weight.shape[0],
                 **self.wanted,
                 KEEP=keep,
-                PIECES=stored if keep == "byte" or (keep == "code" and scalars.softcap) else 1,
+                PIECES=stored if keep == "code" and scalars.softcap else 1,
+                PEAKS=peaks_of(launch.columns) if keep == "byte" else 1,
                 RUN_IF=run_if,
                 GATHER=gather,
                 WIDTH=min(_WIDTH, launch.columns // 4),

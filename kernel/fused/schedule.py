@@ -14,10 +14,11 @@ accuracy costs least there.
 
 Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are beyond the default
 budget where two bytes do not hold everything and the plan is faster by the model (:mod:`.strip_times`,
-:mod:`.byte_plans`). Strips of them become dz in the workspace, beside what is still kept there: first those of the
-gradient's memory, which holds a share of about 2 D / N, from the last to the first; then those of the workspace; then,
-where all columns are kept and memory is left, the first ones, in two bytes and without dz. Whatever is left is computed
-anew in the whole workspace.
+:mod:`.byte_plans`). Strips of them become dz in the workspace, beside what is still kept there: first some that lie
+where dz of the others will be; then those of the gradient's memory, which holds a share of about 2 D / N, from the last
+to the first; then those of the workspace, whose dz may also lie in the gradient's memory now; then, where all columns
+are kept and memory is left, the first ones, in two bytes and without dz. Whatever is left is computed anew in the whole
+workspace.
 
 Where the backward must not change what was kept (``consumed=False``: an operator's own inputs), only the workspace
 holds kept columns, and dz takes memory beside them.

@@ -310,6 +310,7 @@ def test_cuts_of_the_last_round_fit_the_memory_and_take_the_least_time(column_bl
         }
         assert cuts in time, "pieces beyond the accumulator"
         assert time[cuts] == min(time.values())
+        assert kept_blocks < n_blocks or n_blocks + (cuts - 1) * cut_rows == memory, "a block that no call writes"
         chosen.add(cuts)
     assert len(chosen) > 1
 
