@@ -42,7 +42,6 @@ __all__ = ["FLOOR", "MAX_UNITS", "forward_kernel", "group_count"]
 FLOOR = -1e38  # below every logit in bits, and finite: a tile of logits of -inf has no mass and no peak
 _FLOOR = tl.constexpr(FLOOR)
 _LOWEST = tl.constexpr(-1e4)  # bits below which 2^x is 0: of a class without mass 2^x x is 0 too
-_NORMAL = tl.constexpr(2.0**-100)  # sums of exponentials of which float32 has parts and quotients
 
 MAX_UNITS = (
     2112  # 16 for each of the 132 multiprocessors of an H100: the imbalance is one tile in 500, partials are 3 MiB
@@ -240,12 +239,8 @@ def forward_kernel(
             total = tl.sum(e, 1)
             if TILE_SUMS:  # of one piece: there is no softcap; stored at once, which leaves fewer numbers to be held
                 address = tile_sums + row.to(tl.int64) * tile_stride + (first_tile + tile)
-                bits = tile_peak + tl.log2(tl.where(total > 0, total, 1.0))
-                tl.store(address, tl.where(total > 0, bits, float("-inf")), mask=row < row_count)
-                # A kept softmax is one of the target's logit: e, and still more its square, may leave the range.
-                normal = (total > _NORMAL) & (total < 1 / _NORMAL)
-                share = e * (1 / tl.where(normal, total, 1.0))[:, None]
-                square = tl.where(normal, tl.sum(share * share, 1), 1.0)  # sum p^2 is at most m^2
+                tl.store(address, tile_peak + tl.log2(total), mask=row < row_count)
+                square = tl.where(total > 0, tl.sum(e * e, 1) / (total * total), 0.0)
                 tl.store(address + n.to(tl.int64) * tile_stride, square, mask=row < row_count)
             if ENTROPY:
                 old_weighted = tl.where(begins, 0.0, weighted)
