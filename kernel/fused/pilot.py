@@ -10,8 +10,6 @@ from .sparse_state import SparseState
 
 __all__ = ["Pilot"]
 
-_BYTES = 2**25  # of its dz
-
 
 class Pilot:
     """Dense strips before the choice of tiles: they show how large the gradients are at least."""
@@ -23,9 +21,7 @@ class Pilot:
         self._rest: Tensor | None = None  # dz behind the last whole tile
 
     def _strips(self) -> list[StripColumns]:
-        state = self.state
-        row_bytes = state.n * state.gradients.head.hidden.element_size()
-        width = min(max(_BYTES // row_bytes // state.tile, 1) * state.tile, self.end)
+        state, width = self.state, self.state.pilot_width
         strips = [StripColumns(start, min(width, self.end - start), 0, width) for start in range(0, self.end, width)]
         if state.vocab_size > state.tiles * state.tile:
             strips.append(StripColumns(state.tiles * state.tile, state.tile, 0, state.tile))
@@ -37,13 +33,12 @@ class Pilot:
         weight, strips = gradients.head.weight, self._strips()
         if state.needs[1]:
             self.rows = weight.new_empty(self.end, state.hidden_size)
-        memory = weight.new_empty(state.n * strips[0].strip_columns)
         for strip in strips:
             behind = strip.run_start >= self.end
             if behind:
                 self._rest = dz = weight.new_empty(state.n, state.tile)
             else:
-                dz = memory.view(state.n, strip.strip_columns)
+                dz = state.workspace[: state.n * strip.strip_columns].view(state.n, strip.strip_columns)
             common = gradients.head, state.scalars, state.number, state.upstream.lse, state.of, dz
             recompute_strip(*common, strip, gradients.tiles)
             gradients.add_input(dz, strip, gradients.ones)

@@ -46,7 +46,7 @@ class _ListedRun:
         self.state, self.gradients, self.listed = state, state.gradients, listed
         arrays = [listed.entry_of, listed.tile_of, listed.block_of]
         self.entry_of, self.tile_of, self.block_of = _on_device(arrays, state.device)
-        self.dz = self.gradients.head.weight.new_empty(state.capacity * state.row, state.tile)
+        self.dz = state.workspace[: state.capacity * state.row * state.tile].view(-1, state.tile)
 
     def make_dz(self, part: Round) -> None:
         """Make dz of a round's tiles, less the mean field."""

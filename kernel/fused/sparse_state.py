@@ -18,6 +18,7 @@ from .tile_sums import SparseTiles, TokenTiles
 __all__ = ["SparseState"]
 
 _PILOT = 32  # a thirty-second of the vocabulary
+_LEAST_BYTES = 2**25  # for dz of the pilot, whatever the workspace
 
 
 class SparseState:
@@ -32,7 +33,7 @@ class SparseState:
         row_mask: Which of the rows hold a token ``(N,)``; the others have none left.
         of_tokens: Masses and spreads.
         mean_field: Of all tiles behind the pilot.
-        capacity: Tiles of dz that the workspace holds.
+        workspace: For dz, of ``capacity`` tiles or of ``pilot_width`` columns of all tokens.
     """
 
     def __init__(
@@ -76,6 +77,11 @@ class SparseState:
         # One tile of the vocabulary at all tokens, or more.
         fitting = workspace_bytes // (hidden.element_size() * self.row * self.tile)
         self.capacity = max(min(fitting, self.row_blocks * self.tiles), self.row_blocks)
+        # The pilot in few and equal strips: the rows of few tiles leave the device idle.
+        most = max(max(workspace_bytes, _LEAST_BYTES) // (hidden.element_size() * self.n * self.tile), 1)
+        strips = blocks(self.pilot, most)
+        self.pilot_width = blocks(self.pilot, strips) * self.tile
+        self.workspace = weight.new_empty(max(self.capacity * self.row * self.tile, self.n * self.pilot_width))
 
     def most_extra_blocks(self) -> int:
         """Most blocks of rows for pieces of the input's gradient."""
