@@ -58,6 +58,7 @@ def _mean_kernel(
 @triton.jit(do_not_specialize=["first"])
 def _gram_kernel(
     weight,
+    mean,
     trace,
     gram,  # (tiles of this launch, TILE, TILE) dtype of the head, written
     first,  # tile of this launch
@@ -81,7 +82,7 @@ def _gram_kernel(
         offset = column.to(tl.int64)[None, :] * weight_column_stride
         rows = tl.load(weight + (start_row + other_row)[:, None] * weight_row_stride + offset, mask=inside, other=0.0)
         part = tl.load(weight + (start_row + own_row)[:, None] * weight_row_stride + offset, mask=inside, other=0.0)
-        own = tl.sum(rows.to(tl.float32), 0) / TILE
+        own = tl.load(mean + tile.to(tl.int64) * hidden_size + column, mask=column < hidden_size, other=0.0)
         rows = (rows.to(tl.float32) - own[None, :]).to(weight.dtype.element_ty)
         part = (part.to(tl.float32) - own[None, :]).to(weight.dtype.element_ty)
         acc = tl.dot(part, tl.trans(rows), acc, input_precision=PRECISION)
@@ -142,7 +143,7 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
     sizes = {"ROWS": part, "PRECISION": "ieee", "num_warps": 8, "num_stages": 3}
     for first in range(0, tiles, _AT_A_TIME):
         grid = min(_AT_A_TIME, tiles - first), rows // part
-        run_kernel(_gram_kernel, grid, **matrix, **sizes, trace=trace, gram=gram, first=first)
+        run_kernel(_gram_kernel, grid, **matrix, **sizes, mean=mean, trace=trace, gram=gram, first=first)
         run_kernel(_square_kernel, grid, **sizes, gram=gram, squares=squares, first=first, TILE=rows, DEPTH=depth)
     of_gram, of_square = squares.sum(1).unbind(1)
     rounding = _ROUNDING[weight.dtype]
