@@ -53,7 +53,7 @@ class Pilot:
         return torch.where((tile >= self.state.pilot) & (tile < self.state.tiles), self.state.own(), 0.0)
 
     def write_rows(self) -> None:
-        """Write its rows of the weight's gradient, which :attr:`state.gradients` holds now, and let go of them."""
+        """Write its rows of the weight's gradient, now that there is memory for it, and let go of them."""
         gradient, gradients = self.state.gradients.weight_gradient, self.state.gradients
         assert gradient is not None
         assert self.rows is not None
