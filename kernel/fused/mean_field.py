@@ -183,7 +183,7 @@ class MeanField:
         return squares.sum(0).sqrt()[: self.of.order.shape[0]]
 
     def add_weight(self, hidden: Tensor) -> None:
-        """Make :attr:`shared`."""
+        """Make what every row of a tile gets of the mean field, ``shared``."""
         columns, tiles = self._columns(), 64 if hidden.is_cuda else 16
         grid = blocks(self.of.tiles - self.pilot, tiles), blocks(hidden.shape[1], columns)
         pieces = blocks(2 * processors(hidden.device), grid[0] * grid[1])
