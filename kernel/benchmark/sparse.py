@@ -103,8 +103,8 @@ def _entries(data: Data, own_order: Data | None, device: torch.device) -> Iterat
             told = GradientTolerance(tolerance)
             yield _Contender("sparse", case, data, _ours(case, gradient_tolerance=told), tolerance, told)
         told = GradientTolerance(0.003)
-        larger = _ours(case, gradient_tolerance=told, workspace_bytes=2**28)  # fewer rounds
-        yield _Contender("sparse, 256 MiB", case, data, larger, 0.003, told)
+        larger = _ours(case, gradient_tolerance=told, workspace_bytes=3 * 2**27)  # fewer rounds
+        yield _Contender("sparse, 384 MiB", case, data, larger, 0.003, told)
         if own_order is not None and case == Case():
             yield _Contender("default, as they are", case, own_order, _ours(case))
             told = GradientTolerance(0.003)

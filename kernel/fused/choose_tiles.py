@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,11 +132,12 @@ def _listed(state: SparseState, active: Tensor, rows: Tensor, ok: Tensor, bounds
         done.synchronize()
     row_blocks, certified, *of = found.tolist()
     total = row_blocks * state.tiles
-    share = float(on_host.sum()) / total if total else 1.0
+    by_tile = on_host.numpy()  # and not by PyTorch, whose threads take milliseconds to wake
+    share = np.count_nonzero(by_tile) / total if total else 1.0
     if not certified or share > _MANY:
         return None
     both = (of[0] if state.needs[0] else 0.0, of[-1] if state.needs[1] else 0.0)
-    return Chosen(ListedTiles(on_host.numpy(), state.capacity, state.pilot, extra), share, both)
+    return Chosen(ListedTiles(by_tile, state.capacity, state.pilot, extra), share, both)
 
 
 def _of_weight(state: SparseState) -> None:

@@ -23,6 +23,10 @@ from .tile_sums import TokenTiles, load_sizes, load_tokens
 
 __all__ = ["MeanField"]
 
+# Rows of a program's product. Hopper's instructions for more, 64, want float32 from shared memory, transposed: that
+# made these products two to four times as slow.
+_FEW = 32
+
 
 @triton.jit(do_not_specialize=["tiles", "first_tile"])
 def _input_kernel(
@@ -160,12 +164,12 @@ class MeanField:
 
         Of the norms alone, ``own`` times the target's row of the head is a part, too.
         """
-        columns = self._columns()
+        columns, rows = self._columns(), min(self.of.rows, _FEW)
         width = blocks(accumulator.shape[1], columns)
         squares = accumulator.new_empty(width, self.of.blocks * self.of.rows)
         run_kernel(
             _input_kernel,
-            (self.of.blocks, width),
+            (self.of.blocks * self.of.rows // rows, width),
             **self._shared(),
             mean=self.head.mean,
             accumulator=accumulator,
@@ -175,18 +179,18 @@ class MeanField:
             own=own,
             weight_row_stride=weight.stride(0),
             weight_column_stride=weight.stride(1),
-            ROWS=self.of.rows,
-            TILES=16,  # in parts of tf32, 32 take more shared memory than consumer cards have
+            ROWS=rows,
+            TILES=16,
             COLUMNS=columns,
-            num_warps=8,
+            num_warps=4,
         )
         return squares.sum(0).sqrt()[: self.of.order.shape[0]]
 
     def add_weight(self, hidden: Tensor) -> None:
         """Make what every row of a tile gets of the mean field, ``shared``."""
-        columns, tiles = self._columns(), 64 if hidden.is_cuda else 16
+        columns, tiles = self._columns(), _FEW if hidden.is_cuda else 16
         grid = blocks(self.of.tiles - self.pilot, tiles), blocks(hidden.shape[1], columns)
-        pieces = blocks(2 * processors(hidden.device), grid[0] * grid[1])
+        pieces = blocks(5 * processors(hidden.device), grid[0] * grid[1])
         sums = torch.empty(pieces, self.of.tiles, hidden.shape[1], dtype=torch.float32, device=hidden.device)
         run_kernel(
             _weight_kernel,
@@ -195,7 +199,7 @@ class MeanField:
             hidden=hidden,
             shared=sums,
             COLUMNS_OF_TILE=self.columns,
-            DEPTH=16,
+            DEPTH=32 if hidden.is_cuda else 16,
             TILES=tiles,
             COLUMNS=columns,
             num_warps=4,

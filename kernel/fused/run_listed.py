@@ -154,9 +154,10 @@ class _ListedRun:
 def _on_device(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
     """The arrays on the device, in one copy, each aligned."""
     padded = [blocks(max(array.size, 1), 4) * 4 for array in arrays]
-    memory = torch.zeros(sum(padded), dtype=torch.int32, pin_memory=device.type == "cuda")
+    memory = torch.empty(sum(padded), dtype=torch.int32, pin_memory=device.type == "cuda")
     starts = [sum(padded[:i]) for i in range(len(padded))]
+    on_host = memory.numpy()  # not by PyTorch, whose threads take milliseconds to wake
     for start, array in zip(starts, arrays, strict=True):
-        memory[start : start + array.size] = torch.from_numpy(array.reshape(-1))
+        on_host[start : start + array.size] = array.reshape(-1)
     memory = memory.to(device, non_blocking=True)
     return [memory[start : start + size] for start, size in zip(starts, padded, strict=True)]

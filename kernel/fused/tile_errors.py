@@ -83,15 +83,16 @@ def _input_error_kernel(
     factor,
     sigma,
     level,  # (blocks, tiles) int32
-    squares,  # (blocks, LEVELS), written
+    squares,  # (blocks x PARTS, LEVELS), written
     tiles,
     stride,
     ROWS: tl.constexpr,
+    PARTS: tl.constexpr,  # of a block of tokens
     TILES: tl.constexpr,
     LEVELS: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    row = block * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    block = tl.program_id(0) // PARTS
     limit = tl.arange(0, LEVELS)
     valid, source, own_factor = load_tokens(order, count, factor, row)  # pyright: ignore[reportGeneralTypeIssues]
     total = tl.zeros((ROWS, LEVELS), dtype=tl.float32)
@@ -104,24 +105,26 @@ def _input_error_kernel(
         own = tl.load(level + block.to(tl.int64) * tiles + tile, mask=tile < tiles, other=2147483647)
         left_out = (own[:, None] <= limit[None, :]).to(tl.float32)
         total = tl.dot(size, left_out, total, input_precision="tf32x3")  # of all tokens, the same tiles of a level
-    tl.store(squares + block * LEVELS + limit, tl.sum(total * total, 0))
+    tl.store(squares + tl.program_id(0) * LEVELS + limit, tl.sum(total * total, 0))
 
 
 def input_error(of: TokenTiles, sigma: Tensor, level: Tensor) -> Tensor:
     """Bound ``(LEVELS,)`` of the error of the input's gradient if all tiles up to a level are left out."""
-    squares = sigma.new_empty(of.blocks, LEVELS)
+    rows = min(of.rows, 32)  # more make slower products of float32: see mean_field
+    parts = of.rows // rows
+    squares = sigma.new_empty(of.blocks * parts, LEVELS)
     run_kernel(
         _input_error_kernel,
-        (of.blocks,),
+        (of.blocks * parts,),
         spread=of.spread,
         **of.arguments(),
         sigma=sigma,
         level=level,
         squares=squares,
-        ROWS=of.rows,
+        ROWS=rows,
+        PARTS=parts,
         TILES=32,
         LEVELS=LEVELS,
-        num_warps=8,
     )
     return squares.sum(0).sqrt()
 
