@@ -87,19 +87,16 @@ def test_no_error_exceeds_what_is_certified(index):
             assert torch.equal(ours, whole)  # the dense path itself
         else:
             assert 0 < (ours - whole).norm() <= (bound + 1e-5) * whole.norm()
-    assert (shares[0][0] < 0.5) == (index < len(PROBLEMS) - 1), (
-        told
-    )  # and it does leave out, where that can be certified
+    leaves_out = index < len(PROBLEMS) - 1  # where that can be certified
+    assert (shares[0][0] < 0.5) == leaves_out, told
 
 
 def test_after_a_failed_try_losses_are_dense_from_the_start(monkeypatch):
     """As those without a tolerance, to the bit, with columns that the forward kept; 31 of them, then comes another try."""
     tensors, told, tried = text_like(5, prior=0.0, sure=0.0), GradientTolerance(0.05), []
     monkeypatch.setattr(call, "sparse_backward", lambda *args: tried.append(args))  # returns None: many tiles remain
-    options = {"workspace_bytes": 2**28}
-    whole = gradients(tensors, 0.0, **options)
-    for _ in range(2):
-        found = gradients(tensors, told, **options)
+    whole = gradients(tensors, 0.0, workspace_bytes=2**28)
+    _, found = (gradients(tensors, told, workspace_bytes=2**28) for _ in range(2))
     assert len(tried) == 1
     assert all(torch.equal(ours, exact) for ours, exact in zip(found, whole, strict=True))
     assert (told.input_active, told.weight_bound) == (1, 0)
