@@ -43,9 +43,9 @@ def loss(
 
     Memory beyond the gradients: ``workspace_bytes``, float32 ``(N, D)`` and, where tokens are few, partial sums of the
     input's gradient, where they are many of the weight's; a copy of an input whose rows are not contiguous. With a
-    tolerance also 8 bytes for each token and tile of the vocabulary, and in the backward dz of one tile of all tokens
-    or 32 MiB (twice the tile where the vocabulary ends within one), a thirty-second of the head, Gram matrices of 256
-    tiles, two float32 rows a tile, and partial sums.
+    tolerance also 8 bytes for each token and tile of the vocabulary, and in the backward a workspace of at least one
+    tile of all tokens and 32 MiB (a tile more where the vocabulary ends within one), a thirty-second of the head, Gram
+    matrices of 256 tiles, three or more float32 rows a tile, and partial sums.
 
     Raises:
         ValueError: If :func:`available` names a reason why the kernels cannot run on these tensors.

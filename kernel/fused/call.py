@@ -32,7 +32,6 @@ class LossCall:
     head: Head
     scalars: Scalars
     workspace_bytes: int
-    sparse: bool = False  # the forward then takes whole tiles at once, which it does not where it keeps bytes
 
     def plan(self, *, keep: bool, consumed: bool, weight_gradient: bool) -> Schedule:
         """Choose the strips of the backward and the columns that the forward keeps (:func:`.schedule.schedule`)."""
@@ -46,7 +45,7 @@ class LossCall:
             int(self.workspace_bytes),
             keep=keep and kind != "",
             direct=kind == "softmax",
-            in_bytes=self.scalars.in_bytes(hidden.dtype) and not self.sparse,
+            in_bytes=self.scalars.in_bytes(hidden.dtype),
             consumed=consumed,
             weight_gradient=weight_gradient,
             processors=processors(hidden.device),
@@ -117,17 +116,17 @@ class LossCall:
         return backward(self.head, self.scalars, upstream, plan, held, needs, reduction)
 
     def sparse_backward(
-        self, upstream: Upstream, sparse: Sparse, tiles: SparseTiles, held: Held, needs: Needs
+        self, upstream: Upstream, sparse: Sparse, tiles: SparseTiles, needs: Needs
     ) -> tuple[Tensor | None, ...] | None:
         """Compute the gradients within a tolerance, or None where they are to be computed exactly."""
+        gradients = None
         if upstream.statistics is None or not upstream.of_entropy:
             common = self.head, self.scalars, upstream, tiles
-            gradients = sparse_backward(*common, sparse, held, self.workspace_bytes, needs)
-            if gradients is not None:
-                return gradients
-        if sparse.told is not None:
+            gradients = sparse_backward(*common, sparse, self.workspace_bytes, needs)
+        sparse.note(self.head, needs, failed=gradients is None)
+        if gradients is None and sparse.told is not None:
             sparse.told.exact()
-        return None
+        return gradients
 
     def without_kept(self, needs: Needs) -> Schedule:
         """Return the plan of a backward that computes every logit anew."""
@@ -157,27 +156,23 @@ class LossCall:
         few = LossCall(head, scalars, 0)
         table, programs = launch_table(hidden.device, hidden.dtype), processors(hidden.device)
         size = int(weight.shape[0]), int(weight.shape[1])
-        kinds = {
-            "keep": kind != "",
-            "direct": kind == "softmax",
-            "in_bytes": scalars.in_bytes(hidden.dtype) and not sparse,
-        }
+        kinds = {"keep": kind != "", "direct": kind == "softmax", "in_bytes": scalars.in_bytes(hidden.dtype)}
         for plan in every_kind(n, *size, **kinds, processors=programs, table=table):
             held = few.held(plan)
-            sums = SparseTiles.memory(head) if sparse else None
-            options = {"packed": True, "return_statistics": return_statistics, "tile_sums": sums}
-            found = forward(head, scalars, held.kept, **options)
+            found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics)
             reduction = _NoReduction(hidden) if scalars.whole else None
             if reduction is not None or found.statistics is not None:
                 held = held._replace(target_logit=found.target_logit)
             backward(head, scalars, _upstream(found, None), plan, held, needs, reduction)
-            if sums is not None:  # never of a slice of a head, whose gradients are exact
-                tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)
-                for statistics in (None, found.statistics):
-                    upstream = _upstream(found, statistics)
-                    sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), Held(), 0, needs)
             if found.statistics is not None:
                 backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)
+        if sparse:  # never of a slice of a head, whose gradients are exact
+            sums = SparseTiles.memory(head)
+            found = forward(head, scalars, packed=True, return_statistics=return_statistics, tile_sums=sums)
+            tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)
+            for statistics in (None, found.statistics):
+                upstream = _upstream(found, statistics)
+                sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), 0, needs)
 
 
 class _NoReduction:

@@ -58,6 +58,7 @@ def _mean_kernel(
 @triton.jit(do_not_specialize=["first"])
 def _gram_kernel(
     weight,
+    mean,
     trace,
     gram,  # (tiles of this launch, TILE, TILE) dtype of the head, written
     first,  # tile of this launch
@@ -81,7 +82,7 @@ def _gram_kernel(
         offset = column.to(tl.int64)[None, :] * weight_column_stride
         rows = tl.load(weight + (start_row + other_row)[:, None] * weight_row_stride + offset, mask=inside, other=0.0)
         part = tl.load(weight + (start_row + own_row)[:, None] * weight_row_stride + offset, mask=inside, other=0.0)
-        own = tl.sum(rows.to(tl.float32), 0) / TILE
+        own = tl.load(mean + tile.to(tl.int64) * hidden_size + column, mask=column < hidden_size, other=0.0)
         rows = (rows.to(tl.float32) - own[None, :]).to(weight.dtype.element_ty)
         part = (part.to(tl.float32) - own[None, :]).to(weight.dtype.element_ty)
         acc = tl.dot(part, tl.trans(rows), acc, input_precision=PRECISION)
@@ -123,7 +124,8 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
     square root of the norm of G^2. Halves are rounded on the way, the rows less their mean and G; sigma covers both.
     """
     tiles, hidden_size = weight.shape[0] // rows, weight.shape[1]
-    on_device = weight.is_cuda
+    # Of a step, whose two operands take 144 KiB in three stages.
+    depth = 128 // weight.element_size() if weight.is_cuda else 16
     part = min(rows, 128)
     trace, longest = (torch.empty(tiles, dtype=torch.float32, device=weight.device) for _ in range(2))
     squares = torch.empty(tiles, rows // part, 2, dtype=torch.float32, device=weight.device)
@@ -134,15 +136,14 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
         "weight_row_stride": weight.stride(0),
         "weight_column_stride": weight.stride(1),
         "TILE": rows,
-        "BLOCK_HIDDEN": 64 if on_device else 16,
+        "BLOCK_HIDDEN": depth,
     }
     run_kernel(_mean_kernel, (tiles,), **matrix, mean=mean, trace=trace, longest=longest, num_warps=8)
     gram = weight.new_empty(min(tiles, _AT_A_TIME), rows, rows)
     sizes = {"ROWS": part, "PRECISION": "ieee", "num_warps": 8, "num_stages": 3}
     for first in range(0, tiles, _AT_A_TIME):
         grid = min(_AT_A_TIME, tiles - first), rows // part
-        run_kernel(_gram_kernel, grid, **matrix, **sizes, trace=trace, gram=gram, first=first)
-        depth = 64 if on_device else 16
+        run_kernel(_gram_kernel, grid, **matrix, **sizes, mean=mean, trace=trace, gram=gram, first=first)
         run_kernel(_square_kernel, grid, **sizes, gram=gram, squares=squares, first=first, TILE=rows, DEPTH=depth)
     of_gram, of_square = squares.sum(1).unbind(1)
     rounding = _ROUNDING[weight.dtype]

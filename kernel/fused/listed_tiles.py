@@ -18,7 +18,7 @@ from .tiles import column_part, load_tile, logit_argument, product, store_tile
 __all__ = ["join_kernel", "listed_gradient_kernel", "listed_input_kernel", "listed_weight_kernel"]
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "first", "number", "dz_rows"])
+@triton.jit(do_not_specialize=["n", "vocab_size", "first", "number", "dz_rows", "tiles"])
 def listed_gradient_kernel(
     hidden,  # (N, D), in the order of the blocks
     weight,  # (V, D)
@@ -30,10 +30,16 @@ def listed_gradient_kernel(
     label,  # (N,)
     tile_of,  # entries' tiles of the vocabulary
     block_of,  # and blocks of tokens
+    mass,  # (N, stride) in packed order
+    order,  # (N,) packed row of each
+    factor,  # (N,) of a token's softmax
+    tile_uniform,  # b C / V
     dz,  # (dz_rows, BLOCK_VOCAB), written
     dz_rows,
     first,  # entry of the round
     number,
+    tiles,
+    stride,
     n,
     vocab_size,
     hidden_size,
@@ -57,11 +63,12 @@ def listed_gradient_kernel(
     PRECISION: tl.constexpr,
     PRECISE: tl.constexpr,
 ):
-    """Write dz of the round's tiles, which lie within the vocabulary."""
+    """Write dz of the round's tiles, which lie within the vocabulary, less their mean field (:mod:`.mean_field`)."""
     row_count = tl.load(count)
     for index in tl.range(tl.program_id(0), number, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
         row_start = tl.load(block_of + first + index) * BLOCK_ROWS
-        column_start = tl.load(tile_of + first + index) * BLOCK_VOCAB
+        tile = tl.load(tile_of + first + index)
+        column_start = tile * BLOCK_VOCAB
         row = row_start + tl.arange(0, BLOCK_ROWS)
         acc = product(
             hidden,
@@ -86,6 +93,9 @@ def listed_gradient_kernel(
         row_lse = tl.load(lse + row, mask=inside, other=float("inf"))
         scale = tl.load(row_scale + row, mask=inside, other=0.0)
         row_label = tl.load(label + row, mask=inside, other=-1)
+        source = tl.load(order + row, mask=inside, other=0).to(tl.int64)
+        mean = tl.load(mass + source * stride + tile, mask=inside, other=0.0)
+        mean = (mean * tl.load(factor + row, mask=inside, other=0.0) - scale * tile_uniform) / BLOCK_VOCAB
         for part in tl.static_range(PARTS):
             offset = part * (BLOCK_VOCAB // PARTS)
             column = column_start + offset + tl.arange(0, BLOCK_VOCAB // PARTS)
@@ -111,7 +121,7 @@ def listed_gradient_kernel(
             )
             store_tile(
                 dz,
-                gradient.to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
+                (gradient - mean[:, None]).to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
                 index * BLOCK_ROWS,
                 offset,
                 dz_rows,

@@ -1,8 +1,9 @@
-"""Kernels for the mean field of tiles that are left out: both products of dz's mean over each of them.
+"""Kernels for the mean field of the tiles behind the pilot: both products of dz's mean over each of them.
 
 With a the factor of a token's softmax and g that of smoothing's uniform term, the mean of dz over a tile of C columns
 that does not hold the target is (a m - g b C / V) / C, exact but for the rounding of the masses m. Its products are a
 C-th of the dense ones: with the mean rows of the head, and with the hidden states for a row that all of the tile share.
+A tile that is computed enters with what dz has beyond the same number: the two add up to dz, whatever that number is.
 
 They are taken in float32 whatever the dtype of the head. Tiles that are left out may cancel each other, so that the
 rounding of their terms to half precision could exceed what is certified, and a factor with a z-loss may be large.
@@ -17,120 +18,104 @@ from torch import Tensor
 
 from .compile_ahead import run_kernel
 from .head_tiles import HeadTiles
-from .launch import blocks
-from .tile_sums import TokenTiles, load_sizes
+from .launch import blocks, processors
+from .tile_sums import TokenTiles, load_sizes, load_tokens
 
 __all__ = ["MeanField"]
 
-
-@triton.jit
-def _coefficients(
-    mass, order, count, factor, row_scale, left_out, block, row, tile, tiles, stride, uniform, ROWS: tl.constexpr
-):
-    """(a m - g b C / V) of tiles that are left out, else 0: (rows, tiles)."""
-    found, mask = load_sizes(mass, order, count, factor, row, tile, tiles, stride)  # pyright: ignore[reportGeneralTypeIssues]
-    g = tl.load(row_scale + row, mask=row < tl.load(count), other=0.0)
-    out = tl.load(left_out + tiles.to(tl.int64) * block + tile, mask=tile < tiles, other=0)
-    return tl.where(mask & (out != 0)[None, :], found - (g * uniform)[:, None], 0.0)
+# Rows of a program's product. Hopper's instructions for more, 64, want float32 from shared memory, transposed: that
+# made these products two to four times as slow.
+_FEW = 32
 
 
-@triton.jit(do_not_specialize=["tiles"])
+@triton.jit(do_not_specialize=["tiles", "first_tile"])
 def _input_kernel(
     mass,
     order,
     count,
     factor,
     row_scale,  # (N,)
-    left_out,  # (blocks, tiles) uint8
     mean,  # (tiles, D) float32
     accumulator,  # (blocks x ROWS, D) float32
-    squares,  # (blocks, column blocks), written if NORM
-    weight,  # (V, D), the next two read if NORM
+    squares,  # (column blocks, blocks x ROWS), written
+    weight,  # (V, D), the next two for the squares
     label,  # (N,)
     own,  # (N,) factor of the target's row of the head
     weight_row_stride,
     weight_column_stride,
+    first_tile,
     tiles,
     stride,
     hidden_size,
-    uniform,
-    NORM: tl.constexpr,
+    tile_uniform,
     ROWS: tl.constexpr,
     TILES: tl.constexpr,
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Add the mean field to the accumulator, or take the squares of what that would give."""
-    block = tl.program_id(0)
-    row = block * ROWS + tl.arange(0, ROWS)
+    """Add the mean field to the accumulator, and take the squares of that and the target's row."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (column < hidden_size)[None, :]
+    valid, source, own_factor = load_tokens(order, count, factor, row)  # pyright: ignore[reportGeneralTypeIssues]
+    of_uniform = tl.load(row_scale + row, mask=valid, other=0.0) * tile_uniform
     acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for start in range(0, tiles, TILES):
+    for start in range(first_tile, tiles, TILES):
         tile = start + tl.arange(0, TILES)
-        of_mass = _coefficients(
-            mass, order, count, factor, row_scale, left_out, block, row, tile, tiles, stride, uniform, ROWS
-        )
+        coefficient = load_sizes(mass, valid, source, own_factor, tile, tiles, stride) - of_uniform[:, None]
         address = mean + tile.to(tl.int64)[:, None] * hidden_size + column[None, :]
-        rows = tl.load(address, mask=(tile < tiles)[:, None] & inside, other=0.0)
-        acc = tl.dot(of_mass, rows, acc, input_precision=PRECISION)
+        rows = tl.load(address, mask=(tile < tiles)[:, None] & inside, other=0.0)  # 0 behind the last tile
+        acc = tl.dot(coefficient, rows, acc, input_precision=PRECISION)
     address = accumulator + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
     acc += tl.load(address, mask=inside, other=0.0)
-    if NORM:
-        valid = row < tl.load(count)
-        target = tl.load(label + row, mask=valid, other=0).to(tl.int64)[:, None] * weight_row_stride
-        of_target = tl.load(
-            weight + target + column.to(tl.int64)[None, :] * weight_column_stride, mask=inside, other=0.0
-        )
-        acc += tl.load(own + row, mask=valid, other=0.0)[:, None] * of_target.to(tl.float32)
-        acc = tl.where((row < tl.load(count))[:, None], acc, 0.0)
-        tl.store(squares + block * tl.num_programs(1) + tl.program_id(1), tl.sum(tl.sum(acc * acc, 1), 0))
-    else:
-        tl.store(address, acc, mask=inside)
+    tl.store(address, acc, mask=inside)
+    target = tl.load(label + row, mask=valid, other=0).to(tl.int64)[:, None] * weight_row_stride
+    of_target = tl.load(weight + target + column.to(tl.int64)[None, :] * weight_column_stride, mask=inside, other=0.0)
+    acc += tl.load(own + row, mask=valid, other=0.0)[:, None] * of_target.to(tl.float32)
+    acc = tl.where(valid[:, None], acc, 0.0)
+    tl.store(squares + tl.program_id(1) * tl.num_programs(0) * ROWS + row, tl.sum(acc * acc, 1))
 
 
-@triton.jit(do_not_specialize=["tiles", "row_blocks"])
+@triton.jit(do_not_specialize=["tiles", "first_tile"])
 def _weight_kernel(
     mass,
     order,
     count,
     factor,
     row_scale,
-    left_out,
     hidden,  # (N, D) in the new order
-    shared,  # (tiles, D) float32, written: what every row of a tile gets
+    shared,  # (pieces, tiles, D) float32, written behind the pilot: what every row of a tile gets
+    first_tile,
     tiles,
     stride,
     hidden_size,
-    row_blocks,
-    uniform,
+    tile_uniform,
     COLUMNS_OF_TILE: tl.constexpr,
-    ROWS: tl.constexpr,
     DEPTH: tl.constexpr,
     TILES: tl.constexpr,
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
+    tile = first_tile + tl.program_id(0) * TILES + tl.arange(0, TILES)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (column < hidden_size)[None, :]
-    number = tl.load(count)
+    piece = tl.program_id(2)
+    steps = tl.cdiv(tl.load(count), DEPTH)
     acc = tl.zeros((TILES, COLUMNS), dtype=tl.float32)
-    for part in range(tl.minimum(row_blocks, tl.cdiv(number, ROWS)) * (ROWS // DEPTH)):
-        row = part * DEPTH + tl.arange(0, DEPTH)
-        block = part // (ROWS // DEPTH)
-        of_mass = _coefficients(
-            mass, order, count, factor, row_scale, left_out, block, row, tile, tiles, stride, uniform, DEPTH
-        )
+    for step in range(piece * steps // tl.num_programs(2), (piece + 1) * steps // tl.num_programs(2)):
+        row = step * DEPTH + tl.arange(0, DEPTH)
+        valid, source, own_factor = load_tokens(order, count, factor, row)  # pyright: ignore[reportGeneralTypeIssues]
+        of_uniform = tl.load(row_scale + row, mask=valid, other=0.0) * tile_uniform
+        coefficient = load_sizes(mass, valid, source, own_factor, tile, tiles, stride) - of_uniform[:, None]
         address = hidden + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
-        rows = tl.load(address, mask=(row < number)[:, None] & inside, other=0.0)
-        acc = tl.dot(tl.trans(of_mass), rows.to(tl.float32), acc, input_precision=PRECISION)
-    address = shared + tile.to(tl.int64)[:, None] * hidden_size + column[None, :]
+        rows = tl.load(address, mask=valid[:, None] & inside, other=0.0)
+        acc = tl.dot(tl.trans(coefficient), rows.to(tl.float32), acc, input_precision=PRECISION)
+    address = shared + (piece * tiles + tile).to(tl.int64)[:, None] * hidden_size + column[None, :]
     tl.store(address, acc / COLUMNS_OF_TILE, mask=(tile < tiles)[:, None] & inside)
 
 
 class MeanField:
-    """Products of the mean field of tiles that are left out.
+    """Products of the mean field of the tiles behind the pilot.
 
     Args:
         of: Masses, by token.
@@ -138,54 +123,54 @@ class MeanField:
         row_scale: Factor of a token's uniform term ``(N,)``.
         uniform: Smoothing's share of a whole tile, b C / V.
         columns: C.
+        pilot: Tiles that have none.
         dtype: Of the head. Half-precision calls take products of float32 on the tensor cores, in three parts.
+
+    Attributes:
+        shared: Row that the mean field adds to all of a tile's rows of the weight's gradient, ``(tiles, D)`` float32,
+            written behind the pilot by :meth:`add_weight`.
     """
 
     def __init__(
-        self, of: TokenTiles, head: HeadTiles, row_scale: Tensor, uniform: float, columns: int, dtype: torch.dtype
+        self,
+        of: TokenTiles,
+        head: HeadTiles,
+        row_scale: Tensor,
+        uniform: float,
+        columns: int,
+        pilot: int,
+        dtype: torch.dtype,
     ) -> None:
         self.of, self.head, self.row_scale, self.uniform, self.columns = of, head, row_scale, uniform, columns
-        self.precision = "ieee" if dtype == torch.float32 else "tf32x3"
+        self.pilot, self.precision = pilot, "ieee" if dtype == torch.float32 else "tf32x3"
+        self.shared: Tensor | None = None
 
-    def _shared(self, left_out: Tensor) -> dict[str, object]:
-        return self.of.arguments() | {
-            "mass": self.of.mass,
-            "row_scale": self.row_scale,
-            "left_out": left_out,
+    def arguments(self) -> dict[str, object]:
+        """What a kernel is told that subtracts the mean field."""
+        return self.of.arguments() | {"mass": self.of.mass, "row_scale": self.row_scale, "tile_uniform": self.uniform}
+
+    def _shared(self) -> dict[str, object]:
+        return self.arguments() | {
+            "first_tile": self.pilot,
             "hidden_size": self.head.mean.shape[1],
-            "uniform": self.uniform,
-            "ROWS": self.of.rows,
             "PRECISION": self.precision,
         }
 
     def _columns(self) -> int:
         return 128 if self.of.mass.is_cuda else 16
 
-    def add_input(self, left_out: Tensor, accumulator: Tensor) -> None:
-        """Add to the input's gradient the mean field of tiles for which ``left_out`` ``(blocks, tiles)`` is not 0."""
-        self._input(left_out, accumulator, None, self.head.mean, self.of.order, self.of.factor)
+    def add_input(self, accumulator: Tensor, weight: Tensor, label: Tensor, own: Tensor) -> Tensor:
+        """Add to the input's gradient the mean field of all tiles; return norms of what is there then ``(N,)``.
 
-    def norm_with(self, left_out: Tensor, accumulator: Tensor, weight: Tensor, label: Tensor, own: Tensor) -> Tensor:
-        """Norm that the accumulator would have with it, and with ``own`` times the target's row of the head."""
-        width = blocks(accumulator.shape[1], self._columns())
-        squares = accumulator.new_empty(self.of.blocks, width)
-        self._input(left_out, accumulator, squares, weight, label, own)
-        return squares.sum().sqrt()
-
-    def _input(
-        self,
-        left_out: Tensor,
-        accumulator: Tensor,
-        squares: Tensor | None,
-        weight: Tensor,
-        label: Tensor,
-        own: Tensor,
-    ) -> None:
-        columns = self._columns()
+        Of the norms alone, ``own`` times the target's row of the head is a part, too.
+        """
+        columns, rows = self._columns(), min(self.of.rows, _FEW)
+        width = blocks(accumulator.shape[1], columns)
+        squares = accumulator.new_empty(width, self.of.blocks * self.of.rows)
         run_kernel(
             _input_kernel,
-            (self.of.blocks, blocks(accumulator.shape[1], columns)),
-            **self._shared(left_out),
+            (self.of.blocks * self.of.rows // rows, width),
+            **self._shared(),
             mean=self.head.mean,
             accumulator=accumulator,
             squares=squares,
@@ -194,27 +179,29 @@ class MeanField:
             own=own,
             weight_row_stride=weight.stride(0),
             weight_column_stride=weight.stride(1),
-            NORM=squares is not None,
-            TILES=16,  # in parts of tf32, 32 take more shared memory than consumer cards have
+            ROWS=rows,
+            TILES=16,
             COLUMNS=columns,
-            num_warps=8,
+            num_warps=4,
         )
+        return squares.sum(0).sqrt()[: self.of.order.shape[0]]
 
-    def of_weight(self, left_out: Tensor, hidden: Tensor) -> Tensor:
-        """Row that the mean field adds to all of a tile's rows of the weight's gradient, ``(tiles, D)`` float32."""
-        shared = torch.empty(self.of.tiles, hidden.shape[1], dtype=torch.float32, device=hidden.device)
-        columns, tiles = self._columns(), 32 if hidden.is_cuda else 16
+    def add_weight(self, hidden: Tensor) -> None:
+        """Make what every row of a tile gets of the mean field, ``shared``."""
+        columns, tiles = self._columns(), _FEW if hidden.is_cuda else 16
+        grid = blocks(self.of.tiles - self.pilot, tiles), blocks(hidden.shape[1], columns)
+        pieces = blocks(5 * processors(hidden.device), grid[0] * grid[1])
+        sums = torch.empty(pieces, self.of.tiles, hidden.shape[1], dtype=torch.float32, device=hidden.device)
         run_kernel(
             _weight_kernel,
-            (blocks(self.of.tiles, tiles), blocks(hidden.shape[1], columns)),
-            **self._shared(left_out),
+            (*grid, pieces),
+            **self._shared(),
             hidden=hidden,
-            shared=shared,
-            row_blocks=self.of.blocks,
+            shared=sums,
             COLUMNS_OF_TILE=self.columns,
-            DEPTH=16,
+            DEPTH=32 if hidden.is_cuda else 16,
             TILES=tiles,
             COLUMNS=columns,
             num_warps=4,
         )
-        return shared
+        self.shared = sums.sum(0)

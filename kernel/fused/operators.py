@@ -9,7 +9,6 @@ were kept: a second backward through the same graph recomputes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,12 +83,13 @@ class EagerLoss(torch.autograd.Function):
         differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
         needs: Needs = tuple(ctx.needs_input_grad[:3]) if differentiable else (False, False, False)
         sparse = sparse if sparse is not None and sparse.serves(head, scalars, needs) else None
-        call = replace(call, sparse=sparse is not None)
         call.compile_ahead(needs, return_statistics, sparse is not None)
+        sparse = sparse if sparse is not None and sparse.due(head, needs) else None
         ctx.set_materialize_grads(False)
         if not differentiable:
             return _outputs(ctx, forward(head, scalars, packed=False, return_statistics=return_statistics))
-        plan = call.plan(keep=True, consumed=True, weight_gradient=needs[1])
+        # A sparse backward computes what it needs of the logits anew.
+        plan = call.plan(keep=sparse is None, consumed=True, weight_gradient=needs[1])
         held = call.held(plan)
         tile_sums = None if sparse is None else SparseTiles.memory(head)
         found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics, tile_sums=tile_sums)
@@ -115,7 +115,7 @@ class EagerLoss(torch.autograd.Function):
             ctx.held = None
         gradients = None
         if ctx.sparse is not None:
-            gradients = call.sparse_backward(upstream, ctx.sparse[0], ctx.sparse[1], held, needs)
+            gradients = call.sparse_backward(upstream, ctx.sparse[0], ctx.sparse[1], needs)
         if gradients is None:
             gradients = call.backward(upstream, plan, held, needs)
         return (*gradients, None, None, None, None, None, None)

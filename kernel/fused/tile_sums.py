@@ -6,25 +6,25 @@ columns, by a residual of norm::
     |r| = sqrt(sum p^2 - m^2 / C)
 
 The forward writes log-sum-exp and sum p^2 / m^2 of every tile and token (``TILE_SUMS`` in :mod:`.forward`); with the
-token's log-partition they become m and an upper bound of the norm that covers the rounding of both sums. From these the
-sizes of errors follow: what leaving a tile out may do to a token's part of the input's gradient, of which a block of
-tokens takes the norm, and to the tile's part of the weight's, of which it takes the sum.
+token's log-partition they become m and an upper bound of the norm that covers the rounding of both sums. What follows
+from them for the errors of the gradients is in :mod:`.tile_errors`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arguments import Head
 from .compile_ahead import run_kernel
-from .launch import blocks
+from .launch import blocks, launch_table
 
-__all__ = ["LEVELS", "TokenTiles", "finish_tile_sums", "input_error", "new_tile_sums", "scores", "weight_error"]
+__all__ = ["SparseTiles", "TokenTiles", "finish_tile_sums", "load_sizes", "load_tokens", "new_tile_sums"]
 
-LEVELS = 64  # thresholds that are tried at once
-_AT_ONCE = 8  # of these in one program
 _SLACK = tl.constexpr(4e-6)  # of sum p^2 / m^2: rounding of two sums of 256 numbers in float32
 _FLOOR = tl.constexpr(1e-18)  # of a residual: squares below 2^-126 count as 0
 
@@ -88,6 +88,27 @@ def finish_tile_sums(sums: Tensor, lse: Tensor, count: Tensor, tiles: int, colum
     return wide
 
 
+class SparseTiles(NamedTuple):
+    """What the forward leaves for a sparse backward."""
+
+    sums: Tensor  # (2, N, tiles or more), finished
+    wide: Tensor  # (N,) int32
+
+    @classmethod
+    def memory(cls, head: Head) -> Tensor:
+        """Memory that the forward writes."""
+        hidden, weight, _, _ = head
+        columns = launch_table(hidden.device, hidden.dtype).logit_gradient.columns
+        return new_tile_sums(hidden.shape[0], blocks(weight.shape[0], columns), hidden.device)
+
+    @classmethod
+    def finish(cls, sums: Tensor, head: Head, lse: Tensor, count: Tensor, tolerance: float) -> SparseTiles:
+        """Make masses and spreads of it."""
+        columns = launch_table(head.hidden.device, head.hidden.dtype).logit_gradient.columns
+        tiles = head.weight.shape[0] // columns
+        return cls(sums, finish_tile_sums(sums, lse, count, tiles, columns, tolerance / max(tiles, 1)))
+
+
 class TokenTiles:
     """Masses and spreads of tiles, by token in a new order.
 
@@ -117,143 +138,16 @@ class TokenTiles:
 
 
 @triton.jit
-def load_sizes(values, order, count, factor, row, tile, tiles, stride):
-    """``factor * values`` of tokens ``row`` and tiles ``tile``, 0 where there is none."""
+def load_tokens(order, count, factor, row):
+    """Of tokens ``row``: whether there is one, its row in packed order and its factor, loaded once for many tiles."""
     valid = row < tl.load(count)
     source = tl.load(order + row, mask=valid, other=0).to(tl.int64)
+    return valid, source, tl.load(factor + row, mask=valid, other=0.0)
+
+
+@triton.jit
+def load_sizes(values, valid, source, own_factor, tile, tiles, stride):
+    """``factor * values`` of tokens and tiles ``tile``, 0 where there is none."""
     mask = valid[:, None] & (tile < tiles)[None, :]
     found = tl.load(values + source[:, None] * stride + tile[None, :], mask=mask, other=0.0)
-    return found * tl.load(factor + row, mask=valid, other=0.0)[:, None], mask
-
-
-@triton.jit(do_not_specialize=["tiles"])
-def _score_kernel(
-    spread,
-    order,
-    count,
-    factor,
-    length,  # (N,) of the hidden states
-    sigma,  # (tiles,)
-    of_input,  # (blocks, tiles), written
-    of_weight,  # (blocks, tiles), written
-    tiles,
-    stride,
-    ROWS: tl.constexpr,
-    TILES: tl.constexpr,
-):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    tile = tl.program_id(1) * TILES + tl.arange(0, TILES)
-    size, _mask = load_sizes(spread, order, count, factor, row, tile, tiles, stride)  # pyright: ignore[reportGeneralTypeIssues]
-    size = tl.abs(size)
-    long = tl.load(length + row, mask=row < tl.load(count), other=0.0)
-    inside = tile < tiles
-    out = tl.program_id(0).to(tl.int64) * tiles + tile
-    tl.store(of_weight + out, tl.sum(size * long[:, None], 0), mask=inside)
-    size *= tl.load(sigma + tile, mask=inside, other=0.0)[None, :]
-    tl.store(of_input + out, tl.sqrt(tl.sum(size * size, 0)), mask=inside)
-
-
-def scores(of: TokenTiles, length: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds ``(blocks, tiles)`` of the error of either gradient if a tile is left out for a block of tokens."""
-    of_input, of_weight = (sigma.new_empty(of.blocks, of.tiles) for _ in range(2))
-    run_kernel(
-        _score_kernel,
-        (of.blocks, blocks(of.tiles, 64)),
-        spread=of.spread,
-        **of.arguments(),
-        length=length,
-        sigma=sigma,
-        of_input=of_input,
-        of_weight=of_weight,
-        ROWS=of.rows,
-        TILES=64,
-    )
-    return of_input, of_weight
-
-
-@triton.jit(do_not_specialize=["tiles", "levels"])
-def _input_error_kernel(
-    spread,
-    order,
-    count,
-    factor,
-    sigma,
-    level,  # (blocks, tiles) int32
-    squares,  # (blocks, levels), written
-    tiles,
-    stride,
-    levels,
-    ROWS: tl.constexpr,
-    TILES: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-):
-    block = tl.program_id(0)
-    row = block * ROWS + tl.arange(0, ROWS)
-    limit = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
-    total = tl.zeros((ROWS, AT_ONCE), dtype=tl.float32)
-    for start in range(0, tiles, TILES):
-        tile = start + tl.arange(0, TILES)
-        size, _mask = load_sizes(spread, order, count, factor, row, tile, tiles, stride)  # pyright: ignore[reportGeneralTypeIssues]
-        size = tl.abs(size) * tl.load(sigma + tile, mask=tile < tiles, other=0.0)[None, :]
-        own = tl.load(level + block.to(tl.int64) * tiles + tile, mask=tile < tiles, other=2147483647)
-        left_out = own[None, :, None] <= limit[None, None, :]
-        total += tl.sum(tl.where(left_out, size[:, :, None], 0.0), 1)
-    tl.store(squares + block * levels + limit, tl.sum(total * total, 0))
-
-
-def input_error(of: TokenTiles, sigma: Tensor, level: Tensor, levels: int) -> Tensor:
-    """Bound ``(levels,)`` of the error of the input's gradient if all tiles up to a level are left out."""
-    squares = sigma.new_empty(of.blocks, levels)
-    run_kernel(
-        _input_error_kernel,
-        (of.blocks, levels // _AT_ONCE),
-        spread=of.spread,
-        **of.arguments(),
-        sigma=sigma,
-        level=level,
-        squares=squares,
-        levels=levels,
-        ROWS=of.rows,
-        TILES=16 if sigma.is_cuda else 64,
-        AT_ONCE=_AT_ONCE,
-    )
-    return squares.sum(0).sqrt()
-
-
-@triton.jit(do_not_specialize=["tiles", "row_blocks"])
-def _weight_error_kernel(
-    score,  # (blocks, tiles)
-    level,  # (blocks, tiles) int32
-    squares,  # (tiles, LEVELS), written
-    tiles,
-    row_blocks,
-    TILES: tl.constexpr,
-    LEVELS: tl.constexpr,
-):
-    tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
-    limit = tl.arange(0, LEVELS)
-    total = tl.zeros((TILES, LEVELS), dtype=tl.float32)
-    for block in range(row_blocks):
-        address = block * tiles.to(tl.int64) + tile
-        size = tl.load(score + address, mask=tile < tiles, other=0.0)
-        own = tl.load(level + address, mask=tile < tiles, other=2147483647)
-        total += tl.where(own[:, None] <= limit[None, :], size[:, None], 0.0)
-    tl.store(squares + tile[:, None] * LEVELS + limit[None, :], total * total, mask=(tile < tiles)[:, None])
-
-
-def weight_error(score: Tensor, level: Tensor) -> Tensor:
-    """Bound ``(LEVELS,)`` of the error of the weight's gradient if all tiles up to a level are left out."""
-    row_blocks, tiles = score.shape
-    squares = score.new_empty(tiles, LEVELS)
-    run_kernel(
-        _weight_error_kernel,
-        (blocks(tiles, 16),),
-        score=score,
-        level=level,
-        squares=squares,
-        tiles=tiles,
-        row_blocks=row_blocks,
-        TILES=16,
-        LEVELS=LEVELS,
-    )
-    return squares.sum(0).sqrt()
+    return found * own_factor[:, None]

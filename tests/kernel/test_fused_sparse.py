@@ -14,8 +14,10 @@ from kernel.fused.launch import launch_table
 
 pytest.importorskip("triton")
 
+from kernel.fused import call
 from kernel.fused.head_tiles import head_tiles
 from kernel.fused.listed_rounds import ListedTiles
+from kernel.fused.tries import Tries
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TABLE = launch_table(torch.device(DEVICE), torch.float32)
@@ -56,6 +58,11 @@ PROBLEMS = [
     ({}, {"reduction": "none", "label_smoothing": 0.0, "frozen": (1,), "workspace_bytes": 0}, 0.05),
     ({"rest": 0}, {"frozen": (0,), "z_loss": 0.01, "temperature": 0.7, "reduction": "sum"}, 0.1),
     ({"prior": 0.0, "sure": 0.0, "flat": 0.05}, {"label_smoothing": 0.9}, 0.1),  # p near b / V, also in sum
+    (
+        {"sure": 90.0},
+        {"workspace_bytes": 2**28},
+        0.05,
+    ),  # tiles 2^-64 below the target, whose softmax would vanish as a kept one
     ({"prior": 0.0, "sure": 0.0}, {"label_smoothing": 1.0}, 0.05),  # cancels: nothing can be certified
 ]
 
@@ -80,7 +87,38 @@ def test_no_error_exceeds_what_is_certified(index):
             assert torch.equal(ours, whole)  # the dense path itself
         else:
             assert 0 < (ours - whole).norm() <= (bound + 1e-5) * whole.norm()
-    assert (shares[0][0] < 0.5) == (index < 4), told  # and it does leave out, where that can be certified
+    leaves_out = index < len(PROBLEMS) - 1  # where that can be certified
+    assert (shares[0][0] < 0.5) == leaves_out, told
+
+
+def test_after_a_failed_try_losses_are_dense_from_the_start(monkeypatch):
+    """As those without a tolerance, to the bit, with columns that the forward kept; 31 of them, then comes another try."""
+    tensors, told, tried = text_like(5, prior=0.0, sure=0.0), GradientTolerance(0.05), []
+    monkeypatch.setattr(call, "sparse_backward", lambda *args: tried.append(args))  # returns None: many tiles remain
+    whole = gradients(tensors, 0.0, workspace_bytes=2**28)
+    _, found = (gradients(tensors, told, workspace_bytes=2**28) for _ in range(2))
+    assert len(tried) == 1
+    assert all(torch.equal(ours, exact) for ours, exact in zip(found, whole, strict=True))
+    assert (told.input_active, told.weight_bound) == (1, 0)
+    gradients(tensors, GradientTolerance(0.05))  # keeps a count of its own
+    assert len(tried) == 2
+
+
+def test_tries_become_rare_and_a_success_ends_that():
+    tries = Tries()
+    waits = []
+    for _ in range(8):
+        tries.note("kind", failed=True)
+        assert tries.due("another kind")
+        waits.append(next(i for i in range(2000) if tries.due("kind")))
+    assert waits == [31, 62, 124, 248, 496, 992, 992, 992]
+    tries.note("kind", failed=False)
+    assert all(tries.due("kind") for _ in range(3))
+    for kind in range(1000):
+        tries.note(kind, failed=True)
+    assert tries.due("kind")
+    assert not tries.due(999)
+    assert tries.due(0)  # forgotten
 
 
 def test_repeats_are_bitwise_equal_and_a_second_backward_gives_the_same():

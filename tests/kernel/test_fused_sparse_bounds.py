@@ -14,15 +14,8 @@ pytest.importorskip("triton")
 
 from kernel.fused.head_tiles import head_tiles
 from kernel.fused.mean_field import MeanField
-from kernel.fused.tile_sums import (
-    LEVELS,
-    TokenTiles,
-    finish_tile_sums,
-    input_error,
-    new_tile_sums,
-    scores,
-    weight_error,
-)
+from kernel.fused.tile_errors import LEVELS, input_error, scores, weight_error
+from kernel.fused.tile_sums import TokenTiles, finish_tile_sums, new_tile_sums
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAUNCH = launch_table(torch.device(DEVICE), torch.float16).logit_gradient
@@ -132,10 +125,14 @@ def test_masses_are_right_and_no_residual_is_longer_than_said(known):
 
 
 def test_scores_are_those_of_blocks(known):
-    of_input, of_weight = scores(known.of, known.length, known.sigma)
+    first = 2
+    of_input, of_weight, behind = scores(known.of, known.length, known.sigma, first)
     long = torch.cat([known.length, known.length.new_zeros(known.size.shape[0] * ROWS - known.n)]).view(-1, ROWS, 1)
     torch.testing.assert_close(of_weight.double(), (known.size * long).sum(1), rtol=1e-5, atol=1e-12)
-    torch.testing.assert_close(of_input.double(), (known.size * known.sigma).norm(dim=1), rtol=1e-5, atol=1e-12)
+    of_tile = known.size * known.sigma
+    torch.testing.assert_close(of_input.double(), of_tile.norm(dim=1), rtol=1e-5, atol=1e-12)
+    wanted = of_tile[:, :, first:].sum(2).flatten()[: known.n]
+    torch.testing.assert_close(behind.double(), wanted, rtol=1e-5, atol=1e-12)
 
 
 def test_errors_add_up_over_all_tiles_of_a_level(known):
@@ -146,7 +143,7 @@ def test_errors_add_up_over_all_tiles_of_a_level(known):
     out = level[None] <= torch.arange(LEVELS, device=DEVICE)[:, None, None]  # (levels, blocks, tiles)
     of_token = (out[:, :, None] * (known.size * known.sigma)).sum(3)
     of_tile = (out * score.double()).sum(1)
-    ours = input_error(known.of, known.sigma, level, LEVELS), weight_error(score, level)
+    ours = input_error(known.of, known.sigma, level), weight_error(score, level)
     for found, wanted in zip(ours, (of_token.flatten(1).norm(dim=1), of_tile.norm(dim=1)), strict=True):
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-12)
 
@@ -159,21 +156,27 @@ def test_products_of_the_mean_field_are_of_float32(known, dtype):
     weight, hidden = (
         torch.randn(k, d, generator=generator).to(DEVICE, dtype) for k in (known.tiles * COLUMNS, known.n)
     )
-    row_scale = torch.rand(known.n, generator=generator).to(DEVICE)
-    left_out = (torch.rand(known.of.blocks, known.tiles, generator=generator) < 0.6).to(DEVICE)
-    field = MeanField(known.of, head_tiles(weight, COLUMNS), row_scale, uniform, COLUMNS, dtype)
-    accumulator = torch.zeros(known.of.blocks * ROWS, d, device=DEVICE)
-    field.add_input(left_out.to(torch.uint8), accumulator)
-    shared = field.of_weight(left_out.to(torch.uint8), hidden)
+    row_scale, own = (torch.rand(known.n, generator=generator).to(DEVICE) for _ in range(2))
+    label = torch.randint(0, len(weight), (known.n,), generator=generator, dtype=torch.int32).to(DEVICE)
+    pilot = 2
+    field = MeanField(known.of, head_tiles(weight, COLUMNS), row_scale, uniform, COLUMNS, pilot, dtype)
+    before = torch.randn(known.of.blocks * ROWS, d, generator=generator).to(DEVICE)
+    accumulator = before.clone()
+    norm = field.add_input(accumulator, weight, label, own)
+    field.add_weight(hidden)
+    assert field.shared is not None
 
     mass = known.sums[0, known.order, : known.tiles].double()
     coefficient = known.factor[:, None] * mass - uniform * row_scale[:, None].double()
-    coefficient *= left_out.repeat_interleave(ROWS, 0)[: known.n]
+    coefficient[:, :pilot] = 0
     coefficient[known.count :] = 0
     mean = weight.double().view(known.tiles, COLUMNS, d).mean(1)
     for found, left, right in (
-        (accumulator[: known.n], coefficient, mean),
-        (shared * COLUMNS, coefficient.T, hidden.double()),
+        (accumulator[: known.n] - before[: known.n].double(), coefficient, mean),
+        (field.shared[pilot:] * COLUMNS, coefficient.T[pilot:], hidden.double()),
     ):
-        allowed = 4e-6 * (left.abs() @ right.abs()) + 1e-7 * left.abs().sum(1, keepdim=True)
+        allowed = 4e-6 * (left.abs() @ right.abs()) + 1e-7 * left.abs().sum(1, keepdim=True) + 1e-6
         assert ((found - left @ right).abs() <= allowed).all()
+    whole = accumulator[: known.n].double() + own[:, None] * weight[label.long()].double()
+    whole[known.count :] = 0
+    torch.testing.assert_close(norm.double(), whole.norm(dim=1), rtol=1e-5, atol=1e-6)

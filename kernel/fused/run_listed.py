@@ -1,0 +1,163 @@
+"""Launches over the tiles that were chosen: dz of them and its products, in rounds whose dz fits the workspace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .arguments import logit_arguments, product_arguments, tiling
+from .compile_ahead import run_kernel
+from .launch import blocks
+from .listed_rounds import ListedTiles, Round
+from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
+from .pilot import Pilot
+from .sparse_state import SparseState
+
+__all__ = ["run_listed"]
+
+_INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
+
+
+def run_listed(state: SparseState, pilot: Pilot, listed: ListedTiles) -> tuple[Tensor | None, ...]:
+    """Compute the listed tiles and finish both gradients."""
+    gradients, gradient = state.gradients, None
+    if state.needs[1]:
+        weight = gradients.head.weight
+        gradients.weight_gradient = gradient = weight.new_empty(weight.shape)
+        pilot.write_rows()
+    run = _ListedRun(state, listed)
+    for part in listed.rounds:
+        if part.number:
+            run.make_dz(part)
+        if gradient is not None:
+            run.write_weight(gradient, part)
+        if part.number and state.memory is not None:
+            run.add_input(part)
+    return gradients.finish()
+
+
+class _ListedRun:
+    """The list and dz on the device."""
+
+    def __init__(self, state: SparseState, listed: ListedTiles) -> None:
+        self.state, self.gradients, self.listed = state, state.gradients, listed
+        arrays = [listed.entry_of, listed.tile_of, listed.block_of]
+        self.entry_of, self.tile_of, self.block_of = _on_device(arrays, state.device)
+        self.dz = state.workspace[: state.capacity * state.row * state.tile].view(-1, state.tile)
+
+    def make_dz(self, part: Round) -> None:
+        """Make dz of a round's tiles, less the mean field."""
+        state = self.state
+        head, launch, of = self.gradients.head, state.table.logit_gradient, state.of
+        run_kernel(
+            listed_gradient_kernel,
+            (state.programs,),
+            lse=state.upstream.lse,
+            mix=of.mix,
+            label=of.label,
+            tile_of=self.tile_of,
+            block_of=self.block_of,
+            dz=self.gradients.tiles(self.dz, launch.rows, launch.columns // launch.parts),
+            dz_rows=self.dz.shape[0],
+            first=part.first,
+            number=part.number,
+            **logit_arguments(head.hidden, head.weight, head.bias, state.scalars),
+            label_smoothing=state.scalars.label_smoothing,
+            uniform=state.scalars.uniform(state.vocab_size),
+            **state.mean_field.arguments(),
+            MIXED=of.mix is not None,
+            **product_arguments(self.gradients.tiles, head.hidden, head.weight, launch),
+            **tiling(launch),
+        )
+
+    def add_input(self, part: Round) -> None:
+        """Add its product with the head."""
+        state = self.state
+        by_block = self.listed.by_block(part)
+        slot_of, tile_of, piece, join = _on_device(list(by_block), state.device)
+        joins = len(by_block.join)
+        weight, launch, tiles = self.gradients.head.weight, state.table.input_gradient, self.gradients.tiles
+        assert state.memory is not None
+        run_kernel(
+            listed_input_kernel,
+            (state.programs,),
+            dz=tiles(self.dz, launch.rows, launch.depth),
+            weight=tiles(weight, launch.depth, state.columns),
+            accumulator=state.memory,
+            slot_of=slot_of,
+            tile_of=tile_of,
+            piece=piece,
+            pieces=len(by_block.piece),
+            own_blocks=state.row_blocks,
+            dz_rows=self.dz.shape[0],
+            vocab_size=state.vocab_size,
+            hidden_size=state.hidden_size,
+            weight_row_stride=weight.stride(0),
+            weight_column_stride=weight.stride(1),
+            TILE=state.tile,
+            BLOCK_ROWS=launch.rows,
+            BLOCK_COLUMNS=state.columns,
+            BLOCK_VOCAB=launch.depth,
+            DESCRIPTOR=tiles.descriptor,
+            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
+        )
+        if joins:
+            rows, columns = min(state.row, 32), min(state.columns, 128)
+            run_kernel(
+                join_kernel,
+                (joins, state.row // rows, blocks(state.hidden_size, columns)),
+                accumulator=state.memory,
+                join=join,
+                hidden_size=state.hidden_size,
+                BLOCK_ROWS=state.row,
+                ROWS=rows,
+                COLUMNS=columns,
+            )
+
+    def write_weight(self, gradient: Tensor, part: Round) -> None:
+        """Write its product with the hidden states, and the mean field's."""
+        state = self.state
+        hidden, launch, tiles = self.gradients.head.hidden, state.table.weight_gradient, self.gradients.tiles
+        columns = min(launch.rows * launch.columns // state.tile, launch.columns)  # of TILE rows: as many sums
+        run_kernel(
+            listed_weight_kernel,
+            (state.programs,),
+            dz=tiles(self.dz, launch.depth, state.tile),
+            hidden=tiles(hidden, launch.depth, columns),
+            gradient=tiles(gradient, state.tile, columns // launch.parts),
+            shared=state.mean_field.shared,
+            scale=state.of.largest,
+            entry_of=self.entry_of,
+            block_of=self.block_of,
+            first=part.first,
+            first_tile=part.first_tile,
+            tiles=part.tiles,
+            dz_rows=self.dz.shape[0],
+            n=state.n,
+            vocab_size=state.vocab_size,
+            hidden_size=state.hidden_size,
+            hidden_row_stride=hidden.stride(0),
+            gradient_row_stride=gradient.stride(0),
+            constant=self.gradients.factor,
+            TILE=state.tile,
+            ROWS=state.row,
+            BLOCK_COLUMNS=columns,
+            BLOCK_ROWS=launch.depth,
+            DESCRIPTOR=tiles.descriptor,
+            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
+        )
+
+
+def _on_device(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """The arrays on the device, in one copy, each aligned."""
+    padded = [blocks(max(array.size, 1), 4) * 4 for array in arrays]
+    memory = torch.empty(sum(padded), dtype=torch.int32, pin_memory=device.type == "cuda")
+    starts = [sum(padded[:i]) for i in range(len(padded))]
+    on_host = memory.numpy()  # not by PyTorch, whose threads take milliseconds to wake
+    for start, array in zip(starts, arrays, strict=True):
+        on_host[start : start + array.size] = array.reshape(-1)
+    memory = memory.to(device, non_blocking=True)
+    return [memory[start : start + size] for start, size in zip(starts, padded, strict=True)]

@@ -1,0 +1,109 @@
+"""What every step of a sparse backward reads: tokens in their new order, tiles of the head, memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .arguments import Head, Held, Scalars
+from .gradient_rows import Upstream
+from .head_tiles import head_tiles
+from .launch import blocks, launch_table, processors
+from .listed_rounds import most_extra_blocks
+from .mean_field import MeanField
+from .rows import KeptRows
+from .run_backward import Gradients
+from .tile_sums import SparseTiles, TokenTiles
+
+__all__ = ["SparseState"]
+
+_PILOT = 32  # a thirty-second of the vocabulary
+_LEAST_BYTES = 2**25  # for dz of the pilot, whatever the workspace
+
+
+class SparseState:
+    """One backward; what it reads of each token is in the new order, by how many tiles are not small for it.
+
+    Attributes:
+        row: Tokens of a block.
+        tile: Columns of a tile; ``tiles`` of them are whole.
+        pilot: Tiles at the vocabulary's beginning that are computed for all tokens.
+        gradients: The gradients in the making; the launches of dense strips.
+        memory: Float32 sum of the input's gradient, with rows for pieces of it, or None.
+        row_mask: Which of the rows hold a token ``(N,)``; the others have none left.
+        of_tokens: Masses and spreads.
+        mean_field: Of all tiles behind the pilot.
+        workspace: For dz, of ``capacity`` tiles or of ``pilot_width`` columns of all tokens.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        scalars: Scalars,
+        upstream: Upstream,
+        found: SparseTiles,
+        workspace_bytes: int,
+        needs: tuple[bool, bool, bool],
+    ) -> None:
+        hidden, weight, _, _ = head
+        self.scalars, self.needs, self.device = scalars, needs, hidden.device
+        self.table, self.programs = launch_table(hidden.device, hidden.dtype), processors(hidden.device)
+        launch = self.table.logit_gradient
+        self.row, self.tile = launch.rows, launch.columns
+        self.n, (self.vocab_size, self.hidden_size) = hidden.shape[0], weight.shape
+        self.row_blocks, self.tiles = blocks(self.n, self.row), self.vocab_size // self.tile
+        self.pilot = max(self.tiles // _PILOT, 1)
+        order = found.wide.sort(stable=True).indices
+        self.upstream = _reordered(upstream, order)
+        columns = self.table.input_gradient.columns
+        if blocks(self.hidden_size, columns) * columns - self.hidden_size >= columns // 2 > 16:
+            columns //= 2
+        self.columns, self.column_blocks = columns, blocks(self.hidden_size, columns)
+        self.memory = None
+        if needs[0]:
+            shape = (self.row_blocks + self.most_extra_blocks()) * self.row, self.hidden_size
+            self.memory = torch.zeros(shape, dtype=torch.float32, device=hidden.device)
+        own = None if self.memory is None else self.memory[: self.row_blocks * self.row]
+        self.gradients = Gradients(head, scalars, self.upstream, Held(), (needs[0], False, False), accumulator=own)
+        self.number, self.of = self.gradients.number, self.gradients.of
+        self.row_mask = torch.arange(self.n, device=hidden.device) < self.number
+        factor = self.of.row_scale if self.of.mix is None else self.of.row_scale + self.of.mix[0]
+        self.of_tokens = TokenTiles(found.sums, order.int(), self.number, factor, self.tiles, self.row)
+        self.head_tiles = head_tiles(weight, self.tile)
+        uniform = scalars.uniform(self.vocab_size) * self.tile
+        self.mean_field = MeanField(
+            self.of_tokens, self.head_tiles, self.of.row_scale, uniform, self.tile, self.pilot, weight.dtype
+        )
+        # One tile of the vocabulary at all tokens, or more.
+        fitting = workspace_bytes // (hidden.element_size() * self.row * self.tile)
+        self.capacity = max(min(fitting, self.row_blocks * self.tiles), self.row_blocks)
+        # The pilot in few and equal strips: the rows of few tiles leave the device idle.
+        most = max(max(workspace_bytes, _LEAST_BYTES) // (hidden.element_size() * self.n * self.tile), 1)
+        strips = blocks(self.pilot, most)
+        self.pilot_width = blocks(self.pilot, strips) * self.tile
+        self.workspace = weight.new_empty(max(self.capacity * self.row * self.tile, self.n * self.pilot_width))
+
+    def most_extra_blocks(self) -> int:
+        """Most blocks of rows for pieces of the input's gradient."""
+        return most_extra_blocks(self.programs, self.column_blocks) if self.needs[0] else 0
+
+    def own(self) -> Tensor:
+        """Factor of the target's own row of the head in dz, beside the softmax and the uniform term ``(N,)``."""
+        own = (self.scalars.label_smoothing - 1) * self.of.row_scale
+        return own if self.of.mix is None else own + self.of.mix[2]
+
+    def tile_of_target(self) -> Tensor:
+        """The whole tile that holds a token's target ``(N,)``; ``tiles`` where none does, or there is no token."""
+        tile = self.of.label.long() // self.tile
+        return torch.where(self.row_mask & (tile >= 0) & (tile < self.tiles), tile, self.tiles)
+
+
+def _reordered(upstream: Upstream, order: Tensor) -> Upstream:
+    """The same tokens in another packed order."""
+    rows = upstream.rows
+    new = torch.empty_like(order)
+    new[order] = torch.arange(len(order), device=order.device)
+    position = torch.where(rows.position >= 0, new[rows.position.clamp(0, len(order) - 1).long()], -1)
+    moved = KeptRows(rows.number, rows.source[order], position.to(torch.int32))
+    entropy = None if upstream.entropy is None else upstream.entropy[order]
+    return upstream._replace(lse=upstream.lse[order], entropy=entropy, rows=moved)
