@@ -81,7 +81,6 @@ CHEAP = {
     "python -m analysis.study list": (),
     "python -m analysis.study plan all --preset full --device cuda": (),
     "python -m analysis.study sources": (),
-    "python -m analysis.study verdicts": (),
     "python -m analysis.study verdicts --file paper_figures/data/verdicts.csv": ("--file", "{tmp}/verdicts.csv"),
     "python -m analysis.study verdicts --preset quick --file paper_figures/data/quick/verdicts.csv": (
         *("--file", "{tmp}/verdicts.csv"),
@@ -104,7 +103,7 @@ MAKE = {  # target -> what it runs
     "make CONSTRAINTS= ...": None,  # these three: tests/test_makefile.py
 }
 PATTERNS = {"python -m paper_figures --only NAME": "python -m paper_figures --only {}"}
-OTHER = {"jupyter lab notebooks/"}
+OTHER = {"jupyter lab notebooks/", "python -m analysis.study verdicts"}  # the latter with --file above
 KEPT = (  # tests/analysis: test_study_command.py, test_real_tuning.py
     "python -m analysis.study unpack ",
     "python -m analysis.study tables ",
