@@ -31,16 +31,19 @@ def caption(data: Path) -> str:
     clipped = [lines.loc[(f"{kind}, arms too", "clipped_fall"), "missed"] for kind in ("det", "noisy")]
     settings = len(drawn) - len(stars)
     _still(settings == det["cells"] + noisy["cells"], "every setting that is judged is drawn")
-    return wrapped(
-        f"Each of the {settings} marks is a setting of small simulated heads (last linear layers), trained with and "
-        "without smoothing; those on the line were foretold from the head without it. (a) The "
-        "[response P](docs/theory.md#c6-how-far-confidence-falls), nothing fitted: exact to "
-        f"{det['largest_error']:.3f} where one next token is right; where several are (noisy), as in text, off by more "
-        f"than 0.01 in {noisy['missed']} of {noisy['cells']}. (b) The *clipped rule*, of mean confidence p, vocabulary "
-        f"V and [index A](docs/glossary.md#activity-index): so in {sum(clipped)} of {settings}. Stars: SmolLM2 and "
-        f"Gemma, tuned, fell by {ratios.min():.1f} to {ratios.max():.1f} times (b) on training examples; on new texts, "
-        "not drawn, by 0.7 to 3.1 times."
+    first = (
+        f"Each of the {settings} marks is a setting of small simulated heads, trained with and without smoothing; "
+        "those on the line were foretold from the head without it."
     )
+    panels = (
+        "(a) The [response P](docs/theory.md#c6-how-far-confidence-falls), nothing fitted: exact to "
+        f"{det['largest_error']:.3f} where one next token is right; where several are (noisy), as in text, off by more "
+        f"than 0.01 in {noisy['missed']} of {noisy['cells']}.",
+        "(b) The *clipped rule*, of mean confidence p, vocabulary V and [index A](docs/glossary.md#activity-index): so "
+        f"in {sum(clipped)} of {settings}. Stars: SmolLM2 and Gemma, tuned, fell by {ratios.min():.1f} to "
+        f"{ratios.max():.1f} times (b) on training examples; on new texts, not drawn, by 0.7 to 3.1 times.",
+    )
+    return "\n".join([wrapped(first), *("- " + wrapped(panel).replace("\n", "\n  ") for panel in panels)])
 
 
 def found(data: Path) -> str:
@@ -86,7 +89,7 @@ def _of_tuning(data: Path) -> tuple[str, str]:
     _still(elsewhere.loc["gain_elsewhere", "high"] < 0, "smoothing harmed SmolLM2 on ordinary text")
     return (
         "**Long tuning makes models over-confident**: in simulated instruction tuning the calibration error on the "
-        f"pretraining distribution rose by {rise:.2f}, a tenth of that in two epochs "
+        f"pretraining distribution rose by {rise:.2f}, a tenth of that in the first two epochs "
         "([tuning](docs/study_notes.md#as-expected)).",
         f"**Smoothing mends a part**: half of the error on new examples of that task, {gain:.2f}; a fitted temperature "
         "or early stopping mends more, and where there is little to mend smoothing harms "
@@ -127,12 +130,12 @@ def _of_heads(data: Path) -> tuple[str, str, str]:
     _still((better, worse, arms) == (1, 1, 5), "of five arms both were better than neither in one, worse in one (K5)")
     budget: Any = numbers[numbers["cell"] == "arm=budget"].set_index(["claim", "finding"])["mean"]
     return (
-        "**Norms (lengths of hidden states and head rows) cap confidence in simulated heads, hidden size less**; no "
-        "real head came near its cap, and Gemma, of large vocabulary and small hidden size, became over-confident by "
-        f"{gemma['K4', 'excess']:.2f} in eight epochs ([how](docs/real_model_notes.md#two-models-tuned-on-pairs)).",
+        "**Norms cap confidence in simulated heads, hidden size less**; no real head came near its ceiling, and Gemma, "
+        f"of large vocabulary and small hidden size, became over-confident by {gemma['K4', 'excess']:.2f} in eight "
+        "epochs ([how](docs/real_model_notes.md#two-models-tuned-on-pairs)).",
         "**What smoothing takes can be foretold in single simulated heads, hardly in transformers**: there rule (b) "
-        f"gives its order of magnitude, and shared changes of the features give {law.min():.1f} to {law.max():.1f} "
-        "times it ([what was tried](docs/theory.md#c6-how-far-confidence-falls)).",
+        f"gives the order of magnitude, shared changes of the features {law.min():.1f} to {law.max():.1f} times the "
+        "fall ([what was tried](docs/theory.md#c6-how-far-confidence-falls)).",
         "**A lower training temperature gives smoothing its effect back** under a bound on the norms, "
         f"{budget['K5', 'rise']:.2f} of calibration error, but both together beat neither in one of five arms, lost "
         "in one and were not told apart in three ([temperature](docs/study_notes.md#temperature-k5)).",
