@@ -386,6 +386,44 @@ def test_words_for_a_number_are_refused_where_the_tables_say_something_else(
         readme_sentences.found(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("table", "finding", "cell", "pages"),
+    [
+        ("S12", "fall_share_step", "", ("study", "study_notes", "will_smoothing_help")),
+        ("S11", "fall_share_step", "", ("study", "study_notes")),
+        ("S11", "share_step_of", "kind=tied", ("study", "study_notes", "will_smoothing_help")),
+        ("S11", "share_step_of_at_epoch_2", "kind=tied", ("study", "study_notes")),
+        ("S11", "share_step_of_at_epoch_2", "kind=dead", ("study", "study_notes")),
+    ],
+)
+def test_pages_quote_what_a_small_hidden_size_takes(table, finding, cell, pages):
+    found = pd.read_csv(readme_tables.DATA / f"{table}_findings.csv").fillna({"cell": ""})
+    found = found.loc[(found["claim"] == "K4") & (found["finding"] == finding) & (found["cell"] == cell)]
+    (row,) = found[["mean", "low", "high"]].to_numpy()
+    least, mean, most = sorted(row if row[0] > 0 else -row)
+    said = f"{mean:.2f} [{least:.2f}, {most:.2f}]".replace("-", "\N{MINUS SIGN}")
+    for page in pages:
+        assert said in " ".join((DOCS / f"{page}.md").read_text(encoding="utf-8").split()), page
+
+
+def test_the_glossary_quotes_the_rules_below_full_rank():
+    """By what falls each is wrong how often, of the table of the notes on the theory."""
+    head, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in study_tables.thresholds(readme_tables.DATA).splitlines()
+    ]
+    wrong = {name: dict(zip(head[2:], counts, strict=True)) for name, _, *counts in lines}
+    plain, index, ranked = (
+        next(rule for name, rule in wrong.items() if name.startswith(start))
+        for start in ("plain", "activity", "rho with")
+    )
+    said = (
+        f"falls above 0.002, that rule is wrong for {plain['0.002']} and $A < 1$ for {index['0.002']}; for falls above "
+        f"0.01 these are {plain['0.01']} and {index['0.01']}, and $\\rho$ with the rank-aware bound is wrong for {ranked['0.01']}"
+    )
+    assert said in " ".join((DOCS / "glossary.md").read_text(encoding="utf-8").split())
+
+
 def test_numbers_in_prose_have_a_digit_in_front_of_their_point():
     text = "A < .8, [-.01, .05] and > 3 %\n```sh\nrun --b .05\n```\n`x=.1` [.2](a/.5) V .\n3.11 ... 1/.4"
     want = "A < 0.8, [-0.01, 0.05] and > 3%\n```sh\nrun --b .05\n```\n`x=.1` [0.2](a/.5) V .\n3.11 ... 1/.4"
