@@ -330,8 +330,9 @@ say(f"Gain in true ECE by b = 0.1 on new shifted tokens: {gain[0]} after 16 epoc
 #   about what it asks for; on new ones of the tuned task, where a model tuned for long is over-confident, nearly twice
 #   that; on ordinary text more.
 # - **A small $D$ takes from the fall after 16 epochs**, the direction that the paper gives: a quarter of it with tied
-#   heads, less on real text, and an amount that the first grid, which was registered, leaves open. After two epochs, the
-#   paper's budget, it is the reverse. With tied heads at $V = 4096$ the narrow model is nearer to the truth all the same.
+#   heads, less on real text, and an amount that the first grid, which was registered, leaves open. After two epochs,
+#   the paper's budget, it is the reverse. With tied heads at $V = 4096$ the narrow model is nearer to the truth all
+#   the same.
 # - **After 16 epochs no effect of $V$ by itself is shown, nor its absence.** The models with dead tokens end nearer to
 #   the truth than the registered gate allows: K4 is not decided on the language of known truth. On real text it is
 #   refuted as to $V$.

@@ -63,7 +63,7 @@ class Studies:
         return pairs.loc[pairs["activity_index"].between(low, high)]
 
     def tunings(self, view: str, reading: str = "as_trained") -> pd.DataFrame:
-        """New texts read by SmolLM2-135M-Instruct after its last epoch, by smoothing and seed; T = 1 in training, no softcap."""
+        """New texts read by SmolLM2 after its last epoch, by smoothing and seed; T = 1 in training, no softcap."""
         rows = self.table("instruction_full")
         rows = rows.loc[(rows["split"] == "test") & (rows["view"] == view) & (rows["reading"] == reading)]
         rows = rows.loc[(rows["temperature"] == 1) & rows["softcap"].isna() & (rows["epoch"] == rows["epoch"].max())]
@@ -102,8 +102,9 @@ def acting(studies: Studies, asked: Sequence[str]) -> str:
     tuned = studies("K5", "activity", table="instruction_findings")
     return (
         f"In small simulated heads with A of 0 to {NEAR[0]:g} it lowered confidence by {shown} where one token was "
-        f"right, about b times confidence; where several were, A explained {explained:.0%} of the fall, and rho, of norms "
-        f"and sizes alone, {norms:.0%} [K4, findings.csv]. It acted on SmolLM2-135M-Instruct tuned to A = {tuned:.2f} [K5, instruction_findings.csv]."
+        f"right, about b times confidence; where several were, A explained {explained:.0%} of the fall, and rho, of "
+        f"norms and sizes alone, {norms:.0%} [K4, findings.csv]. It acted on SmolLM2-135M-Instruct tuned to A = "
+        f"{tuned:.2f} [K5, instruction_findings.csv]."
     )
 
 
@@ -201,8 +202,8 @@ def rivals(studies: Studies) -> str:
     before, after = (studies.tunings("text", reading).loc[0.0]["ece"].mean() for reading in ("as_trained", "post_hoc"))
     return (
         f"A temperature, early stopping and b = 0.1 lowered the ECE by {gains('findings')} in simulated tuning [K2, "
-        f"findings.csv], by {gains(real, cost)} on SmolLM2-135M-Instruct [K2, {real}.csv]. A temperature does not carry over: "
-        f"there the one fitted to answers raised the ECE of ordinary text from {before:.3f} to {after:.3f} "
+        f"findings.csv], by {gains(real, cost)} on SmolLM2-135M-Instruct [K2, {real}.csv]. A temperature does not "
+        f"carry over: there the one fitted to answers raised the ECE of ordinary text from {before:.3f} to {after:.3f} "
         f"[instruction_full.csv]; in simulated heads fitted to few samples one raised it in {(arms < 0).sum()} of "
         f"{len(arms)} arms [K2, findings.csv]."
     )
