@@ -18,7 +18,7 @@ NEAR = (0.8, 1.25)  # of A: between them the rule of K4 says nothing
 BLURRED = (1.0, 3.0)  # of A, where confidence falls if targets are noisy
 _NO_TABLES = "What the studies found is not in this installation: it lacks their tables."
 _TOKENS = 49152  # in the vocabulary of SmolLM2
-_TUNED_ON_PAIRS = {"real_gemma": "Gemma-3-270M", "real_smollm2": "SmolLM2-135M"}
+_TUNED_ON_PAIRS = {"real_gemma": "Gemma-3-270M", "real_smollm2": "SmolLM2-135M-Instruct"}
 
 
 class Studies:
@@ -159,7 +159,7 @@ def tuned(studies: Studies) -> str:
             fall = p - rows.loc[b].loc[plain.index, "confidence"].to_numpy()
             ratios.append(float(np.mean(fall) / np.mean(clipped_fall(p, a, _TOKENS, b))))
     told = (
-        "Tunings of SmolLM2-135M on questions, with b = 0.1 and 0.2, lowered confidence on new texts by "
+        "Tunings of SmolLM2-135M-Instruct on questions, with b = 0.1 and 0.2, lowered confidence on new texts by "
         f"{_span(ratios)} times clipped_fall in the mean over seeds [instruction_full.csv]"
     )
     for table, model in _TUNED_ON_PAIRS.items():
