@@ -1,4 +1,4 @@
-"""What the audit of the committed table says of SmolLM2-135M, in the forms of three pages."""
+"""What the audit of the committed table says of SmolLM2-135M-Instruct, in the forms of three pages."""
 
 from __future__ import annotations
 

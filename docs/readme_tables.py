@@ -14,6 +14,7 @@ sys.path[:0] = [str(folder) for folder in (Path(__file__).resolve().parent.paren
 import audit_tables as audits  # paper_figures is no part of the installed package, and docs no package
 import kernel_tables as kernels
 import notes_tables as notes
+import readme_sentences as front
 import real_tables as real
 import scratch_tables as scratch
 import study_tables as studies
@@ -25,8 +26,8 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 PARTS: dict[str, Callable[[Path], str]] = {
     "answer": audits.answer,
-    "caption": studies.caption,
-    "found": studies.found,
+    "caption": front.caption,
+    "found": front.found,
     "verdicts": studies.verdicts,
     "figures": studies.figures,
     "kernel": kernels.kernel,

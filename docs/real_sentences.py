@@ -49,20 +49,21 @@ class _Model(NamedTuple):
         return _Number(*(float(rows[column].iloc[0]) for column in ("mean", "low", "high")))
 
 
-def found(data: Path, models: dict[str, str]) -> str:
+def found(data: Path, models: dict[str, str], early_text: dict[str, str]) -> str:
     """A line for each claim and model.
 
     Args:
         data: Folder of the tables.
         models: Short name -> name; the first is the one whose vocabulary was cut.
+        early_text: Short name -> what is said of ordinary text after the paper's two epochs.
     """
     several = []
     for short, name in models.items():
         words: pd.Series = pd.read_csv(data / f"real_{short}_verdicts.csv").set_index("claim")["verdict"]
         several.append(_Model(name, words, pd.read_csv(data / f"real_{short}_findings.csv")))
     lines = [_vocabulary(several[0])]
-    for model in several:
-        lines += [_without(model), _with(model)]
+    for short, model in zip(models, several, strict=True):
+        lines += [_without(model), _with(model, early_text[short])]
     return "\n".join("- " + wrapped(line).replace("\n", "\n  ") for line in lines)
 
 
@@ -120,34 +121,39 @@ def _without(model: _Model) -> str:
     )
 
 
-def _with(model: _Model) -> str:
+def _with(model: _Model, early_text: str) -> str:
     """K2: what smoothing does to calibration, and its rivals."""
     gain, text = model.number("K2", "gain"), model.number("K2", "gain_elsewhere")
-    fitted, early = (model.number("K2", "gain_of", f"method={name}") for name in ("b=0 post_hoc", "early stopping"))
-    better = [
-        name
-        for name, rival in (("a temperature fitted on other responses", fitted), ("early stopping", early))
-        if rival.mean > gain.mean
-    ]
-    rank = " and ".join(better) + (" lower it further" if len(better) == 2 else " lowers it further")
+    methods = ("b=0 post_hoc", "early stopping")
+    fitted, early = (model.number("K2", "gain_of", f"method={name}") for name in methods)
+    beyond = [model.number("K2", "gain_beyond_smoothing", f"method={name}") for name in methods]
+    rank = "; ".join(
+        _judged(
+            more, 0.0, f"{name} lowers it further, by {more}", f"{name} lowers it less, by {more}",
+            f"whether {name} lowers it further, seeds do not tell ({more})",
+        )
+        for name, more in zip(("a temperature fitted on other responses", "early stopping"), beyond, strict=True)
+    )  # fmt: skip
     said = _judged(
         gain, 0.0, "lowers the ECE on held-out responses", "raises the ECE on held-out responses",
         "changes the ECE on held-out responses by no established amount",
     )  # fmt: skip
     return (
         f"**{model.name}, with b = 0.1** (K2, {model.words['K2']}): smoothing {said} (gain {gain}; on ordinary text "
-        f"{text}; among the options of questions {model.number('K2', 'gain_options')}). {_budget(model)} Accuracy "
-        f"on held-out responses falls by {model.number('K2', 'accuracy_loss')}. A fitted temperature gains "
-        f"{fitted}, early "
-        f"stopping {early}: {rank if better else 'neither lowers it further'}."
+        f"{text}; among the options of questions {model.number('K2', 'gain_options')}). "
+        f"{_budget(model, early_text)} Accuracy on held-out responses falls by {model.number('K2', 'accuracy_loss')}. "
+        f"A fitted temperature gains {fitted}, early stopping {early}; beside smoothing, in pairs, {rank}."
     )
 
 
-def _budget(model: _Model) -> str:
+def _budget(model: _Model, text: str) -> str:
     """What smoothing gains or costs where tuning ends after the paper's two epochs."""
     early = model.number("K2", "gain_at_epoch_2")
-    said = _judged(early, 0.0, "already lowers the ECE there", "raises the ECE there", "leaves the sign open there")
-    return f"**After two epochs, the paper's budget, it {said}** (gain {early})."
+    said = _judged(
+        early, 0.0, "already lowers the ECE on held-out responses", "raises the ECE on held-out responses",
+        "leaves the sign open on held-out responses",
+    )  # fmt: skip
+    return f"**After two epochs, the paper's budget, it {said}** (gain {early}); {text}."
 
 
 def _activities(model: _Model) -> tuple[_Number, _Number]:

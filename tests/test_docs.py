@@ -26,6 +26,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 sys.path.insert(0, str(DOCS))
 pd = pytest.importorskip("pandas")
 import notebook_pages  # noqa: E402
+import readme_sentences  # noqa: E402
 import readme_tables  # noqa: E402
 import reference_pages  # noqa: E402
 import study_tables  # noqa: E402
@@ -322,63 +323,105 @@ def test_a_mark_without_an_end_is_refused():
 
 
 def test_the_sentences_of_what_was_found_have_one_number_and_one_link_each():
-    first, *lines = re.split(r"\n+\d\. ", study_tables.found(readme_tables.DATA))
+    first, *lines = re.split(r"\n+\d\. ", readme_sentences.found(readme_tables.DATA))
     assert "[each verdict](docs/study.md#claims-and-verdicts)" in first
     assert len(lines) == 6
     for line in lines:
-        links = re.findall(r"\]\((docs/[\w#/.-]+)\)", line)
-        assert len(links) == 1
-        said = re.sub(
-            r"\]\([^)]*\)|H200|SmolLM2|Gemma-3-270M|(than|above)\s+\d+", "", line
-        )  # names of what was measured are no findings
-        said = re.sub(r"(\d[\d.]*) to (?=\d)", "", said)  # a range is one
+        assert len(re.findall(r"\]\((docs/[\w#/.-]+)\)", line)) == 1
+        assert re.search(r"\)\)\.\s*$", line), line
+        said = re.sub(r"\]\([^)]*\)", "", line)
+        assert len(re.findall(r"[.?!](?=\s|$)", said)) == 1, f"one sentence: {line}"
+        said = re.sub(r"(\d[\d.]*) to (?=\d)", "", said.replace("H200", ""))  # a GPU's name; a range is one
         assert len(re.findall(r"\d[\d.]*", said)) == 1, line
 
 
-def test_words_for_a_number_are_refused_where_the_tables_say_something_else(tmp_path):
-    of_transformers = ("S11_findings.csv", "S12_findings.csv", "real_gemma_findings.csv")
-    for name in ("instruction_findings.csv", "kernel.csv", "verdicts.csv", *of_transformers):
-        (tmp_path / name).write_text((readme_tables.DATA / name).read_text())
-    changed = pd.read_csv(readme_tables.DATA / "findings.csv")
-    changed.loc[changed["finding"] == "gain_of_both", "mean"] = 0.1
-    changed.to_csv(tmp_path / "findings.csv", index=False)
-    with pytest.raises(ValueError, match="doing neither was as good or better in most arms"):
-        study_tables.found(tmp_path)
-    tuned = pd.read_csv(readme_tables.DATA / "real_gemma_findings.csv")
-    tuned.loc[tuned["finding"] == "gain_at_epoch_2", "mean"] = 0.1
-    tuned.to_csv(tmp_path / "real_gemma_findings.csv", index=False)
-    with pytest.raises(ValueError, match="smoothing harmed Gemma after two epochs"):
-        study_tables.found(tmp_path)
+_OF_SENTENCES = (
+    "findings", "verdicts", "instruction_findings", "instruction_full", "kernel", "S7", "S11_findings", "S12_findings",
+    "shared_changes", "audit_smollm2", "audit_gemma", "real_gemma", "real_gemma_findings", "real_gemma_verdicts",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def of_sentences(tmp_path_factory):
+    """The tables that the README's sentences read, and no other."""
+    from analysis.lab.tables import find_table
+
+    folder = tmp_path_factory.mktemp("data")
+    for name in _OF_SENTENCES:
+        path = find_table(readme_tables.DATA, name)
+        assert path is not None
+        for file in (path, path.with_name(f"{name}.json")):
+            (folder / file.name).symlink_to(file)
+    assert readme_sentences.found(folder) == readme_sentences.found(readme_tables.DATA)
+    return folder
 
 
 @pytest.mark.parametrize(
     ("name", "rows", "column", "factor", "words"),
     [
-        ("kernel.csv", {"implementation": "triton, default"}, "ms", 0.5, "torch.compile and tuned Liger are mostly faster"),
-        ("kernel.csv", {"implementation": "torch.compile"}, "peak_mib", 0.01, "torch.compile and tuned Liger need more memory"),
-        ("instruction_full.csv", {"view": "text", "label_smoothing": 0.1}, "confidence", 1.3, "three times SmolLM2's excess"),
-        ("S12_findings.csv", {"finding": "scale_ratio"}, "mean", 0.3, "predictions were too large in transformers"),
+        ("kernel", {"implementation": "triton, default"}, "ms", 0.5, "torch.compile and tuned Liger are mostly faster"),
+        ("kernel", {"implementation": "torch.compile"}, "peak_mib", 0.01, "torch.compile and tuned Liger need more memory"),
+        ("instruction_full", {"view": "text", "label_smoothing": 0.1}, "confidence", 1.3, "three times SmolLM2's excess"),
+        ("instruction_full", {"view": "text", "label_smoothing": 0.1}, "accuracy", 1.5, "both lost accuracy on other text"),
+        ("instruction_findings", {"finding": "gain_elsewhere"}, "high", -9, "smoothing harmed SmolLM2 on ordinary text"),
+        ("S12_findings", {"finding": "scale_ratio"}, "mean", 0.3, "say too much in transformers"),
+        ("findings", {"finding": "gain_of_both"}, "low", -1, "of five arms both were better than neither in one"),
+        ("findings", {"finding": "gain_beyond_smoothing"}, "low", -1, "a temperature and early stopping take more of it"),
+        ("findings", {"finding": "rise_elsewhere_at_epoch_2"}, "mean", 2, "a tenth of the rise is there after two epochs"),
+        ("audit_gemma", {"part": "cap"}, "value", 0.5, "no real head is near a cap"),
+        ("shared_changes", {"predictor": "clipped"}, "error", 0.3, "nothing predicts the fall of real models well"),
     ],
 )  # fmt: skip
-def test_words_for_numbers_of_other_tables_are_refused_too(tmp_path, name, rows, column, factor, words):
-    tables = (
-        "findings",
-        "instruction_findings",
-        "instruction_full",
-        "kernel",
-        "verdicts",
-        "S11_findings",
-        "S12_findings",
-        "real_gemma_findings",
-    )
-    for table in tables:
-        (tmp_path / f"{table}.csv").write_text((readme_tables.DATA / f"{table}.csv").read_text())
-    assert study_tables.found(tmp_path) == study_tables.found(readme_tables.DATA)
-    changed = pd.read_csv(tmp_path / name)
+def test_words_for_a_number_are_refused_where_the_tables_say_something_else(
+    of_sentences, tmp_path, name, rows, column, factor, words
+):
+    for file in of_sentences.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    path = tmp_path / f"{name}.csv"
+    changed = pd.read_csv(path)
     changed.loc[(changed[list(rows)] == pd.Series(rows)).all(axis=1), column] *= factor
-    changed.to_csv(tmp_path / name, index=False)
+    path.unlink()
+    changed.to_csv(path, index=False)
     with pytest.raises(ValueError, match=words):
-        study_tables.found(tmp_path)
+        readme_sentences.found(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "finding", "cell", "pages"),
+    [
+        ("S12", "fall_share_step", "", ("study", "study_notes", "will_smoothing_help")),
+        ("S11", "fall_share_step", "", ("study", "study_notes")),
+        ("S11", "share_step_of", "kind=tied", ("study", "study_notes", "will_smoothing_help")),
+        ("S11", "share_step_of_at_epoch_2", "kind=tied", ("study", "study_notes")),
+        ("S11", "share_step_of_at_epoch_2", "kind=dead", ("study", "study_notes")),
+    ],
+)
+def test_pages_quote_what_a_small_hidden_size_takes(table, finding, cell, pages):
+    found = pd.read_csv(readme_tables.DATA / f"{table}_findings.csv").fillna({"cell": ""})
+    found = found.loc[(found["claim"] == "K4") & (found["finding"] == finding) & (found["cell"] == cell)]
+    (row,) = found[["mean", "low", "high"]].to_numpy()
+    least, mean, most = sorted(row if row[0] > 0 else -row)
+    said = f"{mean:.2f} [{least:.2f}, {most:.2f}]".replace("-", "\N{MINUS SIGN}")
+    for page in pages:
+        assert said in " ".join((DOCS / f"{page}.md").read_text(encoding="utf-8").split()), page
+
+
+def test_the_glossary_quotes_the_rules_below_full_rank():
+    """By what falls each is wrong how often, of the table of the notes on the theory."""
+    head, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in study_tables.thresholds(readme_tables.DATA).splitlines()
+    ]
+    wrong = {name: dict(zip(head[2:], counts, strict=True)) for name, _, *counts in lines}
+    plain, index, ranked = (
+        next(rule for name, rule in wrong.items() if name.startswith(start))
+        for start in ("plain", "activity", "rho with")
+    )
+    said = (
+        f"falls above 0.002, that rule is wrong for {plain['0.002']} and $A < 1$ for {index['0.002']}; for falls above "
+        f"0.01 these are {plain['0.01']} and {index['0.01']}, and $\\rho$ with the rank-aware bound is wrong for {ranked['0.01']}"
+    )
+    assert said in " ".join((DOCS / "glossary.md").read_text(encoding="utf-8").split())
 
 
 def test_numbers_in_prose_have_a_digit_in_front_of_their_point():

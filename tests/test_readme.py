@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -9,12 +11,15 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
+import pandas as pd
 import pytest
 import torch
 
 from analysis.__main__ import commands, modules
+from analysis.audit import audit_model
 from analysis.lab.tables import find_table
 from paper_figures import FIGURES
 
@@ -76,7 +81,6 @@ CHEAP = {
     "python -m analysis.study list": (),
     "python -m analysis.study plan all --preset full --device cuda": (),
     "python -m analysis.study sources": (),
-    "python -m analysis.study verdicts": (),
     "python -m analysis.study verdicts --file paper_figures/data/verdicts.csv": ("--file", "{tmp}/verdicts.csv"),
     "python -m analysis.study verdicts --preset quick --file paper_figures/data/quick/verdicts.csv": (
         *("--file", "{tmp}/verdicts.csv"),
@@ -99,7 +103,7 @@ MAKE = {  # target -> what it runs
     "make CONSTRAINTS= ...": None,  # these three: tests/test_makefile.py
 }
 PATTERNS = {"python -m paper_figures --only NAME": "python -m paper_figures --only {}"}
-OTHER = {"jupyter lab notebooks/"}
+OTHER = {"jupyter lab notebooks/", "python -m analysis.study verdicts"}  # the latter with --file above
 KEPT = (  # tests/analysis: test_study_command.py, test_real_tuning.py
     "python -m analysis.study unpack ",
     "python -m analysis.study tables ",
@@ -181,10 +185,53 @@ def test_the_answer_for_a_hugging_face_model(tmp_path, monkeypatch, capsys):
     assert "b = 0.1: " in printed[0]
 
 
+def test_the_answer_that_is_quoted_is_what_the_lines_print(monkeypatch):
+    """Of a real model, which is not here: by the arguments of its committed table, whose answer is quoted."""
+    pytest.importorskip("transformers", reason="the huggingface extra is not installed")
+    import transformers
+    from tiny_models import make
+
+    from analysis import audit, language_models
+
+    path = ROOT / "paper_figures" / "data" / "audit_smollm2.csv"
+    table = pd.read_csv(path, dtype={"group": str})
+    made = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["config"]
+    asked = {}
+    monkeypatch.setattr(audit, "audit_model", lambda *_, **given: asked.update(given) or SimpleNamespace(answer=""))
+    monkeypatch.setattr(language_models, "python_text", list)
+    for loader in ("AutoModelForCausalLM", "AutoTokenizer"):
+        monkeypatch.setattr(getattr(transformers, loader), "from_pretrained", lambda name: name)
+    exec(block("audit_model("), {})
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(audit_model).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    for name in ("max_tokens", "max_length", "skip", "batch_size"):
+        assert asked.get(name, defaults[name]) == made[name], name
+    assert set(asked["label_smoothing"]) <= set(made["label_smoothing"])
+    kept = ~table["part"].isin(["smoothing", "cap"]) | table["group"].isin([str(b) for b in asked["label_smoothing"]])
+    (shown,) = re.findall(r"<!-- answer -->\n(.*?)<!--", README, re.DOTALL)
+    quoted = " ".join(shown.replace("\n>", "\n").removeprefix(">").split())
+    assert quoted == " ".join(audit.recommendation(table.loc[kept], evidence=False).split())
+    # and the table lacks nothing of what the answer reads that an audit has now
+    of_now = audit_model(make(), torch.randint(3, 50, (4, 12))).table
+    parts = ("prediction", "smoothing", "calibration", "temperature", "recommendation")
+    now, then = (
+        {(part, name) for part, name in zip(t["part"], t["name"], strict=True) if part in parts}
+        for t in (of_now, table)
+    )
+    assert now <= then
+
+
 def test_how_a_real_model_fared_is_said_as_the_audit_says_it():
     from analysis.audit._verdict import TUNED
 
     assert f"on new texts, not drawn, by {TUNED} times" in " ".join(README.split())
+    (fall,) = re.findall(r"([\d.]+) \(b = 0\.1\) of 0\.\d+", README)
+    (said,) = re.findall(r"less sure by some ([\d.]+) to ([\d.]+)\.\s", README)
+    least, most = map(float, TUNED.split(" to "))
+    assert said == (f"{least * float(fall):.2f}", f"{most * float(fall):.2f}")
 
 
 def test_the_calibration_error_is_the_one_that_is_shown(capsys):

@@ -18,7 +18,7 @@ NEAR = (0.8, 1.25)  # of A: between them the rule of K4 says nothing
 BLURRED = (1.0, 3.0)  # of A, where confidence falls if targets are noisy
 _NO_TABLES = "What the studies found is not in this installation: it lacks their tables."
 _TOKENS = 49152  # in the vocabulary of SmolLM2
-_TUNED_ON_PAIRS = {"real_gemma": "Gemma-3-270M", "real_smollm2": "SmolLM2-135M"}
+_TUNED_ON_PAIRS = {"real_gemma": "Gemma-3-270M", "real_smollm2": "SmolLM2-135M-Instruct"}
 
 
 class Studies:
@@ -63,7 +63,7 @@ class Studies:
         return pairs.loc[pairs["activity_index"].between(low, high)]
 
     def tunings(self, view: str, reading: str = "as_trained") -> pd.DataFrame:
-        """New texts read by SmolLM2-135M after its last epoch, by smoothing and seed; T = 1 in training, no softcap."""
+        """New texts read by SmolLM2 after its last epoch, by smoothing and seed; T = 1 in training, no softcap."""
         rows = self.table("instruction_full")
         rows = rows.loc[(rows["split"] == "test") & (rows["view"] == view) & (rows["reading"] == reading)]
         rows = rows.loc[(rows["temperature"] == 1) & rows["softcap"].isna() & (rows["epoch"] == rows["epoch"].max())]
@@ -98,14 +98,13 @@ def acting(studies: Studies, asked: Sequence[str]) -> str:
         raise LookupError("fall_where_acting")
     had = [b for b in map(float, asked) if b in falls.index] or [falls.index[0], falls.index[-1]]
     shown = ", ".join(f"{falls.loc[b, 'mean']:.3f} (b = {b:g})" for b in dict.fromkeys(had))
-    explained, tuned = (
-        studies("K4", "explained", "teacher=noisy; predictor=A"),
-        studies("K5", "activity", table="instruction_findings"),
-    )
+    explained, norms = (studies("K4", "explained", f"teacher=noisy; predictor={name}") for name in ("A", "rho"))
+    tuned = studies("K5", "activity", table="instruction_findings")
     return (
         f"In small simulated heads with A of 0 to {NEAR[0]:g} it lowered confidence by {shown} where one token was "
-        f"right, about b times confidence; where several were, A explained {explained:.0%} of the fall "
-        f"[K4, findings.csv]. It acted on SmolLM2-135M tuned to A = {tuned:.2f} [K5, instruction_findings.csv]."
+        f"right, about b times confidence; where several were, A explained {explained:.0%} of the fall, and rho, of "
+        f"norms and sizes alone, {norms:.0%} [K4, findings.csv]. It acted on SmolLM2-135M-Instruct tuned to A = "
+        f"{tuned:.2f} [K5, instruction_findings.csv]."
     )
 
 
@@ -160,7 +159,7 @@ def tuned(studies: Studies) -> str:
             fall = p - rows.loc[b].loc[plain.index, "confidence"].to_numpy()
             ratios.append(float(np.mean(fall) / np.mean(clipped_fall(p, a, _TOKENS, b))))
     told = (
-        "Tunings of SmolLM2-135M on questions, with b = 0.1 and 0.2, lowered confidence on new texts by "
+        "Tunings of SmolLM2-135M-Instruct on questions, with b = 0.1 and 0.2, lowered confidence on new texts by "
         f"{_span(ratios)} times clipped_fall in the mean over seeds [instruction_full.csv]"
     )
     for table, model in _TUNED_ON_PAIRS.items():
@@ -203,8 +202,8 @@ def rivals(studies: Studies) -> str:
     before, after = (studies.tunings("text", reading).loc[0.0]["ece"].mean() for reading in ("as_trained", "post_hoc"))
     return (
         f"A temperature, early stopping and b = 0.1 lowered the ECE by {gains('findings')} in simulated tuning [K2, "
-        f"findings.csv], by {gains(real, cost)} on SmolLM2-135M [K2, {real}.csv]. A temperature does not carry over: "
-        f"there the one fitted to answers raised the ECE of ordinary text from {before:.3f} to {after:.3f} "
+        f"findings.csv], by {gains(real, cost)} on SmolLM2-135M-Instruct [K2, {real}.csv]. A temperature does not "
+        f"carry over: there the one fitted to answers raised the ECE of ordinary text from {before:.3f} to {after:.3f} "
         f"[instruction_full.csv]; in simulated heads fitted to few samples one raised it in {(arms < 0).sum()} of "
         f"{len(arms)} arms [K2, findings.csv]."
     )

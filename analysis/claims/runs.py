@@ -86,10 +86,10 @@ class Runs:
         plain, on = table.loc[table["method"] == "b=0"], [*self.cell, *self.seeds]
         return self.mean(difference(plain, value, column="epoch", first=first, second=second, on=on))
 
-    def gain(self, table: pd.DataFrame, value: str, method: str = "b=0.1") -> Effect:
-        """``value`` of b = 0 minus that of a method."""
+    def gain(self, table: pd.DataFrame, value: str, method: str = "b=0.1", over: str = "b=0") -> Effect:
+        """``value`` of b = 0, or of another method, minus that of a method."""
         on = [*self.cell, *self.seeds]
-        return self.mean(difference(table, value, column="method", first="b=0", second=method, on=on))
+        return self.mean(difference(table, value, column="method", first=over, second=method, on=on))
 
     def by_cell(self, effect: Callable[..., Effect], table: pd.DataFrame, *arguments: object) -> list[Any]:
         """(cell, effect) of each cell, with the names that findings have."""

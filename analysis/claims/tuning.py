@@ -43,7 +43,8 @@ def degrades(runs: Runs, found: Findings) -> str:
 def keeps(runs: Runs, found: Findings, elsewhere: Sequence[Effect] = ()) -> str:
     """K2: whether smoothing lowers the error in every cell, on new examples and elsewhere.
 
-    ``elsewhere`` are gains on other heads, which smoothing must not harm.
+    ``elsewhere`` are gains on other heads, which smoothing must not harm. How much further than b = .1 a rival lowers
+    the error, in pairs, is a finding that decides nothing: ``gain_beyond_smoothing``.
     """
     final = runs.final
     distant = runs.at_end(runs.elsewhere)
@@ -51,6 +52,7 @@ def keeps(runs: Runs, found: Findings, elsewhere: Sequence[Effect] = ()) -> str:
     runs.add(found, "gain_elsewhere", "ECE", runs.gain, distant, "error")
     for method in (name for name in OTHERS if (final["method"] == name).any()):
         found.add("gain_of", runs.gain(final, "error", method), "ECE", method=method)
+        found.add("gain_beyond_smoothing", runs.gain(final, "error", method, over="b=0.1"), "ECE", method=method)
         found.add("accuracy_loss_of", runs.gain(final, "accuracy", method), "probability", method=method)
         beside = runs.gain(_where_run(runs, final, method), "error")
         if beside.cells < found("gain").cells:  # a method that was not run in every cell is compared where it was

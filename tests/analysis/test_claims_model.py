@@ -133,6 +133,16 @@ def test_rivals_of_smoothing_are_named():
     )
 
 
+def test_rivals_are_compared_with_smoothing_in_pairs():
+    """Two gains over b = 0 share its noise, and their intervals do not tell which is larger."""
+    found = judge_model(planted(), PREDICTIONS).findings
+    found = found.loc[(found["claim"] == "K2") & (found["finding"] == "gain_beyond_smoothing")].set_index("cell")
+    fitted, stopped = (found.loc[f"method={name}"] for name in ("b=0 post_hoc", "early stopping"))
+    assert fitted["mean"] == pytest.approx(0.2267 - 0.05 - 0.01, abs=1e-4)  # what b = .1 leaves, and a temperature
+    assert stopped["mean"] == pytest.approx(0.0133 - 0.05, abs=1e-4)
+    assert fitted["low"] == pytest.approx(fitted["high"], abs=1e-9)  # only the plain twin has noise
+
+
 def test_views_are_told_apart():
     line = verdict("K9", accuracy=0.0, opposed=0.04)
     assert "accuracy, b = 0 minus b = .1: multiple choice 0.0400" in line["condition"]

@@ -76,6 +76,14 @@ def test_the_notes_quote_the_tuning(tuning):
         assert cells == [f"{x:.3f}" for x in numbers]
 
 
+def test_the_notes_quote_what_rivals_leave_beside_smoothing():
+    found = pd.read_csv(DATA / "instruction_findings.csv").query("finding == 'gain_beyond_smoothing'").set_index("cell")
+    for method, words in (("b=0 post_hoc", "in pairs {} more"), ("early stopping", "whether that is more, {}, three")):
+        mean, low, high = (f"{found.loc[f'method={method}', end]:.3f}" for end in ("mean", "low", "high"))
+        said = words.format(f"{mean} [{low}, {high}]").replace("-", "\N{MINUS SIGN}")
+        assert said in " ".join(NOTES.split())
+
+
 def test_the_notes_quote_the_training_step():
     steps = pd.read_csv(DATA / "training_step.csv")
     rows = rows_of("| loss | smoothing |")

@@ -1,0 +1,191 @@
+"""What the README says of the study: its figure's caption, and what was found, in sentences that follow from tables."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from kernel_tables import OURS, RIVAL, SHAPES
+from real_tables import accuracy_lost
+from table_text import wrapped
+
+__all__ = ["caption", "found"]
+
+
+def caption(data: Path) -> str:
+    """What the README's figure shows, and how many heads are drawn."""
+    from analysis.lab.tables import find_table, read_table
+    from paper_figures import response
+
+    names = (*response.TABLES, *response.OPTIONAL)
+    drawn = response.prepare({name: read_table(path) for name in names if (path := find_table(data, name)) is not None})
+    stars = drawn.loc[drawn["heads"].isna()]
+    ratios = stars["fall"] / stars["clipped"]
+    _still(bool(ratios.between(0.75, 1.35).all()), "tuned models fell about as the rule says on training examples")
+    new: Any = pd.read_csv(data / "shared_changes.csv").set_index(["group", "predictor"])
+    _still(bool(new.xs("clipped", level=1)["ratio"].between(0.7, 3.1).all()), "on new texts 0.7 to 3.1 times the rule")
+    lines: Any = pd.read_csv(data / "S9_accuracy.csv").set_index(["group", "predictor"])
+    det, noisy = (lines.loc[(f"{kind}, arms too", "predicted_fall")] for kind in ("det", "noisy"))
+    clipped = [lines.loc[(f"{kind}, arms too", "clipped_fall"), "missed"] for kind in ("det", "noisy")]
+    settings = len(drawn) - len(stars)
+    _still(settings == det["cells"] + noisy["cells"], "every setting that is judged is drawn")
+    first = (
+        f"Each of the {settings} marks is a setting of small simulated heads, trained with and without smoothing; "
+        "those on the line were foretold from the head without it."
+    )
+    panels = (
+        "(a) The [response P](docs/theory.md#c6-how-far-confidence-falls), nothing fitted: exact to "
+        f"{det['largest_error']:.3f} where one next token is right; where several are (noisy), as in text, off by more "
+        f"than 0.01 in {noisy['missed']} of {noisy['cells']}.",
+        "(b) The *clipped rule*, of mean confidence p, vocabulary V and [index A](docs/glossary.md#activity-index): so "
+        f"in {sum(clipped)} of {settings}. Stars: SmolLM2 and Gemma, tuned, fell by {ratios.min():.1f} to "
+        f"{ratios.max():.1f} times (b) on training examples; on new texts, not drawn, by 0.7 to 3.1 times.",
+    )
+    return "\n".join([wrapped(first), *("- " + wrapped(panel).replace("\n", "\n  ") for panel in panels)])
+
+
+def found(data: Path) -> str:
+    """What the study found: what became of the claims, and six sentences with a number and a link each."""
+    judged: Any = pd.read_csv(data / "verdicts.csv")
+    words, kept = judged["verdict"].value_counts(), judged[judged["verdict"] == "supported"]
+    holds = ", ".join(row.statement.replace("NLL", "loss") for row in kept.itertuples())
+    gemma: Any = pd.read_csv(data / "real_gemma_verdicts.csv").set_index("claim")["verdict"]
+    _still(gemma["K4"] == "refuted" and gemma["K9"] == "supported", "K4 is refuted on Gemma, K9 is not")
+    _still(min(_on_text(data).accuracy_lost, accuracy_lost(data)) > 0.005, "both lost accuracy on other text")
+    holds_so, depend = words.get("supported", 0), words.get("depends on", 0)
+    _still(
+        (holds_so, depend, words.sum()) == (1, 8, 9), "of nine claims one holds as stated, eight depend on conditions"
+    )
+    first = wrapped(
+        f"In simulation one of nine claims holds as stated ({holds}; both real models lost accuracy on other text) and "
+        "eight depend on conditions; on Gemma *little effect at small hidden size and large vocabulary* is refuted "
+        "([each verdict](docs/study.md#claims-and-verdicts))."
+    )
+    sentences = (*_of_tuning(data), *_of_heads(data), _of_the_loss(data))
+    several = [
+        textwrap.fill(f"{n}. {line}", 120, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
+        for n, line in enumerate(sentences, 1)
+    ]
+    return "\n".join([first, "", *several])
+
+
+def _of_tuning(data: Path) -> tuple[str, str]:
+    """What tuning does to calibration (K1), and what smoothing does about it (K2)."""
+    numbers: Any = pd.read_csv(data / "findings.csv")
+    of_all = numbers[numbers["cell"].isna()].set_index(["claim", "finding"])["mean"]
+    beyond: Any = numbers[numbers["finding"] == "gain_beyond_smoothing"].set_index("cell")["low"]
+    rise, early = of_all["K1", "rise_elsewhere"], of_all["K1", "rise_elsewhere_at_epoch_2"]
+    gain, early_gain = of_all["K2", "gain"], of_all["K2", "gain_at_epoch_2"]
+    left = _left(data)
+    _still(0.09 < early / rise < 0.12, "a tenth of the rise is there after two epochs (K1)")
+    _still(0.45 < gain / (gain + left) < 0.55 and 5 * early_gain < gain, "smoothing takes half of the error (K2)")
+    rivals = beyond["method=b=0 post_hoc"], beyond["method=early stopping"]
+    _still(min(rivals) > 0, "a temperature and early stopping take more of it (K2)")
+    text, real = _on_text(data), pd.read_csv(data / "instruction_findings.csv")
+    elsewhere: Any = real[real["cell"].isna()].set_index("finding")
+    _still(text.excess > 0 and 2.5 < text.fall / text.excess < 3.5, "it takes three times SmolLM2's excess on text")
+    _still(elsewhere.loc["gain_elsewhere", "high"] < 0, "smoothing harmed SmolLM2 on ordinary text")
+    return (
+        "**Long tuning makes models over-confident**: in simulated instruction tuning the calibration error on the "
+        f"pretraining distribution rose by {rise:.2f}, a tenth of that in the first two epochs "
+        "([tuning](docs/study_notes.md#as-expected)).",
+        f"**Smoothing mends a part**: half of the error on new examples of that task, {gain:.2f}; a fitted temperature "
+        "or early stopping mends more, and where there is little to mend smoothing harms "
+        "([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
+    )
+
+
+def _left(data: Path) -> float:
+    """The error on new examples that smoothing leaves in simulated tuning, at the last epoch."""
+    from analysis.lab.tables import find_table, read_table
+
+    path = find_table(data, "S7")
+    if path is None:
+        raise FileNotFoundError(f"data must hold S7, got none in {data}.")
+    rows: Any = read_table(path)
+    rows = rows[(rows["distribution"] == "shifted") & (rows["method"] == "b=0.1") & (rows["reading"] == "as_trained")]
+    return float(rows.loc[rows["epoch"] == rows["epoch"].max(), "true_ece"].mean())
+
+
+def _of_heads(data: Path) -> tuple[str, str, str]:
+    """Ceilings (K3), what predicts a fall, and temperature (K5)."""
+    numbers: Any = pd.read_csv(data / "findings.csv")
+    for name in ("smollm2", "gemma"):
+        audit: Any = pd.read_csv(data / f"audit_{name}.csv", dtype={"group": str})
+        least = audit.loc[(audit["part"] == "cap") & (audit["group"] == "0.1"), "value"].min()
+        asked = audit.loc[(audit["name"] == "asked_gap") & (audit["group"] == "0.1"), "value"].iloc[0]
+        _still(least > 10 * asked, "no real head is near a cap (K3)")
+    tuned: Any = pd.read_csv(data / "real_gemma_findings.csv")
+    gemma = tuned[tuned["cell"].isna()].set_index(["claim", "finding"])["mean"]
+    _still(gemma["K4", "excess"] > 0.1, "Gemma became over-confident (K4)")
+    scratch: Any = pd.concat([pd.read_csv(data / f"{name}_findings.csv") for name in ("S11", "S12")])
+    law = scratch.loc[(scratch["claim"] == "law") & scratch["finding"].isin(["scale_ratio", "gain_ratio"]), "mean"]
+    _still(law.min() > 1, "shared changes say too much in transformers trained from scratch")
+    changes: Any = pd.read_csv(data / "shared_changes.csv").set_index(["group", "predictor"])["error"]
+    _still(changes["all cells"].min() > 0.2, "nothing predicts the fall of real models well (C6)")
+    both: Any = numbers[numbers["finding"] == "gain_of_both"]
+    better, worse, arms = (both["low"] > 0).sum(), (both["high"] < 0).sum(), len(both)
+    _still((better, worse, arms) == (1, 1, 5), "of five arms both were better than neither in one, worse in one (K5)")
+    budget: Any = numbers[numbers["cell"] == "arm=budget"].set_index(["claim", "finding"])["mean"]
+    return (
+        "**Norms cap confidence in simulated heads, hidden size less**; no real head came near its ceiling, and Gemma, "
+        f"of large vocabulary and small hidden size, became over-confident by {gemma['K4', 'excess']:.2f} in eight "
+        "epochs ([how](docs/real_model_notes.md#two-models-tuned-on-pairs)).",
+        "**What smoothing takes can be foretold in single simulated heads, hardly in transformers**: there rule (b) "
+        f"gives the order of magnitude, shared changes of the features {law.min():.1f} to {law.max():.1f} times the "
+        "fall ([what was tried](docs/theory.md#c6-how-far-confidence-falls)).",
+        "**A lower training temperature gives smoothing its effect back** under a bound on the norms, "
+        f"{budget['K5', 'rise']:.2f} of calibration error, but both together beat neither in one of five arms, lost "
+        "in one and were not told apart in three ([temperature](docs/study_notes.md#temperature-k5)).",
+    )
+
+
+def _of_the_loss(data: Path) -> str:
+    """What the loss takes beside PyTorch's (K7)."""
+    cost, time = _against(data, "eager", "peak_mib"), _against(data, "eager", "ms")
+    rivals: Any = pd.concat([_against(data, name, ["ms", "peak_mib"]) for name in ("torch.compile", RIVAL)])
+    _still((rivals["ms"] > 1).mean() > 0.5, "torch.compile and tuned Liger are mostly faster")
+    _still(time.min() > 0.8 and time.max() < 1.1, "the loss takes about eager PyTorch's time")
+    _still(bool((rivals["peak_mib"] < 1).all()), "torch.compile and tuned Liger need more memory")
+    return (
+        "**The loss is lean**: on an H200 it takes about eager PyTorch's time and "
+        f"{100 * cost.min():.0f} to {cost.max():.0%} of its memory; torch.compile and tuned "
+        "Liger are mostly faster and need more ([beside others](docs/kernel.md#what-it-costs))."
+    )
+
+
+def _still(holds: bool, words: str) -> None:
+    """Words that stand for a number must be written anew where the tables say something else."""
+    if not holds:
+        raise ValueError(f"the tables no longer say what docs/study_tables.py writes without a number: {words}.")
+
+
+def _against(data: Path, rival: str, columns: str | list[str]) -> Any:
+    """What the loss takes over what a rival does, at each shape of the kernel's table."""
+    rows: Any = pd.read_csv(data / "kernel.csv")
+    rows = rows[(rows["mode"] == "loss and gradients") & (rows["label_smoothing"] == 0.1) & rows["shape"].isin(SHAPES)]
+    rows = rows[rows["softcap"].isna() & (rows["ignored"] == 0)].set_index(["shape", "implementation"])[columns]
+    return rows.xs(OURS, level=1) / rows.xs(rival, level=1)
+
+
+class _Text(NamedTuple):
+    """SmolLM2-135M-Instruct on ordinary text at the last epoch, in probability."""
+
+    excess: float  # confidence less accuracy without smoothing
+    fall: float  # in confidence, by b = 0.1
+    accuracy_lost: float  # by b = 0.1
+
+
+def _on_text(data: Path) -> _Text:
+    rows: Any = pd.read_csv(data / "instruction_full.csv")
+    rows = rows[(rows["split"] == "test") & (rows["view"] == "text") & (rows["reading"] == "as_trained")]
+    rows = rows[(rows["temperature"] == 1) & rows["softcap"].isna() & (rows["epoch"] == rows["epoch"].max())]
+    of = rows.groupby("label_smoothing")[["confidence", "accuracy"]].mean()
+    plain, smoothed = of.loc[0.0], of.loc[0.1]
+    return _Text(
+        excess=plain["confidence"] - plain["accuracy"],
+        fall=plain["confidence"] - smoothed["confidence"],
+        accuracy_lost=plain["accuracy"] - smoothed["accuracy"],
+    )
