@@ -55,7 +55,13 @@ def loss(
     kept = target != options.ignore_index
     if input.shape[0]:
         from .operators import Sparse, token_losses  # needs Triton
+        from .run_chunks import loss_in_chunks
 
+        if not (return_statistics or torch.compiler.is_compiling()):
+            tensors = input, linear_weight, target, linear_bias, token_weight
+            value = loss_in_chunks(*tensors, options, workspace_bytes)
+            if value is not None:
+                return value, None
         sparse = Sparse(options.gradient_tolerance, told) if options.gradient_tolerance else None
         token_loss, statistics = token_losses(
             input, linear_weight, target, linear_bias, options, workspace_bytes, return_statistics, sparse

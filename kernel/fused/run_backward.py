@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from .run_strip import StripColumns, convert_kept, decode_kept, recompute_strip
 from .schedule import Schedule, Strip
 from .weight_gradient import bias_gradient_kernel, join_sums_kernel, weight_gradient_kernel
 
-__all__ = ["Gradients", "Reduction", "backward"]
+__all__ = ["Destination", "Gradients", "Reduction", "backward"]
 
 
 class Reduction(Protocol):
@@ -36,6 +36,15 @@ class Reduction(Protocol):
         ...
 
 
+class Destination(NamedTuple):
+    """Where the gradients of some of the tokens go; None is made anew."""
+
+    input: Tensor | None  # (N, D), contiguous
+    weight: Tensor | None  # (V, D)
+    bias: Tensor | None  # (V,)
+    accumulate: bool  # whether weight and bias hold sums over earlier tokens, which these are added to
+
+
 def backward(
     head: Head,
     scalars: Scalars,
@@ -44,6 +53,7 @@ def backward(
     held: Held,
     needs: tuple[bool, bool, bool],  # input, weight, bias
     reduction: Reduction | None = None,
+    into: Destination | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``sum(upstream.loss * token_loss)`` and of the statistics alike; frozen arguments cost nothing.
 
@@ -51,7 +61,7 @@ def backward(
     then passes a plan that keeps nothing. With ``reduction`` the input's gradient is the sum over processes: it is
     complete before the last product of the weight's, beside which it is reduced.
     """
-    state = Gradients(head, scalars, upstream, held, needs, reduction if needs[0] else None)
+    state = Gradients(head, scalars, upstream, held, needs, reduction if needs[0] else None, into=into)
     workspace = held.workspace if plan.consumed else None
     if workspace is None:
         workspace = head.hidden.new_empty(plan.workspace)
@@ -78,7 +88,9 @@ class Gradients:
         needs: tuple[bool, bool, bool],
         reduction: Reduction | None = None,
         accumulator: Tensor | None = None,  # zeros, for whoever has added memory of its own to it
+        into: Destination | None = None,
     ) -> None:
+        into = Destination(None, held.gradient, None, False) if into is None else into
         hidden, weight, bias, _ = head
         self.reduction, self.reducing = reduction, False
         self.scalars, self.rows, self.number = scalars, upstream.rows, upstream.rows.number
@@ -88,7 +100,8 @@ class Gradients:
         self.need_input, self.lse, self.target_logit = needs[0], upstream.lse, held.target_logit
         self.factor = scalars.logit_scale / scalars.temperature
         # The packed hidden states live where the input's gradient will be written at the very end.
-        self.unpacked, self.head = hidden, head._replace(hidden=hidden.new_empty(hidden.shape))
+        packed = hidden.new_empty(hidden.shape) if into.input is None else into.input
+        self.unpacked, self.head = hidden, head._replace(hidden=packed)
         pack_hidden(hidden, self.rows, self.head.hidden)
         self.accumulator = accumulator
         if self.need_input and accumulator is None:
@@ -99,9 +112,12 @@ class Gradients:
             self.accumulator = torch.zeros(shape, dtype=torch.float32, device=device)
         self.weight_gradient = None
         if needs[1]:
-            self.weight_gradient = weight.new_empty(weight.shape) if held.gradient is None else held.gradient
+            self.weight_gradient = weight.new_empty(weight.shape) if into.weight is None else into.weight
         self.pieces: Tensor | None = None  # see piece_memory
-        self.bias_gradient = weight.new_empty(self.vocab_size) if needs[2] and bias is not None else None
+        self.bias_gradient = None
+        if needs[2] and bias is not None:
+            self.bias_gradient = weight.new_empty(self.vocab_size) if into.bias is None else into.bias
+        self.accumulate = into.accumulate
         self.ones = torch.ones(self.n, dtype=torch.float32, device=device)
         self.zeros = torch.zeros(self.hidden_size, dtype=torch.float32, device=device)
         self.uniform = self.zeros  # times row_scale, to be subtracted from the input's gradient
@@ -245,6 +261,7 @@ class Gradients:
             "hidden_size": self.hidden_size,
             "gradient_row_stride": gradient.stride(0),
             "constant": self.factor,
+            "ACCUMULATE": self.accumulate,
         }
         run_kernel(
             weight_gradient_kernel,
@@ -297,6 +314,7 @@ class Gradients:
             constant=1 / self.scalars.temperature,
             BLOCK_ROWS=64,
             BLOCK_COLUMNS=width,
+            ACCUMULATE=self.accumulate,
         )
 
     def add_input(self, dz: Tensor, columns: StripColumns, row_factor: Tensor) -> None:

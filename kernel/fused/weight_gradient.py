@@ -1,7 +1,8 @@
 """Kernels for the head's gradients of one vocabulary strip: ``scale dz.T @ hidden`` and the bias's column sums of dz.
 
 Each entry of the weight gradient is summed over all tokens in float32 registers and rounded once; the strips of the
-vocabulary are disjoint, so nothing is accumulated in memory. The sum stops at the last kept token.
+vocabulary are disjoint, so nothing is accumulated in memory. The sum stops at the last kept token. Where tokens come in
+chunks (:mod:`.run_chunks`) ACCUMULATE adds the sum over earlier ones, in float32, before it is rounded.
 
 Of very many tokens the workspace holds strips of so few columns that most multiprocessors would have no tile. There the
 sum is cut along the tokens (``launch.weight_splits``): each piece goes to float32 memory of its own, and a second
@@ -52,6 +53,7 @@ def weight_gradient_kernel(
     ALIGNED_ROWS: tl.constexpr,  # of a tile of dz
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -62,6 +64,8 @@ def weight_gradient_kernel(
     strip_start = run_start + first
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     tiles = tl.cdiv(columns, BLOCK_VOCAB) * column_blocks
+    if ACCUMULATE:
+        tiles = tl.where(row_count > 0, tiles, 0)  # of no tokens there is nothing to add
     pieces = 1
     if sums is not None:
         pieces = _pieces(splits, columns, strip_columns)
@@ -109,6 +113,19 @@ def weight_gradient_kernel(
             if sums is None or pieces == 1:
                 values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
                 values *= factor
+                if ACCUMULATE:
+                    values += load_tile(
+                        gradient,
+                        strip_start + vocab_row,
+                        column + part * (BLOCK_COLUMNS // PARTS),
+                        vocab_size,
+                        hidden_size,
+                        gradient_row_stride,
+                        1,
+                        BLOCK_VOCAB,
+                        BLOCK_COLUMNS // PARTS,
+                        DESCRIPTOR,
+                    ).to(tl.float32)
                 store_tile(
                     gradient,
                     values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
@@ -143,6 +160,7 @@ def join_sums_kernel(
     ALIGNED_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
 ):
     """Add the pieces of each entry in their order and finish it; nothing where they were not cut after all."""
     row_count = tl.load(count)
@@ -151,6 +169,8 @@ def join_sums_kernel(
     factor = tl.load(scale) * constant
     column_blocks = tl.cdiv(hidden_size, COLUMNS)
     blocks = tl.where(pieces > 1, tl.cdiv(columns, ROWS) * column_blocks, 0)
+    if ACCUMULATE:
+        blocks = tl.where(row_count > 0, blocks, 0)
     for index in range(tl.program_id(0), blocks, tl.num_programs(0)):
         row = (index // column_blocks) * ROWS + tl.arange(0, ROWS)
         d = (index % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
@@ -163,7 +183,10 @@ def join_sums_kernel(
         total = (total - tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]) * factor
         target = run_start + first + row
         address = gradient + target.to(tl.int64)[:, None] * gradient_row_stride + d[None, :]
-        tl.store(address, total.to(gradient.dtype.element_ty), mask=inside & (target < vocab_size)[:, None])
+        inside &= (target < vocab_size)[:, None]
+        if ACCUMULATE:
+            total += tl.load(address, mask=inside, other=0.0).to(tl.float32)
+        tl.store(address, total.to(gradient.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["dz_rows", "vocab_size"])
@@ -185,6 +208,7 @@ def bias_gradient_kernel(
     ALIGNED_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
 ):
     """Sums of the columns of dz in a fixed order."""
     row_count = tl.load(count)
@@ -202,4 +226,7 @@ def bias_gradient_kernel(
         total = tl.sum(acc, 0) - tl.load(uniform)
         total *= tl.load(scale) * constant
         row = run_start + first + column
-        tl.store(gradient + row, total.to(gradient.dtype.element_ty), mask=(column < columns) & (row < vocab_size))
+        inside = (column < columns) & (row < vocab_size)
+        if ACCUMULATE:
+            total += tl.load(gradient + row, mask=inside, other=0.0).to(tl.float32)
+        tl.store(gradient + row, total.to(gradient.dtype.element_ty), mask=inside)
