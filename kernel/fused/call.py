@@ -20,9 +20,9 @@ from .run_forward import ForwardResult, forward
 from .run_sparse import Sparse, SparseTiles, sparse_backward
 from .scale import scale
 from .schedule import Schedule, every_kind, schedule
-from .token_chunks import chunk_rows
+from .token_chunks import Chunks, low_stride, token_chunks
 
-__all__ = ["LossCall", "Needs", "gathered"]
+__all__ = ["LossCall", "Needs", "chunk_destination", "gathered"]
 
 Needs = tuple[bool, bool, bool]  # gradients of input, weight, bias
 _TRIAL_TOKENS = 16  # of the launches that are only noted down
@@ -79,9 +79,9 @@ class LossCall:
         """
         return needs[1] and not (return_statistics or sparse) and self.head.hidden.dtype != torch.float16
 
-    def chunk_rows(self) -> int:
+    def chunks(self) -> Chunks:
         """Choose how many tokens a chunk has (:mod:`.token_chunks`); all of them where one is best."""
-        return chunk_rows(int(self.head.hidden.shape[0]), *self._sizes(), **self._kinds(True))
+        return token_chunks(int(self.head.hidden.shape[0]), *self._sizes(), **self._kinds(True))
 
     def references(self, run: KeptColumns) -> int:
         """Count the rows of ``Kept.reference``: one for the targets and what peaks there are.
@@ -216,9 +216,12 @@ class LossCall:
                 held = held._replace(target_logit=found.target_logit)
             gradients = backward(head, scalars, _upstream(found, None), plan, held, needs, reduction)
             if chunks:
-                later = Destination(None, held.gradient, None, accumulate=True)
-                backward(head, scalars, _upstream(found, None), plan, held, needs, into=later)
                 scale(gradients, found.token_loss[:1])
+                into = Destination(None, gradients[1], _bias_sums(bias, needs), earlier=True)
+                backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)
+                if hidden.dtype == torch.bfloat16:
+                    low = into.weight.view(torch.uint8)[:, : weight.shape[1]]  # no memory for what is noted down
+                    backward(head, scalars, _upstream(found, None), plan, held, needs, into=into._replace(low=low))
             if sums is not None:  # never of a slice of a head, whose gradients are exact
                 tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)
                 for statistics in (None, found.statistics):
@@ -226,6 +229,21 @@ class LossCall:
                     sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), Held(), 0, needs)
             if found.statistics is not None:
                 backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)
+
+
+def chunk_destination(head: Head, needs: Needs, *, low: bool) -> Destination:
+    """Return new memory for the gradients of the first chunk of tokens, but for the input's."""
+    weight, bits = head.weight, None
+    vocab_size, hidden_size = weight.shape
+    if low:
+        memory = torch.empty(vocab_size, low_stride(int(hidden_size)), dtype=torch.uint8, device=weight.device)
+        bits = memory[:, :hidden_size]
+    of_weight = weight.new_empty(weight.shape) if needs[1] else None
+    return Destination(None, of_weight, _bias_sums(head.bias, needs), bits)
+
+
+def _bias_sums(bias: Tensor | None, needs: Needs) -> Tensor | None:
+    return bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and needs[2] else None
 
 
 class _NoReduction:

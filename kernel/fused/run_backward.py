@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -37,12 +38,19 @@ class Reduction(Protocol):
 
 
 class Destination(NamedTuple):
-    """Where the gradients of some of the tokens go; None is made anew."""
+    """Where the gradients of a chunk of the tokens go."""
 
-    input: Tensor | None  # (N, D), contiguous
+    input: Tensor | None  # (n, D), contiguous
     weight: Tensor | None  # (V, D)
-    bias: Tensor | None  # (V,)
-    accumulate: bool  # whether weight and bias hold sums over earlier tokens, which these are added to
+    bias: Tensor | None  # (V,) float32: sums, at first zeros, that these are added to
+    low: Tensor | None = None  # (V, D or more) uint8: low bits of the weight's, of bfloat16
+    earlier: bool = False  # whether the weight's holds sums over earlier chunks, which these are added to
+    later: bool = False  # whether chunks follow
+
+    @property
+    def accumulate(self) -> bool:
+        """Whether it takes a kernel that adds sums over earlier chunks."""
+        return self.earlier or self.low is not None
 
 
 def backward(
@@ -90,7 +98,6 @@ class Gradients:
         accumulator: Tensor | None = None,  # zeros, for whoever has added memory of its own to it
         into: Destination | None = None,
     ) -> None:
-        into = Destination(None, held.gradient, None, False) if into is None else into
         hidden, weight, bias, _ = head
         self.reduction, self.reducing = reduction, False
         self.scalars, self.rows, self.number = scalars, upstream.rows, upstream.rows.number
@@ -100,7 +107,8 @@ class Gradients:
         self.need_input, self.lse, self.target_logit = needs[0], upstream.lse, held.target_logit
         self.factor = scalars.logit_scale / scalars.temperature
         # The packed hidden states live where the input's gradient will be written at the very end.
-        packed = hidden.new_empty(hidden.shape) if into.input is None else into.input
+        self.into = into
+        packed = hidden.new_empty(hidden.shape) if into is None or into.input is None else into.input
         self.unpacked, self.head = hidden, head._replace(hidden=packed)
         pack_hidden(hidden, self.rows, self.head.hidden)
         self.accumulator = accumulator
@@ -112,12 +120,12 @@ class Gradients:
             self.accumulator = torch.zeros(shape, dtype=torch.float32, device=device)
         self.weight_gradient = None
         if needs[1]:
-            self.weight_gradient = weight.new_empty(weight.shape) if into.weight is None else into.weight
+            given = held.gradient if into is None else into.weight
+            self.weight_gradient = weight.new_empty(weight.shape) if given is None else given
         self.pieces: Tensor | None = None  # see piece_memory
         self.bias_gradient = None
         if needs[2] and bias is not None:
-            self.bias_gradient = weight.new_empty(self.vocab_size) if into.bias is None else into.bias
-        self.accumulate = into.accumulate
+            self.bias_gradient = weight.new_empty(self.vocab_size) if into is None else into.bias
         self.ones = torch.ones(self.n, dtype=torch.float32, device=device)
         self.zeros = torch.zeros(self.hidden_size, dtype=torch.float32, device=device)
         self.uniform = self.zeros  # times row_scale, to be subtracted from the input's gradient
@@ -238,6 +246,9 @@ class Gradients:
             return
         launch, width = self.table.weight_gradient, columns.strip_columns
         splits = weight_splits(self.n, width, self.hidden_size, launch, self.programs)
+        if self.into is not None and self.into.accumulate:
+            self.launch_weight(dz, hidden, columns, uniform, first_strip, 1)
+            return
         for number in (1, max(splits, 2)) if recording() else (splits,):  # the tokens choose between two kernels
             self.launch_weight(dz, hidden, columns, uniform, first_strip, number)
 
@@ -247,6 +258,10 @@ class Gradients:
         """Launch what :meth:`add_weight` needs, the sums over the tokens in ``splits`` pieces."""
         gradient, launch, programs = self.weight_gradient, self.table.weight_gradient, self.programs
         assert gradient is not None
+        into = Destination(None, None, None) if self.into is None else self.into
+        if into.accumulate:  # what is there takes the shared memory of a stage
+            launch = replace(launch, stages=max(launch.stages - 1, 1))
+        low = into.low
         sums = self.piece_memory(splits * columns.strip_columns * self.hidden_size) if splits > 1 else None
         if self.reducing:  # as many as the rounds of tiles need: the reduction has the other multiprocessors
             tiles = blocks(columns.strip_columns, launch.rows) * blocks(self.hidden_size, launch.columns) * splits
@@ -261,7 +276,6 @@ class Gradients:
             "hidden_size": self.hidden_size,
             "gradient_row_stride": gradient.stride(0),
             "constant": self.factor,
-            "ACCUMULATE": self.accumulate,
         }
         run_kernel(
             weight_gradient_kernel,
@@ -270,6 +284,11 @@ class Gradients:
             hidden=self.tiles(hidden, launch.depth, launch.columns),
             **common | {"gradient": self.tiles(gradient, launch.rows, launch.columns // launch.parts)},
             **strip,
+            low=None if low is None else self.tiles(low, launch.rows, launch.columns // launch.parts),
+            low_stride=0 if low is None else low.stride(0),
+            earlier=int(into.earlier),
+            later=int(into.later),
+            ACCUMULATE=into.accumulate,
             first_strip=first_strip,
             hidden_row_stride=hidden.stride(0),
             BLOCK_VOCAB=launch.rows,
@@ -314,7 +333,7 @@ class Gradients:
             constant=1 / self.scalars.temperature,
             BLOCK_ROWS=64,
             BLOCK_COLUMNS=width,
-            ACCUMULATE=self.accumulate,
+            ACCUMULATE=self.into is not None,
         )
 
     def add_input(self, dz: Tensor, columns: StripColumns, row_factor: Tensor) -> None:

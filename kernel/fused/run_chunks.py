@@ -9,6 +9,7 @@ second one through the same graph computes them once more.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +18,12 @@ from torch import Tensor
 from ..options import LossOptions
 from ..reference import reduced
 from .arguments import Head, Scalars
-from .call import LossCall, Needs
+from .call import LossCall, Needs, chunk_destination
 from .gradient_rows import Upstream
 from .rows import aligned, with_plain_rows
-from .run_backward import Destination
 from .run_forward import forward
 from .scale import scale
+from .token_chunks import Chunks
 
 __all__ = ["loss_in_chunks"]
 
@@ -43,10 +44,10 @@ def loss_in_chunks(
     call = LossCall(Head(input, linear_weight, linear_bias, target), Scalars.of(options), workspace_bytes)
     if options.reduction == "none" or not call.serves_chunks(needs, False, options.gradient_tolerance > 0):
         return None
-    rows = call.chunk_rows()
-    if rows >= input.shape[0]:
+    chunks = call.chunks()
+    if chunks.rows >= input.shape[0]:
         return None
-    return _LossInChunks.apply(*tensors, target, token_weight, options, workspace_bytes, rows)
+    return _LossInChunks.apply(*tensors, target, token_weight, options, workspace_bytes, chunks)
 
 
 class _LossInChunks(torch.autograd.Function):
@@ -60,7 +61,7 @@ class _LossInChunks(torch.autograd.Function):
         token_weight: Tensor | None,
         options: LossOptions,
         workspace_bytes: int,
-        rows: int,
+        chunks: Chunks,
     ) -> Tensor:
         bias, target = None if bias is None else bias.contiguous(), aligned(target.contiguous())
         kept = target != options.ignore_index
@@ -73,8 +74,8 @@ class _LossInChunks(torch.autograd.Function):
         if options.reduction == "mean":  # of no weight at all the gradients are zero
             total = share.sum()
             upstream = share / torch.where(total > 0, total, 1)
-        token_loss, ctx.gradients = _chunks(call, upstream, rows, needs)
-        ctx.call = call.scalars, workspace_bytes, rows
+        token_loss, ctx.gradients = _in_chunks(call, upstream, chunks, needs)
+        ctx.call = call.scalars, workspace_bytes, chunks
         ctx.save_for_backward(*head, upstream)
         return reduced(token_loss * share, share, options.reduction)
 
@@ -85,35 +86,38 @@ class _LossInChunks(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             *head, upstream = ctx.saved_tensors
-            scalars, workspace_bytes, rows = ctx.call
+            scalars, workspace_bytes, chunks = ctx.call
             call = LossCall(Head(*head), scalars, workspace_bytes)
-            _, gradients = _chunks(call, upstream * of_loss, rows, ctx.needs_input_grad[:3])
+            _, gradients = _in_chunks(call, upstream * of_loss, chunks, ctx.needs_input_grad[:3])
         else:
             scale(gradients, of_loss)
         return (*gradients, None, None, None, None, None)
 
 
-def _chunks(
-    call: LossCall, upstream: Tensor, rows: int, needs: Needs
+def _in_chunks(
+    call: LossCall, upstream: Tensor, chunks: Chunks, needs: Needs
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """Losses ``(N,)`` of all tokens and the gradients of ``sum(upstream * loss)``, chunk by chunk of ``rows``."""
-    hidden, weight, bias, target = call.head
-    kinds = {"keep": True, "consumed": True, "weight_gradient": needs[1]}
-    # Of a chunk of this size, though the last one may be shorter: its strips then fill less of their memory.
-    plans = [call.plan(**kinds, tokens=rows, sums=sums) for sums in (False, True)]
-    workspace = weight.new_empty(max(max(plan.workspace, plan.held) for plan in plans))
+    """Losses ``(N,)`` of all tokens and the gradients of ``sum(upstream * loss)``, chunk by chunk."""
+    (hidden, weight, bias, target), rows = call.head, chunks.rows
+    n = hidden.shape[0]
     of_input = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if needs[0] else None
-    of_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if needs[1] else None
-    of_bias = None if bias is None or not needs[2] else torch.empty_like(bias)
+    into = chunk_destination(call.head, needs, low=chunks.low)
+    if into.low is not None:
+        call = replace(call, workspace_bytes=call.workspace_bytes - into.low.shape[0] * into.low.stride(0))
+    # Of a chunk of this size, though the last one may be shorter: its strips then fill less of their memory.
+    kinds = {"keep": True, "consumed": True, "weight_gradient": needs[1], "tokens": rows}
+    plans = [call.plan(**kinds, sums=sums) for sums in (False, True)]
+    workspace = weight.new_empty(max(max(plan.workspace, plan.held) for plan in plans))
     token_loss = torch.empty_like(upstream)
-    for start in range(0, hidden.shape[0], rows):
+    for start in range(0, n, rows):
         part, plan = slice(start, start + rows), plans[start > 0]
-        chunk = LossCall(Head(hidden[part], weight, bias, target[part]), call.scalars, call.workspace_bytes)
-        held = chunk.held(plan, workspace, of_weight)
-        found = forward(chunk.head, chunk.scalars, held.kept, packed=True)
+        chunk = replace(call, head=Head(hidden[part], weight, bias, target[part]))
+        held = chunk.held(plan, workspace, into.weight)
+        found = forward(chunk.head, call.scalars, held.kept, packed=True)
         token_loss[part] = found.token_loss
         own = Upstream(upstream[part], None, found.lse, found.entropy, found.rows)
-        into = Destination(None if of_input is None else of_input[part], of_weight, of_bias, accumulate=start > 0)
+        rows_of_input = None if of_input is None else of_input[part]
+        into = into._replace(input=rows_of_input, earlier=start > 0, later=start + rows < n)
         chunk.backward(own, plan, held, needs, into=into)
         del held, found, own  # whose memory the next chunk takes
-    return token_loss, (of_input, of_weight, of_bias)
+    return token_loss, (of_input, into.weight, None if into.bias is None or bias is None else into.bias.to(bias.dtype))

@@ -2,80 +2,149 @@
 
 Columns kept for N tokens take N bytes or 2 N each: of a chunk the same memory holds a multiple of them. So three
 products of the size of the logits take bounded memory. What it costs: the head's gradient is read and written once more
-with each chunk but the first, whose rounded sum the next ones start from, and each chunk has launches of its own. The
-gradient of the hidden states of a chunk is its rows of the whole.
+with each chunk but the first, and each chunk has launches of its own. The gradient of the hidden states of a chunk is
+its rows of the whole.
 
-Each rounding of the head's gradient adds to its error. With r = 0.0016, bfloat16's relative one, that of one chunk is
-sqrt(2) r where dz was rounded and the sum over the tokens is, sqrt(3) r where a kept softmax and scaled hidden states
-enter the product. Sums of independent chunks grow like the square root of their number, so that k chunks add
-sqrt((k - 1) / 2) r: of 0.0023 and 0.0027 four and two chunks make at most 0.0030.
+In bfloat16 the sum over earlier chunks is rounded once more with each chunk, which adds to the error of the head's
+gradient. In squares of the error of one rounding that is 2 where dz is rounded and the sum over all tokens is; 3 where
+a kept softmax and the hidden states scaled for it enter the product; and sums over chunks grow about like the square
+root of their number, so that each chunk more adds 0.4. Where that is too much, 8 more bits of the sums take V D bytes
+of the workspace, and nothing is rounded but the last sum.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any, NamedTuple
 
+from .last_round import rounds
 from .launch import LaunchTable, blocks
 from .schedule import DEFAULT_WORKSPACE_BYTES, Schedule, schedule
 from .strip_times import StripTimes
 
-__all__ = ["chunk_rows"]
+__all__ = ["Chunks", "low_stride", "token_chunks"]
 
-_MOST, _MOST_AS_IT_IS = 4, 2  # chunks; where columns of half precision enter the products as they were kept
+_COUNTS, _COUNTS_LOW = (2, 3, 4), (3, 4, 5, 6, 8)  # that are tried, without 8 more bits and with them
+# Squares of errors of one rounding, which is 0.0015 to 0.0016 in bfloat16: at most 0.0030.
+_ERROR, _ERROR_AS_IT_IS, _ERROR_CHUNK, _MOST_ERROR = 2.0, 1.0, 0.4, 3.6
 _WORTHWHILE = 0.98  # of the time in one chunk
-# Microseconds of a chunk apart from its tiles (launches, a last round of the forward); bytes of the head's gradient that
-# are read or written in one; microseconds of the forward for each token and column that it keeps, and keeps in a byte.
+# Microseconds of a chunk apart from its tiles (launches, last rounds); bytes of the head's gradient read or written in
+# one; microseconds of the forward for a token and column that it keeps, and that it keeps in a byte.
 _CHUNK, _BYTES_SUMMED, _KEPT, _ENCODED = 150.0, 3.0e6, 0.6e-6, 0.9e-6
+_STEP_INPUT = 0.70  # as in strip_times
+_STEP_TOKENS = 4  # tiles of tokens: numbers of them with the same chunks
+_ALIGN = 16  # bytes
+
+
+class Chunks(NamedTuple):
+    """How the tokens are cut."""
+
+    rows: int  # tokens of a chunk, of which the last may have fewer; all of them where one chunk is best
+    low: bool  # whether the weight gradient's sums have 8 more bits, in memory of their own
+
+
+def low_stride(hidden_size: int) -> int:
+    """Bytes of a row of the low bits of the weight's gradient."""
+    return blocks(hidden_size, _ALIGN) * _ALIGN
+
+
+def token_chunks(n: int, *sizes: int, keep: bool, table: LaunchTable, **kinds: Any) -> Chunks:
+    """Choose the chunks; one up to the default budget, which nobody may have chosen.
+
+    Args:
+        n: Tokens N.
+        *sizes: V, D, bytes of an element and of the workspace.
+        keep: As the others an argument of :func:`.schedule.schedule`, which plans each chunk; the weight has a gradient.
+        table: Launch parameters.
+        **kinds: ``direct``, ``in_bytes`` and ``processors``.
+    """
+    if sizes[3] <= DEFAULT_WORKSPACE_BYTES or not keep:
+        return Chunks(n, low=False)
+    # Sequences of any length: of a few thousand lengths some have a plan of their own.
+    step = _STEP_TOKENS * max(table.forward.rows, table.logit_gradient.rows)
+    chosen = _chosen(blocks(n, step) * step, *sizes, table=table, **kinds)
+    return chosen if chosen.rows < n else Chunks(n, low=False)
 
 
 @lru_cache(maxsize=1024)
-def chunk_rows(
-    n: int,
-    vocab_size: int,
-    hidden_size: int,
-    itemsize: int,
-    workspace_bytes: int,
-    *,
-    direct: bool,
-    in_bytes: bool,
-    keep: bool,
-    processors: int,
-    table: LaunchTable,
-) -> int:
-    """Tokens of a chunk, of which the last may have fewer: n where one chunk is best.
-
-    The arguments are those of :func:`.schedule.schedule`; columns kept are consumed and the weight has a gradient.
-    """
-    if workspace_bytes <= DEFAULT_WORKSPACE_BYTES or not keep:
-        return n
-    kinds = {"keep": True, "direct": direct, "consumed": True, "weight_gradient": True, "in_bytes": in_bytes}
-    kinds |= {"processors": processors, "table": table}
+def _chosen(
+    n: int, vocab_size: int, hidden_size: int, itemsize: int, workspace_bytes: int, *, table: LaunchTable, **kinds: Any
+) -> Chunks:
+    search = _Search(n, vocab_size, hidden_size, itemsize, {"table": table, **kinds})
+    whole = search.plan(n, workspace_bytes, sums=False)
+    time = search.microseconds(n, whole)
+    best, least = Chunks(n, low=False), _WORTHWHILE * time
+    if search.gain(whole) < (1 - _WORTHWHILE) * time:
+        return best
     block = max(table.forward.rows, table.logit_gradient.rows)
-    times = StripTimes(n, vocab_size, hidden_size, table, processors, direct=direct, weight_gradient=True)
-
-    def plan(rows: int, *, sums: bool) -> Schedule:
-        return schedule(rows, vocab_size, hidden_size, itemsize, workspace_bytes, **kinds, sums=sums)
-
-    def microseconds(rows: int, found: Schedule) -> float:
-        coded = sum(run.columns for run in found.kept if run.in_bytes)
-        return found.microseconds + rows * (_KEPT * (found.columns - coded) + _ENCODED * coded)
-
-    whole = plan(n, sums=False)
-    if whole.columns >= times.vocab and not any(run.in_bytes for run in whole.kept):
-        return n
-    forward = times.saved * times.vocab  # of one chunk and of several
-    best, least = n, _WORTHWHILE * (forward + microseconds(n, whole))
-    for count in range(2, _MOST + 1):
-        rows = blocks(blocks(n, count), block) * block
-        if rows >= n:
+    low_bytes = vocab_size * low_stride(hidden_size)
+    for low, counts in ((False, _COUNTS), (True, _COUNTS_LOW if itemsize == 2 else ())):
+        budget = workspace_bytes - low_bytes if low else workspace_bytes
+        if budget <= DEFAULT_WORKSPACE_BYTES:
             break
-        first, later = plan(rows, sums=False), plan(rows, sums=True)
-        exact = itemsize > 2 or not direct or all(run.in_bytes for run in (*first.kept, *later.kept))
-        if count > _MOST_AS_IT_IS and not exact:
-            continue
-        summed = 2 * itemsize * vocab_size * hidden_size / _BYTES_SUMMED
-        time = forward + microseconds(rows, first) + microseconds(rows, later) * (n - rows) / rows
-        time += (blocks(n, rows) - 1) * (_CHUNK + summed)
-        if time < least:
-            best, least = rows, time
+        for count in counts:
+            rows = blocks(blocks(n, count), block) * block
+            plans = tuple(search.plan(rows, budget, sums=sums) for sums in (False, True))
+            exact = itemsize > 2 or low or search.error(rows, plans) <= _MOST_ERROR
+            time = search.in_chunks(rows, plans, low=low)
+            if exact and time < least:
+                best, least = Chunks(rows, low), time
+            if not search.gain(plans[1]):
+                break  # more chunks keep no more
     return best
+
+
+class _Search:
+    """Plans and times of chunks of one problem."""
+
+    def __init__(self, n: int, vocab_size: int, hidden_size: int, itemsize: int, kinds: dict[str, Any]) -> None:
+        self.n, self.vocab_size, self.hidden_size, self.itemsize = n, vocab_size, hidden_size, itemsize
+        self.kinds, self.table, self.processors = kinds, kinds["table"], kinds["processors"]
+        common = vocab_size, hidden_size, self.table, self.processors
+        self.times = StripTimes(n, *common, direct=kinds["direct"], weight_gradient=True)
+
+    def plan(self, rows: int, budget: int, *, sums: bool) -> Schedule:
+        """The plan of a chunk."""
+        sizes = rows, self.vocab_size, self.hidden_size, self.itemsize, budget
+        return schedule(*sizes, keep=True, consumed=True, weight_gradient=True, sums=sums, **self.kinds)
+
+    def microseconds(self, rows: int, found: Schedule) -> float:
+        """Of forward and backward of a chunk; of the last round of the input's gradient with its cuts."""
+        launch = self.table.input_gradient
+        tiles = blocks(rows, launch.rows), blocks(self.hidden_size, launch.columns)
+        modelled = blocks(blocks(2 * rows, launch.rows) * tiles[1], self.processors) / 2
+        size = launch.rows * launch.columns * self.vocab_size / (128 * 256 * 64)
+        coded = _in_bytes(found)
+        time = found.microseconds + _STEP_INPUT * size * (rounds(*tiles, self.processors) - modelled)
+        time += rows * (_KEPT * (found.columns - coded) + _ENCODED * coded)
+        return time + self.times.saved * self.times.vocab * rows / self.n
+
+    def gain(self, found: Schedule) -> float:
+        """Microseconds that would be saved of all tokens if all columns were kept as they enter the products."""
+        return self.times.saved * (self.times.vocab - found.columns) + self.times.decoded * _in_bytes(found)
+
+    def error(self, rows: int, plans: tuple[Schedule, ...]) -> float:
+        """The square of the weight gradient's error."""
+        first, later = plans
+        found = _ERROR + _ERROR_CHUNK * (blocks(self.n, rows) - 1)
+        if self.kinds["direct"]:
+            found += _ERROR_AS_IT_IS * (rows * _as_it_is(first) + (self.n - rows) * _as_it_is(later)) / self.n
+        return found
+
+    def in_chunks(self, rows: int, plans: tuple[Schedule, ...], *, low: bool) -> float:
+        """Microseconds of all chunks."""
+        first, later = (self.microseconds(rows, plan) for plan in plans)
+        chunks = blocks(self.n, rows) - 1  # but the first
+        entry = 2 * (self.itemsize + low) * chunks
+        summed = entry * self.vocab_size * self.hidden_size / _BYTES_SUMMED
+        return first + later * (self.n - rows) / rows + _CHUNK * chunks + summed
+
+
+def _in_bytes(plan: Schedule) -> int:
+    """Columns that are kept in bytes."""
+    return sum(run.columns for run in plan.kept if run.in_bytes)
+
+
+def _as_it_is(plan: Schedule) -> float:
+    """The share of the kept columns that is not in bytes: all entries bear what is rounded there."""
+    return 1 - _in_bytes(plan) / plan.columns if plan.columns else 0.0
