@@ -98,7 +98,7 @@ class LossCall:
         return 1 + (tiles if kind == "code" and not scalars.softcap else 0)
 
     def held(self, plan: Schedule, workspace: Tensor | None = None, gradient: Tensor | None = None) -> Held:
-        """Return memory for what the plan keeps: the workspace of the backward, and its weight gradient; new or given."""
+        """Return memory, new or given, for what is kept: the workspace of the backward and the weight's gradient."""
         weight = self.head.weight
         if gradient is None and plan.in_gradient:
             gradient = weight.new_empty(weight.shape)
@@ -171,9 +171,7 @@ class LossCall:
         """Return the plan of a backward that computes every logit anew."""
         return self.plan(keep=False, consumed=True, weight_gradient=needs[1])
 
-    def compile_ahead(
-        self, needs: Needs, return_statistics: bool, sparse: bool = False, scalar: bool = False
-    ) -> None:
+    def compile_ahead(self, needs: Needs, return_statistics: bool, sparse: bool = False, scalar: bool = False) -> None:
         """Compile every kernel of losses like this one, whatever their tokens and workspace.
 
         ``scalar`` says that the loss is one number in eager code, which may be computed in chunks.
@@ -186,7 +184,18 @@ class LossCall:
         number_kinds = tuple(number > 0 for number in numbers)
         layouts += (scalars.whole > 0,)
         chunks = scalar and self.serves_chunks(needs, return_statistics, sparse)
-        key = (hidden.device, hidden.dtype, layouts, number_kinds, kind, table, needs, return_statistics, sparse, chunks)
+        key = (
+            hidden.device,
+            hidden.dtype,
+            layouts,
+            number_kinds,
+            kind,
+            table,
+            needs,
+            return_statistics,
+            sparse,
+            chunks,
+        )
         compile_ahead(key, hidden.device, lambda: self.every_launch(needs, return_statistics, sparse, chunks))
 
     def every_launch(self, needs: Needs, return_statistics: bool, sparse: bool = False, chunks: bool = False) -> None:
@@ -217,10 +226,12 @@ class LossCall:
             gradients = backward(head, scalars, _upstream(found, None), plan, held, needs, reduction)
             if chunks:
                 scale(gradients, found.token_loss[:1])
-                into = Destination(None, gradients[1], _bias_sums(bias, needs), earlier=True)
+                of_weight = gradients[1]
+                assert of_weight is not None
+                into = Destination(None, of_weight, _bias_sums(bias, needs), earlier=True)
                 backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)
                 if hidden.dtype == torch.bfloat16:
-                    low = into.weight.view(torch.uint8)[:, : weight.shape[1]]  # no memory for what is noted down
+                    low = of_weight.view(torch.uint8)[:, : weight.shape[1]]  # no memory for what is noted down
                     backward(head, scalars, _upstream(found, None), plan, held, needs, into=into._replace(low=low))
             if sums is not None:  # never of a slice of a head, whose gradients are exact
                 tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)

@@ -15,7 +15,7 @@ from .gradient_rows import Upstream, gradient_rows
 from .input_gradient import input_gradient_kernel, unpack_kernel
 from .keep import column_sum, of_upstream, store_targets
 from .last_round import CUTS, extra_row_blocks
-from .launch import blocks, launch_table, processors, uses_descriptors, weight_splits
+from .launch import Launch, blocks, launch_table, processors, uses_descriptors, weight_splits
 from .rows import pack_hidden
 from .run_strip import StripColumns, convert_kept, decode_kept, recompute_strip
 from .schedule import Schedule, Strip
@@ -82,6 +82,11 @@ def backward(
         state.add_kept(plan, as_they_are, last=not anew)
     state.add_strips(anew, (), workspace, last=True)
     return state.finish()
+
+
+def _accumulating(launch: Launch) -> Launch:
+    """The launch of a kernel that also loads what is there, into the shared memory of a stage."""
+    return replace(launch, stages=max(launch.stages - 1, 1))
 
 
 class Gradients:
@@ -259,8 +264,8 @@ class Gradients:
         gradient, launch, programs = self.weight_gradient, self.table.weight_gradient, self.programs
         assert gradient is not None
         into = Destination(None, None, None) if self.into is None else self.into
-        if into.accumulate:  # what is there takes the shared memory of a stage
-            launch = replace(launch, stages=max(launch.stages - 1, 1))
+        if into.accumulate:
+            launch = _accumulating(launch)
         low = into.low
         sums = self.piece_memory(splits * columns.strip_columns * self.hidden_size) if splits > 1 else None
         if self.reducing:  # as many as the rounds of tiles need: the reduction has the other multiprocessors

@@ -2,9 +2,9 @@
 
 Each chunk has a forward, which keeps columns, and at once its backward. The upstream gradient of every token is then
 assumed to be its part in the loss, which holds for a mean or a sum but for one factor, that of the loss itself: the
-backward multiplies by it, and leaves everything as it is where the factor is 1. What another factor costs is a pass over
-the gradients and, unless it is a power of two, one more rounding. The gradients are given away by the first backward; a
-second one through the same graph computes them once more.
+backward multiplies by it, and leaves everything as it is where the factor is 1. What another factor costs is a pass
+over the gradients and, unless it is a power of two, one more rounding. The gradients are given away by the first
+backward; a second one through the same graph computes them once more.
 """
 
 from __future__ import annotations

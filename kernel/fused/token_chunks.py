@@ -54,7 +54,7 @@ def token_chunks(n: int, *sizes: int, keep: bool, table: LaunchTable, **kinds: A
     Args:
         n: Tokens N.
         *sizes: V, D, bytes of an element and of the workspace.
-        keep: As the others an argument of :func:`.schedule.schedule`, which plans each chunk; the weight has a gradient.
+        keep: As the others an argument of :func:`.schedule.schedule`, which plans each chunk; the head has a gradient.
         table: Launch parameters.
         **kinds: ``direct``, ``in_bytes`` and ``processors``.
     """
