@@ -84,9 +84,9 @@ def backward(
     return state.finish()
 
 
-def _accumulating(launch: Launch) -> Launch:
-    """The launch of a kernel that also loads what is there, into the shared memory of a stage."""
-    return replace(launch, stages=max(launch.stages - 1, 1))
+def _accumulating(launch: Launch, *, low: bool) -> Launch:
+    """The launch of a kernel that also loads what is there, into the shared memory of a stage; with low bits more."""
+    return replace(launch, stages=max(launch.stages - 1, 1), parts=launch.parts * (2 if low else 1))
 
 
 class Gradients:
@@ -265,7 +265,7 @@ class Gradients:
         assert gradient is not None
         into = Destination(None, None, None) if self.into is None else self.into
         if into.accumulate:
-            launch = _accumulating(launch)
+            launch = _accumulating(launch, low=into.low is not None)
         low = into.low
         sums = self.piece_memory(splits * columns.strip_columns * self.hidden_size) if splits > 1 else None
         if self.reducing:  # as many as the rounds of tiles need: the reduction has the other multiprocessors
