@@ -85,8 +85,9 @@ def backward(
 
 
 def _accumulating(launch: Launch, *, low: bool) -> Launch:
-    """The launch of a kernel that also loads what is there, into the shared memory of a stage; with low bits more."""
-    return replace(launch, stages=max(launch.stages - 1, 1), parts=launch.parts * (2 if low else 1))
+    """The launch of a kernel that also loads what is there, into the shared memory of a stage; low bits take more."""
+    parts = 2 * launch.parts if low and launch.columns > 64 else launch.parts
+    return replace(launch, stages=max(launch.stages - 1, 1), parts=parts)
 
 
 class Gradients:

@@ -59,24 +59,25 @@ def test_loss_and_gradients(rows, workspace_bytes, options, cut):
         args.target[16:30] = -100
     exact = value_and_gradients(eager, args, **options)
     cut(rows)
-    got, again = (
-        value_and_gradients(ours, args.to(torch.float32), workspace_bytes=workspace_bytes, **options) for _ in range(2)
-    )
-    assert cut.seen == 2 * [len(part) for part in args.target.split(rows)]
-    for a, b, c in zip(got, exact, again, strict=True):
+    args = args.to(torch.float32)
+    got = value_and_gradients(ours, args, workspace_bytes=workspace_bytes, **options)
+    assert cut.seen == [len(part) for part in args.target.split(rows)]
+    for a, b in zip(got, exact, strict=True):
         assert relative_error(a, b) < 2e-6
-        assert torch.equal(a, c)
+    if options.keys() == {"label_smoothing"}:
+        again = value_and_gradients(ours, args, workspace_bytes=workspace_bytes, **options)
+        assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
 @no_gpu
 def test_float16_products(cut, monkeypatch):
     """Of kernels that are the same for bfloat16, which the interpreter cannot multiply; users' float16 is not cut."""
     monkeypatch.setattr(calls.LossCall, "serves_chunks", lambda *args: True)
-    args = problem(40, 70, 16, seed=1)
+    args = problem(24, 40, 16, seed=1)
     exact = value_and_gradients(eager, args, label_smoothing=0.1, reduction="sum")
     cut(16)
     got = value_and_gradients(ours, args.to(torch.float16), label_smoothing=0.1, reduction="sum")
-    assert len(cut.seen) == 3
+    assert len(cut.seen) == 2
     for a, b in zip(got[1:3], exact[1:3], strict=True):
         assert relative_error(a, b) < 2e-3
 
@@ -84,7 +85,7 @@ def test_float16_products(cut, monkeypatch):
 @no_gpu
 def test_low_bits_leave_one_rounding_of_the_sum(monkeypatch):
     """Of float32 inputs into a bfloat16 gradient, which the interpreter converts by cutting off bits."""
-    args = problem(48, 70, 16, bias=True, seed=2).to(torch.float32)
+    args = problem(48, 40, 16, bias=True, seed=2).to(torch.float32)
     upstream = torch.rand(48, generator=torch.Generator().manual_seed(0))
     tensors = [t.detach() for t in (args.input, args.linear_weight, args.linear_bias)]
     call_ = calls.LossCall(arguments.Head(*tensors, args.target), arguments.Scalars.of(LossOptions()), 6_000)
@@ -110,34 +111,33 @@ def test_low_bits_leave_one_rounding_of_the_sum(monkeypatch):
 
 @no_gpu
 def test_a_factor_of_one_leaves_the_gradients_as_they_are_and_others_join(cut):
-    args = problem(40, 70, 16, seed=1).to(torch.float32)
+    args = problem(24, 40, 16, seed=1).to(torch.float32)
     leaves = args.input, args.linear_weight
     cut(16)
     whole = torch.autograd.grad(ours(*args[:3]), leaves)
-    for factor in (0.25, -3.0, torch.tensor(2.0)):
-        for a, b in zip(torch.autograd.grad(factor * ours(*args[:3]), leaves), whole, strict=True):
-            torch.testing.assert_close(a, factor * b)
-    for _ in range(2):
-        ours(*args[:3]).backward()
+    for a, b in zip(torch.autograd.grad(torch.tensor(-3.0) * ours(*args[:3]), leaves), whole, strict=True):
+        torch.testing.assert_close(a, -3 * b)
+    ours(*args[:3]).backward()
     for leaf, b in zip(leaves, whole, strict=True):
-        assert torch.equal(leaf.grad, 2 * b)
-    (2 * ours(*args[:3]) + args.input.square().sum()).backward()
-    torch.testing.assert_close(args.input.grad, 4 * whole[0] + 2 * args.input.detach())
+        assert torch.equal(leaf.grad, b)
+    (2 * ours(*args[:3]) + args.input.square().sum()).backward()  # joins what is there
+    torch.testing.assert_close(args.input.grad, 3 * whole[0] + 2 * args.input.detach())
+    torch.testing.assert_close(args.linear_weight.grad, 3 * whole[1])
 
 
 @no_gpu
 def test_a_second_backward_computes_the_gradients_again(cut):
-    args = problem(40, 70, 16, seed=1).to(torch.float32)
+    args = problem(24, 40, 16, seed=1).to(torch.float32)
     leaves = args.input, args.linear_weight
     cut(16)
     loss = ours(*args[:3])
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     kept = [g.clone() for g in first]
-    assert len(cut.seen) == 3
+    assert len(cut.seen) == 2
     for a, b, c in zip(torch.autograd.grad(2 * loss, leaves, retain_graph=True), first, kept, strict=True):
         torch.testing.assert_close(a, 2 * b)
         assert torch.equal(b, c)
-    assert len(cut.seen) == 6
+    assert len(cut.seen) == 4
     with torch.no_grad():
         args.linear_weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -153,26 +153,26 @@ def test_a_second_backward_computes_the_gradients_again(cut):
 @no_gpu
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_no_token_kept(reduction, cut):
-    args = problem(40, 70, 16, bias=True, ignored=2.0).to(torch.float32)
+    args = problem(24, 40, 16, bias=True, ignored=2.0).to(torch.float32)
     cut(16)
     value, *gradients = value_and_gradients(ours, args, reduction=reduction, label_smoothing=0.1)
-    assert len(cut.seen) == 3
+    assert len(cut.seen) == 2
     assert value.isnan() if reduction == "mean" else value == 0
     assert not any(g.any() for g in gradients)
 
 
 @no_gpu
 def test_rows_that_do_not_follow_each_other_and_frozen_arguments(cut):
-    args = problem(40, 70, 16, bias=True, seed=1).to(torch.float32)
+    args = problem(24, 40, 16, bias=True, seed=1).to(torch.float32)
     want = torch.autograd.grad(ours(*args[:3], linear_bias=args.linear_bias), args[1])[0]
-    spread = torch.zeros(16, 40).T.copy_(args.input.detach())
+    spread = torch.zeros(16, 24).T.copy_(args.input.detach())
     cut(16)
     options = {"linear_bias": args.linear_bias.detach()}
     (got,) = torch.autograd.grad(ours(spread, args.linear_weight, args.target, **options), args[1])
-    assert len(cut.seen) == 3
+    assert len(cut.seen) == 2
     torch.testing.assert_close(got, want)
     ours(args.input, args.linear_weight.detach(), args.target).backward()  # of the hidden states alone: not worth it
-    assert len(cut.seen) == 3
+    assert len(cut.seen) == 2
 
 
 @no_gpu
@@ -190,7 +190,7 @@ def test_rows_that_do_not_follow_each_other_and_frozen_arguments(cut):
 def test_what_is_not_cut(options, cut):
     options = dict(options)
     dtype = torch.float16 if options.pop("half", False) else torch.float32
-    args = problem(40, 70, 16).to(dtype)
+    args = problem(24, 40, 16).to(dtype)
     cut(16)
     with torch.set_grad_enabled(not options.pop("no_grad", False)):
         call(args, implementation="triton", **options)
