@@ -97,10 +97,15 @@ class _LossInChunks(torch.autograd.Function):
 def _in_chunks(
     call: LossCall, upstream: Tensor, chunks: Chunks, needs: Needs
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """Losses ``(N,)`` of all tokens and the gradients of ``sum(upstream * loss)``, chunk by chunk."""
+    """Losses ``(N,)`` of all tokens and the gradients of ``sum(upstream * loss)``, chunk by chunk.
+
+    Tokens are ordered first, those that are ignored at the end: chunks of these alone have nothing to do.
+    """
     (hidden, weight, bias, target), rows = call.head, chunks.rows
     n = hidden.shape[0]
-    of_input = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if needs[0] else None
+    order = torch.argsort(target == call.scalars.ignore_index, stable=True)
+    hidden, target, upstream = (t.index_select(0, order) for t in (hidden, target, upstream))
+    of_input = torch.empty_like(hidden) if needs[0] else None
     into = chunk_destination(call.head, needs, low=chunks.low)
     if into.low is not None:
         call = replace(call, workspace_bytes=call.workspace_bytes - into.low.shape[0] * into.low.stride(0))
@@ -120,4 +125,7 @@ def _in_chunks(
         into = into._replace(input=rows_of_input, earlier=start > 0, later=start + rows < n)
         chunk.backward(own, plan, held, needs, into=into)
         del held, found, own  # whose memory the next chunk takes
-    return token_loss, (of_input, into.weight, None if into.bias is None or bias is None else into.bias.to(bias.dtype))
+    of_bias = None if into.bias is None or bias is None else into.bias.to(bias.dtype)
+    # Back in the order that they came in, the gradient in memory that is free now.
+    of_input = None if of_input is None else hidden.index_copy_(0, order, of_input)
+    return torch.empty_like(token_loss).index_copy_(0, order, token_loss), (of_input, into.weight, of_bias)

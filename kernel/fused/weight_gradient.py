@@ -102,8 +102,11 @@ def weight_gradient_kernel(
     strip_start = run_start + first
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     tiles = tl.cdiv(columns, BLOCK_VOCAB) * column_blocks
-    if ACCUMULATE and low is None:
-        tiles = tl.where(row_count > 0, tiles, 0)  # of no tokens there is nothing to add
+    if ACCUMULATE:  # of no tokens there is nothing to add
+        if low is None:
+            tiles = tl.where(row_count > 0, tiles, 0)
+        else:  # but the first chunk writes, and the last one rounds
+            tiles = tl.where((row_count > 0) | (earlier == 0) | (later == 0), tiles, 0)
     pieces = 1
     if sums is not None:
         pieces = _pieces(splits, columns, strip_columns)
