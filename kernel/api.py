@@ -210,13 +210,12 @@ def linear_cross_entropy(
         tensors = input, linear_weight, target, linear_bias, token_weight
         agreement = vocab_parallel.propose(process_group, checked, *tensors, return_statistics=return_statistics)
         tensors = input, linear_weight, linear_bias, target, token_weight
-        common = {"return_statistics": return_statistics, "group": process_group}
         if _resolve(implementation, input) is fused.loss and target.numel():
             call = partial(vocab_parallel.fused_loss, *tensors, agreement, workspace_bytes=workspace_bytes)
         else:
-            call = partial(vocab_parallel.loss, local, *tensors, agreement.checked, share=agreement.confirm())
+            call = partial(vocab_parallel.loss, local, *tensors, agreement)
         with autocast_off(input):
-            loss, statistics = call(**common)
+            loss, statistics = call(return_statistics=return_statistics)
         return loss if statistics is None else (loss, statistics)
     options = checked()
     function = _resolve(implementation, input)

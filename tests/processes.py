@@ -1,4 +1,4 @@
-"""Programs that run in several processes of one gloo group."""
+"""Programs that run in several processes of one group."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import os, sys
 import torch
 import torch.distributed as dist
 
-rank, world, folder, *arguments = sys.argv[1:]
+rank, world, backend, folder, *arguments = sys.argv[1:]
 rank, world = int(rank), int(world)
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+if "nccl" in backend:
+    torch.cuda.set_device(rank)
+dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=world)
 """
 _END = """
 dist.destroy_process_group()
@@ -24,7 +26,7 @@ os._exit(0)
 """
 
 
-def in_processes(program: str, world: int, folder: Path, *arguments: str) -> list[str]:
+def in_processes(program: str, world: int, folder: Path, *arguments: str, backend: str = "gloo") -> list[str]:
     """Run ``program`` in ``world`` processes that meet in ``folder``; all have to succeed.
 
     Returns:
@@ -33,7 +35,7 @@ def in_processes(program: str, world: int, folder: Path, *arguments: str) -> lis
     command = [sys.executable, "-W", "ignore", "-c", _BEGIN + program + _END]
     workers = [
         subprocess.Popen(
-            [*command, str(rank), str(world), str(folder), *arguments],
+            [*command, str(rank), str(world), backend, str(folder), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -41,7 +43,7 @@ def in_processes(program: str, world: int, folder: Path, *arguments: str) -> lis
         for rank in range(world)
     ]
     try:
-        found = [worker.communicate(timeout=120) for worker in workers]
+        found = [worker.communicate(timeout=300) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

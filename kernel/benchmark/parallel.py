@@ -7,8 +7,8 @@ largest memory and error; times are medians.
 forward_ms and backward_ms are the parts of a call on the device, from runs of their own, with all that passes between
 the processes; gather_ms and sum_ms what the exchanges take by themselves: three numbers a token, and the gradient of
 the hidden states in float32. host_ms is what the host takes to enqueue a call, and wait_ms how long it waits in between
-for what the others told of their arguments: that comes once the device has done what was queued ahead of the call, so
-that the host is then no further ahead of the device than by the forward.
+for what the other hosts tell of their arguments: with a backend for CPUs in the group as long as messages between hosts
+take, with NCCL alone until the device has done what was queued ahead of the call's first exchange.
 """
 
 from __future__ import annotations
@@ -18,22 +18,18 @@ import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor
 
 from ..api import linear_cross_entropy
-from ..vocab_parallel.agreement import Agreement, Share
 from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .measure import ahead, peak_bytes, turn
+from .parallel_calls import Loss, exchanges, halves, loss_parallel, noted_waits, run
 from .problems import SHAPES, Data, Shape, make_data
 from .tables import Report
 
@@ -47,8 +43,6 @@ examples:
 _SHAPES = (SHAPES[0], Shape("V 262144, D 4096", 16384, 262144, 4096))
 _SOFTCAPS = (None, 30.0)
 _SMOOTHING = 0.1
-_Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of hidden states, rows and targets
-_Mark = Callable[[], None]
 
 
 def _splits(vocab_size: int, processes: int) -> dict[str, list[int]]:
@@ -56,101 +50,6 @@ def _splits(vocab_size: int, processes: int) -> dict[str, list[int]]:
     even = [vocab_size // processes + (i < vocab_size % processes) for i in range(processes)]
     part = vocab_size // (processes + 1)
     return {"even": even, "uneven": [part] * (processes - 1) + [vocab_size - part * (processes - 1)]}
-
-
-class _SummedGradient(torch.autograd.Function):
-    """Hidden states as they are; their gradient is summed over the processes, in float32."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor) -> Tensor:
-        return input.view_as(input)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        total = upstream[0].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.to(upstream[0].dtype)
-
-
-def _loss_parallel(hidden: Tensor, rows: Tensor, target: Tensor) -> Tensor:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Shard
-    from torch.distributed.tensor.parallel import loss_parallel
-
-    mesh = init_device_mesh(hidden.device.type, (dist.get_world_size(),))
-    logits = _SummedGradient.apply(hidden) @ rows.T
-    with loss_parallel():
-        return F.cross_entropy(DTensor.from_local(logits, mesh, [Shard(1)]), target)
-
-
-def _run(
-    loss: _Loss, hidden: Tensor, rows: Tensor, target: Tensor, between: _Mark | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Value and both gradients; ``between`` is called between them."""
-    hidden.grad = rows.grad = None
-    value = loss(hidden, rows, target)
-    if between is not None:
-        between()
-    if loss is _loss_parallel:
-        from torch.distributed.tensor.parallel import loss_parallel
-
-        with loss_parallel():
-            value.backward()
-    else:
-        value.backward()
-    assert hidden.grad is not None
-    assert rows.grad is not None
-    return value.detach(), hidden.grad, rows.grad
-
-
-@contextmanager
-def _noted_waits() -> Generator[list[float]]:
-    """Note the milliseconds of every wait for the arguments of the others."""
-    waits: list[float] = []
-    confirm = Agreement.confirm
-
-    def noted(self: Agreement[Any]) -> Share:
-        start = time.perf_counter()
-        try:
-            return confirm(self)
-        finally:
-            waits.append((time.perf_counter() - start) * 1e3)
-
-    Agreement.confirm = noted
-    try:
-        yield waits
-    finally:
-        Agreement.confirm = confirm
-
-
-def _halves(call: Callable[[_Mark], object], before: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Milliseconds of forward and of backward, on the device where it is a GPU."""
-    cuda = device.type == "cuda"
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(3)] if cuda else []
-    times: list[float] = []
-
-    def mark() -> None:
-        if cuda:
-            events[len(times)].record()
-        times.append(time.perf_counter() * 1e3)
-
-    before()
-    mark()
-    call(mark)
-    mark()
-    if cuda:
-        events[2].synchronize()
-        return events[0].elapsed_time(events[1]), events[1].elapsed_time(events[2])
-    return times[1] - times[0], times[2] - times[1]
-
-
-def _exchanges(hidden: Tensor, before: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Milliseconds of what a call exchanges, by itself: three numbers a token gathered, hidden states summed."""
-    numbers, total = (torch.zeros(size, device=hidden.device) for size in (3 * len(hidden), hidden.numel()))
-    every = numbers.new_empty(dist.get_world_size() * len(numbers))
-    runs = partial(dist.all_gather_into_tensor, every, numbers), partial(dist.all_reduce, total)
-    turns = [[turn(run, hidden.device, before=before).ms for _ in range(rounds + 1)][1:] for run in runs]
-    return statistics.median(turns[0]), statistics.median(turns[1])
 
 
 def _worst(values: Sequence[float], device: torch.device) -> list[float]:
@@ -165,47 +64,47 @@ def _measure(data: Data, softcap: float | None, rounds: int) -> Iterator[dict[st
     device, rank, processes = data.hidden.device, dist.get_rank(), dist.get_world_size()
     options = {"label_smoothing": _SMOOTHING, "softcap": softcap}
     alone: Any = partial(linear_cross_entropy, **options)
-    value, whole_hidden, whole_rows = _run(alone, data.hidden, data.weight, data.target)
+    value, whole_hidden, whole_rows = run(alone, data.hidden, data.weight, data.target)
     whole_hidden, whole_rows = whole_hidden.double(), whole_rows.double()
     vocab_size = len(data.weight)
-    cases: list[tuple[str, list[int], _Loss]] = [("one process", [vocab_size], alone)]
+    cases: list[tuple[str, list[int], Loss]] = [("one process", [vocab_size], alone)]
     together: Any = partial(linear_cross_entropy, **options, process_group=dist.group.WORLD)
     splits = _splits(vocab_size, processes)
     cases += [(f"process_group, {name}", rows, together) for name, rows in splits.items()]
     if softcap is None and vocab_size % processes == 0:
-        cases.append(("loss_parallel, no smoothing", splits["even"], _loss_parallel))
+        cases.append(("loss_parallel, no smoothing", splits["even"], loss_parallel))
     for name, rows, loss in cases:
         begin = 0 if len(rows) == 1 else sum(rows[:rank])
         mine = slice(begin, begin + rows[0 if len(rows) == 1 else rank])
         part = data.weight.detach()[mine].clone().requires_grad_()
-        call = partial(_run, loss, data.hidden, part, data.target)
+        call = partial(run, loss, data.hidden, part, data.target)
         first, second = ([t.clone() for t in call()] for _ in range(2))
         repeats = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
         work = ahead(lambda: data.hidden.detach() @ data.weight.detach()[:4096].T, device)
         token = torch.zeros(1, device=device)
 
-        def before(work: Callable[[], None] = work, token: Tensor = token) -> None:
+        def before(work: Callable[[], None] = work, token: torch.Tensor = token) -> None:
             work()
             dist.all_reduce(token)  # on the device: what one GPU is faster in the work is none of the call's time
 
-        times, halves = [], []
+        times, parts = [], []
         for _ in range(rounds):
             dist.barrier()
-            with _noted_waits() as waits:
+            with noted_waits() as waits:
                 ms, host_ms = turn(call, device, before=before)
             times.append((ms, host_ms - sum(waits), sum(waits)))
             dist.barrier()
-            halves.append(_halves(lambda mark, call=call: call(between=mark), before, device))
-        exchanges = _exchanges(data.hidden.detach(), before, rounds) if len(rows) > 1 and loss is together else (0, 0)
+            parts.append(halves(lambda mark, call=call: call(between=mark), before, device))
+        alone_ms = exchanges(data.hidden.detach(), before, rounds) if len(rows) > 1 and loss is together else (0, 0)
         peak = peak_bytes(call, device)
-        compared = loss is not _loss_parallel
+        compared = loss is not loss_parallel
         off = (
             (first[0].double() - value.double()).abs() / value.double().abs(),
             (first[1].double() - whole_hidden).norm() / whole_hidden.norm(),
             (first[2].double() - whole_rows[mine]).norm() / whole_rows[mine].norm(),
         )
-        measured = [statistics.median(x) for x in (*zip(*times, strict=True), *zip(*halves, strict=True))]
-        measured += [*exchanges, float(peak or 0) / 2**20, part.numel() * part.element_size() / 2**20]
+        measured = [statistics.median(x) for x in (*zip(*times, strict=True), *zip(*parts, strict=True))]
+        measured += [*alone_ms, float(peak or 0) / 2**20, part.numel() * part.element_size() / 2**20]
         found = _worst([*measured, *map(float, off), float(not repeats)], device)
         ms, host_ms, wait_ms, forward_ms, backward_ms, gather_ms, sum_ms, peak_mib, head_mib, *errors, differs = found
         yield {
@@ -219,8 +118,8 @@ def _measure(data: Data, softcap: float | None, rounds: int) -> Iterator[dict[st
             "wait_ms": round(wait_ms, 3),
             "forward_ms": round(forward_ms, 3),
             "backward_ms": round(backward_ms, 3),
-            "gather_ms": round(gather_ms, 3) if any(exchanges) else None,
-            "sum_ms": round(sum_ms, 3) if any(exchanges) else None,
+            "gather_ms": round(gather_ms, 3) if any(alone_ms) else None,
+            "sum_ms": round(sum_ms, 3) if any(alone_ms) else None,
             "peak_mib": round(peak_mib, 2) if peak is not None else None,
             "head_gradient_mib": round(head_mib, 3),
             "loss_difference": f"{errors[0]:.3g}" if compared else None,
@@ -239,6 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=whole(1), default=10, help="timed calls of each (default: 10)")
+    parser.add_argument("--shape", choices=[s.name for s in _SHAPES], nargs="+", help="leave the other out")
+    text = "of the group (default: cpu:gloo,cuda:nccl, as torch's own for a GPU; gloo on a CPU)"
+    parser.add_argument("--backend", help=text)
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N, V and D by this, for a trial")
     text = "to start, unless torchrun did (default: one for each GPU, 2 on a CPU)"
     parser.add_argument("--processes", type=whole(1), metavar="N", help=text)
@@ -262,11 +164,12 @@ def _main(given: argparse.Namespace, command: str) -> int:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast over NVLink is not everywhere allowed
-    dist.init_process_group("nccl" if cuda else "gloo")
+    backend = given.backend or ("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    dist.init_process_group(backend, device_id=device if cuda else None)
     try:
         dtype = torch.bfloat16 if cuda else torch.float32
         config = {"rounds": given.rounds, "scale": given.scale, "dtype": str(dtype).removeprefix("torch.")}
-        config["processes"] = dist.get_world_size()
+        config |= {"processes": dist.get_world_size(), "backend": backend}
         if dist.get_rank():
             for _ in _rows(given, dtype, device):
                 pass
@@ -281,7 +184,7 @@ def _main(given: argparse.Namespace, command: str) -> int:
 
 
 def _rows(given: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> Iterator[dict[str, object]]:
-    for shape in _SHAPES:
+    for shape in (s for s in _SHAPES if s.name in (given.shape or [s.name])):
         sizes = {name: max(getattr(shape, name) // given.scale, 2) for name in ("n", "vocab_size", "hidden_size")}
         data = make_data(replace(shape, **sizes), dtype, device)
         for tensor in (data.hidden, data.weight, data.target):  # from one seed each GPU may draw other targets

@@ -21,7 +21,7 @@ from .run_strip import StripColumns, convert_kept, decode_kept, recompute_strip
 from .schedule import Schedule, Strip
 from .weight_gradient import bias_gradient_kernel, join_sums_kernel, weight_gradient_kernel
 
-__all__ = ["Destination", "Gradients", "Reduction", "backward"]
+__all__ = ["Destination", "Gradients", "Reduction", "backward", "widest_last"]
 
 
 class Reduction(Protocol):
@@ -80,7 +80,7 @@ def backward(
     state.add_strips(made, held.kept, workspace, last=not (as_they_are or anew))
     if as_they_are:
         state.add_kept(plan, as_they_are, last=not anew)
-    state.add_strips(anew, (), workspace, last=True)
+    state.add_strips(anew if state.reduction is None else widest_last(anew), (), workspace, last=True)
     return state.finish()
 
 
@@ -88,6 +88,14 @@ def _accumulating(launch: Launch, *, low: bool) -> Launch:
     """The launch of a kernel that also loads what is there, into the shared memory of a stage; low bits take more."""
     parts = 2 * launch.parts if low and launch.columns > 64 else launch.parts
     return replace(launch, stages=max(launch.stages - 1, 1), parts=parts)
+
+
+def widest_last(strips: Sequence[Strip]) -> list[Strip]:
+    """Sort those at the end whose dz lies in the workspace: beside the last one's weights the input's is reduced."""
+    begin = len(strips)
+    while begin and strips[begin - 1].offset is None:
+        begin -= 1
+    return [*strips[:begin], *sorted(strips[begin:], key=lambda strip: strip.padded)]
 
 
 class Gradients:
@@ -269,9 +277,9 @@ class Gradients:
             launch = _accumulating(launch, low=into.low is not None)
         low = into.low
         sums = self.piece_memory(splits * columns.strip_columns * self.hidden_size) if splits > 1 else None
-        if self.reducing:  # as many as the rounds of tiles need: the reduction has the other multiprocessors
+        if self.reducing:  # whole rounds of tiles; a fifth of the multiprocessors or more is left to NCCL's channels
             tiles = blocks(columns.strip_columns, launch.rows) * blocks(self.hidden_size, launch.columns) * splits
-            programs = blocks(tiles, blocks(tiles, programs))
+            programs = blocks(tiles, blocks(tiles, programs - programs // 5))
         strip = self.strip(dz, columns)
         common = {
             "sums": sums,

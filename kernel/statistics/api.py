@@ -94,24 +94,24 @@ def head_statistics(
             raise TypeError(f"top_k must be an int, got {type(top_k).__name__}.")
         return options, values, top_k, target is None
 
-    share = None
+    agreement = None
     if process_group is None:
         options, values, *_ = checked()
+        vocab_size = linear_weight.shape[0]
+        if target is not None:
+            check_target_range(target, vocab_size, ignore_index)
     else:
-        (options, values, *_), share = vocab_parallel.agree(
-            process_group, checked, input, linear_weight, target, linear_bias
-        )
-    vocab_size = linear_weight.shape[0] if share is None else share.vocab_size
-    if target is not None:
-        check_target_range(target, vocab_size, ignore_index)
+        agreement = vocab_parallel.propose(process_group, checked, input, linear_weight, target, linear_bias)
+        options, values, *_ = agreement.checked
+        vocab_size = agreement.confirm().vocab_size
     if not 0 <= top_k <= vocab_size:
         raise ValueError(f"top_k must be in [0, {vocab_size}], got {top_k}.")
     if implementation == "auto":
         runs_triton = input.is_cuda and not top_k and available(input.device, input.dtype) is None
         implementation = "triton" if runs_triton else "chunked"
     function = _IMPLEMENTATIONS[implementation]
-    if share is not None and process_group is not None:
-        function = partial(split.statistics, function, group=process_group, share=share)
+    if agreement is not None:
+        function = partial(split.statistics, function, agreement=agreement)
     with torch.no_grad(), autocast_off(input):
         flat = None if target is None else target.reshape(-1)
         hidden = input.reshape(-1, input.shape[-1])

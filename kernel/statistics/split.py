@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,8 @@ from .. import vocab_parallel
 from ..blocks import logits_of
 from ..options import LossOptions
 from ..reference import compute_dtype
+from ..validation import check_target_range
+from ..vocab_parallel.agreement import Agreement
 from .fields import HeadStatistics
 
 __all__ = ["statistics"]
@@ -45,14 +48,15 @@ def statistics(
     temperatures: tuple[float, ...],
     top_k: int,
     *,
-    group: dist.ProcessGroup,
-    share: vocab_parallel.Share,
+    agreement: Agreement[Any],
 ) -> HeadStatistics:
     """The fields of :class:`kernel.HeadStatistics` over all rows, flat, the same in every process.
 
     ``local`` is an implementation of the statistics (:func:`kernel.statistics.chunked.statistics`), called with the
-    rows that are here; ``group`` and ``share`` are those of :func:`kernel.vocab_parallel.agree`.
+    rows that are here; ``agreement`` is what :func:`kernel.vocab_parallel.propose` returned. Targets are checked once
+    they are known to be the same everywhere.
     """
+    group, share = agreement.group, agreement.confirm()
     n, rows, dtype = input.shape[0], share.rows[dist.get_rank(group)], compute_dtype(input.dtype)
     like = input.new_empty(0, dtype=torch.float64)  # holds indices and float32 as they are
     label = own = None
@@ -65,7 +69,8 @@ def statistics(
         def logits() -> Tensor:
             return torch.where(here, logits_of(place, input, linear_weight, linear_bias, options), 0)
 
-        own = vocab_parallel.gather(logits, (n,), group, like).sum(0).to(dtype)
+        own = vocab_parallel.gather(logits, (n,), agreement, like).sum(0).to(dtype)
+        check_target_range(target, share.vocab_size, options.ignore_index)
 
     def compute() -> Tensor:
         ignoring, few = replace(options, ignore_index=_IGNORED), min(top_k, rows)
@@ -81,7 +86,7 @@ def statistics(
         return torch.cat([(x if x.ndim == 2 else x.unsqueeze(-1)).double() for x in columns], 1)
 
     size = _SCORES * len(temperatures) + _LOGITS + 2 * top_k
-    every = vocab_parallel.gather(compute, (n, size), group, like)
+    every = vocab_parallel.gather(compute, (n, size), agreement, like)
     shares = every.new_tensor(share.rows).unsqueeze(-1) / share.vocab_size
     return _joined(every, shares, every.new_tensor(temperatures), target, options.ignore_index, dtype)
 

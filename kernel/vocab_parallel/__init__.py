@@ -6,10 +6,10 @@ them off a DTensor). What is exchanged are a few numbers a token (:mod:`.join`):
 fails takes part in every exchange before it raises: the others learn of it instead of waiting (:mod:`.exchange`).
 """
 
-from .agreement import Share, agree, check_group, propose
+from .agreement import check_group, propose
 from .dtensors import local_parts
 from .exchange import gather
 from .fused_slice import loss as fused_loss
 from .split_loss import loss
 
-__all__ = ["Share", "agree", "check_group", "fused_loss", "gather", "local_parts", "loss", "propose"]
+__all__ = ["check_group", "fused_loss", "gather", "local_parts", "loss", "propose"]

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -43,7 +42,6 @@ def loss(
     *,
     workspace_bytes: int,
     return_statistics: bool,
-    group: dist.ProcessGroup,
 ) -> tuple[Tensor, TokenStatistics | None]:
     """The loss of the whole head, and its statistics if asked for; the same in every process.
 
@@ -51,7 +49,7 @@ def loss(
     """
     options = agreement.checked
     labels, weights = target.reshape(-1), None if token_weight is None else token_weight.reshape(-1)
-    run = _Run(agreement, labels, weights, workspace_bytes, return_statistics, group, torch.is_grad_enabled())
+    run = _Run(agreement, labels, weights, workspace_bytes, return_statistics, torch.is_grad_enabled())
     bias = None if linear_bias is None else linear_bias.contiguous()
     token_loss, *fields = _Slice.apply(input.reshape(-1, input.shape[-1]), linear_weight, bias, run)
     found = weighted(token_loss, labels != options.ignore_index, weights, options)
@@ -67,7 +65,6 @@ class _Run(NamedTuple):
     token_weight: Tensor | None  # (N,)
     workspace_bytes: int
     return_statistics: bool
-    group: dist.ProcessGroup
     grad_enabled: bool
 
 
@@ -97,11 +94,11 @@ class _Slice(torch.autograd.Function):
         def confirmed() -> bool:
             nonlocal share
             assumed, share = share, run.agreement.confirm()
-            check_values(run.target, run.token_weight, share, options)
             return assumed == share
 
-        like = hidden.new_zeros(0, dtype=torch.float32)
-        every = gather(compute, (len(names), len(hidden)), run.group, like, confirmed)
+        like = hidden.new_empty(0, dtype=torch.float32)
+        every = gather(compute, (len(names), len(hidden)), run.agreement, like, confirmed)
+        check_values(run.target, run.token_weight, share, options)
         of, joined = made[0], join(every, names, share)
         statistics = joined.statistics(kept)
         if any(needs):
@@ -109,7 +106,7 @@ class _Slice(torch.autograd.Function):
             lse, entropy = (None if x is None else x[place] for x in (joined.lse / _LN2, joined.entropy))
             ctx.save_for_backward(*of.call.head, lse, entropy, of.found.row_index)
             ctx.options = of.call.scalars, of.call.workspace_bytes
-            ctx.plan, ctx.held, ctx.group = of.plan, of.held, run.group
+            ctx.plan, ctx.held, ctx.group = of.plan, of.held, run.agreement.group
         token_loss = torch.where(kept, joined.token_loss(options), 0)
         if statistics is None:
             return (token_loss,)

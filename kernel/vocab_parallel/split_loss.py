@@ -21,7 +21,7 @@ from ..options import LossOptions
 from ..reference import compute_dtype, reduced
 from ..token_statistics import TokenStatistics
 from ..validation import check_target_range, check_token_weight_range
-from .agreement import Share
+from .agreement import Agreement, Share
 from .exchange import gather, summed
 from .join import join, numbers_of
 
@@ -35,11 +35,9 @@ def loss(
     linear_bias: Tensor | None,  # (V_r,)
     target: Tensor,  # (...)
     token_weight: Tensor | None,  # (...)
-    options: LossOptions,
+    agreement: Agreement[LossOptions],
     *,
     return_statistics: bool,
-    group: dist.ProcessGroup,
-    share: Share,
 ) -> tuple[Tensor, TokenStatistics | None]:
     """The loss of the whole head, and its statistics if asked for; the same in every process.
 
@@ -52,15 +50,13 @@ def loss(
         linear_bias: Their biases.
         target: Indices into the whole vocabulary, the same in every process.
         token_weight: Weight of each token.
-        options: What the loss is.
+        agreement: Options and group (:func:`.agreement.propose`).
         return_statistics: Whether to return the statistics.
-        group: Process group.
-        share: Which rows are here (:func:`.agreement.agree`).
 
     Returns:
         Loss, reduced as ``options`` say, and statistics or None.
     """
-    check_values(target, token_weight, share, options)
+    options, share, group = agreement.checked, agreement.confirm(), agreement.group
     kept, here = target != options.ignore_index, target - share.offset
     owned = kept & (here >= 0) & (here < share.rows[dist.get_rank(group)])
     names = numbers_of(options, return_statistics)
@@ -98,7 +94,8 @@ def loss(
 
     like = input.new_zeros(0, dtype=compute_dtype(input.dtype))
     shape = (len(names), *input.shape[:-1])
-    every = _Gathered.apply(input, linear_weight, linear_bias, numbers, shape, like, group, torch.is_grad_enabled())
+    every = _Gathered.apply(input, linear_weight, linear_bias, numbers, shape, like, agreement, torch.is_grad_enabled())
+    check_values(target, token_weight, share, options)
     found = join(every, names, share)
     return weighted(found.token_loss(options), kept, token_weight, options), found.statistics(kept)
 
@@ -107,7 +104,7 @@ IGNORED = -100  # the local targets' ignore_index: the caller's may be one of th
 
 
 def check_values(target: Tensor, token_weight: Tensor | None, share: Share, options: LossOptions) -> None:
-    """Check targets and weights, which are the same in every process: an error is raised in all of them."""
+    """Check targets and weights, once they are known to be the same in every process: an error is raised in all."""
     check_target_range(target, share.vocab_size, options.ignore_index)
     if token_weight is not None:
         check_token_weight_range(token_weight)
@@ -137,7 +134,7 @@ class _Gathered(torch.autograd.Function):
         numbers: Callable[..., Tensor],
         shape: tuple[int, ...],
         like: Tensor,
-        group: dist.ProcessGroup,
+        agreement: Agreement[Any],
         grad_enabled: bool,
     ) -> Tensor:
         needs = [grad_enabled and need for need in ctx.needs_input_grad[:3]]
@@ -152,8 +149,8 @@ class _Gathered(torch.autograd.Function):
                 kept.append(numbers(*leaves))
             return kept[0].detach()
 
-        ctx.leaves, ctx.like, ctx.group = leaves, like, group
-        every = gather(compute, shape, group, like)
+        ctx.leaves, ctx.like, ctx.group = leaves, like, agreement.group
+        every = gather(compute, shape, agreement, like)
         ctx.save_for_backward(*kept)  # with their graph, so that it goes when this one does
         return every
 

@@ -26,6 +26,17 @@ def plan(n, v, d, workspace_bytes, table=HOPPER, **options):
     return schedule(n, v, d, 2, workspace_bytes, processors=count, table=table, **(defaults | options))
 
 
+def test_beside_a_reduction_the_widest_strip_of_the_workspace_comes_last():
+    from kernel.fused.run_backward import widest_last
+
+    strips = plan(8192, 128000, 2304, 2**27).strips
+    found, tail = widest_last(strips), [strip for strip in strips if strip.offset is None]
+    assert strips[-1].padded < max(strip.padded for strip in tail), "nothing to be changed here"
+    assert found[-1].padded == max(strip.padded for strip in tail)
+    assert found[: -len(tail)] == list(strips[: -len(tail)])
+    assert sorted(found, key=lambda strip: strip.start) == list(strips)
+
+
 def overlap(a, b):
     return a[0] < b[1] and b[0] < a[1]
 
