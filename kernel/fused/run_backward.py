@@ -85,9 +85,9 @@ def backward(
 
 
 def _accumulating(launch: Launch, *, low: bool) -> Launch:
-    """The launch of a kernel that also loads what is there, into the shared memory of a stage; low bits take more."""
+    """The launch of a kernel that also loads what is there: beside four stages the shared memory has no room for it."""
     parts = 2 * launch.parts if low and launch.columns > 64 else launch.parts
-    return replace(launch, stages=max(launch.stages - 1, 1), parts=parts)
+    return replace(launch, stages=min(launch.stages, 3), parts=parts)
 
 
 def widest_last(strips: Sequence[Strip]) -> list[Strip]:
