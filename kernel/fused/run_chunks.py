@@ -103,7 +103,7 @@ def _in_chunks(
     """
     (hidden, weight, bias, target), rows = call.head, chunks.rows
     n = hidden.shape[0]
-    order = torch.argsort(target == call.scalars.ignore_index, stable=True)
+    order = torch.argsort((target == call.scalars.ignore_index).to(torch.uint8), stable=True)
     hidden, target, upstream = (t.index_select(0, order) for t in (hidden, target, upstream))
     of_input = torch.empty_like(hidden) if needs[0] else None
     into = chunk_destination(call.head, needs, low=chunks.low)
