@@ -23,7 +23,8 @@ def in_bytes(planner: Planner, budget: int) -> list[Plan]:
     most = budget // (planner.n * planner.itemsize)
     for width in sorted({times.width(most // share, "bytes") for share in _SHARES if most // share >= planner.tile}):
         runs = _kept(planner, budget, width)
-        if runs:
+        whole = [run for run in runs if not run.in_bytes]  # whose rounding the first columns would show
+        if runs and all(run.start >= planner.first for run in whole):
             strip = width
             if planner.consumed:  # what bytes took in the workspace is free when the other strips begin
                 peaks = planner.byte_peaks * sum(run.columns for run in runs if run.in_bytes)

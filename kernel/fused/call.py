@@ -12,7 +12,7 @@ from torch import Tensor
 from .arguments import Head, Held, Kept, Scalars
 from .compile_ahead import compile_ahead
 from .gradient_rows import Upstream
-from .launch import launch_table, processors, uses_descriptors
+from .launch import blocks, launch_table, processors, uses_descriptors
 from .plan import PEAK_COLUMNS, KeptColumns
 from .rows import KeptRows, aligned
 from .run_backward import Destination, Reduction, backward
@@ -20,9 +20,9 @@ from .run_forward import ForwardResult, forward
 from .run_sparse import Sparse, SparseTiles, sparse_backward
 from .scale import scale
 from .schedule import Schedule, every_kind, schedule
-from .token_chunks import Chunks, low_stride, token_chunks
+from .token_chunks import Chunks, token_chunks
 
-__all__ = ["LossCall", "Needs", "chunk_destination", "gathered"]
+__all__ = ["LossCall", "Needs", "gathered"]
 
 Needs = tuple[bool, bool, bool]  # gradients of input, weight, bias
 _TRIAL_TOKENS = 16  # of the launches that are only noted down
@@ -38,7 +38,14 @@ class LossCall:
     sparse: bool = False  # the forward then takes whole tiles at once, which it does not where it keeps bytes
 
     def plan(
-        self, *, keep: bool, consumed: bool, weight_gradient: bool, tokens: int | None = None, sums: bool = False
+        self,
+        *,
+        keep: bool,
+        consumed: bool,
+        weight_gradient: bool,
+        tokens: int | None = None,
+        sums: bool = False,
+        recompute_first: bool = False,
     ) -> Schedule:
         """Choose the strips of the backward and the columns that the forward keeps (:func:`.schedule.schedule`).
 
@@ -52,6 +59,7 @@ class LossCall:
             consumed=consumed,
             weight_gradient=weight_gradient,
             sums=sums,
+            recompute_first=recompute_first,
         )
 
     def _sizes(self) -> tuple[int, int, int, int]:
@@ -97,7 +105,13 @@ class LossCall:
         tiles = run.columns // tile
         return 1 + (tiles if kind == "code" and not scalars.softcap else 0)
 
-    def held(self, plan: Schedule, workspace: Tensor | None = None, gradient: Tensor | None = None) -> Held:
+    def held(
+        self,
+        plan: Schedule,
+        workspace: Tensor | None = None,
+        gradient: Tensor | None = None,
+        references: Tensor | None = None,  # float32, flat
+    ) -> Held:
         """Return memory, new or given, for what is kept: the workspace of the backward and the weight's gradient."""
         weight = self.head.weight
         if gradient is None and plan.in_gradient:
@@ -108,7 +122,11 @@ class LossCall:
         for run in plan.kept:
             memory = workspace if gradient is None or not run.in_gradient else gradient.view(-1)
             assert memory is not None
-            kept.append(self.kept(run, memory))
+            reference = None
+            if references is not None:
+                size = self.references(run) * self.head.hidden.shape[0]
+                reference, references = references[:size], references[blocks(size, 4) * 4 :]  # aligned
+            kept.append(self.kept(run, memory, reference))
         return Held(tuple(kept), workspace, gradient)
 
     def kept(self, run: KeptColumns, memory: Tensor, reference: Tensor | None = None) -> Kept:
@@ -226,13 +244,9 @@ class LossCall:
             gradients = backward(head, scalars, _upstream(found, None), plan, held, needs, reduction)
             if chunks:
                 scale(gradients, found.token_loss[:1])
-                of_weight = gradients[1]
-                assert of_weight is not None
-                into = Destination(None, of_weight, _bias_sums(bias, needs), earlier=True)
+                bias_sums = None if bias is None else bias.new_zeros(bias.shape, dtype=torch.float32)
+                into = Destination(None, gradients[1], bias_sums, {}, accumulate=True)
                 backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)
-                if hidden.dtype == torch.bfloat16:
-                    low = of_weight.view(torch.uint8)[:, : weight.shape[1]]  # no memory for what is noted down
-                    backward(head, scalars, _upstream(found, None), plan, held, needs, into=into._replace(low=low))
             if sums is not None:  # never of a slice of a head, whose gradients are exact
                 tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)
                 for statistics in (None, found.statistics):
@@ -240,21 +254,6 @@ class LossCall:
                     sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), Held(), 0, needs)
             if found.statistics is not None:
                 backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)
-
-
-def chunk_destination(head: Head, needs: Needs, *, low: bool) -> Destination:
-    """Return new memory for the gradients of the first chunk of tokens, but for the input's."""
-    weight, bits = head.weight, None
-    vocab_size, hidden_size = weight.shape
-    if low:
-        memory = torch.empty(vocab_size, low_stride(int(hidden_size)), dtype=torch.uint8, device=weight.device)
-        bits = memory[:, :hidden_size]
-    of_weight = weight.new_empty(weight.shape) if needs[1] else None
-    return Destination(None, of_weight, _bias_sums(head.bias, needs), bits)
-
-
-def _bias_sums(bias: Tensor | None, needs: Needs) -> Tensor | None:
-    return bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and needs[2] else None
 
 
 class _NoReduction:

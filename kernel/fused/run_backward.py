@@ -15,7 +15,7 @@ from .gradient_rows import Upstream, gradient_rows
 from .input_gradient import input_gradient_kernel, unpack_kernel
 from .keep import column_sum, of_upstream, store_targets
 from .last_round import CUTS, extra_row_blocks
-from .launch import Launch, blocks, launch_table, processors, uses_descriptors, weight_splits
+from .launch import blocks, launch_table, processors, uses_descriptors, weight_splits
 from .rows import pack_hidden
 from .run_strip import StripColumns, convert_kept, decode_kept, recompute_strip
 from .schedule import Schedule, Strip
@@ -43,14 +43,8 @@ class Destination(NamedTuple):
     input: Tensor | None  # (n, D), contiguous
     weight: Tensor | None  # (V, D)
     bias: Tensor | None  # (V,) float32: sums, at first zeros, that these are added to
-    low: Tensor | None = None  # (V, D or more) uint8: low bits of the weight's, of bfloat16
-    earlier: bool = False  # whether the weight's holds sums over earlier chunks, which these are added to
-    later: bool = False  # whether chunks follow
-
-    @property
-    def accumulate(self) -> bool:
-        """Whether it takes a kernel that adds sums over earlier chunks."""
-        return self.earlier or self.low is not None
+    column_sums: dict[tuple[int, int], Tensor]  # of the head's rows, by the range: for all chunks
+    accumulate: bool = False  # whether the weight's holds sums over earlier chunks, which these are added to
 
 
 def backward(
@@ -82,12 +76,6 @@ def backward(
         state.add_kept(plan, as_they_are, last=not anew)
     state.add_strips(anew if state.reduction is None else widest_last(anew), (), workspace, last=True)
     return state.finish()
-
-
-def _accumulating(launch: Launch, *, low: bool) -> Launch:
-    """The launch of a kernel that also loads what is there: beside four stages the shared memory has no room for it."""
-    parts = 2 * launch.parts if low and launch.columns > 64 else launch.parts
-    return replace(launch, stages=min(launch.stages, 3), parts=parts)
 
 
 def widest_last(strips: Sequence[Strip]) -> list[Strip]:
@@ -205,7 +193,10 @@ class Gradients:
             of_bias = column_sum(self.of.row_scale.unsqueeze(1), 0, self.ones, self.number) * uniform
         if uses and self.accumulator is not None:
             end = kept[0].start + kept[0].number * kept[0].width
-            self.uniform = column_sum(self.head.weight[:end], kept[-1].start) * uniform
+            known, columns = {} if self.into is None else self.into.column_sums, (kept[-1].start, end)
+            if columns not in known:
+                known[columns] = column_sum(self.head.weight[:end], columns[0])
+            self.uniform = known[columns] * uniform
         for run in kept:
             columns, dz = run.number * run.width, run.columns.view(packed.dtype)
             if not direct:
@@ -272,10 +263,9 @@ class Gradients:
         """Launch what :meth:`add_weight` needs, the sums over the tokens in ``splits`` pieces."""
         gradient, launch, programs = self.weight_gradient, self.table.weight_gradient, self.programs
         assert gradient is not None
-        into = Destination(None, None, None) if self.into is None else self.into
-        if into.accumulate:
-            launch = _accumulating(launch, low=into.low is not None)
-        low = into.low
+        accumulate = self.into is not None and self.into.accumulate
+        if accumulate:  # beside four stages the shared memory has no room for what is there
+            launch = replace(launch, stages=min(launch.stages, 3))
         sums = self.piece_memory(splits * columns.strip_columns * self.hidden_size) if splits > 1 else None
         if self.reducing:  # whole rounds of tiles; a fifth of the multiprocessors or more is left to NCCL's channels
             tiles = blocks(columns.strip_columns, launch.rows) * blocks(self.hidden_size, launch.columns) * splits
@@ -298,11 +288,7 @@ class Gradients:
             hidden=self.tiles(hidden, launch.depth, launch.columns),
             **common | {"gradient": self.tiles(gradient, launch.rows, launch.columns // launch.parts)},
             **strip,
-            low=None if low is None else self.tiles(low, launch.rows, launch.columns // launch.parts),
-            low_stride=0 if low is None else low.stride(0),
-            earlier=int(into.earlier),
-            later=int(into.later),
-            ACCUMULATE=into.accumulate,
+            ACCUMULATE=accumulate,
             first_strip=first_strip,
             hidden_row_stride=hidden.stride(0),
             BLOCK_VOCAB=launch.rows,

@@ -18,9 +18,12 @@ from torch import Tensor
 from ..options import LossOptions
 from ..reference import reduced
 from .arguments import Head, Scalars
-from .call import LossCall, Needs, chunk_destination
+from .call import LossCall, Needs
 from .gradient_rows import Upstream
+from .launch import blocks
+from .plan import ALIGN
 from .rows import aligned, with_plain_rows
+from .run_backward import Destination
 from .run_forward import forward
 from .scale import scale
 from .token_chunks import Chunks
@@ -106,26 +109,31 @@ def _in_chunks(
     order = torch.argsort((target == call.scalars.ignore_index).to(torch.uint8), stable=True)
     hidden, target, upstream = (t.index_select(0, order) for t in (hidden, target, upstream))
     of_input = torch.empty_like(hidden) if needs[0] else None
-    into = chunk_destination(call.head, needs, low=chunks.low)
-    if into.low is not None:
-        call = replace(call, workspace_bytes=call.workspace_bytes - into.low.shape[0] * into.low.stride(0))
+    of_weight = weight.new_empty(weight.shape)
+    bias_sums = None if bias is None or not needs[2] else bias.new_zeros(bias.shape, dtype=torch.float32)
+    into = Destination(None, of_weight, bias_sums, {})
     # Of a chunk of this size, though the last one may be shorter: its strips then fill less of their memory.
-    kinds = {"keep": True, "consumed": True, "weight_gradient": needs[1], "tokens": rows}
-    plans = [call.plan(**kinds, sums=sums) for sums in (False, True)]
-    workspace = weight.new_empty(max(max(plan.workspace, plan.held) for plan in plans))
+    kinds = {"keep": True, "consumed": True, "weight_gradient": True, "recompute_first": chunks.recompute_first}
+    plans = [call.plan(**kinds, tokens=rows, sums=sums) for sums in (False, True)]
+    # One memory for dz and kept columns of all chunks, and what they are relative to behind them.
+    places = [blocks(max(plan.workspace, plan.held), ALIGN) * ALIGN for plan in plans]
+    peaks = [4 * rows * sum(call.references(run) for run in plan.kept) // weight.element_size() for plan in plans]
+    memory = weight.new_empty(max(map(sum, zip(places, peaks, strict=True))))
     token_loss = torch.empty_like(upstream)
     for start in range(0, n, rows):
-        part, plan = slice(start, start + rows), plans[start > 0]
+        part, index = slice(start, start + rows), int(start > 0)
+        plan, workspace = plans[index], memory[: places[index]]
+        references = memory[places[index] : places[index] + peaks[index]].view(torch.float32)
         chunk = replace(call, head=Head(hidden[part], weight, bias, target[part]))
-        held = chunk.held(plan, workspace, into.weight)
+        held = chunk.held(plan, workspace, of_weight, references)
         found = forward(chunk.head, call.scalars, held.kept, packed=True)
         token_loss[part] = found.token_loss
         own = Upstream(upstream[part], None, found.lse, found.entropy, found.rows)
         rows_of_input = None if of_input is None else of_input[part]
-        into = into._replace(input=rows_of_input, earlier=start > 0, later=start + rows < n)
+        into = into._replace(input=rows_of_input, accumulate=start > 0)
         chunk.backward(own, plan, held, needs, into=into)
         del held, found, own  # whose memory the next chunk takes
-    of_bias = None if into.bias is None or bias is None else into.bias.to(bias.dtype)
+    of_bias = None if bias_sums is None else bias_sums.to(weight.dtype)
     # Back in the order that they came in, the gradient in memory that is free now.
     of_input = None if of_input is None else hidden.index_copy_(0, order, of_input)
-    return torch.empty_like(token_loss).index_copy_(0, order, token_loss), (of_input, into.weight, of_bias)
+    return torch.empty_like(token_loss).index_copy_(0, order, token_loss), (of_input, of_weight, of_bias)

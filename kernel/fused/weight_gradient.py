@@ -4,8 +4,7 @@ Each entry of the weight gradient is summed over all tokens in float32 registers
 vocabulary are disjoint, so nothing is accumulated in memory. The sum stops at the last kept token.
 
 Where tokens come in chunks (:mod:`.run_chunks`) ACCUMULATE adds the sum over earlier ones, in float32, before it is
-rounded. bfloat16 then may have 8 more bits in memory of their own: its 16 bits are the first of a float32, ``low`` has
-the next ones, and only the last chunk rounds. (What is cut off instead is 2^-16 of a sum.)
+rounded.
 
 Of very many tokens the workspace holds strips of so few columns that most multiprocessors would have no tile. There the
 sum is cut along the tokens (``launch.weight_splits``): each piece goes to float32 memory of its own, and a second
@@ -28,38 +27,7 @@ def _pieces(splits, columns, strip_columns):
     return tl.maximum(splits // tl.maximum(tl.cdiv(columns, strip_columns), 1), 1)
 
 
-@triton.jit
-def _add_earlier(
-    values,
-    gradient,
-    low,
-    earlier,
-    row,
-    column,
-    vocab_size,
-    hidden_size,
-    gradient_row_stride,
-    low_stride,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DESCRIPTOR: tl.constexpr,
-):
-    """``values`` of a tile with the sums over earlier chunks."""
-    if low is None:
-        values += load_tile(
-            gradient, row, column, vocab_size, hidden_size, gradient_row_stride, 1, ROWS, COLUMNS, DESCRIPTOR
-        ).to(tl.float32)
-    elif earlier != 0:
-        high = load_tile(
-            gradient, row, column, vocab_size, hidden_size, gradient_row_stride, 1, ROWS, COLUMNS, DESCRIPTOR
-        )
-        bits = high.to(tl.float32).to(tl.int32, bitcast=True)
-        lower = load_tile(low, row, column, vocab_size, hidden_size, low_stride, 1, ROWS, COLUMNS, DESCRIPTOR)
-        values += (bits | (lower.to(tl.int32) << 8)).to(tl.float32, bitcast=True)
-    return values
-
-
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first_strip", "splits", "earlier", "later", "low_stride"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first_strip", "splits"])
 def weight_gradient_kernel(
     dz,  # (dz_rows, strip); see tiles.merged_strip
     hidden,  # (N, D) packed
@@ -68,11 +36,7 @@ def weight_gradient_kernel(
     scale,  # () factor common to all tokens
     uniform,  # (D,): subtracted from every row of the product
     sums,  # (splits, strip, D) float32 for the pieces of sums that are cut; None if none is
-    low,  # (V, low_stride) uint8, of which D columns count: low bits of sums over chunks; None without them
     splits,
-    earlier,  # whether gradient and low hold sums over earlier chunks, if there is low
-    later,  # whether more chunks follow, if there is low
-    low_stride,
     dz_rows,
     vocab_size,
     hidden_size,
@@ -102,11 +66,8 @@ def weight_gradient_kernel(
     strip_start = run_start + first
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     tiles = tl.cdiv(columns, BLOCK_VOCAB) * column_blocks
-    if ACCUMULATE:  # of no tokens there is nothing to add
-        if low is None:
-            tiles = tl.where(row_count > 0, tiles, 0)
-        else:  # but the first chunk writes, and the last one rounds
-            tiles = tl.where((row_count > 0) | (earlier == 0) | (later == 0), tiles, 0)
+    if ACCUMULATE:
+        tiles = tl.where(row_count > 0, tiles, 0)  # of no tokens there is nothing to add
     pieces = 1
     if sums is not None:
         pieces = _pieces(splits, columns, strip_columns)
@@ -157,36 +118,18 @@ def weight_gradient_kernel(
                 v_start = strip_start + vocab_row
                 d_start = column + part * (BLOCK_COLUMNS // PARTS)
                 if ACCUMULATE:
-                    values = _add_earlier(
-                        values,
+                    values += load_tile(
                         gradient,
-                        low,
-                        earlier,
                         v_start,
                         d_start,
                         vocab_size,
                         hidden_size,
                         gradient_row_stride,
-                        low_stride,
+                        1,
                         BLOCK_VOCAB,
                         BLOCK_COLUMNS // PARTS,
                         DESCRIPTOR,
-                    )
-                if low is not None:  # noqa: SIM102
-                    if later != 0:
-                        store_tile(
-                            low,
-                            (values.to(tl.int32, bitcast=True) >> 8).to(tl.uint8),
-                            v_start,
-                            d_start,
-                            vocab_size,
-                            hidden_size,
-                            low_stride,
-                            BLOCK_VOCAB,
-                            BLOCK_COLUMNS // PARTS,
-                            DESCRIPTOR,
-                        )
-                        values = (values.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+                    ).to(tl.float32)
                 store_tile(
                     gradient,
                     values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),

@@ -60,7 +60,7 @@ def test_columns_in_bytes_are_within_the_bounds(monkeypatch):
     from kernel.fused.call import LossCall  # needs Triton
     from kernel.fused.token_chunks import Chunks
 
-    monkeypatch.setattr(LossCall, "chunks", lambda self: Chunks(4000, low=False))  # one
+    monkeypatch.setattr(LossCall, "chunks", lambda self: Chunks(4000))  # one
     plans, plan = [], LossCall.plan
     monkeypatch.setattr(LossCall, "plan", lambda self, **kinds: plans.append(plan(self, **kinds)) or plans[-1])
     data = make_data(Shape("", 4000, 60_001, 1024), torch.bfloat16, torch.device("cuda"))

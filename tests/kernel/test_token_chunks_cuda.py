@@ -30,8 +30,8 @@ def cut(monkeypatch):
     from kernel.fused.call import LossCall  # needs Triton
     from kernel.fused.token_chunks import Chunks
 
-    def cut(rows, low):
-        monkeypatch.setattr(LossCall, "chunks", lambda self: Chunks(rows, low=low))
+    def cut(rows, recompute_first=False):
+        monkeypatch.setattr(LossCall, "chunks", lambda self: Chunks(rows, recompute_first))
 
     return cut
 
@@ -46,13 +46,13 @@ def peaked():
 
 
 @pytest.mark.parametrize(
-    ("rows", "low", "mib"), [(4096, False, 600), (2048, False, 140), (2048, True, 300), (1024, True, 200)], ids=str
+    ("rows", "recompute_first", "mib"), [(4096, False, 600), (2048, True, 140), (2688, True, 300), (4096, False, 140)]
 )
-def test_gradients_and_memory(rows, low, mib, cut, peaked):
+def test_gradients_and_memory(rows, recompute_first, mib, cut, peaked):
     from kernel.fused.last_round import extra_row_blocks  # needs Triton
 
     data, exact, rare = peaked
-    cut(rows, low)
+    cut(rows, recompute_first)
 
     def step(factor=1.0):
         data.hidden.grad = data.weight.grad = None
@@ -78,8 +78,7 @@ def test_gradients_and_memory(rows, low, mib, cut, peaked):
     assert peak <= 2 * (N + V) * D + 4 * padded * D + 2**24 + mib * MIB
 
 
-@pytest.mark.parametrize("low", [False, True])
-def test_softcap_bias_and_ignored_tokens(low, cut):
+def test_softcap_bias_and_ignored_tokens(cut):
     args = problem(3000, 20_001, 320, bias=True, ignored=0.4, seed=3).to(torch.bfloat16, "cuda")
     with torch.no_grad():
         args.target[1024:2048] = -100  # a chunk of none
@@ -89,7 +88,7 @@ def test_softcap_bias_and_ignored_tokens(low, cut):
     of_kept = args.input.detach()[kept], args.linear_weight.detach(), args.target[kept], args.linear_bias.detach()
     exact = list(capped_gradients(*of_kept, **options))
     exact[0] = torch.zeros_like(args.input, dtype=torch.float64).index_put_((kept,), exact[0])
-    cut(1024, low)
+    cut(1024)
     loss = ours(*tensors[:3], linear_bias=args.linear_bias, workspace_bytes=40 * MIB, **options)
     loss.backward()
     for leaf, want in zip((args.input, args.linear_weight, args.linear_bias), exact, strict=True):
@@ -99,7 +98,7 @@ def test_softcap_bias_and_ignored_tokens(low, cut):
 def test_float32(cut):
     args = problem(2000, 5000, 128, seed=3)
     leaves = args.to(torch.float32, "cuda")
-    cut(512, False)
+    cut(512)
     ours(*leaves[:3], label_smoothing=0.1, workspace_bytes=8 * MIB).backward()
     whole = args.to(torch.float64, "cuda")
     linear_cross_entropy(*whole[:3], label_smoothing=0.1, implementation="reference").backward()
@@ -130,15 +129,15 @@ def test_nothing_compiles_or_waits_after_a_call_without_chunks(cut):
     ours(*args[:3], label_smoothing=0.1).backward()
     kernels = compiled_kernels()
     assert kernels > 8
-    for n, rows, low, mib in ((777, 256, False, 1), (777, 256, True, 4), (129, 128, True, 40), (2000, 512, False, 2)):
-        cut(rows, low)
+    for n, rows, mib in ((777, 256, 1), (778, 256, 4), (129, 128, 40), (2000, 512, 2)):
+        cut(rows)
         step(n, mib)
     assert compiled_kernels() == kernels
 
 
 def test_cuda_graph(cut):
     args = problem(700, 3000, 192, ignored=0.3).to(torch.bfloat16, "cuda")
-    cut(256, True)
+    cut(256)
     leaves = args.input, args.linear_weight
 
     def step():
