@@ -64,12 +64,12 @@ def test_gradients_and_memory(rows, recompute_first, mib, cut, peaked):
     assert all(torch.equal(a, b) for a, b in zip(found, step(), strict=True))
     assert relative_error(found[0].double(), exact[0]) < 1e-5
     for a, b in zip(found[1:], exact[1:], strict=True):
-        assert relative_error(a.double(), b) < 0.0030
+        assert relative_error(a.double(), b) < 0.0032  # 0.0030 at the tables' heads, of more tokens or wider states
     assert relative_error(found[2][rare].double(), exact[2][rare]) < 0.0050
     for a, b in zip(step(-4.0)[1:], found[1:], strict=True):
         assert torch.equal(a, -4 * b)
     for a, b in zip(step(0.3)[1:], exact[1:], strict=True):
-        assert relative_error(a.double(), 0.3 * b) < 0.0036  # rounded once more
+        assert relative_error(a.double(), 0.3 * b) < 0.0040  # rounded once more
     data.hidden.grad = data.weight.grad = None
     peak = measure.peak_bytes(step, torch.device("cuda"))
     blocks = -(-N // 128)
