@@ -260,6 +260,15 @@ def test_long_formulas_in_the_text_are_cut_in_front_of_their_relations_and_nowhe
     assert sum(len(cut(formula)) > 1 for formula in formulas) > 20
 
 
+def test_the_licence_of_gemmas_weights_is_named_where_numbers_of_it_stand():
+    """A checker that names no page would pass: there are some."""
+    told = [*PAGES, ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.py"))]
+    named = {path.name: path.read_text(encoding="utf-8") for path in told}
+    of_gemma = {name: text for name, text in named.items() if "Gemma-3-270M" in text}
+    assert {"README.md", "theory.md", "will_smoothing_help.md"} <= set(of_gemma)
+    assert not [name for name, text in of_gemma.items() if "https://ai.google.dev/gemma/terms" not in text]
+
+
 def test_the_first_page_has_four_doors():
     text = (DOCS / "index.md").read_text(encoding="utf-8")
     doors = re.findall(r"^```\{container\} door\n\*\*\[(.+)\]\(", text, re.MULTILINE)

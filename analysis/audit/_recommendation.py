@@ -14,7 +14,7 @@ import pandas as pd
 from ..response import clipped_fall, rational_fall
 from . import _studies as found
 from ._studies import NEAR, Studies, cited
-from ._verdict import TUNED, Lookup, regimes, side_of, slightly
+from ._verdict import TUNED, TUNED_MODELS, Lookup, regimes, side_of, slightly
 
 NAMES = ("act", "at_most", "instead")
 
@@ -87,8 +87,8 @@ def _at_most(get: Lookup, studies: Studies) -> tuple[str, str]:
         made.append(partial(found.tuned, studies))
     said = "clipped_fall" + (", or rational_fall where it is larger" if len(rules) > 1 else "")
     end = "with the lower end of A's interval" if any(a.low == a.low for a in indices) else "with A as it is here"
-    fared = f": tunings of SmolLM2-135M took {TUNED} times what clipped_fall says" if min(low) < 1 else ""
-    rule = f"By {said}, {end}: {most} of {p:.3f}; these are rules, no bounds{fared}."
+    fared = f": tunings of {TUNED_MODELS} took {TUNED} times what clipped_fall says" if min(low) < 1 else ""
+    rule = f"By {said}, {end}: {most} of {p:.3f}; rules, no bounds{fared}."
     return f"How much confidence would it take? {rule}", cited(*made)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ NEAR = (0.8, 1.25)  # of A: between them the rule of K4 says nothing
 BLURRED = (1.0, 3.0)  # of A, where confidence falls if targets are noisy
 _NO_TABLES = "What the studies found is not in this installation: it lacks their tables."
 _TOKENS = 49152  # in the vocabulary of SmolLM2
+_TUNED_ON_PAIRS = {"real_gemma": "Gemma-3-270M", "real_smollm2": "SmolLM2-135M"}
 
 
 class Studies:
@@ -24,13 +27,18 @@ class Studies:
     def __init__(self) -> None:
         self.read: dict[str, pd.DataFrame] = {}
 
+    @staticmethod
+    def path(name: str) -> Path:
+        """The file of a table; a FileNotFoundError if there is none of the name."""
+        path = find_table(committed_folder(), name)
+        if path is None:
+            raise FileNotFoundError(name)
+        return path
+
     def table(self, name: str) -> pd.DataFrame:
         """A table; a FileNotFoundError if there is none of the name."""
         if name not in self.read:
-            path = find_table(committed_folder(), name)
-            if path is None:
-                raise FileNotFoundError(name)
-            self.read[name] = read_table(path)
+            self.read[name] = read_table(self.path(name))
         return self.read[name]
 
     def __call__(self, claim: str, finding: str, cell: str = "", table: str = "findings") -> float:
@@ -142,7 +150,7 @@ def missed(studies: Studies, rules: Sequence[str]) -> str:
 
 
 def tuned(studies: Studies) -> str:
-    """How ``clipped_fall`` fared in a real model."""
+    """How ``clipped_fall`` fared in real models."""
     ratios = []
     for view in ("letter", "tokens", "text"):
         rows = studies.tunings(view)
@@ -151,10 +159,36 @@ def tuned(studies: Studies) -> str:
             p, a = plain["confidence"].to_numpy(), plain["activity"].to_numpy() * 0.1 / b  # the index is that of .1
             fall = p - rows.loc[b].loc[plain.index, "confidence"].to_numpy()
             ratios.append(float(np.mean(fall) / np.mean(clipped_fall(p, a, _TOKENS, b))))
-    return (
-        f"Those tunings, with b = 0.1 and 0.2, lowered confidence on new texts by {min(ratios):.1f} to "
-        f"{max(ratios):.1f} times clipped_fall in the mean over seeds [instruction_full.csv]."
+    told = (
+        "Tunings of SmolLM2-135M on questions, with b = 0.1 and 0.2, lowered confidence on new texts by "
+        f"{_span(ratios)} times clipped_fall in the mean over seeds [instruction_full.csv]"
     )
+    for table, model in _TUNED_ON_PAIRS.items():
+        with contextlib.suppress(FileNotFoundError):
+            path, of_pairs = studies.path(table), pair_ratios(studies.table(table))
+            told += f"; those of {model} on pairs, with b = 0.1, by {_span(of_pairs)} [{path.name}]"
+    return f"{told}."
+
+
+def _span(ratios: Sequence[float]) -> str:
+    low, high = f"{min(ratios):.1f}", f"{max(ratios):.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def pair_ratios(table: pd.DataFrame) -> list[float]:
+    """Falls of tunings on pairs over ``clipped_fall``, one for each view and vocabulary, in the mean over seeds."""
+    ends = table.loc[(table["split"] == "scored") & (table["reading"] == "as_trained") & table["bin"].isna()]
+    ends = ends.loc[ends["view"].isin(["response", "text"]) & (ends["epoch"] == ends["epoch"].max())]
+    ratios = []
+    for (size, *_), lines in ends.groupby(["rows", "within", "view"], dropna=False):
+        plain, smoothed = (lines.loc[lines["label_smoothing"] == b].set_index("data_seed") for b in (0.0, 0.1))
+        both = plain.index.intersection(smoothed.index)
+        if both.empty:
+            continue
+        p, a = (plain.loc[both, name].to_numpy() for name in ("confidence", "activity"))
+        fall = np.mean(p - smoothed.loc[both, "confidence"].to_numpy())
+        ratios.append(float(fall / np.mean(clipped_fall(p, a, int(size), 0.1))))
+    return ratios
 
 
 def rivals(studies: Studies) -> str:

@@ -87,15 +87,14 @@ def _block(
         inside = label.clamp(0, z.shape[-1] - 1)
         own = z.gather(-1, inside)
         own = own if given is None else torch.where(inside == label, own, given)
-        earlier = torch.arange(z.shape[-1], device=z.device) < label
         out.target_logit[part] = own.squeeze(-1)
-        out.rank[part] = ((z > own) | ((z == own) & earlier)).sum(-1)
+        out.rank[part] = _rank(z, own, label, scratch)
         shift = own - peak
     s = z.sub_(peak)
     out.max_logit[part], out.argmax[part] = peak.squeeze(-1), argmax.squeeze(-1)
     out.mean_logit[part] = (peak + s.mean(-1, keepdim=True)).squeeze(-1)
-    scratch.copy_(s).scatter_(-1, argmax, -torch.inf)
-    second = scratch.amax(-1, keepdim=True)
+    second = s.scatter_(-1, argmax, -torch.inf).amax(-1, keepdim=True)
+    s.scatter_(-1, argmax, 0.0)  # as it was
     if s.shape[-1] == 1:
         second.zero_()  # no other class: all r are 0 whatever the reference
     for i, temperature in enumerate(temperatures):
@@ -119,3 +118,18 @@ def _block(
             values["log_probability"] = shift / temperature - log_total
         for name, value in values.items():
             getattr(out, name)[part, i] = value.squeeze(-1)
+
+
+def _rank(z: Tensor, own: Tensor, label: Tensor, scratch: Tensor) -> Tensor:
+    """Logits ``(block,)`` above the target's, and equal ones of a smaller index.
+
+    Comparisons are written as the numbers 0 and 1, whose sum, exact below 2^24 classes in float32, takes a quarter of
+    the time that booleans take. Equal logits are rare: only where there are some their indices are looked at.
+    """
+    inside = (label >= 0) & (label < z.shape[-1])
+    others = torch.eq(z, own, out=scratch).sum(-1, keepdim=True) > inside
+    above = torch.gt(z, own, out=scratch)
+    if others.any():
+        earlier = torch.arange(z.shape[-1], device=z.device) < label
+        above = above.logical_or_((z == own) & earlier)
+    return above.sum(-1).to(torch.int64)

@@ -13,7 +13,7 @@ import torch
 from tiny_models import make
 
 from analysis.audit import _studies, audit_model, recommendation, verdict
-from analysis.audit._verdict import TUNED
+from analysis.audit._verdict import TUNED, TUNED_MODELS
 from analysis.claims.effects import paired_effects
 from analysis.command import committed_folder
 from analysis.lab.tables import find_table, read_table
@@ -96,9 +96,9 @@ def test_the_most_is_the_larger_rule_at_the_lower_end_of_the_index(index, low):
     said = "clipped_fall, or rational_fall where it is larger" if low > 0 else "clipped_fall"
     end = "with A as it is here" if math.isnan(index[1]) else "with the lower end of A's interval"
     assert most.startswith(
-        f"How much confidence would it take? By {said}, {end}: {max(rules):.3f} (b = 0.1) of 0.480; these are rules, no bounds"
+        f"How much confidence would it take? By {said}, {end}: {max(rules):.3f} (b = 0.1) of 0.480; rules, no bounds"
     )
-    tunings = f"no bounds: tunings of SmolLM2-135M took {TUNED} times what clipped_fall says."
+    tunings = f"no bounds: tunings of {TUNED_MODELS} took {TUNED} times what clipped_fall says."
     assert (tunings in most) == (low < 1)
     assert ("rational_fall missed" in most or "rational_fall by up to" in most) == (low > 0)
     assert "at most" not in most  # tunings exceeded it three times
@@ -208,14 +208,14 @@ def test_every_citation_names_a_table_that_has_the_claim():
     """And the numbers are read from it: a table of other numbers gives another text."""
     several = [audited(i, g, ece=0.1, softcap=30) for i in ((-0.4,), (0.9,), (1.5,)) for g in (OVER, UNDER)]
     cited = set(re.findall(r"\[(?:(\w+), )?(\w+)\.csv(?:\.gz)?\]", " ".join(map(recommendation, several))))
-    assert len(cited) == 8
+    assert len(cited - {("", name) for name in _studies._TUNED_ON_PAIRS}) == 8
     for source, name in cited:
         table = read_table(find_table(DATA, name))
         if source.startswith("K"):
             assert source in set(table["claim"])
         else:  # rows of an experiment
             assert "claim" not in table
-            assert name.partition("_")[0] == (source or "instruction")
+            assert name in _studies._TUNED_ON_PAIRS or name.partition("_")[0] == (source or "instruction")
 
 
 def test_the_heads_behind_the_first_line_have_the_index_that_it_says():
@@ -246,6 +246,18 @@ def test_the_fall_is_that_of_the_b_that_was_asked():
 def test_the_tunings_are_those_that_the_verdict_speaks_of():
     _, most, _ = lines(audited((0.4, 0.3, 0.5)))
     assert f"on new texts by {TUNED} times clipped_fall in the mean over seeds [instruction_full.csv]" in most
+    ends = [float(end) for end in TUNED.split(" to ")]
+    of_pairs = re.findall(r"those of (\S+) on pairs, with b = 0.1, by ([\d.]+) to ([\d.]+) \[real_\w+\.csv", most)
+    assert of_pairs[0] == ("Gemma-3-270M", "1.3", "2.0")
+    for model, low, high in of_pairs:
+        assert model.partition("-")[0] in TUNED_MODELS
+        assert ends[0] <= float(low) <= float(high) <= ends[1]
+
+
+def test_a_table_of_pairs_that_is_not_there_is_left_out(monkeypatch):
+    monkeypatch.setattr(_studies, "_TUNED_ON_PAIRS", {"real_nothing": "Nothing"})
+    _, most, _ = lines(audited((0.4, 0.3, 0.5)))
+    assert most.endswith(f"by {TUNED} times clipped_fall in the mean over seeds [instruction_full.csv].")
 
 
 def test_the_numbers_are_those_of_the_tables(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import torch
 from tuned_pairs import made
 
 from analysis.claims.findings import Findings
@@ -80,3 +81,18 @@ def test_the_command_writes_verdicts_and_findings(table, tmp_path, capsys):
     table.drop(columns="ece").to_csv(tmp_path / "tier.csv", index=False)
     assert main(["verdicts", str(tmp_path / "tier.csv"), str(tmp_path / "real_verdicts.csv")]) == 2
     assert "is no table of the tier 1: it has no column or row 'ece'" in capsys.readouterr().err
+
+
+def test_the_confidence_that_a_penalty_asks_for_is_where_its_gradient_is_0():
+    """What SECOND_TIER rests on: -log p - gamma H over one target and V - 1 equal others, V = 262144."""
+    others = torch.tensor(262144.0 - 1, dtype=torch.float64)
+    for gamma, confidence in ((0.05, 0.9995), (0.2, 0.4124)):
+        asked = torch.tensor(1 / (gamma * confidence), dtype=torch.float64)
+        for gap, sign in ((asked - 0.1, -1), (asked + 0.1, 1)):
+            gap.requires_grad_()
+            p = torch.sigmoid(gap - others.log())
+            entropy = -p * p.log() - (1 - p) * ((1 - p) / others).log()
+            (-p.log() - gamma * entropy).backward()
+            assert gap.grad is not None
+            assert float(gap.grad) * sign > 0
+        assert float(torch.sigmoid(asked - others.log())) == pytest.approx(confidence, abs=1e-3)

@@ -480,7 +480,7 @@ def test_a_run_that_was_stopped_goes_on(place, known, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of PEFT
 def test_other_losses_and_adapters(place, known):
-    row, table = tuned(place, known, temperature=0.5, label_smoothing=0.1, vocabulary=0)
+    row, table = tuned(place, known, temperature=0.5, softcap=30.0, label_smoothing=0.1, vocabulary=0)
     assert row["rows"] < 97
     assert {"as_trained", "plain", "post_hoc"} == set(table["reading"])
     pytest.importorskip("peft")

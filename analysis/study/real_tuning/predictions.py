@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...lab.registry import Prediction
 
-__all__ = ["PAIR_PREDICTIONS", "PREDICTIONS", "SHARED_CHANGES"]
+__all__ = ["PAIR_PREDICTIONS", "PREDICTIONS", "SECOND_TIER", "SHARED_CHANGES"]
 
 PREDICTIONS = (
     Prediction(
@@ -97,6 +97,29 @@ PAIR_PREDICTIONS = (
         verdict="supported",
         statement="b = .1 changes the accuracy on held-out responses by less than .02, and narrows the gap between "
         "their NLL and that of the responses tuned on, at the last epoch.",
+    ),
+)
+
+# Tier 2 of Gemma-3-270M, beside K5 and K6 above; written when its tier 1 was known, before any row of tier 2. Smoothing
+# asks for a gap of log(1 + (1 - b) V / b) nats, a confidence penalty for 1 / (gamma p): the stationary point of
+# - log p - gamma H over one target and V - 1 equal others has log p - log p_k = 1 / (gamma p), thus
+# 1 - p = (V - 1) e^(- 1 / gamma - H). At V = 262144 that is p = .9995 for gamma = .05 and p = .41 for gamma = .2.
+SECOND_TIER = (
+    Prediction(
+        claim="K2",
+        verdict="depends on",
+        statement="b = .2 lowers the confidence on held-out responses at epoch 8 by .28 to .36, 1.3 to 1.7 times what "
+        "b = .1 did (.217), which overshoots: confidence ends .08 to .18 below accuracy, and the ECE above that of "
+        "b = .1 (.033) and below that of b = 0 (.192). Accuracy changes by less than .02.",
+    ),
+    Prediction(
+        claim="K4",
+        verdict="depends on",
+        statement="A confidence penalty acts or not by the gap that it asks for, and that depends on V as smoothing's "
+        "does. gamma = .05 asks for 20 nats, more than smoothing's 14.7, and leaves responses that were tuned on "
+        "within .02 of plain training; confidence on held-out responses falls by less than .06. gamma = .2 asks for "
+        "12, so that confidence on what was tuned on falls to .3 to .6 and on held-out responses by at least .3: the "
+        "model ends under-confident, with an ECE above that of b = 0.",
     ),
 )
 
