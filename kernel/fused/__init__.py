@@ -5,7 +5,8 @@ second one joins them (:mod:`.merge`). Backward: strip by strip of the vocabular
 workspace (:mod:`.gradient_rows`, :mod:`.logit_gradient`), then its products with the hidden states
 (:mod:`.weight_gradient`) and with the head (:mod:`.input_gradient`). Ignored tokens are dropped before the first
 product (:mod:`.rows`); the number of kept ones stays on the device. Launch parameters are in :mod:`.launch`, the strips
-in :mod:`.schedule`, the launches in :mod:`.run_forward`, :mod:`.run_strip` and :mod:`.run_backward`.
+in :mod:`.schedule`, the launches in :mod:`.run_forward`, :mod:`.run_strip` and :mod:`.run_backward`. Where a budget
+allows for it, tokens come in chunks (:mod:`.token_chunks`), each with its forward and backward (:mod:`.run_chunks`).
 
 Importing this package needs no Triton; calling :func:`loss` does.
 """
@@ -55,7 +56,12 @@ def loss(
     kept = target != options.ignore_index
     if input.shape[0]:
         from .operators import Sparse, token_losses  # needs Triton
+        from .run_chunks import loss_in_chunks
 
+        if not (return_statistics or torch.compiler.is_compiling()):
+            tensors = input, linear_weight, target, linear_bias, token_weight
+            if (value := loss_in_chunks(*tensors, options, workspace_bytes)) is not None:
+                return value, None
         sparse = Sparse(options.gradient_tolerance, told) if options.gradient_tolerance else None
         token_loss, statistics = token_losses(
             input, linear_weight, target, linear_bias, options, workspace_bytes, return_statistics, sparse

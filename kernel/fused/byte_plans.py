@@ -25,7 +25,8 @@ def in_bytes(planner: Planner, budget: int) -> list[Plan]:
     widths = sorted({times.width(most // share, "bytes") for share in _SHARES if most // share >= planner.tile})
     for width, whole_strips, under_dz in product(widths, (False, True), (False, True)):
         runs = _kept(planner, budget, width, whole_strips=whole_strips, under_dz=under_dz)
-        if runs:
+        whole = [run for run in runs if not run.in_bytes]  # whose rounding the first columns would show
+        if runs and all(run.start >= planner.first for run in whole):
             strip = width
             if planner.consumed:  # what bytes took in the workspace is free when the other strips begin
                 peaks = planner.byte_peaks * sum(run.columns for run in runs if run.in_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +12,15 @@ from torch import Tensor
 from .arguments import Head, Held, Kept, Scalars
 from .compile_ahead import compile_ahead
 from .gradient_rows import Upstream
-from .launch import launch_table, processors, uses_descriptors
+from .launch import blocks, launch_table, processors, uses_descriptors
 from .plan import KeptColumns, peak_rows
 from .rows import KeptRows, aligned
-from .run_backward import Reduction, backward
+from .run_backward import Destination, Reduction, backward
 from .run_forward import ForwardResult, forward
 from .run_sparse import Sparse, SparseTiles, sparse_backward
+from .scale import scale
 from .schedule import Schedule, every_kind, schedule
+from .token_chunks import Chunks, token_chunks
 
 __all__ = ["LossCall", "Needs", "gathered"]
 
@@ -33,24 +36,59 @@ class LossCall:
     scalars: Scalars
     workspace_bytes: int
 
-    def plan(self, *, keep: bool, consumed: bool, weight_gradient: bool) -> Schedule:
-        """Choose the strips of the backward and the columns that the forward keeps (:func:`.schedule.schedule`)."""
-        hidden, (vocab_size, hidden_size) = self.head.hidden, self.head.weight.shape
-        kind = self.scalars.storage(hidden.dtype)
+    def plan(
+        self,
+        *,
+        keep: bool,
+        consumed: bool,
+        weight_gradient: bool,
+        tokens: int | None = None,
+        sums: bool = False,
+        recompute_first: bool = False,
+    ) -> Schedule:
+        """Choose the strips of the backward and the columns that the forward keeps (:func:`.schedule.schedule`).
+
+        Of a chunk of ``tokens``, where not of all of them; ``sums`` says that it is not the first.
+        """
+        tokens = int(self.head.hidden.shape[0]) if tokens is None else tokens
         return schedule(
-            int(hidden.shape[0]),
-            int(vocab_size),
-            int(hidden_size),
-            hidden.element_size(),
-            int(self.workspace_bytes),
-            keep=keep and kind != "",
-            direct=kind == "softmax",
-            in_bytes=self.scalars.in_bytes(hidden.dtype),
+            tokens,
+            *self._sizes(),
+            **self._kinds(keep),
             consumed=consumed,
             weight_gradient=weight_gradient,
-            processors=processors(hidden.device),
-            table=launch_table(hidden.device, hidden.dtype),
+            sums=sums,
+            recompute_first=recompute_first,
         )
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """Vocabulary, hidden size, bytes of an element and of the workspace."""
+        vocab_size, hidden_size = self.head.weight.shape
+        return int(vocab_size), int(hidden_size), self.head.weight.element_size(), int(self.workspace_bytes)
+
+    def _kinds(self, keep: bool) -> dict[str, Any]:
+        """What plans depend on beside the sizes."""
+        device, dtype = self.head.hidden.device, self.head.hidden.dtype
+        kind = self.scalars.storage(dtype)
+        return {
+            "keep": keep and kind != "",
+            "direct": kind == "softmax",
+            "in_bytes": self.scalars.in_bytes(dtype),
+            "processors": processors(device),
+            "table": launch_table(device, dtype),
+        }
+
+    def serves_chunks(self, needs: Needs, return_statistics: bool, sparse: bool) -> bool:
+        """Whether the scalar loss may be computed in chunks of tokens, of some number of tokens and some workspace.
+
+        Not of float16, whose gradients are rounded after the loss scale has joined them, which comes with the upstream
+        gradient, nor where the head needs no gradient or a token may have an upstream gradient of its own.
+        """
+        return needs[1] and not (return_statistics or sparse) and self.head.hidden.dtype != torch.float16
+
+    def chunks(self) -> Chunks:
+        """Choose how many tokens a chunk has (:mod:`.token_chunks`); all of them where one is best."""
+        return token_chunks(int(self.head.hidden.shape[0]), *self._sizes(), **self._kinds(True))
 
     def references(self, run: KeptColumns) -> int:
         """Count the rows of ``Kept.reference``: one for the targets and what peaks there are.
@@ -66,16 +104,28 @@ class LossCall:
         tiles = run.columns // tile
         return 1 + (tiles if kind == "code" and not scalars.softcap else 0)
 
-    def held(self, plan: Schedule) -> Held:
-        """Return new memory for what the plan keeps: the workspace of the backward, and its weight gradient."""
+    def held(
+        self,
+        plan: Schedule,
+        workspace: Tensor | None = None,
+        gradient: Tensor | None = None,
+        references: Tensor | None = None,  # float32, flat
+    ) -> Held:
+        """Return memory, new or given, for what is kept: the workspace of the backward and the weight's gradient."""
         weight = self.head.weight
-        gradient = weight.new_empty(weight.shape) if plan.in_gradient else None
-        workspace = weight.new_empty(plan.held) if plan.held else None
+        if gradient is None and plan.in_gradient:
+            gradient = weight.new_empty(weight.shape)
+        if workspace is None and plan.held:
+            workspace = weight.new_empty(plan.held)
         kept = []
         for run in plan.kept:
             memory = workspace if gradient is None or not run.in_gradient else gradient.view(-1)
             assert memory is not None
-            kept.append(self.kept(run, memory))
+            reference = None
+            if references is not None:
+                size = self.references(run) * self.head.hidden.shape[0]
+                reference, references = references[:size], references[blocks(size, 4) * 4 :]  # aligned
+            kept.append(self.kept(run, memory, reference))
         return Held(tuple(kept), workspace, gradient)
 
     def kept(self, run: KeptColumns, memory: Tensor, reference: Tensor | None = None) -> Kept:
@@ -110,10 +160,16 @@ class LossCall:
         return plan, held
 
     def backward(
-        self, upstream: Upstream, plan: Schedule, held: Held, needs: Needs, reduction: Reduction | None = None
+        self,
+        upstream: Upstream,
+        plan: Schedule,
+        held: Held,
+        needs: Needs,
+        reduction: Reduction | None = None,
+        into: Destination | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Compute the gradients."""
-        return backward(self.head, self.scalars, upstream, plan, held, needs, reduction)
+        return backward(self.head, self.scalars, upstream, plan, held, needs, reduction, into)
 
     def sparse_backward(
         self, upstream: Upstream, sparse: Sparse, tiles: SparseTiles, needs: Needs
@@ -132,8 +188,11 @@ class LossCall:
         """Return the plan of a backward that computes every logit anew."""
         return self.plan(keep=False, consumed=True, weight_gradient=needs[1])
 
-    def compile_ahead(self, needs: Needs, return_statistics: bool, sparse: bool = False) -> None:
-        """Compile every kernel of losses like this one, whatever their tokens and workspace."""
+    def compile_ahead(self, needs: Needs, return_statistics: bool, sparse: bool = False, scalar: bool = False) -> None:
+        """Compile every kernel of losses like this one, whatever their tokens and workspace.
+
+        ``scalar`` says that the loss is one number in eager code, which may be computed in chunks.
+        """
         (hidden, weight, bias, _), scalars = self.head, self.scalars
         kind, table = scalars.storage(hidden.dtype), launch_table(hidden.device, hidden.dtype)
         numbers = scalars.label_smoothing, scalars.softcap, scalars.z_loss, scalars.confidence_penalty
@@ -141,10 +200,22 @@ class LossCall:
         layouts += (None if bias is None else bias.data_ptr() % 16, uses_descriptors(hidden, weight))
         number_kinds = tuple(number > 0 for number in numbers)
         layouts += (scalars.whole > 0,)
-        key = (hidden.device, hidden.dtype, layouts, number_kinds, kind, table, needs, return_statistics, sparse)
-        compile_ahead(key, hidden.device, lambda: self.every_launch(needs, return_statistics, sparse))
+        chunks = scalar and self.serves_chunks(needs, return_statistics, sparse)
+        key = (
+            hidden.device,
+            hidden.dtype,
+            layouts,
+            number_kinds,
+            kind,
+            table,
+            needs,
+            return_statistics,
+            sparse,
+            chunks,
+        )
+        compile_ahead(key, hidden.device, lambda: self.every_launch(needs, return_statistics, sparse, chunks))
 
-    def every_launch(self, needs: Needs, return_statistics: bool, sparse: bool = False) -> None:
+    def every_launch(self, needs: Needs, return_statistics: bool, sparse: bool = False, chunks: bool = False) -> None:
         """Go through the launches of losses of a few tokens, and of their gradients if any are needed."""
         (hidden, weight, bias, _), scalars = self.head, self.scalars
         hidden = hidden[:_TRIAL_TOKENS]
@@ -163,7 +234,12 @@ class LossCall:
             reduction = _NoReduction(hidden) if scalars.whole else None
             if reduction is not None or found.statistics is not None:
                 held = held._replace(target_logit=found.target_logit)
-            backward(head, scalars, _upstream(found, None), plan, held, needs, reduction)
+            gradients = backward(head, scalars, _upstream(found, None), plan, held, needs, reduction)
+            if chunks:
+                scale(gradients, found.token_loss[:1])
+                bias_sums = None if bias is None else bias.new_zeros(bias.shape, dtype=torch.float32)
+                into = Destination(None, gradients[1], bias_sums, {}, accumulate=True)
+                backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)
             if found.statistics is not None:
                 backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)
         if sparse:  # never of a slice of a head, whose gradients are exact

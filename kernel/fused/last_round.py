@@ -10,7 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["CUTS", "extra_row_blocks", "last_round"]
+from .launch import blocks
+
+__all__ = ["CUTS", "extra_row_blocks", "last_round", "rounds"]
 
 # How the choice of the cuts reckons: in steps of the sum, of which a strip of 8192 columns has 128; the first loads and
 # the store of a piece take the time of four.
@@ -28,6 +30,22 @@ def extra_row_blocks(row_blocks: int, column_blocks: int, programs: int) -> int:
     in_one_round = [cuts for cuts in (1, 2, 3, 4) if rest * cuts <= programs]
     cuts = min(in_one_round, key=lambda cuts: -(-steps // cuts) + piece)
     return (cuts - 1) * (row_blocks - (tiles - rest) // column_blocks)
+
+
+def rounds(row_blocks: int, column_blocks: int, programs: int) -> float:
+    """Rounds of tiles that all tokens take, the last one with what its cuts leave of it; in whole ones."""
+    steps, piece = CUTS["STEPS"], CUTS["PIECE"]
+    whole, rest = divmod(row_blocks * column_blocks, programs)
+    if not rest:
+        return whole
+    extra = row_blocks - whole * programs // column_blocks
+    memory = extra_row_blocks(row_blocks, column_blocks, programs)
+    last = min(
+        blocks(rest * cuts, programs) * (blocks(steps, cuts) + piece)
+        for cuts in range(1, CUTS["MAX_CUTS"] + 1)
+        if (cuts - 1) * extra <= memory
+    )
+    return whole + last / (steps + piece)
 
 
 @triton.jit

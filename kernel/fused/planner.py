@@ -34,23 +34,33 @@ class Planner:
         consumed: Whether the backward may write where columns are kept.
         first: The first column that may be kept. If it is not 0, columns are kept only where that saves more than it
             costs when few tokens are kept.
+        sums: Whether the weight gradient's memory holds sums over other tokens, so that nothing else may lie there.
     """
 
     def __init__(
-        self, vocab_size: int, itemsize: int, times: StripTimes, *, keep: bool, consumed: bool, first: int = 0
+        self,
+        vocab_size: int,
+        itemsize: int,
+        times: StripTimes,
+        *,
+        keep: bool,
+        consumed: bool,
+        first: int = 0,
+        sums: bool = False,
     ) -> None:
         self.vocab_size, self.itemsize, self.times = vocab_size, itemsize, times
         self.keep, self.consumed, self.first = keep, consumed, blocks(first, times.tile) * times.tile
         self.least = times.run if first else 0.0  # what columns kept in one memory have to save, in microseconds
         self.n, self.hidden_size, self.tile, self.vocab = times.n, times.hidden_size, times.tile, times.vocab
         self.block = times.table.logit_gradient.rows
-        self.memory = vocab_size * self.hidden_size if times.weight_gradient else 0
+        self.memory = vocab_size * self.hidden_size if times.weight_gradient and not sums else 0
         # Hidden states scaled for kept columns that enter the products as they are, at the gradient's beginning.
         scaled = self.n * self.hidden_size if times.direct and times.weight_gradient else 0
         self.base = blocks(scaled, ALIGN) * ALIGN
         self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
         self.byte_peaks = blocks(4 * self.n * peak_rows(self.tile), self.tile)  # the same of a column in bytes
-        self.stacks = {inside: self.stack(self.base if inside else 0) for inside in (True, False)[: 2 if scaled else 1]}
+        places = (False,) if scaled and sums else (True, False) if scaled else (True,)  # of the scaled hidden states
+        self.stacks = {inside: self.stack(self.base if inside else 0) for inside in places}
         self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
 
     def plan(self, budget: int) -> Plan:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from .run_strip import StripColumns, convert_kept, decode_kept, recompute_strip
 from .schedule import Schedule, Strip
 from .weight_gradient import bias_gradient_kernel, join_sums_kernel, weight_gradient_kernel
 
-__all__ = ["Gradients", "Reduction", "backward", "widest_last"]
+__all__ = ["Destination", "Gradients", "Reduction", "backward", "widest_last"]
 
 
 class Reduction(Protocol):
@@ -36,6 +37,16 @@ class Reduction(Protocol):
         ...
 
 
+class Destination(NamedTuple):
+    """Where the gradients of a chunk of the tokens go."""
+
+    input: Tensor | None  # (n, D), contiguous
+    weight: Tensor | None  # (V, D)
+    bias: Tensor | None  # (V,) float32: sums, at first zeros, that these are added to
+    column_sums: dict[tuple[int, int], Tensor]  # of the head's rows, by the range: for all chunks
+    accumulate: bool = False  # whether the weight's holds sums over earlier chunks, which these are added to
+
+
 def backward(
     head: Head,
     scalars: Scalars,
@@ -44,6 +55,7 @@ def backward(
     held: Held,
     needs: tuple[bool, bool, bool],  # input, weight, bias
     reduction: Reduction | None = None,
+    into: Destination | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``sum(upstream.loss * token_loss)`` and of the statistics alike; frozen arguments cost nothing.
 
@@ -51,7 +63,7 @@ def backward(
     then passes a plan that keeps nothing. With ``reduction`` the input's gradient is the sum over processes: it is
     complete before the last product of the weight's, beside which it is reduced.
     """
-    state = Gradients(head, scalars, upstream, held, needs, reduction if needs[0] else None)
+    state = Gradients(head, scalars, upstream, held, needs, reduction if needs[0] else None, into=into)
     workspace = held.workspace if plan.consumed else None
     if workspace is None:
         workspace = head.hidden.new_empty(plan.workspace)
@@ -86,6 +98,7 @@ class Gradients:
         needs: tuple[bool, bool, bool],
         reduction: Reduction | None = None,
         accumulator: Tensor | None = None,  # zeros, for whoever has added memory of its own to it
+        into: Destination | None = None,
     ) -> None:
         hidden, weight, bias, _ = head
         self.reduction, self.reducing = reduction, False
@@ -96,7 +109,9 @@ class Gradients:
         self.need_input, self.lse, self.target_logit = needs[0], upstream.lse, held.target_logit
         self.factor = scalars.logit_scale / scalars.temperature
         # The packed hidden states live where the input's gradient will be written at the very end.
-        self.unpacked, self.head = hidden, head._replace(hidden=hidden.new_empty(hidden.shape))
+        self.into = into
+        packed = hidden.new_empty(hidden.shape) if into is None or into.input is None else into.input
+        self.unpacked, self.head = hidden, head._replace(hidden=packed)
         pack_hidden(hidden, self.rows, self.head.hidden)
         self.accumulator = accumulator
         if self.need_input and accumulator is None:
@@ -107,9 +122,12 @@ class Gradients:
             self.accumulator = torch.zeros(shape, dtype=torch.float32, device=device)
         self.weight_gradient = None
         if needs[1]:
-            self.weight_gradient = weight.new_empty(weight.shape) if held.gradient is None else held.gradient
+            given = held.gradient if into is None else into.weight
+            self.weight_gradient = weight.new_empty(weight.shape) if given is None else given
         self.pieces: Tensor | None = None  # see piece_memory
-        self.bias_gradient = weight.new_empty(self.vocab_size) if needs[2] and bias is not None else None
+        self.bias_gradient = None
+        if needs[2] and bias is not None:
+            self.bias_gradient = weight.new_empty(self.vocab_size) if into is None else into.bias
         self.ones = torch.ones(self.n, dtype=torch.float32, device=device)
         self.zeros = torch.zeros(self.hidden_size, dtype=torch.float32, device=device)
         self.uniform = self.zeros  # times row_scale, to be subtracted from the input's gradient
@@ -175,7 +193,10 @@ class Gradients:
             of_bias = column_sum(self.of.row_scale.unsqueeze(1), 0, self.ones, self.number) * uniform
         if uses and self.accumulator is not None:
             end = kept[0].start + kept[0].number * kept[0].width
-            self.uniform = column_sum(self.head.weight[:end], kept[-1].start) * uniform
+            known, columns = {} if self.into is None else self.into.column_sums, (kept[-1].start, end)
+            if columns not in known:
+                known[columns] = column_sum(self.head.weight[:end], columns[0])
+            self.uniform = known[columns] * uniform
         for run in kept:
             columns, dz = run.number * run.width, run.columns.view(packed.dtype)
             if not direct:
@@ -230,6 +251,9 @@ class Gradients:
             return
         launch, width = self.table.weight_gradient, columns.strip_columns
         splits = weight_splits(self.n, width, self.hidden_size, launch, self.programs)
+        if self.into is not None and self.into.accumulate:
+            self.launch_weight(dz, hidden, columns, uniform, first_strip, 1)
+            return
         for number in (1, max(splits, 2)) if recording() else (splits,):  # the tokens choose between two kernels
             self.launch_weight(dz, hidden, columns, uniform, first_strip, number)
 
@@ -239,6 +263,9 @@ class Gradients:
         """Launch what :meth:`add_weight` needs, the sums over the tokens in ``splits`` pieces."""
         gradient, launch, programs = self.weight_gradient, self.table.weight_gradient, self.programs
         assert gradient is not None
+        accumulate = self.into is not None and self.into.accumulate
+        if accumulate:  # beside four stages the shared memory has no room for what is there
+            launch = replace(launch, stages=min(launch.stages, 3))
         sums = self.piece_memory(splits * columns.strip_columns * self.hidden_size) if splits > 1 else None
         if self.reducing:  # whole rounds of tiles; a fifth of the multiprocessors or more is left to NCCL's channels
             tiles = blocks(columns.strip_columns, launch.rows) * blocks(self.hidden_size, launch.columns) * splits
@@ -261,6 +288,7 @@ class Gradients:
             hidden=self.tiles(hidden, launch.depth, launch.columns),
             **common | {"gradient": self.tiles(gradient, launch.rows, launch.columns // launch.parts)},
             **strip,
+            ACCUMULATE=accumulate,
             first_strip=first_strip,
             hidden_row_stride=hidden.stride(0),
             BLOCK_VOCAB=launch.rows,
@@ -305,6 +333,7 @@ class Gradients:
             constant=1 / self.scalars.temperature,
             BLOCK_ROWS=64,
             BLOCK_COLUMNS=width,
+            ACCUMULATE=self.into is not None,
         )
 
     def add_input(self, dz: Tensor, columns: StripColumns, row_factor: Tensor) -> None:

@@ -3,6 +3,9 @@
 Each entry of the weight gradient is summed over all tokens in float32 registers and rounded once; the strips of the
 vocabulary are disjoint, so nothing is accumulated in memory. The sum stops at the last kept token.
 
+Where tokens come in chunks (:mod:`.run_chunks`) ACCUMULATE adds the sum over earlier ones, in float32, before it is
+rounded.
+
 Of very many tokens the workspace holds strips of so few columns that most multiprocessors would have no tile. There the
 sum is cut along the tokens (``launch.weight_splits``): each piece goes to float32 memory of its own, and a second
 kernel adds the pieces of an entry in their order. No address is added to, and the same call gives the same bits.
@@ -52,6 +55,7 @@ def weight_gradient_kernel(
     ALIGNED_ROWS: tl.constexpr,  # of a tile of dz
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -62,6 +66,8 @@ def weight_gradient_kernel(
     strip_start = run_start + first
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     tiles = tl.cdiv(columns, BLOCK_VOCAB) * column_blocks
+    if ACCUMULATE:
+        tiles = tl.where(row_count > 0, tiles, 0)  # of no tokens there is nothing to add
     pieces = 1
     if sums is not None:
         pieces = _pieces(splits, columns, strip_columns)
@@ -109,11 +115,26 @@ def weight_gradient_kernel(
             if sums is None or pieces == 1:
                 values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
                 values *= factor
+                v_start = strip_start + vocab_row
+                d_start = column + part * (BLOCK_COLUMNS // PARTS)
+                if ACCUMULATE:
+                    values += load_tile(
+                        gradient,
+                        v_start,
+                        d_start,
+                        vocab_size,
+                        hidden_size,
+                        gradient_row_stride,
+                        1,
+                        BLOCK_VOCAB,
+                        BLOCK_COLUMNS // PARTS,
+                        DESCRIPTOR,
+                    ).to(tl.float32)
                 store_tile(
                     gradient,
                     values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
-                    strip_start + vocab_row,
-                    column + part * (BLOCK_COLUMNS // PARTS),
+                    v_start,
+                    d_start,
                     vocab_size,
                     hidden_size,
                     gradient_row_stride,
@@ -185,6 +206,7 @@ def bias_gradient_kernel(
     ALIGNED_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
 ):
     """Sums of the columns of dz in a fixed order."""
     row_count = tl.load(count)
@@ -202,4 +224,7 @@ def bias_gradient_kernel(
         total = tl.sum(acc, 0) - tl.load(uniform)
         total *= tl.load(scale) * constant
         row = run_start + first + column
-        tl.store(gradient + row, total.to(gradient.dtype.element_ty), mask=(column < columns) & (row < vocab_size))
+        inside = (column < columns) & (row < vocab_size)
+        if ACCUMULATE:
+            total += tl.load(gradient + row, mask=inside, other=0.0).to(tl.float32)
+        tl.store(gradient + row, total.to(gradient.dtype.element_ty), mask=inside)

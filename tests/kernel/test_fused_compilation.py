@@ -24,6 +24,7 @@ triton = pytest.importorskip("triton")
 compile_ahead = importlib.import_module("kernel.fused.compile_ahead")
 calls = importlib.import_module("kernel.fused.call")
 arguments_of = importlib.import_module("kernel.fused.arguments")
+chunks = importlib.import_module("kernel.fused.token_chunks")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
 
@@ -210,6 +211,35 @@ def test_no_number_of_tokens_and_no_workspace_compiles_anything_new(kind, v, d, 
             new = specialisations(partial(call, n, workspace_bytes, of_statistics=of_statistics)) - known[0]
             assert not new, (n, workspace_bytes, of_statistics)
         assert not specialisations(partial(call, n, workspace_bytes, no_grad=True)) - known[1], n
+
+
+@pytest.mark.usefixtures("free")
+@pytest.mark.parametrize("kind", ["smoothed", "smoothed, bfloat16", "everything, bfloat16"])
+def test_chunks_of_tokens_compile_nothing_new(kind, monkeypatch):
+    options, dtype = KINDS[kind]
+    v, d = 130, 16
+    monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
+    monkeypatch.setattr("kernel.fused.run_backward.processors", lambda device: 20)
+    generator, names = torch.Generator().manual_seed(0), set()
+
+    def call(n, workspace_bytes, rows):
+        monkeypatch.setattr(calls.LossCall, "chunks", lambda self: chunks.Chunks(rows))
+        hidden, weight, bias, target = tensors(n, v, d, dtype, True, generator)
+        budget = {"implementation": "triton", "workspace_bytes": workspace_bytes}
+        linear_cross_entropy(hidden, weight, target, linear_bias=bias, **budget, **options).backward()
+
+    hidden, weight, bias, target = tensors(1, v, d, dtype, True, generator)
+    head = arguments_of.Head(hidden.detach(), weight.detach(), bias.detach(), target)
+    first = calls.LossCall(head, arguments_of.Scalars.of(LossOptions(**options)), 0)
+    needs = True, True, True
+    without, known = (specialisations(lambda c=c: first.every_launch(needs, False, chunks=c)) for c in (False, True))
+    assert without < known
+    sizes = ((300, 0, 112), (77, 9_000, 16), (40, 2**30, 32), (900, 200_000, 304), (17, 3_000, 16))
+    for n, workspace_bytes, rows in sizes:
+        found = specialisations(partial(call, n, workspace_bytes, rows))
+        assert not found - known, (n, workspace_bytes, rows)
+        names |= {name for name, _ in found}
+    assert {"_scale_kernel", "weight_gradient_kernel", "bias_gradient_kernel"} <= names
 
 
 @pytest.mark.parametrize("has_target", [False, True])

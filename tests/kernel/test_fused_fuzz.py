@@ -32,6 +32,7 @@ def compiled_kernels() -> int:
         "logit_gradient",
         "merge",
         "rows",
+        "scale",
         "target_logit",
     )
     modules = [importlib.import_module(f"kernel.fused.{name}") for name in (*names, "weight_gradient")]

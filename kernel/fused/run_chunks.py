@@ -1,0 +1,139 @@
+"""The loss in chunks of tokens (:mod:`.token_chunks`): an autograd function whose forward makes the gradients.
+
+Each chunk has a forward, which keeps columns, and at once its backward. The upstream gradient of every token is then
+assumed to be its part in the loss, which holds for a mean or a sum but for one factor, that of the loss itself: the
+backward multiplies by it, and leaves everything as it is where the factor is 1. What another factor costs is a pass
+over the gradients and, unless it is a power of two, one more rounding. The gradients are given away by the first
+backward; a second one through the same graph computes them once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..options import LossOptions
+from ..reference import reduced
+from .arguments import Head, Scalars
+from .call import LossCall, Needs
+from .gradient_rows import Upstream
+from .launch import blocks
+from .plan import ALIGN
+from .rows import aligned, with_plain_rows
+from .run_backward import Destination
+from .run_forward import forward
+from .scale import scale
+from .token_chunks import Chunks
+
+__all__ = ["loss_in_chunks"]
+
+
+def loss_in_chunks(
+    input: Tensor,  # (N, D)
+    linear_weight: Tensor,  # (V, D)
+    target: Tensor,  # (N,)
+    linear_bias: Tensor | None,  # (V,)
+    token_weight: Tensor | None,  # (N,)
+    options: LossOptions,
+    workspace_bytes: int,
+) -> Tensor | None:
+    """The scalar loss in eager code, without statistics, if chunks of tokens are the way to compute it; else None."""
+    tensors = input, linear_weight, linear_bias
+    required = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in tensors]
+    needs: Needs = required[0], required[1], required[2]
+    call = LossCall(Head(input, linear_weight, linear_bias, target), Scalars.of(options), workspace_bytes)
+    if options.reduction == "none" or not call.serves_chunks(needs, False, options.gradient_tolerance > 0):
+        return None
+    chunks = call.chunks()
+    if chunks.rows >= input.shape[0]:
+        return None
+    return _LossInChunks.apply(*tensors, target, token_weight, options, workspace_bytes, chunks)
+
+
+class _LossInChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        token_weight: Tensor | None,
+        options: LossOptions,
+        workspace_bytes: int,
+        chunks: Chunks,
+    ) -> Tensor:
+        bias, target = None if bias is None else bias.contiguous(), aligned(target.contiguous())
+        kept = target != options.ignore_index
+        share = kept.float() if token_weight is None else torch.where(kept, token_weight.float(), 0)
+        head = Head(with_plain_rows(hidden), weight, bias, target)
+        call = LossCall(head, Scalars.of(options), workspace_bytes)
+        needs: Needs = tuple(ctx.needs_input_grad[:3])
+        call.compile_ahead(needs, False, scalar=True)
+        upstream = share
+        if options.reduction == "mean":  # of no weight at all the gradients are zero
+            total = share.sum()
+            upstream = share / torch.where(total > 0, total, 1)
+        token_loss, ctx.gradients = _in_chunks(call, upstream, chunks, needs)
+        ctx.call = call.scalars, workspace_bytes, chunks
+        ctx.save_for_backward(*head, upstream)
+        return reduced(token_loss * share, share, options.reduction)
+
+    @staticmethod
+    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():  # create_graph=True; a detached gradient would be silently wrong
+            raise RuntimeError("The fused loss has no second derivative; use implementation='reference'.")
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            *head, upstream = ctx.saved_tensors
+            scalars, workspace_bytes, chunks = ctx.call
+            call = LossCall(Head(*head), scalars, workspace_bytes)
+            _, gradients = _in_chunks(call, upstream * of_loss, chunks, ctx.needs_input_grad[:3])
+        else:
+            scale(gradients, of_loss)
+        return (*gradients, None, None, None, None, None)
+
+
+def _in_chunks(
+    call: LossCall, upstream: Tensor, chunks: Chunks, needs: Needs
+) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Losses ``(N,)`` of all tokens and the gradients of ``sum(upstream * loss)``, chunk by chunk.
+
+    Tokens are ordered first, those that are ignored at the end: chunks of these alone have nothing to do.
+    """
+    (hidden, weight, bias, target), rows = call.head, chunks.rows
+    n = hidden.shape[0]
+    order = torch.argsort((target == call.scalars.ignore_index).to(torch.uint8), stable=True)
+    hidden, target, upstream = (t.index_select(0, order) for t in (hidden, target, upstream))
+    of_input = torch.empty_like(hidden) if needs[0] else None
+    of_weight = weight.new_empty(weight.shape)
+    bias_sums = None if bias is None or not needs[2] else bias.new_zeros(bias.shape, dtype=torch.float32)
+    into = Destination(None, of_weight, bias_sums, {})
+    # Of a chunk of this size, though the last one may be shorter: its strips then fill less of their memory.
+    kinds = {"keep": True, "consumed": True, "weight_gradient": True, "recompute_first": chunks.recompute_first}
+    plans = [call.plan(**kinds, tokens=rows, sums=sums) for sums in (False, True)]
+    # One memory for dz and kept columns of all chunks, and what they are relative to behind them.
+    places = [blocks(max(plan.workspace, plan.held), ALIGN) * ALIGN for plan in plans]
+    peaks = [4 * rows * sum(call.references(run) for run in plan.kept) // weight.element_size() for plan in plans]
+    memory = weight.new_empty(max(map(sum, zip(places, peaks, strict=True))))
+    token_loss = torch.empty_like(upstream)
+    for start in range(0, n, rows):
+        part, index = slice(start, start + rows), int(start > 0)
+        plan, workspace = plans[index], memory[: places[index]]
+        references = memory[places[index] : places[index] + peaks[index]].view(torch.float32)
+        chunk = replace(call, head=Head(hidden[part], weight, bias, target[part]))
+        held = chunk.held(plan, workspace, of_weight, references)
+        found = forward(chunk.head, call.scalars, held.kept, packed=True)
+        token_loss[part] = found.token_loss
+        own = Upstream(upstream[part], None, found.lse, found.entropy, found.rows)
+        rows_of_input = None if of_input is None else of_input[part]
+        into = into._replace(input=rows_of_input, accumulate=start > 0)
+        chunk.backward(own, plan, held, needs, into=into)
+        del held, found, own  # whose memory the next chunk takes
+    of_bias = None if bias_sums is None else bias_sums.to(weight.dtype)
+    # Back in the order that they came in, the gradient in memory that is free now.
+    of_input = None if of_input is None else hidden.index_copy_(0, order, of_input)
+    return torch.empty_like(token_loss).index_copy_(0, order, token_loss), (of_input, of_weight, of_bias)

@@ -1,0 +1,250 @@
+"""The loss in chunks of tokens: values and gradients, what is refused, when chunks are chosen, what a plan may write."""
+
+from __future__ import annotations
+
+import importlib
+from functools import partial
+
+import pytest
+import torch
+from helpers import ALL_OPTIONS, call, eager, free_launches, problem, relative_error, value_and_gradients
+
+from kernel import linear_cross_entropy
+from kernel.fused import launch
+from kernel.fused.schedule import schedule
+
+pytest.importorskip("triton")
+calls, run_chunks, token_chunks = (
+    importlib.import_module(f"kernel.fused.{name}") for name in ("call", "run_chunks", "token_chunks")
+)
+Chunks = token_chunks.Chunks
+HOPPER = launch._TABLES["hopper", 2]
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="test_token_chunks_cuda.py covers the device")
+ours = partial(linear_cross_entropy, implementation="triton")
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Cuts the tokens of every loss that may be cut; returns the sizes of the chunks that were computed."""
+    seen, forward = [], run_chunks.forward
+
+    def cut(rows):
+        monkeypatch.setattr(calls.LossCall, "chunks", lambda self: Chunks(rows))
+
+    def counted(head, *args, **kwargs):
+        seen.append(len(head.target))
+        return forward(head, *args, **kwargs)
+
+    monkeypatch.setattr(run_chunks, "forward", counted)
+    cut.seen = seen
+    with free_launches():
+        yield cut
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    ("rows", "workspace_bytes", "options"),
+    [
+        (16, 6_000, {"label_smoothing": 0.1}),
+        (32, 6_000, {"softcap": 3.0, "label_smoothing": 0.1, "reduction": "sum"}),
+        (16, 0, ALL_OPTIONS),
+    ],
+    ids=["smoothed", "capped sum", "all"],
+)
+def test_loss_and_gradients(rows, workspace_bytes, options, cut):
+    """The upstream gradient is 1/2; the last chunk is shorter, and the tokens kept differ from chunk to chunk."""
+    args = problem(40, 70, 16, bias=True, weighted=True, ignored=0.3, seed=1)
+    with torch.no_grad():
+        args.target[16:30] = -100
+    exact = value_and_gradients(eager, args, **options)
+    cut(rows)
+    args = args.to(torch.float32)
+    got = value_and_gradients(ours, args, workspace_bytes=workspace_bytes, **options)
+    assert cut.seen == [len(part) for part in args.target.split(rows)]
+    for a, b in zip(got, exact, strict=True):
+        assert relative_error(a, b) < 2e-6
+    if options.keys() == {"label_smoothing"}:
+        again = value_and_gradients(ours, args, workspace_bytes=workspace_bytes, **options)
+        assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@no_gpu
+def test_float16_products(cut, monkeypatch):
+    """Of kernels that are the same for bfloat16, which the interpreter cannot multiply; users' float16 is not cut."""
+    monkeypatch.setattr(calls.LossCall, "serves_chunks", lambda *args: True)
+    args = problem(24, 40, 16, seed=1)
+    exact = value_and_gradients(eager, args, label_smoothing=0.1, reduction="sum")
+    cut(16)
+    got = value_and_gradients(ours, args.to(torch.float16), label_smoothing=0.1, reduction="sum")
+    assert len(cut.seen) == 2
+    for a, b in zip(got[1:3], exact[1:3], strict=True):
+        assert relative_error(a, b) < 2e-3
+
+
+@no_gpu
+def test_a_factor_of_one_leaves_the_gradients_as_they_are_and_others_join(cut):
+    args = problem(24, 40, 16, seed=1).to(torch.float32)
+    leaves = args.input, args.linear_weight
+    cut(16)
+    whole = torch.autograd.grad(ours(*args[:3]), leaves)
+    for a, b in zip(torch.autograd.grad(torch.tensor(-3.0) * ours(*args[:3]), leaves), whole, strict=True):
+        torch.testing.assert_close(a, -3 * b)
+    ours(*args[:3]).backward()
+    for leaf, b in zip(leaves, whole, strict=True):
+        assert torch.equal(leaf.grad, b)
+    (2 * ours(*args[:3]) + args.input.square().sum()).backward()  # joins what is there
+    torch.testing.assert_close(args.input.grad, 3 * whole[0] + 2 * args.input.detach())
+    torch.testing.assert_close(args.linear_weight.grad, 3 * whole[1])
+
+
+@no_gpu
+def test_a_second_backward_computes_the_gradients_again(cut):
+    args = problem(24, 40, 16, seed=1).to(torch.float32)
+    leaves = args.input, args.linear_weight
+    cut(16)
+    loss = ours(*args[:3])
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    kept = [g.clone() for g in first]
+    assert len(cut.seen) == 2
+    for a, b, c in zip(torch.autograd.grad(2 * loss, leaves, retain_graph=True), first, kept, strict=True):
+        torch.testing.assert_close(a, 2 * b)
+        assert torch.equal(b, c)
+    assert len(cut.seen) == 4
+    with torch.no_grad():
+        args.linear_weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(ours(*args[:3]), leaves, create_graph=True)
+    loss = ours(*args[:3])
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@no_gpu
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_no_token_kept(reduction, cut):
+    args = problem(24, 40, 16, bias=True, ignored=2.0).to(torch.float32)
+    cut(16)
+    value, *gradients = value_and_gradients(ours, args, reduction=reduction, label_smoothing=0.1)
+    assert len(cut.seen) == 2
+    assert value.isnan() if reduction == "mean" else value == 0
+    assert not any(g.any() for g in gradients)
+
+
+@no_gpu
+def test_rows_that_do_not_follow_each_other_and_frozen_arguments(cut):
+    args = problem(24, 40, 16, bias=True, seed=1).to(torch.float32)
+    want = torch.autograd.grad(ours(*args[:3], linear_bias=args.linear_bias), args[1])[0]
+    spread = torch.zeros(16, 24).T.copy_(args.input.detach())
+    cut(16)
+    options = {"linear_bias": args.linear_bias.detach()}
+    (got,) = torch.autograd.grad(ours(spread, args.linear_weight, args.target, **options), args[1])
+    assert len(cut.seen) == 2
+    torch.testing.assert_close(got, want)
+    ours(args.input, args.linear_weight.detach(), args.target).backward()  # of the hidden states alone: not worth it
+    assert len(cut.seen) == 2
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reduction": "none"},
+        {"return_statistics": True},
+        {"gradient_tolerance": 0.1},
+        {"no_grad": True},
+        {"half": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_is_not_cut(options, cut):
+    options = dict(options)
+    dtype = torch.float16 if options.pop("half", False) else torch.float32
+    args = problem(24, 40, 16).to(dtype)
+    cut(16)
+    with torch.set_grad_enabled(not options.pop("no_grad", False)):
+        call(args, implementation="triton", **options)
+    assert cut.seen == []
+
+
+HEADS = {
+    "Gemma-2-2B": (8192, 256000, 2304),
+    "Llama-3-8B": (4096, 128256, 4096),
+    "Qwen2.5-0.5B": (16384, 151936, 896),
+    "N 16384": (16384, 248320, 2048),
+    "D 640": (12288, 262144, 640),
+    "GPT-2": (8192, 50257, 768),
+}
+BFLOAT16 = {"direct": True, "in_bytes": True, "keep": True, "processors": 132, "table": HOPPER}
+
+
+def chosen(shape, mib, **kinds):
+    return token_chunks.token_chunks(*shape, 2, int(mib * 2**20), **(BFLOAT16 | kinds))
+
+
+def test_chunks_are_chosen_where_they_save_time_by_the_model():
+    found = {name: [-(-shape[0] // chosen(shape, mib).rows) for mib in (128, 1150)] for name, shape in HEADS.items()}
+    assert {name for name, (default, _) in found.items() if default > 1} == set(), "nobody has chosen that budget"
+    assert found["Llama-3-8B"][1] == found["GPT-2"][1] == 1, "all is kept without"
+    assert found["Qwen2.5-0.5B"][1] > 2
+    assert found["N 16384"][1] > 2
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_every_choice_fits_its_budget_and_rounds_little(name):
+    shape = n, _, _ = HEADS[name]
+    kinds = {kind: BFLOAT16[kind] for kind in ("direct", "in_bytes", "processors", "table")}
+    search = token_chunks._Search(*shape, 2, kinds)
+    for mib in (256, 600, 1024, 2048, 4096):
+        rows, recompute_first = chosen(shape, mib)
+        first, later = search.plans(rows, mib * 2**20, recompute_first)
+        assert rows == n or rows % 128 == 0
+        assert rows == n or search.error(rows, (first, later)) <= 3.6
+        for plan in (first, later):
+            peaks = sum(run.columns * 4 * rows // 64 for run in plan.kept if run.in_bytes)
+            assert 2 * plan.memory + peaks <= mib * 2**20
+        assert not later.in_gradient
+        assert not (later.scaled_in_gradient and later.kept and later.strips)
+        assert all(strip.offset is None for strip in later.strips)
+
+
+def test_where_sums_are_rounded_often_frequent_words_are_computed_anew():
+    shape = HEADS["Qwen2.5-0.5B"]
+    kinds = {kind: BFLOAT16[kind] for kind in ("direct", "in_bytes", "processors", "table")}
+    search = token_chunks._Search(*shape, 2, kinds)
+    for mib in (1500, 2048):
+        whole, spared = (search.plans(4096, mib * 2**20, recompute) for recompute in (False, True))
+        assert search.error(4096, whole) > 3.6 > search.error(4096, spared)
+        assert all(plan.kept[-1].start >= shape[1] // 16 for plan in spared)
+        assert search.in_chunks(4096, whole) < search.in_chunks(4096, spared)
+
+
+def test_of_many_lengths_few_have_a_plan_of_their_own():
+    shape = HEADS["Qwen2.5-0.5B"]
+    sizes = {chosen((n, *shape[1:]), 1150).rows for n in range(shape[0] - 511, shape[0] + 1)}
+    assert len(sizes) == 1
+
+
+def test_softcaps_and_float32_are_cut_too():
+    shape = HEADS["N 16384"]
+    assert chosen(shape, 2048, direct=False, in_bytes=False).rows < shape[0]
+    table = launch._TABLES["hopper", 4]
+    one = {"direct": True, "in_bytes": False, "keep": True, "processors": 132, "table": table}
+    assert token_chunks.token_chunks(*shape, 4, 4 * 2**30, **one).rows < shape[0]
+    assert token_chunks.token_chunks(*shape, 2, 2**31, **(BFLOAT16 | {"keep": False})).rows == shape[0]
+
+
+def test_plans_of_later_chunks_leave_the_gradient_alone():
+    small = launch._TABLES["interpreter", 4]
+    for n, v, d, share in ((48, 700, 24, 0.3), (16, 200, 64, 0.6), (100, 900, 8, 1.2), (33, 130, 20, 0.0)):
+        for direct in (True, False):
+            kinds = {"keep": True, "direct": direct, "consumed": True, "weight_gradient": True, "processors": 3}
+            with free_launches():
+                plan = schedule(n, v, d, 4, int(share * 4 * n * v), table=small, sums=True, **kinds)
+            assert not plan.in_gradient
+            assert all(strip.offset is None for strip in plan.strips)
+            assert 4 * plan.memory <= max(int(share * 4 * n * v), 4 * n * 32)
+            covered = sum(strip.padded for strip in plan.strips) + plan.columns
+            assert covered == -(-v // 32) * 32

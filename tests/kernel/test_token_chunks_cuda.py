@@ -1,0 +1,154 @@
+"""The loss in chunks of tokens on a GPU: accuracy and memory in bfloat16, repeats, nothing compiled after the first call."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from helpers import capped_gradients, problem, relative_error
+
+from kernel import linear_cross_entropy
+from kernel.benchmark import measure
+from kernel.benchmark.problems import Shape, make_data
+from kernel.benchmark.rivals import Case
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+N, V, D = 8000, 60_001, 512
+MIB = 2**20
+
+
+def ours(*args, **options):
+    return linear_cross_entropy(*args, implementation="triton", **options)
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    from kernel.fused.call import LossCall  # needs Triton
+    from kernel.fused.token_chunks import Chunks
+
+    def cut(rows, recompute_first=False):
+        monkeypatch.setattr(LossCall, "chunks", lambda self: Chunks(rows, recompute_first))
+
+    return cut
+
+
+@pytest.fixture(scope="module")
+def peaked():
+    """Hidden states, head and targets of peaked logits, their exact gradients, and which rows no token names."""
+    data = make_data(Shape("", N, V, D), torch.bfloat16, torch.device("cuda"))
+    rare = torch.ones(V, dtype=torch.bool, device="cuda")
+    rare[data.target] = False
+    return data, measure.exact_gradients(data, Case()), rare
+
+
+@pytest.mark.parametrize(
+    ("rows", "recompute_first", "mib"), [(4096, False, 600), (2048, True, 140), (2688, True, 300), (4096, False, 140)]
+)
+def test_gradients_and_memory(rows, recompute_first, mib, cut, peaked):
+    from kernel.fused.last_round import extra_row_blocks  # needs Triton
+
+    data, exact, rare = peaked
+    cut(rows, recompute_first)
+
+    def step(factor=1.0):
+        data.hidden.grad = data.weight.grad = None
+        loss = ours(data.hidden, data.weight, data.target, label_smoothing=0.1, workspace_bytes=mib * MIB)
+        (loss * factor).backward()
+        return loss, data.hidden.grad, data.weight.grad
+
+    found = [t.detach().clone() for t in step()]
+    assert all(torch.equal(a, b) for a, b in zip(found, step(), strict=True))
+    assert relative_error(found[0].double(), exact[0]) < 1e-5
+    for a, b in zip(found[1:], exact[1:], strict=True):
+        assert relative_error(a.double(), b) < 0.0032  # 0.0030 at the tables' heads, of more tokens or wider states
+    assert relative_error(found[2][rare].double(), exact[2][rare]) < 0.0050
+    for a, b in zip(step(-4.0)[1:], found[1:], strict=True):
+        assert torch.equal(a, -4 * b)
+    for a, b in zip(step(0.3)[1:], exact[1:], strict=True):
+        assert relative_error(a.double(), 0.3 * b) < 0.0040  # rounded once more
+    data.hidden.grad = data.weight.grad = None
+    peak = measure.peak_bytes(step, torch.device("cuda"))
+    blocks = -(-N // 128)
+    padded = 128 * (blocks + extra_row_blocks(blocks, -(-D // 256), 132))
+    data.hidden.grad = data.weight.grad = None
+    assert peak <= 2 * (N + V) * D + 4 * padded * D + 2**24 + mib * MIB
+
+
+def test_softcap_bias_and_ignored_tokens(cut):
+    args = problem(3000, 20_001, 320, bias=True, ignored=0.4, seed=3).to(torch.bfloat16, "cuda")
+    with torch.no_grad():
+        args.target[1024:2048] = -100  # a chunk of none
+    options = {"softcap": 5.0, "temperature": 0.7, "label_smoothing": 0.1}
+    tensors = args.input, args.linear_weight, args.target, args.linear_bias
+    kept = args.target != -100
+    of_kept = args.input.detach()[kept], args.linear_weight.detach(), args.target[kept], args.linear_bias.detach()
+    exact = list(capped_gradients(*of_kept, **options))
+    exact[0] = torch.zeros_like(args.input, dtype=torch.float64).index_put_((kept,), exact[0])
+    cut(1024)
+    loss = ours(*tensors[:3], linear_bias=args.linear_bias, workspace_bytes=40 * MIB, **options)
+    loss.backward()
+    for leaf, want in zip((args.input, args.linear_weight, args.linear_bias), exact, strict=True):
+        assert relative_error(leaf.grad.double(), want) < 0.0032
+
+
+def test_float32(cut):
+    args = problem(2000, 5000, 128, seed=3)
+    leaves = args.to(torch.float32, "cuda")
+    cut(512)
+    ours(*leaves[:3], label_smoothing=0.1, workspace_bytes=8 * MIB).backward()
+    whole = args.to(torch.float64, "cuda")
+    linear_cross_entropy(*whole[:3], label_smoothing=0.1, implementation="reference").backward()
+    for a, b in zip(leaves[:2], whole[:2], strict=True):
+        assert relative_error(a.grad.double(), b.grad) < 2e-6
+
+
+def compiled_kernels():
+    """How many kernels this process holds compiled."""
+    from triton.runtime.jit import JITFunction  # needs Triton
+
+    # isinstance would ask objects for their __class__, at which some of PyTorch's warn
+    kernels = [k for k in gc.get_objects() if issubclass(type(k), JITFunction)]
+    return sum(len(cache[0]) for k in kernels for cache in k.device_caches.values())
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_nothing_compiles_or_waits_after_a_call_without_chunks(cut):
+    def step(n, mib):
+        args = problem(n, 3000, 192, ignored=0.3).to(torch.bfloat16, "cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            (0.5 * ours(*args[:3], label_smoothing=0.1, workspace_bytes=mib * MIB)).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    args = problem(3, 3000, 192).to(torch.bfloat16, "cuda")
+    ours(*args[:3], label_smoothing=0.1).backward()
+    kernels = compiled_kernels()
+    assert kernels > 8
+    for n, rows, mib in ((777, 256, 1), (778, 256, 4), (129, 128, 40), (2000, 512, 2)):
+        cut(rows)
+        step(n, mib)
+    assert compiled_kernels() == kernels
+
+
+def test_cuda_graph(cut):
+    args = problem(700, 3000, 192, ignored=0.3).to(torch.bfloat16, "cuda")
+    cut(256)
+    leaves = args.input, args.linear_weight
+
+    def step():
+        return torch.autograd.grad(ours(*args[:3], workspace_bytes=4 * MIB), leaves)
+
+    want = step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = step()
+    for g in got:
+        g.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
