@@ -21,7 +21,7 @@ from .problems import Data
 from .sparse import read_states
 from .tables import Report
 
-__all__ = ["Tiles", "main"]
+__all__ = ["SoftmaxTiles", "main"]
 
 _EXAMPLES = """
 examples:
@@ -33,7 +33,7 @@ _SMALL = 1e-6  # residuals that count for the order of the tokens
 _AT_A_TIME = 512  # tokens
 
 
-class Tiles:
+class SoftmaxTiles:
     """Softmax and gradients of a sum of losses, by tile; tokens sorted by how many tiles are not small for them.
 
     Args:
@@ -124,7 +124,7 @@ def _run(given: argparse.Namespace, command: str) -> int:
     with Report(output, command=command, config=config, device=device) as report:
         for label_smoothing in (0.1, 0.0):
             shape = {"tokens": len(data.hidden), "vocab_size": len(data.weight), "hidden_size": data.hidden.shape[1]}
-            for found in Tiles(data, label_smoothing).rows(_SHARES):
+            for found in SoftmaxTiles(data, label_smoothing).rows(_SHARES):
                 row = {"problem": given.states.stem, **shape, "label_smoothing": label_smoothing}
                 row |= {name: f"{value:.4g}" for name, value in found.items()}
                 report.add(row)

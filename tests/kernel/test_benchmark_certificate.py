@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernel import linear_cross_entropy
-from kernel.benchmark.certificate import Tiles
+from kernel.benchmark.certificate import SoftmaxTiles
 from kernel.benchmark.problems import Data
 
 
@@ -20,7 +20,7 @@ def data():
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_no_error_exceeds_its_bound_and_none_is_left_where_all_is_computed(data, label_smoothing):
-    rows = list(Tiles(data, label_smoothing).rows([0.0, 0.5, 1.0]))
+    rows = list(SoftmaxTiles(data, label_smoothing).rows([0.0, 0.5, 1.0]))
     assert rows[0]["active"] < rows[1]["active"] < 0.6
     for row in rows[:2]:
         for which in ("input", "weight"):
@@ -29,7 +29,7 @@ def test_no_error_exceeds_its_bound_and_none_is_left_where_all_is_computed(data,
 
 
 def test_errors_are_those_of_the_gradients(data):
-    tiles = Tiles(data, 0.1)
+    tiles = SoftmaxTiles(data, 0.1)
     hidden, weight, target = tiles.hidden.clone().requires_grad_(), tiles.weight.clone().requires_grad_(), tiles.target
     loss = linear_cross_entropy(hidden, weight, target, label_smoothing=0.1, reduction="sum")
     exact = torch.autograd.grad(loss, (hidden, weight))
