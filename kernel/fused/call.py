@@ -188,10 +188,10 @@ class LossCall:
         """Return the plan of a backward that computes every logit anew."""
         return self.plan(keep=False, consumed=True, weight_gradient=needs[1])
 
-    def compile_ahead(self, needs: Needs, return_statistics: bool, sparse: bool = False, scalar: bool = False) -> None:
-        """Compile every kernel of losses like this one, whatever their tokens and workspace.
+    def compile_ahead(self, needs: Needs, return_statistics: bool, sparse: bool = False, eager: bool = False) -> None:
+        """Compile every kernel of losses like this one, whatever their tokens, workspace and reduction.
 
-        ``scalar`` says that the loss is one number in eager code, which may be computed in chunks.
+        ``eager`` says that it may be computed in chunks: neither in compiled code nor by a slice of the head.
         """
         (hidden, weight, bias, _), scalars = self.head, self.scalars
         kind, table = scalars.storage(hidden.dtype), launch_table(hidden.device, hidden.dtype)
@@ -200,7 +200,7 @@ class LossCall:
         layouts += (None if bias is None else bias.data_ptr() % 16, uses_descriptors(hidden, weight))
         number_kinds = tuple(number > 0 for number in numbers)
         layouts += (scalars.whole > 0,)
-        chunks = scalar and self.serves_chunks(needs, return_statistics, sparse)
+        chunks = eager and self.serves_chunks(needs, return_statistics, sparse)
         key = (
             hidden.device,
             hidden.dtype,

@@ -52,7 +52,7 @@ def token_losses(
         found = fused_forward(*tensors, numbers, [ignore_index, workspace_bytes], flags)
     else:
         token_loss, *statistics = EagerLoss.apply(
-            *tensors, scalars, workspace_bytes, return_statistics, grad_enabled, sparse, options.reduction != "none"
+            *tensors, scalars, workspace_bytes, return_statistics, grad_enabled, sparse
         )
         return token_loss, TokenStatistics._make(statistics) if statistics else None
     token_loss, statistics, argmax, *_ = found
@@ -77,14 +77,13 @@ class EagerLoss(torch.autograd.Function):
         return_statistics: bool,
         grad_enabled: bool,
         sparse: Sparse | None,
-        scalar: bool,  # whether one number is made of the losses, which other calls may compute in chunks of tokens
     ) -> tuple[Tensor, ...]:
         head = Head(with_plain_rows(hidden), weight, bias, aligned(target))
         call = LossCall(head, scalars, workspace_bytes)
         differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
         needs: Needs = tuple(ctx.needs_input_grad[:3]) if differentiable else (False, False, False)
         sparse = sparse if sparse is not None and sparse.serves(head, scalars, needs) else None
-        call.compile_ahead(needs, return_statistics, sparse is not None, scalar)
+        call.compile_ahead(needs, return_statistics, sparse is not None, eager=True)
         sparse = sparse if sparse is not None and sparse.due(head, needs) else None
         ctx.set_materialize_grads(False)
         if not differentiable:
@@ -119,7 +118,7 @@ class EagerLoss(torch.autograd.Function):
             gradients = call.sparse_backward(upstream, ctx.sparse[0], ctx.sparse[1], needs)
         if gradients is None:
             gradients = call.backward(upstream, plan, held, needs)
-        return (*gradients, None, None, None, None, None, None, None)
+        return (*gradients, None, None, None, None, None, None)
 
 
 def _outputs(ctx: Any, found: ForwardResult) -> tuple[Tensor, ...]:

@@ -72,7 +72,7 @@ class _LossInChunks(torch.autograd.Function):
         head = Head(with_plain_rows(hidden), weight, bias, target)
         call = LossCall(head, Scalars.of(options), workspace_bytes)
         needs: Needs = tuple(ctx.needs_input_grad[:3])
-        call.compile_ahead(needs, False, scalar=True)
+        call.compile_ahead(needs, False, eager=True)
         upstream = share
         if options.reduction == "mean":  # of no weight at all the gradients are zero
             total = share.sum()

@@ -16,6 +16,7 @@ from .rows import aligned
 __all__ = ["scale"]
 
 _BLOCK = 4096
+_MOST = 2**30  # elements of a launch: a number that does not fit 32 bits would be another kernel
 
 
 @triton.jit(do_not_specialize=["elements"])
@@ -32,7 +33,6 @@ def _scale_kernel(values, factor, elements, BLOCK: tl.constexpr):
 def scale(tensors: Sequence[Tensor | None], factor: Tensor) -> None:
     """Multiply contiguous tensors, those that are not None, in place by ``factor``, a float32 of one element."""
     factor = aligned(factor.reshape(1).to(torch.float32))
-    for values in tensors:
-        if values is not None:
-            programs = min(8 * processors(values.device), blocks(values.numel(), _BLOCK))
-            run_kernel(_scale_kernel, (programs,), values=values, factor=factor, elements=values.numel(), BLOCK=_BLOCK)
+    for values in (part for tensor in tensors if tensor is not None for part in tensor.view(-1).split(_MOST)):
+        programs, elements = min(8 * processors(values.device), blocks(values.numel(), _BLOCK)), values.numel()
+        run_kernel(_scale_kernel, (programs,), values=values, factor=factor, elements=elements, BLOCK=_BLOCK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import random
 import warnings
 import weakref
@@ -25,6 +26,7 @@ compile_ahead = importlib.import_module("kernel.fused.compile_ahead")
 calls = importlib.import_module("kernel.fused.call")
 arguments_of = importlib.import_module("kernel.fused.arguments")
 chunks = importlib.import_module("kernel.fused.token_chunks")
+scaling = importlib.import_module("kernel.fused.scale")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
 
@@ -240,6 +242,57 @@ def test_chunks_of_tokens_compile_nothing_new(kind, monkeypatch):
         assert not found - known, (n, workspace_bytes, rows)
         names |= {name for name, _ in found}
     assert {"_scale_kernel", "weight_gradient_kernel", "bias_gradient_kernel"} <= names
+
+
+REDUCTIONS = {
+    "per token": {"reduction": "none"},
+    "mean": {"reduction": "mean"},
+    "weighted sum": {"reduction": "sum", "weighted": True},
+}
+
+
+@pytest.mark.usefixtures("free")
+@pytest.mark.parametrize("kind", ["plain", "capped, bfloat16", "smoothed, bfloat16"])
+@pytest.mark.parametrize("first", list(REDUCTIONS))
+def test_a_first_call_of_any_reduction_compiles_for_all(first, kind, monkeypatch):
+    """As on a device, where what a call compiles follows from its arguments alone."""
+    (options, dtype), v, d = KINDS[kind], 130, 16
+    monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
+    monkeypatch.setattr("kernel.fused.run_backward.processors", lambda device: 20)
+    generator, ahead, bias = torch.Generator().manual_seed(0), {}, kind != "plain"
+
+    def note(key, device, launches):
+        if key not in ahead:
+            ahead[key] = specialisations(launches)
+
+    monkeypatch.setattr(calls, "compile_ahead", note)
+
+    def call(n, workspace_bytes, rows, *, reduction, weighted=False):
+        monkeypatch.setattr(calls.LossCall, "chunks", lambda self: chunks.Chunks(rows))
+        hidden, weight, linear_bias, target = tensors(n, v, d, dtype, bias, generator)
+        how = {"implementation": "triton", "workspace_bytes": workspace_bytes, "reduction": reduction}
+        how |= {"linear_bias": linear_bias, "token_weight": torch.ones(n) if weighted else None}
+        (0.5 * linear_cross_entropy(hidden, weight, target, **how, **options)).sum().backward()
+
+    specialisations(partial(call, 3, 0, 900, **REDUCTIONS[first]))
+    compiled = set().union(*ahead.values())
+    launched, scalars = set(), arguments_of.Scalars.of(LossOptions(**options))
+    budgets = [(300, 0, 112), (40, 2**30, 900), *((*b, 900) for b in budgets_for_bytes(v, d, dtype, scalars))]
+    for how, (n, workspace_bytes, rows) in itertools.product(REDUCTIONS.values(), budgets):
+        launched |= specialisations(partial(call, n, workspace_bytes, rows, **how))
+    names = {name for name, _ in launched}
+    assert "_scale_kernel" in names
+    assert ("bias_gradient_kernel" in names) == bias
+    assert ("decoded_strip_kernel" in names) == (kind == "smoothed, bfloat16")
+    late = launched.union(*ahead.values()) - compiled
+    assert not late, sorted(name for name, _ in late)
+
+
+def test_gradients_of_any_size_are_scaled_by_one_kernel():
+    """Triton has another kernel for a number of elements that does not fit 32 bits."""
+    factor = torch.ones(1)
+    of_few, of_many = (specialisations(lambda n=n: scaling.scale([factor.expand(n)], factor)) for n in (16, 2**32 + 16))
+    assert of_few == of_many
 
 
 @pytest.mark.parametrize("has_target", [False, True])

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from helpers import ALL_OPTIONS, call, eager, free_launches, problem, relative_error, value_and_gradients
+from torch.utils.checkpoint import checkpoint
 
 from kernel import linear_cross_entropy
 from kernel.fused import launch
@@ -121,6 +122,20 @@ def test_a_second_backward_computes_the_gradients_again(cut):
     loss.backward()
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+@no_gpu
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpoint(use_reentrant, cut):
+    """Without re-entering the gradients of the first forward serve, with it those of the one in the backward."""
+    args = problem(17, 40, 16, seed=1).to(torch.float32)
+    leaves = args.input, args.linear_weight
+    cut(16)
+    want = torch.autograd.grad(ours(*args[:3]), leaves)
+    (checkpoint(ours, *args[:3], use_reentrant=use_reentrant) * 2).backward()
+    for leaf, b in zip(leaves, want, strict=True):
+        torch.testing.assert_close(leaf.grad, 2 * b)
+    assert cut.seen == [16, 1] * 2
 
 
 @no_gpu
