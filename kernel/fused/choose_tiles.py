@@ -133,7 +133,7 @@ def _listed(state: SparseState, active: Tensor, rows: Tensor, ok: Tensor, bounds
     row_blocks, certified, *of = found.tolist()
     total = row_blocks * state.tiles
     by_tile = on_host.numpy()  # and not by PyTorch, whose threads take milliseconds to wake
-    share = np.count_nonzero(by_tile) / total if total else 1.0
+    share = float(np.count_nonzero(by_tile)) / total if total else 1.0
     if not certified or share > _MANY:
         return None
     both = (of[0] if state.needs[0] else 0.0, of[-1] if state.needs[1] else 0.0)

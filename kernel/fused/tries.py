@@ -40,6 +40,9 @@ class Tries:
         record = self._records.pop(kind, _Record())
         if not failed:
             return
+        if record.wait > 0:  # one of several losses before the first backward of them: they are one try
+            self._records[kind] = record
+            return
         while len(self._records) >= _MOST_KINDS:
             self._records.pop(next(iter(self._records)), None)
         again = min(record.failed, _MOST_DOUBLINGS)

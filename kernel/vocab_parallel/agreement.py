@@ -24,6 +24,9 @@ __all__ = ["Agreement", "Share", "check_group", "propose"]
 _Checked = TypeVar("_Checked")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _REMEMBERED = 32  # heads of a group
+# Of SplitMix64: the step between places, and shifts and factors, as signed numbers.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIXING = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
 
 
 class Share(NamedTuple):
@@ -198,5 +201,9 @@ def _digest(values: Tensor | None) -> Tensor | None:
     flat = values.detach().reshape(-1)
     if flat.is_floating_point():
         flat = flat.contiguous().view(_BITS[flat.element_size()])
-    place = torch.arange(1, flat.numel() + 1, device=flat.device)
-    return ((flat.long() + 1_000_003) * (place * 0x9E3779B97F4A7C1 + 1)).sum()  # modulo 2^64
+    # Each value is mixed with its place (Steele, Lea, Flood 2014) before the sum, modulo 2^64: a linear sum is the same
+    # for values that trade places in pairs.
+    mixed = flat.long() + torch.arange(1, flat.numel() + 1, device=flat.device) * _GOLDEN
+    for shift, factor in _MIXING:
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    return (mixed ^ (mixed >> 31)).sum()

@@ -3,9 +3,9 @@
 A process in which anything raised, its memory exhausted for instance, sends zeros and a mark, and raises its error
 afterwards. The others raise a RuntimeError; off the CPU they fail a device-side assertion, so that the host does not
 wait, after which CUDA takes no more work in that process. Digests of the tokens, where no host read them, go with the
-numbers and are compared in the same way. What is sent and received is allocated first, so that a
-process whose memory ends while it computes can still tell. What no process can tell of itself, its end, a broken device
-or no memory for the exchange, is left to the backend's timeout and to torchrun.
+numbers and are compared in the same way. What is sent and received is allocated first, so that a process whose memory
+ends while it computes can still tell. What no process can tell of itself, its end, a broken device, no memory for the
+exchange or an error while its numbers are on their way, is left to the backend's timeout and to torchrun.
 """
 
 from __future__ import annotations
@@ -108,7 +108,10 @@ class Sum:
         self._work = dist.all_reduce(self._total, group=self._group, async_op=True)
 
     def guard(self, compute: Callable[[], object]) -> None:
-        """Do what fills ``values`` and may begin; what it raises is told to the others and raised by :meth:`end`."""
+        """Do what fills ``values`` and may begin; what it raises is raised by :meth:`end`, told before it has begun.
+
+        What it raises afterwards comes too late for this exchange: the others go on, to the next one.
+        """
         try:
             compute()
         except Exception as error:

@@ -107,6 +107,7 @@ class _Slice(torch.autograd.Function):
             ctx.save_for_backward(*of.call.head, lse, entropy, of.found.row_index)
             ctx.options = of.call.scalars, of.call.workspace_bytes
             ctx.plan, ctx.held, ctx.group = of.plan, of.held, run.agreement.group
+            ctx.of_hidden = hidden.shape, hidden.device
         token_loss = torch.where(kept, joined.token_loss(options), 0)
         if statistics is None:
             return (token_loss,)
@@ -119,12 +120,13 @@ class _Slice(torch.autograd.Function):
         from ..fused.arguments import Head
         from ..fused.call import LossCall, gathered
 
-        *tensors, lse, entropy, index = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        total = Sum(tensors[0].shape, ctx.group, lse) if needs[0] else None
+        shape, device = ctx.of_hidden
+        total = Sum(shape, ctx.group, torch.empty(0, dtype=torch.float32, device=device)) if needs[0] else None
         found: list[tuple[Tensor | None, ...]] = []
 
         def compute() -> None:
+            *tensors, lse, entropy, index = ctx.saved_tensors  # raises where one was changed since
             call = LossCall(Head(*tensors), *ctx.options)
             given = gathered(upstream[0], upstream[1:4] or None, lse, entropy, index)
             plan, held = call.usable(ctx.plan, ctx.held, given, needs)

@@ -112,6 +112,9 @@ def test_tries_become_rare_and_a_success_ends_that():
         assert tries.due("another kind")
         waits.append(next(i for i in range(2000) if tries.due("kind")))
     assert waits == [31, 62, 124, 248, 496, 992, 992, 992]
+    for _ in range(5):  # losses before the first backward of them
+        tries.note("several", failed=True)
+    assert next(i for i in range(2000) if tries.due("several")) == 31
     tries.note("kind", failed=False)
     assert all(tries.due("kind") for _ in range(3))
     for kind in range(1000):

@@ -9,6 +9,7 @@ from helpers import OPTIONS
 from processes import in_processes
 
 from kernel import LinearCrossEntropy, head_statistics, linear_cross_entropy
+from kernel.vocab_parallel.agreement import _digest
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and sys.platform.startswith("linux")), reason="needs gloo"
@@ -497,3 +498,12 @@ def test_it_takes_process_groups_alone():
             call(*arguments, process_group="tp")
     with pytest.raises(TypeError, match=r"process_group must be a torch.distributed.ProcessGroup or None, got int"):
         LinearCrossEntropy(3, 3, process_group=0)
+
+
+def test_values_that_trade_places_have_another_digest():
+    pairs = [[0, 3, 3, 0], [3, 0, 0, 3]], [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0]]
+    for first, second in pairs:
+        assert _digest(torch.tensor(first)) != _digest(torch.tensor(second))
+        assert torch.equal(_digest(torch.tensor(first)), _digest(torch.tensor([first]).T))
+    masks = torch.randint(0, 2, (20000, 14), generator=torch.Generator().manual_seed(0)).unique(dim=0)
+    assert len({int(_digest(mask)) for mask in masks}) == len(masks) > 10000
