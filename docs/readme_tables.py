@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in (Path(__file__).resolve().parent.parent, Path(__file__).resolve().parent)]
 import audit_tables as audits  # paper_figures is no part of the installed package, and docs no package
+import kernel_frontier
 import kernel_tables as kernels
 import notes_tables as notes
 import readme_sentences as front
@@ -31,6 +32,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "verdicts": studies.verdicts,
     "figures": studies.figures,
     "kernel": kernels.kernel,
+    "kernel frontier": kernel_frontier.frontier,
     "kernel targets": kernels.kernel_targets,
     "kernel floors": kernels.kernel_floors,
     "kernel host": kernels.kernel_host,

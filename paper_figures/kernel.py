@@ -3,7 +3,7 @@
 Caption. One panel a shape (tokens x vocabulary x hidden size): time of loss and gradients with smoothing of .1 against
 the peak memory beyond the inputs, both on logarithmic axes; lower left is better. Dashed: the gradients that any loss
 returns; dotted: the three matrix products that it takes, at the best rate that the library reached at any shape of the
-table. Lines join our kernel over its workspaces, and a rival over its chunks. What takes more than five times the
+table. Lines join our kernel over its workspaces, and a rival over its chunks. What takes more than some five times the
 dotted line is counted at the upper edge. Open markers: measured without smoothing, which that rival does not have.
 Times are medians over rounds with 94 % intervals from order statistics (of 5 rounds, the shortest and the longest),
 mostly thinner than the markers; memory does not vary. *Last panel, and the key to the others:* relative error of the
@@ -60,11 +60,11 @@ _MARKERS = {
     "triton, 32 MiB": "<", "triton, default": "o", _BETWEEN: ".", "triton, all kept": ">",
     "chunked": "p", "eager": "s", "eager, float32 logits": "D",
     "torch.compile": "P", "torch, chunked": "h", "Liger-Kernel": "^", "Liger-Kernel, float32 sums": "v",
-    "Liger-Kernel CuTe, bfloat16 sums": "8", "Liger-Kernel CuTe, float32 sums": "H", "Liger-Kernel SM90 CuTe": "P",
+    "Liger-Kernel CuTe, bfloat16 sums": "8", "Liger-Kernel CuTe, float32 sums": "*", "Liger-Kernel SM90 CuTe": "P",
     "Liger-Kernel scaled CE": "X", "quack": "s", "quack scaled-exp": "D",
     "cut-cross-entropy, filter": "X", "cut-cross-entropy, exact": "d",
 }  # fmt: skip
-_FREE_MARKERS = "*oph<>"  # of implementations that a newer benchmark adds
+_FREE_MARKERS = "Hoph<>"  # of implementations that a newer benchmark adds
 
 
 def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -85,7 +85,8 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     ends = pd.DataFrame([median_interval(group) for _, group in times], columns=["ms_low", "ms_high"])
     ran = ran.merge(ends.set_index(times.size().index).reset_index(), on=_RUN, how="left", validate="one_to_one")
     smoothed = ran.loc[np.isclose(ran["label_smoothing"], _SMOOTHING)]
-    plain = ran.loc[(ran["label_smoothing"] == 0) & ~ran["implementation"].isin(smoothed["implementation"])]
+    rivals = ~ran["implementation"].isin(smoothed["implementation"]) & ~ran["implementation"].str.startswith("triton")
+    plain = ran.loc[(ran["label_smoothing"] == 0) & rivals]  # of ours, which smooths, no other workspaces without it
     return pd.concat([smoothed, plain], ignore_index=True).reindex(columns=COLUMNS)
 
 
@@ -147,7 +148,7 @@ def make(table: pd.DataFrame, *, preset: str = "") -> Figure:
                 ax.set_ylabel("time (ms)")
             if i + 3 >= len(shapes):
                 ax.set_xlabel("peak memory beyond the inputs (GiB)")
-        last = fig.add_subplot(grid[len(shapes) // 3, len(shapes) % 3])
+        last = fig.add_subplot(grid[len(shapes) // 3, len(shapes) % 3 :])
         place = last.get_position()
         names = 0.15  # of the figure's width
         last.set_position((place.x0 + names, place.y0, place.width - names, place.height))
@@ -198,14 +199,24 @@ def _shape(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
     low = min(float(shown["memory"].min()), float(shown["gradient_mib"].min()) / 1024)
     ax.set_xlim(low / 1.35, 1.35 * float(shown["memory"].max()))
     top = _SLOWEST * float(shown["least_ms"].max())
-    ax.set_ylim(min(float(shown["ms"].min()), top / _SLOWEST) / 1.45, 1.35 * min(float(shown["ms"].max()), top))
-    above = shown.loc[shown["ms"] > top, "ms"]
+    upper = _upper(shown["ms"], top)
+    ax.set_ylim(min(float(shown["ms"].min()), top / _SLOWEST) / 1.45, upper)
+    above = shown.loc[shown["ms"] > upper, "ms"]
     if len(above):
         text = f"{len(above)} above, to {above.max():.0f} ms" if len(above) > 1 else f"1 above, at {above.max():.0f} ms"
         style = {"ha": "right", "va": "top", "fontsize": LABEL_SIZE, "color": "#666970"}
         ax.annotate(text, (1, 1), xycoords="axes fraction", **style)
     for axis in (ax.xaxis, ax.yaxis):
         _plain_ticks(axis)
+
+
+def _upper(times: pd.Series, most: float) -> float:
+    """An end of the axis that cuts no marker: above ``most`` by a third, and above what lies close to that."""
+    upper = 1.35 * min(float(times.max()), most)
+    for time in sorted(times):
+        if upper / 1.12 < time < 1.12 * upper:
+            upper = 1.15 * time
+    return upper
 
 
 def _size(look: Look) -> float:

@@ -23,12 +23,26 @@ def bench():
     return rows[(rows["mode"] == "loss and gradients") & rows["softcap"].isna() & (rows["ignored"] == 0)]
 
 
+@pytest.fixture(scope="module")
+def few(bench):
+    """Rows and rounds of what has one setting, at three heads."""
+    several = r", chunk \d+|triton, [\d.]+ [GM]iB"
+    shapes = ("Gemma-2-2B", "Llama-3-8B", "GPT-2")
+    found = []
+    for table in (bench, pd.read_csv(tables.DATA / "kernel_samples.csv")):
+        kept = ~table["implementation"].str.contains(several) | (table["implementation"] == "triton, 32 MiB")
+        found.append(table[kept & table["shape"].isin(shapes)])
+    return found
+
+
 class TestKernel:
     def test_every_implementation_that_ran_is_a_point_of_every_shape(self, drawn, bench, at):
         figure = drawn("kernel", "quick")[2]
         ran = bench.loc[bench["ms"].notna() & bench["peak_mib"].notna()]
         smoothed = ran.loc[ran["label_smoothing"] == 0.1]
-        rest = ran.loc[(ran["label_smoothing"] == 0) & ran["implementation"].str.startswith("cut-cross-entropy")]
+        rest = ran.loc[(ran["label_smoothing"] == 0) & ~ran["implementation"].str.startswith("triton")]
+        rest = rest.loc[~rest["implementation"].isin(smoothed["implementation"])]
+        assert {name.split(",")[0] for name in rest["implementation"]} >= {"quack scaled-exp", "cut-cross-entropy"}
         sizes = bench.drop_duplicates("shape").set_index("shape")[["tokens", "vocab_size", "hidden_size"]]
         sizes = {shape: r"$\times$".join(map(str, size)) for shape, *size in sizes.itertuples()}
         titles = {ax.get_title(loc="left").split(" ")[-1]: ax for ax in figure.axes[:-1]}
@@ -41,19 +55,26 @@ class TestKernel:
             np.testing.assert_allclose(at(ax), wanted, rtol=2e-5)
 
     def test_what_has_no_smoothing_is_open(self, drawn):
-        figure = drawn("kernel", "quick")[2]
-        looks = kernel._looks(drawn("kernel", "quick")[1]["implementation"])
+        _, rows, figure = drawn("kernel", "quick")
+        series = kernel._series(rows["implementation"])
+        looks = kernel._looks(series)
         assert len({(look.marker, look.colour) for look in looks.values()}) == len(looks)
-        plain = {look.marker for name, look in looks.items() if name.startswith("cut")}
-        assert len(plain) == 2
+        plain = {(looks[name].marker, looks[name].colour) for name in series[rows["label_smoothing"] == 0]}
+        smooth = {(looks[name].marker, looks[name].colour) for name in series[rows["label_smoothing"] > 0]}
+        assert len(plain) == 5
+        assert not plain & smooth
         for ax in figure.axes:
-            marked = [line for line in ax.get_lines() if line.get_marker() in {look.marker for look in looks.values()}]
-            assert len(marked) == len(looks)
-            for line in marked:
-                assert (line.get_markerfacecolor() == "white") == (line.get_marker() in plain)
+            drawn_so = {
+                (line.get_marker(), line.get_markeredgecolor()): line.get_markerfacecolor() == "white"
+                for line in ax.get_lines()
+                if line.get_marker() in {look.marker for look in looks.values()}
+            }
+            assert len(drawn_so) >= len(smooth)
+            assert {look: look in plain for look in drawn_so} == drawn_so
 
     def test_the_floors_are_the_gradients_and_three_products_at_the_best_rate(self, drawn, bench):
-        first = drawn("kernel", "quick")[2].axes[0]
+        axes = drawn("kernel", "quick")[2].axes
+        first = next(ax for ax in axes if "Gemma-2-2B" in ax.get_title(loc="left"))
         across, up = (line for line in first.get_lines() if line.get_color() == THEORY_COLOUR)
         if across.get_ydata()[0] == 0:  # which of the two is drawn first says nothing
             across, up = up, across
@@ -72,7 +93,7 @@ class TestKernel:
         labels = [names.get(text.get_text(), text.get_text()) for text in last.get_yticklabels()]
         bars = {round(c.lines[0].get_ydata()[0]): c for c in last.containers}
         for row, name in enumerate(labels):
-            rows = bench.loc[(bench["implementation"] == name) & bench["ms"].notna()]
+            rows = bench.loc[(kernel._series(bench["implementation"]) == name) & bench["ms"].notna()]
             rows = rows.loc[rows["label_smoothing"] == rows["label_smoothing"].max()]
             worst = 1000 * np.maximum(rows["input_gradient_error"], rows["weight_gradient_error"])
             assert bars[-row].lines[0].get_xdata()[0] == pytest.approx(worst.median())
@@ -94,13 +115,12 @@ class TestKernel:
         assert np.mean(inside) == pytest.approx(0.959, abs=0.01)  # ranks 6 and 15 of 20
         assert kernel.median_interval([3.0, 1.0]) == (1.0, 3.0)
 
-    def test_workspaces_and_chunks_lie_on_lines_of_one_look_each(self, bench, check_layout):
-        rounds = pd.read_csv(tables.DATA / "kernel_samples.csv")
-        more = [bench], [rounds]
+    def test_workspaces_and_chunks_lie_on_lines_of_one_look_each(self, few, check_layout):
+        more = [few[0]], [few[1]]
         for i, name in enumerate(
             ("triton, 1 GiB", "triton, 902 MiB", "quack scaled-exp, chunk 64", "quack scaled-exp, chunk 9")
         ):
-            for table, new in zip((bench, rounds), more, strict=True):
+            for table, new in zip(few, more, strict=True):
                 new.append(table.loc[table["implementation"] == "eager"].assign(implementation=name))
             more[0][-1]["peak_mib"] = 2000.0 + 900 * i
         both = [pd.concat(parts, ignore_index=True) for parts in more]
@@ -146,11 +166,20 @@ class TestKernel:
             assert [text[:5] for text in told] == ["1 abo"], "chunked alone"
         check_layout(figure)
 
-    def test_a_new_rival_gets_a_look_and_its_name_and_products_are_no_rival(self, bench, check_layout):
-        rounds = pd.read_csv(tables.DATA / "kernel_samples.csv")
-        more = [bench], [rounds]
+    def test_no_marker_is_cut_by_the_upper_edge(self, drawn):
+        assert kernel._upper(pd.Series([10.0, 12, 30]), 20) == pytest.approx(1.15 * 30)  # 27 would cut it
+        assert kernel._upper(pd.Series([10.0, 12, 80]), 20) == pytest.approx(27)
+        for ax in drawn("kernel", "quick")[2].axes[:-1]:
+            upper = ax.get_ylim()[1]
+            times = np.concatenate(
+                [line.get_ydata() for line in ax.get_lines() if line.get_marker() not in ("None", "_")]
+            )
+            assert not ((times > upper / 1.1) & (times < upper * 1.1)).any()
+
+    def test_a_new_rival_gets_a_look_and_its_name_and_products_are_no_rival(self, few, check_layout):
+        more = [few[0]], [few[1]]
         for name in ("quack 0.6", "three products"):
-            for table, new in zip((bench, rounds), more, strict=True):
+            for table, new in zip(few, more, strict=True):
                 new.append(table.loc[table["implementation"] == "eager"].assign(implementation=name))
         assert more[0][1]["ms"].gt(0).any()
         more[0][1]["peak_mib"] = 2000.0

@@ -1,0 +1,96 @@
+"""The page of the kernel: its table of rivals, and the figures that its prose quotes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernel.benchmark.results import Table, read
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+sys.path.insert(0, str(DOCS))
+pytest.importorskip("pandas")
+import kernel_frontier  # noqa: E402
+from table_text import DATA  # noqa: E402
+
+PAGE = " ".join((DOCS / "kernel.md").read_text(encoding="utf-8").split())
+
+
+@pytest.fixture(scope="module")
+def table():
+    return Table(read(DATA / "kernel.csv"))
+
+
+def row(name, mib, ms, smoothing=0.1):
+    told = {"shape": "GPT-2", "implementation": name, "softcap": "", "mode": "loss and gradients", "skipped": ""}
+    return told | {
+        "label_smoothing": str(smoothing),
+        "ignored": "0.0",
+        "ms": str(ms),
+        "matmul_ms": "1",
+        "peak_mib": str(mib),
+    }
+
+
+def test_a_rival_meets_the_fastest_of_ours_within_its_memory():
+    ours = [row("triton, default", 100, 4), row("triton, 1 GiB", 300, 3), row("triton, default", 90, 5, 0)]
+    rivals = [row("lean", 50, 2), row("level", 299, 4), row("large", 400, 6), row("plain", 95, 4, 0)]
+    skipped = row("plain", 95, 4) | {"ms": "", "skipped": "no label smoothing"}
+    found = kernel_frontier.settings(Table([*ours, *rivals, skipped, row("chunked", 400, 9)]))
+    assert {s.name: (s.ratio, s.leaner, s.smooths) for s in found} == {
+        "lean": (2.0, True, True),
+        "level": (1.0, False, True),
+        "large": (0.5, False, True),
+        "plain": (1.25, False, False),
+    }
+    assert kernel_frontier._counted(found) == "ours is ahead in 1 of 4 cases, level (within 3%) in 1 and behind in 2"
+
+
+QWEN, GEMMA, LARGE = "Qwen2.5-0.5B", "Gemma-2-2B", "V 248320, D 2048"
+CHUNK = "Liger-Kernel CuTe, bfloat16 sums, chunk "
+
+
+@pytest.mark.parametrize(
+    ("shape", "mib", "ours", "rival", "told"),
+    [
+        (GEMMA, 2161, "triton, 914 MiB", f"{CHUNK}16", "within 2161 MiB {ours} ms beside {rival}"),
+        (GEMMA, 3161, "triton, 1914 MiB", f"{CHUNK}64", "within 3161 MiB {ours} beside {rival}"),
+        (QWEN, 881, "triton, 446 MiB", f"{CHUNK}16", "{ours} ms beside {rival} within 881 MiB"),
+    ],
+)
+def test_the_page_quotes_ours_beside_a_rival(table, shape, mib, ours, rival, told):
+    assert table.within(shape, mib) == table.products(shape, ours)
+    assert int(table.number(shape, rival, "peak_mib")) == mib
+    times = {key: f"{table.number(shape, name, 'ms'):.1f}" for key, name in (("ours", ours), ("rival", rival))}
+    assert told.format(**times) in PAGE
+
+
+def test_the_page_quotes_what_is_not_met(table):
+    assert f"**Gemma within 2161 MiB** takes {table.within(GEMMA, 2161):.2f} t_mm" in PAGE
+    assert f"(3411 MiB: {table.within(GEMMA, 3411):.2f} of 3.15)" in PAGE
+    least, size = (f(GEMMA, "triton, default") for f in (table.products, lambda *a: table.number(*a, "peak_mib")))
+    assert f"takes {least:.2f} t_mm within {size:.0f} MiB where 3.8 was asked" in PAGE
+    assert f"hidden size 2048 takes {table.products(LARGE, 'triton, default'):.2f} t_mm where 4.05 was asked" in PAGE
+    whole, kept = (table.number(GEMMA, name, "peak_mib") for name in ("triton, all kept", "triton, 3 GiB"))
+    assert (
+        f"{whole:.0f} MiB, which is the fewest launches; with 3 GiB everything is kept, too, in {kept:.0f} MiB" in PAGE
+    )
+    slower = [
+        s for s in table.shapes if table.number(s, "torch.compile", "ms") < table.number(s, "triton, default", "ms")
+    ]
+    assert slower == [GEMMA, "Qwen2.5-7B", "Qwen3-8B", LARGE]
+    ahead = {s: len(table.ahead(s) or ()) for s in (GEMMA, "Llama-3-8B", QWEN, "Qwen2.5-7B", "Gemma-3-270M")}
+    assert list(ahead.values()) == [2, 0, 3, 0, 3]
+
+
+def test_heads_that_are_missing_are_named(table):
+    from kernel.benchmark.problems import SHAPES
+
+    missing = [s for s in SHAPES if s.name not in table.shapes]
+    assert [(s.vocab_size, s.hidden_size) for s in missing] == [(262144, 4096)]
+    assert "The tenth (vocabulary 262144, hidden size 4096) is missing" in PAGE
+    assert not table.ours(LARGE, 0.0)
+    assert re.search(r"the rows without smoothing of the ninth \(248320, 2048\)", PAGE)
