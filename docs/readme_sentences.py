@@ -23,9 +23,9 @@ def caption(data: Path) -> str:
     drawn = response.prepare({name: read_table(path) for name in names if (path := find_table(data, name)) is not None})
     stars = drawn.loc[drawn["heads"].isna()]
     ratios = stars["fall"] / stars["clipped"]
-    _still(bool(ratios.between(0.75, 1.35).all()), "tuned models fell about as the rule says on training examples")
+    _still(bool(ratios.between(0.75, 2).all()), "tuned models fell once to twice as the rule says on training examples")
     new: Any = pd.read_csv(data / "shared_changes.csv").set_index(["group", "predictor"])
-    _still(bool(new.xs("clipped", level=1)["ratio"].between(0.7, 3.1).all()), "on new texts 0.7 to 3.1 times the rule")
+    _still(bool(new.xs("clipped", level=1)["ratio"].between(0.3, 3.2).all()), "on new texts 0.3 to 3.2 times the rule")
     lines: Any = pd.read_csv(data / "S9_accuracy.csv").set_index(["group", "predictor"])
     det, noisy = (lines.loc[(f"{kind}, arms too", "predicted_fall")] for kind in ("det", "noisy"))
     clipped = [lines.loc[(f"{kind}, arms too", "clipped_fall"), "missed"] for kind in ("det", "noisy")]
@@ -41,7 +41,7 @@ def caption(data: Path) -> str:
         f"than 0.01 in {noisy['missed']} of {noisy['cells']}.",
         "(b) The *clipped rule*, of mean confidence p, vocabulary V and [index A](docs/glossary.md#activity-index): so "
         f"in {sum(clipped)} of {settings}. Stars: SmolLM2 and Gemma, tuned, fell by {ratios.min():.1f} to "
-        f"{ratios.max():.1f} times (b) on training examples; on new texts, not drawn, by 0.7 to 3.1 times.",
+        f"{ratios.max():.1f} times (b) on training examples; on new texts, not drawn, by 0.3 to 3.2 times.",
     )
     return "\n".join([wrapped(first), *("- " + wrapped(panel).replace("\n", "\n  ") for panel in panels)])
 

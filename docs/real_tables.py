@@ -179,8 +179,8 @@ def verdicts(data: Path) -> str:
 
 
 def predicted(data: Path) -> str:
-    """What had been predicted of Gemma, part by part."""
-    return real_predictions.predictions(_table(data, "real_gemma"))
+    """What had been predicted of both models, part by part."""
+    return real_predictions.predictions({name: _table(data, f"real_{short}") for short, name in _judged(data).items()})
 
 
 def _judged(data: Path) -> dict[str, str]:

@@ -311,11 +311,12 @@ pd.DataFrame(
 ).rename_axis("rows kept").round(3)
 
 # %% [markdown]
-# The vocabulary makes no difference here. What the rules, written before the first run, make of it all:
+# The vocabulary makes no difference here. What the rules, written before the first run, make of it all, and of
+# SmolLM2, tuned on the same pairs:
 
 # %%
-judged = committed_table("real_gemma_verdicts")
-judged[["claim", "statement", "predicted", "verdict", "early_verdict", "effect", "mean", "low", "high"]].round(3)
+judged = pd.concat(committed_table(f"real_{name}_verdicts").assign(model=name) for name in ("gemma", "smollm2"))
+judged[["model", "claim", "statement", "predicted", "verdict", "early_verdict", "effect", "mean", "low", "high"]].round(3)
 
 # %% [markdown]
 # ## 5 · The claims, on questions

@@ -60,6 +60,19 @@ def test_the_vocabulary_and_the_verdicts_have_a_line_each(data):
     assert len(lines) == 2 * 5
 
 
+def test_what_was_predicted_is_held_against_both_models(data):
+    """What the prediction says of the first alone, of its index and its vocabulary, is not asked of the other."""
+    head, _, *lines = rows(real_tables.predicted(data))
+    assert head == ["", "predicted", "Gemma-3-270M", "holds", "SmolLM2-135M-Instruct", "holds"]
+    alone = [line[1] for line in lines if line[4:] == ["", ""]]
+    assert len(alone) == 4
+    assert all(said.startswith(("A of b = 0.1", "and below 0.5", "cut to")) for said in alone)
+    assert all(line[2:4] == line[4:] for line in lines if line[1] not in alone)  # one table stands for both
+    fall = next(line for line in lines if line[1].startswith("confidence on responses falls"))
+    assert fall[2].startswith("0.080")
+    assert fall[3] == "yes"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
