@@ -113,9 +113,9 @@ def found(data: Path) -> str:
     return real_sentences.found(data, judged, early) + "\n- " + wrapped(sentence).replace("\n", "\n  ")
 
 
-def accuracy_lost(data: Path) -> float:
-    """What b = .1 takes of Gemma's accuracy on ordinary text, mean over seeds."""
-    table = _table(data, "real_gemma")
+def accuracy_lost(data: Path, model: str) -> float:
+    """What b = .1 takes of a model's accuracy on ordinary text, mean over seeds; ``model`` is a key of ``MODELS``."""
+    table = _table(data, f"real_{model}")
     return float(_lost(_scored(table.loc[table["within"].isna()]), "text").mean())
 
 
