@@ -23,9 +23,9 @@ def caption(data: Path) -> str:
     drawn = response.prepare({name: read_table(path) for name in names if (path := find_table(data, name)) is not None})
     stars = drawn.loc[drawn["heads"].isna()]
     ratios = stars["fall"] / stars["clipped"]
-    _still(bool(ratios.between(0.75, 1.35).all()), "tuned models fell about as the rule says on training examples")
+    _still(bool(ratios.between(0.75, 2).all()), "tuned models fell once to twice as the rule says on training examples")
     new: Any = pd.read_csv(data / "shared_changes.csv").set_index(["group", "predictor"])
-    _still(bool(new.xs("clipped", level=1)["ratio"].between(0.7, 3.1).all()), "on new texts 0.7 to 3.1 times the rule")
+    _still(bool(new.xs("clipped", level=1)["ratio"].between(0.3, 3.2).all()), "on new texts 0.3 to 3.2 times the rule")
     lines: Any = pd.read_csv(data / "S9_accuracy.csv").set_index(["group", "predictor"])
     det, noisy = (lines.loc[(f"{kind}, arms too", "predicted_fall")] for kind in ("det", "noisy"))
     clipped = [lines.loc[(f"{kind}, arms too", "clipped_fall"), "missed"] for kind in ("det", "noisy")]
@@ -41,7 +41,7 @@ def caption(data: Path) -> str:
         f"than 0.01 in {noisy['missed']} of {noisy['cells']}.",
         "(b) The *clipped rule*, of mean confidence p, vocabulary V and [index A](docs/glossary.md#activity-index): so "
         f"in {sum(clipped)} of {settings}. Stars: SmolLM2 and Gemma, tuned, fell by {ratios.min():.1f} to "
-        f"{ratios.max():.1f} times (b) on training examples; on new texts, not drawn, by 0.7 to 3.1 times.",
+        f"{ratios.max():.1f} times (b) on training examples; on new texts, not drawn, by 0.3 to 3.2 times.",
     )
     return "\n".join([wrapped(first), *("- " + wrapped(panel).replace("\n", "\n  ") for panel in panels)])
 
@@ -51,17 +51,19 @@ def found(data: Path) -> str:
     judged: Any = pd.read_csv(data / "verdicts.csv")
     words, kept = judged["verdict"].value_counts(), judged[judged["verdict"] == "supported"]
     holds = ", ".join(row.statement.replace("NLL", "loss") for row in kept.itertuples())
-    gemma: Any = pd.read_csv(data / "real_gemma_verdicts.csv").set_index("claim")["verdict"]
-    _still(gemma["K4"] == "refuted" and gemma["K9"] == "supported", "K4 is refuted on Gemma, K9 is not")
-    _still(min(_on_text(data).accuracy_lost, accuracy_lost(data)) > 0.005, "both lost accuracy on other text")
+    for name in ("gemma", "smollm2"):
+        real: Any = pd.read_csv(data / f"real_{name}_verdicts.csv").set_index("claim")["verdict"]
+        _still(real["K4"] == "refuted" and real["K9"] == "supported", "K4 is refuted on both real models, K9 is not")
+    lost = (_on_text(data).accuracy_lost, accuracy_lost(data, "gemma"), accuracy_lost(data, "smollm2"))
+    _still(min(lost[:2]) > 0.005 > abs(lost[2]), "two of three real tunings lost accuracy on other text")
     holds_so, depend = words.get("supported", 0), words.get("depends on", 0)
     _still(
         (holds_so, depend, words.sum()) == (1, 8, 9), "of nine claims one holds as stated, eight depend on conditions"
     )
     first = wrapped(
-        f"In simulation one of nine claims holds as stated ({holds}; both real models lost accuracy on other text) and "
-        "eight depend on conditions; on Gemma *little effect at small hidden size and large vocabulary* is refuted "
-        "([each verdict](docs/study.md#claims-and-verdicts))."
+        f"In simulation one of nine claims holds as stated ({holds}; two of three real tunings lost accuracy on other "
+        "text) and eight depend on conditions; on both real models *little effect at small hidden size and large "
+        "vocabulary* is refuted ([each verdict](docs/study.md#claims-and-verdicts))."
     )
     sentences = (*_of_tuning(data), *_of_heads(data), _of_the_loss(data))
     several = [

@@ -1,8 +1,8 @@
-"""What had been predicted of Gemma-3-270M tuned on pairs, part by part, beside what came."""
+"""What had been predicted of models tuned on pairs, part by part, beside what came."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf
 from typing import NamedTuple
 
@@ -21,28 +21,38 @@ class _Part(NamedTuple):
     least: float = -inf
     most: float = inf
 
-    def line(self) -> str:
-        """Cells of the table: the mean with its interval, and whether it is inside."""
+    def cells(self) -> str:
+        """Two cells of the table: the mean with its interval, and whether it is inside."""
         from analysis.claims.statistics import mean_interval
 
         low, high = (float(end[0]) for end in mean_interval(self.values.to_numpy(float)[:, None]))
         inside, outside = self.least < low and high < self.most, high < self.least or low > self.most
         came = signed(float(self.values.mean()))
         came += f" [{signed(low)}, {signed(high)}]" if self.values.nunique() > 1 else ""
-        return f"| {self.claim} | {self.said} | {came} | {'yes' if inside else 'no' if outside else 'open'} |"
+        return f"{came} | {'yes' if inside else 'no' if outside else 'open'}"
 
 
-def predictions(table: pd.DataFrame) -> str:
-    """A line for each part of what ``PAIR_PREDICTIONS`` says that tier 1 decides.
+def predictions(tables: Mapping[str, pd.DataFrame]) -> str:
+    """A line for each part of what ``PAIR_PREDICTIONS`` says that tier 1 decides, with two cells for each model.
 
     Args:
-        table: Of tier 1 of Gemma, as ``python -m analysis.real_tuning table`` writes it.
+        tables: Name -> table of tier 1, as ``python -m analysis.real_tuning table`` writes it. The first is the one
+            that parts on the index and on a cut vocabulary name; of others these cells are empty.
     """
-    lines = ["| | predicted | came | holds |", "|---|---|---|---|"]
-    return "\n".join([*lines, *(part.line() for part in _parts(table))])
+    lines = [
+        "| | predicted |" + "".join(f" {name} | holds |" for name in tables),
+        "|---|---" + "|---" * 2 * len(tables) + "|",
+    ]
+    first, *others = (
+        {part.said: part for part in _parts(table, named=n == 0)} for n, table in enumerate(tables.values())
+    )
+    for said, part in first.items():
+        more = [other[said].cells() if said in other else " | " for other in others]
+        lines.append(f"| {part.claim} | {said} | {' | '.join([part.cells(), *more])} |")
+    return "\n".join(lines)
 
 
-def _parts(table: pd.DataFrame) -> Iterator[_Part]:
+def _parts(table: pd.DataFrame, *, named: bool) -> Iterator[_Part]:
     scored = table.loc[(table["split"] == "scored") & table["bin"].isna()]
     whole = scored.loc[scored["within"].isna()]
     last = table["epoch"].max()
@@ -71,15 +81,16 @@ def _parts(table: pd.DataFrame) -> Iterator[_Part]:
         options = [_read(whole.loc[whole["exam"] == "along"], "cloze_norm", b)[value] for b in (0.0, 0.1)]
         said = f"among the options of questions b = 0.1 changes {called} by less than 0.02"
         yield _Part("K2", said, _end(options[1], last) - _end(options[0], last), -0.02, 0.02)
-    trained = _read(table.loc[(table["split"] == "train") & table["within"].isna()], "response", 0.0)["activity"]
-    yield _Part("K4", "A of b = 0.1 on what is tuned on is below 0 before tuning", _end(trained, 0), most=0)
-    yield _Part("K4", "and below 0.5 after it without smoothing", _end(trained, last), most=0.5)
+    if named:
+        trained = _read(table.loc[(table["split"] == "train") & table["within"].isna()], "response", 0.0)["activity"]
+        yield _Part("K4", "A of b = 0.1 on what is tuned on is below 0 before tuning", _end(trained, 0), most=0)
+        yield _Part("K4", "and below 0.5 after it without smoothing", _end(trained, last), most=0.5)
     fall = _end(plain["confidence"], last) - _end(smoothed["confidence"], last)
     yield _Part("K4", "confidence on responses falls by 0.06 to 0.1", fall, 0.06, 0.1)
     excess = _end(plain["confidence"] - plain["accuracy"], last)
     yield _Part("K4", "and exceeds accuracy without smoothing by more than 0.05", excess, 0.05)
     falls = {size: _fall(part, last) for size, part in scored.loc[scored["within"].notna()].groupby("rows")}
-    most = max(falls)
+    most = max(falls, default=0)
     for size in sorted(set(falls) - {most}):
         said = f"cut to {size:,.0f} rows the fall is that of all rows, to 0.03"
         yield _Part("K4", said, falls[size] - falls[most], -0.03, 0.03)

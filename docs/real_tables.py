@@ -113,9 +113,9 @@ def found(data: Path) -> str:
     return real_sentences.found(data, judged, early) + "\n- " + wrapped(sentence).replace("\n", "\n  ")
 
 
-def accuracy_lost(data: Path) -> float:
-    """What b = .1 takes of Gemma's accuracy on ordinary text, mean over seeds."""
-    table = _table(data, "real_gemma")
+def accuracy_lost(data: Path, model: str) -> float:
+    """What b = .1 takes of a model's accuracy on ordinary text, mean over seeds; ``model`` is a key of ``MODELS``."""
+    table = _table(data, f"real_{model}")
     return float(_lost(_scored(table.loc[table["within"].isna()]), "text").mean())
 
 
@@ -179,8 +179,8 @@ def verdicts(data: Path) -> str:
 
 
 def predicted(data: Path) -> str:
-    """What had been predicted of Gemma, part by part."""
-    return real_predictions.predictions(_table(data, "real_gemma"))
+    """What had been predicted of both models, part by part."""
+    return real_predictions.predictions({name: _table(data, f"real_{short}") for short, name in _judged(data).items()})
 
 
 def _judged(data: Path) -> dict[str, str]:

@@ -5,11 +5,12 @@ head that stands in several tables, or whose budget and temperature have one rat
 max p that training with smoothing brought. *Across:* what the plain head says beforehand; on the line it is right.
 *Left:* the frozen-head response P, which moves the hidden states alone. *Right:* two numbers of the plain head, its
 confidence p and its activity index A, counted as -1 where it is lower. Axes are linear from -.001 to .001 (grey) and
-logarithmic beyond. Stars, on the right alone: SmolLM2 tuned on questions, and Gemma-3-270M (open; Gemma terms of use)
-on pairs, with its whole vocabulary and cut, on their training examples at the last epoch;
+logarithmic beyond. Stars, on the right alone: SmolLM2 tuned on questions and on pairs, and Gemma-3-270M (open; Gemma
+terms of use) on pairs, with its whole vocabulary and cut, on their training examples at the last epoch;
 its features are not free, so that P is no prediction, and its table has the two numbers alone. Only pairs that
 converged, whose response was solved and whose plain head is that of its table; ``heads`` counts their plain heads.
-Tables S9, and S3, S4 and S5 for the measured falls; tuned models: instruction_full and real_gemma, where there.
+Tables S9, and S3, S4 and S5 for the measured falls; tuned models: instruction_full, real_smollm2 and real_gemma, where
+there.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .style import HIDDEN_SIZE_COLOURS, RC, TEXT_WIDTH, THEORY_COLOUR
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
-TABLES, OPTIONAL = ("S9", "S3"), ("S4", "S5", "instruction_full", "real_gemma")
+TABLES, OPTIONAL = ("S9", "S3"), ("S4", "S5", "instruction_full", "real_smollm2", "real_gemma")
 COLUMNS = [
     "kind", "vocab_size", "hidden_size", "label_smoothing", "seeds", "heads", "predicted", "clipped", "fall",
 ]  # fmt: skip
@@ -72,8 +73,9 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     parts = [cells.assign(kind=kind, heads=pairs["key"].nunique())]
     if "instruction_full" in tables:
         parts.append(_tuned(_questions(tables["instruction_full"])).assign(kind=_TUNED))
-    if "real_gemma" in tables:
-        parts.append(_tuned(_pairs(tables["real_gemma"])).assign(kind=_GEMMA))
+    for name, kind in (("real_smollm2", _TUNED), ("real_gemma", _GEMMA)):
+        if name in tables:
+            parts.append(_tuned(_pairs(tables[name])).assign(kind=kind))
     return pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
 
 
@@ -84,7 +86,7 @@ def _questions(tuned: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pairs(tuned: pd.DataFrame) -> pd.DataFrame:
-    """Tunings of Gemma on pairs, on all documents and on those of frequent tokens, whose head was cut."""
+    """Tunings on pairs, on all documents and, of Gemma, on those of frequent tokens, whose head was cut."""
     responses = tuned.loc[tuned["view"] == "response"]
     return responses.assign(documents=responses["within"].isna().map({True: "all", False: "frequent tokens"}))
 

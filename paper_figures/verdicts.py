@@ -7,10 +7,10 @@ verdict, its mean over cells with the 95 % interval over seeds (K7: the range ov
 on one scale (filled, ticks every .1), ranks, nats and the ratio each on its own (open); the line is 0, for K7, a ratio,
 1; "not run" counts cells of a grid that is not finished. *Predicted:* the verdicts expected of the experiments before
 their first run (S3's quick ones: after a smaller table); bold where one was reached and was not among them. Conditions
-and counter-evidence of every verdict: verdicts.csv. *Real model:* the same claims on a language model tuned on
-questions; *Gemma* and *SmolLM2*: on those tuned on pairs; each where its table is there, with the word at epoch 2, the
-paper's budget, where that is another. Tables verdicts.csv, findings.csv, instruction_verdicts.csv,
-real_gemma_verdicts.csv and real_smollm2_verdicts.csv.
+and counter-evidence of every verdict: verdicts.csv. *On questions:* the same claims on SmolLM2 tuned on
+questions; *Gemma, pairs* and *SmolLM2, pairs*: on models tuned on pairs; each where its table is
+there, with the word at epoch 2, the paper's budget, where that is another. Tables verdicts.csv, findings.csv,
+instruction_verdicts.csv, real_gemma_verdicts.csv and real_smollm2_verdicts.csv.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
 # Column of the verdict on a real model -> its table, and what the figure calls it.
 _REAL = {
-    "real_model": ("instruction_verdicts", "real model"),
-    "real_gemma": ("real_gemma_verdicts", "Gemma"),
-    "real_smollm2": ("real_smollm2_verdicts", "SmolLM2"),
+    "real_model": ("instruction_verdicts", "on questions"),
+    "real_gemma": ("real_gemma_verdicts", "Gemma, pairs"),
+    "real_smollm2": ("real_smollm2_verdicts", "SmolLM2, pairs"),
 }
 TABLES, OPTIONAL = ("verdicts", "findings"), tuple(table for table, _ in _REAL.values())
 COLUMNS = [

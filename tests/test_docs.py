@@ -337,7 +337,8 @@ def test_the_sentences_of_what_was_found_have_one_number_and_one_link_each():
 
 _OF_SENTENCES = (
     "findings", "verdicts", "instruction_findings", "instruction_full", "kernel", "S7", "S11_findings", "S12_findings",
-    "shared_changes", "audit_smollm2", "audit_gemma", "real_gemma", "real_gemma_findings", "real_gemma_verdicts",
+    "shared_changes", "audit_smollm2", "audit_gemma", "real_gemma", "real_smollm2", "real_gemma_findings",
+    "real_gemma_verdicts", "real_smollm2_verdicts",
 )  # fmt: skip
 
 
@@ -363,7 +364,7 @@ def of_sentences(tmp_path_factory):
         ("kernel", {"implementation": "torch.compile"}, "peak_mib", 0.9, "torch.compile needs as much memory as eager"),
         ("kernel", {"implementation": "triton, all kept"}, "peak_mib", 0.01, "tuned Liger is ahead at some sizes"),
         ("instruction_full", {"view": "text", "label_smoothing": 0.1}, "confidence", 1.3, "three times SmolLM2's excess"),
-        ("instruction_full", {"view": "text", "label_smoothing": 0.1}, "accuracy", 1.5, "both lost accuracy on other text"),
+        ("instruction_full", {"view": "text", "label_smoothing": 0.1}, "accuracy", 1.5, "two of three real tunings lost accuracy on other text"),
         ("instruction_findings", {"finding": "gain_elsewhere"}, "high", -9, "smoothing harmed SmolLM2 on ordinary text"),
         ("S12_findings", {"finding": "scale_ratio"}, "mean", 0.3, "say too much in transformers"),
         ("findings", {"finding": "gain_of_both"}, "low", -1, "of five arms both were better than neither in one"),

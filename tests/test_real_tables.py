@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 from shutil import copyfile
 
+import pandas as pd
 import pytest
 from tuned_pairs import made
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs"))
+import real_predictions
 import real_tables
 
 from analysis.claims.pairs import judge_pairs
@@ -58,6 +60,23 @@ def test_the_vocabulary_and_the_verdicts_have_a_line_each(data):
     assert ["K4", "Gemma-3-270M", "refuted", "refuted"] in [line[:4] for line in lines]
     assert "refuted of the rise in rank; that it helps was not asked" in [line[2] for line in lines]
     assert len(lines) == 2 * 5
+
+
+def test_what_was_predicted_is_held_against_both_models():
+    """What the prediction says of the first alone, of its index and its vocabulary, is not asked of the other."""
+    table = made()
+    asked = table.loc[(table["view"] == "cloze_norm") & (table["exam"] == "whole")]
+    table = pd.concat([table, asked.assign(view="letters")], ignore_index=True)
+    both = {"Gemma-3-270M": table, "SmolLM2-135M-Instruct": table.loc[table["within"].isna()]}
+    head, _, *lines = rows(real_predictions.predictions(both))
+    assert head == ["", "predicted", "Gemma-3-270M", "holds", "SmolLM2-135M-Instruct", "holds"]
+    alone = [line[1] for line in lines if line[4:] == ["", ""]]
+    assert len(alone) == 4
+    assert all(said.startswith(("A of b = 0.1", "and below 0.5", "cut to")) for said in alone)
+    assert all(line[2:4] == line[4:] for line in lines if line[1] not in alone)  # one table stands for both
+    fall = next(line for line in lines if line[1].startswith("confidence on responses falls"))
+    assert fall[2].startswith("0.080")
+    assert fall[3] == "yes"
 
 
 @pytest.mark.parametrize(

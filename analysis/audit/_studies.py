@@ -18,6 +18,8 @@ NEAR = (0.8, 1.25)  # of A: between them the rule of K4 says nothing
 BLURRED = (1.0, 3.0)  # of A, where confidence falls if targets are noisy
 _NO_TABLES = "What the studies found is not in this installation: it lacks their tables."
 _TOKENS = 49152  # in the vocabulary of SmolLM2
+# The second: those without smoothing again, beside the smoothed ones of the first.
+_TUNED_ON_QUESTIONS = ("instruction_full", "instruction_candidates")
 _TUNED_ON_PAIRS = {"real_gemma": "Gemma-3-270M", "real_smollm2": "SmolLM2-135M-Instruct"}
 
 
@@ -62,9 +64,9 @@ class Studies:
         pairs = pairs.loc[pairs["confirmed"] & ((pairs["teacher"] != "det") == noisy)]
         return pairs.loc[pairs["activity_index"].between(low, high)]
 
-    def tunings(self, view: str, reading: str = "as_trained") -> pd.DataFrame:
+    def tunings(self, view: str, reading: str = "as_trained", table: str = "instruction_full") -> pd.DataFrame:
         """New texts read by SmolLM2 after its last epoch, by smoothing and seed; T = 1 in training, no softcap."""
-        rows = self.table("instruction_full")
+        rows = self.table(table)
         rows = rows.loc[(rows["split"] == "test") & (rows["view"] == view) & (rows["reading"] == reading)]
         rows = rows.loc[(rows["temperature"] == 1) & rows["softcap"].isna() & (rows["epoch"] == rows["epoch"].max())]
         return rows.set_index(["label_smoothing", "data_seed"]).sort_index()
@@ -150,23 +152,35 @@ def missed(studies: Studies, rules: Sequence[str]) -> str:
 
 def tuned(studies: Studies) -> str:
     """How ``clipped_fall`` fared in real models."""
-    ratios = []
-    for view in ("letter", "tokens", "text"):
-        rows = studies.tunings(view)
-        plain = rows.loc[0.0]
-        for b in (0.1, 0.2):
-            p, a = plain["confidence"].to_numpy(), plain["activity"].to_numpy() * 0.1 / b  # the index is that of .1
-            fall = p - rows.loc[b].loc[plain.index, "confidence"].to_numpy()
-            ratios.append(float(np.mean(fall) / np.mean(clipped_fall(p, a, _TOKENS, b))))
+    ratios, cites = [], []
+    for table in _TUNED_ON_QUESTIONS:
+        with contextlib.suppress(FileNotFoundError):
+            ratios += _question_ratios(studies, table)
+            cites.append(f"[{table}.csv]")
+    if not ratios:
+        raise FileNotFoundError(_TUNED_ON_QUESTIONS[0])
     told = (
         "Tunings of SmolLM2-135M-Instruct on questions, with b = 0.1 and 0.2, lowered confidence on new texts by "
-        f"{_span(ratios)} times clipped_fall in the mean over seeds [instruction_full.csv]"
+        f"{_span(ratios)} times clipped_fall in the mean over seeds {' '.join(cites)}"
     )
     for table, model in _TUNED_ON_PAIRS.items():
         with contextlib.suppress(FileNotFoundError):
             path, of_pairs = studies.path(table), pair_ratios(studies.table(table))
             told += f"; those of {model} on pairs, with b = 0.1, by {_span(of_pairs)} [{path.name}]"
     return f"{told}."
+
+
+def _question_ratios(studies: Studies, table: str) -> list[float]:
+    """Falls of tunings on questions over ``clipped_fall``, one for each kind of text and b, in the mean over seeds."""
+    ratios = []
+    for view in ("letter", "tokens", "text"):
+        rows = studies.tunings(view, table=table)
+        plain = rows.loc[0.0]
+        for b in (0.1, 0.2):
+            p, a = plain["confidence"].to_numpy(), plain["activity"].to_numpy() * 0.1 / b  # the index is that of .1
+            fall = p - rows.loc[b].loc[plain.index, "confidence"].to_numpy()
+            ratios.append(float(np.mean(fall) / np.mean(clipped_fall(p, a, _TOKENS, b))))
+    return ratios
 
 
 def _span(ratios: Sequence[float]) -> str:

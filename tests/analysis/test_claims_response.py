@@ -164,7 +164,7 @@ def test_the_notes_say_where_the_law_misses(full):
     assert "{} over all settings, {} in the noisy transition and {} under a cap".format(*kept) in notes
     misses = [table.loc[("noisy", rule), "missed"] for rule in ("rational_fall", "clipped_fall")]
     assert misses[0] == noisy["missed"]
-    assert "as few noisy settings as P: {} of 304, the first {}".format(*misses) in notes
+    assert "as few noisy settings as P: {} of 304, the clipped rule {}".format(*misses) in notes
     for b in (0.2, 0.4, 0.64):
         group = f"noisy, b = {b}, .05 < A < 6"
         assert f"{b} ({r2(group)}, the rule {r2(group, 'rational_fall')}" in notes
@@ -177,7 +177,8 @@ def test_the_notes_say_where_the_law_misses(full):
     page = " ".join((DATA.parents[1] / "docs" / "will_smoothing_help.md").read_text(encoding="utf-8").split())
     rough = [table.loc[(kind, "clipped_fall"), name] for kind in ("det", "noisy") for name in ("missed", "cells")]
     assert "in {} of {} settings with deterministic targets and in {} of {} with noisy".format(*rough) in page
-    assert f"does in {table.loc[('noisy', 'rational_fall'), 'missed']} (" in page
+    other = [table.loc[(kind, "rational_fall"), "missed"] for kind in ("det", "noisy")]
+    assert "does in {} and {} (".format(*other) in page
     for arm in ("arm trunk", "arm contexts"):
         assert f"{r2(arm, 'sphere_fall')} against {r2(arm)}" in notes
         assert table.loc[(arm, "sphere_fall"), "ahead_high"] < 0
@@ -278,22 +279,23 @@ def test_the_committed_judgement_is_that_of_the_committed_rows(full):
 
 def test_the_audit_says_how_its_prediction_fared_on_new_texts():
     """The audit's own number, read off plain tunings, beside the fall of their twins."""
-    table = read_table(find_table(DATA, "instruction_full")).query(
-        "split == 'test' and reading == 'as_trained' and temperature == 1 and view in ('letter', 'tokens', 'text')"
-    )
-    last = table.loc[table["softcap"].isna() & (table["epoch"] == table["epoch"].max())]
-    cells = last.set_index(["view", "label_smoothing", "data_seed"]).sort_index()
     ratios = {}
-    for view in ("letter", "tokens", "text"):
-        plain = cells.loc[view, 0.0]
-        p, a = plain["confidence"].to_numpy(), plain["activity"].to_numpy()  # the index is that of b = .1
-        for b in (0.1, 0.2):
-            fall = p - cells.loc[view, b].loc[plain.index, "confidence"].to_numpy()
-            ratios[view, b] = fall.mean() / clipped_fall(p, 0.1 * a / b, 49152, b).mean()
+    for name in ("instruction_full", "instruction_candidates"):
+        table = read_table(find_table(DATA, name)).query(
+            "split == 'test' and reading == 'as_trained' and temperature == 1 and view in ('letter', 'tokens', 'text')"
+        )
+        last = table.loc[table["softcap"].isna() & (table["epoch"] == table["epoch"].max())]
+        cells = last.set_index(["view", "label_smoothing", "data_seed"]).sort_index()
+        for view in ("letter", "tokens", "text"):
+            plain = cells.loc[view, 0.0]
+            p, a = plain["confidence"].to_numpy(), plain["activity"].to_numpy()  # the index is that of b = .1
+            for b in (0.1, 0.2):
+                fall = p - cells.loc[view, b].loc[plain.index, "confidence"].to_numpy()
+                ratios[name, view, b] = fall.mean() / clipped_fall(p, 0.1 * a / b, 49152, b).mean()
+        assert [round(ratios[name, "text", b]) for b in (0.2, 0.1)] == [2, 3]
     said = audited(activity=0.5)
     assert f"fell by {min(ratios.values()):.1f} to {max(ratios.values()):.1f} times as much on new texts" in said
     assert "two to three times on ordinary text" in said
-    assert [round(ratios["text", b]) for b in (0.2, 0.1)] == [2, 3]
 
 
 def audited(activity):

@@ -280,8 +280,8 @@ class TestVerdicts:
         assert rows["real_model"].tolist() == ["supported", "refuted"] + [""] * (len(table) - 2)
         figure = verdicts.make(rows, preset="full")
         written = [t.get_text() for t in figure.axes[0].texts]
-        assert written.index("real model: supported") < written.index("real model: refuted")
-        heights = {t.get_text(): t.get_position()[1] for t in figure.axes[0].texts if "real model" in t.get_text()}
+        assert written.index("on questions: supported") < written.index("on questions: refuted")
+        heights = {t.get_text(): t.get_position()[1] for t in figure.axes[0].texts if "on questions" in t.get_text()}
         small = [
             line for line in figure.axes[0].get_lines() if line.get_marker() in "oX" and line.get_markersize() == 3.2
         ]
@@ -295,8 +295,8 @@ class TestVerdicts:
         rows = verdicts.prepare({**both, "instruction_verdicts": real[1:], "real_gemma_verdicts": real})
         figure = verdicts.make(rows, preset="full")
         written = [t.get_text() for t in figure.axes[0].texts]
-        assert written.index("real model: depends on") + 1 == written.index("Gemma: depends on")
-        assert "Gemma: refuted" in written
+        assert written.index("on questions: depends on") + 1 == written.index("Gemma, pairs: depends on")
+        assert "Gemma, pairs: refuted" in written
         assert not any("SmolLM2" in text for text in written)
         check_layout(figure)
 
