@@ -72,8 +72,8 @@ def frontier(data: Path) -> str:
     shown = [s for s in found if s.name in names and not s.leaner]
     smooth, others = ([s for s in shown if s.smooths is kind] for kind in (True, False))
     told = (
-        f"Of the settings that smooth, without those with *, {_counted(smooth)}; of those that do not, {_counted(others)}. "
-        f"{_fastest(table)}"
+        f"Of the settings that smooth, without those with *, {_counted(smooth)}; of those that do not, "
+        f"{_counted(others)}. {_fastest(table)}"
     )
     return "\n".join([wrapped(where), "", *lines, "", wrapped(told)])
 

@@ -138,7 +138,8 @@ def _of_heads(data: Path) -> tuple[str, str, str]:
         f"of large vocabulary and small hidden size, became over-confident by {gemma['K4', 'excess']:.2f} in eight "
         "epochs ([how](docs/real_model_notes.md#two-models-tuned-on-pairs)).",
         "**What smoothing takes can be foretold in single simulated heads, hardly in transformers**: there rule (b) "
-        f"gives the order of magnitude, shared changes of the features up to {most:.0f} times the fall ([what was tried](docs/theory.md#c6-how-far-confidence-falls)).",
+        f"gives the order of magnitude, shared changes of the features up to {most:.0f} times the "
+        "fall ([what was tried](docs/theory.md#c6-how-far-confidence-falls)).",
         "**A lower training temperature gives smoothing its effect back** under a bound on the norms, "
         f"{budget['K5', 'rise']:.2f} of calibration error, but both together beat neither in one of five arms, lost "
         "in one and were not told apart in three ([temperature](docs/study_notes.md#temperature-k5)).",
