@@ -67,11 +67,13 @@ def frontier(data: Path) -> str:
         "of our fastest workspace of at most a rival's memory over that rival's time (in brackets its MiB over the "
         "inputs). Bold: the rival is ahead. *: it takes less than any of ours, and meets our leanest. Left out are "
         "settings that another rival beats in time and memory at every head; the last column has the largest error of "
-        f"a gradient, of ours {_own_error(table):.4f}:"
+        f"a gradient, of ours {_own_error(table):.4f} with smoothing:"
     )
-    smooth, others = ([s for s in found if s.smooths is kind] for kind in (True, False))
+    shown = [s for s in found if s.name in names and not s.leaner]
+    smooth, others = ([s for s in shown if s.smooths is kind] for kind in (True, False))
     told = (
-        f"Of the settings that smooth {_counted(smooth)}; of those that do not, {_counted(others)}. {_fastest(table)}"
+        f"Of the settings that smooth, without those with *, {_counted(smooth)}; of those that do not, "
+        f"{_counted(others)}. {_fastest(table)}"
     )
     return "\n".join([wrapped(where), "", *lines, "", wrapped(told)])
 

@@ -99,7 +99,8 @@ def kernel_targets(data: Path) -> str:
         lines.append(f"| {name} | {sign} {asked} | {' | '.join(cells)} |")
     about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
     where = (
-        f"One {about['device']}, {about['config']['rounds']} rounds, commit `{about['commit'][:12]}`; bold: not met. "
+        f"One {about['device']}, {about['config']['rounds']} rounds, commit `{about['commit'][:12]}` (the first call: "
+        f"`{json.loads((data / 'first_call.json').read_text(encoding='utf-8'))['commit'][:12]}`); bold: not met. "
         f"{sum(t.met for t in found)} of {len(found)} figures met: `python -m kernel.benchmark.targets` prints each."
     )
     return "\n".join([*lines, "", wrapped(where)])
@@ -248,7 +249,7 @@ def parallel(data: Path) -> str:
         f"On {rows['processes'].max()} {about['device']} joined by NVLink, {rows['dtype'].iloc[0]}, smoothing 0.1, "
         "loss and both gradients: ms, MiB beyond the gradients, and how many times as fast as one process; uneven "
         "slices have a third and two thirds of the rows; from `paper_figures/data/parallel.csv`, made by "
-        "`python -m kernel.benchmark.parallel`:"
+        f"`{about['command'].removesuffix(' --processes 2')}`:"
     )
     told = (
         f"With even slices a process holds {(memory[even] / memory[one]).max():g} of the head's gradient. Calls repeat "

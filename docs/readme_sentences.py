@@ -130,13 +130,15 @@ def _of_heads(data: Path) -> tuple[str, str, str]:
     both: Any = numbers[numbers["finding"] == "gain_of_both"]
     better, worse, arms = (both["low"] > 0).sum(), (both["high"] < 0).sum(), len(both)
     _still((better, worse, arms) == (1, 1, 5), "of five arms both were better than neither in one, worse in one (K5)")
+    shared: Any = pd.read_csv(data / "shared_changes.csv").query("predictor in ['scale', 'gain']")["ratio"]
+    most = max(law.max(), (1 / shared).max())
     budget: Any = numbers[numbers["cell"] == "arm=budget"].set_index(["claim", "finding"])["mean"]
     return (
         "**Norms cap confidence in simulated heads, hidden size less**; no real head came near its ceiling, and Gemma, "
         f"of large vocabulary and small hidden size, became over-confident by {gemma['K4', 'excess']:.2f} in eight "
         "epochs ([how](docs/real_model_notes.md#two-models-tuned-on-pairs)).",
         "**What smoothing takes can be foretold in single simulated heads, hardly in transformers**: there rule (b) "
-        f"gives the order of magnitude, shared changes of the features {law.min():.1f} to {law.max():.1f} times the "
+        f"gives the order of magnitude, shared changes of the features up to {most:.0f} times the "
         "fall ([what was tried](docs/theory.md#c6-how-far-confidence-falls)).",
         "**A lower training temperature gives smoothing its effect back** under a bound on the norms, "
         f"{budget['K5', 'rise']:.2f} of calibration error, but both together beat neither in one of five arms, lost "

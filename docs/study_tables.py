@@ -49,7 +49,9 @@ def verdicts(data: Path) -> str:
     for row in table.itertuples():
         size = "" if pd.isna(row.mean) else f": {row.mean:.3f}"
         interval = "" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
-        interval += {"shapes": " (range over shapes)", "seeds": ""}.get(row.interval_over, " (of the solver alone)")
+        interval += {"shapes": " (range over shapes and workspaces)", "seeds": ""}.get(
+            row.interval_over, " (of the solver alone)"
+        )
         verdict = f"{row.verdict} {row.depends_on}".strip() + (" (quick)" if row.claim in undecided else "")
         if row.early_verdict:
             size += f" (at epoch 2: {row.early_mean:.3f})"
