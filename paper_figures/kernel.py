@@ -119,7 +119,7 @@ def make(table: pd.DataFrame, *, preset: str = "") -> Figure:
     with mpl.rc_context(RC):
         lines = -(-(len(shapes) + 1) // 3)
         last_line = max(1.0, len(looks) / 12)  # of many names
-        height = 2.05 * (lines - 1 + last_line)
+        height = 2.03 * (lines - 1 + last_line)
         fig = Figure(figsize=(TEXT_WIDTH, height))
         grid = fig.add_gridspec(
             lines,
@@ -184,10 +184,10 @@ def _shape(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
     ax.axvline(rows["gradient_mib"].iloc[0] / 1024, color=THEORY_COLOUR, lw=0.8, ls=(0, (4, 2)), zorder=1)
     ax.axhline(rows["least_ms"].iloc[0], color=THEORY_COLOUR, lw=0.8, ls=(0, (1, 1)), zorder=1)
     shown = rows.assign(memory=rows["peak_mib"] / 1024, series=_series(rows["implementation"]))
-    ours = shown.loc[shown["series"].isin((*_OURS, _BETWEEN))].sort_values("memory")
+    ours = shown.loc[shown["series"].isin((*_OURS, _BETWEEN))].sort_values(["memory", "ms", "ms_low", "ms_high"])
     ax.plot(ours["memory"], ours["ms"], color="#00224e", lw=0.8, zorder=2)
     for name, look in looks.items():
-        chosen = shown.loc[shown["series"] == name].sort_values("memory")
+        chosen = shown.loc[shown["series"] == name].sort_values(["memory", "ms", "ms_low", "ms_high"])
         if not chosen.empty:
             if name != _BETWEEN:
                 ax.plot(chosen["memory"], chosen["ms"], color=look.colour, lw=0.6, zorder=2)
