@@ -110,8 +110,10 @@ def _cross_entropy(
     confidence penalty gamma adds gamma mass sum_k p_k log p_k = - gamma mass H, whose gradient is
     gamma mass p_k (log p_k + H).
 
-    A column of ``count`` tokens is one of logit z + log count in p; q . z has z itself.
+    A column of ``count`` tokens is one of logit z + log count in p; q . z has z itself. The loss is then summed in
+    float64: where so few columns are left float32 sums would end the line search some 3e-4 nats too early.
     """
+    wide = None if count is None else torch.float64
     slope: float | Tensor = config.logit_scale / config.temperature
     if config.softcap is not None:
         z.mul_(config.logit_scale / config.softcap).tanh_()
@@ -125,9 +127,9 @@ def _cross_entropy(
     p = z.exp()
     total = p.sum(-1, keepdim=True)
     log_p = z - total.log() if config.confidence_penalty else None
-    loss = (mass * total.log()).sum() - z.mul_(target).sum(-1).sum()
+    loss = (mass * total.log()).sum(dtype=wide) - z.mul_(target).sum(-1, dtype=wide).sum()
     if count is not None:
-        loss += target.sum(0) @ count.log()
+        loss += target.sum(0) @ count.log()  # as z is summed with its log count above
     p.mul_(mass / total)
     if log_p is not None:
         entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True)
