@@ -36,9 +36,7 @@ class DenseLoss:
         True
     """
 
-    def __init__(
-        self, head: SoftmaxBottleneck, observations: Observations, *, classes: Classes | None = None
-    ) -> None:
+    def __init__(self, head: SoftmaxBottleneck, observations: Observations, *, classes: Classes | None = None) -> None:
         config, dtype = head.config, head.raw_weight.dtype
         smoothing, device = config.label_smoothing, head.raw_weight.device
         target = torch.zeros(config.teacher.n_contexts, len(head.raw_weight), dtype=torch.float64, device=device)
@@ -47,10 +45,10 @@ class DenseLoss:
         column = token if classes is None else classes.of_token[token]
         target.index_put_((context, column), weight / weight.sum(), accumulate=True)
         mass = target.sum(-1, keepdim=True)
-        share = 1.0 if classes is None else classes.count  # of smoothing's mass, in units of 1 / V
+        share = 1.0 if classes is None else classes.size  # of smoothing's mass, in units of 1 / V
         target.mul_(1 - smoothing).add_(smoothing / config.teacher.vocab_size * mass * share)
         self._head, self._target, self._mass = head, target.to(dtype), mass.to(dtype)
-        self._count = None if classes is None else classes.count.to(dtype)
+        self._count = None if classes is None else classes.size.to(dtype)
 
     @staticmethod
     def serves(head: SoftmaxBottleneck, implementation: Any) -> bool:

@@ -47,8 +47,8 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
         device: Where to train.
         implementation: Of :func:`kernel.linear_cross_entropy`, or ``"dense"`` for the same loss of all logits at once
             with its gradient in closed form, which ``"auto"`` takes for small heads on a CPU, or ``"merged"``: the same
-            with one row for all tokens that ``training`` has not, which loses nothing (docs/theory.md, section 11) and
-            costs that much less. ``"auto"`` takes it on a CPU where three quarters of the vocabulary or more are such.
+            with one row for all tokens that ``training`` has not, which loses nothing (docs/theory.md, E4) and costs
+            that much less. ``"auto"`` takes it on a CPU where three quarters of the vocabulary or more are such.
 
     Returns:
         The head, its teacher, both samples and the course of the loss; a head trained merged has all V rows again.
@@ -179,7 +179,8 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
           evaluations, also those whose step was refused. Adam: steps.
         - ``loss_fall``, ``relative_loss_fall``: fall over the last tenth of the steps (at least 10), in nats and as a
           share of the loss. ``converged_at``: ``steps`` after which ``converged`` held ever after; None if it does not.
-        - ``gradient_norm``: of the loss with respect to the unconstrained parameters, at the end.
+        - ``gradient_norm``: of the loss with respect to the unconstrained parameters, at the end; of a head trained
+          merged, those of all V rows, which is also that of the parameters that were trained.
         - ``converged``: the loss is finite and changed by at most 1e-4 nats or 1e-4 of itself, whichever is larger.
         - ``device``, ``wall_seconds``, ``cpu_seconds``.
 

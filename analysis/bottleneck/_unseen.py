@@ -2,7 +2,7 @@
 
 A sample of 2,048 tokens shows some 1,200 of 32,768; the rows of the others differ by their first values alone. At fixed
 features the loss is convex in the rows, each row has a ball of its own, and exchanging two unseen tokens changes
-nothing: the mean of their rows does no worse (docs/theory.md, section 11). So one row, counted as often as there are
+nothing: the mean of their rows does no worse (docs/theory.md, E4). So one row, counted as often as there are
 such tokens, trains in their place, and the head is expanded when it is done.
 """
 
@@ -29,7 +29,7 @@ class Classes(NamedTuple):
     """
 
     of_token: Tensor  # (V,) int64, class of each token
-    count: Tensor  # (C,) float64, tokens of each class
+    size: Tensor  # (C,) float64, tokens of each class
 
     @classmethod
     def of(cls, observations: Observations, vocab_size: int, *, device: torch.device | str) -> Classes:
@@ -40,7 +40,7 @@ class Classes(NamedTuple):
         return cls(of_token.to(device), of_token.bincount().double().to(device))
 
     def merge(self, head: SoftmaxBottleneck) -> None:
-        """Give the head a row for each class, in place: the mean of its tokens' rows, so that the loss does not rise."""
+        """Give the head a row for each class, in place: its tokens' mean, so that the loss does not rise."""
         full = head.raw_weight.detach().double()
         shared = self._mean(full)
         if head.config.norm == "budget":  # the mean of rows in the ball, lifted to the sphere again
@@ -48,17 +48,17 @@ class Classes(NamedTuple):
             row = self._mean(full / length)[:, :-1]
             slack = (1 - row.square().sum(-1, keepdim=True)).sqrt()
             lifted = torch.cat([row, slack], dim=-1) * self._mean(length)
-            shared = torch.where(self.count.unsqueeze(-1) > 1, lifted, shared)
-        shared *= self.count.sqrt().unsqueeze(-1)
+            shared = torch.where(self.size.unsqueeze(-1) > 1, lifted, shared)
+        shared *= self.size.sqrt().unsqueeze(-1)
         head.raw_weight = nn.Parameter(shared.to(head.raw_weight.dtype))
 
     def _mean(self, x: Tensor) -> Tensor:  # (V, m) -> (C, m)
-        sums = x.new_zeros(len(self.count), x.shape[1]).index_add_(0, self.of_token, x)
-        return sums / self.count.unsqueeze(-1)
+        sums = x.new_zeros(len(self.size), x.shape[1]).index_add_(0, self.of_token, x)
+        return sums / self.size.unsqueeze(-1)
 
     def expand(self, head: SoftmaxBottleneck) -> None:
         """Undo :meth:`merge`: a row for each token, and its gradient, in place."""
-        scale = self.count.rsqrt().unsqueeze(-1)
+        scale = self.size.rsqrt().unsqueeze(-1)
         shared = head.raw_weight
         full, gradient = (
             (part.double() * scale)[self.of_token].to(shared.dtype) for part in (shared.detach(), _gradient(shared))
@@ -85,15 +85,15 @@ def merged_classes(
     elif implementation != "auto" or device.type != "cpu" or _inexact(config):
         return None
     classes = Classes.of(observations, config.teacher.vocab_size, device=device)
-    unseen = 1 - (len(classes.count) - 1) / config.teacher.vocab_size
+    unseen = 1 - (len(classes.size) - 1) / config.teacher.vocab_size
     return classes if implementation == "merged" or unseen >= _UNSEEN else None
 
 
 def _inexact(config: FitConfig) -> dict[str, Any]:
-    """Fields of a config with which equal rows need not be best, or are reached on another way, and what each must be.
+    """Fields of a config with which equal rows need not be best, or are reached on another way; and what each must be.
 
-    A capped logit is no linear function of the row and a penalty subtracts a convex one, so that the mean of rows may do
-    worse; Adam's step is by coordinate, and knows no metric.
+    A capped logit is no linear function of the row and a penalty subtracts a convex one, so that the mean of rows may
+    do worse; Adam's step is by coordinate, and knows no metric.
     """
     exact = {"softcap": None, "confidence_penalty": 0.0, "optimiser": "lbfgs"}
     return {name: value for name, value in exact.items() if getattr(config, name) != value}
