@@ -29,12 +29,12 @@ def unseen(fitted):
 
 @pytest.mark.parametrize(("norms", "smoothing"), [("budget", 0.0), ("budget", 0.1), ("decay", 0.1)])
 def test_the_optimum_is_that_of_a_row_for_each_token(norms, smoothing):
-    config = noisy(norms, label_smoothing=smoothing, tolerance=1e-9, max_steps=1000)
+    config = noisy(norms, label_smoothing=smoothing, tolerance=1e-10, max_steps=1000)
     merged, full = (train(config, implementation=name) for name in ("merged", "dense"))
     assert 2 * unseen(full).sum() > 64
     assert merged.losses[-1] == pytest.approx(full.losses[-1], abs=1e-6)
     z = full.head.logits()[:, unseen(full)]
-    assert (z.amax(-1) - z.amin(-1)).max() < 1e-4  # nothing made them equal but the optimum
+    assert (z.amax(-1) - z.amin(-1)).max() < 1e-3  # nothing made them equal but the optimum
     torch.testing.assert_close(merged.head.logits().softmax(-1), full.head.logits().softmax(-1), rtol=0, atol=1e-3)
 
 
