@@ -17,7 +17,7 @@ from ..teachers import Observations
 from ._config import FitConfig
 from ._head import SoftmaxBottleneck
 
-_UNSEEN = 0.75  # least share of the vocabulary from which "auto" merges: below it there is little to gain
+MERGED_SHARE = 0.75  # least share of the vocabulary from which "auto" merges: below it there is little to gain
 
 
 class Classes(NamedTuple):
@@ -82,11 +82,21 @@ def merged_classes(
     """
     if implementation == "merged":
         _check_exact(config)
-    elif implementation != "auto" or device.type != "cpu" or _inexact(config):
+    elif implementation != "auto" or device.type != "cpu" or not merging_is_exact(config):
         return None
     classes = Classes.of(observations, config.teacher.vocab_size, device=device)
     unseen = 1 - (len(classes.size) - 1) / config.teacher.vocab_size
-    return classes if implementation == "merged" or unseen >= _UNSEEN else None
+    return classes if implementation == "merged" or unseen >= MERGED_SHARE else None
+
+
+def merging_is_exact(config: FitConfig) -> bool:
+    """Whether tokens that were never seen may share a row: without softcap and confidence penalty, under L-BFGS.
+
+    Example:
+        >>> merging_is_exact(FitConfig(hidden_size=4)), merging_is_exact(FitConfig(hidden_size=4, softcap=5.0))
+        (True, False)
+    """
+    return not _inexact(config)
 
 
 def _inexact(config: FitConfig) -> dict[str, Any]:
