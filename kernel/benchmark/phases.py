@@ -9,7 +9,19 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-__all__ = ["IDLE", "MARK", "OTHER", "PHASES", "DeviceEvent", "Least", "PhaseTime", "calls_of", "least", "phase_times"]
+__all__ = [
+    "IDLE",
+    "MARK",
+    "OTHER",
+    "PHASES",
+    "DeviceEvent",
+    "Least",
+    "PhaseTime",
+    "calls_of",
+    "least",
+    "phase_of",
+    "phase_times",
+]
 
 MARK = "spin_kernel"  # of torch.cuda._sleep: it stands before and after each call
 IDLE, OTHER, TORCH = "idle between kernels", "other", "PyTorch's own"

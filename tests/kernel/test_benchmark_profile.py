@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernel import GradientTolerance
 from kernel.benchmark import profile, profiled
 from kernel.benchmark.phases import IDLE, MARK, OTHER, PHASES, DeviceEvent, calls_of, least, phase_of, phase_times
-from kernel.benchmark.problems import SHAPES, Data
+from kernel.benchmark.problems import SHAPES, Data, Shape, make_data
 
 FUSED = Path(profile.__file__).parents[1] / "fused"
 NAMES = ("forward_kernel", "merge_kernel", "recomputed_strip_kernel", "weight_gradient_kernel", "input_gradient_kernel")
@@ -119,9 +120,10 @@ def test_the_least_is_that_of_the_best_split(sizes, workspace_mib):
             fits = [(x, y) for x, y in itertools.product(steps, steps) if x + y <= 1 and 2 * x + y <= room]
             total += min((1 - x - y) * matmul_ms + y * decode_ms for x, y in fits) / chunks
         best = min(best, total)
-    found = least(*sizes, workspace_mib * 2**20, matmul_ms=matmul_ms, copy_ms=copy_ms, in_bytes=True)
+    problem = tokens, vocab_size, hidden_size, workspace_mib * 2**20
+    found = least(*problem, matmul_ms=matmul_ms, copy_ms=copy_ms, in_bytes=True)
     assert best - 0.3 <= found.ms <= best + 1e-9
-    alone = least(*sizes, workspace_mib * 2**20, matmul_ms=matmul_ms, copy_ms=copy_ms)
+    alone = least(*problem, matmul_ms=matmul_ms, copy_ms=copy_ms)
     assert found.ms <= alone.ms
 
 
@@ -142,15 +144,27 @@ def test_shares_of_kept_columns(monkeypatch, name, workspace_mib, kept, in_bytes
     monkeypatch.setattr(call, "launch_table", lambda device, dtype: launch._TABLES["hopper", 2])
     monkeypatch.setattr(call, "processors", lambda device: 132)
     shape = next(shape for shape in SHAPES if shape.name == name)
-    sizes = (shape.n, shape.hidden_size), (shape.vocab_size, shape.hidden_size)
-    head = [torch.empty(size, dtype=torch.bfloat16, device="meta", requires_grad=True) for size in sizes]
-    data = Data(*head, torch.empty(shape.n, dtype=torch.int64, device="meta"))
+
+    def meta(*size, dtype=torch.bfloat16):
+        return torch.empty(size, dtype=dtype, device="meta", requires_grad=dtype.is_floating_point)
+
+    head = meta(shape.n, shape.hidden_size), meta(shape.vocab_size, shape.hidden_size)
+    data = Data(head[0], head[1], meta(shape.n, dtype=torch.int64))
     found = profiled.Profiled("", workspace_mib * 2**20, data).shares()
     assert kept[0] <= found["kept"] <= kept[1]
     assert found["in_bytes"] >= in_bytes
     assert found["in_bytes"] <= found["kept"]
     assert found["logits anew"] == pytest.approx(1 - found["kept"])
     assert (found["chunks"] > 1) == cut
+
+
+def test_shares_of_a_sparse_loss():
+    told = GradientTolerance(0.003)
+    told.input_active, told.weight_active = 0.1, 0.2
+    data = make_data(Shape("small", 16, 32, 16), torch.float32, torch.device("cpu"))
+    found = profiled.Profiled("sparse, default", 0, data, told).shares()
+    computed = [found[phase] for phase in ("forward", "logits anew", "weight gradient", "input gradient")]
+    assert computed == [1.0, 0.1, 0.2, 0.1]
 
 
 def run(tmp_path, monkeypatch, found, *options):
