@@ -23,7 +23,7 @@ import torch
 
 from .. import GradientTolerance
 from ..fused import DEFAULT_WORKSPACE_BYTES
-from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, typed, whole
 from .phases import OTHER
 from .problems import SHAPES, Data, make_data
 from .profiled import AHEAD_MS, Profiled, rows
@@ -48,6 +48,12 @@ examples:
   python -m kernel.benchmark.profile --shapes Gemma-2-2B --budgets default "914 MiB"
   python -m kernel.benchmark.profile --shapes --states gemma.safetensors              dense and sparse, on real text
 """
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        raise ValueError("kernels are profiled on a GPU, and torch finds none.")
+    return torch.device("cuda")
 
 
 def _workspace_bytes(budget: str, data: Data) -> int:
@@ -92,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--states", type=Path, metavar="FILE.safetensors", help="hidden states and head of a model too")
     parser.add_argument("--calls", type=whole(1), default=5, help="profiled, and timed (default %(default)s)")
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N, V and D by this, for a trial")
-    add_places(parser, "kernel_profile")
+    add_places(parser, "kernel_profile", device=False)
     given = parser.parse_args(arguments)
     return finish(lambda: _measure(given, typed(parser, given)))
 
@@ -109,7 +115,7 @@ def _problems(given: argparse.Namespace, dtype: torch.dtype, device: torch.devic
 
 
 def _measure(given: argparse.Namespace, command: str) -> int:
-    device = resolve_device(given)
+    device = _device()
     if not given.shapes and given.states is None:
         raise ValueError("give at least one of --shapes, or --states.")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

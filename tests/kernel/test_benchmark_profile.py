@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import refused
 
 from kernel import GradientTolerance
 from kernel.benchmark import profile, profiled
@@ -169,10 +170,11 @@ def test_shares_of_a_sparse_loss():
 
 def run(tmp_path, monkeypatch, found, *options):
     """The command on a CPU, with the events of a GPU that took as long as the call did."""
+    monkeypatch.setattr(profile, "_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(profiled, "record", lambda run, before, calls: found)
     medians = [10.0] * 5 + [0.5] + [56.0] * 9
     monkeypatch.setattr(profiled, "_medians", lambda runs, before, rounds, device: medians[: len(runs)])
-    arguments = ["--device", "cpu", "--scale", "256", "--calls", "1", "--output", str(tmp_path / "profile.csv")]
+    arguments = ["--scale", "256", "--calls", "1", "--output", str(tmp_path / "profile.csv")]
     status = profile.main([*arguments, "--shapes", "Gemma-2-2B", *options])
     return status, list(csv.DictReader((tmp_path / "profile.csv").read_text().splitlines()))
 
@@ -212,9 +214,20 @@ def test_what_is_not_to_be_trusted_is_said(tmp_path, monkeypatch, capsys, found,
     assert len(rows) == 6, "the table is there all the same"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_without_a_gpu_nothing_is_profiled(tmp_path, capsys):
-    output = tmp_path / "profile.csv"
-    arguments = ["--device", "cpu", "--scale", "512", "--calls", "1", "--shapes", "GPT-2", "--output", str(output)]
-    assert profile.main(arguments) == 2
+    assert profile.main(["--output", str(tmp_path / "profile.csv")]) == 2
     assert capsys.readouterr().err == "error: kernels are profiled on a GPU, and torch finds none.\n"
-    assert not output.exists()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--shapes"], "give at least one of --shapes, or --states."),
+        (["--budgets", "3GB"], "must be default, all kept or like 914 MiB or 3 GiB, got '3GB'"),
+    ],
+)
+def test_options_that_are_refused(tmp_path, monkeypatch, capsys, options, said):
+    monkeypatch.setattr(profile, "_device", lambda: torch.device("cpu"))
+    assert said in refused(profile, [*options, "--output", tmp_path / "profile.csv"], capsys)
