@@ -99,7 +99,7 @@ class Planner:
     def kept(self, budget: int) -> tuple[tuple[KeptColumns, ...], bool]:
         """The most columns for ``budget`` bytes outside the gradient; whether the scaled hidden states are in it."""
         best: tuple[KeptColumns, ...] = ()
-        most, scaled_in_gradient = 0, True
+        most, scaled_in_gradient = 0.0, True
         if not self.keep or budget < 0:
             return best, True
         tile_bytes = self.n * self.itemsize * self.tile
@@ -115,12 +115,15 @@ class Planner:
                 if spare < tile_bytes:
                     continue
                 columns = min(spare // tile_bytes * self.tile, max(end - least, 0))
-            if self.times.saved * columns < self.least:
+            if (self.times.saved - self.times.stored) * columns < self.least:
                 columns = 0
-            if end >= least and self.vocab - end + columns > most:
-                most, scaled_in_gradient = self.vocab - end + columns, inside
-                best = () if stack is None else (stack,)
-                best += (KeptColumns(end - columns, columns, 1, False),) if columns else ()
+            found = () if stack is None else (stack,)
+            found += (KeptColumns(end - columns, columns, 1, False),) if columns else ()
+            total: float = self.vocab - end + columns
+            if not (inside or columns or any(not run.in_gradient for run in best)):
+                total -= self.base / self.n  # it takes that many columns from the strips of dz, whose memory this is
+            if end >= least and total > most:
+                best, most, scaled_in_gradient = found, total, inside
         return best, scaled_in_gradient
 
     def stack(self, base: int) -> KeptColumns | None:
