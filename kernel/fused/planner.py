@@ -99,7 +99,7 @@ class Planner:
         found: list[tuple[float, Plan]] = []
         for inside, run in places:
             end = self.vocab if run is None else run.start
-            if self.least_start(inside) <= end and column * end + self.peaks * self.vocab <= budget:
+            if not self.least_start(inside) and column * end + self.peaks * self.vocab <= budget:
                 kept = KeptColumns(0, end, 1, False)
                 plan = self.build(0, (kept,) if run is None else (run, kept), scaled_in_gradient=inside)
                 found.append((plan.time + (0 if run is None else self.times.run), plan))
