@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Held, Kept, Scalars
-from .destination import Destination, Reduction
 from .gradient_rows import Upstream
+from .gradients import Destination, Reduction
 from .launch import blocks, launch_table, processors
 from .plan import KeptColumns, peak_rows
 from .run_backward import backward

@@ -8,8 +8,8 @@ from torch import Tensor
 from .arguments import Head
 from .call import LossCall, Needs
 from .compile_ahead import compile_ahead
-from .destination import Destination
 from .gradient_rows import Upstream
+from .gradients import Destination
 from .launch import launch_table, processors, uses_descriptors
 from .run_backward import backward
 from .run_forward import ForwardResult, forward

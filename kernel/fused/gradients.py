@@ -1,20 +1,44 @@
-"""The gradients of a loss in the making: what every launch of a backward reads, and the memory that it writes to."""
+"""The gradients of a loss in the making: what every launch of a backward reads, what it writes to, where they go."""
 
 from __future__ import annotations
+
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .arguments import Head, Held, Scalars, Tiles
 from .compile_ahead import recording, run_kernel
-from .destination import Destination, Reduction
 from .gradient_rows import Upstream, gradient_rows
 from .input_gradient import unpack_kernel
 from .last_round import CUTS, extra_row_blocks
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .rows import pack_hidden
 
-__all__ = ["Gradients"]
+__all__ = ["Destination", "Gradients", "Reduction"]
+
+
+class Reduction(Protocol):
+    """A sum of the input's gradient over processes that goes on while the rest of the weight's is computed."""
+
+    values: Tensor  # (N, D), where the own part is written
+
+    def begin(self) -> None:
+        """Start it: ``values`` are complete."""
+
+    def end(self) -> Tensor:
+        """Return the sum; on a GPU what follows waits for it, not the host."""
+        ...
+
+
+class Destination(NamedTuple):
+    """Where the gradients of a chunk of the tokens go."""
+
+    input: Tensor | None  # (n, D), contiguous
+    weight: Tensor | None  # (V, D)
+    bias: Tensor | None  # (V,) float32: sums, at first zeros, that these are added to
+    column_sums: dict[tuple[int, int], Tensor]  # of the head's rows, by the range: for all chunks
+    accumulate: bool = False  # whether the weight's holds sums over earlier chunks, which these are added to
 
 
 class Gradients:

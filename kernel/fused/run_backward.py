@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .arguments import Head, Held, Kept, Scalars
-from .destination import Destination, Reduction
 from .gradient_rows import Upstream
-from .gradients import Gradients
+from .gradients import Destination, Gradients, Reduction
 from .run_kept import add_kept
 from .run_products import add_bias, add_input, add_weight
 from .run_strip import StripColumns, convert_kept, decode_kept, recompute_strip

@@ -20,8 +20,8 @@ from ..reference import reduced
 from .arguments import Head, Scalars
 from .call import LossCall, Needs
 from .compile_call import compile_call
-from .destination import Destination
 from .gradient_rows import Upstream
+from .gradients import Destination
 from .launch import blocks
 from .plan import ALIGN
 from .rows import aligned, with_plain_rows
