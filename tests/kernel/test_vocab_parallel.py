@@ -334,7 +334,7 @@ for implementation in ("chunked", "triton"):
 """
 
 FUSED_OPTIONS = """
-from kernel.fused import run_kept, run_products
+from kernel.fused import run_backward, run_kept, run_products
 
 large = 40, 33
 generator = torch.Generator().manual_seed(1)
@@ -410,7 +410,8 @@ def loss():
 fused_slice._forward = fails if rank == 0 else forward
 said(loss)
 fused_slice._forward = forward
-for module, name in ((run_kept, "recompute_strip"), (run_kept, "column_sum"), (run_products, "weight_gradient_kernel")):
+patched = (run_backward, "recompute_strip"), (run_kept, "column_sum"), (run_products, "weight_gradient_kernel")
+for module, name in patched:
     value, before = loss(), getattr(module, name)
     setattr(module, name, fails if rank == 0 and name != "column_sum" else before)
     said(value.backward)
