@@ -380,8 +380,8 @@ def narrow_strips(monkeypatch):
         launched.append((kernel.__name__, arguments.get("splits")))
         return compile_ahead.run_kernel(kernel, grid, **arguments)
 
-    monkeypatch.setattr("kernel.fused.run_backward.processors", lambda device: 20)
-    monkeypatch.setattr("kernel.fused.run_backward.run_kernel", run)
+    monkeypatch.setattr("kernel.fused.gradients.processors", lambda device: 20)
+    monkeypatch.setattr("kernel.fused.run_products.run_kernel", run)
     return launched
 
 

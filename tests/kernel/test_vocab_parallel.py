@@ -334,7 +334,7 @@ for implementation in ("chunked", "triton"):
 """
 
 FUSED_OPTIONS = """
-from kernel.fused import run_backward
+from kernel.fused import run_backward, run_kept, run_products
 
 large = 40, 33
 generator = torch.Generator().manual_seed(1)
@@ -410,11 +410,12 @@ def loss():
 fused_slice._forward = fails if rank == 0 else forward
 said(loss)
 fused_slice._forward = forward
-for name in ("recompute_strip", "column_sum", "weight_gradient_kernel"):
-    value, before = loss(), getattr(run_backward, name)
-    setattr(run_backward, name, fails if rank == 0 and name != "column_sum" else before)
+patched = (run_backward, "recompute_strip"), (run_kept, "column_sum"), (run_products, "weight_gradient_kernel")
+for module, name in patched:
+    value, before = loss(), getattr(module, name)
+    setattr(module, name, fails if rank == 0 and name != "column_sum" else before)
     said(value.backward)
-    setattr(run_backward, name, before)
+    setattr(module, name, before)
 """
 
 
