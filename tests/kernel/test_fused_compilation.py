@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import itertools
@@ -48,6 +49,48 @@ def use_driver(monkeypatch, driver):
     monkeypatch.setattr("kernel.fused.compile_ahead.triton", double)
 
 
+@pytest.fixture
+def current(monkeypatch):
+    """Stands for the current CUDA device, whose index is its last number: 0 unless a context changes it."""
+    devices = [0]
+
+    @contextlib.contextmanager
+    def using(device):
+        devices.append(devices[-1] if device.index is None else device.index)
+        yield
+        devices.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", using)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: devices[-1])
+    return devices
+
+
+def test_a_kernel_runs_and_compiles_on_the_device_of_its_tensors(monkeypatch, current):
+    """Triton takes the current device: a head that accelerate put on another one runs there all the same."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    use_driver(monkeypatch, None)
+    used = []
+
+    class Kernel:
+        def warmup(self, **arguments):
+            used.append(current[-1])
+
+        def __getitem__(self, grid):
+            return self.warmup
+
+    def launch(values):
+        compile_ahead.run_kernel(Kernel(), (3,), n=3, values=values, nothing=None)
+
+    launch(torch.empty(3))
+    with FakeTensorMode():
+        launch(torch.empty(3, device="cuda:0"))
+        launch(torch.empty(3, device="cuda:1"))
+    compile_ahead.compile_ahead(object(), torch.device("cuda:1"), partial(launch, torch.empty(3)))
+    assert (used, current) == ([0, 0, 1, 1], [0])
+
+
+@pytest.mark.usefixtures("current")
 def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none(monkeypatch):
     run_kernel = compile_ahead.run_kernel
     use_driver(monkeypatch, None)
@@ -70,6 +113,7 @@ def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none(monke
     assert calls[4:] == [("ran", *small[1:]), ("ran", *large[1:])]
 
 
+@pytest.mark.usefixtures("current")
 def test_a_first_call_leaves_the_filters_of_warnings_as_they_were(monkeypatch):
     """Triton 3.6 compiles each node under a filter of its own, and the threads of the pool share them all."""
     use_driver(monkeypatch, None)
