@@ -37,13 +37,13 @@ def caption(data: Path) -> str:
     _still(settings == det["cells"] + noisy["cells"], "every setting that is judged is drawn")
     first = (
         f"Circles and triangles are {settings} settings of small simulated heads, trained with and without smoothing; "
-        "those on the line were foretold from the head without it. Left out are four where P was not solved."
+        "those on the line were foretold from the head without it."
     )
     panels = (
         "(a) The [response P](docs/theory.md#c6-how-far-confidence-falls), nothing fitted: exact to "
         f"{det['largest_error']:.3f} where one next token is right; where several are (noisy), as in text, off by more "
-        f"than 0.01 in {noisy['missed']} of {noisy['cells']}. Squares: transformers trained from scratch, where P says "
-        f"{over.min():.1f} to {over.max():.1f} times the fall.",
+        f"than 0.01 in {noisy['missed']} of {noisy['cells']}. Left out are four more, where it was not solved. "
+        f"Squares: transformers trained from scratch, P {over.min():.1f} to {over.max():.1f} times the fall.",
         "(b) The *clipped rule*, of mean confidence p, vocabulary V and [index A](docs/glossary.md#activity-index): so "
         f"in {sum(clipped)} of {settings}. Stars: SmolLM2 and Gemma, tuned, fell by {ratios.min():.1f} to "
         f"{ratios.max():.1f} times (b) on training examples; on new texts, not drawn, by 0.3 to 3.2 times.",
@@ -66,8 +66,8 @@ def found(data: Path) -> str:
         (holds_so, depend, words.sum()) == (1, 8, 9), "of nine claims one holds as stated, eight depend on conditions"
     )
     first = wrapped(
-        f"In simulation one of nine claims holds as stated ({holds}; two of three real tunings lost accuracy on other "
-        "text) and eight depend on conditions; on both real models *little effect at small hidden size and large "
+        f"In simulation one claim of nine holds as stated ({holds}; two of three real tunings lost accuracy on other "
+        "text), eight depend on conditions; on both real models *little effect at small hidden size and large "
         "vocabulary* is refuted ([each verdict](docs/study.md#claims-and-verdicts))."
     )
     sentences = (*_of_tuning(data), *_of_heads(data), _of_the_loss(data))
@@ -95,11 +95,11 @@ def _of_tuning(data: Path) -> tuple[str, str]:
     _still(text.excess > 0 and 2.5 < text.fall / text.excess < 3.5, "it takes three times SmolLM2's excess on text")
     _still(elsewhere.loc["gain_elsewhere", "high"] < 0, "smoothing harmed SmolLM2 on ordinary text")
     return (
-        "**Long tuning makes models over-confident**: in simulated instruction tuning the calibration error on the "
-        f"pretraining distribution rose by {rise:.2f}, a tenth of that in the first two epochs "
+        "**Long tuning makes models over-confident**: in simulation the calibration error on the pretraining "
+        f"distribution rose by {rise:.2f}, a tenth of that in two epochs "
         "([tuning](docs/study_notes.md#as-expected)).",
-        f"**Smoothing mends a part**: half of the error on new examples of that task, {gain:.2f}; a fitted temperature "
-        "or early stopping mends more, and where there is little to mend smoothing harms "
+        f"**Smoothing mends a part**: half of the error on new examples of the task, {gain:.2f}; a fitted temperature "
+        "or early stopping mends more, and where little is to be mended smoothing harms "
         "([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
     )
 

@@ -172,7 +172,9 @@ def test_the_notes_say_where_the_law_misses(full):
     for group in ("arm trunk, 8 samples", "arm contexts, 128 contexts"):
         assert f"{r2(group, 'rational_fall')} against {r2(group)}" in notes
     of_first = read_table(find_table(DATA, "S9_predictions")).set_index("part")["cells"]
-    det_above, noisy_above = (of_first[f"fall near b chi where A > 3 and b <= 0.1, {kind}"] for kind in ("det", "noisy"))
+    det_above, noisy_above = (
+        of_first[f"fall near b chi where A > 3 and b <= 0.1, {kind}"] for kind in ("det", "noisy")
+    )
     assert f"in all {det_above} deterministic settings with A above 3" in notes
     assert f"Of {noisy_above} noisy ones" in notes
     decays = [f"noisy, free norms, weight decay {decay}" for decay in ("0.0001", "0")]
