@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import write_csv
 
 from kernel.benchmark.results import Table, read
 
@@ -14,6 +16,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 sys.path.insert(0, str(DOCS))
 pytest.importorskip("pandas")
 import kernel_frontier  # noqa: E402
+import kernel_profile  # noqa: E402
 from table_text import DATA  # noqa: E402
 
 PAGE = " ".join((DOCS / "kernel.md").read_text(encoding="utf-8").split())
@@ -130,3 +133,58 @@ def test_the_page_says_how_many_columns_are_kept_with_little_memory():
         gemma, llama = (kept(shape, DEFAULT_WORKSPACE_BYTES) for shape in (GEMMA, "Llama-3-8B"))
         assert f"({gemma:.0%} at Gemma-2-2B's head, {llama:.0%} at Llama-3-8B's)" in PAGE
         assert f"the head's gradient holds columns, {kept(GEMMA, 0):.0%} at Gemma's head" in PAGE
+
+
+PHASE_MS = {"forward": 15.0, "logits anew": 11.0, "weight gradient": 15.0, "input gradient": 15.0, "merge": 0.5}
+
+
+@pytest.fixture
+def profiled(tmp_path):
+    """A folder with the committed table of the kernels and a profile of Gemma's default, and of a sparse loss."""
+    for file in ("kernel.csv", "kernel.json", "first_call.csv"):
+        (tmp_path / file).symlink_to(DATA / file)
+    call = {"dtype": "bfloat16", "label_smoothing": "0.1", "chunks": "1", "kept": "0.25", "in_bytes": "0"}
+    call |= {"matmul_ms": "14.0", "three_products_ms": "43.0", "copy_ms": "0.5"}
+    gemma = {"tokens": "8192", "vocab_size": "256000", "hidden_size": "2304", "workspace_mib": "128"}
+    text = {"tokens": "12288", "vocab_size": "262144", "hidden_size": "640", "workspace_mib": "384"}
+    cases = (
+        (gemma | {"shape": GEMMA, "budget": "default", "peak_mib": "1297"}, 1.0),
+        (text | {"shape": "text", "budget": "all kept", "peak_mib": "6517"}, 0.5),
+        (text | {"shape": "text", "budget": "sparse, 384 MiB", "peak_mib": "690"}, 0.25),
+    )
+    rows = []
+    for case, factor in cases:
+        whole = {"call_ms": str(57.0 * factor), "profiled_ms": str(57.5 * factor)}
+        for phase, ms in {**PHASE_MS, "idle between kernels": 1.0}.items():
+            columns = {"logits anew": "0.75", "merge": "", "idle between kernels": ""}.get(phase, "1")
+            own = {"phase": phase, "kernels": "", "launches": "2", "ms": str(factor * ms), "columns": columns}
+            own |= {"product_ms": "14.0", "rate": "", "excess_ms": "0.5"}
+            rows.append({**case, **call, **own, **whole})
+    write_csv(tmp_path / "kernel_profile.csv", rows)
+    about = {"device": "GPU", "commit": "0123456789abcdef", "versions": {"torch": "2", "triton": "3"}}
+    about |= {"config": {"calls": 5, "tolerance": 0.003}}
+    (tmp_path / "kernel_profile.json").write_text(json.dumps(about))
+    return tmp_path
+
+
+def test_without_a_profile_nothing_is_shown(tmp_path):
+    assert kernel_profile.kernel_profile(tmp_path) == ""
+
+
+def test_a_missed_time_has_its_floor_and_where_the_rest_goes(profiled):
+    text = kernel_profile.kernel_profile(profiled)
+    assert f"| {GEMMA}, default | 57.00 (4.07) | 15.00 (+0.50) | 11.00, 75% (+0.50) |" in text
+    assert "within 0.9% of the call's time without the profiler" in " ".join(text.split())
+    (line,) = re.findall(r"^\| Gemma-2-2B, default \| within 1310 MiB \|.*$", text, re.MULTILINE)
+    asked, measured, floor, *rest = [cell.strip() for cell in line.split("|")[3:-1]]
+    assert (asked, measured) == ("3.80", "4.07")
+    held = 2304 / 8192 + 2**27 / (2 * 8192 * 256000)
+    assert floor == f"{43 / 14 + 1 - held:.2f} ({43 / 14:.2f} + {1 - held:.2f} + 0.00)"
+    assert sum(map(float, rest)) == pytest.approx(float(measured) - float(floor.split()[0]), abs=0.03)
+    assert float(rest[2]) == pytest.approx((45 - 43) / 14, abs=0.01), "of the products beyond the library's"
+
+
+def test_a_sparse_loss_is_beside_all_strips_kept(profiled):
+    text = " ".join(kernel_profile.kernel_profile(profiled).split())
+    assert "At text a loss within 0.003 (sparse, 384 MiB) takes 14.25 ms in 690 MiB, 0.50 of all strips kept" in text
+    assert "takes 3.75 of them (0.13 of all strips kept), the products of 75.0% of the tiles 10.25" in text
