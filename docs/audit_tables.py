@@ -24,7 +24,7 @@ def _table(data: Path) -> Any:
 def answer(data: Path) -> str:
     """Its answer, as the README's first lines of code print it, but for the ends of lines."""
     lines = audits.recommendation(_table(data), evidence=False).split("\n")
-    return "\n".join(["```text", *(_filled(line, 100) for line in lines), "```"])
+    return "\n".join(["```text", *map(_filled, lines), "```"])
 
 
 def audit(data: Path) -> str:
@@ -34,8 +34,8 @@ def audit(data: Path) -> str:
     return "```{code-block} text\n:class: output\n\n" + "\n\n".join(map(_filled, told)) + "\n```"
 
 
-def _filled(line: str, width: int = 88) -> str:
-    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+def _filled(line: str) -> str:
+    return textwrap.fill(line, 88, break_long_words=False, break_on_hyphens=False)
 
 
 def recommendation(data: Path) -> str:
