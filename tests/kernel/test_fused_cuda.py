@@ -315,7 +315,7 @@ sys.path.insert(0, "tests/kernel")
 import torch
 from test_fused_fuzz import compiled_kernels
 from kernel import linear_cross_entropy
-import kernel.fused.operators
+import kernel.fused.token_losses
 choose = random.Random(0)
 torch.zeros(1, device="cuda")
 weight = torch.randn(49152, 576, device="cuda").mul_(0.04).bfloat16().requires_grad_()
