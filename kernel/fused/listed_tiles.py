@@ -105,6 +105,7 @@ def listed_gradient_kernel(
                 z,
                 z,
                 row_lse,
+                column_start + offset,
                 column,
                 vocab_size,
                 scale,

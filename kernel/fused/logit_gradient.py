@@ -64,6 +64,7 @@ def gradient_of_logits(
     z,  # (BLOCK_ROWS, columns) bits
     slope,
     lse,  # (BLOCK_ROWS,)
+    first,  # of the columns
     column,  # (columns,)
     vocab_size,
     scale,  # (BLOCK_ROWS,)
@@ -80,25 +81,36 @@ def gradient_of_logits(
 ):
     """The formula above, for a tile of logits in bits and the slopes of their cap."""
     log_p = z - lse[:, None]
-    hit = column[None, :] == label[:, None]
-    return gradient_of(
-        tl.exp2(log_p),
-        log_p,
-        slope,
-        column,
-        hit,
-        vocab_size,
-        scale,
-        mix,
-        row,
-        inside,
-        n,
-        label_smoothing,
-        uniform,
-        MIXED,
-        SOFTCAP,
-        MASK_VOCAB,
-    )
+    p = tl.exp2(log_p)
+    if MIXED or SOFTCAP:
+        hit = column[None, :] == label[:, None]
+        dz = gradient_of(
+            p,
+            log_p,
+            slope,
+            column,
+            hit,
+            vocab_size,
+            scale,
+            mix,
+            row,
+            inside,
+            n,
+            label_smoothing,
+            uniform,
+            MIXED,
+            SOFTCAP,
+            MASK_VOCAB,
+        )
+    else:
+        # Few tiles hold a target: whether one does is asked once, not of each logit, which is left a product and a sum.
+        here = (label >= first) & (label < first + column.shape[0])
+        if tl.max(here.to(tl.int32), 0) > 0:
+            p = tl.where(column[None, :] == label[:, None], p - (1.0 - label_smoothing), p)
+        dz = p * scale[:, None] - (uniform * scale)[:, None]
+        if MASK_VOCAB:
+            dz = tl.where((column < vocab_size)[None, :], dz, 0.0)
+    return dz
 
 
 @triton.jit(do_not_specialize=["n", "vocab_size", "dz_rows"])
@@ -194,6 +206,7 @@ def recomputed_strip_kernel(
                 z,
                 slope,
                 row_lse,
+                strip_start + strip_column + offset,
                 column,
                 vocab_size,
                 scale,
@@ -291,6 +304,7 @@ def kept_strip_kernel(
             z,
             slope,
             row_lse,
+            strip_start + first,
             column,
             vocab_size,
             scale,
