@@ -158,7 +158,7 @@ def _hash_of_triton() -> None:
 
 
 def _late_imports() -> None:
-    """Import what Triton imports once it meets a descriptor of a matrix."""
+    """Import what Triton imports as it looks at the first argument of all, and holds no kernel up for it."""
     with contextlib.suppress(ImportError):
         importlib.import_module("triton.experimental.gluon.nvidia.hopper")
 
