@@ -123,14 +123,15 @@ def _level_of(score, limit):
     return tl.where(share >= 0, level, _LEVELS).to(tl.int32)  # what is no number is computed
 
 
-@triton.jit(do_not_specialize=["tiles", "first_tile"])
+@triton.jit(do_not_specialize=["plane", "tiles", "first_tile"])
 def _level_kernel(
     of_input,  # (blocks, tiles)
     of_weight,  # (blocks, tiles)
     numbers,  # of limits
     tile_of,  # (N,) of the targets
     count,  # (1,)
-    level,  # (2, blocks, tiles) int32, written
+    level,  # (2, plane) int32, written: (blocks, tiles) of each gradient
+    plane,
     tiles,
     first_tile,
     INPUT: tl.constexpr,
@@ -151,8 +152,7 @@ def _level_kernel(
         tl.store(out, tl.where(anyway, _LEVELS, _level_of(score, tl.load(numbers))), mask=inside)
     if WEIGHT:
         score = tl.load(of_weight + address, mask=inside, other=0.0)
-        out += tl.num_programs(0).to(tl.int64) * tiles
-        tl.store(out, tl.where(anyway, _LEVELS, _level_of(score, tl.load(numbers + 1))), mask=inside)
+        tl.store(out + plane, tl.where(anyway, _LEVELS, _level_of(score, tl.load(numbers + 1))), mask=inside)
 
 
 def levels(
@@ -165,12 +165,13 @@ def levels(
     rows: int,
     needs: Sequence[bool],
 ) -> Tensor:
-    """How large a tile's error is beside what is allowed ``(2, blocks, tiles)``, int32, of the gradients needed.
+    """How large a tile's error is beside what is allowed ``(2, blocks x tiles or more)``, int32, of those needed.
 
     0 for next to nothing, LEVELS for all of it, for no number, in the pilot and where a token has its target.
     """
     row_blocks, tiles = of_input.shape
-    level = torch.empty(2, row_blocks, tiles, dtype=torch.int32, device=of_input.device)
+    plane = blocks(row_blocks * tiles, 4) * 4  # of both the address is a multiple of 16 bytes
+    level = torch.empty(2, plane, dtype=torch.int32, device=of_input.device)
     run_kernel(
         _level_kernel,
         (row_blocks, blocks(tiles, 64)),
@@ -180,6 +181,7 @@ def levels(
         tile_of=tokens.tile,
         count=count,
         level=level,
+        plane=plane,
         tiles=tiles,
         first_tile=pilot,
         INPUT=needs[0],
@@ -201,9 +203,10 @@ def _last_that_fits(errors, limit, rounding, share):
     return chosen, bound
 
 
-@triton.jit(do_not_specialize=["tiles"])
+@triton.jit(do_not_specialize=["plane", "tiles"])
 def _active_kernel(
-    level,  # (2, blocks, tiles)
+    level,  # (2, plane)
+    plane,
     of_input,  # (LEVELS,) errors, if INPUT
     of_weight,  # (LEVELS,) errors, if WEIGHT
     numbers,  # of limits
@@ -234,8 +237,7 @@ def _active_kernel(
         limit = tl.load(numbers + 1)
         chosen, bound = _last_that_fits(of_weight, limit, tl.load(numbers + 3), share)  # pyright: ignore[reportGeneralTypeIssues]
         certified = certified & (chosen >= 0) & (limit < float("inf"))
-        other = level + tl.num_programs(0).to(tl.int64) * tiles
-        computed = computed | (tl.load(other + address, mask=inside, other=0) > chosen)
+        computed = computed | (tl.load(level + plane + address, mask=inside, other=0) > chosen)
         tl.store(found + 2, bound, mask=first)
     tl.store(found, tl.where(certified, 1.0, 0.0), mask=first)
     tl.store(found + 3, tl.cdiv(kept, ROWS).to(tl.float32), mask=first)
@@ -243,15 +245,22 @@ def _active_kernel(
 
 
 def choose_levels(
-    level: Tensor, errors: Sequence[Tensor | None], numbers: Tensor, count: Tensor, share: float, rows: int
+    level: Tensor,
+    shape: tuple[int, int],
+    errors: Sequence[Tensor | None],
+    numbers: Tensor,
+    count: Tensor,
+    share: float,
+    rows: int,
 ) -> Tensor:
     """Return what the host waits for, in bytes: FOUND_BYTES of numbers, and which tiles are computed."""
-    _, row_blocks, tiles = level.shape
+    row_blocks, tiles = shape
     memory = torch.empty(FOUND_BYTES + row_blocks * tiles, dtype=torch.uint8, device=level.device)
     run_kernel(
         _active_kernel,
         (row_blocks, blocks(tiles, 256)),
         level=level,
+        plane=level.shape[1],
         of_input=errors[0],
         of_weight=errors[1],
         numbers=numbers,
