@@ -1,4 +1,4 @@
-"""What a sparse backward needs of each token, in one launch: its factors, its length and what may be rounded of it."""
+"""What a sparse backward needs of each token: its place in the new order, factors, length and what may be rounded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from .arguments import Scalars
 from .compile_ahead import run_kernel
-from .gradient_rows import GradientRows
+from .gradient_rows import GradientRows, Upstream
 from .launch import blocks
+from .rows import KeptRows
 
-__all__ = ["SAFE", "SparseTokens", "sparse_tokens"]
+__all__ = ["SAFE", "SparseTokens", "reordered", "sparse_tokens"]
 
 SAFE = tl.constexpr(1e-12), tl.constexpr(1e12)  # norms of rows at which float32 keeps the bounds
 _LARGEST = SAFE[1]
@@ -132,3 +133,63 @@ def sparse_tokens(
         COLUMNS=128,
     )
     return found
+
+
+@triton.jit(do_not_specialize=["n"])
+def _reorder_kernel(
+    order,  # (N,) int64, packed row that each new one comes from; those of tokens first
+    count,  # (1,)
+    lse,  # (N,)
+    entropy,  # (N,), if ENTROPY
+    source,  # (N,)
+    position,  # (N,)
+    order_out,  # written, as all that follow: int32
+    lse_out,
+    entropy_out,
+    source_out,
+    position_out,
+    n,
+    ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < n
+    valid = row < tl.load(count)
+    from_row = tl.load(order + row, mask=inside, other=0)
+    tl.store(order_out + row, from_row.to(tl.int32), mask=inside)
+    tl.store(lse_out + row, tl.load(lse + from_row, mask=valid, other=0.0), mask=inside)
+    if ENTROPY:
+        tl.store(entropy_out + row, tl.load(entropy + from_row, mask=valid, other=0.0), mask=inside)
+    origin = tl.load(source + from_row, mask=valid, other=0)
+    tl.store(source_out + row, origin, mask=inside)
+    tl.store(position_out + origin, row, mask=valid)
+    # Of ignored tokens: no other program writes there.
+    ignored = tl.load(position + row, mask=inside, other=0) < 0
+    tl.store(position_out + row, row * 0 - 1, mask=ignored)
+
+
+def reordered(upstream: Upstream, order: Tensor) -> tuple[Upstream, Tensor]:
+    """The same tokens in another packed order, and that order, in int32."""
+    rows, n = upstream.rows, order.shape[0]
+    entropy = None if upstream.entropy is None else torch.empty_like(upstream.entropy)
+    moved = KeptRows(rows.number, torch.empty_like(rows.source), torch.empty_like(rows.position))
+    lse, short = torch.empty_like(upstream.lse), torch.empty_like(rows.source)
+    run_kernel(
+        _reorder_kernel,
+        (blocks(n, 1024),),
+        order=order,
+        count=rows.number,
+        lse=upstream.lse,
+        entropy=upstream.entropy,
+        source=rows.source,
+        position=rows.position,
+        order_out=short,
+        lse_out=lse,
+        entropy_out=entropy,
+        source_out=moved.source,
+        position_out=moved.position,
+        n=n,
+        ENTROPY=entropy is not None,
+        BLOCK=1024,
+    )
+    return upstream._replace(lse=lse, entropy=entropy, rows=moved), short
