@@ -76,7 +76,8 @@ def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float) -> Chosen |
         input_error(state.of_tokens, sigma, level[0]) if needs[0] else None,
         weight_error(of_weight, level[1]) if needs[1] else None,
     )
-    return _listed(state, choose_levels(level, of_input.shape, errors, numbers, state.number, share, state.row))
+    shape = state.row_blocks, state.tiles
+    return _listed(state, choose_levels(level, shape, errors, numbers, state.number, share, state.row))
 
 
 def _listed(state: SparseState, found: Tensor) -> Chosen | None:
