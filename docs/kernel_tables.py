@@ -242,8 +242,8 @@ def checks(data: Path) -> str:
             word += f" in {len(of_tool) - len(cut)} kinds of calls" if found.empty else ""
             words.append(word + (f" and did not finish {', '.join(cut)}" if cut else ""))
         said.append(
-            f"NVIDIA's compute-sanitizer last ran at commit `{_commit(data, 'sanitizer')}`, over small calls that launch "
-            f"every kernel: {'; '.join(words)} (`sanitizer.csv`, made by `python -m kernel.benchmark.sanitize`). "
+            f"NVIDIA's compute-sanitizer last ran at commit `{_commit(data, 'sanitizer')}`, over small calls that "
+            f"launch every kernel: {'; '.join(words)} (`sanitizer.csv`, made by `python -m kernel.benchmark.sanitize`). "
             "A call that is wrong on purpose is found"
             + ("." if not blind else f", but not by {' and '.join(f'`{tool}`' for tool in blind)}.")
         )

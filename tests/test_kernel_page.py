@@ -14,6 +14,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 sys.path.insert(0, str(DOCS))
 pytest.importorskip("pandas")
 import kernel_frontier  # noqa: E402
+import kernel_tables  # noqa: E402
 from table_text import DATA  # noqa: E402
 
 PAGE = " ".join((DOCS / "kernel.md").read_text(encoding="utf-8").split())
@@ -94,3 +95,17 @@ def test_heads_that_are_missing_are_named(table):
     assert "The tenth (vocabulary 262144, hidden size 4096) is missing" in PAGE
     assert not table.ours(LARGE, 0.0)
     assert re.search(r"the rows without smoothing of the ninth \(248320, 2048\)", PAGE)
+
+
+def test_the_page_says_when_the_gpu_checks_last_ran_and_what_they_found(tmp_path):
+    assert kernel_tables.checks(tmp_path) == ""
+    for name in ("gpu_tests", "sanitizer"):
+        (tmp_path / f"{name}.json").write_text('{"commit": "0123456789abcdef"}')
+    (tmp_path / "gpu_tests.csv").write_text("file,passed,failed,skipped,seconds\na,7,0,1,9\nb,3,2,0,1\n")
+    runs = ("memcheck,kept,0", "memcheck,planted,4", "synccheck,kept,", "racecheck,kept,2", "racecheck,planted,0")
+    (tmp_path / "sanitizer.csv").write_text("\n".join(["tool,case,errors", *runs]))
+    said = " ".join(kernel_tables.checks(tmp_path).split())
+    assert "at commit `0123456789ab`: 10 passed, 2 failed, 1 were skipped" in said
+    assert "`memcheck` finds nothing in 1 kinds of calls; `synccheck` finds nothing in 0 kinds of calls and did" in said
+    assert "did not finish kept; `racecheck` finds errors in kept (" in said
+    assert said.endswith("A call that is wrong on purpose is found, but not by `racecheck` and `synccheck`.")

@@ -27,7 +27,6 @@ pytest.importorskip("hatchling")
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 INSTALLING = ("README.md", "CONTRIBUTING.md", "docs/*.md", "notebooks/*.py", "analysis/**/*.py", "kernel/**/*.py")
-IN_EXTRAS = ("kernel/huggingface/",)  # rooms that need an extra to be imported
 
 
 def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -115,11 +114,8 @@ def test_what_is_imported_without_an_extra_is_a_dependency():
     named = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
     found = imported("analysis") | imported("kernel")
     brought = {"matplotlib": "seaborn"}  # of which it is a dependency
-    lacking = {name: path for name, path in found.items() if brought.get(name, name) not in named}
-    lacking = {
-        name: path for name, path in lacking.items() if name not in {*sys.stdlib_module_names, "analysis", "kernel"}
-    }
-    assert {name: path for name, path in lacking.items() if not path.startswith(IN_EXTRAS)} == {}
+    known = {*named, *sys.stdlib_module_names, "analysis", "kernel"}
+    assert {name: path for name, path in found.items() if brought.get(name, name) not in known} == {}
     assert named <= {*found, *brought.values()}, "a dependency that nothing imports"
 
 
