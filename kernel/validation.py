@@ -116,15 +116,17 @@ def check_token_weight_range(token_weight: Tensor) -> None:
 
     The weights come as they will be used, in float32 or float64: what overflows there is refused.
     """
-    good = torch.isfinite(token_weight) & (token_weight >= 0)
-    if token_weight.device.type == "cpu":
-        if good.all() and not torch.isfinite(token_weight.sum()):
-            raise ValueError(f"token_weight must have a finite sum, got weights up to {float(token_weight.max())}.")
-        if not good.all():
-            raise ValueError(f"token_weight must be finite and at least 0, got {float(token_weight[~good][0])}.")
-    else:
-        good = good.all() & torch.isfinite(token_weight.sum())
-        torch.ops.aten._assert_async.msg(good, "token_weight must be finite and at least 0, and so must its sum.")
+    if not token_weight.numel():
+        return
+    good = (token_weight.amin() >= 0) & (token_weight.sum() < torch.inf)  # neither is so of nan
+    if token_weight.device.type != "cpu":
+        text = "token_weight must be finite and at least 0, and so must its sum."
+        torch.ops.aten._assert_async.msg(good, text)
+    elif not good:
+        wrong = token_weight[~(torch.isfinite(token_weight) & (token_weight >= 0))]
+        if wrong.numel():
+            raise ValueError(f"token_weight must be finite and at least 0, got {float(wrong[0])}.")
+        raise ValueError(f"token_weight must have a finite sum, got weights up to {float(token_weight.max())}.")
 
 
 # The two checks as operators, for the reference implementation: compilers and torch.func see one node that hands its

@@ -28,6 +28,7 @@ GROUPS = (  # cases of a group share their rounds, and with them the state of th
 )
 PRODUCTS = "three products"
 _SLOW, _FEW = 20, 2  # times the product of the logits; rounds of what takes longer
+_LEAST_MIB = 32  # the smallest of our own workspaces
 _PROBE = 256 * 2**20  # a workspace that ours uses whole, at heads that are large enough for others in between
 
 
@@ -117,7 +118,8 @@ class _Group:
         last = 0
         for other in others:
             size = int(other - tile_mib - ((peak or 0) - _PROBE) / 2**20)
-            if size > max(DEFAULT_WORKSPACE_BYTES / 2**20, last + tile_mib):
+            least = DEFAULT_WORKSPACE_BYTES / 2**20 if other >= own.get("triton, default", 0.0) else _LEAST_MIB
+            if size > max(least, last + tile_mib):
                 yield ours(f"{size} MiB", size * 2**20)
                 last = size
 

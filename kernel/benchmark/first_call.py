@@ -49,7 +49,7 @@ def measure_here(shape: str, scale: int, device: torch.device) -> dict[str, Any]
     data, case = make_data(small, dtype, device), Case()
     loss = next(r for r in rivals(0) if r.name == "triton, default").make(case)
     found: dict[str, Any] = {}
-    importlib.import_module("kernel.fused.operators")
+    importlib.import_module("kernel.fused.token_losses")
     for name in ("first", "second"):
 
         def call(name: str = name) -> None:

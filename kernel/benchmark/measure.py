@@ -17,7 +17,18 @@ from ..reference import loss as reference_loss
 from .problems import Data
 from .rivals import Case, DataLoss
 
-__all__ = ["AHEAD_MS", "Turn", "ahead", "errors", "exact_gradients", "peak_bytes", "step", "three_products", "turn"]
+__all__ = [
+    "AHEAD_MS",
+    "Turn",
+    "ahead",
+    "errors",
+    "exact_gradients",
+    "library_products",
+    "peak_bytes",
+    "step",
+    "three_products",
+    "turn",
+]
 
 AHEAD_MS = 20.0  # of work queued before each timed run: more than any of the losses takes the host
 
@@ -138,8 +149,8 @@ def errors(loss: DataLoss, data: Data, case: Case, exact: tuple[Tensor, Tensor, 
     return tuple(result)
 
 
-def three_products(data: Data, case: Case, device: torch.device) -> Callable[[], tuple[Tensor, ...]]:
-    """Logits and both gradients (of the sum over tokens) by ``torch.mm`` alone: the floor of a loss that keeps logits.
+def library_products(data: Data, case: Case, device: torch.device) -> list[tuple[Callable[[], object], Tensor]]:
+    """Logits, head's and input's gradient (of the sum over tokens) by ``torch.mm``, each with its result.
 
     The logits' gradient is the case's own, softmax minus target, computed beforehand: products of other numbers take
     another time. Each product runs in the faster of its two orientations.
@@ -150,7 +161,7 @@ def three_products(data: Data, case: Case, device: torch.device) -> Callable[[],
         p = torch.softmax(part.float(), -1) - case.label_smoothing / weight.shape[0]
         p[torch.arange(len(target), device=device), target] -= 1 - case.label_smoothing
         part.copy_(p)
-    runs = []
+    runs: list[tuple[Callable[[], object], Tensor]] = []
     for a, b in ((hidden, weight.T), (gradient.T, hidden), (gradient, weight)):
         choices = []
         for left, right, transposed in ((a, b, False), (b.T, a.T, True)):
@@ -159,6 +170,12 @@ def three_products(data: Data, case: Case, device: torch.device) -> Callable[[],
             ms = min(turn(run, device).ms for _ in range(3))
             choices.append((ms, len(choices), run, out.T if transposed else out))
         runs.append(min(choices)[2:])
+    return runs
+
+
+def three_products(data: Data, case: Case, device: torch.device) -> Callable[[], tuple[Tensor, ...]]:
+    """All of :func:`library_products`, one after the other: the floor of a loss that keeps its logits."""
+    runs = library_products(data, case, device)
 
     def products() -> tuple[Tensor, ...]:
         for run, _ in runs:

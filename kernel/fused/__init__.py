@@ -5,8 +5,10 @@ second one joins them (:mod:`.merge`). Backward: strip by strip of the vocabular
 workspace (:mod:`.gradient_rows`, :mod:`.logit_gradient`), then its products with the hidden states
 (:mod:`.weight_gradient`) and with the head (:mod:`.input_gradient`). Ignored tokens are dropped before the first
 product (:mod:`.rows`); the number of kept ones stays on the device. Launch parameters are in :mod:`.launch`, the strips
-in :mod:`.schedule`, the launches in :mod:`.run_forward`, :mod:`.run_strip` and :mod:`.run_backward`. Where a budget
-allows for it, tokens come in chunks (:mod:`.token_chunks`), each with its forward and backward (:mod:`.run_chunks`).
+in :mod:`.schedule`, the launches in :mod:`.run_forward`, :mod:`.run_strip`, :mod:`.run_products` and
+:mod:`.run_backward`. One call is a :class:`.call.LossCall`, of which eager code (:mod:`.eager`) and compiled code
+(:mod:`.operators`) make token losses. Where a budget allows for it, tokens come in chunks (:mod:`.token_chunks`), each
+with its forward and backward (:mod:`.run_chunks`).
 
 Importing this package needs no Triton; calling :func:`loss` does.
 """
@@ -55,8 +57,9 @@ def loss(
         raise ValueError(f"implementation='triton' cannot run here: {reason}.")
     kept = target != options.ignore_index
     if input.shape[0]:
-        from .operators import Sparse, token_losses  # needs Triton
-        from .run_chunks import loss_in_chunks
+        from .run_chunks import loss_in_chunks  # this and the next two need Triton
+        from .run_sparse import Sparse
+        from .token_losses import token_losses
 
         if not (return_statistics or torch.compiler.is_compiling()):
             tensors = input, linear_weight, target, linear_bias, token_weight

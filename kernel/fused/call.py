@@ -1,8 +1,7 @@
-"""One call of the loss: its plan, the memory of what it keeps, its backward, and the kernels to compile for it."""
+"""One call of the loss: its plan, the memory of what it keeps, and its backward."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +9,18 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Held, Kept, Scalars
-from .compile_ahead import compile_ahead
 from .gradient_rows import Upstream
-from .launch import blocks, launch_table, processors, uses_descriptors
+from .gradients import Destination, Reduction
+from .launch import blocks, launch_table, processors
 from .plan import KeptColumns, peak_rows
-from .rows import KeptRows, aligned
-from .run_backward import Destination, Reduction, backward
-from .run_forward import ForwardResult, forward
+from .run_backward import backward
 from .run_sparse import Sparse, SparseTiles, sparse_backward
-from .scale import scale
-from .schedule import Schedule, every_kind, schedule
+from .schedule import Schedule, schedule
 from .token_chunks import Chunks, token_chunks
 
-__all__ = ["LossCall", "Needs", "gathered"]
+__all__ = ["LossCall", "Needs"]
 
 Needs = tuple[bool, bool, bool]  # gradients of input, weight, bias
-_TRIAL_TOKENS = 16  # of the launches that are only noted down
 
 
 @dataclass(frozen=True)
@@ -187,101 +182,3 @@ class LossCall:
     def without_kept(self, needs: Needs) -> Schedule:
         """Return the plan of a backward that computes every logit anew."""
         return self.plan(keep=False, consumed=True, weight_gradient=needs[1])
-
-    def compile_ahead(self, needs: Needs, return_statistics: bool, sparse: bool = False, eager: bool = False) -> None:
-        """Compile every kernel of losses like this one, whatever their tokens, workspace and reduction.
-
-        ``eager`` says that it may be computed in chunks: neither in compiled code nor by a slice of the head.
-        """
-        (hidden, weight, bias, _), scalars = self.head, self.scalars
-        kind, table = scalars.storage(hidden.dtype), launch_table(hidden.device, hidden.dtype)
-        numbers = scalars.label_smoothing, scalars.softcap, scalars.z_loss, scalars.confidence_penalty
-        layouts = hidden.stride(0) % 16, weight.shape, weight.stride(), weight.data_ptr() % 16, bias is None
-        layouts += (None if bias is None else bias.data_ptr() % 16, uses_descriptors(hidden, weight))
-        number_kinds = tuple(number > 0 for number in numbers)
-        layouts += (scalars.whole > 0,)
-        chunks = eager and self.serves_chunks(needs, return_statistics, sparse)
-        key = (
-            hidden.device,
-            hidden.dtype,
-            layouts,
-            number_kinds,
-            kind,
-            table,
-            needs,
-            return_statistics,
-            sparse,
-            chunks,
-        )
-        compile_ahead(key, hidden.device, lambda: self.every_launch(needs, return_statistics, sparse, chunks))
-
-    def every_launch(self, needs: Needs, return_statistics: bool, sparse: bool = False, chunks: bool = False) -> None:
-        """Go through the launches of losses of a few tokens, and of their gradients if any are needed."""
-        (hidden, weight, bias, _), scalars = self.head, self.scalars
-        hidden = hidden[:_TRIAL_TOKENS]
-        n, kind = hidden.shape[0], scalars.storage(hidden.dtype)
-        head = Head(hidden, weight, bias, torch.zeros(n, dtype=torch.int64, device=hidden.device))
-        if not any(needs):
-            forward(head, scalars, packed=False, return_statistics=return_statistics)
-            return
-        few = LossCall(head, scalars, 0)
-        table, programs = launch_table(hidden.device, hidden.dtype), processors(hidden.device)
-        size = int(weight.shape[0]), int(weight.shape[1])
-        kinds = {"keep": kind != "", "direct": kind == "softmax", "in_bytes": scalars.in_bytes(hidden.dtype)}
-        for plan in every_kind(n, *size, **kinds, processors=programs, table=table):
-            held = few.held(plan)
-            found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics)
-            reduction = _NoReduction(hidden) if scalars.whole else None
-            if reduction is not None or found.statistics is not None:
-                held = held._replace(target_logit=found.target_logit)
-            gradients = backward(head, scalars, _upstream(found, None), plan, held, needs, reduction)
-            if chunks:
-                scale(gradients, found.token_loss[:1])
-                bias_sums = None if bias is None else bias.new_zeros(bias.shape, dtype=torch.float32)
-                into = Destination(None, gradients[1], bias_sums, {}, accumulate=True)
-                backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)
-            if found.statistics is not None:
-                backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)
-        if sparse:  # never of a slice of a head, whose gradients are exact
-            sums = SparseTiles.memory(head)
-            found = forward(head, scalars, packed=True, return_statistics=return_statistics, tile_sums=sums)
-            tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)
-            for statistics in (None, found.statistics):
-                upstream = _upstream(found, statistics)
-                sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), 0, needs)
-
-
-class _NoReduction:
-    """Takes the place of one where launches are only noted down."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        self.values = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
-
-    def begin(self) -> None:
-        pass
-
-    def end(self) -> Tensor:
-        return self.values
-
-
-def _upstream(found: ForwardResult, statistics: Tensor | None) -> Upstream:
-    return Upstream(found.token_loss, statistics, found.lse, found.entropy, found.rows)
-
-
-def gathered(
-    of_loss: Tensor | None,
-    of_statistics: Tensor | Sequence[Tensor | None] | None,
-    lse: Tensor,
-    entropy: Tensor | None,
-    index: Tensor,
-) -> Upstream:
-    """Return upstream gradients as the kernels read them; None is the gradient of an output that is not used."""
-    of_loss = torch.zeros_like(lse) if of_loss is None else aligned(of_loss.contiguous())
-    of_entropy = True
-    if of_statistics is not None and not isinstance(of_statistics, Tensor):
-        of_entropy = of_statistics[2] is not None
-        used = any(g is not None for g in of_statistics)
-        zeros = torch.zeros_like(lse)
-        of_statistics = torch.stack([zeros if g is None else g for g in of_statistics]) if used else None
-    of_statistics = None if of_statistics is None else aligned(of_statistics.contiguous())
-    return Upstream(of_loss, of_statistics, lse, entropy, KeptRows.within(index, lse.shape[0]), of_entropy)

@@ -126,7 +126,7 @@ def _listed(state: SparseState, active: Tensor, rows: Tensor, ok: Tensor, bounds
     done = None
     if active.is_cuda:
         done = torch.cuda.Event()
-        done.record()
+        done.record(torch.cuda.current_stream(active.device))
     _of_weight(state)
     if done is not None:
         done.synchronize()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -72,12 +72,30 @@ class _Executor:
 
 
 def run_kernel(kernel: Any, grid: tuple[Any, ...], **arguments: Any) -> None:
-    """Launch a Triton kernel, every argument by its name; within :func:`compile_ahead` only note it down."""
+    """Launch a Triton kernel, every argument by its name; within :func:`compile_ahead` only note it down.
+
+    It runs on the device of its tensors and on the current stream there. Triton takes the current device, which is
+    another one where a model lies on several, and whose stream would not wait for what the tensors are made of.
+    """
     recorded = _recorded.get()
     if recorded is None:
-        kernel[grid](**arguments)
+        device = _other_device(arguments)
+        if device is None:
+            kernel[grid](**arguments)
+        else:
+            with torch.cuda.device(device):
+                kernel[grid](**arguments)
     else:
         recorded.append(_RecordedLaunch(kernel, grid, {name: _without_memory(x) for name, x in arguments.items()}))
+
+
+def _other_device(arguments: Mapping[str, Any]) -> torch.device | None:
+    """The CUDA device of the tensors if it is not the current one: a context would cost ten times this look."""
+    for argument in arguments.values():
+        if isinstance(argument, Tensor):
+            other = argument.is_cuda and argument.get_device() != torch.cuda.current_device()
+            return argument.device if other else None
+    return None
 
 
 def _without_memory(argument: Any) -> Any:
@@ -106,7 +124,8 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
     _known.add(key)
     # Triton 3.6 changes the filters of warnings, which all threads share, for every node that it compiles: without a
     # copy for the pool, those of the caller would come out of the race changed.
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+    workers = min(32, os.cpu_count() or 1)
+    with torch.cuda.device(device), warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
         driver = pool.submit(lambda: triton.runtime.driver.active)  # a C program as well: built in the meantime
         recorded = _record(launches)
         recorded.sort(key=lambda launch: len(launch.arguments), reverse=True)

@@ -1,6 +1,6 @@
 """Forward kernel: row statistics of the logits without storing the logits.
 
-A unit of work is a block of tokens and a contiguous group of vocabulary tiles. Its program keeps, per token in float32,
+The program of a unit of work (:mod:`.units`) keeps, per token in float32,
 
     peak       = max_k z_k
     total      = sum_k exp(z_k - peak)
@@ -8,11 +8,8 @@ A unit of work is a block of tokens and a contiguous group of vocabulary tiles. 
     weighted   = sum_k exp(z_k - peak) (z_k - peak)     only for the entropy
     highest, best = the largest logit and its class     only for statistics
 
-over the group and writes them once; :mod:`.merge` joins the groups of a token in a fixed order, so no atomics are
-needed and the result is the same bit for bit in every run. Token blocks vary fastest among the units that run at the
-same time: they share a few vocabulary tiles, ``hidden`` stays in the L2 cache and ``weight`` streams from memory once.
-The number of groups follows from the number of kept tokens, known on the device alone, so that few tokens still fill
-every multiprocessor.
+over its group of tiles and writes them once; :mod:`.merge` joins the groups of a token in a fixed order, so no atomics
+are needed and the result is the same bit for bit in every run.
 
 What KEEP stores of a tile (:mod:`.arguments` says when which):
 
@@ -36,25 +33,13 @@ import triton.language as tl
 from .byte_columns import stepped_peaks, store_peaks, to_byte
 from .codes import below_peak, encode
 from .tiles import capped, column_part, largest, logit_argument, product, store_tile
+from .units import group_count
 
-__all__ = ["FLOOR", "MAX_UNITS", "forward_kernel", "group_count"]
+__all__ = ["FLOOR", "forward_kernel"]
 
 FLOOR = -1e38  # below every logit in bits, and finite: a tile of logits of -inf has no mass and no peak
 _FLOOR = tl.constexpr(FLOOR)
 _LOWEST = tl.constexpr(-1e4)  # bits below which 2^x is 0: of a class without mass 2^x x is 0 too
-
-MAX_UNITS = (
-    2112  # 16 for each of the 132 multiprocessors of an H100: the imbalance is one tile in 500, partials are 3 MiB
-)
-
-
-@triton.jit
-def group_count(row_blocks, tile_count, units):
-    """Groups of vocabulary tiles a block of tokens is split into, so that there are at most ``units`` in all.
-
-    Not a compile-time constant: it grows with the tokens where they are many.
-    """
-    return tl.minimum(tl.maximum(units // tl.maximum(row_blocks, 1), 1), tile_count)
 
 
 @triton.jit(do_not_specialize=["n", "vocab_size", "first_tile", "tile_count", "kept_rows"])

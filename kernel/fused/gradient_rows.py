@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from .arguments import Head, Kept, Scalars
 from .compile_ahead import run_kernel
 from .launch import blocks
-from .rows import KeptRows
+from .rows import KeptRows, aligned
 
-__all__ = ["GradientRows", "Upstream", "gradient_rows"]
+__all__ = ["GradientRows", "Upstream", "gathered", "gradient_rows"]
 
 _LN2 = tl.constexpr(0.6931471805599453)
 _BLOCK = 4096  # tokens that the one program of largest_kernel looks at a time
@@ -29,6 +30,25 @@ class Upstream(NamedTuple):
     entropy: Tensor | None  # (N,) packed, nats
     rows: KeptRows
     of_entropy: bool = True  # whether the entropy may have an upstream gradient, if statistics do
+
+
+def gathered(
+    of_loss: Tensor | None,
+    of_statistics: Tensor | Sequence[Tensor | None] | None,
+    lse: Tensor,
+    entropy: Tensor | None,
+    index: Tensor,
+) -> Upstream:
+    """Return upstream gradients as the kernels read them; None is the gradient of an output that is not used."""
+    of_loss = torch.zeros_like(lse) if of_loss is None else aligned(of_loss.contiguous())
+    of_entropy = True
+    if of_statistics is not None and not isinstance(of_statistics, Tensor):
+        of_entropy = of_statistics[2] is not None
+        used = any(g is not None for g in of_statistics)
+        zeros = torch.zeros_like(lse)
+        of_statistics = torch.stack([zeros if g is None else g for g in of_statistics]) if used else None
+    of_statistics = None if of_statistics is None else aligned(of_statistics.contiguous())
+    return Upstream(of_loss, of_statistics, lse, entropy, KeptRows.within(index, lse.shape[0]), of_entropy)
 
 
 class GradientRows(NamedTuple):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import FLOOR, group_count
+from .forward import FLOOR
 from .tiles import row_largest
+from .units import group_count
 
 __all__ = ["merge_kernel"]
 

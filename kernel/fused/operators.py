@@ -1,9 +1,9 @@
-"""The kernels as PyTorch operators: an autograd function for eager code, two registered operators for compiled code.
+"""Token losses in compiled code: two operators, registered with PyTorch.
 
-Both compute token losses ``(N,)``, to which plain PyTorch applies weights and reduction, and take token-wise upstream
-gradients. Compiled code needs operators without side effects: what the forward keeps is one of its outputs. The eager
-function may also keep columns in the memory that will hold the weight's gradient, and its backward writes where columns
-were kept: a second backward through the same graph recomputes them.
+Compiled code needs operators without side effects: what the forward keeps is one of its outputs.
+
+Both operators take lists of options: the numbers of ``Scalars.pack``; ``ignore_index`` and ``workspace_bytes``; whether
+any gradient is needed, the weight's is, and statistics are returned.
 """
 
 from __future__ import annotations
@@ -14,124 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..options import LossOptions
-from ..token_statistics import TokenStatistics
 from .arguments import Head, Held, Scalars
-from .call import LossCall, Needs, gathered
+from .call import LossCall
+from .compile_call import compile_call
+from .gradient_rows import gathered
 from .rows import aligned, index_size, with_plain_rows
-from .run_forward import ForwardResult, forward
-from .run_sparse import Sparse, SparseTiles
+from .run_forward import forward
 from .schedule import Schedule
 
-__all__ = ["EagerLoss", "fused_backward", "fused_forward", "token_losses"]
-
-
-def token_losses(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    options: LossOptions,
-    workspace_bytes: int,
-    return_statistics: bool,
-    sparse: Sparse | None = None,
-) -> tuple[Tensor, TokenStatistics | None]:
-    """Loss of every token ``(N,)``, without weights and reduction, and statistics if asked for.
-
-    Compiled code computes exact gradients whatever ``sparse`` allows for: that waits for the device once.
-    """
-    scalars = Scalars.of(options)
-    # the kernels read both by their index alone
-    target, linear_bias = target.contiguous(), None if linear_bias is None else linear_bias.contiguous()
-    tensors = (input, linear_weight, linear_bias, target)
-    grad_enabled = torch.is_grad_enabled()
-    if torch.compiler.is_compiling():
-        needs = grad_enabled and any(t is not None and t.requires_grad for t in tensors[:3])
-        numbers, ignore_index = scalars.pack()
-        flags = [needs, linear_weight.requires_grad, return_statistics]
-        found = fused_forward(*tensors, numbers, [ignore_index, workspace_bytes], flags)
-    else:
-        token_loss, *statistics = EagerLoss.apply(
-            *tensors, scalars, workspace_bytes, return_statistics, grad_enabled, sparse
-        )
-        return token_loss, TokenStatistics._make(statistics) if statistics else None
-    token_loss, statistics, argmax, *_ = found
-    if not return_statistics:
-        return token_loss, None
-    *differentiable, confidence = statistics.unbind(0)
-    return token_loss, TokenStatistics._make([*differentiable, confidence.detach(), argmax])
-
-
-class EagerLoss(torch.autograd.Function):
-    """Token losses in eager mode; the statistics of :class:`TokenStatistics` too if asked for."""
-
-    @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any,
-        hidden: Tensor,  # (N, D)
-        weight: Tensor,  # (V, D)
-        bias: Tensor | None,  # (V,)
-        target: Tensor,  # (N,)
-        scalars: Scalars,
-        workspace_bytes: int,
-        return_statistics: bool,
-        grad_enabled: bool,
-        sparse: Sparse | None,
-    ) -> tuple[Tensor, ...]:
-        head = Head(with_plain_rows(hidden), weight, bias, aligned(target))
-        call = LossCall(head, scalars, workspace_bytes)
-        differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
-        needs: Needs = tuple(ctx.needs_input_grad[:3]) if differentiable else (False, False, False)
-        sparse = sparse if sparse is not None and sparse.serves(head, scalars, needs) else None
-        call.compile_ahead(needs, return_statistics, sparse is not None, eager=True)
-        sparse = sparse if sparse is not None and sparse.due(head, needs) else None
-        ctx.set_materialize_grads(False)
-        if not differentiable:
-            return _outputs(ctx, forward(head, scalars, packed=False, return_statistics=return_statistics))
-        # A sparse backward computes what it needs of the logits anew.
-        plan = call.plan(keep=sparse is None, consumed=True, weight_gradient=needs[1])
-        held = call.held(plan)
-        tile_sums = None if sparse is None else SparseTiles.memory(head)
-        found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics, tile_sums=tile_sums)
-        ctx.save_for_backward(*head, found.lse, found.entropy, found.row_index)
-        ctx.sparse = None
-        if sparse is not None and tile_sums is not None:
-            ctx.sparse = sparse, SparseTiles.finish(tile_sums, head, found.lse, found.rows.number, sparse.tolerance)
-            if sparse.told is not None:
-                sparse.told.await_backward(*needs[:2])
-        held = held._replace(target_logit=found.target_logit if return_statistics else None)
-        ctx.options, ctx.plan, ctx.held = (scalars, workspace_bytes), plan, held
-        return _outputs(ctx, found)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled():  # create_graph=True; a detached gradient would be silently wrong
-            raise RuntimeError("The fused loss has no second derivative; use implementation='reference'.")
-        *tensors, lse, entropy, index = ctx.saved_tensors
-        call, needs = LossCall(Head(*tensors), *ctx.options), ctx.needs_input_grad[:3]
-        upstream = gathered(grad_outputs[0], grad_outputs[1:4] or None, lse, entropy, index)
-        plan, held = call.usable(ctx.plan, ctx.held, upstream, needs)
-        if ctx.plan.kept:  # used up now: whoever comes again recomputes
-            ctx.held = None
-        gradients = None
-        if ctx.sparse is not None:
-            gradients = call.sparse_backward(upstream, ctx.sparse[0], ctx.sparse[1], needs)
-        if gradients is None:
-            gradients = call.backward(upstream, plan, held, needs)
-        return (*gradients, None, None, None, None, None, None)
-
-
-def _outputs(ctx: Any, found: ForwardResult) -> tuple[Tensor, ...]:
-    """The loss and, each for itself, so that it is known which of them have gradients, the statistics."""
-    if found.statistics is None or found.argmax is None:
-        return (found.token_loss,)
-    statistics = found.statistics.unbind(0)
-    ctx.mark_non_differentiable(statistics[3], found.argmax)
-    return found.token_loss, *statistics, found.argmax
-
-
-# Both operators take lists of options: the numbers of Scalars.pack; ignore_index and workspace_bytes; whether any
-# gradient is needed, the weight's is, and statistics are returned.
+__all__ = ["fused_backward", "fused_forward"]
 
 
 def _packed_call(
@@ -171,7 +62,7 @@ def fused_forward(
     tensors = with_plain_rows(hidden), weight, bias, aligned(target)
     call, plan = _packed_call(*tensors, numbers, sizes, keep=differentiable, weight_gradient=need_weight)
     # The operator is not told which of input and bias need a gradient: kernels for both are compiled.
-    call.compile_ahead((differentiable, need_weight, differentiable and bias is not None), return_statistics)
+    compile_call(call, (differentiable, need_weight, differentiable and bias is not None), return_statistics)
     held = call.held(plan)
     found = forward(call.head, call.scalars, held.kept, packed=differentiable, return_statistics=return_statistics)
     nothing = [hidden.new_empty(0, dtype=torch.float32) for _ in range(3)]

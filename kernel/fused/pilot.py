@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .run_products import add_input, add_weight
 from .run_strip import StripColumns, recompute_strip
 from .sparse_state import SparseState
 
@@ -41,10 +42,10 @@ class Pilot:
                 dz = state.workspace[: state.n * strip.strip_columns].view(state.n, strip.strip_columns)
             common = gradients.head, state.scalars, state.number, state.upstream.lse, state.of, dz
             recompute_strip(*common, strip, gradients.tiles)
-            gradients.add_input(dz, strip, gradients.ones)
+            add_input(gradients, dz, strip, gradients.ones)
             if self.rows is not None and not behind:
                 gradients.weight_gradient = self.rows
-                gradients.add_weight(dz, gradients.head.hidden, strip, gradients.zeros)
+                add_weight(gradients, dz, gradients.head.hidden, strip, gradients.zeros)
         gradients.weight_gradient = None
 
     def own_behind(self) -> Tensor:
@@ -60,5 +61,5 @@ class Pilot:
         gradient[: self.end].copy_(self.rows)
         self.rows = None
         if self._rest is not None:
-            gradients.add_weight(self._rest, gradients.head.hidden, self._strips()[-1], gradients.zeros)
+            add_weight(gradients, self._rest, gradients.head.hidden, self._strips()[-1], gradients.zeros)
             self._rest = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from .byte_plans import decoded_strips, in_bytes
@@ -13,6 +14,7 @@ from .strip_times import StripTimes
 __all__ = ["Planner"]
 
 _NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in the gradient's memory
+_LEANER = 1.01  # times the fastest: what less memory may cost where all columns are kept
 
 
 class _InGradient(NamedTuple):
@@ -60,15 +62,14 @@ class Planner:
         self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
         self.byte_peaks = blocks(4 * self.n * peak_rows(self.tile), self.tile)  # the same of a column in bytes
         places = (False,) if scaled and sums else (True, False) if scaled else (True,)  # of the scaled hidden states
-        self.stacks = {inside: self.stack(self.base if inside else 0) for inside in places}
+        self.stacks = {inside: self.stack(inside) for inside in places}
         self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
 
     def plan(self, budget: int) -> Plan:
         """The plan for ``budget`` bytes outside the gradients; with a strip of one tile if they are fewer."""
         by_themselves = self.consumed or self.times.direct  # no dz takes memory beside kept columns, if all are kept
-        if by_themselves and self.keep and not self.first and self.bytes_of(self.vocab) <= budget:
-            # In one piece, whose launches are fewest: a few percent faster than with a part in the gradient's memory.
-            return self.build(0, (KeptColumns(0, self.vocab, 1, False),), scaled_in_gradient=False)
+        if by_themselves and self.keep and not self.first and (everything := self.everything(budget)):
+            return everything
         kept, scaled_in_gradient = self.kept(budget)
         whole = sum(run.columns for run in kept) == self.vocab
         if self.consumed or (by_themselves and whole):
@@ -88,9 +89,29 @@ class Planner:
         """The time of those that are not in bytes."""
         return sum(self.times.kept(run.width, run.number) for run in kept if not run.in_bytes)
 
-    def bytes_of(self, columns: int) -> int:
-        """Bytes of kept columns in one piece, and of their tiles' peaks."""
-        return (self.n * self.itemsize + self.peaks) * columns
+    def everything(self, budget: int) -> Plan | None:
+        """All columns kept, if ``budget`` holds them.
+
+        In one piece, in the workspace, they take the fewest launches; with some in the gradient's memory less memory,
+        which is preferred where it costs a percent at most.
+        """
+        column, places = self.n * self.itemsize, [(False, None), *((i, r) for i in self.stacks for r in self.strips(i))]
+        found: list[tuple[float, Plan]] = []
+        for inside, run in places:
+            end = self.vocab if run is None else run.start
+            if not self.least_start(inside) and column * end + self.peaks * self.vocab <= budget:
+                kept = KeptColumns(0, end, 1, False)
+                plan = self.build(0, (kept,) if run is None else (run, kept), scaled_in_gradient=inside)
+                found.append((plan.time + (0 if run is None else self.times.run), plan))
+        most = _LEANER * min((time for time, _ in found), default=0.0)
+        return min((plan for time, plan in found if time <= most), key=lambda p: p.memory * p.time, default=None)
+
+    def least_start(self, inside: bool) -> int:
+        """The first column that may be kept, if the scaled hidden states are in the gradient, which it then spares.
+
+        They are read until the row of the first kept column has been written.
+        """
+        return max(self.first, blocks(self.base, self.hidden_size * self.tile) * self.tile if inside else 0)
 
     def whole_tiles(self, size: int) -> int:
         """Columns of dz in ``size`` bytes, at least one tile."""
@@ -99,14 +120,12 @@ class Planner:
     def kept(self, budget: int) -> tuple[tuple[KeptColumns, ...], bool]:
         """The most columns for ``budget`` bytes outside the gradient; whether the scaled hidden states are in it."""
         best: tuple[KeptColumns, ...] = ()
-        most, scaled_in_gradient = 0, True
+        most, scaled_in_gradient = 0.0, True
         if not self.keep or budget < 0:
             return best, True
         tile_bytes = self.n * self.itemsize * self.tile
         for inside, stack in self.stacks.items():
-            least = self.first
-            if inside:  # they are read until the row of the first kept column has been written
-                least = max(least, blocks(self.base, self.hidden_size * self.tile) * self.tile)
+            least = self.least_start(inside)
             end = self.vocab if stack is None else stack.start
             spare = max(budget - self.peaks * (self.vocab - end), 0)
             columns = min(spare // (tile_bytes + self.peaks * self.tile) * self.tile, max(end - least, 0))
@@ -115,36 +134,44 @@ class Planner:
                 if spare < tile_bytes:
                     continue
                 columns = min(spare // tile_bytes * self.tile, max(end - least, 0))
-            if self.times.saved * columns < self.least:
+            if (self.times.saved - self.times.stored) * columns < self.least:
                 columns = 0
-            if end >= least and self.vocab - end + columns > most:
-                most, scaled_in_gradient = self.vocab - end + columns, inside
-                best = () if stack is None else (stack,)
-                best += (KeptColumns(end - columns, columns, 1, False),) if columns else ()
+            found = () if stack is None else (stack,)
+            found += (KeptColumns(end - columns, columns, 1, False),) if columns else ()
+            total: float = self.vocab - end + columns
+            if not (inside or columns or any(not run.in_gradient for run in best)):
+                total -= self.base / self.n  # it takes that many columns from the strips of dz, whose memory this is
+            if end >= least and total > most:
+                best, most, scaled_in_gradient = found, total, inside
         return best, scaled_in_gradient
 
-    def stack(self, base: int) -> KeptColumns | None:
-        """The columns that the gradient's memory holds from ``base`` on, where that saves time; None if it does not.
+    def stack(self, inside: bool) -> KeptColumns | None:
+        """Of :meth:`strips` those that save the most time; None if none do."""
+        best, least = None, -self.least
+        widest = self.times.width(self.vocab, False)
+        each = self.times.microseconds(widest, False) / widest  # of a column that is not kept
+        for run in self.strips(inside):
+            time = self.times.kept(run.width, run.number) - each * run.columns
+            if time < least:
+                best, least = run, time
+        return best
+
+    def strips(self, inside: bool) -> Iterator[KeptColumns]:
+        """The most columns that the gradient's memory holds, behind the scaled hidden states if they are ``inside``.
 
         The rows of a strip may not reach what is used after it. With J strips of w columns that is so if it is for
         the last strip and for the first one: base + J w N <= (V - w) D and base + w N <= (V - J w) D.
         """
         if not (self.keep and self.consumed and self.memory):
-            return None
-        best, least = None, -self.least
-        widest = self.times.width(self.vocab, False)
-        each = self.times.microseconds(widest, False) / widest  # of a column that is not kept
+            return
+        base = self.base if inside else 0
         for number in _NUMBERS:
             rows = self.n if number == 1 else blocks(self.n, self.block) * self.block
             room = self.vocab * self.hidden_size - base
             most = room // max(number * rows + self.hidden_size, rows + number * self.hidden_size)
             most = min(most, (self.vocab - self.first) // number)
             for width in (most // self.tile * self.tile, self.times.width(most, True)) if most >= self.tile else ():
-                time = self.times.kept(width, number) - each * width * number
-                if time < least:
-                    best = KeptColumns(self.vocab - width * number, width, number, True, offset=base)
-                    least = time
-        return best
+                yield KeptColumns(self.vocab - width * number, width, number, True, offset=base)
 
     def build(
         self,

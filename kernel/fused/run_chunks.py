@@ -19,11 +19,12 @@ from ..options import LossOptions
 from ..reference import reduced
 from .arguments import Head, Scalars
 from .call import LossCall, Needs
+from .compile_call import compile_call
 from .gradient_rows import Upstream
+from .gradients import Destination
 from .launch import blocks
 from .plan import ALIGN
 from .rows import aligned, with_plain_rows
-from .run_backward import Destination
 from .run_forward import forward
 from .scale import scale
 from .token_chunks import Chunks
@@ -72,7 +73,7 @@ class _LossInChunks(torch.autograd.Function):
         head = Head(with_plain_rows(hidden), weight, bias, target)
         call = LossCall(head, Scalars.of(options), workspace_bytes)
         needs: Needs = tuple(ctx.needs_input_grad[:3])
-        call.compile_ahead(needs, False, eager=True)
+        compile_call(call, needs, False, eager=True)
         upstream = share
         if options.reduction == "mean":  # of no weight at all the gradients are zero
             total = share.sum()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .arguments import Head, Kept, Scalars, Storage, Tiles, logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
-from .forward import FLOOR, MAX_UNITS, forward_kernel
+from .forward import FLOOR, forward_kernel
 from .gradient_rows import GradientRows
 from .keep import overflow, store_targets
 from .launch import blocks, launch_table, processors, uses_descriptors
@@ -20,6 +20,7 @@ from .plan import peaks_of
 from .rows import KeptRows, index_memory, index_rows, pack_hidden
 from .run_strip import StripColumns, recompute_strip
 from .target_logit import target_logits
+from .units import MAX_UNITS
 
 __all__ = ["ForwardResult", "forward"]
 

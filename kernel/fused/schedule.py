@@ -7,10 +7,11 @@ columns of the forward's softmax: the last ones lie in the gradient's memory, in
 nothing. With many strips that is a share of D / N of the columns, or all but one strip, whichever is less, at no cost
 in peak memory. The columns before them lie in the workspace. Once they are used the other strips begin: a strip of dz
 (N x columns) goes to the end of what is not yet written of the gradient while it fits there, else to the workspace,
-where kept columns are no longer needed. Where all columns fit the workspace they are kept there alone, in one piece:
-that takes the fewest launches. Each kept column saves the backward one product: the operations fall from 8 N V D to 6 N
-V D as the share kept goes to one. The last columns are the rare words of most vocabularies: what keeping costs in
-accuracy costs least there.
+where kept columns are no longer needed. Where all columns fit the workspace they may lie there alone, in one piece:
+that takes the fewest launches, and is done where it saves more than a percent of the backward's time. Large heads keep
+some in the gradient's memory with any budget, and so take less than they may. Each kept column saves the backward one
+product: the operations fall from 8 N V D to 6 N V D as the share kept goes to one. The last columns are the rare words
+of most vocabularies: what keeping costs in accuracy costs least there.
 
 Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are beyond the default
 budget where two bytes do not hold everything and the plan is faster by the model (:mod:`.strip_times`,

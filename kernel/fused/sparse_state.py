@@ -7,12 +7,12 @@ from torch import Tensor
 
 from .arguments import Head, Held, Scalars
 from .gradient_rows import Upstream
+from .gradients import Gradients
 from .head_tiles import head_tiles
 from .launch import blocks, launch_table, processors
 from .listed_rounds import most_extra_blocks
 from .mean_field import MeanField
 from .rows import KeptRows
-from .run_backward import Gradients
 from .tile_sums import SparseTiles, TokenTiles
 
 __all__ = ["SparseState"]
@@ -28,7 +28,7 @@ class SparseState:
         row: Tokens of a block.
         tile: Columns of a tile; ``tiles`` of them are whole.
         pilot: Tiles at the vocabulary's beginning that are computed for all tokens.
-        gradients: The gradients in the making; the launches of dense strips.
+        gradients: The gradients in the making.
         memory: Float32 sum of the input's gradient, with rows for pieces of it, or None.
         row_mask: Which of the rows hold a token ``(N,)``; the others have none left.
         of_tokens: Masses and spreads.

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .launch import Launch, LaunchTable, weight_splits
 
-__all__ = ["MAX_WIDTH", "Source", "StripTimes"]
+__all__ = ["KEPT", "MAX_WIDTH", "Source", "StripTimes"]
 
 Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, or what was kept in bytes
 
@@ -19,6 +19,7 @@ _BYTES_DECODED, _STRIP_DECODED = 3.9e6, 37.0
 # Of kept columns in one memory: sweeps of the forward that they end, launches that look whether to repair them, and so
 # on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved.
 _RUN = 150.0
+KEPT = 0.6e-6  # of the forward, for a token and column that it keeps; on an H200
 _EPILOGUE = 4  # of a tile of dz, in steps
 MAX_WIDTH = 16384
 
@@ -61,6 +62,7 @@ class StripTimes:
         depth = hidden_size + _EPILOGUE * dz.depth
         self.saved = _STEP_DZ * n * depth / (128 * 256 * 64) / processors
         self.run = _RUN
+        self.stored = KEPT * n  # what it costs the forward
         # In bytes, of which one is read and dz written, twice as many are kept. That pays where to make dz of a column
         # takes less than half of what keeping it saves.
         self.decoded = 3 * n / _BYTES_DECODED

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from .last_round import rounds
 from .launch import LaunchTable, blocks
 from .schedule import DEFAULT_WORKSPACE_BYTES, Schedule, schedule
-from .strip_times import StripTimes
+from .strip_times import KEPT, StripTimes
 
 __all__ = ["Chunks", "token_chunks"]
 
@@ -30,9 +30,9 @@ _ERROR, _ERROR_AS_IT_IS, _ERROR_CHUNK, _MOST_ERROR = 2.0, 1.0, 0.4, 3.6
 _FIRST = 64  # one in so many columns is one of the first
 _WORTHWHILE = 0.97  # of the time in one chunk
 # Microseconds of a chunk apart from its tiles (launches, last rounds); bytes of the head's gradient read or written in
-# one; microseconds of the forward for a token and column that it keeps, and that it keeps in a byte. Of an H200, as the
-# others: times over budgets and chunks at five heads were 1.08 to 1.20 times what the model says.
-_CHUNK, _BYTES_SUMMED, _KEPT, _ENCODED = 150.0, 3.0e6, 0.6e-6, 0.9e-6
+# one; microseconds of the forward for a token and column that it keeps in a byte. Of an H200, as the others: times over
+# budgets and chunks at five heads were 1.08 to 1.20 times what the model says.
+_CHUNK, _BYTES_SUMMED, _ENCODED = 150.0, 3.0e6, 0.9e-6
 _STEP_INPUT = 0.70  # as in strip_times
 _STEP_TOKENS = 4  # tiles of tokens: numbers of them with the same chunks
 
@@ -114,7 +114,7 @@ class _Search:
         size = launch.rows * launch.columns * self.vocab_size / (128 * 256 * 64)
         coded = _in_bytes(found)
         time = found.microseconds + _STEP_INPUT * size * (rounds(*tiles, self.processors) - modelled)
-        time += rows * (_KEPT * (found.columns - coded) + _ENCODED * coded)
+        time += rows * (KEPT * (found.columns - coded) + _ENCODED * coded)
         return time + self.times.saved * self.times.vocab * rows / self.n
 
     def gain(self, found: Schedule) -> float:

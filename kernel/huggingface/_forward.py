@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..api import autocast, linear_cross_entropy
+from ..fused import DEFAULT_WORKSPACE_BYTES
+from ..reference import compute_dtype
 from ..softcap import softcap
 from ._architectures import architecture_of, scale_of
 from ._heads import linear_head, output_head
@@ -22,7 +25,7 @@ from ._passed_by import unwatch
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["FusedLoss", "Nll"]
+__all__ = ["FusedLoss", "Nll", "part_of"]
 
 
 class Nll:
@@ -121,7 +124,7 @@ class FusedLoss:
         num_items_in_batch: Tensor | float | None = None,
         ignore_index: int = -100,
     ) -> Tensor:
-        """Mean over the labels kept, or their sum over ``num_items_in_batch``."""
+        """Mean over the labels kept, or their sum over ``num_items_in_batch``; of no items nan, without gradient."""
         if shift_labels is None:
             assert labels is not None
             shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)  # position t predicts t + 1
@@ -151,9 +154,12 @@ class FusedLoss:
             common["target"] = order.places(common["target"], ignore_index)
         if num_items_in_batch is None:
             return linear_cross_entropy(**common, **options, reduction="mean")
-        if isinstance(num_items_in_batch, Tensor):
-            num_items_in_batch = num_items_in_batch.to(weight.device)
-        return linear_cross_entropy(**common, **options, reduction="sum") / num_items_in_batch
+        part = part_of(num_items_in_batch, weight)
+        ahead = options["workspace_bytes"] > DEFAULT_WORKSPACE_BYTES
+        if ahead:  # in chunks of tokens, a factor that comes after costs a pass over the gradients, and a rounding
+            common["token_weight"] = part.expand(common["target"].shape)
+        loss = linear_cross_entropy(**common, **options, reduction="sum")
+        return torch.where(part > 0, loss if ahead else part * loss, torch.nan)
 
     def _read(self, nll: Nll, common: dict[str, Any]) -> None:
         chosen = {name: self.options[name] for name in ("implementation", "workspace_bytes")}
@@ -168,6 +174,26 @@ class FusedLoss:
             hidden = hidden.to(linear_head(self.model)[0].dtype)
         logits = scale.logit_scale * head(hidden)
         return softcap(logits, scale.softcap)
+
+
+def part_of(number: Tensor | float, like: Tensor) -> Tensor:
+    """Return ``1 / number``, of a loss of ``like`` and on its device; 0 of what is not above 0. The host reads nothing.
+
+    Raises:
+        TypeError: If ``number`` is neither a number nor a tensor.
+        ValueError: If it is a tensor of several.
+    """
+    if isinstance(number, Tensor):
+        if number.numel() != 1:
+            raise ValueError(f"num_items_in_batch must be one number, got a tensor of shape {tuple(number.shape)}.")
+        number = number.reshape(())
+        if number.device.type != "cpu":  # a number of the host goes along with a kernel, where a copy would wait
+            number = number.to(like.device)
+    elif not isinstance(number, Real):
+        raise TypeError(f"num_items_in_batch must be a number or a tensor of one, got {type(number).__name__}.")
+    dtype = compute_dtype(like.dtype)
+    items = (like.new_ones((), dtype=dtype) * number).to(dtype)
+    return torch.where(items > 0, 1 / items, 0)
 
 
 _OF_THE_LOSS = tuple(inspect.signature(FusedLoss.loss).parameters)[2:]

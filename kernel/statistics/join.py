@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..fused.forward import group_count
+from ..fused.units import group_count
 from .tile import FLOOR
 
 __all__ = ["join_kernel"]

@@ -1,6 +1,6 @@
 """Triton kernel of head_statistics that sweeps the vocabulary, once for all temperatures.
 
-A program owns a block of tokens and a contiguous group of vocabulary tiles, as in :mod:`kernel.fused.forward`, and
+A program owns a block of tokens and a contiguous group of vocabulary tiles, as in :mod:`kernel.fused.units`, and
 keeps per token, in float32 and in bits (logits times log2 e, before the temperature),
 
     first, best    largest logit and its class
@@ -22,8 +22,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..fused.forward import group_count
 from ..fused.tiles import capped, logit_argument, product
+from ..fused.units import group_count
 from .tile import EXCLUDED, FLOOR, exponential_sums, row_sum, tile_rank, two_largest
 
 __all__ = ["sweep_kernel"]

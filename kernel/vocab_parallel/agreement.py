@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .host_numbers import HostNumbers, served
+from .host_numbers import HostNumbers, place, served
 
 __all__ = ["Agreement", "Share", "check_group", "propose"]
 
@@ -171,7 +171,7 @@ def propose(
         told = [0, linear_weight.shape[0], zlib.crc32(repr(same).encode()), *of_tokens]
     except Exception as error:  # told to the others, then raised
         failed = error
-    numbers = HostNumbers(told, group)
+    numbers = HostNumbers(told, group, place(group, input, linear_weight))
     if failed is not None or checked is None:
         raise failed or AssertionError
 

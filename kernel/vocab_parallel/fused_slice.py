@@ -118,7 +118,8 @@ class _Slice(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         from ..fused.arguments import Head
-        from ..fused.call import LossCall, gathered
+        from ..fused.call import LossCall
+        from ..fused.gradient_rows import gathered
 
         needs = ctx.needs_input_grad[:3]
         shape, device = ctx.of_hidden
@@ -176,6 +177,7 @@ def _forward(
         raise ValueError(f"implementation='triton' cannot run here: {reason}.")
     from ..fused.arguments import Head, Held, Scalars
     from ..fused.call import LossCall
+    from ..fused.compile_call import compile_call
     from ..fused.rows import with_plain_rows
     from ..fused.run_forward import forward
 
@@ -186,7 +188,7 @@ def _forward(
     scalars = replace(Scalars.of(options), ignore_index=_IGNORED, whole=share.vocab_size)
     call = LossCall(Head(with_plain_rows(hidden), weight, bias, here), scalars, run.workspace_bytes)
     wanted = needs[0], needs[1], needs[2]
-    call.compile_ahead(wanted, run.return_statistics)
+    compile_call(call, wanted, run.return_statistics)
     if not any(needs):
         found = forward(call.head, scalars, packed=False, return_statistics=run.return_statistics)
         return _SliceForward(call, None, Held(), found)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,6 +50,24 @@ def test_every_sidecar_has_the_schema_and_a_table(path):
     if "table" in made:
         shape, read = made["table"], pd.read_csv(table)
         assert (shape["file"], shape["rows"], shape["columns"]) == (table.name, len(read), list(read))
+
+
+def test_every_sidecar_names_commits_of_this_history():
+    """So that the code which made a table can be looked up; a commit of a branch that was cut away cannot."""
+
+    def git(*arguments):
+        done = subprocess.run(["git", "-C", str(DATA), *arguments], capture_output=True, text=True, timeout=60)
+        return done.stdout.split() if done.returncode == 0 else None
+
+    if git("rev-parse", "--is-shallow-repository") != ["false"] or not git("ls-files", "S1.json"):
+        pytest.skip("no whole history of these files")
+    history = set(git("rev-list", "HEAD") or ())
+    unknown = []
+    for path in SIDECARS:
+        commits = json.loads(path.read_text(encoding="utf-8"))["commit"] or []
+        named = [commits] if isinstance(commits, str) else commits
+        unknown += [f"{path.relative_to(DATA)}: {one}" for one in named if one.removesuffix("+") not in history]
+    assert unknown == []
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from kernel.benchmark import measure
+from kernel.benchmark.phases import IDLE, calls_of, phase_times
+from kernel.benchmark.profiled import record
 
 pytestmark = [
     pytest.mark.cuda,
@@ -39,3 +41,15 @@ def test_queued_work_hides_the_host_but_not_what_the_device_idles(queued, wait):
 def test_memory_is_that_of_the_tensors():
     size = 3 * 2**20 + 4  # the allocator gives it a block of another size
     assert measure.peak_bytes(lambda: torch.empty(size, dtype=torch.uint8, device="cuda"), torch.device("cuda")) == size
+
+
+def test_a_profile_has_the_kernels_of_each_call_and_nothing_that_was_queued_before():
+    """Their time is that of the device's clock without the profiler."""
+    device, matrix = torch.device("cuda"), torch.ones(8192, 8192, device="cuda")
+    before = measure.ahead(partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix)), device)
+    calls = calls_of(record(matrix.clone, before, 3))
+    assert [len(call) for call in calls] == [3] * 3, "two marks around one copy"
+    found = phase_times(calls)
+    assert set(found) == {"PyTorch's own", IDLE}
+    ms = min(measure.turn(matrix.clone, device, before=before).ms for _ in range(5))
+    assert found["PyTorch's own"].ms == pytest.approx(ms, rel=0.2)

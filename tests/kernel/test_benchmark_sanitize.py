@@ -38,7 +38,7 @@ def test_the_cases_launch_every_kernel(monkeypatch):
         return launch(executor, *args, **options)
 
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", note)
-    monkeypatch.setattr("kernel.fused.run_backward.processors", lambda device: 20)  # sums over tokens in pieces
+    monkeypatch.setattr("kernel.fused.gradients.processors", lambda device: 20)  # sums over tokens in pieces
     there = {
         name for room in ("fused", "statistics") for path in (KERNELS / room).glob("*.py") for name in kernels_of(path)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import itertools
@@ -24,6 +25,7 @@ from kernel.options import LossOptions
 triton = pytest.importorskip("triton")
 compile_ahead = importlib.import_module("kernel.fused.compile_ahead")
 calls = importlib.import_module("kernel.fused.call")
+compile_call = importlib.import_module("kernel.fused.compile_call")
 arguments_of = importlib.import_module("kernel.fused.arguments")
 chunks = importlib.import_module("kernel.fused.token_chunks")
 scaling = importlib.import_module("kernel.fused.scale")
@@ -47,6 +49,48 @@ def use_driver(monkeypatch, driver):
     monkeypatch.setattr("kernel.fused.compile_ahead.triton", double)
 
 
+@pytest.fixture
+def current(monkeypatch):
+    """Stands for the current CUDA device, whose index is its last number: 0 unless a context changes it."""
+    devices = [0]
+
+    @contextlib.contextmanager
+    def using(device):
+        devices.append(devices[-1] if device.index is None else device.index)
+        yield
+        devices.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", using)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: devices[-1])
+    return devices
+
+
+def test_a_kernel_runs_and_compiles_on_the_device_of_its_tensors(monkeypatch, current):
+    """Triton takes the current device: a head that accelerate put on another one runs there all the same."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    use_driver(monkeypatch, None)
+    used = []
+
+    class Kernel:
+        def warmup(self, **arguments):
+            used.append(current[-1])
+
+        def __getitem__(self, grid):
+            return self.warmup
+
+    def launch(values):
+        compile_ahead.run_kernel(Kernel(), (3,), n=3, values=values, nothing=None)
+
+    launch(torch.empty(3))
+    with FakeTensorMode():
+        launch(torch.empty(3, device="cuda:0"))
+        launch(torch.empty(3, device="cuda:1"))
+    compile_ahead.compile_ahead(object(), torch.device("cuda:1"), partial(launch, torch.empty(3)))
+    assert (used, current) == ([0, 0, 1, 1], [0])
+
+
+@pytest.mark.usefixtures("current")
 def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none(monkeypatch):
     run_kernel = compile_ahead.run_kernel
     use_driver(monkeypatch, None)
@@ -69,6 +113,7 @@ def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none(monke
     assert calls[4:] == [("ran", *small[1:]), ("ran", *large[1:])]
 
 
+@pytest.mark.usefixtures("current")
 def test_a_first_call_leaves_the_filters_of_warnings_as_they_were(monkeypatch):
     """Triton 3.6 compiles each node under a filter of its own, and the threads of the pool share them all."""
     use_driver(monkeypatch, None)
@@ -182,7 +227,7 @@ def free(monkeypatch):
 def test_no_number_of_tokens_and_no_workspace_compiles_anything_new(kind, v, d, return_statistics, monkeypatch):
     options, dtype = KINDS[kind]
     monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
-    monkeypatch.setattr("kernel.fused.run_backward.processors", lambda device: 20)  # sums in several pieces
+    monkeypatch.setattr("kernel.fused.gradients.processors", lambda device: 20)  # sums in several pieces
     scalars = arguments_of.Scalars.of(LossOptions(**options))
     generator, choose = torch.Generator().manual_seed(0), random.Random(0)
     bias = v != 128
@@ -199,7 +244,9 @@ def test_no_number_of_tokens_and_no_workspace_compiles_anything_new(kind, v, d, 
     def ahead(needs):
         hidden, weight, linear_bias, target = tensors(1, v, d, dtype, bias, generator)
         head = arguments_of.Head(hidden.detach(), weight, linear_bias, target)
-        return specialisations(lambda: calls.LossCall(head, scalars, 0).every_launch(needs, return_statistics))
+        return specialisations(
+            lambda: compile_call.every_launch(calls.LossCall(head, scalars, 0), needs, return_statistics)
+        )
 
     with torch.no_grad():
         known = ahead((True, True, bias)), ahead((False, False, False))
@@ -221,7 +268,7 @@ def test_chunks_of_tokens_compile_nothing_new(kind, monkeypatch):
     options, dtype = KINDS[kind]
     v, d = 130, 16
     monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
-    monkeypatch.setattr("kernel.fused.run_backward.processors", lambda device: 20)
+    monkeypatch.setattr("kernel.fused.gradients.processors", lambda device: 20)
     generator, names = torch.Generator().manual_seed(0), set()
 
     def call(n, workspace_bytes, rows):
@@ -234,7 +281,9 @@ def test_chunks_of_tokens_compile_nothing_new(kind, monkeypatch):
     head = arguments_of.Head(hidden.detach(), weight.detach(), bias.detach(), target)
     first = calls.LossCall(head, arguments_of.Scalars.of(LossOptions(**options)), 0)
     needs = True, True, True
-    without, known = (specialisations(lambda c=c: first.every_launch(needs, False, chunks=c)) for c in (False, True))
+    without, known = (
+        specialisations(lambda c=c: compile_call.every_launch(first, needs, False, chunks=c)) for c in (False, True)
+    )
     assert without < known
     sizes = ((300, 0, 112), (77, 9_000, 16), (40, 2**30, 32), (900, 200_000, 304), (17, 3_000, 16))
     for n, workspace_bytes, rows in sizes:
@@ -258,14 +307,14 @@ def test_a_first_call_of_any_reduction_compiles_for_all(first, kind, monkeypatch
     """As on a device, where what a call compiles follows from its arguments alone."""
     (options, dtype), v, d = KINDS[kind], 130, 16
     monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
-    monkeypatch.setattr("kernel.fused.run_backward.processors", lambda device: 20)
+    monkeypatch.setattr("kernel.fused.gradients.processors", lambda device: 20)
     generator, ahead, bias = torch.Generator().manual_seed(0), {}, kind != "plain"
 
     def note(key, device, launches):
         if key not in ahead:
             ahead[key] = specialisations(launches)
 
-    monkeypatch.setattr(calls, "compile_ahead", note)
+    monkeypatch.setattr(compile_call, "compile_ahead", note)
 
     def call(n, workspace_bytes, rows, *, reduction, weighted=False):
         monkeypatch.setattr(calls.LossCall, "chunks", lambda self: chunks.Chunks(rows))

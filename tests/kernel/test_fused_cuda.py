@@ -363,7 +363,7 @@ sys.path.insert(0, "tests/kernel")
 import torch
 from test_fused_fuzz import compiled_kernels
 from kernel import linear_cross_entropy
-import kernel.fused.operators
+import kernel.fused.token_losses
 from kernel.fused.call import LossCall
 plan, in_bytes = LossCall.plan, []
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from tiny_models import V, count_calls, make
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernel.huggingface import HeadScale, fuse_loss, head_scale, register_architecture
+from kernel.huggingface._forward import part_of
 
 
 def batch(rows=3, length=12, seed=1):
@@ -70,14 +72,66 @@ def test_temperature_and_cap_of_the_loss_alone(options):
     torch.testing.assert_close(model(tokens).logits[:, :-1].reshape(-1, V), logits)  # the model itself is as it was
 
 
-def test_num_items_in_batch_makes_parts_add_up_to_the_whole():
+def stepped(model, tokens, labels, number):
+    """Loss and gradients of one batch in as many backward passes as it has rows."""
+    model.zero_grad()
+    losses = [
+        model(row, labels=own, num_items_in_batch=number).loss
+        for row, own in zip(tokens.split(1), labels.split(1), strict=True)
+    ]
+    for loss in losses:
+        loss.backward()
+    return torch.stack(losses).sum().detach(), gradients(model)
+
+
+WAYS = [{}, {"workspace_bytes": 2**28}]  # the factor after the loss, and before its products
+
+
+@pytest.mark.parametrize("options", WAYS)
+@pytest.mark.parametrize("kind", [torch.tensor, int, float, np.int64])
+def test_num_items_in_batch_makes_parts_add_up_to_the_whole(kind, options):
+    """Also the row that has no label."""
     model, (tokens, labels) = make(), batch(rows=4)
-    fuse_loss(model, label_smoothing=0.1)
+    labels[1] = -100
+    fuse_loss(model, label_smoothing=0.1, **options)
     whole = model(tokens, labels=labels).loss
-    count = (labels[:, 1:] != -100).sum()
-    for number in (count, int(count)):
-        parts = [model(tokens[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=number).loss for i in range(4)]
-        torch.testing.assert_close(torch.stack(parts).sum(), whole)
+    whole.backward()
+    expected = whole.detach(), gradients(model)
+    count = int((labels[:, 1:] != -100).sum())
+    torch.testing.assert_close(stepped(model, tokens, labels, kind(count)), expected, rtol=1e-5, atol=1e-7)
+    divided = model(tokens, labels=labels, num_items_in_batch=kind(3 * count)).loss
+    torch.testing.assert_close(divided, whole / 3, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", WAYS)
+@pytest.mark.parametrize("number", [torch.tensor(0), 0, torch.tensor([0])])
+def test_no_items_in_the_batch(number, options):
+    """As the mean of no labels: nan, and no gradient; of a quotient by 0 every one would be nan."""
+    model, (tokens, labels) = make(), batch()
+    fuse_loss(model, **options)
+    for given in (labels, torch.full_like(labels, -100)):
+        loss = model(tokens, labels=given, num_items_in_batch=number).loss
+        loss.backward()
+        assert loss.isnan()
+        assert all(not g.any() for g in gradients(model).values())
+
+
+def test_num_items_in_batch_is_one_number():
+    model, (tokens, labels) = make(), batch()
+    fuse_loss(model)
+    with pytest.raises(ValueError, match=r"num_items_in_batch must be one number, got a tensor of shape \(2,\)"):
+        model(tokens, labels=labels, num_items_in_batch=torch.tensor([3, 4]))
+    with pytest.raises(TypeError, match=r"num_items_in_batch must be a number or a tensor of one, got str"):
+        model(tokens, labels=labels, num_items_in_batch="3")
+
+
+def test_the_host_does_not_read_the_number_of_items():
+    """Nor sends one of its own, for which it would wait: no tensor is made of a number and moved."""
+    meta = torch.empty((), device="meta", dtype=torch.int64)
+    for number in (meta, 7):
+        assert part_of(number, torch.empty(3, device="meta")).device.type == "meta"
+    with pytest.raises(RuntimeError, match="meta"):
+        meta.item()
 
 
 def test_labels_shifted_beforehand():
@@ -323,14 +377,17 @@ def test_two_processes_share_one_batch(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # dynamo looks at what warns when looked at
-@pytest.mark.parametrize("options", [{}, {"implementation": "reference"}])
+@pytest.mark.parametrize("options", [{}, {"implementation": "reference", "workspace_bytes": 2**28}])
 def test_a_compiled_model(options):
-    """Once; the reference in one graph, while the others look at their targets."""
+    """Once, whatever the number of items; the reference in one graph, while the others look at their targets."""
     model, (tokens, labels) = make("cohere", num_hidden_layers=1), batch()  # whose scale is read while it is traced
     fuse_loss(model, label_smoothing=0.1, **options)
-    expected = model(tokens, labels=labels).loss
+    numbers = [torch.tensor(n) for n in (20, 30)]
+    expected = [model(tokens, labels=labels, num_items_in_batch=n).loss for n in numbers]
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=bool(options))
-    torch.testing.assert_close(compiled(input_ids=tokens, labels=labels).loss, expected)
+    got = compiled(input_ids=tokens, labels=labels, num_items_in_batch=numbers[0]).loss
+    torch.testing.assert_close(got, expected[0])
     with torch._dynamo.config.patch(error_on_recompile=True):
-        torch.testing.assert_close(compiled(input_ids=tokens, labels=labels).loss, expected)
+        got = compiled(input_ids=tokens, labels=labels, num_items_in_batch=numbers[1]).loss
+    torch.testing.assert_close(got, expected[1])

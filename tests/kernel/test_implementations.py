@@ -112,8 +112,8 @@ def test_second_derivatives_are_refused(implementation):
 @pytest.fixture
 def products(monkeypatch):
     """The arguments for whose gradients work was done since."""
-    run_backward, seen, run = importlib.import_module("kernel.fused.run_backward"), set(), chunked._run
-    launch, of = run_backward.run_kernel, {f"{name.partition('_')[2] or name}_gradient_kernel": name for name in LEAVES}
+    run_products, seen, run = importlib.import_module("kernel.fused.run_products"), set(), chunked._run
+    launch, of = run_products.run_kernel, {f"{name.partition('_')[2] or name}_gradient_kernel": name for name in LEAVES}
 
     def run_and_note(*args, **options):
         seen.update(name for name, wanted in zip(LEAVES, args[-1], strict=True) if wanted)
@@ -124,7 +124,7 @@ def products(monkeypatch):
         return launch(kernel, *args, **arguments)
 
     monkeypatch.setattr(chunked, "_run", run_and_note)
-    monkeypatch.setattr(run_backward, "run_kernel", launch_and_note)
+    monkeypatch.setattr(run_products, "run_kernel", launch_and_note)
     return seen
 
 

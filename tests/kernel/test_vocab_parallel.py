@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from helpers import OPTIONS
 from processes import in_processes
 
 from kernel import LinearCrossEntropy, head_statistics, linear_cross_entropy
+from kernel.vocab_parallel import agreement, host_numbers
 from kernel.vocab_parallel.agreement import _digest
 
 pytestmark = pytest.mark.skipif(
@@ -334,7 +336,7 @@ for implementation in ("chunked", "triton"):
 """
 
 FUSED_OPTIONS = """
-from kernel.fused import run_backward
+from kernel.fused import run_backward, run_kept, run_products
 
 large = 40, 33
 generator = torch.Generator().manual_seed(1)
@@ -410,11 +412,12 @@ def loss():
 fused_slice._forward = fails if rank == 0 else forward
 said(loss)
 fused_slice._forward = forward
-for name in ("recompute_strip", "column_sum", "weight_gradient_kernel"):
-    value, before = loss(), getattr(run_backward, name)
-    setattr(run_backward, name, fails if rank == 0 and name != "column_sum" else before)
+patched = (run_backward, "recompute_strip"), (run_kept, "column_sum"), (run_products, "weight_gradient_kernel")
+for module, name in patched:
+    value, before = loss(), getattr(module, name)
+    setattr(module, name, fails if rank == 0 and name != "column_sum" else before)
     said(value.backward)
-    setattr(run_backward, name, before)
+    setattr(module, name, before)
 """
 
 
@@ -507,3 +510,37 @@ def test_values_that_trade_places_have_another_digest():
         assert torch.equal(_digest(torch.tensor(first)), _digest(torch.tensor([first]).T))
     masks = torch.randint(0, 2, (20000, 14), generator=torch.Generator().manual_seed(0)).unique(dim=0)
     assert len({int(_digest(mask)) for mask in masks}) == len(masks) > 10000
+
+
+@pytest.mark.parametrize(
+    ("served", "devices", "bound", "place"),
+    [
+        (["cpu", "cuda"], ("cuda:1", "cuda:1"), None, "cpu"),
+        (["cuda"], ("cuda:1", "cuda:1"), None, "cuda:1"),
+        (["cuda"], ("cpu", "cuda:1"), "cuda:2", "cuda:1"),  # input is wrong, which the others have to learn
+        (["cuda"], ("cpu", None), "cuda:2", "cuda:2"),
+        (["cuda"], ("cpu", None), None, "cuda"),  # the current one
+    ],
+)
+def test_hosts_tell_each_other_through_the_device_of_the_tensors(served, devices, bound, place, monkeypatch):
+    """Not through the current device: without set_device all processes of a group of NCCL would take the first GPU."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    group = SimpleNamespace(bound_device_id=None if bound is None else torch.device(bound))
+    given = []
+    monkeypatch.setattr(agreement.dist, "get_rank", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for module in (agreement, host_numbers):
+        monkeypatch.setattr(module, "served", lambda _: served)
+    monkeypatch.setattr(agreement, "HostNumbers", lambda *told: given.append(told) or 1 / 0)
+    with FakeTensorMode():
+        tensors = (None if device is None else torch.empty(3, 3, device=device) for device in devices)
+        with pytest.raises(ZeroDivisionError):
+            agreement.propose(group, lambda: "options", *tensors, None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: (device, priority))
+    ((_, told, device),) = given
+    assert (told, device) == (group, torch.device(place))
+    if device.type == "cuda":
+        assert host_numbers._stream(device) == (3 if device.index is None else device.index, -1)
+    host_numbers._streams.clear()

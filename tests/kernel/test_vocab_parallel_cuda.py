@@ -42,6 +42,9 @@ def compare(**options):
 
 for options in ({}, {"softcap": 30.0}, {"z_loss": 1e-3, "reduction": "sum"}):
     compare(**options)
+torch.cuda.set_device(1 - rank)  # the tensors' devices count, not the current one
+compare()
+torch.cuda.set_device(rank)
 first = results(head[mine], process_group=group, implementation="chunked")
 assert (first[0] - results(head)[0]).abs() < 0.01
 told, whole = (head_statistics(hidden, w, target, process_group=g) for w, g in ((head[mine], group), (head, None)))

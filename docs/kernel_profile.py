@@ -1,0 +1,153 @@
+"""Where the time of missed targets goes, and the least that memory and products allow, from the committed profile."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+from table_text import wrapped
+
+if TYPE_CHECKING:
+    from kernel.benchmark.results import Table
+
+__all__ = ["kernel_profile"]
+
+_PRODUCTS = ("forward", "weight gradient", "input gradient")
+_ANEW, _KEPT, _IDLE = "logits anew", "dz of what was kept", "idle between kernels"
+_NEAR = 0.95  # of the memory in which a time was asked: what a budget must take to be the one that is meant
+
+
+class Missed(NamedTuple):
+    """A time that was asked of a budget in the profile, in t_mm."""
+
+    asked_by: str
+    asked: float
+
+
+def kernel_profile(data: Path) -> str:
+    """A line a budget with its phases, then one for each time that was asked and is not met; empty without a table."""
+    if not (data / "kernel_profile.csv").exists():
+        return ""
+    from kernel.benchmark.results import Table, read
+
+    rows: Any = pd.read_csv(data / "kernel_profile.csv")
+    about = json.loads((data / "kernel_profile.json").read_text(encoding="utf-8"))
+    table = Table(read(data / "kernel.csv"))
+    cases = [(shape, budget, case) for (shape, budget), case in rows.groupby(["shape", "budget"], sort=False)]
+    apart = (rows["profiled_ms"] / rows["call_ms"] - 1).abs().max()
+    versions = about["versions"]
+    where = (
+        f"Device time by phase of one call with smoothing 0.1 (one {about['device']}, torch {versions['torch']}, "
+        f"Triton {versions['triton']}, mean of {about['config']['calls']} calls, commit `{about['commit'][:12]}`; the "
+        f"sum of kernels and idle time is within {100 * apart:.1f}% of the call's time without the profiler): ms, and "
+        "in brackets what a phase takes more than its share of the library's product of the same run; from "
+        "`paper_figures/data/kernel_profile.csv`, made by `python -m kernel.benchmark.profile`:"
+    )
+    head = "| workspace | ms (t_mm) | forward | logits anew | dz of what was kept | weight gradient | input gradient |"
+    lines = [wrapped(where), "", f"{head} other kernels | idle | launches |", "|---|" + "---|" * 9]
+    lines += [_phases(shape, budget, case) for shape, budget, case in cases]
+    for shape, found in rows.groupby("shape", sort=False):
+        lines += _sparse(str(shape), found, about["config"]["tolerance"])
+    missed = [line for shape, budget, case in cases for line in _missed(table, shape, budget, case)]
+    if not missed:
+        return "\n".join([*lines, "", "No time that was asked of these is missed in this run."])
+    told = (
+        "What was asked of these and is not met, in t_mm of that run. The floor is the library's three products; the "
+        "logits of columns that neither the head's gradient nor the workspace can hold, in two bytes (in one, too, "
+        "beyond the default), cut into whatever number of chunks of tokens is best; and one pass over what is in bytes "
+        "and over sums that chunks share. The next columns say where the rest goes: logits anew, and bytes, beyond "
+        "that; products that are slower than the library's; all other kernels and idle time:"
+    )
+    head = "| workspace | asked by | asked | measured | floor (products + logits anew + bytes and sums) |"
+    lines += ["", wrapped(told), "", f"{head} logits anew | bytes | products | the rest |", "|---|" + "---|" * 8]
+    return "\n".join([*lines, *missed])
+
+
+def _sparse(shape: str, rows: Any, tolerance: float) -> Iterator[str]:
+    """A sentence for each loss with a tolerance beside the one that keeps all columns."""
+    kept = rows[rows["budget"] == "all kept"]
+    for budget, case in rows[rows["budget"].str.startswith("sparse")].groupby("budget", sort=False):
+        first, forward, active = case.iloc[0], _sum(case, "ms", "forward"), _sum(case, "columns", _ANEW)
+        all_kept, products = kept["call_ms"].iloc[0], _sum(case, "ms", _ANEW, *_PRODUCTS) - forward
+        rest = first.call_ms - forward - products
+        yield ""
+        yield wrapped(
+            f"At {shape} a loss within {tolerance:g} ({budget}) takes {first.call_ms:.2f} ms in {first.peak_mib:.0f} "
+            f"MiB, {first.call_ms / all_kept:.2f} of all strips kept ({all_kept:.2f} ms). Its forward, which no "
+            f"tolerance shortens, takes {forward:.2f} of them ({forward / all_kept:.2f} of all strips kept), the "
+            f"products of {100 * active:.1f}% of the tiles {products:.2f}, everything else {rest:.2f}, in which the "
+            f"device is idle for {_sum(case, 'ms', _IDLE):.2f}."
+        )
+
+
+def _sum(case: Any, column: str, *phases: str) -> float:
+    return float(case[case["phase"].isin(phases)][column].sum())
+
+
+def _phases(shape: str, budget: str, case: Any) -> str:
+    first, known = case.iloc[0], (*_PRODUCTS, _ANEW, _KEPT, _IDLE)
+    cells = [f"{first.call_ms:.2f} ({first.call_ms / first.matmul_ms:.2f})"]
+    for phase in ("forward", _ANEW, _KEPT, "weight gradient", "input gradient"):
+        found = case[case["phase"] == phase]
+        if found.empty:
+            cells.append("")
+            continue
+        row = found.iloc[0]
+        share = f", {100 * row.columns:.0f}%" if phase in (_ANEW, _KEPT) and pd.notna(row.columns) else ""
+        cells.append(f"{row.ms:.2f}{share}" + ("" if phase == _KEPT else f" ({row.excess_ms:+.2f})"))
+    cells += [f"{case[~case['phase'].isin(known)]['ms'].sum():.2f}", f"{_sum(case, 'ms', _IDLE):.2f}"]
+    return f"| {shape}, {budget} | {' | '.join(cells)} | {case['launches'].sum():.0f} |"
+
+
+def _missed(table: Table, shape: str, budget: str, case: Any) -> Iterator[str]:
+    from kernel.benchmark.phases import least
+    from kernel.fused import DEFAULT_WORKSPACE_BYTES
+
+    first = case.iloc[0]
+    unit, size = first.matmul_ms, first.workspace_mib * 2**20
+    floor = least(
+        *(int(first.tokens), int(first.vocab_size), int(first.hidden_size), size),
+        matmul_ms=unit,
+        copy_ms=first.copy_ms,
+        in_bytes=size > DEFAULT_WORKSPACE_BYTES,
+    )
+    measured = first.call_ms / unit
+    parts = [first.three_products_ms, floor.anew_ms, floor.moved_ms]
+    rest = [_sum(case, "ms", _ANEW) - parts[1], _sum(case, "ms", _KEPT) - parts[2]]
+    rest += [_sum(case, "ms", *_PRODUCTS) - parts[0]]
+    rest.append(first.call_ms - sum(parts) - sum(rest))
+    for asked in _asked(table, shape, budget, first):
+        if measured > asked.asked:
+            cells = [asked.asked_by, f"{asked.asked:.2f}", f"{measured:.2f}"]
+            cells.append(f"{sum(parts) / unit:.2f} ({' + '.join(f'{part / unit:.2f}' for part in parts)})")
+            cells += [f"{part / unit:+.2f}" for part in rest]
+            yield f"| {shape}, {budget} | {' | '.join(cells)} |"
+
+
+def _asked(table: Table, shape: str, budget: str, first: Any) -> Iterator[Missed]:
+    """Every time that was asked of a budget: by itself, within its memory, by torch.compile and by a rival as lean."""
+    from kernel.benchmark.targets import targets
+
+    compiled = table.products(shape, "torch.compile")
+    for target in targets(table):
+        within = re.fullmatch(r"ours within (\d+) MiB: time", target.line)
+        of_budget = target.unit == "t_mm" and target.line.startswith(f"triton, {budget}: time")
+        if target.shape != shape or target.at_least:
+            continue
+        if of_budget or (within and _NEAR * int(within[1]) <= first.peak_mib <= int(within[1])):
+            yield Missed(f"within {within[1]} MiB" if within else "itself", target.asked)
+        elif target.line == f"triton, {budget}: time / torch.compile's" and compiled is not None:
+            yield Missed(f"{target.asked:g} of torch.compile's", target.asked * compiled)
+    slack = 512 * first.tokens * 2 / 2**20 + 1  # what a budget for a rival's memory may leave, in whole tiles
+    rivals = {
+        name: time
+        for name, (peak, time) in table.points(shape, 0.1).items()
+        if not name.startswith(("triton", "chunked")) and peak <= first.peak_mib + slack
+    }
+    if rivals:
+        name = min(rivals, key=lambda rival: rivals[rival])
+        yield Missed(name, rivals[name])

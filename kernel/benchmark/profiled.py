@@ -1,0 +1,174 @@
+"""Profiles calls of the loss on one problem, beside the library's products in shared rounds."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import GradientTolerance, linear_cross_entropy
+from ..options import LossOptions
+from . import measure
+from .phases import DeviceEvent, PhaseTime, calls_of, phase_times
+from .problems import Data
+from .rivals import Case
+
+__all__ = ["AHEAD_MS", "Profiled", "record", "rows"]
+
+AHEAD_MS = 2 * measure.AHEAD_MS  # the host takes longer beside the profiler
+# The library's product that a phase does, in whole or in part.
+_PRODUCT_OF = {"forward": 0, "logits anew": 0, "weight gradient": 1, "input gradient": 2}
+
+
+@dataclass
+class Profiled:
+    """One budget of one problem."""
+
+    budget: str
+    workspace_bytes: int
+    data: Data
+    told: GradientTolerance | None = None
+
+    def run(self) -> Tensor:
+        """Compute loss and gradients."""
+        return measure.step(self.loss, self.data, Case())
+
+    def loss(self, data: Data) -> Tensor:
+        """Compute the loss within the budget."""
+        options: dict[str, Any] = {} if self.told is None else {"gradient_tolerance": self.told}
+        return linear_cross_entropy(
+            data.hidden,
+            data.weight,
+            data.target,
+            label_smoothing=Case().label_smoothing,
+            workspace_bytes=self.workspace_bytes,
+            **options,
+        )
+
+    def shares(self) -> dict[str, float]:
+        """Shares of the columns that each phase computes, of those kept and of those in bytes; chunks of tokens."""
+        if self.told is not None:
+            of_input, of_weight = self.told.input_active, self.told.weight_active
+            known = {"logits anew": of_input, "weight gradient": of_weight, "input gradient": of_input}
+            return {**known, "forward": 1.0, "kept": 0.0, "in_bytes": 0.0, "chunks": 1}
+        kept, in_bytes, chunks = _planned(self.data, self.workspace_bytes)
+        found = {"kept": kept, "in_bytes": in_bytes, "chunks": chunks, "logits anew": 1 - kept}
+        return found | dict.fromkeys(("forward", "weight gradient", "input gradient"), 1.0)
+
+
+def _planned(data: Data, workspace_bytes: int) -> tuple[float, float, int]:
+    """Shares of the columns, over all tokens, that are kept and kept in bytes, and the chunks of tokens."""
+    from ..fused.arguments import Head, Scalars
+    from ..fused.call import LossCall
+
+    options = LossOptions(label_smoothing=Case().label_smoothing)
+    call = LossCall(Head(data.hidden, data.weight, None, data.target), Scalars.of(options), workspace_bytes)
+    tokens, vocab_size = len(data.hidden), len(data.weight)
+    cut = call.chunks()
+    kinds = {"keep": True, "consumed": True, "weight_gradient": True, "recompute_first": cut.recompute_first}
+    plans = [call.plan(**kinds, tokens=cut.rows, sums=sums) for sums in (False, True)]
+    kept = in_bytes = 0.0
+    for start in range(0, tokens, cut.rows):
+        share = min(cut.rows, tokens - start) / tokens
+        for run in plans[start > 0].kept:
+            columns = share * (min(run.start + run.columns, vocab_size) - run.start) / vocab_size
+            kept += columns
+            in_bytes += columns if run.in_bytes else 0.0
+    return kept, in_bytes, -(-tokens // cut.rows)
+
+
+def record(run: Callable[[], object], before: Callable[[], object], calls: int) -> list[DeviceEvent]:
+    """Return what the GPU did in ``calls`` calls, each between two marks and behind ``before``."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        for _ in range(calls):
+            before()
+            torch.cuda._sleep(1)
+            run()
+            torch.cuda._sleep(1)
+            torch.cuda.synchronize()
+    events = (event for event in found.events() or () if event.device_type.name == "CUDA")
+    return [DeviceEvent(event.name, event.time_range.start, event.time_range.end) for event in events]
+
+
+def rows(name: str, data: Data, cases: Sequence[Profiled], calls: int, device: torch.device) -> Iterator[Any]:
+    """Rows of all budgets of one problem."""
+    peaks = []
+    for case in cases:
+        case.run()  # compiles
+        data.hidden.grad = data.weight.grad = None
+        peaks.append(measure.peak_bytes(case.run, device))
+        data.hidden.grad = data.weight.grad = None
+    hidden, weight = data.hidden.detach(), data.weight.detach()
+    product = partial(torch.mm, hidden, weight.T, out=hidden @ weight.T)
+    library = [run for run, _ in measure.library_products(data, Case(), device)]
+    three = partial(_all, library)
+    runs = [product, three, *library, partial(torch.empty_like(weight).copy_, weight), *(case.run for case in cases)]
+    before = measure.ahead(product, device, AHEAD_MS)
+    matmul_ms, three_ms, *library_ms, copy_ms = (found := _medians(runs, before, calls, device))[:6]
+    for case, peak, call_ms in zip(cases, peaks, found[6:], strict=True):
+        times = phase_times(calls_of(record(case.run, before, calls)))
+        data.hidden.grad = data.weight.grad = None
+        shares = case.shares()
+        common = {
+            "shape": name,
+            "tokens": len(hidden),
+            "vocab_size": len(weight),
+            "hidden_size": hidden.shape[1],
+            "dtype": str(hidden.dtype).removeprefix("torch."),
+            "label_smoothing": Case().label_smoothing,
+            "budget": case.budget,
+            "workspace_mib": f"{case.workspace_bytes / 2**20:.0f}",
+            "chunks": shares["chunks"],
+            "kept": f"{shares['kept']:.4f}",
+            "in_bytes": f"{shares['in_bytes']:.4f}",
+        }
+        of_call = {
+            "call_ms": f"{call_ms:.3f}",
+            "profiled_ms": f"{sum(time.ms for time in times.values()):.3f}",
+            "matmul_ms": f"{matmul_ms:.3f}",
+            "three_products_ms": f"{three_ms:.3f}",
+            "copy_ms": f"{copy_ms:.4f}",
+            "peak_mib": "" if peak is None else f"{peak / 2**20:.1f}",
+        }
+        for phase, time in times.items():
+            product_ms = library_ms[_PRODUCT_OF[phase]] if phase in _PRODUCT_OF else None
+            if phase == "dz of what was kept":  # as they are they need none
+                shares[phase] = shares["in_bytes"]
+            yield common | _phase_columns(phase, time, shares.get(phase), product_ms) | of_call
+
+
+def _phase_columns(phase: str, time: PhaseTime, columns: float | None, product_ms: float | None) -> dict[str, Any]:
+    own_ms = 0.0 if product_ms is None or columns is None else columns * product_ms
+    return {
+        "phase": phase,
+        "kernels": "; ".join(kernel.partition("<")[0] for kernel in time.kernels[:4]),
+        "launches": f"{time.launches:.1f}",
+        "ms": f"{time.ms:.4f}",
+        "columns": "" if columns is None else f"{columns:.4f}",
+        "product_ms": "" if product_ms is None else f"{product_ms:.3f}",
+        "rate": f"{own_ms / time.ms:.3f}" if own_ms and time.ms else "",
+        "excess_ms": f"{time.ms - own_ms:.4f}",
+    }
+
+
+def _all(runs: Sequence[Callable[[], object]]) -> None:
+    for run in runs:
+        run()
+
+
+def _medians(
+    runs: Sequence[Callable[[], object]], before: Callable[[], None], rounds: int, device: torch.device
+) -> list[float]:
+    """The median time of each, in shared rounds, of which the first warms up."""
+    times: list[list[float]] = [[] for _ in runs]
+    for index in range(rounds + 1):
+        for i in random.Random(index).sample(range(len(runs)), len(runs)):
+            ms = measure.turn(runs[i], device, before=before).ms
+            times[i] += [ms] if index else []
+    return [statistics.median(found) for found in times]
