@@ -237,15 +237,15 @@ def checks(data: Path) -> str:
         words = []
         for tool, of_tool in calls.groupby("tool", sort=False):
             cut = of_tool[of_tool["errors"].isna()]["case"].tolist()
-            found = of_tool[of_tool["errors"] > 0]
-            word = f"`{tool}` finds " + ("nothing" if found.empty else f"errors in {', '.join(found['case'])}")
-            word += f" in {len(of_tool) - len(cut)} kinds of calls" if found.empty else ""
+            wrong = of_tool[of_tool["errors"] > 0]
+            word = f"`{tool}` finds " + ("nothing" if wrong.empty else f"errors in {', '.join(wrong['case'])}")
+            word += f" in {len(of_tool) - len(cut)} kinds of calls" if wrong.empty else ""
             words.append(word + (f" and did not finish {', '.join(cut)}" if cut else ""))
+        found = "" if not blind else f", but not by {' and '.join(f'`{tool}`' for tool in blind)}"
         said.append(
             f"NVIDIA's compute-sanitizer last ran at commit `{_commit(data, 'sanitizer')}`, over small calls that "
-            f"launch every kernel: {'; '.join(words)} (`sanitizer.csv`, made by `python -m kernel.benchmark.sanitize`). "
-            "A call that is wrong on purpose is found"
-            + ("." if not blind else f", but not by {' and '.join(f'`{tool}`' for tool in blind)}.")
+            f"run every kernel: {'; '.join(words)} (`sanitizer.csv`, made by `python -m kernel.benchmark.sanitize`). "
+            f"A call that is wrong on purpose is found{found}."
         )
     return wrapped(" ".join(said)) if said else ""
 
