@@ -97,6 +97,42 @@ def test_heads_that_are_missing_are_named(table):
     assert re.search(r"the rows without smoothing of the ninth \(248320, 2048\)", PAGE)
 
 
+def test_the_page_quotes_what_rounding_does_near_a_smoothed_optimum():
+    pd = pytest.importorskip("pandas")
+    rows = pd.read_csv(DATA / "byte_codes.csv").set_index("storage")
+    optimum = rows[rows["data"].str.startswith("optimum")]
+    none, two, one, logits = (
+        optimum.loc[[name], ["weight_gradient_error", "rows_without_target_error"]].to_numpy()
+        for name in ("none, dz anew", "softmax in bfloat16", "bytes, root 4, peaks of 64 columns", "logits in bfloat16")
+    )
+    (head, least), (_, most) = two / none
+    assert f"have {head:.1f} times the error in the head's gradient, {two[0, 0]:.4f} for {none[0, 0]:.4f}" in PAGE
+    unnamed = f"{two[0, 1]:.2g} to {two[1, 1]:.1g}"
+    assert f"{least:.0f} to {most:.0f} times in the rows that no token names, {unnamed} of a gradient" in PAGE
+    assert f"**One byte** has {one[0, 0]:.2g}, and {one[0, 1]:.2g} to {one[1, 1]:.2g} in those rows" in PAGE
+    assert f"have errors of {logits[0, 0]:.0f} and {logits[1, 0]:.0f}" in PAGE
+
+
+def test_the_page_says_how_many_columns_are_kept_with_little_memory():
+    pytest.importorskip("triton")
+    from helpers import free_launches
+
+    from kernel.benchmark.problems import SHAPES
+    from kernel.fused import launch
+    from kernel.fused.schedule import DEFAULT_WORKSPACE_BYTES, schedule
+
+    def kept(shape, workspace_bytes):
+        (of,) = [s for s in SHAPES if s.name == shape]
+        options = {"keep": True, "direct": True, "consumed": True, "weight_gradient": True, "processors": 132}
+        sizes = (of.n, of.vocab_size, of.hidden_size, 2, workspace_bytes)
+        return schedule(*sizes, table=launch._TABLES["hopper", 2], **options).columns / of.vocab_size
+
+    with free_launches():
+        gemma, llama = (kept(shape, DEFAULT_WORKSPACE_BYTES) for shape in (GEMMA, "Llama-3-8B"))
+        assert f"({gemma:.0%} at Gemma-2-2B's head, {llama:.0%} at Llama-3-8B's)" in PAGE
+        assert f"the head's gradient holds columns, {kept(GEMMA, 0):.0%} at Gemma's head" in PAGE
+
+
 PHASE_MS = {"forward": 15.0, "logits anew": 11.0, "weight gradient": 15.0, "input gradient": 15.0, "merge": 0.5}
 
 
