@@ -124,6 +124,8 @@ class Draw:
         n = choose.choice([1, 2, 16, 17, choose.randint(1, most_n), choose.randint(1, most_n)])
         if self.long:
             n = choose.randint(most_n // 4, most_n)
+            if v <= self.tile and choose.random() < 0.8:  # of which nothing would be kept
+                v = choose.randint(2 * self.tile, most_v) | 1
         d = choose.randint(1, most_d // 16) * 16
         return n, v, d if self.family.aligned else max(3, d - choose.choice([1, 3, 5, 7]))
 
