@@ -3,7 +3,8 @@
 Each tool runs each of the small calls of :mod:`.sanitize_cases` in a process of its own, several at a time, with
 compiled kernels that a first process of each call left in Triton's cache. torch allocates every tensor by itself
 (PYTORCH_NO_CUDA_MEMORY_CACHING), so that its end is known. A row holds what the tool counted: of racecheck hazards that
-are errors, and warnings apart. "planted" is wrong on purpose, and memcheck has to find it.
+are errors, and warnings apart; where it gave none, what came instead. "planted" is wrong on purpose, and memcheck has
+to find it.
 
 compute-sanitizer comes with CUDA's toolkit, and in the wheels nvidia-cuda-sanitizer-api.
 """
@@ -18,10 +19,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,16 +32,18 @@ from .tables import Report
 
 __all__ = ["COLUMNS", "TOOLS", "counted", "find", "main"]
 
-COLUMNS = ("tool", "case", "errors", "warnings", "seconds")
+COLUMNS = ("tool", "case", "errors", "warnings", "seconds", "failure")
 TOOLS = ("memcheck", "synccheck", "racecheck", "initcheck")
 _PLANTED = "planted"
 _CASES = (
     *("forward", "recomputed", "kept", "softcap", "codes", "bytes", "chunks", "sparse", "statistics", "odd sizes"),
     _PLANTED,
 )
+# Behind its errors memcheck may say "ERROR SUMMARY: 20 errors were not printed", of those that it has counted.
 _SUMMARY = re.compile(
-    r"ERROR SUMMARY: (\d+) errors?|RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) errors?, (\d+) w"
+    r"ERROR SUMMARY: (\d+) errors?(?! were not)\b|RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) errors?, (\d+) w"
 )
+_ENDED = "the call has ended."
 _EXAMPLES = """
 examples:
   python -m kernel.benchmark.sanitize --output paper_figures/data/sanitizer.csv     the committed table, on a GPU
@@ -76,7 +80,7 @@ def counted(said: str) -> tuple[int, int] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tools, write the table and return the exit status: 1 if one found what is not planted."""
+    """Run the tools, write the table and return the exit status: 1 if one found what is not planted, or gave up."""
     parser = argparse.ArgumentParser(
         prog="python -m kernel.benchmark.sanitize",
         description=(__doc__ or "").partition(": ``")[0] + ".",
@@ -102,39 +106,48 @@ def _run(given: argparse.Namespace, command: str) -> int:
         CASES[given.here](device)
         if device.type == "cuda":
             torch.cuda.synchronize()
+        print(_ENDED, flush=True)
         return 0
     sanitizer, output = find(given.sanitizer), output_of(given, "sanitizer")
     processes = given.processes or max(len(os.sched_getaffinity(0)) // 2, 1)
     version = subprocess.run([sanitizer, "--version"], capture_output=True, text=True, check=False).stdout
     config = {"sanitizer": (re.findall(r"Version (\S+)", version) or [None])[0], "seconds": given.seconds}
-    cases = [case for case in given.cases if case != _PLANTED]
     here = (sys.executable, "-m", "kernel.benchmark.sanitize", "--device", device.type, "--here")
     table = Report(output, command=command, config=config, device=device, columns=COLUMNS)
     with table as report, ThreadPoolExecutor(processes) as pool:
-        # Where one fails, no other is begun: the iterators of map have no name, so that they end with their loops.
-        for case, (said, status, _) in zip(
-            cases, pool.map(lambda case: _call([*here, case], given.seconds), cases), strict=True
-        ):
-            if status != 0:
-                raise OSError(f"{case} fails without a tool: {_last(said)}")
-        checked = list(product(given.tools, given.cases))
+        # What is wrong on purpose may end its process: there the tools alone can say something. Here as below the
+        # iterators of map have no name: Ctrl-C ends them, and so what has not begun.
+        cases = [case for case in given.cases if case != _PLANTED]
+        alone = dict(zip(cases, pool.map(lambda case: _call([*here, case], given.seconds), cases), strict=True))
+        broken = {case: f"without a tool: {_last(said)}" for case, (said, *_) in alone.items() if _ENDED not in said}
+        for case, failure in broken.items():
+            print(f"{case} fails {failure}", flush=True)
+        checked = [(tool, case) for tool, case in product(given.tools, given.cases) if case not in broken]
         runs = ([sanitizer, "--tool", tool, "--report-api-errors", "no", *here, case] for tool, case in checked)
         for (tool, case), (said, status, seconds) in zip(
             checked, pool.map(lambda words: _call(words, given.seconds), runs), strict=True
         ):
-            found = counted(said)
-            if status is not None and (found is None or (status and not found[0])):
-                raise OSError(f"{tool} of {case} ended with status {status}: {_last(said)}")
-            errors, warnings = ("", "") if status is None or found is None else found  # "": it took too long
+            errors, warnings = found if (found := counted(said)) else ("", "")
+            failure = ""
+            if status is None:
+                failure = f"took more than {given.seconds} seconds"
+            elif not found or (_ENDED not in said and not errors):  # an error that is found may be why it did not end
+                failure = f"ended with status {status}: {_last(said)}"
             row = {"tool": tool, "case": case, "errors": errors, "warnings": warnings, "seconds": f"{seconds:.1f}"}
-            report.add(row)
-            print(*row.values(), flush=True)
-            if errors and case != _PLANTED:
+            report.add({**row, "failure": failure})
+            print(*row.values(), failure, flush=True)
+            if case != _PLANTED and (errors or failure):
                 print(said[-6000:], flush=True)
+        report.add_all([({"tool": t, "case": c, "failure": broken[c]}, ()) for t, c in product(given.tools, broken)])
     print(f"wrote {output}")
-    dirty = [row for row in report.rows if row["errors"] != 0 and row["case"] != _PLANTED]
-    blind = [row for row in report.rows if (row["tool"], row["case"], row["errors"]) == ("memcheck", _PLANTED, 0)]
-    return int(bool(dirty or blind))
+    return int(any(_is_bad(row) for row in report.rows))
+
+
+def _is_bad(row: Mapping[str, Any]) -> bool:
+    """Whether a tool found what was not planted or not what was, or did not finish."""
+    if row["case"] == _PLANTED:
+        return row["tool"] == "memcheck" and not row["errors"]
+    return bool(row.get("errors") or row["failure"])
 
 
 def _call(words: Sequence[str | Path], most: int) -> tuple[str, int | None, float]:
@@ -151,7 +164,8 @@ def _call(words: Sequence[str | Path], most: int) -> tuple[str, int | None, floa
 
 
 def _last(said: str) -> str:
-    return " / ".join(said.strip().splitlines()[-3:]) or "no word of why"
+    """The end of an output, in one line: PyTorch's threads may abort a process that has said why it ends."""
+    return " / ".join(said.strip().splitlines()[-3:])[-300:] or "no word of why"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import refused
 
 from kernel.benchmark import gpu_tests, sanitize
 
@@ -19,9 +18,9 @@ KERNELS = Path(sanitize.__file__).resolve().parents[1]
 def kernels_of(path):
     """Names of the kernels that a module launches: those that end so, as the functions that they call do not."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        jitted = isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list)
-        if jitted and node.name.endswith("kernel"):
-            yield node.name
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("kernel"):
+            if any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
+                yield node.name
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter tells what is launched")
@@ -69,9 +68,14 @@ if "--version" in sys.argv:
 tool, case = sys.argv[sys.argv.index("--tool") + 1], sys.argv[-1]
 if tool == "racecheck":
     print("========= RACECHECK SUMMARY: 3 hazards displayed (1 error, 2 warnings)")
+elif case == "planted":
+    print("========= Target application returned an error")
+    print("========= ERROR SUMMARY: 102 errors")
+    print("========= ERROR SUMMARY: 2 errors were not printed. Use --print-limit option to adjust")
+    sys.exit(1)
 else:
-    print(f"========= ERROR SUMMARY: {{2 * (case == 'planted')}} errors")
-    sys.exit(case == "planted")
+    print("========= ERROR SUMMARY: 0 errors")
+print("the call has ended.")
 """
 
 
@@ -79,36 +83,56 @@ else:
 def run(tmp_path, monkeypatch):
     """The command with a sanitizer that says what it is told to say, without the calls themselves."""
     call = sanitize._call
-    quick = lambda words, most: call(words, most) if "--tool" in words else ("", 0, 0.1)  # noqa: E731
+
+    def quick(words, most):
+        said = "error: no tile." if words[-1] == "sparse" else "the call has ended.\nterminate called"  # as it may exit
+        return call(words, most) if "--tool" in words else (said, 2, 0.1)
+
     monkeypatch.setattr(sanitize, "_call", quick)
 
-    def run(*arguments, said=TOOL):
+    def run(*arguments, said=TOOL, cases=("kept", "planted")):
         tool = tmp_path / "compute-sanitizer"
         tool.write_text(said)
         tool.chmod(0o755)
-        places = ("--sanitizer", tool, "--device", "cpu", "--output", tmp_path / "t.csv", "--cases", "kept", "planted")
+        places = ("--sanitizer", tool, "--device", "cpu", "--output", tmp_path / "t.csv", "--cases", *cases)
         return [*places, "--tools", *arguments]
 
     return run
 
 
+def table(folder):
+    return list(csv.DictReader((folder / "t.csv").read_text().splitlines()))
+
+
 def test_what_the_tools_count_becomes_a_table(run, tmp_path, capsys):
     assert sanitize.main(list(map(str, run("memcheck")))) == 0
     assert sanitize.main(list(map(str, run("memcheck", "racecheck")))) == 1
-    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
-    assert [(r["tool"], r["case"], r["errors"], r["warnings"]) for r in rows] == [
-        ("memcheck", "kept", "0", "0"), ("memcheck", "planted", "2", "0"),
-        ("racecheck", "kept", "1", "2"), ("racecheck", "planted", "1", "2"),
+    assert [(r["tool"], r["case"], r["errors"], r["warnings"], r["failure"]) for r in table(tmp_path)] == [
+        ("memcheck", "kept", "0", "0", ""), ("memcheck", "planted", "102", "0", ""),
+        ("racecheck", "kept", "1", "2", ""), ("racecheck", "planted", "1", "2", ""),
     ]  # fmt: skip
-    blind = TOOL.replace("2 * (case == 'planted')", "0").replace("sys.exit(case", "sys.exit(0 and case")
+    blind = TOOL.replace("102", "0").replace("2 errors were", "0 errors were")
     assert sanitize.main(list(map(str, run("memcheck", said=blind)))) == 1
 
 
-def test_a_tool_that_cannot_work_is_one_line(run, tmp_path, capsys):
+def test_a_call_that_fails_is_a_row_beside_the_others(run, tmp_path):
+    assert sanitize.main(list(map(str, run("memcheck", cases=("sparse", "kept", "planted"))))) == 1
+    assert [(r["case"], r["errors"], r["failure"]) for r in table(tmp_path)] == [
+        ("kept", "0", ""), ("planted", "102", ""), ("sparse", "", "without a tool: error: no tile.")
+    ]  # fmt: skip
+
+
+def test_a_tool_that_cannot_work_says_why(run, tmp_path):
     said = f"#!{sys.executable}\nprint('Error: Device not supported.')\nraise SystemExit(1)\n"
-    line = refused(sanitize, run("memcheck", said=said), capsys)
-    assert line == "memcheck of kept ended with status 1: Error: Device not supported."
-    assert not list(tmp_path.glob("t*"))
+    assert sanitize.main(list(map(str, run("memcheck", said=said)))) == 1
+    rows = [(r["errors"], r["failure"]) for r in table(tmp_path)]
+    assert rows == [("", "ended with status 1: Error: Device not supported.")] * 2
+
+
+def test_what_takes_too_long_is_ended(run, tmp_path):
+    said = f"#!{sys.executable}\nimport sys, time\ntime.sleep(0 if '--version' in sys.argv else 60)\n"
+    assert sanitize.main(list(map(str, run("memcheck", "--seconds", 1, said=said)))) == 1
+    assert [(r["errors"], r["failure"]) for r in table(tmp_path)] == [("", "took more than 1 seconds")] * 2
 
 
 def test_where_there_is_no_sanitizer_it_says_so(tmp_path):
