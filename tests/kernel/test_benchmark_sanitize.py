@@ -19,8 +19,7 @@ def kernels_of(path):
     """Names of the kernels that a module launches: those that end so, as the functions that they call do not."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name.endswith("kernel"):
-            if any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
-                yield node.name
+            yield from [node.name for d in node.decorator_list if "triton.jit" in ast.unparse(d)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter tells what is launched")
