@@ -17,6 +17,7 @@ sys.path.insert(0, str(DOCS))
 pytest.importorskip("pandas")
 import kernel_frontier  # noqa: E402
 import kernel_profile  # noqa: E402
+import kernel_tables  # noqa: E402
 from table_text import DATA  # noqa: E402
 
 PAGE = " ".join((DOCS / "kernel.md").read_text(encoding="utf-8").split())
@@ -202,3 +203,17 @@ def test_a_sparse_loss_is_beside_all_strips_kept(profiled):
     text = " ".join(kernel_profile.kernel_profile(profiled).split())
     assert "At text a loss within 0.003 (sparse, 384 MiB) takes 14.25 ms in 690 MiB, 0.50 of all strips kept" in text
     assert "takes 3.75 of them (0.13 of all strips kept), the products of 75.0% of the tiles 10.25" in text
+
+
+def test_the_page_says_when_the_gpu_checks_last_ran_and_what_they_found(tmp_path):
+    assert kernel_tables.checks(tmp_path) == ""
+    for name in ("gpu_tests", "sanitizer"):
+        (tmp_path / f"{name}.json").write_text('{"commit": "0123456789abcdef"}')
+    (tmp_path / "gpu_tests.csv").write_text("file,passed,failed,skipped,seconds\na,7,0,1,9\nb,3,2,0,1\n")
+    runs = ("memcheck,kept,0", "memcheck,planted,4", "synccheck,kept,", "racecheck,kept,2", "racecheck,planted,0")
+    (tmp_path / "sanitizer.csv").write_text("\n".join(["tool,case,errors", *runs]))
+    said = " ".join(kernel_tables.checks(tmp_path).split())
+    assert "at commit `0123456789ab`: 10 passed, 2 failed, 1 were skipped" in said
+    assert "`memcheck` finds nothing in 1 kinds of calls; `synccheck` finds nothing in 0 kinds of calls and did" in said
+    assert "did not finish kept; `racecheck` finds errors in kept (" in said
+    assert said.endswith("A call that is wrong on purpose is found by `memcheck`.")
