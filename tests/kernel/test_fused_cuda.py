@@ -308,14 +308,18 @@ def allowed_at_an_optimum(kind, storage):
 
 
 @pytest.mark.parametrize("kind", ["optimum, 0.03", "optimum, 0.01"])
-def test_near_a_smoothed_optimum_the_default_is_as_far_off_as_the_table_says(kind):
-    """No cap here, and the default is less exact than a workspace of 0, by as much as docs/kernel.md says.
+def test_near_a_smoothed_optimum_the_default_is_no_farther_off_than_the_table_says(kind):
+    """No cap here, and kept columns cost what docs/kernel.md says.
 
     Where smoothing leaves a model, p = 1 - b at the target and nearly b / V elsewhere, dz is a small difference of
-    what is kept and b / V. Logits that are computed anew give it as exactly as anywhere. A probability kept in two
-    bytes has a relative error of 2^-9, which is most of what is left of dz: it triples the error of the head's
-    gradient, and makes that of rows that no token names 30 to 90 times as large. That is allowed, being what the
-    table byte_codes.csv has of two bytes for all columns (the default keeps all but a sixteenth here), and no more.
+    what is kept and b / V. A probability kept in two bytes has a relative error of 2^-9, which is most of what is left
+    of dz: it triples the error of the head's gradient, and makes that of rows that no token names 30 to 90 times as
+    large. That is allowed, being what the table byte_codes.csv has of two bytes for all columns (the default keeps all
+    but a sixteenth here), and no more but for the float32 of the target's logit: 1e-6 of it is 0.003 of dz there.
+
+    Of logits computed anew the target's, too, is the tensor cores' sum, which is rounded towards zero every 16
+    products: some 3e-5 of a logit of 12.6, and that is 0.02 of what is left of dz (a float64 sum truncated so to 23
+    bits gives 0.022).
     """
     from kernel.fused.arguments import Head, Scalars  # needs Triton
     from kernel.fused.call import LossCall
@@ -342,8 +346,8 @@ def test_near_a_smoothed_optimum_the_default_is_as_far_off_as_the_table_says(kin
         ]
     print(kind, errors)
     anew, two_bytes = (allowed_at_an_optimum(kind, name) for name in ("none, dz anew", "softmax in bfloat16"))
-    assert all(error < 1.25 * most for error, most in zip(errors[0], anew, strict=True)), errors
-    assert all(error < 1.25 * most for error, most in zip(errors[2**27], two_bytes, strict=True)), errors
+    assert all(error < 1.25 * most + 0.03 for error, most in zip(errors[0], anew, strict=True)), errors
+    assert all(error < 1.25 * most + 0.004 for error, most in zip(errors[2**27], two_bytes, strict=True)), errors
 
 
 def test_bf16_gradients_under_a_cap_where_the_slope_was_lost():
