@@ -22,8 +22,9 @@ def _table(data: Path) -> Any:
 
 
 def answer(data: Path) -> str:
-    """Its answer, as the README's first lines of code print it; a quotation, as its lines are long."""
-    return _quoted(audits.recommendation(_table(data), evidence=False).split("\n"))
+    """Its answer, as the README's first lines of code print it, but for the ends of lines."""
+    lines = audits.recommendation(_table(data), evidence=False).split("\n")
+    return "\n".join(["```text", *map(_filled, lines), "```"])
 
 
 def audit(data: Path) -> str:

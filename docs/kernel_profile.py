@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,14 +18,40 @@ __all__ = ["kernel_profile"]
 
 _PRODUCTS = ("forward", "weight gradient", "input gradient")
 _ANEW, _KEPT, _IDLE = "logits anew", "dz of what was kept", "idle between kernels"
+_LEFT = ("logits anew, bytes and sums", "slower products", "other kernels and idle time")
+_MUCH = 0.1  # of the columns: what a phase must compute for its rate to say something
+_ROOM = 0.03  # between a floor and what was asked, less than which two runs may differ by
 _NEAR = 0.95  # of the memory in which a time was asked: what a budget must take to be the one that is meant
 
 
-class Missed(NamedTuple):
+class Asked(NamedTuple):
     """A time that was asked of a budget in the profile, in t_mm."""
 
     asked_by: str
     asked: float
+
+
+class Missed(NamedTuple):
+    """A time that took longer, its floor and where what is left goes, in t_mm."""
+
+    case: str
+    asked_by: str
+    asked: float
+    measured: float
+    parts: tuple[float, ...]  # of the floor
+    left: tuple[float, ...]  # as _LEFT has them
+
+    @property
+    def floor(self) -> float:
+        """The least that memory and products allow."""
+        return sum(self.parts)
+
+    def line(self) -> str:
+        """A row of the page's table."""
+        parts = " + ".join(f"{part:.2f}" for part in self.parts)
+        cells = [self.asked_by, f"{self.asked:.2f}", f"{self.measured:.2f}", f"{self.floor:.2f} ({parts})"]
+        cells += [f"{sum(self.left):.2f}", *(f"{part:+.2f}" for part in self.left)]
+        return f"| {self.case} | {' | '.join(cells)} |"
 
 
 def kernel_profile(data: Path) -> str:
@@ -52,19 +78,52 @@ def kernel_profile(data: Path) -> str:
     lines += [_phases(shape, budget, case) for shape, budget, case in cases]
     for shape, found in rows.groupby("shape", sort=False):
         lines += _sparse(str(shape), found, about["config"]["tolerance"])
-    missed = [line for shape, budget, case in cases for line in _missed(table, shape, budget, case)]
+    lines += ["", wrapped(_rates(rows))]
+    missed = [found for shape, budget, case in cases for found in _missed(table, shape, budget, case)]
     if not missed:
         return "\n".join([*lines, "", "No time that was asked of these is missed in this run."])
     told = (
         "What was asked of these and is not met, in t_mm of that run. The floor is the library's three products; the "
         "logits of columns that neither the head's gradient nor the workspace can hold, in two bytes (in one, too, "
         "beyond the default), cut into whatever number of chunks of tokens is best; and one pass over what is in bytes "
-        "and over sums that chunks share. The next columns say where the rest goes: logits anew, and bytes, beyond "
-        "that; products that are slower than the library's; all other kernels and idle time:"
+        "and over sums that chunks share. Then where what is left goes: logits anew, bytes and sums beyond those of "
+        "the floor; products that are slower than the library's; all other kernels and idle time:"
     )
-    head = "| workspace | asked by | asked | measured | floor (products + logits anew + bytes and sums) |"
-    lines += ["", wrapped(told), "", f"{head} logits anew | bytes | products | the rest |", "|---|" + "---|" * 8]
-    return "\n".join([*lines, *missed])
+    head = "| workspace | asked by | asked | measured | floor (products + logits anew + bytes and sums) | left |"
+    lines += ["", wrapped(told), "", f"{head} logits anew, bytes, sums | products | other |", "|---|" + "---|" * 8]
+    return "\n".join([*lines, *(found.line() for found in missed), "", wrapped(_out_of_reach(missed))])
+
+
+def _rates(rows: Any) -> str:
+    """How fast the products of the narrowest and of the widest head are beside the library's."""
+    told = []
+    dense = rows[~rows["budget"].str.startswith("sparse") & rows["rate"].notna() & (rows["columns"] >= _MUCH)]
+    for width in sorted({dense["hidden_size"].min(), dense["hidden_size"].max()}):
+        of_width = dense[dense["hidden_size"] == width]
+        each = []
+        for phase in (_PRODUCTS[0], _ANEW, *_PRODUCTS[1:]):
+            rates = of_width[of_width["phase"] == phase]["rate"]
+            if len(rates):
+                each.append(
+                    f"{phase} {' to '.join(dict.fromkeys(f'{rate:.2f}' for rate in (rates.min(), rates.max())))}"
+                )
+        told.append(f"at hidden size {width} ({' and '.join(dict.fromkeys(of_width['shape']))}) {', '.join(each)}")
+    return f"Of the rate of the library's product the phases reach, {'; '.join(told)}." if told else ""
+
+
+def _out_of_reach(missed: Sequence[Missed]) -> str:
+    """Which times no schedule reaches, and what stands between the others and what was asked."""
+    beyond = [each for each in missed if each.floor > (1 - _ROOM) * each.asked]
+    within = [each for each in missed if each not in beyond]
+    told = f"Every floor is more than {_ROOM:.0%} below what was asked."
+    if beyond:
+        cases = "; ".join(f"{e.case} ({e.asked_by}: asked {e.asked:.2f}, floor {e.floor:.2f})" for e in beyond)
+        told = f"Out of reach, the floor being above what was asked or less than {_ROOM:.0%} below it: {cases}."
+    if not within:
+        return told
+    largest = [_LEFT[each.left.index(max(each.left))] for each in within]
+    counts = [f"{name} in {largest.count(name)}" for name in _LEFT if name in largest]
+    return f"{told} Most of what is left in the other lines ({len(within)}): {', '.join(counts)}."
 
 
 def _sparse(shape: str, rows: Any, tolerance: float) -> Iterator[str]:
@@ -103,7 +162,7 @@ def _phases(shape: str, budget: str, case: Any) -> str:
     return f"| {shape}, {budget} | {' | '.join(cells)} | {case['launches'].sum():.0f} |"
 
 
-def _missed(table: Table, shape: str, budget: str, case: Any) -> Iterator[str]:
+def _missed(table: Table, shape: str, budget: str, case: Any) -> Iterator[Missed]:
     from kernel.benchmark.phases import least
     from kernel.fused import DEFAULT_WORKSPACE_BYTES
 
@@ -116,19 +175,16 @@ def _missed(table: Table, shape: str, budget: str, case: Any) -> Iterator[str]:
         in_bytes=size > DEFAULT_WORKSPACE_BYTES,
     )
     measured = first.call_ms / unit
-    parts = [first.three_products_ms, floor.anew_ms, floor.moved_ms]
-    rest = [_sum(case, "ms", _ANEW) - parts[1], _sum(case, "ms", _KEPT) - parts[2]]
-    rest += [_sum(case, "ms", *_PRODUCTS) - parts[0]]
-    rest.append(first.call_ms - sum(parts) - sum(rest))
+    parts = tuple(ms / unit for ms in (first.three_products_ms, floor.anew_ms, floor.moved_ms))
+    left = [_sum(case, "ms", _ANEW, _KEPT) / unit - parts[1] - parts[2]]
+    left.append(_sum(case, "ms", *_PRODUCTS) / unit - parts[0])
+    left.append(measured - sum(parts) - sum(left))
     for asked in _asked(table, shape, budget, first):
         if measured > asked.asked:
-            cells = [asked.asked_by, f"{asked.asked:.2f}", f"{measured:.2f}"]
-            cells.append(f"{sum(parts) / unit:.2f} ({' + '.join(f'{part / unit:.2f}' for part in parts)})")
-            cells += [f"{part / unit:+.2f}" for part in rest]
-            yield f"| {shape}, {budget} | {' | '.join(cells)} |"
+            yield Missed(f"{shape}, {budget}", *asked, measured, parts, tuple(left))
 
 
-def _asked(table: Table, shape: str, budget: str, first: Any) -> Iterator[Missed]:
+def _asked(table: Table, shape: str, budget: str, first: Any) -> Iterator[Asked]:
     """Every time that was asked of a budget: by itself, within its memory, by torch.compile and by a rival as lean."""
     from kernel.benchmark.targets import targets
 
@@ -139,9 +195,10 @@ def _asked(table: Table, shape: str, budget: str, first: Any) -> Iterator[Missed
         if target.shape != shape or target.at_least:
             continue
         if of_budget or (within and _NEAR * int(within[1]) <= first.peak_mib <= int(within[1])):
-            yield Missed(f"within {within[1]} MiB" if within else "itself", target.asked)
+            yield Asked(f"within {within[1]} MiB" if within else "itself", target.asked)
         elif target.line == f"triton, {budget}: time / torch.compile's" and compiled is not None:
-            yield Missed(f"{target.asked:g} of torch.compile's", target.asked * compiled)
+            share = "" if target.asked == 1 else f"{target.asked:g} of "
+            yield Asked(f"{share}torch.compile", target.asked * compiled)
     slack = 512 * first.tokens * 2 / 2**20 + 1  # what a budget for a rival's memory may leave, in whole tiles
     rivals = {
         name: time
@@ -150,4 +207,4 @@ def _asked(table: Table, shape: str, budget: str, first: Any) -> Iterator[Missed
     }
     if rivals:
         name = min(rivals, key=lambda rival: rivals[rival])
-        yield Missed(name, rivals[name])
+        yield Asked(name, rivals[name])

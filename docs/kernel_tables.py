@@ -15,6 +15,7 @@ __all__ = [
     "RIVAL",
     "SHAPES",
     "byte_codes",
+    "checks",
     "cpu",
     "kernel",
     "kernel_floors",
@@ -217,6 +218,39 @@ def byte_codes(data: Path) -> str:
         cells = [", ".join(f"{rows.loc[storage, kind][error]:.2g}" for error in errors) for kind in kinds]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def checks(data: Path) -> str:
+    """When the GPU tests and the sanitizer last ran, and what they said; nothing of what has no table."""
+    said = []
+    if (data / "gpu_tests.csv").exists():
+        tests: Any = pd.read_csv(data / "gpu_tests.csv")
+        passed, failed, skipped = (int(tests[kind].sum()) for kind in ("passed", "failed", "skipped"))
+        said.append(
+            f"The tests that need a GPU last ran at commit `{_commit(data, 'gpu_tests')}`: {passed} passed, {failed} "
+            f"failed, {skipped} were skipped (`gpu_tests.csv`, made by `python -m kernel.benchmark.gpu_tests`)."
+        )
+    if (data / "sanitizer.csv").exists():
+        runs: Any = pd.read_csv(data / "sanitizer.csv")
+        planted, calls = runs[runs["case"] == "planted"], runs[runs["case"] != "planted"]
+        seen = [f"`{tool}`" for tool in planted[planted["errors"] > 0]["tool"]]
+        words = []
+        for tool, of_tool in calls.groupby("tool", sort=False):
+            cut = of_tool[of_tool["errors"].isna()]["case"].tolist()
+            wrong = of_tool[of_tool["errors"] > 0]
+            word = f"`{tool}` finds " + ("nothing" if wrong.empty else f"errors in {', '.join(wrong['case'])}")
+            word += f" in {len(of_tool) - len(cut)} kinds of calls" if wrong.empty else ""
+            words.append(word + (f" and did not finish {', '.join(cut)}" if cut else ""))
+        said.append(
+            f"NVIDIA's compute-sanitizer last ran at commit `{_commit(data, 'sanitizer')}`, over small calls that "
+            f"run every kernel: {'; '.join(words)} (`sanitizer.csv`, made by `python -m kernel.benchmark.sanitize`). "
+            f"A call that is wrong on purpose is found by {' and '.join(seen) or 'none of them'}."
+        )
+    return wrapped(" ".join(said)) if said else ""
+
+
+def _commit(data: Path, table: str) -> str:
+    return str(json.loads((data / f"{table}.json").read_text(encoding="utf-8"))["commit"])[:12]
 
 
 def parallel(data: Path) -> str:

@@ -40,6 +40,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "kernel host": kernels.kernel_host,
     "statistics": kernels.statistics,
     "byte codes": kernels.byte_codes,
+    "gpu checks": kernels.checks,
     "cpu": kernels.cpu,
     "parallel": kernels.parallel,
     "scale": kernels.scale,

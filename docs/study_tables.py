@@ -79,7 +79,7 @@ def _law(data: Path) -> str:
         "The package's own law (S9), how far confidence falls, is no claim of the paper: of its "
         f"{len(whole)} predictions {int(whole.sum()) or 'none'} holds in all parts; of {len(holds)} parts "
         f"{words['yes']} hold, {words['no']} do not, {len(holds) - words['yes'] - words['no']} are open "
-        f"([each part](study_notes.md#the-law-s9), `{shown(data / 'S9_predictions.csv')}`, "
+        f"([each part](law_notes.md), `{shown(data / 'S9_predictions.csv')}`, "
         "`python -m analysis.claims.response`)."
     )
 

@@ -7,10 +7,11 @@ max p that training with smoothing brought. *Across:* what the plain head says b
 confidence p and its activity index A, counted as -1 where it is lower. Axes are linear from -.001 to .001 (grey) and
 logarithmic beyond. Stars, on the right alone: SmolLM2 tuned on questions and on pairs, and Gemma-3-270M (open; Gemma
 terms of use) on pairs, with its whole vocabulary and cut, on their training examples at the last epoch;
-its features are not free, so that P is no prediction, and its table has the two numbers alone. Only pairs that
+its features are not free, so that P is no prediction, and its table has the two numbers alone. Squares: transformers
+trained from scratch and tuned, likewise; P was computed for them, and says too much. Only pairs that
 converged, whose response was solved and whose plain head is that of its table; ``heads`` counts their plain heads.
-Tables S9, and S3, S4 and S5 for the measured falls; tuned models: instruction_full, real_smollm2 and real_gemma, where
-there.
+Numbers in the panels are those of the heads. Tables S9, and S3, S4 and S5 for the measured falls; S11 and S12;
+tuned models: instruction_full, real_smollm2 and real_gemma, where there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from matplotlib.figure import Figure
 from analysis.claims.effects import summarise
 from analysis.claims.law_pairs import CELL, distinct, joined
 from analysis.claims.response import unfitted_share
+from analysis.claims.sizes import ALIKE
 from analysis.response import clipped_fall
 
 from .drawing import check, stamp
@@ -34,16 +36,18 @@ from .style import HIDDEN_SIZE_COLOURS, RC, TEXT_WIDTH, THEORY_COLOUR
 
 __all__ = ["COLUMNS", "OPTIONAL", "TABLES", "make", "prepare"]
 
-TABLES, OPTIONAL = ("S9", "S3"), ("S4", "S5", "instruction_full", "real_smollm2", "real_gemma")
+TABLES, OPTIONAL = ("S9", "S3"), ("S4", "S5", "S11", "S12", "instruction_full", "real_smollm2", "real_gemma")
 COLUMNS = [
     "kind", "vocab_size", "hidden_size", "label_smoothing", "seeds", "heads", "predicted", "clipped", "fall",
 ]  # fmt: skip
 _TUNED = "SmolLM2, tuned"
 _GEMMA = "Gemma, tuned"
 _REAL = (_TUNED, _GEMMA)
+_SCRATCH = "transformers"
 _LOOKS: dict[str, dict[str, Any]] = {
     "one right token": {"marker": "o", "color": HIDDEN_SIZE_COLOURS[3], "ms": 3.4, "mfc": "none", "mew": 0.8},
     "several (noisy)": {"marker": "^", "color": HIDDEN_SIZE_COLOURS[0], "ms": 3.8, "mec": "#8a7a12", "mew": 0.4},
+    _SCRATCH: {"marker": "s", "color": "white", "ms": 4.2, "mec": THEORY_COLOUR, "mew": 0.9},
     _TUNED: {"marker": "*", "color": THEORY_COLOUR, "ms": 9, "mec": "white", "mew": 0.5},
     _GEMMA: {"marker": "*", "color": "white", "ms": 9, "mec": THEORY_COLOUR, "mew": 1.0},
 }
@@ -54,10 +58,11 @@ _LINEAR = 1e-3  # falls below this are drawn on a linear scale
 
 
 def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Cells of S9 with their measured falls, and the tuned models.
+    """Cells of S9 with their measured falls, transformers trained from scratch, and the tuned models.
 
     Returns:
-        ``COLUMNS``; ``kind`` is the kind of targets, or a tuned model; ``heads`` how many plain heads are drawn.
+        ``COLUMNS``; ``kind`` is the kind of targets, transformers, or a tuned model; ``heads`` how many plain heads
+        are drawn.
     """
     pairs = joined(tables["S9"], {name: tables[name] for name in ("S3", "S4", "S5") if name in tables})
     pairs = distinct(pairs.loc[pairs["confirmed"]])
@@ -71,12 +76,34 @@ def prepare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     noisy = cells["teacher"] != "det"
     kind = np.where(noisy, "several (noisy)", "one right token")
     parts = [cells.assign(kind=kind, heads=pairs["key"].nunique())]
+    parts += [_scratch(tables[name]).assign(kind=_SCRATCH) for name in ("S11", "S12") if name in tables]
     if "instruction_full" in tables:
         parts.append(_tuned(_questions(tables["instruction_full"])).assign(kind=_TUNED))
     for name, kind in (("real_smollm2", _TUNED), ("real_gemma", _GEMMA)):
         if name in tables:
             parts.append(_tuned(_pairs(tables[name])).assign(kind=kind))
     return pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
+
+
+def _scratch(tuned: pd.DataFrame) -> pd.DataFrame:
+    """Transformers whose pretraining had ended, on the tokens tuned on, at the last epoch, T = 1 and no softcap."""
+    kept = tuned.loc[(tuned["distribution"] == "train") & (tuned["epoch"] == tuned["epoch"].max())]
+    if "converged" in kept:
+        kept = kept.loc[kept["converged"].astype(bool)]
+    alike = [name for name in ALIKE if name in kept]
+    plain = kept.loc[kept["method"] == "b=0"]
+    parts = []
+    for column in plain.filter(regex=r"^frozen_fall_"):
+        b = column.rpartition("_")[2]
+        smoothed = kept.loc[kept["method"] == f"b={b}", [*alike, "confidence"]]
+        both = plain.loc[plain[column].notna()].merge(smoothed, on=alike, suffixes=("", "_smoothed"))
+        p = both["confidence"]
+        parts.append(both.assign(
+            label_smoothing=float(b), predicted=both[column], fall=p - both["confidence_smoothed"],
+            clipped=clipped_fall(p, both["activity"] * _SMOOTHING / float(b), both["vocab_size"], float(b)),
+        ))  # fmt: skip
+    by = [name for name in alike if name not in ("data_seed", "model_seed")]
+    return summarise(pd.concat(parts), [*by, "label_smoothing"], ["predicted", "clipped", "fall"])
 
 
 def _questions(tuned: pd.DataFrame) -> pd.DataFrame:
@@ -121,7 +148,7 @@ def make(table: pd.DataFrame, *, preset: str) -> Figure:
         ValueError: If a column is missing or there is no cell.
     """
     check(table, COLUMNS)
-    cells = table.loc[~table["kind"].isin(_REAL)]
+    cells = table.loc[~table["kind"].isin([*_REAL, _SCRATCH])]
     check(cells, COLUMNS)
     drawn = table[["predicted", "clipped", "fall"]].to_numpy()
     ends = min(-_LINEAR / 2, 1.4 * float(np.nanmin(drawn))), 1.25 * float(np.nanmax(drawn))
@@ -160,10 +187,10 @@ def _panel(ax: Axes, table: pd.DataFrame, x: str, ends: tuple[float, float]) -> 
         getattr(ax, f"set_{axis}lim")(*ends)
     ax.minorticks_off()
     ax.set_xlabel("predicted fall")
-    cells = table.loc[~table["kind"].isin(_REAL)]
+    cells = table.loc[~table["kind"].isin([*_REAL, _SCRATCH])]
     share = unfitted_share(cells[x].to_numpy(), cells["fall"].to_numpy())
     error = float((cells[x] - cells["fall"]).abs().max())
-    note = f"{len(cells)} settings,\n$R^2$ = {share:.3f},\noff by {error:.3f}\nat most"
+    note = f"{len(cells)} settings\nof heads:\n$R^2$ = {share:.3f},\noff by {error:.3f}\nat most"
     below = ends[0] < -_LINEAR  # falls below 0 take the lower right corner
     at: dict[str, Any] = {"x": 0.03, "y": 0.42} if below else {"x": 0.97, "y": 0.05, "ha": "right"}
     ax.text(s=note, transform=ax.transAxes, va="bottom", linespacing=1.2, **at)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from kernel import linear_cross_entropy
 
-__all__ = ["FAMILIES", "Call", "Draw", "Family", "errors", "replace", "run"]
+__all__ = ["FAMILIES", "FORCED", "Call", "Draw", "Family", "errors", "forced", "replace", "run"]
 
 EPSILON = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-21}
 
@@ -44,6 +47,42 @@ FAMILIES = [
     Family(F32, ("label_smoothing",), bias=True, statistics=True),
     Family(F32, ("softcap", "label_smoothing", "z_loss"), aligned=False),
 ]
+# Those of :func:`forced`.
+FORCED = [
+    Family(BF16, ("label_smoothing",), bias=True),
+    Family(BF16, ("z_loss", "confidence_penalty")),
+]
+
+
+@contextmanager
+def forced(rows: int, seed: int, dtype: torch.dtype = BF16) -> Iterator[list[Any]]:
+    """Let small losses keep columns in bytes, and be computed in chunks of some times ``rows`` tokens every other time.
+
+    What pays at large sizes alone is planned as if it were free. Yields the plans that are made meanwhile.
+    """
+    from kernel.fused import arguments, schedule, strip_times
+    from kernel.fused.call import LossCall
+    from kernel.fused.token_chunks import Chunks
+
+    choose, plans, plan = random.Random(seed), [], LossCall.plan
+
+    def chunks(call: LossCall) -> Chunks:
+        n = len(call.head.hidden)
+        return Chunks(choose.choice([n, rows * choose.randint(1, 3)]), choose.random() < 0.5)
+
+    def noted(call: LossCall, **kinds: Any) -> Any:
+        plans.append(plan(call, **kinds))
+        return plans[-1]
+
+    with (
+        patch.object(strip_times, "_BYTES_DECODED", 1e12),
+        patch.object(schedule, "DEFAULT_WORKSPACE_BYTES", 0),
+        patch.object(arguments, "BYTES_SERVE", frozenset({dtype})),
+        patch.multiple(LossCall, chunks=chunks, plan=noted),
+    ):
+        schedule.schedule.cache_clear()
+        yield plans
+    schedule.schedule.cache_clear()
 
 
 @dataclass
@@ -62,10 +101,15 @@ class Call:
 
 
 class Draw:
-    """Draws calls of a family, on a device, up to a size."""
+    """Draws calls of a family, on a device, up to a size.
 
-    def __init__(self, family: Family, seed: int, device: str, most: tuple[int, int, int], tile: int) -> None:
-        self.family, self.device, self.most, self.tile = family, device, most, tile
+    If ``long``, of many tokens, and with a workspace that holds few of their columns.
+    """
+
+    def __init__(
+        self, family: Family, seed: int, device: str, most: tuple[int, int, int], tile: int, *, long: bool = False
+    ) -> None:
+        self.family, self.device, self.most, self.tile, self.long = family, device, most, tile, long
         self.random = random.Random(seed)
         self.generator = torch.Generator(device).manual_seed(seed)
 
@@ -78,6 +122,10 @@ class Draw:
         v = most_v if first else choose.choice([2, 3, self.tile - 1, self.tile + 1, choose.randint(2, most_v), most_v])
         v += v % 16 == 0  # never whole tiles, nor a stride of a transposed head that the compiler would make use of
         n = choose.choice([1, 2, 16, 17, choose.randint(1, most_n), choose.randint(1, most_n)])
+        if self.long:
+            n = choose.randint(most_n // 4, most_n)
+            if v <= self.tile and choose.random() < 0.8:  # of which nothing would be kept
+                v = choose.randint(2 * self.tile, most_v) | 1
         d = choose.randint(1, most_d // 16) * 16
         return n, v, d if self.family.aligned else max(3, d - choose.choice([1, 3, 5, 7]))
 
@@ -125,7 +173,7 @@ class Draw:
         if family.statistics and choose.random() < 0.5:
             upstream[1:] = [self.normal(n) if choose.random() < 0.7 else None for _ in range(3)]
         half = choose.randint(0, 3 * n * v)
-        workspace_bytes = choose.choice([0, 2**30, half])
+        workspace_bytes = choose.randint(1, n * v) if self.long else choose.choice([0, 2**30, half])
         said = {"n": n, "v": v, "d": d, "layout": layout, "ignored": ignored, "workspace": workspace_bytes}
         return Call(leaves[0], leaves[1], target, leaves[2], options, workspace_bytes, upstream, said=said)  # pyright: ignore[reportArgumentType]
 

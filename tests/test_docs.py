@@ -391,11 +391,11 @@ def test_words_for_a_number_are_refused_where_the_tables_say_something_else(
 @pytest.mark.parametrize(
     ("table", "finding", "cell", "pages"),
     [
-        ("S12", "fall_share_step", "", ("study", "study_notes", "will_smoothing_help")),
-        ("S11", "fall_share_step", "", ("study", "study_notes")),
-        ("S11", "share_step_of", "kind=tied", ("study", "study_notes", "will_smoothing_help")),
-        ("S11", "share_step_of_at_epoch_2", "kind=tied", ("study", "study_notes")),
-        ("S11", "share_step_of_at_epoch_2", "kind=dead", ("study", "study_notes")),
+        ("S12", "fall_share_step", "", ("study", "transformer_notes", "will_smoothing_help")),
+        ("S11", "fall_share_step", "", ("study", "transformer_notes")),
+        ("S11", "share_step_of", "kind=tied", ("study", "transformer_notes", "will_smoothing_help")),
+        ("S11", "share_step_of_at_epoch_2", "kind=tied", ("study", "transformer_notes")),
+        ("S11", "share_step_of_at_epoch_2", "kind=dead", ("study", "transformer_notes")),
     ],
 )
 def test_pages_quote_what_a_small_hidden_size_takes(table, finding, cell, pages):
@@ -406,6 +406,15 @@ def test_pages_quote_what_a_small_hidden_size_takes(table, finding, cell, pages)
     said = f"{mean:.2f} [{least:.2f}, {most:.2f}]".replace("-", "\N{MINUS SIGN}")
     for page in pages:
         assert said in " ".join((DOCS / f"{page}.md").read_text(encoding="utf-8").split()), page
+
+
+def test_the_notes_quote_how_far_the_response_overstates_where_the_readme_draws_it():
+    (most,) = re.findall(
+        r"trained from scratch, P [\d.]+ to ([\d.]+) times", readme_sentences.caption(readme_tables.DATA)
+    )
+    assert f"as in the README's figure, up to {most} times" in (DOCS / "transformer_notes.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_glossary_quotes_the_rules_below_full_rank():
@@ -510,13 +519,14 @@ def assert_read_from_a_folder(driven: browser.Browser, site: Path) -> None:
     """Opened from a folder on a phone no page is wider than that, and the search box finds what is written."""
     driven.resize(375)
     names = ("index", "theory", "glossary", "study_notes", "theory_notes", "reproduce", "kernel", "will_smoothing_help")
+    names += ("law_notes", "transformer_notes", "sparse_gradients")
     names += ("reference/commands", "reference/analysis.calibration", "reference/analysis.caps")
     for name in (*names, "notebooks/02_when_does_smoothing_act"):
         driven.open((site / f"{name}.html").as_uri())
         driven.evaluate("window.MathJax?.startup?.promise?.then(() => 1)")
         assert driven.evaluate("document.documentElement.scrollWidth") <= 375, name
         assert driven.evaluate(_CUT) == [], f"{name}: formulas in the text, cut at the edge"
-        if name in ("theory", "kernel"):
+        if name in ("theory", "kernel", "sparse_gradients"):
             assert driven.evaluate(_WIDE) == [], f"{name}: formulas wider than a phone"
     driven.resize(1200)
     driven.open((site / "reference" / "commands.html").as_uri())

@@ -21,6 +21,7 @@ import torch
 from analysis.__main__ import commands, modules
 from analysis.audit import audit_model
 from analysis.lab.tables import find_table
+from analysis.language_models import load_model
 from paper_figures import FIGURES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,10 +69,10 @@ def table(header: str) -> list[list[str]]:
 
 
 def test_length():
-    """A stranger reads it in a minute or two."""
-    prose = re.sub(r"```.*?```|`[^`]+`|\]\([^)]*\)|https?://\S+", " ", README, flags=re.DOTALL)
+    """A stranger reads it in a few minutes: all that stands between spaces, outside of code, addresses and comments."""
+    prose = re.sub(r"<!--.*?-->|```.*?```|`[^`]+`|\]\([^)]*\)|https?://\S+", " ", README, flags=re.DOTALL)
     assert len(README.splitlines()) <= 130
-    assert len(re.findall(r"[^\W\d_]\S*", prose)) <= 900
+    assert len(prose.split()) <= 900
     assert len(re.findall(r"\d[\d.,]*", prose)) <= 60
 
 
@@ -165,55 +166,57 @@ def test_first_hour_redraw_figure_1(tmp_path, monkeypatch):
 
 
 def test_the_answer_for_a_hugging_face_model(tmp_path, monkeypatch, capsys):
-    """The block as it stands: from_pretrained takes a folder of the model's name for the hub's."""
+    """The block as it stands, but for the file of the model."""
     pytest.importorskip("transformers", reason="the huggingface extra is not installed")
     from tiny_models import save_folder
 
     code = block("audit_model(")
-    (name,) = re.findall(r'^name = "([^"]+)"', code, re.MULTILINE)
-    save_folder(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
+    save_folder(tmp_path / "model")
+    monkeypatch.setattr("analysis.language_models.packaged_smollm2", lambda: tmp_path / "model")
     monkeypatch.setattr("analysis.language_models.python_text", lambda: ["To be or not to be. " * n for n in (9, 5, 7)])
-    assert len(code.partition("\n\n")[2].strip().splitlines()) == 5
+    assert len(code.partition("\n\n")[2].strip().splitlines()) == 3
     exec(code, {})
     printed = capsys.readouterr().out.splitlines()
-    (shown,) = re.findall(r"<!-- answer -->\n(.*?)<!--", README, re.DOTALL)
+    (shown,) = re.findall(r"<!-- answer -->\n```text\n(.*?)```\n<!--", README, re.DOTALL)
     starts = ("Would smoothing act", "How much confidence would it take?", "What to do for calibration")
     for start, line in zip(starts, printed, strict=True):
         assert line.startswith(start)
-        assert f"\n> {start}" in f"\n{shown}"
+        assert f"\n{start}" in f"\n{shown}"
     assert "b = 0.1: " in printed[0]
 
 
 def test_the_answer_that_is_quoted_is_what_the_lines_print(monkeypatch):
-    """Of a real model, which is not here: by the arguments of its committed table, whose answer is quoted."""
+    """Of a real model, which is not here: by the model and the arguments of its committed table, whose answer is quoted."""
     pytest.importorskip("transformers", reason="the huggingface extra is not installed")
-    import transformers
     from tiny_models import make
 
     from analysis import audit, language_models
 
     path = ROOT / "paper_figures" / "data" / "audit_smollm2.csv"
     table = pd.read_csv(path, dtype={"group": str})
-    made = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["config"]
-    asked = {}
+    sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    made, asked, loaded = sidecar["config"], {}, {}
     monkeypatch.setattr(audit, "audit_model", lambda *_, **given: asked.update(given) or SimpleNamespace(answer=""))
     monkeypatch.setattr(language_models, "python_text", list)
-    for loader in ("AutoModelForCausalLM", "AutoTokenizer"):
-        monkeypatch.setattr(getattr(transformers, loader), "from_pretrained", lambda name: name)
+    monkeypatch.setattr(language_models, "packaged_smollm2", lambda: "smollm2")
+    monkeypatch.setattr(language_models, "load_model", lambda *a, **given: loaded.update(given, name=a) or ("", ""))
     exec(block("audit_model("), {})
+    assert loaded == {"name": ("smollm2",)}
+    assert " analysis.audit smollm2 --text python " in sidecar["command"]
+    assert f"On the text of Python {'.'.join(sidecar['versions']['python'].split('.')[:2])} it prints " in README
     defaults = {
         name: parameter.default
-        for name, parameter in inspect.signature(audit_model).parameters.items()
+        for function in (audit_model, load_model)
+        for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is not inspect.Parameter.empty
     }
+    assert str(defaults["dtype"]) == f"torch.{made['dtype']}"
     for name in ("max_tokens", "max_length", "skip", "batch_size"):
         assert asked.get(name, defaults[name]) == made[name], name
     assert set(asked["label_smoothing"]) <= set(made["label_smoothing"])
     kept = ~table["part"].isin(["smoothing", "cap"]) | table["group"].isin([str(b) for b in asked["label_smoothing"]])
-    (shown,) = re.findall(r"<!-- answer -->\n(.*?)<!--", README, re.DOTALL)
-    quoted = " ".join(shown.replace("\n>", "\n").removeprefix(">").split())
-    assert quoted == " ".join(audit.recommendation(table.loc[kept], evidence=False).split())
+    (shown,) = re.findall(r"<!-- answer -->\n```text\n(.*?)```\n<!--", README, re.DOTALL)
+    assert " ".join(shown.split()) == " ".join(audit.recommendation(table.loc[kept], evidence=False).split())
     # and the table lacks nothing of what the answer reads that an audit has now
     of_now = audit_model(make(), torch.randint(3, 50, (4, 12))).table
     parts = ("prediction", "smoothing", "calibration", "temperature", "recommendation")
@@ -228,7 +231,7 @@ def test_how_a_real_model_fared_is_said_as_the_audit_says_it():
     from analysis.audit._verdict import TUNED
 
     assert f"on new texts, not drawn, by {TUNED} times" in " ".join(README.split())
-    (fall,) = re.findall(r"([\d.]+) \(b = 0\.1\) of 0\.\d+", README)
+    (fall,) = re.findall(r"([\d.]+) \(b = 0\.1\) of 0\.\d+", " ".join(README.split()))
     (said,) = re.findall(r"less sure by some ([\d.]+) to ([\d.]+)\.\s", README)
     least, most = map(float, TUNED.split(" to "))
     assert said == (f"{least * float(fall):.2f}", f"{most * float(fall):.2f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -89,6 +90,33 @@ def test_versions_agree():
     assert released[0] == ("Unreleased", "")
     assert [version for version, _ in released[1:]] == ["0.2.0", "0.1.0"]
     assert re.findall(r"^date-released: (.+)$", citation, re.MULTILINE) == [dict(released)[VERSION]]
+
+
+def imported(package: str) -> dict[str, str]:
+    """Top-level modules that a package imports when its modules are imported, and one of these for each.
+
+    What a function, or an ``if`` or ``try`` for what may be missing, imports belongs to an extra.
+    """
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            found |= {name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names}
+    return found
+
+
+def test_what_is_imported_without_an_extra_is_a_dependency():
+    """The other tests here run beside this environment's packages and would not miss one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    found = imported("analysis") | imported("kernel")
+    brought = {"matplotlib": "seaborn"}  # of which it is a dependency
+    known = {*named, *sys.stdlib_module_names, "analysis", "kernel"}
+    assert {name: path for name, path in found.items() if brought.get(name, name) not in known} == {}
+    assert named <= {*found, *brought.values()}, "a dependency that nothing imports"
 
 
 def test_the_wheel_holds_the_code_and_the_tables_and_nothing_else(release):

@@ -123,6 +123,6 @@ def describe(line: Any) -> str:
   accuracy     {shown("accuracy")}, mean confidence {line.confidence:.3f}
   ECE          {shown("ece")}, a calibrated model would show {line.ece_if_calibrated:.3f}
   RMS-CE       {shown("rms")}, a calibrated model would show {line.rms_if_calibrated:.3f}
-  NLL          {line.nll:.3f} nats, of {of}; Brier score {line.brier:.3f}
+  NLL          {line.nll:.3f} nats, of {of}; Brier score of the confidence {line.brier:.3f}
   temperature  {best}
   selective    AURC {line.aurc:.3f}, {line.excess_aurc:.3f} above the best order; AUROC {line.auroc:.3f}"""

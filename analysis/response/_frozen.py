@@ -105,8 +105,9 @@ def frozen_head_response(
             against 0.995, over 128 to 1024 contexts too, 0.994 against 0.987; at 4096 they were equal).
         true_conditionals: The true distributions, in any form of ``target_distribution``, for ``true_ece``.
         device: Where to compute, in float64; None for where ``weight`` is.
-        block_entries: Most logits of one block of contexts, of which some six arrays live at once; None for 2^20 on a
-            CPU and 2^25 on a GPU. N x V arrays larger than a block are never made.
+        block_entries: Most logits of one block of contexts, of which some six arrays live at once, beside three of the
+            size of ``weight``; None for 2^20 on a CPU and 2^25 on a GPU. N x V arrays larger than a block are never
+            made.
 
     Returns:
         Falls, confidences, entropies and calibration errors, and whether the solver reached its condition. Where norms

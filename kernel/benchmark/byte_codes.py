@@ -27,7 +27,7 @@ from .command import add_places, finish, output_of, typed, whole
 from .problems import Data, Shape, make_data
 from .tables import Report
 
-__all__ = ["ROOT", "by_logarithm", "by_root", "main", "study"]
+__all__ = ["ROOT", "by_logarithm", "by_root", "main", "optimum", "study"]
 
 _EXAMPLES = """
 examples:
@@ -44,12 +44,12 @@ _KINDS: dict[str, Callable[[Data, torch.Generator], Data]] = {
     "wrong evidence": lambda data, generator: Data(
         data.hidden, data.weight, data.target[torch.randperm(len(data.target), generator=generator)]
     ),
-    "optimum, 0.03": lambda data, generator: _optimum(data, 0.03, generator),
-    "optimum, 0.01": lambda data, generator: _optimum(data, 0.01, generator),
+    "optimum, 0.03": lambda data, generator: optimum(data, 0.03, generator),
+    "optimum, 0.01": lambda data, generator: optimum(data, 0.01, generator),
 }
 
 
-def _optimum(data: Data, spread: float, generator: torch.Generator) -> Data:
+def optimum(data: Data, spread: float, generator: torch.Generator) -> Data:
     """Of the same sizes, each token in a direction that its target's row of the head has alone; many share some."""
     (n, hidden_size), vocab_size = data.hidden.shape, len(data.weight)
     own = min(n, hidden_size, vocab_size)

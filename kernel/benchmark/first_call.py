@@ -1,9 +1,10 @@
 """Time and memory of the first call in a fresh process without compiled kernels, beside those of the second.
 
-    python -m kernel.benchmark.first_call --output table.csv      # three processes, on a GPU
+    python -m kernel.benchmark.first_call --cores 16 2 --output table.csv      # three processes of each, on a GPU
 
 Seconds of loss and gradients on inputs that are ready, CUDA initialised and the packages imported: what remains is the
-compilation and the call itself. Every process starts with an empty cache folder. Memory is the peak beyond the inputs.
+compilation, side by side on the cores that the process may use, and the call itself. Every process starts with an empty
+cache folder. Memory is the peak beyond the inputs.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -30,10 +33,10 @@ from .tables import Report
 
 __all__ = ["COLUMNS", "main", "measure_here"]
 
-COLUMNS = ("shape", "process", "first_seconds", "second_seconds", "first_peak_mib", "second_peak_mib")
+COLUMNS = ("shape", "cores", "process", "first_seconds", "second_seconds", "first_peak_mib", "second_peak_mib")
 _EXAMPLES = """
 examples:
-  python -m kernel.benchmark.first_call --output paper_figures/data/first_call.csv     the committed table, on a GPU
+  python -m kernel.benchmark.first_call --cores 16 2 --output paper_figures/data/first_call.csv     the committed table
   python -m kernel.benchmark.first_call --shape GPT-2 --processes 1 --output /tmp/first_call.csv
 """
 
@@ -74,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--shape", choices=[s.name for s in SHAPES], default=SHAPES[0].name, help=f"head (default {SHAPES[0].name})"
     )
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N and V by this, for a trial (default 1)")
-    parser.add_argument("--processes", type=whole(1), default=3, help="fresh processes (default 3)")
+    parser.add_argument("--cores", type=whole(1), nargs="+", help="cores that a process may use (default: all)")
+    parser.add_argument("--processes", type=whole(1), default=3, help="fresh processes of each (default 3)")
     parser.add_argument("--here", action="store_true", help="measure in this process and print, what the others do")
     add_places(parser, "first_call")
     given = parser.parse_args(arguments)
@@ -88,19 +92,40 @@ def _measure(given: argparse.Namespace, command: str) -> int:
         return 0
     here = [sys.executable, "-m", "kernel.benchmark.first_call", "--here", "--device", device.type]
     here += ["--shape", given.shape, "--scale", str(given.scale)]
-    config = {"shape": given.shape, "scale": given.scale, "processes": given.processes}
+    numbers = given.cores or [len(_usable())]
+    if max(numbers) > len(_usable()):
+        raise ValueError(f"cores must be at most the {len(_usable())} that this process may use, got {max(numbers)}.")
+    config = {"shape": given.shape, "scale": given.scale, "cores": numbers, "processes": given.processes}
     output = output_of(given, "first_call")
     with Report(output, command=command, config=config, device=device, columns=COLUMNS) as report:
-        for process in range(given.processes):
-            with tempfile.TemporaryDirectory() as cache:
+        for cores, process in product(numbers, range(given.processes)):
+            with tempfile.TemporaryDirectory() as cache, _on(cores):
                 environment = {**os.environ, "TRITON_CACHE_DIR": cache}
                 done = subprocess.run(here, env=environment, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 raise OSError(f"a fresh process ended with status {done.returncode}: {' '.join(here[1:])}")
-            report.add({"shape": given.shape, "process": process, **json.loads(done.stdout.splitlines()[-1])})
+            report.add(
+                {"shape": given.shape, "cores": cores, "process": process, **json.loads(done.stdout.splitlines()[-1])}
+            )
             print(*(f"{k} {v}" for k, v in report.rows[-1].items()), flush=True)
     print(f"wrote {output}")
     return 0
+
+
+def _usable() -> list[int]:
+    """Cores that this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+@contextmanager
+def _on(cores: int) -> Iterator[None]:
+    """Let the processes that are started use so many of the cores."""
+    usable = _usable()
+    os.sched_setaffinity(0, usable[:cores])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usable)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Forward: one persistent kernel sweeps the vocabulary and keeps per-token statistics, never logits (:mod:`.forward`), a
 second one joins them (:mod:`.merge`). Backward: strip by strip of the vocabulary, the gradient of the logits in a
-workspace (:mod:`.gradient_rows`, :mod:`.logit_gradient`), then its products with the hidden states
-(:mod:`.weight_gradient`) and with the head (:mod:`.input_gradient`). Ignored tokens are dropped before the first
+workspace (:mod:`.gradient_rows`, :mod:`.tile_gradient`, :mod:`.logit_gradient`), then its products with the hidden
+states (:mod:`.weight_gradient`) and with the head (:mod:`.input_gradient`). Ignored tokens are dropped before the first
 product (:mod:`.rows`); the number of kept ones stays on the device. Launch parameters are in :mod:`.launch`, the strips
 in :mod:`.schedule`, the launches in :mod:`.run_forward`, :mod:`.run_strip`, :mod:`.run_products` and
 :mod:`.run_backward`. One call is a :class:`.call.LossCall`, of which eager code (:mod:`.eager`) and compiled code

@@ -26,8 +26,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .logit_gradient import gradient_of
 from .plan import PEAK_STEPS
+from .tile_gradient import gradient_of
 
 __all__ = ["decoded_strip_kernel", "stepped_peaks", "store_peaks", "to_byte"]
 
@@ -166,6 +166,7 @@ def decoded_strip_kernel(
             log_p = tl.where(hit, own[:, None], tl.log2(tl.maximum(p, 1e-37)))  # of p = 0 nothing counts
             gradient = gradient_of(
                 p,
+                tl.where(hit, p - (1.0 - label_smoothing), p),
                 log_p,
                 p,
                 column,
@@ -176,7 +177,6 @@ def decoded_strip_kernel(
                 row,
                 inside,
                 n,
-                label_smoothing,
                 uniform,
                 MIXED,
                 False,

@@ -4,13 +4,19 @@ The launches of forward and backward are gone through without running a kernel, 
 tells what is needed. Triton compiles a kernel anew for an integer that becomes 1 or a multiple of 16, and for an
 address that is a multiple of 16 bytes. Kernels therefore say ``do_not_specialize`` of every number that changes with
 the tokens, their ignored share or the workspace, unless it is always a multiple of the tiles (which lets memory be
-read in wide pieces), and addresses are aligned: only the first call compiles. The
-kernels with the most parameters are the largest and take longest: they start first. Of a tensor only what decides the
+read in wide pieces), and addresses are aligned: only the first call compiles. Of a tensor only what decides the
 compilation is noted down, so that memory is free again as early as in a call that runs.
+
+What all kernels need once comes first, side by side as well: the driver's part, a C program; the hash of Triton's
+library (0.6 s for 460 MB), without which no kernel is looked for in the cache folder; and modules of Triton that it
+imports late. The passes of the compiler run side by side, too, and end with the one that takes longest: the kernels
+that are given the most arguments are the largest, and start first.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import warnings
 from collections.abc import Callable, Hashable, Mapping
@@ -124,16 +130,42 @@ def compile_ahead(key: Hashable, device: torch.device, launches: Callable[[], ob
     _known.add(key)
     # Triton 3.6 changes the filters of warnings, which all threads share, for every node that it compiles: without a
     # copy for the pool, those of the caller would come out of the race changed.
-    workers = min(32, os.cpu_count() or 1)
-    with torch.cuda.device(device), warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        driver = pool.submit(lambda: triton.runtime.driver.active)  # a C program as well: built in the meantime
+    with torch.cuda.device(device), warnings.catch_warnings(), ThreadPoolExecutor(min(32, _cores())) as pool:
+        preparations = [pool.submit(prepare) for prepare in (_driver, _hash_of_triton, _late_imports)]
         recorded = _record(launches)
-        recorded.sort(key=lambda launch: len(launch.arguments), reverse=True)
-        driver.result()
+        recorded.sort(key=_size, reverse=True)
+        for preparation in preparations:
+            preparation.result()
         # A kernel that does not compile says so at its launch; raised in here, it would leave the mode switched on.
         with triton.AsyncCompileMode(_Executor(pool), ignore_errors=True):  # pyright: ignore[reportArgumentType]
             for kernel, grid, arguments in recorded:
                 kernel.warmup(grid=grid, **arguments)
+
+
+def _cores() -> int:
+    """How many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _driver() -> object:
+    return triton.runtime.driver.active
+
+
+def _hash_of_triton() -> None:
+    """Let Triton take the hash that each key of its cache begins with; it remembers it."""
+    with contextlib.suppress(AttributeError):  # no part of its interface: another version may hold it elsewhere
+        triton.runtime.cache.triton_key()
+
+
+def _late_imports() -> None:
+    """Import what Triton imports as it looks at the first argument of all, and holds no kernel up for it."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton.experimental.gluon.nvidia.hopper")
+
+
+def _size(launch: _RecordedLaunch) -> int:
+    """How large a kernel is, beside others: what it is not given it has no code for."""
+    return sum(argument is not None for argument in launch.arguments.values())
 
 
 def _record(launches: Callable[[], object]) -> list[_RecordedLaunch]:

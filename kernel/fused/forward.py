@@ -15,7 +15,9 @@ What KEEP stores of a tile (:mod:`.arguments` says when which):
 
 - "softmax", exp(z - r) in the dtype of the inputs, r being one number per token, the target's logit, so that a column
   of the store is proportional to probabilities and enters the backward's products as it is. (Should a logit exceed its
-  target's by more than 2^100, :mod:`.keep` notices and repairs it.)
+  target's by more than 2^100, :mod:`.keep` notices and repairs it.) The target's own logit is that number in the sums,
+  too: tensor cores round sums towards zero, and where smoothing leaves a model (p = 1 - b) a log-partition and a
+  target's logit that differ by 2e-5 would be a tenth of the gradient.
 - "code", the logit in 16 bits (:mod:`.codes`), without softcap relative to the tile's peak, which is stored too.
 - "byte", the softmax in one byte (:mod:`.byte_columns`), relative to peaks of 64 columns, which are stored too. The
   target's column has no code and no part in a peak: its mass is that of the target's float32 logit.
@@ -48,8 +50,8 @@ def forward_kernel(
     weight,  # (V, D)
     bias,  # (V,)
     count,  # (1,) kept tokens
-    source,  # (N,) read if GATHER or of bytes
-    target,  # (N,) input order, read of bytes
+    source,  # (N,) read if GATHER, of a softmax or of bytes
+    target,  # (N,) input order, read of a softmax or of bytes
     partial,  # (up to 6, units, BLOCK_ROWS): peak, total, logit_sum, weighted, highest, best; in bits
     partial_stride,  # units x BLOCK_ROWS
     kept,  # strips of (N, kept_stride), one below the other, if KEEP
@@ -152,9 +154,11 @@ def forward_kernel(
             GATHER,
             PRECISION,
         )
-        if KEEP == "byte":
+        if KEEP == "softmax" or KEEP == "byte":
             token = tl.load(source + row, mask=row < row_count, other=0)
             label = tl.load(target + token, mask=row < row_count, other=-1).to(tl.int32)
+            here = (label >= column_start) & (label < column_start + BLOCK_VOCAB)
+        if KEEP == "byte":
             own_logit = tl.load(reference + row, mask=row < row_count, other=0.0)
         for piece in tl.static_range(PIECES):
             begins = fresh & (piece == 0)
@@ -191,8 +195,9 @@ def forward_kernel(
             if KEEP == "softmax":
                 peak = tl.load(reference + row, mask=row < row_count, other=float("inf"))  # of the padding nothing
                 tile_peak = peak
+                if tl.max(here.to(tl.int32), 0) > 0:  # the sum is to hold the very logit that the target's entry has
+                    z = tl.where(column[None, :] == label[:, None], peak[:, None], z)
             elif KEEP == "byte":
-                here = (label >= column_start) & (label < column_start + BLOCK_VOCAB)
                 if tl.max(here.to(tl.int32), 0) > 0:  # seldom; to compare each column took a twentieth of the sweep
                     z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
                 z = tl.reshape(z, (BLOCK_ROWS, PEAKS, BLOCK_VOCAB // PEAKS))

@@ -22,7 +22,7 @@ class HeadTiles(NamedTuple):
 
     mean: Tensor  # (tiles, D) float32
     sigma: Tensor  # (tiles,) that the largest singular value of the tile less its mean row does not exceed
-    longest: Tensor  # (tiles,) norm of its longest row
+    longest: Tensor  # (1,) norm of the longest row of all, inf where one is no number
 
 
 @triton.jit
@@ -120,6 +120,41 @@ def _square_kernel(
     tl.store(out + 1, tl.sum(tl.sum(acc * acc, 1), 0))
 
 
+@triton.jit(do_not_specialize=["tiles"])
+def _sigma_kernel(
+    squares,  # (tiles, PARTS, 2)
+    trace,
+    longest,
+    sigma,  # (tiles,), written
+    longest_of_all,  # (1,), written
+    tiles,
+    rounding,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What :func:`head_tiles` says of sigma; one program."""
+    most = tl.zeros((BLOCK,), dtype=tl.float32)
+    for start in range(0, tiles, BLOCK):
+        tile = start + tl.arange(0, BLOCK)
+        length = tl.load(longest + tile, mask=tile < tiles, other=0.0)
+        most = tl.maximum(most, tl.where(length < float("inf"), length, float("inf")))
+    of_all = tl.max(most, 0)
+    tl.store(longest_of_all, of_all)
+    for start in range(0, tiles, BLOCK):
+        tile = start + tl.arange(0, BLOCK)
+        mask = tile < tiles
+        of_gram = tl.zeros((BLOCK,), dtype=tl.float32)
+        of_square = tl.zeros((BLOCK,), dtype=tl.float32)
+        for part in tl.static_range(PARTS):
+            own = squares + (tile * PARTS + part) * 2
+            of_gram += tl.load(own, mask=mask, other=0.0)
+            of_square += tl.load(own + 1, mask=mask, other=0.0)
+        largest = tl.sqrt(tl.sqrt(of_square)) + rounding * tl.sqrt(of_gram)
+        own_sigma = tl.sqrt(tl.load(trace + tile, mask=mask, other=0.0)) * (tl.sqrt(largest) + rounding)
+        # What is below the rounding of the head's largest rows counts no more.
+        tl.store(sigma + tile, own_sigma + 1e-7 * of_all, mask=mask)
+
+
 def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
     """Look at every whole tile of ``rows`` rows.
 
@@ -148,9 +183,19 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
         grid = min(_AT_A_TIME, tiles - first), rows // part
         run_kernel(_gram_kernel, grid, **matrix, **sizes, mean=mean, trace=trace, gram=gram, first=first)
         run_kernel(_square_kernel, grid, **sizes, gram=gram, squares=squares, first=first, TILE=rows, DEPTH=depth)
-    of_gram, of_square = squares.sum(1).unbind(1)
-    rounding = _ROUNDING[weight.dtype]
-    largest = of_square.sqrt().sqrt() + rounding * of_gram.sqrt()
-    sigma = trace.sqrt() * (largest.sqrt() + rounding)
-    # What is below the rounding of the head's largest rows counts no more.
-    return HeadTiles(mean, sigma + 1e-7 * longest.amax() if tiles else sigma, longest)
+    sigma, longest_of_all = torch.empty_like(trace), torch.empty(1, dtype=torch.float32, device=weight.device)
+    run_kernel(
+        _sigma_kernel,
+        (1,),
+        squares=squares,
+        trace=trace,
+        longest=longest,
+        sigma=sigma,
+        longest_of_all=longest_of_all,
+        tiles=tiles,
+        rounding=_ROUNDING[weight.dtype],
+        PARTS=rows // part,
+        BLOCK=1024,
+        num_warps=8,
+    )
+    return HeadTiles(mean, sigma, longest_of_all)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .logit_gradient import gradient_of_logits
+from .tile_gradient import gradient_of_logits
 from .tiles import column_part, load_tile, logit_argument, product, store_tile
 
 __all__ = ["join_kernel", "listed_gradient_kernel", "listed_input_kernel", "listed_weight_kernel"]
@@ -105,6 +105,7 @@ def listed_gradient_kernel(
                 z,
                 z,
                 row_lse,
+                column_start + offset,
                 column,
                 vocab_size,
                 scale,

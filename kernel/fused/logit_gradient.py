@@ -1,15 +1,9 @@
 """Kernels that write dz, the gradient of one vocabulary strip of logits: recomputed, or from what the forward kept.
 
-    dz = (row_scale (p - (1 - b) [k = target] - b / V) + p (A + B log p) + C [k = target]) sech(z / c)^2
-
-The first part is the cross entropy's. The others are there if MIXED: of z_loss, of the confidence penalty and of
-upstream gradients of log-probability, log-partition and entropy (:mod:`.gradient_rows`).
-
-p is formed in float32 from a float32 logit and the row's lse; dz is rounded once, to the dtype of the inputs. It is of
-order one, the token's upstream gradients being divided by the largest one: in float16 the 1 / N of a mean would push
-most of it under the smallest number. The common factor joins in float32, after the products
-(:mod:`.weight_gradient`, :mod:`.input_gradient`). Rows beyond the kept tokens and columns beyond the vocabulary are
-written as zeros.
+The formula is :mod:`.tile_gradient`'s. dz is rounded once, to the dtype of the inputs. It is of order one, the token's
+upstream gradients being divided by the largest one: in float16 the 1 / N of a mean would push most of it under the
+smallest number. The common factor joins in float32, after the products (:mod:`.weight_gradient`,
+:mod:`.input_gradient`). Rows beyond the kept tokens and columns beyond the vocabulary are written as zeros.
 """
 
 from __future__ import annotations
@@ -18,87 +12,10 @@ import triton
 import triton.language as tl
 
 from .codes import bits_below, decode
+from .tile_gradient import gradient_of_logits
 from .tiles import capped, column_part, logit_argument, merged_strip, product, store_tile
 
-__all__ = ["gradient_of", "gradient_of_logits", "kept_strip_kernel", "recomputed_strip_kernel"]
-
-_LOWEST = tl.constexpr(-1e4)  # bits; there p is 0, and so is p log p
-
-
-@triton.jit
-def gradient_of(
-    p,  # (BLOCK_ROWS, columns)
-    log_p,  # bits, read if MIXED
-    slope,  # read if SOFTCAP
-    column,  # (columns,)
-    hit,  # whether a column is the row's target
-    vocab_size,
-    scale,  # (BLOCK_ROWS,)
-    mix,  # (3, N)
-    row,
-    inside,  # (BLOCK_ROWS,) whether the row exists
-    n,
-    label_smoothing,
-    uniform,
-    MIXED: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    MASK_VOCAB: tl.constexpr,
-):
-    """The gradient above from probabilities."""
-    dz = p - tl.where(hit, 1.0 - label_smoothing + uniform, uniform)
-    dz *= scale[:, None]
-    if MIXED:  # after the difference: beside p_y near 1 the share of z_loss would be rounded away
-        plain = tl.load(mix + row, mask=inside, other=0.0)[:, None]
-        bend = tl.load(mix + n + row, mask=inside, other=0.0)[:, None]
-        own = tl.load(mix + 2 * n + row, mask=inside, other=0.0)[:, None]
-        dz += p * (plain + bend * tl.maximum(log_p, _LOWEST)) + tl.where(hit, own, 0.0)
-    if SOFTCAP:
-        dz *= slope
-    if MASK_VOCAB:
-        dz = tl.where((column < vocab_size)[None, :], dz, 0.0)
-    return dz
-
-
-@triton.jit
-def gradient_of_logits(
-    z,  # (BLOCK_ROWS, columns) bits
-    slope,
-    lse,  # (BLOCK_ROWS,)
-    column,  # (columns,)
-    vocab_size,
-    scale,  # (BLOCK_ROWS,)
-    label,
-    mix,  # (3, N)
-    row,
-    inside,  # (BLOCK_ROWS,) whether the row exists
-    n,
-    label_smoothing,
-    uniform,
-    MIXED: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    MASK_VOCAB: tl.constexpr,
-):
-    """The formula above, for a tile of logits in bits and the slopes of their cap."""
-    log_p = z - lse[:, None]
-    hit = column[None, :] == label[:, None]
-    return gradient_of(
-        tl.exp2(log_p),
-        log_p,
-        slope,
-        column,
-        hit,
-        vocab_size,
-        scale,
-        mix,
-        row,
-        inside,
-        n,
-        label_smoothing,
-        uniform,
-        MIXED,
-        SOFTCAP,
-        MASK_VOCAB,
-    )
+__all__ = ["kept_strip_kernel", "recomputed_strip_kernel"]
 
 
 @triton.jit(do_not_specialize=["n", "vocab_size", "dz_rows"])
@@ -194,6 +111,7 @@ def recomputed_strip_kernel(
                 z,
                 slope,
                 row_lse,
+                strip_start + strip_column + offset,
                 column,
                 vocab_size,
                 scale,
@@ -291,6 +209,7 @@ def kept_strip_kernel(
             z,
             slope,
             row_lse,
+            strip_start + first,
             column,
             vocab_size,
             scale,

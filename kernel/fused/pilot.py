@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .run_products import add_input, add_weight
@@ -47,11 +46,6 @@ class Pilot:
                 gradients.weight_gradient = self.rows
                 add_weight(gradients, dz, gradients.head.hidden, strip, gradients.zeros)
         gradients.weight_gradient = None
-
-    def own_behind(self) -> Tensor:
-        """What it lacks of targets in tiles behind it: the factor of their rows of the head ``(N,)``."""
-        tile = self.state.tile_of_target()
-        return torch.where((tile >= self.state.pilot) & (tile < self.state.tiles), self.state.own(), 0.0)
 
     def write_rows(self) -> None:
         """Write its rows of the weight's gradient, now that there is memory for it, and let go of them."""

@@ -208,7 +208,7 @@ class _Sweep:
                 (processors(weight.device),),
                 count=number,
                 source=self.rows.source,
-                target=target if keep == "byte" else None,
+                target=target if keep in ("softmax", "byte") else None,
                 partial=self.partial[index],
                 partial_stride=self.partial.stride(1),
                 kept=None if kept is None else tiles(kept.columns, launch.rows, launch.columns // stored),

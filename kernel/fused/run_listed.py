@@ -27,11 +27,12 @@ def run_listed(state: SparseState, pilot: Pilot, listed: ListedTiles) -> tuple[T
     if state.needs[1]:
         weight = gradients.head.weight
         gradients.weight_gradient = gradient = weight.new_empty(weight.shape)
-        pilot.write_rows()
     run = _ListedRun(state, listed)
     for part in listed.rounds:
         if part.number:
             run.make_dz(part)
+        if pilot.rows is not None:  # not before dz of the first round: the device has waited for the list
+            pilot.write_rows()
         if gradient is not None:
             run.write_weight(gradient, part)
         if part.number and state.memory is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from .arguments import Head, Held, Scalars
 from .gradient_rows import Upstream
@@ -12,7 +11,7 @@ from .head_tiles import head_tiles
 from .launch import blocks, launch_table, processors
 from .listed_rounds import most_extra_blocks
 from .mean_field import MeanField
-from .rows import KeptRows
+from .sparse_tokens import reordered, sparse_tokens
 from .tile_sums import SparseTiles, TokenTiles
 
 __all__ = ["SparseState"]
@@ -30,7 +29,7 @@ class SparseState:
         pilot: Tiles at the vocabulary's beginning that are computed for all tokens.
         gradients: The gradients in the making.
         memory: Float32 sum of the input's gradient, with rows for pieces of it, or None.
-        row_mask: Which of the rows hold a token ``(N,)``; the others have none left.
+        tokens: Numbers of each token.
         of_tokens: Masses and spreads.
         mean_field: Of all tiles behind the pilot.
         workspace: For dz, of ``capacity`` tiles or of ``pilot_width`` columns of all tokens.
@@ -54,7 +53,7 @@ class SparseState:
         self.row_blocks, self.tiles = blocks(self.n, self.row), self.vocab_size // self.tile
         self.pilot = max(self.tiles // _PILOT, 1)
         order = found.wide.sort(stable=True).indices
-        self.upstream = _reordered(upstream, order)
+        self.upstream, order = reordered(upstream, order)
         columns = self.table.input_gradient.columns
         if blocks(self.hidden_size, columns) * columns - self.hidden_size >= columns // 2 > 16:
             columns //= 2
@@ -66,9 +65,10 @@ class SparseState:
         own = None if self.memory is None else self.memory[: self.row_blocks * self.row]
         self.gradients = Gradients(head, scalars, self.upstream, Held(), (needs[0], False, False), accumulator=own)
         self.number, self.of = self.gradients.number, self.gradients.of
-        self.row_mask = torch.arange(self.n, device=hidden.device) < self.number
-        factor = self.of.row_scale if self.of.mix is None else self.of.row_scale + self.of.mix[0]
-        self.of_tokens = TokenTiles(found.sums, order.int(), self.number, factor, self.tiles, self.row)
+        packed, lse = self.gradients.head.hidden, self.upstream.lse
+        sizes = self.tile, self.tiles, self.pilot
+        self.tokens = sparse_tokens(packed, self.number, lse, self.of, scalars, *sizes)
+        self.of_tokens = TokenTiles(found.sums, order, self.number, self.tokens.factor, self.tiles, self.row)
         self.head_tiles = head_tiles(weight, self.tile)
         uniform = scalars.uniform(self.vocab_size) * self.tile
         self.mean_field = MeanField(
@@ -86,24 +86,3 @@ class SparseState:
     def most_extra_blocks(self) -> int:
         """Most blocks of rows for pieces of the input's gradient."""
         return most_extra_blocks(self.programs, self.column_blocks) if self.needs[0] else 0
-
-    def own(self) -> Tensor:
-        """Factor of the target's own row of the head in dz, beside the softmax and the uniform term ``(N,)``."""
-        own = (self.scalars.label_smoothing - 1) * self.of.row_scale
-        return own if self.of.mix is None else own + self.of.mix[2]
-
-    def tile_of_target(self) -> Tensor:
-        """The whole tile that holds a token's target ``(N,)``; ``tiles`` where none does, or there is no token."""
-        tile = self.of.label.long() // self.tile
-        return torch.where(self.row_mask & (tile >= 0) & (tile < self.tiles), tile, self.tiles)
-
-
-def _reordered(upstream: Upstream, order: Tensor) -> Upstream:
-    """The same tokens in another packed order."""
-    rows = upstream.rows
-    new = torch.empty_like(order)
-    new[order] = torch.arange(len(order), device=order.device)
-    position = torch.where(rows.position >= 0, new[rows.position.clamp(0, len(order) - 1).long()], -1)
-    moved = KeptRows(rows.number, rows.source[order], position.to(torch.int32))
-    entropy = None if upstream.entropy is None else upstream.entropy[order]
-    return upstream._replace(lse=upstream.lse[order], entropy=entropy, rows=moved)

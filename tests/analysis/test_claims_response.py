@@ -131,8 +131,7 @@ def test_the_committed_accuracy_is_that_of_the_committed_rows(full):
 
 
 def test_the_notes_say_where_the_law_misses(full):
-    notes = (DATA.parents[1] / "docs" / "study_notes.md").read_text(encoding="utf-8")
-    notes = " ".join(notes.partition("## The law (S9)")[2].partition("\n## ")[0].split())
+    notes = " ".join((DATA.parents[1] / "docs" / "law_notes.md").read_text(encoding="utf-8").split())
     table = read_table(find_table(DATA, "S9_accuracy")).set_index(["group", "predictor"])
     heads = read_table(find_table(DATA, "S9"))
     assert f"{heads['key'].nunique():,} of the {len(experiment('S9').configs('full')):,} planned" in notes
@@ -171,6 +170,12 @@ def test_the_notes_say_where_the_law_misses(full):
         assert table.loc[(group, "rational_fall"), "ahead_high"] < 0
     for group in ("arm trunk, 8 samples", "arm contexts, 128 contexts"):
         assert f"{r2(group, 'rational_fall')} against {r2(group)}" in notes
+    of_first = read_table(find_table(DATA, "S9_predictions")).set_index("part")["cells"]
+    det_above, noisy_above = (
+        of_first[f"fall near b chi where A > 3 and b <= 0.1, {kind}"] for kind in ("det", "noisy")
+    )
+    assert f"in all {det_above} deterministic settings with A above 3" in notes
+    assert f"Of {noisy_above} noisy ones" in notes
     decays = [f"noisy, free norms, weight decay {decay}" for decay in ("0.0001", "0")]
     assert f"P explains {r2(decays[0])} of {table.loc[(decays[0], 'predicted_fall'), 'cells']} such" in notes
     assert f"it explains {r2(decays[1])} of {table.loc[(decays[1], 'predicted_fall'), 'cells']} (S5" in notes
@@ -193,7 +198,7 @@ def test_the_audit_says_how_far_noisy_heads_fall_above_one(full):
     assert f"confidence still fell at indices of 1 to 3, by up to {largest:.3f}" in said
     some = above.loc[above["activity_index"] <= 3]
     amplitude = some["label_smoothing"] * (some["plain_confidence"] - 1 / some["vocab_size"])
-    notes = " ".join((DATA.parents[1] / "docs" / "study_notes.md").read_text(encoding="utf-8").split())
+    notes = " ".join((DATA.parents[1] / "docs" / "law_notes.md").read_text(encoding="utf-8").split())
     fell, of_all = ((pairs["fall"] > 0.01).sum() for pairs in (some, above))
     assert f"Of the {len(some)} noisy pairs with A of 1 to 3, {fell} fall by more than 0.01, the most by" in notes
     assert f"the median is {(some['fall'] / amplitude).median():.2f} of b" in notes

@@ -380,3 +380,24 @@ def test_a_gpu_agrees():
     w, h, q = small_head(0, vocab_size=300, width=16, contexts=40)
     here, there = (frozen_head_response(w, h, q, [0.1, 0.3], device=device) for device in ("cpu", "cuda"))
     assert there.fall_per_context == pytest.approx(here.fall_per_context, abs=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_vocabulary_of_262144_takes_memory_for_a_block_of_its_logits():
+    """And for three arrays of the head's size; all N x V logits would take 12 such blocks. Falls are the CPU's."""
+    generator = torch.Generator().manual_seed(0)
+    v, d, n = 262_144, 64, 96
+    w = (torch.randn(v, d, generator=generator) / d**0.5).cuda()
+    tokens = torch.randint(v, (n,), generator=generator).cuda()
+    h = 8 * w[tokens] + torch.randn(n, d, generator=generator).cuda()
+    entries, longest = 8 * v, float(h.norm(dim=1).max())
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    options = {"feature_norm": longest, "block_entries": entries}
+    there = frozen_head_response(w, h, tokens, 0.1, device="cuda", **options)
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak < 8 * (3 * v * d + 6 * entries + 8 * v), "in float64; eight numbers for each class beside these"
+    here = frozen_head_response(w.cpu(), h[:2].cpu(), tokens[:2].cpu(), 0.1, **options)
+    assert there.fall_per_context.shape[-1] == n
+    assert there.fall_per_context[..., :2] == pytest.approx(here.fall_per_context, abs=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -144,9 +145,11 @@ def test_float64_gradients_do_not_depend_on_the_split(data):
 def test_first_call_measures_fresh_processes(tmp_path):
     output = tmp_path / "first_call.csv"
     small = ["--shape", "GPT-2", "--scale", "2048", "--device", "cpu"]
-    assert first_call.main([*small, "--processes", "1", "--output", str(output)]) == 0
+    before = os.sched_getaffinity(0)
+    assert first_call.main([*small, "--cores", "1", "--processes", "1", "--output", str(output)]) == 0
+    assert os.sched_getaffinity(0) == before
     (row,) = csv.DictReader(output.read_text().splitlines())
-    assert row["shape"] == "GPT-2"
+    assert (row["shape"], row["cores"]) == ("GPT-2", "1")
     assert float(row["first_seconds"]) > 0 < float(row["second_seconds"])
     assert json.loads(output.with_suffix(".json").read_text())["versions"]["torch"] == torch.__version__
 
@@ -244,13 +247,14 @@ def test_targets_notice_what_misses(change, lines):
 def test_targets_command(tmp_path, capsys):
     table, first = tmp_path / "kernel.csv", tmp_path / "first_call.csv"
     write_csv(table, _table())
-    first.write_text("shape,process,first_seconds\nGemma-2-2B,0,5.25\n")
+    times = "Gemma-2-2B,16,5.25\nGemma-2-2B,32,5\nGemma-2-2B,2,12\nGemma-2-2B,1,99\n"  # of one core nothing was asked
+    first.write_text(f"shape,cores,first_seconds\n{times}")
     assert targets.main(["--table", str(table), "--first-call", str(first), "--missed"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert "first call" in lines[0]
     assert lines[0].endswith("NOT MET")
-    assert lines[1] == "29 of 30 met; 17 not in the table"
+    assert lines[1] == "31 of 32 met; 17 not in the table"
 
 
 @pytest.mark.parametrize("softcap", [None, 30.0])

@@ -27,6 +27,7 @@ def _run(matrix, *, wait: bool) -> None:
     matrix.sum()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("queued", "wait"), [(True, False), (True, True), (False, False)])
 def test_queued_work_hides_the_host_but_not_what_the_device_idles(queued, wait):
     device, matrix = torch.device("cuda"), torch.ones(4096, 4096, device="cuda")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -98,6 +99,12 @@ def test_a_fresh_process_that_fails_is_one_line(tmp_path, monkeypatch, capsys):
     line = refused(first_call, ["--device", "cpu", "--output", tmp_path / "t.csv"], capsys)
     assert line.startswith("a fresh process ended with status 3: -m kernel.benchmark.first_call --here")
     assert not list(tmp_path.iterdir())
+
+
+def test_cores_are_those_that_there_are(tmp_path, capsys):
+    many = len(os.sched_getaffinity(0))
+    line = refused(first_call, ["--device", "cpu", "--cores", many + 1, "--output", tmp_path / "t.csv"], capsys)
+    assert line == f"cores must be at most the {many} that this process may use, got {many + 1}."
 
 
 def test_the_default_output_is_no_committed_table(tmp_path, monkeypatch):

@@ -99,6 +99,18 @@ def test_targets_of_vanishing_probability(workspace_bytes):
     check(args, workspace_bytes=workspace_bytes, label_smoothing=0.1, floor=3e-5)
 
 
+@pytest.mark.parametrize("workspace_bytes", [0, 2**30])
+@pytest.mark.parametrize(
+    "targets", [(31, 63, 69), (0, 32, 64), (15, 47), (16, 48)], ids=["last", "first", "end", "next"]
+)
+def test_a_target_alone_at_the_edge_of_what_is_asked_for_one(targets, workspace_bytes):
+    """The last and the first columns of tiles of 32 and of their halves; the other tokens are ignored or do not exist."""
+    args = problem(11, 70, 18)
+    args.target[:] = -100
+    args.target[1 : 2 * len(targets) : 2] = torch.tensor(targets)
+    check(args, label_smoothing=0.1, workspace_bytes=workspace_bytes)
+
+
 @pytest.mark.parametrize("softcap", [0.5, 30.0, 1000.0])
 def test_softcap_from_linear_to_saturated(softcap):
     for workspace_bytes in BUDGETS:

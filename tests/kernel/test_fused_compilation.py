@@ -99,18 +99,63 @@ def test_a_first_call_compiles_the_largest_kernels_first_and_launches_none(monke
     kernel = RecordingKernel(calls)
 
     def launches():
-        run_kernel(kernel, (3,), n=1, A=2)
+        run_kernel(kernel, (3,), n=1, A=2, B=None)
         run_kernel(kernel, (4,), n=1, A=2, B=3)
 
     some, other = object(), object()
     for key in (some, some, other):  # what was seen is not compiled again
         compile_ahead.compile_ahead(key, torch.device("cuda"), launches)
-    small, large = ("compiled", (3,), {"n": 1, "A": 2}), ("compiled", (4,), {"n": 1, "A": 2, "B": 3})
+    small, large = ("compiled", (3,), {"n": 1, "A": 2, "B": None}), ("compiled", (4,), {"n": 1, "A": 2, "B": 3})
     assert calls == [large, small, large, small]
     compile_ahead.compile_ahead(object(), torch.device("cpu"), launches)
     assert len(calls) == 4
     launches()
     assert calls[4:] == [("ran", *small[1:]), ("ran", *large[1:])]
+
+
+@pytest.mark.usefixtures("current")
+def test_a_first_call_has_a_thread_for_each_core_that_it_may_use(monkeypatch):
+    use_driver(monkeypatch, None)
+    threads = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers):
+            threads.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(compile_ahead, "ThreadPoolExecutor", Pool)
+    for cores in (1, 2, 16, 200):
+        monkeypatch.setattr("os.sched_getaffinity", lambda process, cores=cores: set(range(cores)), raising=False)
+        compile_ahead.compile_ahead(object(), torch.device("cuda"), lambda: None)
+    assert threads == [1, 2, 16, 32]
+
+
+@pytest.mark.usefixtures("current")
+def test_what_all_kernels_need_is_there_before_the_first_compiles(monkeypatch):
+    done = []
+
+    class Runtime:
+        cache = SimpleNamespace(triton_key=lambda: done.append("hash"))
+
+        @property
+        def driver(self):
+            done.append("driver")
+            return SimpleNamespace(active=None)
+
+    monkeypatch.setattr(
+        "kernel.fused.compile_ahead.triton",
+        SimpleNamespace(runtime=Runtime(), AsyncCompileMode=triton.AsyncCompileMode),
+    )
+    launches = partial(compile_ahead.run_kernel, RecordingKernel(done), (1,), n=1)
+    compile_ahead.compile_ahead(object(), torch.device("cuda"), launches)
+    assert set(done[:2]) == {"hash", "driver"}
+    assert done[2:] == [("compiled", (1,), {"n": 1})]
+
+
+def test_triton_has_the_hash_and_the_modules_that_a_first_call_prepares():
+    """Of the installed version: elsewhere both would be left to the first kernel, one after the other."""
+    assert callable(triton.runtime.cache.triton_key)
+    importlib.import_module("triton.experimental.gluon.nvidia.hopper")
 
 
 @pytest.mark.usefixtures("current")

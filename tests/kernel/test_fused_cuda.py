@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -26,8 +27,9 @@ from helpers import value_and_gradients as gradients
 from torch.utils.checkpoint import checkpoint
 
 from kernel import linear_cross_entropy
-from kernel.benchmark import measure
-from kernel.benchmark.problems import Shape, make_data
+from kernel.benchmark import byte_codes, measure
+from kernel.benchmark.command import committed
+from kernel.benchmark.problems import Data, Shape, make_data
 from kernel.benchmark.rivals import Case
 from kernel.options import LossOptions
 
@@ -298,6 +300,56 @@ def test_a_cap_that_saturates_is_as_exact_with_any_workspace():
     assert kept > 50
 
 
+def allowed_at_an_optimum(kind, storage):
+    """Errors of the input's gradient, the head's and its rows without a target that the committed table has."""
+    rows = csv.DictReader(committed("byte_codes").read_text(encoding="utf-8").splitlines())
+    (row,) = (row for row in rows if (row["data"], row["storage"]) == (kind, storage))
+    return [float(row[name]) for name in row if name.endswith("_error")]
+
+
+@pytest.mark.parametrize("kind", ["optimum, 0.03", "optimum, 0.01"])
+def test_near_a_smoothed_optimum_the_default_is_no_farther_off_than_the_table_says(kind):
+    """No cap here, and kept columns cost what docs/kernel.md says.
+
+    Where smoothing leaves a model, p = 1 - b at the target and nearly b / V elsewhere, dz is a small difference of
+    what is kept and b / V. A probability kept in two bytes has a relative error of 2^-9, which is most of what is left
+    of dz: it triples the error of the head's gradient, and makes that of rows that no token names 30 to 90 times as
+    large. That is allowed, being what the table byte_codes.csv has of two bytes for all columns (the default keeps all
+    but a sixteenth here), and no more but for the float32 of the target's logit: 1e-6 of it is 0.003 of dz there.
+
+    Of logits computed anew the target's, too, is the tensor cores' sum, which is rounded towards zero every 16
+    products: some 3e-5 of a logit of 12.6, and that is 0.02 of what is left of dz (a float64 sum truncated so to 23
+    bits gives 0.022).
+    """
+    from kernel.fused.arguments import Head, Scalars  # needs Triton
+    from kernel.fused.call import LossCall
+
+    n, v, d = 2048, 32768, 1024  # of which the default keeps all columns that it keeps of any head
+    made = make_data(Shape("", n, v, d), torch.float32, torch.device("cpu"))
+    moved = byte_codes.optimum(made, float(kind.split()[1]), torch.Generator().manual_seed(0))
+    hidden, weight = (t.detach().to("cuda", torch.bfloat16).requires_grad_() for t in (moved.hidden, moved.weight))
+    data = Data(hidden, weight, moved.target.cuda())
+    rare = torch.ones(v, dtype=torch.bool, device="cuda")
+    rare[data.target] = False
+    exact = measure.exact_gradients(data, Case())
+    call = LossCall(Head(hidden, weight, None, data.target), Scalars.of(LossOptions(label_smoothing=0.1)), 2**27)
+    assert call.plan(keep=True, consumed=True, weight_gradient=True).columns > v / 2
+    errors = {}
+    for workspace_bytes in (0, 2**27):
+        hidden.grad = weight.grad = None
+        ours(hidden, weight, data.target, label_smoothing=0.1, workspace_bytes=workspace_bytes).backward()
+        found, of_weight = (t.grad.double() for t in (hidden, weight))
+        errors[workspace_bytes] = [
+            relative_error(found, exact[1]),
+            relative_error(of_weight, exact[2]),
+            relative_error(of_weight[rare], exact[2][rare]),
+        ]
+    print(kind, errors)
+    anew, two_bytes = (allowed_at_an_optimum(kind, name) for name in ("none, dz anew", "softmax in bfloat16"))
+    assert all(error < 1.25 * most + 0.03 for error, most in zip(errors[0], anew, strict=True)), errors
+    assert all(error < 1.25 * most + 0.004 for error, most in zip(errors[2**27], two_bytes, strict=True)), errors
+
+
 def test_bf16_gradients_under_a_cap_where_the_slope_was_lost():
     args = problem(1024, 8192, 512, seed=5)
     args = args._replace(input=12 * args.input.detach()).to(torch.bfloat16)
@@ -316,9 +368,28 @@ import torch
 from test_fused_fuzz import compiled_kernels
 from kernel import linear_cross_entropy
 import kernel.fused.token_losses
+from kernel.fused.call import LossCall
+from kernel.fused.arguments import Head, Scalars
+from kernel.options import LossOptions
+plan, in_bytes = LossCall.plan, []
+
+def noted(self, **kinds):
+    found = plan(self, **kinds)
+    in_bytes.append(any(run.in_bytes for run in found.kept))
+    return found
+
+LossCall.plan = noted
 choose = random.Random(0)
 torch.zeros(1, device="cuda")
 weight = torch.randn(49152, 576, device="cuda").mul_(0.04).bfloat16().requires_grad_()
+
+def keeps_bytes(n, workspace_bytes):
+    head = Head(weight.detach()[:n], weight, None, torch.zeros(n, dtype=torch.int64, device="cuda"))
+    call = LossCall(head, Scalars.of(LossOptions(label_smoothing=0.1)), workspace_bytes)
+    kept = plan(call, keep=True, consumed=True, weight_gradient=True).kept
+    return any(run.in_bytes for run in kept) and call.chunks().rows >= n
+
+sizes = [(n, budget) for budget in (5 * 2**25, 2**28) for n in range(4096, 12288, 256) if keeps_bytes(n, budget)]
 
 def call(n, ignored, workspace_bytes, options):
     hidden = torch.randn(n, 576, device="cuda").bfloat16().requires_grad_()
@@ -336,14 +407,20 @@ for options in ({"label_smoothing": 0.1}, {"label_smoothing": 0.1, "softcap": 30
     first = call(1, 0.0, 2**27, options)
     kernels = compiled_kernels()
     times = []
+    in_bytes.clear()
     for trial in range(300):
         n = 1 if trial == 7 else choose.randint(1, 16384)
-        times.append(call(n, choose.choice([0, 0, 0.5, 0.95]), choose.choice([0, 2**25, 2**27, 2**31]), options))
+        workspace_bytes = choose.choice([0, 2**25, 2**27, 2**28, 2**29, 2**31])
+        if trial % 5 == 0:
+            n, workspace_bytes = choose.choice(sizes)
+        times.append(call(n, choose.choice([0, 0, 0.5, 0.95]), workspace_bytes, options))
     found.append({"first": first, "kernels": kernels, "new": compiled_kernels() - kernels, "longest": max(times)})
+    found[-1]["in_bytes"] = sum(in_bytes)
 print(json.dumps(found))
 """
 
 
+@pytest.mark.alone
 def test_no_call_but_the_first_compiles(tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": f"{Path.cwd()}{os.pathsep}tests"}
     done = subprocess.run([sys.executable, "-c", _STALLS], env=environment, capture_output=True, text=True)
@@ -353,8 +430,11 @@ def test_no_call_but_the_first_compiles(tmp_path):
         assert found["new"] == 0
         assert found["kernels"] > 8
         assert found["longest"] < 1, "seconds: something stalled"
-        # Of an idle machine: 5 s on 16 cores, 12 s on 2.
-        assert found["first"] < 60 / len(os.sched_getaffinity(0)) + 10
+        # 5 s on 16 cores and 12 s on 2 are asked (first_call.csv is held against that); half as much again here.
+        assert found["first"] < 1.5 * (4 + 16 / len(os.sched_getaffinity(0)))
+    plain, capped = json.loads(done.stdout.splitlines()[-1])
+    assert plain["in_bytes"] >= 60, "every fifth call"
+    assert capped["in_bytes"] == 0
 
 
 def statistics_and_gradients(args, implementation, of_entropy, **options):

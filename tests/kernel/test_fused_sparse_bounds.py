@@ -70,6 +70,10 @@ def test_tiles_that_cancel_each_other_stay_within_the_tolerance():
     assert told.input_active < 0.5
 
 
+# The interpreter multiplies the bit patterns of bfloat16.
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if torch.cuda.is_available() else [])]
+
+
 class Known:
     """Softmax of 2.5 blocks of tokens over six tiles, most of it in one of them or none, in float64 and as the forward leaves it."""
 
@@ -148,7 +152,7 @@ def test_errors_add_up_over_all_tiles_of_a_level(known):
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_products_of_the_mean_field_are_of_float32(known, dtype):
     """Both, also of a head and hidden states of half precision: the coefficients and mean rows are not rounded to it."""
     generator = torch.Generator().manual_seed(2)

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from sparse_problems import drawn
 
 from kernel import GradientTolerance, linear_cross_entropy
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
 
 
 def problem(n=3000, v=40000, d=320, dtype=torch.bfloat16):
@@ -37,16 +41,19 @@ def gradients(tensors, tolerance, **options):
     return [t.grad.double() for t in leaves]
 
 
+def in_float64(tensors):
+    return [t.double() if t.is_floating_point() else t for t in tensors]
+
+
+def without_workspace(options):
+    return {key: value for key, value in options.items() if key != "workspace_bytes"}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("options", [{}, {"workspace_bytes": 2**22, "z_loss": 1e-3}, {"workspace_bytes": 2**30}])
 def test_errors_stay_within_the_tolerance(dtype, options):
     tensors = problem(dtype=dtype)
-    exact = gradients(
-        [t.double() if t.is_floating_point() else t for t in tensors],
-        0.0,
-        implementation="chunked",
-        **{key: value for key, value in options.items() if key != "workspace_bytes"},
-    )
+    exact = gradients(in_float64(tensors), 0.0, implementation="chunked", **without_workspace(options))
     dense = gradients(tensors, 0.0, **options)
     told = GradientTolerance(0.01)
     found, again = gradients(tensors, told, **options), gradients(tensors, told, **options)
@@ -67,11 +74,33 @@ def compiled_kernels():
     return sum(len(cache[0]) for k in kernels for cache in k.device_caches.values())
 
 
+def test_random_problems_are_within_what_is_certified():
+    """In bfloat16; test_fused_sparse.py has them in float32."""
+    certified = 0
+    for seed in range(150):
+        tensors, options, tolerance = drawn(seed, torch.bfloat16)
+        told = GradientTolerance(tolerance)
+        exact = gradients(in_float64(tensors), 0.0, implementation="chunked", **without_workspace(options))
+        dense, found = gradients(tensors, 0.0, **options), gradients(tensors, told, **options)
+        certified += told.input_active < 1
+        bounds = told.input_bound, told.weight_bound
+        for ours, plain, whole, bound in zip(found, dense, exact, bounds, strict=True):
+            assert bound <= tolerance
+            rounding = (plain - whole).norm() / whole.norm()
+            error = (ours - whole).norm() / whole.norm()
+            assert error <= bound + 2 * rounding, (seed, error, rounding, told)
+    assert certified > 15
+
+
 def test_no_call_but_the_first_compiles():
+    """Nor one of which nothing can be certified, so that it takes the dense path after a try."""
     tensors = problem()
     gradients(tensors, 0.01)
     before = compiled_kernels()
     for n, tolerance, workspace_bytes in ((3000, 0.01, 2**27), (2111, 0.003, 2**24), (777, 0.2, 2**30), (600, 0.01, 0)):
         hidden, weight, target = tensors
         gradients((hidden[:n], weight, target[:n]), tolerance, workspace_bytes=workspace_bytes)
+    told, (hidden, weight, target) = GradientTolerance(0.001), tensors
+    gradients((hidden / 64, weight, target), told, label_smoothing=1.0)
+    assert (told.input_active, told.weight_active) == (1, 1), "the dense path"
     assert compiled_kernels() == before > 8

@@ -223,6 +223,9 @@ def test_chunks_are_chosen_where_they_save_time_by_the_model():
     assert found["Llama-3-8B"][1] == found["GPT-2"][1] == 1, "all is kept without"
     assert found["Qwen2.5-0.5B"][1] > 2
     assert found["N 16384"][1] > 2
+    assert found["D 640"][1] == 5, (
+        "60 tiles of the input's gradient, each in two pieces, occupy 132 multiprocessors; 72 of four do not"
+    )
 
 
 @pytest.mark.parametrize("name", list(HEADS))

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
-N, V, D = 8000, 60_001, 512
+N, V, D = 16_000, 60_001, 896
 MIB = 2**20
 
 
@@ -46,7 +46,7 @@ def peaked():
 
 
 @pytest.mark.parametrize(
-    ("rows", "recompute_first", "mib"), [(4096, False, 600), (2048, True, 140), (2688, True, 300), (4096, False, 140)]
+    ("rows", "recompute_first", "mib"), [(8192, False, 1200), (4096, True, 280), (5376, True, 600), (8192, False, 280)]
 )
 def test_gradients_and_memory(rows, recompute_first, mib, cut, peaked):
     from kernel.fused.last_round import extra_row_blocks  # needs Triton
@@ -64,7 +64,7 @@ def test_gradients_and_memory(rows, recompute_first, mib, cut, peaked):
     assert all(torch.equal(a, b) for a, b in zip(found, step(), strict=True))
     assert relative_error(found[0].double(), exact[0]) < 1e-5
     for a, b in zip(found[1:], exact[1:], strict=True):
-        assert relative_error(a.double(), b) < 0.0032  # 0.0030 at the tables' heads, of more tokens or wider states
+        assert relative_error(a.double(), b) < 0.0030
     assert relative_error(found[2][rare].double(), exact[2][rare]) < 0.0050
     for a, b in zip(step(-4.0)[1:], found[1:], strict=True):
         assert torch.equal(a, -4 * b)

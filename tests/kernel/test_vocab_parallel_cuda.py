@@ -6,7 +6,10 @@ import pytest
 import torch
 from processes import in_processes
 
-pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+]
 
 BACKENDS = ["nccl", "cpu:gloo,cuda:nccl"]
 

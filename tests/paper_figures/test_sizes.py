@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from paper_figures import sizes, tables
+from paper_figures import response, sizes, tables
 
 
 def test_points_are_the_falls_over_what_smoothing_asks_for(drawn, at):
@@ -64,3 +64,19 @@ def test_dead_tokens_that_are_not_comparable_are_pale_and_said_to_be():
         colours[alike] = {mark.get_color() for mark in marks}
     assert said == {False: True, True: False}
     assert colours == {False: {"0.75"}, True: {"0.5"}}
+
+
+def test_what_the_response_says_of_transformers_is_drawn_beside_what_smoothing_took():
+    models = pd.DataFrame({
+        "vocab_size": 16, "hidden_size": 4, "data_seed": [0, 0, 0, 1, 1], "model_seed": [0, 0, 0, 1, 1],
+        "method": ["b=0", "b=0.1", "b=0.2", "b=0", "b=0.1"], "confidence": [0.6, 0.55, 0.5, 0.7, 0.69],
+        "activity": 0.5, "frozen_fall_0.1": [0.08, None, None, 0.03, None], "frozen_fall_0.2": [0.2] + 4 * [None],
+        "distribution": "train", "epoch": 16, "converged": True,
+    })  # fmt: skip
+    others = [models.assign(**change, confidence=9.0) for change in ({"epoch": 2}, {"distribution": "shifted"})]
+    unfit = models.assign(converged=False, hidden_size=8)
+    drawn = response._scratch(pd.concat([models, *others, unfit])).set_index("label_smoothing")
+    assert drawn["predicted"].to_dict() == pytest.approx({0.1: 0.055, 0.2: 0.2})
+    assert drawn["fall"].to_dict() == pytest.approx({0.1: 0.03, 0.2: 0.1})
+    share = {0.1: 0.1 * (0.65 - 1 / 16) * 0.5, 0.2: 0.2 * (0.6 - 1 / 16) * 0.75}  # A is stated at b = 0.1
+    assert drawn["clipped"].to_dict() == pytest.approx(share)

@@ -1,0 +1,155 @@
+"""The cases for compute-sanitizer launch every kernel, and what a tool says becomes a row; also pytest's reports."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernel.benchmark import gpu_tests, sanitize
+
+KERNELS = Path(sanitize.__file__).resolve().parents[1]
+
+
+def kernels_of(path):
+    """Names of the kernels that a module launches: those that end so, as the functions that they call do not."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("kernel"):
+            yield from [node.name for d in node.decorator_list if "triton.jit" in ast.unparse(d)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter tells what is launched")
+def test_the_cases_launch_every_kernel(monkeypatch):
+    pytest.importorskip("triton")
+    from triton.runtime import interpreter
+
+    from kernel.benchmark import sanitize_cases
+
+    launched, launch = set(), interpreter.GridExecutor.__call__
+
+    def note(executor, *args, **options):
+        launched.add(executor.fn.__name__)
+        return launch(executor, *args, **options)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", note)
+    monkeypatch.setattr("kernel.fused.gradients.processors", lambda device: 20)  # sums over tokens in pieces
+    there = {
+        name for room in ("fused", "statistics") for path in (KERNELS / room).glob("*.py") for name in kernels_of(path)
+    }
+    for name in (
+        "sparse",
+        "bytes",
+        "chunks",
+        "statistics",
+        "recomputed",
+        "softcap",
+        "codes",
+        "odd sizes",
+        "kept",
+        "forward",
+    ):
+        if launched != there:  # the interpreter takes seconds for each
+            sanitize_cases.CASES[name](torch.device("cpu"))
+    assert len(there) > 30
+    assert launched == there
+    assert tuple(sanitize_cases.CASES) == sanitize._CASES
+
+
+TOOL = f"""#!{sys.executable}
+import subprocess, sys
+if "--version" in sys.argv:
+    print("NVIDIA (R) Compute Sanitizer\\nVersion 2025.3.1.0 (build 1)")
+    sys.exit()
+tool, case = sys.argv[sys.argv.index("--tool") + 1], sys.argv[-1]
+if tool == "racecheck":
+    print("========= RACECHECK SUMMARY: 3 hazards displayed (1 error, 2 warnings)")
+elif case == "planted":
+    print("========= Target application returned an error")
+    print("========= ERROR SUMMARY: 102 errors")
+    print("========= ERROR SUMMARY: 2 errors were not printed. Use --print-limit option to adjust")
+    sys.exit(1)
+else:
+    print("========= ERROR SUMMARY: 0 errors")
+print("the call has ended.")
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The command with a sanitizer that says what it is told to say, without the calls themselves."""
+    call = sanitize._call
+
+    def quick(words, most):
+        said = "error: no tile." if words[-1] == "sparse" else "the call has ended.\nterminate called"  # as it may exit
+        return call(words, most) if "--tool" in words else (said, 2, 0.1)
+
+    monkeypatch.setattr(sanitize, "_call", quick)
+
+    def run(*arguments, said=TOOL, cases=("kept", "planted")):
+        tool = tmp_path / "compute-sanitizer"
+        tool.write_text(said)
+        tool.chmod(0o755)
+        places = ("--sanitizer", tool, "--device", "cpu", "--output", tmp_path / "t.csv", "--cases", *cases)
+        return [*places, "--tools", *arguments]
+
+    return run
+
+
+def table(folder):
+    return list(csv.DictReader((folder / "t.csv").read_text().splitlines()))
+
+
+def test_what_the_tools_count_becomes_a_table(run, tmp_path, capsys):
+    assert sanitize.main(list(map(str, run("memcheck")))) == 0
+    assert sanitize.main(list(map(str, run("memcheck", "racecheck")))) == 1
+    assert [(r["tool"], r["case"], r["errors"], r["warnings"], r["failure"]) for r in table(tmp_path)] == [
+        ("memcheck", "kept", "0", "0", ""), ("memcheck", "planted", "102", "0", ""),
+        ("racecheck", "kept", "1", "2", ""), ("racecheck", "planted", "1", "2", ""),
+    ]  # fmt: skip
+    blind = TOOL.replace("102", "0").replace("2 errors were", "0 errors were")
+    assert sanitize.main(list(map(str, run("memcheck", said=blind)))) == 1
+
+
+def test_a_call_that_fails_is_a_row_beside_the_others(run, tmp_path):
+    assert sanitize.main(list(map(str, run("memcheck", cases=("sparse", "kept", "planted"))))) == 1
+    assert [(r["case"], r["errors"], r["failure"]) for r in table(tmp_path)] == [
+        ("kept", "0", ""), ("planted", "102", ""), ("sparse", "", "without a tool: error: no tile.")
+    ]  # fmt: skip
+
+
+def test_a_tool_that_cannot_work_says_why(run, tmp_path):
+    said = f"#!{sys.executable}\nprint('Error: Device not supported.')\nraise SystemExit(1)\n"
+    assert sanitize.main(list(map(str, run("memcheck", said=said)))) == 1
+    rows = [(r["errors"], r["failure"]) for r in table(tmp_path)]
+    assert rows == [("", "ended with status 1: Error: Device not supported.")] * 2
+
+
+def test_what_takes_too_long_is_ended(run, tmp_path):
+    said = f"#!{sys.executable}\nimport sys, time\ntime.sleep(0 if '--version' in sys.argv else 60)\n"
+    assert sanitize.main(list(map(str, run("memcheck", "--seconds", 1, said=said)))) == 1
+    assert [(r["errors"], r["failure"]) for r in table(tmp_path)] == [("", "took more than 1 seconds")] * 2
+
+
+def test_where_there_is_no_sanitizer_it_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no compute-sanitizer at "):
+        sanitize.find(tmp_path / "none")
+
+
+REPORT = """<testsuites><testsuite name="pytest">
+<testcase classname="tests.kernel.test_a" name="x[1]" time="1.4"/>
+<testcase classname="tests.kernel.test_a" name="x[2]" time="0.7"><failure message="no">no</failure></testcase>
+<testcase classname="tests.kernel.test_a" name="y" time="0"><skipped message="needs two GPUs"/></testcase>
+<testcase classname="tests.kernel.test_b" name="z" time="2"><error message="in its setup"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_reports_of_pytest_are_summed_by_file(tmp_path):
+    (tmp_path / "1.xml").write_text(REPORT)
+    (tmp_path / "2.xml").write_text(REPORT.replace("test_b", "test_c"))
+    assert [tuple(row.values()) for row in gpu_tests.rows_of([tmp_path / "1.xml", tmp_path / "2.xml"])] == [
+        ("test_a", 2, 2, 2, "4"), ("test_b", 0, 1, 0, "2"), ("test_c", 0, 1, 0, "2")
+    ]  # fmt: skip
