@@ -8,5 +8,16 @@ from ._config import FitConfig
 from ._head import SoftmaxBottleneck
 from ._measures import measure
 from ._training import Fitted, course, fit, train
+from ._unseen import MERGED_SHARE, merging_is_exact
 
-__all__ = ["FitConfig", "Fitted", "SoftmaxBottleneck", "course", "fit", "measure", "train"]
+__all__ = [
+    "MERGED_SHARE",
+    "FitConfig",
+    "Fitted",
+    "SoftmaxBottleneck",
+    "course",
+    "fit",
+    "measure",
+    "merging_is_exact",
+    "train",
+]

@@ -99,8 +99,9 @@ class DeviceLBFGS:
         self._rings, self._recent = self._memory[:-3].view(2, places, padded), self._memory[-3:]
         self._step_made, self._change, self._gradient = self._recent[:, :size]
         self._sy, self._yy = torch.zeros(places, places, **small), torch.zeros(places, places, **small)
-        # below every loss, so that no step before the start is accepted
-        self._value, self._slope, self._length = flat.new_full((), -torch.inf), flat.new_zeros(()), flat.new_ones(())
+        # below every loss, so that no step before the start is accepted; float64, as a loss may be
+        self._value = torch.full((), -torch.inf, **small)
+        self._slope, self._length = flat.new_zeros(()), flat.new_ones(())
         self._scale = torch.ones((), **small)  # gamma
         self._count = torch.zeros((), dtype=torch.int64, device=flat.device)  # pairs that were stored
         self._ages = torch.arange(1, places, device=flat.device)

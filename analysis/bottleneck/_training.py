@@ -17,6 +17,7 @@ from ._dense import DenseLoss
 from ._head import Batch, SoftmaxBottleneck
 from ._lbfgs import DeviceLBFGS, HostLBFGS
 from ._measures import measure
+from ._unseen import merged_classes
 
 _STRIDE = 10  # iterations between two looks at the loss
 _STEP_SIZES = (0.003, 0.01, 0.03, 0.1)  # that Adam tries
@@ -45,10 +46,15 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
         config: What to train, on what, and when to stop.
         device: Where to train.
         implementation: Of :func:`kernel.linear_cross_entropy`, or ``"dense"`` for the same loss of all logits at once
-            with its gradient in closed form, which ``"auto"`` takes for small heads on a CPU.
+            with its gradient in closed form, which ``"auto"`` takes for small heads on a CPU, or ``"merged"``: the same
+            with one row for all tokens that ``training`` has not, which loses nothing (docs/theory.md, E4) and costs
+            that much less. ``"auto"`` takes it on a CPU where three quarters of the vocabulary or more are such.
 
     Returns:
-        The head, its teacher, both samples and the course of the loss.
+        The head, its teacher, both samples and the course of the loss; a head trained merged has all V rows again.
+
+    Raises:
+        ValueError: If ``implementation`` is ``"merged"`` and the config has a softcap, a confidence penalty or Adam.
 
     Example:
         >>> from analysis.teachers import TeacherConfig
@@ -58,9 +64,15 @@ def train(config: FitConfig, *, device: torch.device | str = "cpu", implementati
         True
     """
     teacher, training, held_out = _data(config.teacher)
+    classes = merged_classes(config, training, device=torch.device(device), implementation=implementation)
     if config.optimiser == "lbfgs":
         head = SoftmaxBottleneck(config, device=device)
-        losses = _minimise(head, _loss(head, training, implementation), config)
+        if classes is None:
+            losses = _minimise(head, _loss(head, training, implementation), config)
+        else:
+            classes.merge(head)
+            losses = _minimise(head, DenseLoss(head, training, classes=classes), config)
+            classes.expand(head)
         return Fitted(head, teacher, training, held_out, losses)
     runs = []
     for step_size in _STEP_SIZES:
@@ -167,7 +179,8 @@ def fit(config: FitConfig, *, device: torch.device | str = "cpu", implementation
           evaluations, also those whose step was refused. Adam: steps.
         - ``loss_fall``, ``relative_loss_fall``: fall over the last tenth of the steps (at least 10), in nats and as a
           share of the loss. ``converged_at``: ``steps`` after which ``converged`` held ever after; None if it does not.
-        - ``gradient_norm``: of the loss with respect to the unconstrained parameters, at the end.
+        - ``gradient_norm``: of the loss with respect to the unconstrained parameters, at the end; of a head trained
+          merged, those of all V rows, which is also that of the parameters that were trained.
         - ``converged``: the loss is finite and changed by at most 1e-4 nats or 1e-4 of itself, whichever is larger.
         - ``device``, ``wall_seconds``, ``cpu_seconds``.
 

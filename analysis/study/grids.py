@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bottleneck import FitConfig
+from ..bottleneck import MERGED_SHARE, FitConfig, merging_is_exact
 from ..lab.registry import Experiment
 from ..teachers import TeacherConfig, TeacherKind
 
@@ -28,6 +28,7 @@ _OVERHEAD = {"cpu": 1.2e-3, "cuda": 4.5e-4}  # seconds an iteration
 _ENTRY = {"cpu": 4.3e-9, "cuda": 8e-11}  # seconds an iteration for each logit: exponentials
 _RATE = {"cpu": 5e10, "cuda": 1.9e13}  # floating-point operations a second
 _TRAFFIC = {"cpu": 7e9, "cuda": 1e12}  # bytes a second, for the optimiser's memory
+_DISTINCT = 0.45  # distinct tokens of a noisy teacher's samples: .6 of them at V = 32768, .4 at V = 4096
 _MEASURE = {"cpu": 7.5e-7, "cuda": 5e-8}  # seconds for each logit: conditionals, samples, measurements in float64
 # Entries of a teacher from which one process on a GPU computes the fits on it, as its samples take a minute to draw;
 # and of a head from which that GPU has no other process: processes take turns, and L-BFGS may hold half the memory.
@@ -139,7 +140,7 @@ def fit_seconds(config: FitConfig, device: str) -> float:
     Good to a factor of about 2 on average over a grid; single fits differ by more, as the number of iterations does.
     """
     kind = "cuda" if device.startswith("cuda") else "cpu"
-    n, v, d = config.teacher.n_contexts, config.teacher.vocab_size, config.hidden_size
+    n, v, d = config.teacher.n_contexts, _trained_rows(config, kind), config.hidden_size
     samples = config.teacher.samples_per_context or v
     pairs = 0.0 if config.teacher.kind == "det" else n * max(0.0, 0.6 * min(samples, v) - 1)  # of 8 draws 5 differ
     operations = 1.3 * (6 * n * v * d + 10 * pairs * d)  # evaluations an iteration x (forward, two gradients)
@@ -148,4 +149,14 @@ def fit_seconds(config: FitConfig, device: str) -> float:
     steps = _ITERATIONS * config.overtime * iteration
     if config.optimiser == "adam":  # several step sizes, all steps, on a GPU kernel by kernel
         steps = 4 * config.max_steps * (iteration / 1.3 + (5e-3 if kind == "cuda" else 0.0))
-    return _FIRST[kind] + steps + _MEASURE[kind] * n * v
+    return _FIRST[kind] + steps + _MEASURE[kind] * n * config.teacher.vocab_size
+
+
+def _trained_rows(config: FitConfig, kind: str) -> int:
+    """Rows of the head that train: on a CPU those of the tokens that were seen, where the others share one."""
+    teacher = config.teacher
+    if kind == "cpu" and teacher.kind != "det" and teacher.samples_per_context is not None and merging_is_exact(config):
+        seen = round(_DISTINCT * teacher.n_contexts * teacher.samples_per_context)
+        if seen <= (1 - MERGED_SHARE) * teacher.vocab_size:
+            return seen
+    return teacher.vocab_size

@@ -9,7 +9,7 @@ from ..bottleneck import FitConfig, fit
 from ..lab.registry import Prediction, Preset
 from ..smoothing import optimal_gap
 from ..teachers import TeacherKind
-from .grids import head_experiment, heads, smoothing_at_gap
+from .grids import AVERAGED_TIES, head_experiment, heads, smoothing_at_gap
 
 __all__ = ["EXPERIMENT", "configs"]
 
@@ -152,4 +152,5 @@ EXPERIMENT = head_experiment(
     configs=configs,
     leftover=_leftover,
     predictions=PREDICTIONS,
+    measurement_version=AVERAGED_TIES,
 )

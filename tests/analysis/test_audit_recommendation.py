@@ -51,7 +51,7 @@ def lines(table):
         ((0.0, -0.1, 0.1), "b = 0.1: yes.", "A of 0 to 0.8"),
         ((0.4, 0.3, 0.5), "b = 0.1: yes.", "A of 0 to 0.8 it lowered confidence by 0.096 (b = 0.1) where one token was right"),
         ((0.9, 0.85, 0.95), "b = 0.1: a little where one next token is right, more where several are", "by 0.07 to 0.82 times b times confidence where several tokens were right (33 pairs), by 0.06"),
-        ((1.0, 0.7, 1.2), "b = 0.1: this text cannot tell.", "explained 96% where one token was right; where several were, 89%, and rho, of norms and sizes alone, 97% [K4"),
+        ((1.0, 0.7, 1.2), "b = 0.1: this text cannot tell.", "explained 96% where one token was right; where several were, 90%, and rho, of norms and sizes alone, 97% [K4"),
         ((1.1, 1.05, 1.2), "b = 0.1: hardly where one next token is right, somewhat where several are", "A of 0.8 to 1.25"),
         ((2.0, 1.8, 2.2), "b = 0.1: not once", "A was 1 to 3, by up to 0.052 [S9, S9.csv.gz]"),
         ((2.0, 1.8, 2.2), "b = 0.1: not once trained to the end where one next token is right, somewhat where several", "A above 1.25 it lowered confidence by 0.0000"),
