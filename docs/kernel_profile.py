@@ -69,8 +69,8 @@ def kernel_profile(data: Path) -> str:
     where = (
         f"Device time by phase of one call with smoothing 0.1 (one {about['device']}, torch {versions['torch']}, "
         f"Triton {versions['triton']}, mean of {about['config']['calls']} calls, commit `{about['commit'][:12]}`; the "
-        f"sum of kernels and idle time is {_apart(rows)}): ms, and in brackets what a phase takes more than its share of "
-        "the library's product of the same run; from "
+        f"sum of kernels and idle time is {_apart(rows)}): ms, and in brackets what a phase takes more than its share "
+        "of the library's product of the same run; from "
         "`paper_figures/data/kernel_profile.csv`, made by `python -m kernel.benchmark.profile`:"
     )
     head = "| workspace | ms (t_mm) | forward | logits anew | dz of what was kept | weight gradient | input gradient |"

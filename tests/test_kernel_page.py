@@ -124,6 +124,12 @@ def test_the_page_quotes_what_is_not_met(table):
     assert f"takes {min(top):.1f} to {max(top):.1f} times the time of the default at these three heads" in PAGE
 
 
+def test_the_page_quotes_the_first_call():
+    calls = kernel_profile.pd.read_csv(DATA / "first_call.csv").groupby("cores")["first_seconds"].agg(["min", "max"])
+    many, two = (f"{low:.1f} to {high:.1f} s with" for low, high in calls.loc[[16, 2]].itertuples(index=False))
+    assert f"at Gemma-2-2B's head {many} 16 cores and {two} two" in PAGE
+
+
 def test_the_page_quotes_the_profile():
     rows = kernel_profile.pd.read_csv(DATA / "kernel_profile.csv").set_index(["shape", "budget", "phase"])
     gemma, large = rows.loc[GEMMA, "914 MiB"], rows.loc[LARGE, "default"]
