@@ -45,6 +45,8 @@ def rows_of(reports: Iterable[Path], collected: Iterable[str]) -> list[dict[str,
     seconds: dict[str, float] = {}
     for report in reports:
         for case in ElementTree.parse(report).iter("testcase"):
+            if not case.get("name"):  # what was under way when pytest was interrupted
+                continue
             parts = (case.get("classname") or case.get("name") or "").split(".")
             named = [part for part in parts if part.startswith("test_")]
             file = named[-1] if named else ".".join(parts)
