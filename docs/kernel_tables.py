@@ -254,7 +254,7 @@ def checks(data: Path) -> str:
         if "initcheck" not in set(runs["tool"]):
             said.append(
                 "`initcheck` is left out: entries of ignored tokens and padding are never written, and are moved with "
-                "the others; that no result depends on them is tested with new tensors full of NaN."
+                "the others; that loss and gradients do not depend on them is tested with new tensors full of NaN."
             )
     return wrapped(" ".join(said)) if said else ""
 

@@ -10,7 +10,7 @@ initcheck, which looks for reads of memory that was never written, runs only whe
 by design: entries of ignored tokens and padding are never written, and are moved with the others; what compiles a call
 ahead moves buffers that no kernel has filled, and throws them away; and it seems not to see what the copy engine of
 Hopper stores, as it reports whole matrices, and none where rows are not aligned and ordinary instructions store them.
-That no result depends on such memory is tested with new tensors full of NaN.
+That loss and gradients do not depend on such memory is tested with new tensors full of NaN.
 
 compute-sanitizer comes with CUDA's toolkit, and in the wheels nvidia-cuda-sanitizer-api.
 """
