@@ -67,9 +67,9 @@ def sparse(data: Path) -> str:
     where = (
         f"On one {about['device']} ({about['config']['dtype']}, torch {versions['torch']}, Triton "
         f"{versions['triton']}, commit `{commit}`), loss and both gradients, smoothing 0.1 except for the filter, "
-        "which has none; tokens x vocabulary x hidden size; MiB beyond inputs and gradients. Errors are relative, of the "
-        "input's gradient, of the head's and of its rows that no token names, against float64: they hold bfloat16's "
-        f"rounding, which bounds leave aside. From `paper_figures/data/` ({files}), each made by `python -m "
+        "which has none; tokens x vocabulary x hidden size; MiB beyond inputs and gradients. Errors are relative, of "
+        "the input's gradient, of the head's and of its rows that no token names, against float64: they hold "
+        f"bfloat16's rounding, which bounds leave aside. From `paper_figures/data/` ({files}), each made by `python -m "
         "kernel.benchmark.sparse`:"
     )
     parts = [wrapped(where)]
@@ -173,8 +173,7 @@ def _missed(problems: list[Problem]) -> str:
 
 def _spent(rows: Any) -> str:
     """Where a call of the first problem spends its time, and how much of it is in the way of what was asked."""
-    (budget,) = {name for name in rows["budget"] if name == _LARGER}
-    case = rows[rows["budget"] == budget].set_index("phase")
+    case = rows[rows["budget"] == _LARGER].set_index("phase")
     of_kept = rows[(rows["shape"] == case["shape"].iloc[0]) & (rows["budget"] == "all kept")]
     call, kept = case["call_ms"].iloc[0], of_kept["call_ms"].iloc[0]
     active = case.loc[list(PRODUCTS[1:])]
