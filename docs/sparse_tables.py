@@ -184,7 +184,7 @@ def _spent(rows: Any) -> str:
     over = call - _ASKED * kept
     return (
         f"**What stands between** {call / kept:.2f} and {_ASKED:g} on {next(iter(PROBLEMS.values()))} tells its "
-        f"profile (`kernel_profile.csv`, a run of its own: {call:.2f} ms with 384 MiB, {kept:.2f} with all strips kept; "
+        f"profile (`kernel_profile.csv`, another run: {call:.2f} ms with 384 MiB, {kept:.2f} with all strips kept; "
         f"under the profiler {phases:.2f}): the forward, which no tolerance shortens, takes {forward['ms']:.2f} ms "
         f"({forward['ms'] / kept:.2f} of all strips kept), the products of the active tiles {products:.2f}, the choice "
         f"of tiles with the mean field of the others {choice['ms']:.2f}, other kernels {other:.2f}, and the device is "
