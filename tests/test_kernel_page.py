@@ -209,11 +209,13 @@ def test_the_page_says_when_the_gpu_checks_last_ran_and_what_they_found(tmp_path
     assert kernel_tables.checks(tmp_path) == ""
     for name in ("gpu_tests", "sanitizer"):
         (tmp_path / f"{name}.json").write_text('{"commit": "0123456789abcdef"}')
-    (tmp_path / "gpu_tests.csv").write_text("file,passed,failed,skipped,seconds\na,7,0,1,9\nb,3,2,0,1\n")
+    (tmp_path / "gpu_tests.csv").write_text("file,passed,failed,skipped,not_run,seconds\na,7,0,1,0,9\nb,3,2,0,4,1\n")
     runs = ("memcheck,kept,0", "memcheck,planted,4", "synccheck,kept,", "racecheck,kept,2", "racecheck,planted,0")
     (tmp_path / "sanitizer.csv").write_text("\n".join(["tool,case,errors", *runs]))
     said = " ".join(kernel_tables.checks(tmp_path).split())
-    assert "at commit `0123456789ab`: 10 passed, 2 failed, 1 were skipped" in said
-    assert "`memcheck` finds nothing in 1 kinds of calls; `synccheck` finds nothing in 0 kinds of calls and did" in said
-    assert "did not finish kept; `racecheck` finds errors in kept (" in said
-    assert said.endswith("A call that is wrong on purpose is found by `memcheck`.")
+    assert "at commit `0123456789ab`: 10 passed, 2 failed, 1 were skipped, 4 did not run (" in said
+    assert "over 1 kinds of small calls that together run every kernel: `memcheck` finds nothing; `racecheck`" in said
+    assert "`racecheck` finds errors in kept; `synccheck` did not finish kept (" in said
+    assert "on purpose is found by `memcheck`; `memcheck` is the only one that can see it. `initcheck` is left" in said
+    (tmp_path / "sanitizer.csv").write_text("tool,case,errors\n" + "".join(f"{t},kept,0\n" for t in ("b", "a", "c")))
+    assert "every kernel: `a`, `b` and `c` find nothing (" in " ".join(kernel_tables.checks(tmp_path).split())

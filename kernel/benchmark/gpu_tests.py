@@ -2,12 +2,15 @@
 
 Collects the tests marked ``cuda`` and runs them in several processes, each with the same share of each file, then
 those marked ``alone``, which look at times. A row is a file of tests: how many passed, failed and were skipped, and the
-seconds that they took one after the other. The reports are pytest's own (``--junitxml``).
+seconds that they took one after the other. The reports are pytest's own (``--junitxml``). A process that takes too long
+is interrupted: what it had done counts, and the rest is ``not_run``.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +26,8 @@ from .tables import Report
 
 __all__ = ["COLUMNS", "main", "rows_of"]
 
-COLUMNS = ("file", "passed", "failed", "skipped", "seconds")
+COLUMNS = ("file", "passed", "failed", "skipped", "not_run", "seconds")
+_GRACE = 15  # seconds in which pytest writes its report once it is interrupted
 _PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 _EXAMPLES = """
 examples:
@@ -32,8 +36,8 @@ examples:
 """
 
 
-def rows_of(reports: Iterable[Path]) -> list[dict[str, Any]]:
-    """The reports of pytest, summed by file of tests.
+def rows_of(reports: Iterable[Path], collected: Iterable[str]) -> list[dict[str, Any]]:
+    """The reports of pytest, summed by file of tests; what was collected and is in no report was not run.
 
     A test that fails in its setup or teardown, or that could not be collected, counts as failed.
     """
@@ -41,21 +45,27 @@ def rows_of(reports: Iterable[Path]) -> list[dict[str, Any]]:
     seconds: dict[str, float] = {}
     for report in reports:
         for case in ElementTree.parse(report).iter("testcase"):
+            if not case.get("name"):  # what was under way when pytest was interrupted
+                continue
             parts = (case.get("classname") or case.get("name") or "").split(".")
             named = [part for part in parts if part.startswith("test_")]
-            file = named[0] if named else ".".join(parts)
+            file = named[-1] if named else ".".join(parts)
             kinds = {child.tag for child in case}
             kind = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
             counts.setdefault(file, Counter())[kind] += 1
             seconds[file] = seconds.get(file, 0.0) + float(case.get("time", 0))
+    wanted = Counter(Path(name.partition("::")[0]).stem for name in collected)
+    for file in {*wanted, *counts}:
+        found = counts.setdefault(file, Counter())
+        found["not_run"] = max(wanted[file] - found.total(), 0)
     return [
-        {"file": file, **{kind: counts[file][kind] for kind in COLUMNS[1:4]}, "seconds": f"{seconds[file]:.0f}"}
+        {"file": file, **{kind: counts[file][kind] for kind in COLUMNS[1:5]}, "seconds": f"{seconds.get(file, 0):.0f}"}
         for file in sorted(counts)
     ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tests, write the table and return the exit status: 1 if one failed."""
+    """Run the tests, write the table and return the exit status: 1 if one failed or did not run."""
     parser = argparse.ArgumentParser(
         prog="python -m kernel.benchmark.gpu_tests",
         description=(__doc__ or "").partition(": ``")[0] + ".",
@@ -78,25 +88,27 @@ def _run(given: argparse.Namespace, command: str) -> int:
     if not files:
         raise ValueError(f"there must be files of GPU tests under {tests.absolute()}, got none: run this in a clone.")
     config = {"processes": given.processes}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell, and so in what is started
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with (
         Report(output, command=command, config=config, device=device, columns=COLUMNS) as report,
         tempfile.TemporaryDirectory() as folder,
     ):
-        together, alone = (_collected(files, marks) for marks in ("cuda and not alone", "cuda and alone"))
+        with ThreadPoolExecutor(2) as pool:
+            marks = ("cuda and not alone", "cuda and alone")
+            together, alone = pool.map(lambda mark: _collected(files, mark), marks)
         shares = [share for i in range(given.processes) if (share := together[i :: given.processes])]
         reports = [Path(folder, f"{i}.xml") for i in range(len(shares) + bool(alone))]
         with ThreadPoolExecutor(len(shares) or 1) as pool:
-            list(pool.map(lambda share, path: _tested(share, path, given.seconds), shares, reports))
+            threads = max(2 * len(os.sched_getaffinity(0)) // max(len(shares), 1), 1)
+            list(pool.map(lambda share, path: _tested(share, path, given.seconds, threads), shares, reports))
         if alone:
             _tested(alone, reports[-1], given.seconds)
-        report.add_all([(row, ()) for row in rows_of(reports)])
-        found = sum(row[kind] for row in report.rows for kind in COLUMNS[1:4])
-        if found != len(together) + len(alone):
-            raise OSError(f"{len(together) + len(alone)} tests were collected and {found} reported.")
+        report.add_all([(row, ()) for row in rows_of(filter(Path.exists, reports), together + alone)])
     for row in report.rows:
         print(*row.values())
     print(f"wrote {output}")
-    return int(any(row["failed"] for row in report.rows))
+    return int(any(row["failed"] or row["not_run"] for row in report.rows))
 
 
 def _collected(files: Sequence[Path], marks: str) -> list[str]:
@@ -108,17 +120,27 @@ def _collected(files: Sequence[Path], marks: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line and not line.startswith("=")]
 
 
-def _tested(names: Sequence[str], report: Path, most: int) -> None:
-    """Run tests by name; print what failed. A process that is cut leaves no report, which is an error."""
+def _tested(names: Sequence[str], report: Path, most: int, threads: int | None = None) -> None:
+    """Run tests by name, with so many threads of the CPU; print what failed, was cut short or left no report."""
     words = [*_PYTEST, "-rf", f"--junitxml={report}", *names]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=most, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"a process took more than {most} seconds: {names[0]} and {len(names) - 1} others.") from error
-    if done.returncode:
-        print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
-    if not report.exists():
-        raise OSError(f"pytest ended with status {done.returncode} and no report: {done.stderr.strip()[-300:]}")
+    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(words, env=environment, **pipes) as process:
+        try:
+            said, cut = process.communicate(timeout=most)[0], False
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # upon which pytest reports what it has done
+            try:
+                said, cut = process.communicate(timeout=_GRACE)[0], True
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, cut = process.communicate()[0], True
+    if process.returncode:
+        print(said[-8000:], flush=True)
+    if cut or not report.exists():
+        why = f"took more than {most} seconds" if cut else f"ended with status {process.returncode}"
+        kept = "its report has what it had done" if report.exists() else "it left no report"
+        print(f"a process {why}: {names[0]} and {len(names) - 1} others; {kept}.", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,12 @@ compiled kernels that a first process of each call left in Triton's cache. torch
 are errors, and warnings apart; where it gave none, what came instead. "planted" is wrong on purpose, and memcheck has
 to find it.
 
+initcheck, which looks for reads of memory that was never written, runs only where it is named. What it reports here is
+by design: entries of ignored tokens and padding are never written, and are moved with the others; what compiles a call
+ahead moves buffers that no kernel has filled, and throws them away; and it seems not to see what the copy engine of
+Hopper stores, as it reports whole matrices, and none where rows are not aligned and ordinary instructions store them.
+That loss and gradients do not depend on such memory is tested with new tensors full of NaN.
+
 compute-sanitizer comes with CUDA's toolkit, and in the wheels nvidia-cuda-sanitizer-api.
 """
 
@@ -33,7 +39,8 @@ from .tables import Report
 __all__ = ["COLUMNS", "TOOLS", "counted", "find", "main"]
 
 COLUMNS = ("tool", "case", "errors", "warnings", "seconds", "failure")
-TOOLS = ("memcheck", "synccheck", "racecheck", "initcheck")
+TOOLS = ("racecheck", "memcheck", "synccheck", "initcheck")  # the slowest first, so that none is left at the end
+_DEFAULT = TOOLS[:3]
 _PLANTED = "planted"
 _CASES = (
     *("forward", "recomputed", "kept", "softcap", "codes", "bytes", "chunks", "sparse", "statistics", "odd sizes"),
@@ -87,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS), help=f"default: {' '.join(TOOLS)}")
+    parser.add_argument(
+        "--tools", nargs="+", choices=TOOLS, default=list(_DEFAULT), help=f"default: {' '.join(_DEFAULT)}"
+    )
     parser.add_argument("--cases", nargs="+", choices=_CASES, default=list(_CASES), help="default: all")
     parser.add_argument("--sanitizer", type=Path, help="compute-sanitizer (default: where it usually lies)")
     parser.add_argument("--processes", type=whole(1), help="at a time (default: half of the cores)")

@@ -53,7 +53,7 @@ def _tensors(
 
 
 def _step(hidden: Tensor, weight: Tensor, target: Tensor, upstream: float = 1.0, **options: Any) -> None:
-    """Loss and gradients, which have to be finite."""
+    """Loss and gradients, which have to be finite: new tensors may have been filled with NaN."""
     leaves = [t for t in (hidden, weight, options.get("linear_bias")) if t is not None]
     loss: Any = linear_cross_entropy(hidden, weight, target, implementation="triton", **options)
     if options.get("return_statistics"):
@@ -63,8 +63,8 @@ def _step(hidden: Tensor, weight: Tensor, target: Tensor, upstream: float = 1.0,
         if options.get("z_loss"):
             loss = loss + of.entropy[kept].mean()
     gradients = torch.autograd.grad((loss * upstream).sum(), leaves)
-    if not all(bool(g.isfinite().all()) for g in gradients):
-        raise ValueError("a gradient is not finite.")
+    if not all(bool(t.isfinite().all()) for t in (loss, *gradients)):
+        raise ValueError("the loss or a gradient is not finite.")
 
 
 def _forward(device: torch.device) -> None:

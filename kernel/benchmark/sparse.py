@@ -207,7 +207,7 @@ def _profile(data: Data, device: torch.device) -> None:
         for _ in range(3):
             entry.run()
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profile:
+        with torch.profiler.profile(activities=activities, acc_events=True) as profile:
             entry.run()
             torch.cuda.synchronize()
         print(entry.name, entry.told)

@@ -1,6 +1,7 @@
 """The audit on a CUDA device against the same audit on the CPU."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -26,6 +27,18 @@ def smollm2():
     return transformers.LlamaForCausalLM(config).eval()
 
 
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+def words(table):
+    """Texts without the numbers that they cite, whose last digit may turn."""
+    return [(key, NUMBER.sub("#", text)) for key, text in table["text"].fillna("").items()]
+
+
+def numbers(table):
+    return [float(number) for text in table["text"].fillna("") for number in NUMBER.findall(text)]
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "phi", "cohere", "SmolLM2's head"])
 def test_numbers_are_those_of_the_cpu(name):
     model = smollm2() if name.startswith("SmolLM2") else make(name)
@@ -39,7 +52,8 @@ def test_numbers_are_those_of_the_cpu(name):
     want = audit_model(copy.deepcopy(model), documents, **options).table.set_index(KEYS)
     found = audit_model(model, documents, device="cuda", **options).table.set_index(KEYS)
     assert found.index.equals(want.index)
-    assert found["text"].equals(want["text"])
+    assert words(found) == words(want)
+    assert numbers(found) == pytest.approx(numbers(want), rel=0.02, abs=0.02)  # as below, where tokens are counted
     assert want.loc[("prediction", "accuracy", ""), "value"] > 0.1
     smooth = ~want.index.get_level_values("part").isin(COUNTED)
     for column in ("value", "low", "high"):

@@ -23,13 +23,18 @@ def kernels_of(path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter tells what is launched")
-def test_the_cases_launch_every_kernel(monkeypatch):
+def test_the_cases_launch_every_kernel_and_depend_on_no_memory_that_was_never_written(monkeypatch, request):
     pytest.importorskip("triton")
     from triton.runtime import interpreter
 
     from kernel.benchmark import sanitize_cases
 
     launched, launch = set(), interpreter.GridExecutor.__call__
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # new tensors are full of NaN
+    was = torch.are_deterministic_algorithms_enabled()
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(was))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
 
     def note(executor, *args, **options):
         launched.add(executor.fn.__name__)
@@ -128,6 +133,12 @@ def test_a_tool_that_cannot_work_says_why(run, tmp_path):
     assert rows == [("", "ended with status 1: Error: Device not supported.")] * 2
 
 
+def test_initcheck_runs_only_where_it_is_named(run, tmp_path):
+    arguments = [str(word) for word in run() if word != "--tools"]
+    assert sanitize.main(arguments) == 1
+    assert [r["tool"] for r in table(tmp_path)] == [t for t in ("racecheck", "memcheck", "synccheck") for _ in range(2)]
+
+
 def test_what_takes_too_long_is_ended(run, tmp_path):
     said = f"#!{sys.executable}\nimport sys, time\ntime.sleep(0 if '--version' in sys.argv else 60)\n"
     assert sanitize.main(list(map(str, run("memcheck", "--seconds", 1, said=said)))) == 1
@@ -150,6 +161,18 @@ REPORT = """<testsuites><testsuite name="pytest">
 def test_reports_of_pytest_are_summed_by_file(tmp_path):
     (tmp_path / "1.xml").write_text(REPORT)
     (tmp_path / "2.xml").write_text(REPORT.replace("test_b", "test_c"))
-    assert [tuple(row.values()) for row in gpu_tests.rows_of([tmp_path / "1.xml", tmp_path / "2.xml"])] == [
-        ("test_a", 2, 2, 2, "4"), ("test_b", 0, 1, 0, "2"), ("test_c", 0, 1, 0, "2")
+    collected = ["tests/kernel/test_a.py::x[1]", "tests/kernel/test_b.py::z", *["tests/test_d.py::x[a.b::c]"] * 3]
+    rows = gpu_tests.rows_of([tmp_path / "1.xml", tmp_path / "2.xml"], collected)
+    assert [tuple(row.values()) for row in rows] == [
+        ("test_a", 2, 2, 2, 0, "4"), ("test_b", 0, 1, 0, 0, "2"), ("test_c", 0, 1, 0, 0, "2"), ("test_d", 0, 0, 0, 3, "0")
     ]  # fmt: skip
+
+
+def test_a_process_that_is_late_reports_what_it_had_done(tmp_path, capsys):
+    test = tmp_path / "test_late.py"
+    test.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\n")
+    names, report = [f"{test}::test_a", f"{test}::test_b"], tmp_path / "report.xml"
+    gpu_tests._tested(names, report, 4)
+    (row,) = gpu_tests.rows_of(filter(Path.exists, [report]), names)
+    assert row["passed"] + row["not_run"] == 2 > row["passed"]  # none may have passed on a busy machine
+    assert "a process took more than 4 seconds" in capsys.readouterr().out
