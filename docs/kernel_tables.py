@@ -341,13 +341,15 @@ def scale(data: Path) -> str:
         lines.append(f"| {' | '.join(cells)} | {row.beyond_mib:.0f} |")
     tokens, classes = (rows[rows["grows"] == name] for name in ("tokens", "vocab_size"))
     linear, beyond = tokens[tokens["tokens"] <= 16384], tokens[tokens["tokens"] > 16384]
-    of_classes, of_tokens = classes["t_mm"], linear["t_mm"]
+    of_classes, of_tokens, per_product = classes["t_mm"], linear["t_mm"], tokens["ms_per_product"]
     told = (
         f"Time is linear in the vocabulary: {of_classes.max():.2f} to {of_classes.min():.2f} t_mm up to "
         f"{classes['vocab_size'].max():,} classes, the slope never above {classes['slope'].max():.2f}. In the tokens "
         f"it is up to {linear['tokens'].max():,}, at {of_tokens.min():.2f} to {of_tokens.max():.2f} t_mm, and no "
         f"further: {listed(beyond['t_mm'], '.1f')} t_mm at {listed(beyond['tokens'], ',')} tokens, with slopes up to "
-        f"{beyond['slope'].max():.2f}."
+        f"{beyond['slope'].max():.2f}. Of the multiplications of one product, 10^12 take {per_product.iloc[0]:.0f} ms "
+        f"at {tokens['tokens'].min():,} tokens, {per_product.min():.0f} at best and {per_product.iloc[-1]:.0f} at "
+        f"{tokens['tokens'].max():,}."
     )
     return "\n".join([*lines, "", wrapped(told)])
 

@@ -158,7 +158,7 @@ def _of_the_loss(data: Path) -> str:
     _still(times.between(0.75, 1.15).all(), "the loss takes about the time of eager PyTorch and torch.compile")
     cost, other = eager["peak_mib"], compiled["peak_mib"]
     _still(abs(cost / other - 1).max() < 0.01, "torch.compile needs as much memory as eager PyTorch")
-    ahead = [any(name.startswith("Liger") for name in _ahead(data, shape)) for shape in SHAPES]
+    ahead = [any(name.startswith("Liger") for name in names) for names in _ahead(data).values()]
     _still(0 < sum(ahead) < len(ahead), "tuned Liger is ahead at some sizes")
     return (
         f"**The loss is lean**: on an H200 it takes about the time and {100 * cost.min():.0f} to {cost.max():.0%} of "
@@ -167,11 +167,12 @@ def _of_the_loss(data: Path) -> str:
     )
 
 
-def _ahead(data: Path, shape: str) -> list[str]:
-    """Rivals that are faster than any of our workspaces of at most their memory."""
+def _ahead(data: Path) -> dict[str, list[str]]:
+    """At each head the rivals that are faster than any of our workspaces of at most their memory."""
     from kernel.benchmark.results import Table, read
 
-    return Table(read(data / "kernel.csv")).ahead(shape) or []
+    table = Table(read(data / "kernel.csv"))
+    return {shape: table.ahead(shape) or [] for shape in table.shapes}
 
 
 def _still(holds: bool, words: str) -> None:
