@@ -347,9 +347,9 @@ def scale(data: Path) -> str:
         f"{classes['vocab_size'].max():,} classes, the slope never above {classes['slope'].max():.2f}. In the tokens "
         f"it is up to {linear['tokens'].max():,}, at {of_tokens.min():.2f} to {of_tokens.max():.2f} t_mm, and no "
         f"further: {listed(beyond['t_mm'], '.1f')} t_mm at {listed(beyond['tokens'], ',')} tokens, with slopes up to "
-        f"{beyond['slope'].max():.2f}. Of the multiplications of one product, 10^12 take {per_product.iloc[0]:.0f} ms "
-        f"at {tokens['tokens'].min():,} tokens, {per_product.min():.0f} at best and {per_product.iloc[-1]:.0f} at "
-        f"{tokens['tokens'].max():,}."
+        f"{beyond['slope'].max():.2f}. For each 10^12 multiplications of one product (N V D) it takes "
+        f"{per_product.iloc[0]:.0f} ms at {tokens['tokens'].min():,} tokens, {per_product.min():.0f} at best and "
+        f"{per_product.iloc[-1]:.0f} at {tokens['tokens'].max():,}."
     )
     return "\n".join([*lines, "", wrapped(told)])
 

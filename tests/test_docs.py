@@ -362,7 +362,7 @@ def of_sentences(tmp_path_factory):
     [
         ("kernel", {"implementation": "triton, default"}, "ms", 0.5, "about the time of eager PyTorch and torch.compile"),
         ("kernel", {"implementation": "torch.compile"}, "peak_mib", 0.9, "torch.compile needs as much memory as eager"),
-        ("kernel", {"implementation": "triton, all kept"}, "peak_mib", 0.01, "tuned Liger is ahead at some sizes"),
+        ("kernel", {"implementation": "triton, 32 MiB"}, "ms", 0.1, "tuned Liger is ahead at some sizes"),
         ("instruction_full", {"view": "text", "label_smoothing": 0.1}, "confidence", 1.3, "three times SmolLM2's excess"),
         ("instruction_full", {"view": "text", "label_smoothing": 0.1}, "accuracy", 1.5, "two of three real tunings lost accuracy on other text"),
         ("instruction_findings", {"finding": "gain_elsewhere"}, "high", -9, "smoothing harmed SmolLM2 on ordinary text"),
