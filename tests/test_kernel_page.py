@@ -131,7 +131,7 @@ def test_the_page_quotes_the_first_call():
 
 
 def test_the_page_quotes_the_profile():
-    rows = kernel_profile.pd.read_csv(DATA / "kernel_profile.csv").set_index(["shape", "budget", "phase"])
+    rows = kernel_profile.pd.read_csv(DATA / "kernel_profile.csv").set_index(["shape", "budget", "phase"]).sort_index()
     gemma, large = rows.loc[GEMMA, "914 MiB"], rows.loc[LARGE, "default"]
     anew, (forward, inputs) = gemma.loc["logits anew"], gemma.loc[["forward", "input gradient"], "excess_ms"]
     assert f"the {anew['columns']:.0%} of the columns for which $dz$ leaves no room ({anew['ms']:.2f} ms)" in PAGE

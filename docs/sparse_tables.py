@@ -1,0 +1,195 @@
+"""What gradients within a tolerance take and save on a GPU, and where the rest of their time goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from table_text import wrapped
+
+__all__ = ["PROBLEMS", "PRODUCTS", "sparse"]
+
+# Table -> the name of its problem on the page, in its order.
+PROBLEMS = {
+    "sparse_gemma": "Gemma-3-270M on text",
+    "sparse_smollm2": "SmolLM2-135M-Instruct on text",
+    "sparse_synthetic": "Gemma-2-2B, synthetic",
+}
+_TOLERANCE, _LARGER, _FILTER = 0.003, "sparse, 384 MiB", "cut-cross-entropy, filter"
+_TRY, _OWN_ORDER = "sparse, as they are, each a try", "default, as they are"
+PRODUCTS = ("forward", "logits anew", "weight gradient", "input gradient")  # phases of the profile
+_ASKED, _ASKED_MIB = 0.6, 700  # of the time of all strips kept, within that memory over the inputs
+# Implementation -> what the page calls it, in its order; the tolerance goes in front of what has one.
+_CALLS = {
+    "default": "exact, default workspace",
+    "all kept": "exact, all strips kept",
+    "sparse": "",
+    _LARGER: ", 384 MiB workspace",
+    "sparse, as they are": ", vocabulary in its own order",
+    _TRY: ", the same, each call a try",
+    _FILTER: "cut-cross-entropy's filter, no smoothing",
+}
+
+
+class Problem(NamedTuple):
+    """The rows of one table, and what made them."""
+
+    name: str
+    rows: Any
+    about: dict[str, Any]
+
+    def row(self, implementation: str, *, tolerance: float = 0.0, smoothing: float = 0.1) -> Any:
+        """The one row of a call; an error unless there is exactly one."""
+        rows = self.rows[(self.rows["tolerance"] == tolerance) & (self.rows["label_smoothing"] == smoothing)]
+        (found,) = rows[rows["implementation"] == implementation].itertuples()
+        return found
+
+    def of_kept(self, row: Any) -> float:
+        """A call's time over that of all strips kept, with the same smoothing."""
+        return row.ms / self.row("all kept", smoothing=row.label_smoothing).ms
+
+    @property
+    def gradients_mib(self) -> float:
+        """What both gradients take in half precision."""
+        first = self.rows.iloc[0]
+        return 2 * (first["tokens"] + first["vocab_size"]) * first["hidden_size"] / 2**20
+
+
+def sparse(data: Path) -> str:
+    """A table a problem, what they say, what was asked, and where a call's time goes."""
+    problems = [Problem(name, pd.read_csv(data / f"{file}.csv"), _about(data, file)) for file, name in PROBLEMS.items()]
+    about = problems[0].about
+    versions, files = about["versions"], ", ".join(f"`{file}.csv`" for file in PROBLEMS)
+    (commit,) = {problem.about["commit"][:12] for problem in problems}
+    where = (
+        f"On one {about['device']} ({about['config']['dtype']}, torch {versions['torch']}, Triton "
+        f"{versions['triton']}, commit `{commit}`), loss and both gradients, smoothing 0.1 except for the filter, "
+        "which has none; tokens x vocabulary x hidden size; MiB beyond inputs and gradients. Errors are relative, of "
+        "the input's gradient, of the head's and of its rows that no token names, against float64: they hold "
+        f"bfloat16's rounding, which bounds leave aside. From `paper_figures/data/` ({files}), each made by `python -m "
+        "kernel.benchmark.sparse`:"
+    )
+    parts = [wrapped(where)]
+    parts += ["\n".join(_table(problem)) for problem in problems]
+    parts += [wrapped(text) for text in (_saved(problems[0]), _not_saved(problems), _missed(problems))]
+    if (data / "kernel_profile.csv").exists():
+        parts.append(wrapped(_spent(pd.read_csv(data / "kernel_profile.csv"))))
+    return "\n\n".join(parts)
+
+
+def _about(data: Path, file: str) -> dict[str, Any]:
+    return json.loads((data / f"{file}.json").read_text(encoding="utf-8"))
+
+
+def _table(problem: Problem) -> Iterator[str]:
+    first = problem.rows.iloc[0]
+    sizes = " x ".join(str(first[size]) for size in ("tokens", "vocab_size", "hidden_size"))
+    yield f"| {problem.name}, {sizes} | ms | of all kept | MiB | active tiles | bounds | errors | rows without target |"
+    yield "|---|" + "---|" * 7
+    for implementation, name in _CALLS.items():
+        smoothing = 0.0 if implementation == _FILTER else 0.1
+        chosen = (problem.rows["implementation"] == implementation) & (problem.rows["label_smoothing"] == smoothing)
+        for row in problem.rows[chosen].itertuples():
+            cells = [f"tolerance {row.tolerance:g}{name}" if row.tolerance else name, f"{row.ms:.2f}"]
+            cells += [f"{problem.of_kept(row):.2f}", f"{row.peak_mib:.0f}", *_certified(row)]
+            cells += [f"{row.input_gradient_error:.5f}, {row.weight_gradient_error:.5f}"]
+            yield f"| {' | '.join(cells)} | {row.rows_without_target_error:.5f} |"
+
+
+def _certified(row: Any) -> tuple[str, str]:
+    if pd.isna(row.active):
+        return "", ""
+    return ("all", "") if row.active == 1 else (f"{row.active:.1%}", f"{row.input_bound:.5f}, {row.weight_bound:.5f}")
+
+
+def _saved(problem: Problem) -> str:
+    """What the first problem gains, and the filter beside it."""
+    exact, kept, small, large = (
+        *(problem.row(name) for name in ("default", "all kept")),
+        *(problem.row(name, tolerance=_TOLERANCE) for name in ("sparse", _LARGER)),
+    )
+    ours, rival = problem.row(_LARGER, tolerance=_TOLERANCE, smoothing=0.0), problem.row(_FILTER, smoothing=0.0)
+    loose = problem.row("sparse", tolerance=0.01)
+    errors = ("input_gradient_error", "weight_gradient_error")
+    added = [(getattr(loose, error) ** 2 - getattr(exact, error) ** 2) ** 0.5 for error in errors]
+    times = [getattr(rival, error) / getattr(ours, error) for error in errors]
+    return (
+        f"**{problem.name}** at a tolerance of {_TOLERANCE:g} takes {small.ms:.1f} ms by default, "
+        f"{small.ms / exact.ms:.2f} of the exact call's {exact.ms:.1f}, and {large.ms:.1f} with 384 MiB of workspace, "
+        f"{problem.of_kept(large):.2f} of the {kept.ms:.1f} of all strips kept, in {large.peak_mib:.0f} MiB instead of "
+        f"{kept.peak_mib:.0f}. Rounding is most of its errors; at 0.01 what is left out adds {added[0]:.4f} and "
+        f"{added[1]:.4f} (root of the difference of squares) within bounds of {loose.input_bound:.4f} and "
+        f"{loose.weight_bound:.4f}. Rows without a target lose more: {large.rows_without_target_error:.4f} and "
+        f"{loose.rows_without_target_error:.4f} at the two tolerances, {exact.rows_without_target_error:.4f} exact. "
+        f"Without smoothing {_TOLERANCE:g} takes {ours.ms:.1f} ms in {ours.peak_mib:.0f} MiB, cut-cross-entropy's "
+        f"filter {rival.ms:.1f} in {rival.peak_mib:.0f}, with {times[0]:.1f} and {times[1]:.1f} times the errors."
+    )
+
+
+def _not_saved(problems: list[Problem]) -> str:
+    """What calls cost that leave nothing out, that try in vain, and that leave tiles out and gain nothing."""
+    dense, tried, slower = [], [], []
+    for problem in problems:
+        for row in problem.rows[problem.rows["implementation"].isin(["sparse", "sparse, as they are"])].itertuples():
+            own_order = row.implementation != "sparse"
+            exact = problem.row(_OWN_ORDER if own_order else "default", smoothing=row.label_smoothing)
+            if row.active == 1:
+                dense.append(row.ms / exact.ms)
+            elif row.ms > exact.ms and row.label_smoothing:
+                told = f"at a tolerance of {row.tolerance:g} {row.ms:.1f} ms in place of {exact.ms:.1f}"
+                slower.append(f"{problem.name} takes {told}, with {row.active:.0%} of the tiles")
+        found = problem.rows[problem.rows["implementation"] == _TRY].itertuples()
+        tried += [f"{row.ms / problem.row(_OWN_ORDER).ms:.2f} ({problem.name})" for row in found]
+    at_tolerance = [p.name for p in problems if p.row("sparse", tolerance=_TOLERANCE).active == 1]
+    text = (
+        f"**Nothing is saved** at {_TOLERANCE:g} for {' and '.join(at_tolerance)}: more than half of the tiles "
+        "remained or none could be certified, and calls after such a try are exact. They, and those of a vocabulary in "
+        f"its own order, take {min(dense):.2f} to {max(dense):.2f} times the exact one's time. Where a call tries and "
+        f"fails, in a vocabulary in its own order, it takes {' and '.join(tried)} times as long: one call in 32, or "
+        "fewer."
+    )
+    return text + (f" Leaving tiles out may still lose time: {'; '.join(slower)}." if slower else "")
+
+
+def _missed(problems: list[Problem]) -> str:
+    """What was asked for, beside what came, in the memory of the other tables."""
+    told = []
+    for problem in problems:
+        large, small = (problem.row(name, tolerance=_TOLERANCE) for name in (_LARGER, "sparse"))
+        over = ", ".join(
+            f"{problem.of_kept(row):.2f} in {row.peak_mib + problem.gradients_mib:.0f} MiB" for row in (large, small)
+        )
+        told.append(f"{problem.name} {over}")
+    met = all(problem.of_kept(problem.row(_LARGER, tolerance=_TOLERANCE)) <= _ASKED for problem in problems)
+    return (
+        f"**Asked** were {_ASKED:g} of the time of all strips kept at {_TOLERANCE:g}, within {_ASKED_MIB} MiB. That is "
+        f"{'met' if met else 'not met'}; counted over the inputs, as on the [kernel's page](kernel.md), so with both "
+        f"gradients, 384 MiB of workspace and the default take: {'; '.join(told)}."
+    )
+
+
+def _spent(rows: Any) -> str:
+    """Where a call of the first problem spends its time, and how much of it is in the way of what was asked."""
+    case = rows[rows["budget"] == _LARGER].set_index("phase")
+    of_kept = rows[(rows["shape"] == case["shape"].iloc[0]) & (rows["budget"] == "all kept")]
+    call, kept = case["call_ms"].iloc[0], of_kept["call_ms"].iloc[0]
+    active = case.loc[list(PRODUCTS[1:])]
+    forward, choice, idle = (case.loc[phase] for phase in ("forward", "choice of tiles", "idle between kernels"))
+    products, phases = active["ms"].sum(), case["ms"].sum()
+    other = phases - products - sum(phase["ms"] for phase in (forward, choice, idle))
+    least = forward["product_ms"] + (active["product_ms"] * active["columns"]).sum()
+    over = call - _ASKED * kept
+    return (
+        f"**What stands between** {call / kept:.2f} and {_ASKED:g} on {next(iter(PROBLEMS.values()))} tells its "
+        f"profile (`kernel_profile.csv`, another run: {call:.2f} ms with 384 MiB, {kept:.2f} with all strips kept; "
+        f"under the profiler {phases:.2f}): the forward, which no tolerance shortens, takes {forward['ms']:.2f} ms "
+        f"({forward['ms'] / kept:.2f} of all strips kept), the products of the active tiles {products:.2f}, the choice "
+        f"of tiles with the mean field of the others {choice['ms']:.2f}, other kernels {other:.2f}, and the device is "
+        f"idle for {idle['ms']:.2f}. For {_ASKED:g} the call would have to take {_ASKED * kept:.2f} ms, {over:.2f} "
+        f"less, and so the choice of tiles {choice['ms'] - over:.2f} with all else as it is. At the rate of the "
+        f"library's product the forward and the active tiles alone would take {least:.2f} ms ({least / kept:.2f} of "
+        "all strips kept), which is the floor at this tolerance: below what was asked."
+    )
