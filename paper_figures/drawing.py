@@ -36,12 +36,13 @@ def points(
     ax: Axes, table: pd.DataFrame, x: str, y: str, look: Look, *, size: float = 3.6, filled: bool = True, **more: Any
 ) -> Any:
     """Means as markers with bars from ``_low`` to ``_high`` in each direction that ``table`` has them for."""
-    table = table.sort_values([x, y], kind="stable")  # so that the order of the rows is not in the file
+    ends = [f"{name}{end}" for name in (x, y) for end in ("_low", "_high") if f"{name}{end}" in table]
+    table = table.sort_values([x, y, *ends], kind="stable")  # so that the order of the rows is not in the file
     bars = {}
     for name, key in ((x, "xerr"), (y, "yerr")):
         if f"{name}_low" in table:
-            ends = table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]
-            bars[key] = np.maximum(np.array([end.to_numpy(float) for end in ends]), 0)
+            lengths = table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]
+            bars[key] = np.maximum(np.array([length.to_numpy(float) for length in lengths]), 0)
     style = {"color": look.colour, "ecolor": "0.3", "elinewidth": 0.7, "capsize": 1.2, "mew": 0.9, "zorder": 3}
     style |= {"mfc": look.colour if filled else "white", "mec": look.colour}
     return ax.errorbar(

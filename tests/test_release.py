@@ -88,7 +88,7 @@ def test_versions_agree():
     released = re.findall(r"^## (\S+)(?: - (\S+))?$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [VERSION]
     assert released[0] == ("Unreleased", "")
-    assert [version for version, _ in released[1:]] == ["0.2.0", "0.1.0"]
+    assert [version for version, _ in released[1:]] == ["0.3.0", "0.2.0", "0.1.0"]
     assert re.findall(r"^date-released: (.+)$", citation, re.MULTILINE) == [dict(released)[VERSION]]
 
 
