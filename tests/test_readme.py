@@ -203,6 +203,9 @@ def test_the_answer_that_is_quoted_is_what_the_lines_print(monkeypatch):
     exec(block("audit_model("), {})
     assert loaded == {"name": ("smollm2",)}
     assert " analysis.audit smollm2 --text python " in sidecar["command"]
+    assert "# a minute on a CPU with " in README
+    assert sidecar["device"] == "cpu"
+    assert 30 < sidecar["wall_seconds"] < 90
     assert f"On the text of Python {'.'.join(sidecar['versions']['python'].split('.')[:2])} it prints " in README
     defaults = {
         name: parameter.default
