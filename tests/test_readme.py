@@ -234,7 +234,7 @@ def test_how_a_real_model_fared_is_said_as_the_audit_says_it():
     from analysis.audit._verdict import TUNED
 
     assert f"on new texts, not drawn, by {TUNED} times" in " ".join(README.split())
-    (fall,) = re.findall(r"([\d.]+) \(b = 0\.1\) of 0\.\d+", " ".join(README.split()))
+    (fall,) = re.findall(r"([\d.]+) \(b = 0\.1\) of a mean confidence of 0\.\d+", " ".join(README.split()))
     (said,) = re.findall(r"would lose some ([\d.]+) to ([\d.]+) by b = 0\.1\.\s", README)
     least, most = map(float, TUNED.split(" to "))
     assert said == (f"{least * float(fall):.2f}", f"{most * float(fall):.2f}")
