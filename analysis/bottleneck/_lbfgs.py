@@ -174,7 +174,8 @@ class DeviceLBFGS:
             torch.addcmul(self._x, self._direction, self._length, out=self._trial)
         value, gradient = self._evaluate()
         with torch.no_grad():
-            accepted = value <= self._value + _ARMIJO * self._length * self._slope  # False for nan
+            # In the loss's own precision, where one that did not change counts as fallen; False for nan.
+            accepted = value <= (self._value + _ARMIJO * self._length * self._slope).to(value.dtype)
             self._length.copy_(torch.where(accepted, 1.0, self._shorter(value)))
             torch.sub(self._trial, self._x, out=self._step_made).masked_fill_(~accepted, 0.0)
             torch.sub(gradient, self._gradient, out=self._change).masked_fill_(~accepted, 0.0)

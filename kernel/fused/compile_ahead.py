@@ -153,7 +153,7 @@ def _driver() -> object:
 
 def _hash_of_triton() -> None:
     """Let Triton take the hash that each key of its cache begins with; it remembers it."""
-    with contextlib.suppress(AttributeError):  # no part of its interface: another version may hold it elsewhere
+    with contextlib.suppress(AttributeError, OSError):  # no part of its interface: a version may hold it elsewhere
         triton.runtime.cache.triton_key()
 
 

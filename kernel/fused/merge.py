@@ -133,6 +133,8 @@ def merge_kernel(
             tl.store(statistics + n + origin, tl.where(valid, log_partition, nothing), mask=inside)
             tl.store(statistics + 2 * n + origin, tl.where(valid, nats, nothing), mask=inside)
             confidence = tl.exp2(highest - peak) / total
+            # the sum may hold another rounding of the target's logit (of kept columns that of a float32 sum); nan stays
+            confidence = tl.where(confidence > 1.0, 1.0, confidence)
             tl.store(statistics + 3 * n + origin, tl.where(valid, confidence, nothing), mask=inside)
             if LARGEST:
                 tl.store(statistics + 4 * n + origin, tl.where(valid, highest * _LN2, nothing), mask=inside)

@@ -27,7 +27,7 @@ _LEVELS = tl.constexpr(LEVELS)
 _BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["n", "programs", "stride"])
+@triton.jit(do_not_specialize=["n", "programs"])
 def _limit_kernel(
     norm,  # (N,) of the input's gradient up to what lies behind, if INPUT
     behind,  # (N,)

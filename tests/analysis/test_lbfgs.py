@@ -250,3 +250,11 @@ def test_three_optimisers_train_the_same_head(kind, hidden_size, options):
     losses, confidences = np.array(list(found.values())).T
     assert np.ptp(losses) < 1e-6
     assert np.ptp(confidences) < 1e-4
+
+
+def test_a_loss_too_large_for_float32_to_show_its_fall_still_falls():
+    x = nn.Parameter(torch.tensor([3.0, -2.0, 0.5]))
+    minimiser = DeviceLBFGS([x], lambda: 100 + 1e-7 * (torch.tensor([1.0, 3.0, 10.0]) * (x - 1).square()).sum())
+    minimiser.advance(60)
+    minimiser.finish()
+    assert (x - 1).abs().max() < 1e-3

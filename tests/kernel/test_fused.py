@@ -188,6 +188,19 @@ def test_everything_is_kept_in_one_piece_or_in_both_memories(monkeypatch):
             assert plans[0].memory * 4 <= budget
 
 
+@pytest.mark.parametrize("workspace_bytes", [0, 2**30])
+def test_no_confidence_is_above_one(workspace_bytes):
+    generator = torch.Generator().manual_seed(0)
+    weight, target = torch.randn(300, 40, generator=generator), torch.randint(300, (70,), generator=generator)
+    hidden = 4 * weight[target] + 0.1 * torch.randn(70, 40, generator=generator)  # p = 1 but for what sums round
+    _, of = linear_cross_entropy(
+        hidden.requires_grad_(), weight, target, implementation="triton", reduction="none", return_statistics=True,
+        workspace_bytes=workspace_bytes,
+    )  # fmt: skip
+    assert of.confidence.max() <= 1
+    assert of.confidence.min() > 0.9
+
+
 # What else the softmax sums over, in nats above the lse: nothing; as much, as if the head had other rows elsewhere; so
 # much that the rows' factor vanishes beside the target's part; all but the target's logit cancels.
 @pytest.mark.parametrize("elsewhere", [None, 0.0, 150.0, "target alone"])
