@@ -23,12 +23,14 @@ def caption(data: Path) -> str:
     drawn = response.prepare({name: read_table(path) for name in names if (path := find_table(data, name)) is not None})
     squares, stars = drawn.loc[drawn["kind"] == "transformers"], drawn.loc[drawn["kind"].str.endswith(", tuned")]
     over, ratios = squares["predicted"] / squares["fall"], stars["fall"] / stars["clipped"]
+    above = squares["fall"] / squares["clipped"]
     _still(bool(ratios.between(0.75, 2).all()), "tuned models fell once to twice as the rule says on training examples")
     new: Any = pd.read_csv(data / "shared_changes.csv").set_index(["group", "predictor"])
     _still(bool(new.xs("clipped", level=1)["ratio"].between(0.3, 3.2).all()), "on new texts 0.3 to 3.2 times the rule")
     lines: Any = pd.read_csv(data / "S9_accuracy.csv").set_index(["group", "predictor"])
     det, noisy = (lines.loc[(f"{kind}, arms too", "predicted_fall")] for kind in ("det", "noisy"))
-    clipped = [lines.loc[(f"{kind}, arms too", "clipped_fall"), "missed"] for kind in ("det", "noisy")]
+    clipped = [lines.loc[(f"{kind}, arms too", "clipped_fall")] for kind in ("det", "noisy")]
+    missed, farthest = ([line[name] for line in clipped] for name in ("missed", "largest_error"))
     settings = len(drawn) - len(squares) - len(stars)
     solved, kept = (
         lines.loc[(group, "predicted_fall"), "cells"] for group in ("all cells", "all cells, unsolved kept")
@@ -36,17 +38,20 @@ def caption(data: Path) -> str:
     _still(kept - solved == 4, "in four settings the response was not solved")
     _still(settings == det["cells"] + noisy["cells"], "every setting that is judged is drawn")
     first = (
-        f"Circles and triangles are {settings} settings of small simulated heads, trained with and without smoothing; "
-        "those on the line were foretold from the head without it."
+        f"Circles and triangles: {settings} settings of small simulated heads; on the line the fall is as computed "
+        "from the head trained without smoothing."
     )
     panels = (
-        "(a) The [response P](docs/theory.md#c6-how-far-confidence-falls), nothing fitted: exact to "
-        f"{det['largest_error']:.3f} where one next token is right; where several are (noisy), as in text, off by more "
-        f"than 0.01 in {noisy['missed']} of {noisy['cells']}. Left out are four more, where it was not solved. "
+        "(a) The [response P](docs/theory.md#c6-how-far-confidence-falls) (each hidden state re-fitted, head frozen): "
+        f"exact to {det['largest_error']:.3f} where one next token is right; where several are (noisy), as in text, "
+        f"off by more than 0.01 in {noisy['missed']} of {noisy['cells']}, at most {noisy['largest_error']:.3f} "
+        "(four more, unsolved, are left out). "
         f"Squares: transformers trained from scratch, P {over.min():.1f} to {over.max():.1f} times the fall.",
-        "(b) The *clipped rule*, of mean confidence p, vocabulary V and [index A](docs/glossary.md#activity-index): so "
-        f"in {sum(clipped)} of {settings}. Stars: SmolLM2 and Gemma, tuned, fell by {ratios.min():.1f} to "
-        f"{ratios.max():.1f} times (b) on training examples; on new texts, not drawn, by 0.3 to 3.2 times.",
+        "(b) The *clipped rule*, of mean confidence p, vocabulary V and [index A](docs/glossary.md#activity-index): "
+        f"off by more than 0.01 in {sum(missed)} of {settings}, at most {max(farthest):.3f}. Squares fell by "
+        f"{above.min():.1f} to {above.max():.1f} times what it says, stars (SmolLM2 and Gemma, tuned) by "
+        f"{ratios.min():.1f} to {ratios.max():.1f} on training examples; on new texts, not drawn, by 0.3 to 3.2 "
+        "times.",
     )
     return "\n".join([wrapped(first), *("- " + wrapped(panel).replace("\n", "\n  ") for panel in panels)])
 
@@ -66,9 +71,9 @@ def found(data: Path) -> str:
         (holds_so, depend, words.sum()) == (1, 8, 9), "of nine claims one holds as stated, eight depend on conditions"
     )
     first = wrapped(
-        f"In simulation one claim of nine holds as stated ({holds}; two of three real tunings lost accuracy on other "
-        "text), eight depend on conditions; on both real models *little effect at small hidden size and large "
-        "vocabulary* is refuted ([each verdict](docs/study.md#claims-and-verdicts))."
+        f"In simulation one claim of nine holds: {holds}. (Two of three real tunings lost accuracy on other text.) "
+        "Eight depend on conditions; on both real models *little effect at small hidden size and large vocabulary* is "
+        "refuted ([each verdict](docs/study.md#claims-and-verdicts))."
     )
     sentences = (*_of_tuning(data), *_of_heads(data), _of_the_loss(data))
     several = [
@@ -86,8 +91,7 @@ def _of_tuning(data: Path) -> tuple[str, str]:
     rise, early = of_all["K1", "rise_elsewhere"], of_all["K1", "rise_elsewhere_at_epoch_2"]
     gain, early_gain = of_all["K2", "gain"], of_all["K2", "gain_at_epoch_2"]
     left = _left(data)
-    _still(0.09 < early / rise < 0.12, "a tenth of the rise is there after two epochs (K1)")
-    _still(0.45 < gain / (gain + left) < 0.55 and 5 * early_gain < gain, "smoothing takes half of the error (K2)")
+    _still(0.45 < gain / (gain + left) < 0.55, "smoothing takes half of the error (K2)")
     rivals = beyond["method=b=0 post_hoc"], beyond["method=early stopping"]
     _still(min(rivals) > 0, "a temperature and early stopping take more of it (K2)")
     text, real = _on_text(data), pd.read_csv(data / "instruction_findings.csv")
@@ -96,11 +100,11 @@ def _of_tuning(data: Path) -> tuple[str, str]:
     _still(elsewhere.loc["gain_elsewhere", "high"] < 0, "smoothing harmed SmolLM2 on ordinary text")
     return (
         "**Long tuning makes models over-confident**: in simulation the calibration error on the pretraining "
-        f"distribution rose by {rise:.2f}, a tenth of that in two epochs "
+        f"distribution rose by {early:.2f} in two epochs, {rise:.2f} in {of_all['K1', 'last_epoch']:.0f} "
         "([tuning](docs/study_notes.md#as-expected)).",
-        f"**Smoothing mends a part**: half of the error on new examples of the task, {gain:.2f}; a fitted temperature "
-        "or early stopping mends more, and where little is to be mended smoothing harms "
-        "([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
+        f"**Smoothing mends a part**: {gain:.2f} at the last epoch, half of the error on new examples of the task, "
+        f"{early_gain:.3f} at the second; a fitted temperature or early stopping mends more, and where little is "
+        "wrong smoothing harms ([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
     )
 
 
@@ -135,19 +139,24 @@ def _of_heads(data: Path) -> tuple[str, str, str]:
     both: Any = numbers[numbers["finding"] == "gain_of_both"]
     better, worse, arms = (both["low"] > 0).sum(), (both["high"] < 0).sum(), len(both)
     _still((better, worse, arms) == (1, 1, 5), "of five arms both were better than neither in one, worse in one (K5)")
+    free: Any = numbers[
+        (numbers["claim"] == "K5") & numbers["cell"].isin(["arm=free norms", "arm=trunk with free norms"])
+    ]
+    restored = free.loc[free["finding"].isin(["rise", "fall_rise"]), "mean"]
+    _still(len(restored) == 4 and restored.abs().max() < 0.001, "with free norms a temperature restores nothing (K5)")
     shared: Any = pd.read_csv(data / "shared_changes.csv").query("predictor in ['scale', 'gain']")["ratio"]
     most = max(law.max(), (1 / shared).max())
     budget: Any = numbers[numbers["cell"] == "arm=budget"].set_index(["claim", "finding"])["mean"]
     return (
-        "**Norms cap confidence in simulated heads, hidden size less**; no real head came near its ceiling, and Gemma, "
+        "**Norms cap confidence in simulated heads, hidden size less**; Gemma, "
         f"of large vocabulary and small hidden size, became over-confident by {gemma['K4', 'excess']:.2f} in eight "
         "epochs ([how](docs/real_model_notes.md#two-models-tuned-on-pairs)).",
-        "**What smoothing takes can be foretold in single simulated heads, hardly in transformers**: there rule (b) "
-        f"gives the order of magnitude, shared changes of the features up to {most:.0f} times the "
-        "fall ([what was tried](docs/theory.md#c6-how-far-confidence-falls)).",
+        "**What smoothing takes can be foretold in single simulated heads, hardly in transformers**: there the clipped "
+        "rule gives the order of magnitude; a second method overstates the fall up "
+        f"to {most:.0f} times ([what was tried](docs/theory.md#c6-how-far-confidence-falls)).",
         "**A lower training temperature gives smoothing its effect back** under a bound on the norms, "
-        f"{budget['K5', 'rise']:.2f} of calibration error, but both together beat neither in one of five arms, lost "
-        "in one and were not told apart in three ([temperature](docs/study_notes.md#temperature-k5)).",
+        f"{budget['K5', 'rise']:.2f} of calibration error, not with free norms; smoothing with it beat using neither "
+        "in one of five set-ups, lost in one, three open ([temperature](docs/study_notes.md#temperature-k5)).",
     )
 
 
@@ -155,15 +164,14 @@ def _of_the_loss(data: Path) -> str:
     """What the loss takes beside PyTorch's (K7)."""
     eager, compiled = (_against(data, name, ["ms", "peak_mib"]) for name in ("eager", "torch.compile"))
     times: Any = pd.concat([eager["ms"], compiled["ms"]])
-    _still(times.between(0.75, 1.15).all(), "the loss takes about the time of eager PyTorch and torch.compile")
     cost, other = eager["peak_mib"], compiled["peak_mib"]
     _still(abs(cost / other - 1).max() < 0.01, "torch.compile needs as much memory as eager PyTorch")
     ahead = [any(name.startswith("Liger") for name in names) for names in _ahead(data).values()]
     _still(0 < sum(ahead) < len(ahead), "tuned Liger is ahead at some sizes")
     return (
-        f"**The loss is lean**: on an H200 it takes about the time and {100 * cost.min():.0f} to {cost.max():.0%} of "
-        "the memory of eager PyTorch or torch.compile; tuned Liger is ahead at some sizes ([beside "
-        "others](docs/kernel.md#ours-beside-every-rival))."
+        f"**The loss is lean**: on an H200 it takes {times.min():.2f} to {times.max():.2f} of the time and "
+        f"{100 * cost.min():.0f} to {cost.max():.0%} of the memory of eager PyTorch or torch.compile; tuned Liger is "
+        "ahead at some sizes ([beside others](docs/kernel.md#ours-beside-every-rival))."
     )
 
 

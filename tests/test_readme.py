@@ -203,6 +203,9 @@ def test_the_answer_that_is_quoted_is_what_the_lines_print(monkeypatch):
     exec(block("audit_model("), {})
     assert loaded == {"name": ("smollm2",)}
     assert " analysis.audit smollm2 --text python " in sidecar["command"]
+    assert "# a minute on a CPU with " in README
+    assert sidecar["device"] == "cpu"
+    assert 30 < sidecar["wall_seconds"] < 90
     assert f"On the text of Python {'.'.join(sidecar['versions']['python'].split('.')[:2])} it prints " in README
     defaults = {
         name: parameter.default
@@ -231,10 +234,24 @@ def test_how_a_real_model_fared_is_said_as_the_audit_says_it():
     from analysis.audit._verdict import TUNED
 
     assert f"on new texts, not drawn, by {TUNED} times" in " ".join(README.split())
-    (fall,) = re.findall(r"([\d.]+) \(b = 0\.1\) of 0\.\d+", " ".join(README.split()))
-    (said,) = re.findall(r"less sure by some ([\d.]+) to ([\d.]+)\.\s", README)
+    (fall,) = re.findall(r"([\d.]+) \(b = 0\.1\) of a mean confidence of 0\.\d+", " ".join(README.split()))
+    (said,) = re.findall(r"would lose some ([\d.]+) to ([\d.]+) by b = 0\.1\.\s", README)
     least, most = map(float, TUNED.split(" to "))
     assert said == (f"{least * float(fall):.2f}", f"{most * float(fall):.2f}")
+
+
+def test_what_smoothing_takes_above_an_index_of_one_is_what_the_figure_shows():
+    """Nothing where one next token is right; else up to the largest fall in the column of panel (b) at 0."""
+    from analysis.lab.tables import read_table
+    from paper_figures import response
+
+    paths = {name: find_table(ROOT / "paper_figures" / "data", name) for name in (*response.TABLES, "S4", "S5")}
+    drawn = response.prepare({name: read_table(path) for name, path in paths.items() if path is not None})
+    above = drawn[drawn["clipped"] == 0].groupby("kind")["fall"]  # A of at least 1
+    assert above.size().min() > 50
+    assert above.get_group("one right token").abs().max() < 0.0005
+    (said,) = re.findall(r"else up to ([\d.]+) in simulated heads", README)
+    assert said == f"{above.get_group('several (noisy)').max():.2f}"
 
 
 def test_the_calibration_error_is_the_one_that_is_shown(capsys):

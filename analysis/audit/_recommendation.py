@@ -88,7 +88,7 @@ def _at_most(get: Lookup, studies: Studies) -> tuple[str, str]:
     said = "clipped_fall" + (", or rational_fall where it is larger" if len(rules) > 1 else "")
     end = "with the lower end of A's interval" if any(a.low == a.low for a in indices) else "with A as it is here"
     fared = f": tunings of {TUNED_MODELS} took {TUNED} times what clipped_fall says" if min(low) < 1 else ""
-    rule = f"By {said}, {end}: {most} of {p:.3f}; rules, no bounds{fared}."
+    rule = f"By {said}, {end}: {most} of a mean confidence of {p:.3f}; rules, no bounds{fared}."
     return f"How much confidence would it take? {rule}", cited(*made)
 
 
@@ -122,7 +122,7 @@ def _instead(get: Lookup, studies: Studies) -> tuple[str, str]:
         acts = any(regime in ("below", "unknown") for regime in regimes(get).values())
         other = "stop earlier, or smooth and compare" if acts else "stop earlier"
         so = f"fit a temperature ({_fitted(get)})" if _mends(get) else f"{_offer(get)}: {other}"
-        seen = f"its ECE of {ece.value:.3f} is above that of calibrated predictions (up to {floor.high:.3f})"
+        seen = f"its ECE of {ece.value:.3f} is above what chance alone shows (up to {floor.high:.3f})"
         said, evidence = f"{said}, and {seen}; {so}", found.rivals
     told = "No study had such a text." if get.bounded else cited(partial(evidence, studies))
     return f"What to do for calibration, if the text is new to the model? {said[0].upper()}{said[1:]}.", told

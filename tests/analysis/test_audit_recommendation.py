@@ -73,7 +73,7 @@ def test_several_b_are_told_apart():
     assert "; b = 0.1: yes. In small" in act
     assert "A above 1.25" in act
     assert "A of 0 to 0.8" in act
-    assert re.search(r": 0\.\d{3} \(b = 0\.05\), 0\.\d{3} \(b = 0\.1\) of 0\.480;", most)
+    assert re.search(r": 0\.\d{3} \(b = 0\.05\), 0\.\d{3} \(b = 0\.1\) of a mean confidence of 0\.480;", most)
 
 
 def test_a_softcap_is_said_with_what_the_studies_found_of_caps():
@@ -97,7 +97,7 @@ def test_the_most_is_the_larger_rule_at_the_lower_end_of_the_index(index, low):
     said = "clipped_fall, or rational_fall where it is larger" if low > 0 else "clipped_fall"
     end = "with A as it is here" if math.isnan(index[1]) else "with the lower end of A's interval"
     assert most.startswith(
-        f"How much confidence would it take? By {said}, {end}: {max(rules):.3f} (b = 0.1) of 0.480; rules, no bounds"
+        f"How much confidence would it take? By {said}, {end}: {max(rules):.3f} (b = 0.1) of a mean confidence of 0.480; rules, no bounds"
     )
     tunings = f"no bounds: tunings of {TUNED_MODELS} took {TUNED} times what clipped_fall says."
     assert (tunings in most) == (low < 1)
@@ -120,18 +120,18 @@ SURE = {"confidence": (0.8, 0.75, 0.85), "accuracy": (0.5, 0.45, 0.55)}
 @pytest.mark.parametrize(
     ("gap", "numbers", "said", "evidence"),
     [
-        (OVER, {}, "The model is slightly over-confident, and its ECE of 0.023 is above that of calibrated predictions (up to 0.018); fit a temperature (the best one, 1.023, takes the ECE from 0.023 to 0.018, fitted and measured on this text).", "raised it in 20 of 21 arms"),
-        (OVER, {"ece": (0.04, 0.03, 0.05)}, "The model is slightly over-confident, and its ECE of 0.040 is above that of calibrated predictions (up to 0.018); fit a temperature (the best one, 1.023, takes the ECE from 0.040 to 0.018, fitted and measured on this text).", "raised the ECE of ordinary text from 0.060 to 0.181 [instruction_full.csv]"),
-        (OVER, {"ece": (0.04, 0.03, 0.05), "ece_after": 0.05}, "The model is slightly over-confident, and its ECE of 0.040 is above that of calibrated predictions (up to 0.018); no temperature mends it (the best one, 1.023, takes the ECE from 0.040 to 0.050, fitted and measured on this text): stop earlier, or smooth and compare.", "early stopping"),
+        (OVER, {}, "The model is slightly over-confident, and its ECE of 0.023 is above what chance alone shows (up to 0.018); fit a temperature (the best one, 1.023, takes the ECE from 0.023 to 0.018, fitted and measured on this text).", "raised it in 20 of 21 arms"),
+        (OVER, {"ece": (0.04, 0.03, 0.05)}, "The model is slightly over-confident, and its ECE of 0.040 is above what chance alone shows (up to 0.018); fit a temperature (the best one, 1.023, takes the ECE from 0.040 to 0.018, fitted and measured on this text).", "raised the ECE of ordinary text from 0.060 to 0.181 [instruction_full.csv]"),
+        (OVER, {"ece": (0.04, 0.03, 0.05), "ece_after": 0.05}, "The model is slightly over-confident, and its ECE of 0.040 is above what chance alone shows (up to 0.018); no temperature mends it (the best one, 1.023, takes the ECE from 0.040 to 0.050, fitted and measured on this text): stop earlier, or smooth and compare.", "early stopping"),
         (OVER, {"ece": 0.015}, "The model is slightly over-confident; leave it: an ECE of 0.015 is seen of calibrated predictions too (up to 0.018).", "b = 0.1 raised the ECE by 0.029"),
         (UNDER, {"best": 0.9}, "Do not smooth, as the model is under-confident; a temperature may help (the best one, 0.900,", "76 of 94 cells"),
         (NEITHER, {"ece": 0.015}, "Do not smooth, as confidence is right on average; leave it: an ECE of 0.015", "raised the ECE by 0.029"),
         (NEITHER, {}, "Take more documents, as this text cannot tell whether the model is over- or under-confident; a temperature may help", "raised the ECE by 0.029"),
         (NEITHER, {"ece_after": 0.09}, "Take more documents, as this text cannot tell whether the model is over- or under-confident; no temperature mends it", ""),
-        (NEITHER, SURE | {"ece": 0.3}, "The model is over-confident, and its ECE of 0.300 is above that of calibrated predictions (up to 0.018); fit a temperature", "early stopping"),
+        (NEITHER, SURE | {"ece": 0.3}, "The model is over-confident, and its ECE of 0.300 is above what chance alone shows (up to 0.018); fit a temperature", "early stopping"),
         (NEITHER, {"confidence": (0.5, 0.45, 0.55), "accuracy": (0.8, 0.75, 0.85), "ece": 0.3}, "Do not smooth, as the model is under-confident; a temp", ""),
         (UNDER, SURE | {"ece": 0.3}, "This text cannot tell whether the model is over- or under-confident, as entropy and confidence disagree; a temp", ""),
-        (NEITHER, {"confidence": 0.8, "accuracy": 0.5, "ece": 0.3}, "The model is over-confident, and its ECE of 0.300 is above that", ""),
+        (NEITHER, {"confidence": 0.8, "accuracy": 0.5, "ece": 0.3}, "The model is over-confident, and its ECE of 0.300 is above what", ""),
     ],
 )  # fmt: skip
 def test_what_to_do_instead_follows_from_calibration(gap, numbers, said, evidence):

@@ -182,6 +182,15 @@ def test_the_notes_say_where_the_law_misses(full):
     page = " ".join((DATA.parents[1] / "docs" / "will_smoothing_help.md").read_text(encoding="utf-8").split())
     rough = [table.loc[(kind, "clipped_fall"), name] for kind in ("det", "noisy") for name in ("missed", "cells")]
     assert "in {} of {} settings with deterministic targets and in {} of {} with noisy".format(*rough) in page
+    arms = [
+        table.loc[[("det, arms too", "clipped_fall"), ("noisy, arms too", "clipped_fall")], name].sum()
+        for name in ("missed", "cells")
+    ]
+    own = arms[1] - sum(rough[1::2])
+    assert (
+        "(of S3 to S5; the README's figure adds {} of S9's own, and in all it misses in {} of {});".format(own, *arms)
+        in page
+    )
     other = [table.loc[(kind, "rational_fall"), "missed"] for kind in ("det", "noisy")]
     assert "does in {} and {} (".format(*other) in page
     for arm in ("arm trunk", "arm contexts"):
