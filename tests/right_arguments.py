@@ -97,7 +97,7 @@ CALLS: dict[str, dict[str, Any]] = {
 ELSEWHERE = {
     "audit_model", "binned_true_error", "course", "draw_audit", "fit", "fit_head_temperature",
     "from_statistics", "frozen_head_response", "head_of", "hidden_states", "load_model", "losses_of", "make_teacher",
-    "measure", "packaged_gemma", "packaged_smollm2", "programme_gap", "python_text", "random_streams", "read_text",
+    "measure", "merging_is_exact", "packaged_gemma", "packaged_smollm2", "programme_gap", "python_text", "random_streams", "read_text",
     "recommendation",
     "score_against_truth", "score_tokens", "stationarity", "susceptibility", "tied_accuracy", "train", "uniform_index",
     "verdict", "describe", "draw_predictions", "measure_predictions", "read_predictions",

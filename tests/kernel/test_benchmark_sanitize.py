@@ -64,8 +64,9 @@ def test_the_cases_launch_every_kernel_and_depend_on_no_memory_that_was_never_wr
     assert tuple(sanitize_cases.CASES) == sanitize._CASES
 
 
-TOOL = f"""#!{sys.executable}
-import subprocess, sys
+# A line for sh, which Python reads as a text: the path of an interpreter may hold spaces, which no "#!" takes.
+PYTHON = f'#!/bin/sh\n"exec" "{sys.executable}" "$0" "$@"\n'
+TOOL = f"""{PYTHON}import subprocess, sys
 if "--version" in sys.argv:
     print("NVIDIA (R) Compute Sanitizer\\nVersion 2025.3.1.0 (build 1)")
     sys.exit()
@@ -127,7 +128,7 @@ def test_a_call_that_fails_is_a_row_beside_the_others(run, tmp_path):
 
 
 def test_a_tool_that_cannot_work_says_why(run, tmp_path):
-    said = f"#!{sys.executable}\nprint('Error: Device not supported.')\nraise SystemExit(1)\n"
+    said = f"{PYTHON}print('Error: Device not supported.')\nraise SystemExit(1)\n"
     assert sanitize.main(list(map(str, run("memcheck", said=said)))) == 1
     rows = [(r["errors"], r["failure"]) for r in table(tmp_path)]
     assert rows == [("", "ended with status 1: Error: Device not supported.")] * 2
@@ -140,7 +141,7 @@ def test_initcheck_runs_only_where_it_is_named(run, tmp_path):
 
 
 def test_what_takes_too_long_is_ended(run, tmp_path):
-    said = f"#!{sys.executable}\nimport sys, time\ntime.sleep(0 if '--version' in sys.argv else 60)\n"
+    said = f"{PYTHON}import sys, time\ntime.sleep(0 if '--version' in sys.argv else 60)\n"
     assert sanitize.main(list(map(str, run("memcheck", "--seconds", 1, said=said)))) == 1
     assert [(r["errors"], r["failure"]) for r in table(tmp_path)] == [("", "took more than 1 seconds")] * 2
 
