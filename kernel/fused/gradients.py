@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Held, Scalars, Tiles
+from .chunk_sums import CodedSums
 from .compile_ahead import recording, run_kernel
 from .gradient_rows import Upstream, gradient_rows
 from .input_gradient import unpack_kernel
@@ -39,6 +40,7 @@ class Destination(NamedTuple):
     bias: Tensor | None  # (V,) float32: sums, at first zeros, that these are added to
     column_sums: dict[tuple[int, int], Tensor]  # of the head's rows, by the range: for all chunks
     accumulate: bool = False  # whether the weight's holds sums over earlier chunks, which these are added to
+    codes: CodedSums | None = None  # of the weight's between chunks; None: in its own dtype
 
 
 class Gradients:

@@ -19,6 +19,7 @@ from ..options import LossOptions
 from ..reference import reduced
 from .arguments import Head, Scalars
 from .call import LossCall, Needs
+from .chunk_sums import CodedSums
 from .compile_call import compile_call
 from .gradient_rows import Upstream
 from .gradients import Destination
@@ -112,7 +113,10 @@ def _in_chunks(
     of_input = torch.empty_like(hidden) if needs[0] else None
     of_weight = weight.new_empty(weight.shape)
     bias_sums = None if bias is None or not needs[2] else bias.new_zeros(bias.shape, dtype=torch.float32)
-    into = Destination(None, of_weight, bias_sums, {})
+    codes = None
+    if weight.element_size() == 2:
+        codes = CodedSums.of(hidden, upstream, target, call.scalars.ignore_index)
+    into = Destination(None, of_weight, bias_sums, {}, codes=codes)
     # Of a chunk of this size, though the last one may be shorter: its strips then fill less of their memory.
     kinds = {"keep": True, "consumed": True, "weight_gradient": True, "recompute_first": chunks.recompute_first}
     plans = [call.plan(**kinds, tokens=rows, sums=sums) for sums in (False, True)]
@@ -132,6 +136,8 @@ def _in_chunks(
         own = Upstream(upstream[part], None, found.lse, found.entropy, found.rows)
         rows_of_input = None if of_input is None else of_input[part]
         into = into._replace(input=rows_of_input, accumulate=start > 0)
+        if into.codes is not None:
+            into = into._replace(codes=into.codes._replace(last=start + rows >= n))
         chunk.backward(own, plan, held, needs, into=into)
         del held, found, own  # whose memory the next chunk takes
     of_bias = None if bias_sums is None else bias_sums.to(weight.dtype)
