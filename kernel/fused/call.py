@@ -39,7 +39,6 @@ class LossCall:
         weight_gradient: bool,
         tokens: int | None = None,
         sums: bool = False,
-        recompute_first: bool = False,
     ) -> Schedule:
         """Choose the strips of the backward and the columns that the forward keeps (:func:`.schedule.schedule`).
 
@@ -53,7 +52,6 @@ class LossCall:
             consumed=consumed,
             weight_gradient=weight_gradient,
             sums=sums,
-            recompute_first=recompute_first,
         )
 
     def _sizes(self) -> tuple[int, int, int, int]:

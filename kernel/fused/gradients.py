@@ -35,6 +35,7 @@ class Reduction(Protocol):
 class Destination(NamedTuple):
     """Where the gradients of a chunk of the tokens go."""
 
+    tokens: int  # of all chunks
     input: Tensor | None  # (n, D), contiguous
     weight: Tensor | None  # (V, D)
     bias: Tensor | None  # (V,) float32: sums, at first zeros, that these are added to
@@ -74,7 +75,8 @@ class Gradients:
         if self.need_input and accumulator is None:
             launch = self.table.input_gradient
             row_blocks, column_blocks = blocks(self.n, launch.rows), blocks(self.hidden_size, launch.columns)
-            row_blocks += extra_row_blocks(row_blocks, column_blocks, self.programs)
+            room = None if into is None else blocks(into.tokens, launch.rows) - row_blocks
+            row_blocks += extra_row_blocks(row_blocks, column_blocks, self.programs, room)
             shape = row_blocks * launch.rows, self.hidden_size
             self.accumulator = torch.zeros(shape, dtype=torch.float32, device=device)
         self.weight_gradient = None

@@ -116,9 +116,9 @@ def _in_chunks(
     codes = None
     if weight.element_size() == 2:
         codes = CodedSums.of(hidden, upstream, target, call.scalars.ignore_index)
-    into = Destination(None, of_weight, bias_sums, {}, codes=codes)
+    into = Destination(n, None, of_weight, bias_sums, {}, codes=codes)
     # Of a chunk of this size, though the last one may be shorter: its strips then fill less of their memory.
-    kinds = {"keep": True, "consumed": True, "weight_gradient": True, "recompute_first": chunks.recompute_first}
+    kinds = {"keep": True, "consumed": True, "weight_gradient": True}
     plans = [call.plan(**kinds, tokens=rows, sums=sums) for sums in (False, True)]
     # One memory for dz and kept columns of all chunks, and what they are relative to behind them.
     places = [blocks(max(plan.workspace, plan.held), ALIGN) * ALIGN for plan in plans]

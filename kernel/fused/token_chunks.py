@@ -5,11 +5,15 @@ products of the size of the logits take bounded memory. What it costs: the head'
 with each chunk but the first, and each chunk has launches of its own. The gradient of the hidden states of a chunk is
 its rows of the whole.
 
-In bfloat16 the sum over earlier chunks is rounded once more with each chunk, which adds to the error of the head's
-gradient. In squares of the error of one rounding that is 2 where dz is rounded and the sum over all tokens is; 3 where
-a kept softmax and the hidden states scaled for it enter the product, as far as that is so of the first columns, the
-frequent words of most vocabularies, whose rows make most of the whole; and each chunk more adds 0.4 where sums grow
-like the square root of the chunks. Where all columns would be kept as they are, the first are therefore recomputed.
+In half precision the sum over earlier chunks is rounded between chunks to what its 16 bits hold, which is finer than
+bfloat16 (:mod:`.chunk_sums`), and adds to the error of the head's gradient. In squares of the error of one rounding to
+bfloat16 that is 2 where dz is rounded and the sum over all tokens is; 3 where a kept softmax and the hidden states
+scaled for it enter the product; and for each chunk more 1 / 32 where sums grow like the square root of the chunks (the
+sum over j < k of j / k, times 1 / 16), 1 / 48 where they grow like their number.
+
+How large a chunk is best is looked for among multiples of a tile: by a model of its products that takes the budget to
+be filled, then, of the few that are fastest by that, by the plans themselves. These depend on the size of a chunk
+alone: another number of tokens mostly finds them made.
 """
 
 from __future__ import annotations
@@ -20,20 +24,22 @@ from typing import Any, NamedTuple
 from .last_round import rounds
 from .launch import LaunchTable, blocks
 from .schedule import DEFAULT_WORKSPACE_BYTES, Schedule, schedule
-from .strip_times import KEPT, StripTimes
+from .strip_times import KEPT, STRIP_DECODED, StripTimes
 
 __all__ = ["Chunks", "token_chunks"]
 
-_COUNTS = (2, 3, 4, 5)  # that are tried; in half precision the error of six is beyond the largest one below
-# Squares of errors of one rounding, which is 0.0015 to 0.0016 in bfloat16: at most 0.0030.
-_ERROR, _ERROR_AS_IT_IS, _ERROR_CHUNK, _MOST_ERROR = 2.0, 1.0, 0.4, 3.6
-_FIRST = 64  # one in so many columns is one of the first
+# Chunks: of more the error would be beyond the largest one, 0.0030, which is 3.6 squares of 0.0015 to 0.0016. Where all
+# columns enter the products as they are 20 are 3 + 19 / 32.
+_MOST_CHUNKS = 20
+_TRIED = 4  # sizes of a chunk that are planned
 _WORTHWHILE = 0.97  # of the time in one chunk
 # Microseconds of a chunk apart from its tiles (launches, last rounds); bytes of the head's gradient read or written in
 # one; microseconds of the forward for a token and column that it keeps in a byte. Of an H200, as the others: times over
 # budgets and chunks at five heads were 1.08 to 1.20 times what the model says.
 _CHUNK, _BYTES_SUMMED, _ENCODED = 150.0, 3.0e6, 0.9e-6
-_STEP_INPUT = 0.70  # as in strip_times
+_STEP_WEIGHT, _STEP_INPUT = 0.67, 0.70  # as in strip_times
+_LISTED = 40  # sizes of a chunk that are modelled
+_STRIP_COLUMNS = 8192  # in which bytes become dz
 _STEP_TOKENS = 4  # tiles of tokens: numbers of them with the same chunks
 
 
@@ -41,7 +47,6 @@ class Chunks(NamedTuple):
     """How the tokens are cut."""
 
     rows: int  # tokens of a chunk, of which the last may have fewer; all of them where one chunk is best
-    recompute_first: bool = False  # whether no chunk keeps the first columns
 
 
 def token_chunks(n: int, *sizes: int, keep: bool, table: LaunchTable, **kinds: Any) -> Chunks:
@@ -72,17 +77,10 @@ def _chosen(
     best, least = Chunks(n), _WORTHWHILE * time
     if search.gain(whole) < (1 - _WORTHWHILE) * time:
         return best
-    block = max(table.forward.rows, table.logit_gradient.rows)
-    for count in _COUNTS:
-        rows = blocks(blocks(n, count), block) * block
-        for recompute_first in (False, True):
-            plans = search.plans(rows, workspace_bytes, recompute_first)
-            if itemsize == 2 and search.error(rows, plans) > _MOST_ERROR:
-                continue
-            time = search.in_chunks(rows, plans)
-            if time < least:
-                best, least = Chunks(rows, recompute_first), time
-            break
+    for rows in search.sizes(workspace_bytes):
+        time = search.in_chunks(rows, search.plans(rows, workspace_bytes))
+        if time < least:
+            best, least = Chunks(rows), time
     return best
 
 
@@ -93,27 +91,57 @@ class _Search:
         self.n, self.vocab_size, self.hidden_size, self.itemsize = n, vocab_size, hidden_size, itemsize
         self.kinds, self.table, self.processors = kinds, kinds["table"], kinds["processors"]
         common = vocab_size, hidden_size, self.table, self.processors
-        self.times = StripTimes(n, *common, direct=kinds["direct"], weight_gradient=True)
+        self.times = StripTimes(n, *common, direct=kinds["direct"], weight_gradient=True, in_bytes=kinds["in_bytes"])
+        self.block = max(self.table.forward.rows, self.table.logit_gradient.rows)
 
-    def plan(self, rows: int, budget: int, *, sums: bool, recompute_first: bool = False) -> Schedule:
+    def sizes(self, budget: int) -> list[int]:
+        """Those that are fastest by :meth:`outlined`, and fast enough for the best of them to be planned at all."""
+        fewest, most = (blocks(blocks(self.n, chunks), self.block) for chunks in (_MOST_CHUNKS, 2))
+        # In steps of a power of two, so that other numbers of tokens meet the same sizes.
+        step = 1 << (max((most - fewest) // _LISTED, 1).bit_length() - 1)
+        listed = [tiles * self.block for tiles in range(blocks(fewest, step) * step, most + 1, step)]
+        return sorted(listed, key=lambda rows: self.outlined(rows, budget))[:_TRIED]
+
+    def outlined(self, rows: int, budget: int) -> float:
+        """Microseconds of all chunks if the budget were full of kept columns, in bytes or as they are."""
+        times, weight, chunks = self.times, self.table.weight_gradient, blocks(self.n, rows)
+        column = rows * self.itemsize
+        logits = times.saved * max(times.vocab - budget / column, 0)
+        if times.in_bytes and logits:  # beside a strip of dz
+            coded = min(max(2 * budget / column - _STRIP_COLUMNS, 0), times.vocab)
+            strips = chunks * coded / _STRIP_COLUMNS * STRIP_DECODED
+            logits = min(logits, times.saved * (times.vocab - coded) + times.decoded * coded + strips)
+        tiles = blocks(self.vocab_size, weight.rows) * blocks(self.hidden_size, weight.columns)
+        size = weight.rows * weight.columns * weight.depth / (128 * 256 * 64)
+        products = _STEP_WEIGHT * size * blocks(tiles, self.processors) * blocks(rows, weight.depth)
+        products += self.input_gradient(rows)
+        return products * self.n / rows + logits + (chunks - 1) * self.apart()
+
+    def input_gradient(self, rows: int) -> float:
+        """Microseconds of the input's gradient of a chunk, in rounds of tiles, the last one cut."""
+        launch = self.table.input_gradient
+        tiles = blocks(rows, launch.rows), blocks(self.hidden_size, launch.columns)
+        size = launch.rows * launch.columns * self.vocab_size / (128 * 256 * 64)
+        room = blocks(self.n, launch.rows) - tiles[0]
+        return _STEP_INPUT * size * rounds(*tiles, self.processors, room or None)
+
+    def plan(self, rows: int, budget: int, *, sums: bool) -> Schedule:
         """The plan of a chunk."""
         sizes = rows, self.vocab_size, self.hidden_size, self.itemsize, budget
-        options = {"keep": True, "consumed": True, "weight_gradient": True, "recompute_first": recompute_first}
-        return schedule(*sizes, sums=sums, **options, **self.kinds)
+        return schedule(*sizes, sums=sums, keep=True, consumed=True, weight_gradient=True, **self.kinds)
 
-    def plans(self, rows: int, budget: int, recompute_first: bool) -> tuple[Schedule, Schedule]:
+    def plans(self, rows: int, budget: int) -> tuple[Schedule, Schedule]:
         """Those of the first chunk and of the later ones."""
-        first, later = (self.plan(rows, budget, sums=s, recompute_first=recompute_first) for s in (False, True))
-        return first, later
+        return self.plan(rows, budget, sums=False), self.plan(rows, budget, sums=True)
 
     def microseconds(self, rows: int, found: Schedule) -> float:
         """Of forward and backward of a chunk; of the last round of the input's gradient with its cuts."""
         launch = self.table.input_gradient
-        tiles = blocks(rows, launch.rows), blocks(self.hidden_size, launch.columns)
-        modelled = blocks(blocks(2 * rows, launch.rows) * tiles[1], self.processors) / 2
+        columns = blocks(self.hidden_size, launch.columns)
         size = launch.rows * launch.columns * self.vocab_size / (128 * 256 * 64)
+        modelled = blocks(blocks(2 * rows, launch.rows) * columns, self.processors) / 2
         coded = _in_bytes(found)
-        time = found.microseconds + _STEP_INPUT * size * (rounds(*tiles, self.processors) - modelled)
+        time = found.microseconds + self.input_gradient(rows) - _STEP_INPUT * size * modelled
         time += rows * (KEPT * (found.columns - coded) + _ENCODED * coded)
         return time + self.times.saved * self.times.vocab * rows / self.n
 
@@ -121,25 +149,14 @@ class _Search:
         """Microseconds that would be saved of all tokens if all columns were kept as they enter the products."""
         return self.times.saved * (self.times.vocab - found.columns) + self.times.decoded * _in_bytes(found)
 
-    def error(self, rows: int, plans: tuple[Schedule, Schedule]) -> float:
-        """The square of the weight gradient's error."""
-        first, later = plans
-        found = _ERROR + _ERROR_CHUNK * (blocks(self.n, rows) - 1)
-        if self.kinds["direct"]:
-            share = rows * self.as_it_is(first) + (self.n - rows) * self.as_it_is(later)
-            found += _ERROR_AS_IT_IS * share / self.n
-        return found
-
-    def as_it_is(self, plan: Schedule) -> bool:
-        """Whether the first columns are kept as they enter the products."""
-        return any(run.start < self.vocab_size // _FIRST and not run.in_bytes for run in plan.kept)
+    def apart(self) -> float:
+        """Microseconds of a chunk more apart from its tiles."""
+        return _CHUNK + 2 * self.itemsize * self.vocab_size * self.hidden_size / _BYTES_SUMMED
 
     def in_chunks(self, rows: int, plans: tuple[Schedule, Schedule]) -> float:
         """Microseconds of all chunks."""
         first, later = (self.microseconds(rows, plan) for plan in plans)
-        chunks = blocks(self.n, rows) - 1  # but the first
-        summed = 2 * self.itemsize * self.vocab_size * self.hidden_size / _BYTES_SUMMED
-        return first + later * (self.n - rows) / rows + chunks * (_CHUNK + summed)
+        return first + later * (self.n - rows) / rows + (blocks(self.n, rows) - 1) * self.apart()
 
 
 def _in_bytes(plan: Schedule) -> int:

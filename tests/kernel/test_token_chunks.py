@@ -223,38 +223,29 @@ def test_chunks_are_chosen_where_they_save_time_by_the_model():
     assert found["Llama-3-8B"][1] == found["GPT-2"][1] == 1, "all is kept without"
     assert found["Qwen2.5-0.5B"][1] > 2
     assert found["N 16384"][1] > 2
-    assert found["D 640"][1] == 5, (
-        "60 tiles of the input's gradient, each in two pieces, occupy 132 multiprocessors; 72 of four do not"
-    )
+    assert found["D 640"][1] > 2
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-def test_every_choice_fits_its_budget_and_rounds_little(name):
+def test_every_choice_fits_its_budget_and_more_memory_is_no_slower(name):
     shape = n, _, _ = HEADS[name]
     kinds = {kind: BFLOAT16[kind] for kind in ("direct", "in_bytes", "processors", "table")}
     search = token_chunks._Search(*shape, 2, kinds)
+    least = float("inf")
     for mib in (256, 600, 1024, 2048, 4096):
-        rows, recompute_first = chosen(shape, mib)
-        first, later = search.plans(rows, mib * 2**20, recompute_first)
-        assert rows == n or rows % 128 == 0
-        assert rows == n or search.error(rows, (first, later)) <= 3.6
+        (rows,) = chosen(shape, mib)
+        first, later = search.plans(rows, mib * 2**20)
+        assert rows == n or (rows % 128 == 0 and 20 * rows >= n)
         for plan in (first, later):
             peaks = sum(run.columns // 256 * 4 * rows * peak_rows(256) for run in plan.kept if run.in_bytes)
             assert 2 * plan.memory + peaks <= mib * 2**20
         assert not later.in_gradient
         assert not (later.scaled_in_gradient and later.kept and later.strips)
         assert all(strip.offset is None for strip in later.strips)
-
-
-def test_where_sums_are_rounded_often_frequent_words_are_computed_anew():
-    shape = HEADS["Qwen2.5-0.5B"]
-    kinds = {kind: BFLOAT16[kind] for kind in ("direct", "in_bytes", "processors", "table")}
-    search = token_chunks._Search(*shape, 2, kinds)
-    for mib in (1500, 2048):
-        whole, spared = (search.plans(4096, mib * 2**20, recompute) for recompute in (False, True))
-        assert search.error(4096, whole) > 3.6 > search.error(4096, spared)
-        assert all(plan.kept[-1].start >= shape[1] // 16 for plan in spared)
-        assert search.in_chunks(4096, whole) < search.in_chunks(4096, spared)
+        time = search.microseconds(n, search.plan(n, mib * 2**20, sums=False))
+        time = time if rows == n else search.in_chunks(rows, (first, later))
+        assert time < 1.03 * least
+        least = min(least, time)
 
 
 def test_of_many_lengths_few_have_a_plan_of_their_own():
