@@ -7,14 +7,14 @@ squared error of one rounding. Until the last chunk, which rounds the sum to bfl
     sign, 6 bits of exponent, 9 bits of mantissa        of x / (2^24 unit)
 
 Bfloat16 has 8 bits of exponent and 7 of mantissa, so a code is rounded 4 times as finely, its squared error 1 / 16. It
-spans 2^63 in size and below, to 2^-72 of the largest, equal steps. The unit is known before the first chunk: a power of
-two next to the largest upstream gradient of a token, times that of a hidden state, times the logits' factor. An entry
-is the sum over tokens of dz times a hidden state, with dz at most about the upstream gradient, so 2^24 units hold a
-million tokens that all point one way, 16 times. What is larger still, and what is no number, becomes infinite, and
+spans 2^63 in size, with equal steps of 2^-71 of the largest below that. The unit is known before the first chunk: a
+power of two near the largest upstream gradient of a token, times that of a hidden state, times the logits' factor. An
+entry is the sum over tokens of dz times a hidden state, and dz at most about the upstream gradient, so that 2^24 units
+hold four million tokens that all point one way. What is larger still, and what is no number, becomes infinite, and
 stays so.
 
-A code is what a float32 has in its upper half after the two highest bits of the exponent, which are zero for numbers
-below 2^-63: sums are multiplied by 2^-87 / unit, and float32 arithmetic goes on with what its bits say.
+A code is what a float32 has after the two highest bits of its exponent, which are zero for numbers below 2^-63. Sums
+are therefore multiplied by 2^-87 / unit, and float32 arithmetic takes their bits as they are.
 """
 
 from __future__ import annotations
@@ -100,13 +100,14 @@ def _largest_kernel(
 
 @triton.jit
 def _power_of_two(exponent):
-    return ((tl.minimum(tl.maximum(exponent, -126), 127) + 127) << 23).to(tl.float32, bitcast=True)
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _exponent(largest, shift):
-    """Of the unit; ``shift`` is that of the logits' factor."""
-    return (tl.load(largest) >> 23) + (tl.load(largest + 1) >> 23) + (shift - 252)
+    """Of the unit, such that its reciprocal is a float32, too; ``shift`` is that of the logits' factor."""
+    exponent = (tl.load(largest) >> 23) + (tl.load(largest + 1) >> 23) + (shift - 254)
+    return tl.minimum(tl.maximum(exponent, -126), 126)
 
 
 @triton.jit
