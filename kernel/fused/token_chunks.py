@@ -71,7 +71,7 @@ def token_chunks(n: int, *sizes: int, keep: bool, table: LaunchTable, **kinds: A
 def _chosen(
     n: int, vocab_size: int, hidden_size: int, itemsize: int, workspace_bytes: int, *, table: LaunchTable, **kinds: Any
 ) -> Chunks:
-    search = _Search(n, vocab_size, hidden_size, itemsize, {"table": table, **kinds})
+    search = _Search(n, vocab_size, hidden_size, itemsize, {**kinds, "table": table})
     whole = search.plan(n, workspace_bytes, sums=False)
     time = search.microseconds(n, whole)
     best, least = Chunks(n), _WORTHWHILE * time
@@ -128,7 +128,8 @@ class _Search:
     def plan(self, rows: int, budget: int, *, sums: bool) -> Schedule:
         """The plan of a chunk."""
         sizes = rows, self.vocab_size, self.hidden_size, self.itemsize, budget
-        return schedule(*sizes, sums=sums, keep=True, consumed=True, weight_gradient=True, **self.kinds)
+        # In the order of LossCall.plan, by which the cache knows that they are the same.
+        return schedule(*sizes, keep=True, **self.kinds, consumed=True, weight_gradient=True, sums=sums)
 
     def plans(self, rows: int, budget: int) -> tuple[Schedule, Schedule]:
         """Those of the first chunk and of the later ones."""

@@ -12,7 +12,7 @@ from helpers import ALL_OPTIONS, call, eager, free_launches, problem, relative_e
 from torch.utils.checkpoint import checkpoint
 
 from kernel import linear_cross_entropy
-from kernel.fused import launch
+from kernel.fused import last_round, launch
 from kernel.fused.plan import peak_rows
 from kernel.fused.schedule import schedule
 
@@ -290,6 +290,12 @@ def test_every_choice_fits_its_budget_and_more_memory_is_no_slower(name):
         time = time if rows == n else search.in_chunks(rows, (first, later))
         assert time < 1.03 * least
         least = min(least, time)
+
+
+def test_few_tiles_of_the_input_gradient_occupy_the_device():
+    """768 tokens of hidden size 896 are 24 tiles, cut into five; 1024 are 32 in four; 3072 of 640 72 in five or three."""
+    for blocks, columns, room, least in ((6, 4, 122, 0.78), (8, 4, 120, 0.87), (24, 3, 200, 0.78), (24, 3, 72, 0.75)):
+        assert blocks * columns / 132 / last_round.rounds(blocks, columns, 132, room) > least
 
 
 def test_of_many_lengths_few_have_a_plan_of_their_own():
