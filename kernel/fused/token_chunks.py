@@ -31,13 +31,13 @@ __all__ = ["Chunks", "token_chunks"]
 # Chunks: of more the error would be beyond the largest one, 0.0030, which is 3.6 squares of 0.0015 to 0.0016. Where all
 # columns enter the products as they are 20 are 3 + 19 / 32.
 _MOST_CHUNKS = 20
-_TRIED = 4  # sizes of a chunk that are planned
+_TRIED, _APART = 4, 0.05  # sizes of a chunk that are planned, and how far one is from the next at least
 _WORTHWHILE = 0.97  # of the time in one chunk
 # Microseconds of a chunk apart from its tiles (launches, last rounds); bytes of the head's gradient read or written in
 # one; microseconds of the forward for a token and column that it keeps in a byte. Of an H200, as the others: times over
 # budgets and chunks at five heads were 1.08 to 1.20 times what the model says.
 _CHUNK, _BYTES_SUMMED, _ENCODED = 150.0, 3.0e6, 0.9e-6
-_STEP_WEIGHT, _STEP_INPUT = 0.67, 0.70  # as in strip_times
+_STEP_WEIGHT, _STEP_INPUT, _STRIP = 0.67, 0.70, 25.0  # as in strip_times
 _LISTED = 40  # sizes of a chunk that are modelled
 _STRIP_COLUMNS = 8192  # in which bytes become dz
 _STEP_TOKENS = 4  # tiles of tokens: numbers of them with the same chunks
@@ -50,7 +50,7 @@ class Chunks(NamedTuple):
 
 
 def token_chunks(n: int, *sizes: int, keep: bool, table: LaunchTable, **kinds: Any) -> Chunks:
-    """Choose the chunks; one up to the default budget, which nobody may have chosen.
+    """Choose the chunks; one with the default budget, which nobody may have chosen.
 
     Args:
         n: Tokens N.
@@ -59,7 +59,7 @@ def token_chunks(n: int, *sizes: int, keep: bool, table: LaunchTable, **kinds: A
         table: Launch parameters.
         **kinds: ``direct``, ``in_bytes`` and ``processors``.
     """
-    if sizes[3] <= DEFAULT_WORKSPACE_BYTES or not keep:
+    if sizes[3] == DEFAULT_WORKSPACE_BYTES or not keep:
         return Chunks(n)
     # Sequences of any length: of a few thousand lengths some have a plan of their own.
     step = _STEP_TOKENS * max(table.forward.rows, table.logit_gradient.rows)
@@ -100,21 +100,28 @@ class _Search:
         # In steps of a power of two, so that other numbers of tokens meet the same sizes.
         step = 1 << (max((most - fewest) // _LISTED, 1).bit_length() - 1)
         listed = [tiles * self.block for tiles in range(blocks(fewest, step) * step, most + 1, step)]
-        return sorted(listed, key=lambda rows: self.outlined(rows, budget))[:_TRIED]
+        found: list[int] = []
+        for rows in sorted(listed, key=lambda rows: self.outlined(rows, budget)):
+            if len(found) < _TRIED and all(abs(rows - other) > _APART * other for other in found):
+                found.append(rows)
+        return found
 
     def outlined(self, rows: int, budget: int) -> float:
         """Microseconds of all chunks if the budget were full of kept columns, in bytes or as they are."""
         times, weight, chunks = self.times, self.table.weight_gradient, blocks(self.n, rows)
-        column = rows * self.itemsize
-        logits = times.saved * max(times.vocab - budget / column, 0)
-        if times.in_bytes and logits:  # beside a strip of dz
-            coded = min(max(2 * budget / column - _STRIP_COLUMNS, 0), times.vocab)
+        held = budget // (rows * self.itemsize)  # columns in the workspace, kept ones or a strip of dz
+        width = min(max(held // times.tile, 1) * times.tile, times.vocab)
+        anew = max(times.vocab - held, 0)
+        logits = times.saved * anew + _STRIP * chunks * anew / width
+        if times.in_bytes and budget > DEFAULT_WORKSPACE_BYTES and anew:  # beside a strip of dz
+            coded = min(max(2 * held - _STRIP_COLUMNS, 0), times.vocab)
             strips = chunks * coded / _STRIP_COLUMNS * STRIP_DECODED
             logits = min(logits, times.saved * (times.vocab - coded) + times.decoded * coded + strips)
-        tiles = blocks(self.vocab_size, weight.rows) * blocks(self.hidden_size, weight.columns)
+        # Strips of less than a round of tiles; in others the width is chosen for whole ones.
+        tiles = width / weight.rows * blocks(self.hidden_size, weight.columns)
         size = weight.rows * weight.columns * weight.depth / (128 * 256 * 64)
-        products = _STEP_WEIGHT * size * blocks(tiles, self.processors) * blocks(rows, weight.depth)
-        products += self.input_gradient(rows)
+        products = _STEP_WEIGHT * size * max(tiles / self.processors, 1) * blocks(rows, weight.depth)
+        products = products * times.vocab / width + self.input_gradient(rows)
         return products * self.n / rows + logits + (chunks - 1) * self.apart()
 
     def input_gradient(self, rows: int) -> float:

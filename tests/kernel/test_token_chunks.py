@@ -276,7 +276,7 @@ def test_every_choice_fits_its_budget_and_more_memory_is_no_slower(name):
     kinds = {kind: BFLOAT16[kind] for kind in ("direct", "in_bytes", "processors", "table")}
     search = token_chunks._Search(*shape, 2, kinds)
     least = float("inf")
-    for mib in (256, 600, 1024, 2048, 4096):
+    for mib in (32, 96, 256, 600, 1024, 2048, 4096):
         (rows,) = chosen(shape, mib)
         first, later = search.plans(rows, mib * 2**20)
         assert rows == n or (rows % 128 == 0 and 20 * rows >= n)
