@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 __all__ = [
+    "TOKENS_OF_A_PIECE",
     "Launch",
     "LaunchTable",
     "available",
@@ -117,7 +118,7 @@ def processors(device: torch.device) -> int:
 
 # Tokens for each piece and entry of the hidden size: with 16 the pieces' float32 take at most an eighth of the memory
 # of dz in half precision, from which they are made, and writing and reading them an eighth of what dz takes.
-_TOKENS_OF_A_PIECE = 16
+TOKENS_OF_A_PIECE = 16
 
 
 def weight_splits(tokens: int, width: int, hidden_size: int, launch: Launch, processors: int) -> int:
@@ -126,7 +127,7 @@ def weight_splits(tokens: int, width: int, hidden_size: int, launch: Launch, pro
     The pieces take ``splits * width * hidden_size`` float32, never more than a tile for each multiprocessor.
     """
     tiles = blocks(width, launch.rows) * blocks(hidden_size, launch.columns)
-    return max(min(processors // tiles, tokens // (_TOKENS_OF_A_PIECE * hidden_size)), 1)
+    return max(min(processors // tiles, tokens // (TOKENS_OF_A_PIECE * hidden_size)), 1)
 
 
 def uses_descriptors(*tensors: torch.Tensor) -> bool:

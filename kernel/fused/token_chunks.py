@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .last_round import rounds
-from .launch import LaunchTable, blocks
+from .launch import TOKENS_OF_A_PIECE, LaunchTable, blocks
 from .schedule import DEFAULT_WORKSPACE_BYTES, Schedule, schedule
 from .strip_times import KEPT, STRIP_DECODED, StripTimes
 
@@ -95,8 +95,10 @@ class _Search:
         self.block = max(self.table.forward.rows, self.table.logit_gradient.rows)
 
     def sizes(self, budget: int) -> list[int]:
-        """Those that are fastest by :meth:`outlined`, and fast enough for the best of them to be planned at all."""
+        """Sizes of a chunk that are fastest by :meth:`outlined`, some way apart from each other."""
         fewest, most = (blocks(blocks(self.n, chunks), self.block) for chunks in (_MOST_CHUNKS, 2))
+        # Sums over the tokens of a chunk are not cut, so that as many as would be are too many.
+        most = min(most, (2 * TOKENS_OF_A_PIECE * self.hidden_size - 1) // self.block)
         # In steps of a power of two, so that other numbers of tokens meet the same sizes.
         step = 1 << (max((most - fewest) // _LISTED, 1).bit_length() - 1)
         listed = [tiles * self.block for tiles in range(blocks(fewest, step) * step, most + 1, step)]
