@@ -85,7 +85,7 @@ def _family(device: torch.device) -> str:
 
 
 def launch_table(device: torch.device, dtype: torch.dtype, hidden_size: int | None = None) -> LaunchTable:
-    """Return the launch parameters for inputs of ``dtype`` on ``device``; products fit ``hidden_size`` if it is given."""
+    """Return the launch parameters for inputs of ``dtype`` on ``device``, and of ``hidden_size`` if it is given."""
     key = (_family(device), dtype.itemsize)
     return _chosen[key] if key in _chosen else _fitting(*key, hidden_size)
 
