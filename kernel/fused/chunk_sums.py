@@ -2,23 +2,30 @@
 
 The head's gradient of one chunk after the other is added up in the memory of the gradient itself. Rounded to bfloat16
 after each chunk the sum would lose more with each of them: of k chunks whose parts are alike, about k / 3 times the
-squared error of one rounding. Until the last chunk, which rounds the sum to bfloat16 once, entries therefore are codes:
+squared error of one rounding. Until the last chunk, which rounds the sum to bfloat16 once, entries therefore are codes,
+of numbers relative to the largest one that is possible:
 
-    sign, 6 bits of exponent, 9 bits of mantissa        of x / (2^24 unit)
+    from 2^0 to 2^-24 of it       sign, exponent and 10 bits of mantissa
+    from 2^-24 to 2^-55           sign, exponent and 8 bits of mantissa
+    below                         equal steps of 2^-63
 
-Bfloat16 has 8 bits of exponent and 7 of mantissa, so a code is rounded 4 times as finely, its squared error 1 / 16. It
-spans 2^63 in size, with equal steps of 2^-71 of the largest below that. The unit is known before the first chunk: a
-power of two near the largest upstream gradient of a token, times that of a hidden state, times the logits' factor. An
-entry is the sum over tokens of dz times a hidden state, and dz at most about the upstream gradient, so that 2^24 units
-hold four million tokens that all point one way. What is larger still, and what is no number, becomes infinite, and
-stays so.
+where bfloat16 has 7 bits of mantissa: the large entries, which are most of the gradient, are rounded 8 times as finely,
+their squared error is 1 / 64, and that of small ones 1 / 4. What is possible is known before the first chunk. An entry
+is the sum over N tokens of dz times a hidden state, and dz at most about the upstream gradient: 8 N units, the unit
+being a power of two below the largest upstream gradient of a token, times that of a hidden state, times the logits'
+factor; the product of what the three leave of it is less than 4. What is larger still (dz of more than twice the
+upstream gradient, as a large z-loss may make it, that points one way in all tokens), and what is no number, becomes
+infinite, and stays so.
 
-A code is what a float32 has after the two highest bits of its exponent, which are zero for numbers below 2^-63. Sums
-are therefore multiplied by 2^-87 / unit, and float32 arithmetic takes their bits as they are.
+A float32's bits, its sign apart, rise with the number, a step of the exponent being 2^23 of them. A code has 256 steps
+in one where these bits are below a limit, and 1024 beyond: two lines, of which the upper one holds, and back the lower
+one. Sums are multiplied by a power of two that takes the largest possible one to 2^-71, whose exponent's bits are 56,
+and float32 arithmetic goes on with the bits that the lines give.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -32,16 +39,19 @@ from .launch import blocks
 __all__ = ["CodedSums", "decoded", "encoded", "of_units", "to_units"]
 
 _ROWS, _COLUMNS = 16, 256
+_ROOM = 3  # 2^3 units of a token: 2 for dz, 4 for what the unit leaves of its factors
+_SMALL, _LARGE = tl.constexpr(2.0**-71), tl.constexpr(2.0**71)  # what the largest possible sum becomes, 56 - 127
 _INFINITE = tl.constexpr(0x7FFF)  # the code
-_INFINITE_BITS = tl.constexpr(0x1FFFC000)  # of the number that it would stand for
-_SMALL = tl.constexpr(2.0**-87)  # 2^-63 / 2^24
-_LARGE = tl.constexpr(2.0**87)
+# Beyond 32 steps of the exponent, 32 x 256 codes: the code of a float32's bits m is (m - _BEND) / 2^13.
+_BEND = tl.constexpr((32 << 23) - (32 * 256 << 13))
+_INFINITE_BITS = tl.constexpr((32 << 23) - (32 * 256 << 13) + (0x7FFF << 13))  # of the number that _INFINITE would be
 
 
 class CodedSums(NamedTuple):
     """What the codes of all chunks are relative to."""
 
     largest: Tensor  # (2,) int32, bits: the largest magnitudes of hidden states and upstream gradients of kept tokens
+    tokens: int  # N
     last: bool = False  # whether this chunk is the last one, which rounds the sums to the inputs' dtype
 
     @classmethod
@@ -50,7 +60,7 @@ class CodedSums(NamedTuple):
         n, hidden_size = hidden.shape
         largest = torch.zeros(2, dtype=torch.int32, device=hidden.device)
         run_kernel(
-            _largest_kernel,
+            _extremes_kernel,
             (blocks(n, _ROWS),),
             hidden=hidden,
             upstream=upstream,
@@ -63,7 +73,11 @@ class CodedSums(NamedTuple):
             ROWS=_ROWS,
             COLUMNS=_COLUMNS,
         )
-        return cls(largest)
+        return cls(largest, n)
+
+    def shift(self, factor: float) -> int:
+        """Exponent of the largest possible sum, but for those of ``largest``; ``factor`` is the logits' own."""
+        return math.frexp(factor)[1] + (self.tokens - 1).bit_length() + _ROOM
 
 
 @triton.jit
@@ -73,7 +87,7 @@ def _magnitude_bits(values):
 
 
 @triton.jit(do_not_specialize=["n", "ignore_index"])
-def _largest_kernel(
+def _extremes_kernel(
     hidden,  # (N, D), contiguous rows
     upstream,  # (N,)
     target,  # (N,)
@@ -105,14 +119,14 @@ def _power_of_two(exponent):
 
 @triton.jit
 def _exponent(largest, shift):
-    """Of the unit, such that its reciprocal is a float32, too; ``shift`` is that of the logits' factor."""
+    """Of the largest possible sum, such that its reciprocal is a float32, too."""
     exponent = (tl.load(largest) >> 23) + (tl.load(largest + 1) >> 23) + (shift - 254)
     return tl.minimum(tl.maximum(exponent, -126), 126)
 
 
 @triton.jit
 def to_units(largest, shift, factor):
-    """``factor`` for sums that are to be encoded instead."""
+    """``factor`` for sums that are to be encoded instead; ``shift`` is that of :class:`CodedSums`."""
     return factor * _power_of_two(-_exponent(largest, shift)) * _SMALL
 
 
@@ -124,10 +138,11 @@ def of_units(values, largest, shift):
 
 @triton.jit
 def encoded(values):
-    """Codes, int16, of numbers below 2^-63."""
+    """Codes, int16, of numbers below 2^-70."""
     bits = values.to(tl.int32, bitcast=True)
-    magnitude = (tl.minimum(bits & 0x7FFFFFFF, _INFINITE_BITS) + 0x2000) >> 14
-    return (magnitude | ((bits >> 16) & 0x8000)).to(tl.int16)
+    magnitude = tl.minimum(bits & 0x7FFFFFFF, _INFINITE_BITS)
+    code = tl.maximum((magnitude + 0x4000) >> 15, (magnitude + (0x1000 - _BEND)) >> 13)
+    return (code | ((bits >> 16) & 0x8000)).to(tl.int16)
 
 
 @triton.jit
@@ -135,5 +150,6 @@ def decoded(code):
     """Numbers that codes stand for."""
     wide = code.to(tl.int32)  # the sign fills the upper half
     magnitude = wide & 0x7FFF
-    bits = tl.where(magnitude == _INFINITE, 0x7F800000, magnitude << 14)
+    bits = tl.minimum(magnitude << 15, (magnitude << 13) + _BEND)
+    bits = tl.where(magnitude == _INFINITE, 0x7F800000, bits)
     return (bits | (wide & -0x80000000)).to(tl.float32, bitcast=True)

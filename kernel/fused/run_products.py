@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -74,7 +73,7 @@ def _launch_weight(
         **strip,
         memory=memory if early else None,
         largest=None if codes is None else codes.largest,
-        unit_shift=math.frexp(state.factor)[1],
+        unit_shift=0 if codes is None else codes.shift(state.factor),
         last=int(codes is not None and codes.last),
         ACCUMULATE=accumulate,
         CODED=codes is not None,

@@ -8,8 +8,9 @@ its rows of the whole.
 In half precision the sum over earlier chunks is rounded between chunks to what its 16 bits hold, which is finer than
 bfloat16 (:mod:`.chunk_sums`), and adds to the error of the head's gradient. In squares of the error of one rounding to
 bfloat16 that is 2 where dz is rounded and the sum over all tokens is; 3 where a kept softmax and the hidden states
-scaled for it enter the product; and for each chunk more 1 / 32 where sums grow like the square root of the chunks (the
-sum over j < k of j / k, times 1 / 16), 1 / 48 where they grow like their number.
+scaled for it enter the product; and for each chunk more 1 / 128 where sums grow like the square root of the chunks (the
+sum over j < k of j / k, times 1 / 64), 1 / 192 where they grow like their number. In rows of words that no token names,
+whose entries may be small, 16 times as much.
 
 How large a chunk is best is looked for among multiples of a tile: by a model of its products that takes the budget to
 be filled, then, of the few that are fastest by that, by the plans themselves. These depend on the size of a chunk
@@ -28,15 +29,15 @@ from .strip_times import KEPT, STRIP_DECODED, StripTimes
 
 __all__ = ["Chunks", "token_chunks"]
 
-# Chunks: of more the error would be beyond the largest one, 0.0030, which is 3.6 squares of 0.0015 to 0.0016. Where all
-# columns enter the products as they are 20 are 3 + 19 / 32.
-_MOST_CHUNKS = 20
+# Chunks. Errors are to be at most 0.0030, in rows that no token names 0.0050: 3.6 and 10 squares of 0.0015 to 0.0016.
+# Of 48 chunks they are 3.4, where all columns enter the products as they are, and 8.
+_MOST_CHUNKS = 48
 _TRIED, _APART = 4, 0.05  # sizes of a chunk that are planned, and how far one is from the next at least
 _WORTHWHILE = 0.97  # of the time in one chunk
 # Microseconds of a chunk apart from its tiles (launches, last rounds); bytes of the head's gradient read or written in
 # one; microseconds of the forward for a token and column that it keeps in a byte. Of an H200, as the others: times over
 # budgets and chunks at five heads were 1.08 to 1.20 times what the model says.
-_CHUNK, _BYTES_SUMMED, _ENCODED = 150.0, 3.0e6, 0.9e-6
+_CHUNK, _BYTES_SUMMED, _ENCODED = 195.0, 2.45e6, 0.9e-6
 _STEP_WEIGHT, _STEP_INPUT, _STRIP = 0.67, 0.70, 25.0  # as in strip_times
 _LISTED = 40  # sizes of a chunk that are modelled
 _STRIP_COLUMNS = 8192  # in which bytes become dz

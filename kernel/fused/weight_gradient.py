@@ -54,7 +54,7 @@ def weight_gradient_kernel(
     uniform,  # (D,): subtracted from every row of the product
     sums,  # (splits, strip, D) float32 for the pieces of sums that are cut; None if none is
     memory,  # the gradient as a pointer, to be read early; None: when it is needed
-    largest,  # (2,) that codes are relative to (chunk_sums.CodedSums), if CODED, and the exponent of constant
+    largest,  # (2,) that codes are relative to, and an exponent (chunk_sums.CodedSums), if CODED
     unit_shift,
     last,  # whether the sums are complete: rounded to the dtype of hidden, in any case
     splits,

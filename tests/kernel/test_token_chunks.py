@@ -88,12 +88,12 @@ def half(cut, monkeypatch):
 
 @no_gpu
 def test_sixteen_chunks_round_the_sums_to_codes(half, cut):
-    """By 0.0012: to bfloat16, or not to their nearest, they would be 0.0023 or more off; products alone are 0.0003."""
+    """By 0.0006: to bfloat16 they would be 0.0050 off; products alone are 0.0003."""
     args = problem(256, 40, 16, seed=1)
     errors, got = half(args, 16, label_smoothing=0.1)
     assert len(cut.seen) == 16
     assert errors[1] < 4e-4
-    assert 6e-4 < errors[2] < 1.5e-3
+    assert 3e-4 < errors[2] < 9e-4
     again = value_and_gradients(ours, args.to(torch.float16), label_smoothing=0.1)
     assert all(torch.equal(a, b) for a, b in zip(got[:3], again[:3], strict=True))
 
@@ -111,7 +111,7 @@ def test_sums_are_complete_where_the_last_chunks_have_no_token(half, cut):
     exact[1] = torch.zeros(96, 16, dtype=torch.float64).index_put_((kept,), exact[1])
     errors, _ = half(args, 16, exact, softcap=3.0, label_smoothing=0.1)
     assert len(cut.seen) == 6
-    assert max(errors) < 1.2e-3
+    assert max(errors) < 8e-4
     with torch.no_grad():
         args.input[kept.nonzero()[20], 3] = torch.inf
     with np.errstate(invalid="ignore"):
@@ -124,7 +124,7 @@ def test_tokens_of_very_different_weight(half):
     with torch.no_grad():
         args.token_weight.mul_(torch.logspace(-9, 0, 64)[torch.randperm(64)])
     errors, _ = half(args, 16, label_smoothing=0.1, reduction="sum")
-    assert max(errors) < 1.2e-3
+    assert max(errors) < 8e-4
 
 
 @no_gpu
