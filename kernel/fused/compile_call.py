@@ -77,7 +77,8 @@ def every_launch(
         if chunks:
             scale(gradients, found.token_loss[:1])
             bias_sums = None if bias is None else bias.new_zeros(bias.shape, dtype=torch.float32)
-            into = Destination(None, gradients[1], bias_sums, {}, accumulate=True)
+            assert found.packed is not None
+            into = Destination(found.packed, gradients[0], gradients[1], bias_sums, {}, accumulate=True)
             backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)
         if found.statistics is not None:
             backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)

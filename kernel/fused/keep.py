@@ -7,8 +7,8 @@ gradient,
 
 so that the products of the backward need no dz: the factors a scale the rows of ``hidden`` on one side and of the
 result on the other, and the uniform part is a sum of rows of ``hidden`` and of ``weight``. K may not overflow: a token
-whose lse exceeds its reference by 100 bits makes the forward recompute all of K with the lse as reference
-(:func:`overflow`); no probability that matters underflows, the target's own logit being the reference.
+whose lse exceeds its reference by 100 bits makes the forward recompute all of K with the lse as reference, which
+:mod:`.merge` notices; no probability that matters underflows, the target's own logit being the reference.
 
 Where log-probabilities and log-partitions have upstream gradients l and s, too, the rows' factors change, and the
 target's entry is written once more (:func:`of_upstream`):
@@ -31,24 +31,23 @@ from .compile_ahead import run_kernel
 from .launch import blocks, launch_table
 from .rows import KeptRows
 
-__all__ = ["column_sum", "of_upstream", "overflow", "store_targets"]
+__all__ = ["LIMIT", "column_sum", "of_upstream", "store_targets"]
 
-_LIMIT = 100.0  # bits; float32 and bfloat16 hold 127
+LIMIT = 100.0  # bits; float32 and bfloat16 hold 127
 _SPLITS = 64
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit
 def _target_column_kernel(
     kept,  # strips of (N, kept_stride), one below the other
     count,  # (1,)
     target,  # (N,)
-    position,  # (N,)
+    source,  # (N,)
     target_logit,  # (N,) packed, bits
     lse,  # (N,) packed, bits
     reference,  # (N,) packed, bits
     own,  # (N,) packed: l - g (1 - b) above, if UPSTREAM
     row_factor,  # (N,) packed: a, if UPSTREAM
-    n,
     start,  # first kept column
     columns,  # how many are kept
     kept_stride,
@@ -58,10 +57,11 @@ def _target_column_kernel(
     UPSTREAM: tl.constexpr,
 ):
     """Overwrite each token's target entry: K' above, from the target's float32 logit."""
-    origin = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(position + origin, mask=origin < n, other=-1)
-    column = tl.load(target + origin, mask=row >= 0, other=0) - start
-    here = (row >= 0) & (column >= 0) & (column < columns)
+    row_count = tl.load(count)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    origin = tl.load(source + row, mask=row < row_count, other=0)
+    column = tl.load(target + origin, mask=row < row_count, other=0) - start
+    here = (row < row_count) & (column >= 0) & (column < columns)
     z = tl.load(target_logit + row, mask=here, other=0.0)
     origin_bits = tl.load(reference + row, mask=here, other=0.0)
     if UPSTREAM:
@@ -73,7 +73,7 @@ def _target_column_kernel(
         value = tl.exp2(z - bits) - (1.0 - label_smoothing)
         value *= tl.exp2(bits - origin_bits)
     strip = column // kept_stride
-    row += (strip * (tl.cdiv(tl.load(count), ALIGNED_ROWS) * ALIGNED_ROWS)).to(tl.int32)
+    row += (strip * (tl.cdiv(row_count, ALIGNED_ROWS) * ALIGNED_ROWS)).to(tl.int32)
     address = kept + row.to(tl.int64) * kept_stride + (column - strip * kept_stride)
     tl.store(address, value.to(kept.dtype.element_ty), mask=here)
 
@@ -89,20 +89,18 @@ def store_targets(
     row_factor: Tensor | None = None,  # statistics have upstream gradients
 ) -> None:
     """Write the entries of the targets among kept columns."""
-    n = target.shape[0]
     run_kernel(
         _target_column_kernel,
-        (blocks(n, 256),),
+        (blocks(rows.source.shape[0], 256),),
         kept=kept.columns,
         count=rows.number,
         target=target,
-        position=rows.position,
+        source=rows.source,
         target_logit=target_logit,
         lse=lse,
         reference=kept.reference,
         own=own,
         row_factor=row_factor,
-        n=n,
         start=kept.start,
         columns=kept.number * kept.width,
         kept_stride=kept.width,
@@ -143,8 +141,21 @@ def _column_sum_kernel(
     tl.store(partial + tl.program_id(0) * columns + column, tl.sum(acc, 0), mask=column < columns)
 
 
-def column_sum(matrix: Tensor, first: int, weight: Tensor | None = None, count: Tensor | None = None) -> Tensor:
-    """Sum over rows ``first ...`` in float32, in a fixed order; with ``weight`` weighted and over ``count`` rows."""
+@triton.jit
+def _join_columns_kernel(partial, result, columns, factor, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    address = partial + tl.arange(0, SPLITS)[:, None] * columns + column[None, :]
+    total = tl.sum(tl.load(address, mask=(column < columns)[None, :], other=0.0), 0)
+    tl.store(result + column, total * factor, mask=column < columns)
+
+
+def column_sum(
+    matrix: Tensor, first: int, factor: float, weight: Tensor | None = None, count: Tensor | None = None
+) -> Tensor:
+    """``factor`` times the sum over rows ``first ...``, float32, in a fixed order.
+
+    With ``weight`` the sum is weighted and goes over ``count`` rows.
+    """
     rows, columns = matrix.shape
     partial = torch.empty(_SPLITS, columns, dtype=torch.float32, device=matrix.device)
     run_kernel(
@@ -163,18 +174,22 @@ def column_sum(matrix: Tensor, first: int, weight: Tensor | None = None, count: 
         BLOCK_ROWS=16,
         BLOCK_COLUMNS=256,
     )
-    return partial.sum(0)
-
-
-def overflow(lse: Tensor, reference: Tensor, rows: KeptRows) -> Tensor:
-    """The number of kept tokens, ``(1,)`` int32, if any of them leaves the range of K; else 0. Stays on the device."""
-    valid = torch.arange(lse.shape[0], device=lse.device) < rows.number
-    outside = valid & ~(lse - reference <= _LIMIT)  # an overflown sum makes lse inf or nan
-    return outside.any().to(torch.int32) * rows.number
+    result = torch.empty(columns, dtype=torch.float32, device=matrix.device)
+    run_kernel(
+        _join_columns_kernel,
+        (blocks(columns, 32),),
+        partial=partial,
+        result=result,
+        columns=columns,
+        factor=factor,
+        SPLITS=_SPLITS,
+        BLOCK=32,
+    )
+    return result
 
 
 def of_upstream(own: Tensor, row_factor: Tensor, rows: KeptRows) -> Tensor:
     """The number of kept tokens, ``(1,)`` int32, if ``own / row_factor``, K' of one, leaves its range; else 0."""
     valid = torch.arange(own.shape[0], device=own.device) < rows.number
-    outside = valid & ~(own.abs() <= row_factor.abs() * 2.0**_LIMIT)
+    outside = valid & ~(own.abs() <= row_factor.abs() * 2.0**LIMIT)
     return outside.any().to(torch.int32) * rows.number

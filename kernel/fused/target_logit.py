@@ -16,16 +16,16 @@ from .tiles import capped
 __all__ = ["target_logits"]
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit
 def target_logit_kernel(
     hidden,  # (N, D), input order, contiguous rows
     weight,  # (V, D)
     bias,  # (V,)
     target,  # (N,)
-    position,  # (N,)
+    count,  # (1,)
+    source,  # (N,)
     target_logit,  # (N,) packed order, in bits, written
     argument,  # (N,) packed order, written: what the cap is taken of (tiles.logit_argument)
-    n,
     hidden_size,
     hidden_row_stride,
     weight_row_stride,
@@ -44,9 +44,9 @@ def target_logit_kernel(
     In float32 the two differ in the last bits of a logit, 1e-6 at a logit of 10: what is left of a loss and of
     gradients that should vanish, as those of a vocabulary of one class.
     """
-    origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row = tl.load(position + origin, mask=origin < n, other=-1)
-    valid = row >= 0
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    valid = row < tl.load(count)
+    origin = tl.load(source + row, mask=valid, other=0)
     label = tl.load(target + origin, mask=valid, other=0)
     h = hidden + origin.to(tl.int64)[:, None] * hidden_row_stride
     w = weight + label.to(tl.int64)[:, None] * weight_row_stride
@@ -66,7 +66,13 @@ def target_logit_kernel(
 
 
 def target_logits(
-    head: Head, scalars: Scalars, rows: KeptRows, *, tokens: int, block_hidden: int
+    head: Head,
+    scalars: Scalars,
+    rows: KeptRows,
+    *,
+    tokens: int,
+    block_hidden: int,
+    into: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor]:
     """Logits of the targets ``(N,)``, packed, in bits, and what the cap is taken of.
 
@@ -76,19 +82,24 @@ def target_logits(
         rows: Kept tokens.
         tokens: How many a program takes.
         block_hidden: Features that it loads at a time.
+        into: Memory for both; None for new memory.
     """
     hidden, weight, bias, target = head
-    logit, argument = (torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device) for _ in range(2))
+    n, device = rows.source.shape[0], hidden.device
+    logit, argument = (torch.empty(n, dtype=torch.float32, device=device) if given is None else given for given in into)
+    common = logit_arguments(hidden, weight, bias, scalars)
+    del common["n"]
     run_kernel(
         target_logit_kernel,
-        (blocks(hidden.shape[0], tokens),),
+        (blocks(n, tokens),),
         hidden=hidden,
         weight=weight,
         target=target,
-        position=rows.position,
+        count=rows.number,
+        source=rows.source,
         target_logit=logit,
         argument=argument,
-        **logit_arguments(hidden, weight, bias, scalars),
+        **common,
         ROWS=tokens,
         BLOCK_HIDDEN=block_hidden,
     )
