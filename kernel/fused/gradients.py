@@ -67,7 +67,7 @@ class Gradients:
         # The packed hidden states live where the input's gradient will be written at the very end.
         self.into = into
         packed = hidden.new_empty(hidden.shape) if into is None else into.packed
-        self.unpacked, self.head = hidden, head._replace(hidden=packed)
+        self.head = head._replace(hidden=packed)
         if into is None:
             pack_hidden(hidden, self.rows, packed)
         self.accumulator, zeros = accumulator, None

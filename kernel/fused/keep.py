@@ -29,9 +29,9 @@ from torch import Tensor
 from .arguments import Kept
 from .compile_ahead import run_kernel
 from .launch import blocks, launch_table
-from .rows import KeptRows
+from .rows import LARGEST_TILE, KeptRows
 
-__all__ = ["LIMIT", "column_sum", "of_upstream", "store_targets"]
+__all__ = ["LIMIT", "column_sum", "of_upstream", "partial_sums", "store_targets", "sum_of"]
 
 LIMIT = 100.0  # bits; float32 and bfloat16 hold 127
 _SPLITS = 64
@@ -117,24 +117,34 @@ def _column_sum_kernel(
     weight,  # (rows,) if WEIGHTED
     count,  # (1,) if WEIGHTED: rows that exist
     partial,  # (splits, columns) float32
+    row_factor,  # (rows,) if SCALED
+    scaled,  # (rows, columns) written if SCALED, up to the last tile's end; may be the matrix
     first,
     rows,
     columns,
     row_stride,
     column_stride,
     WEIGHTED: tl.constexpr,
+    SCALED: tl.constexpr,
+    ALIGNED_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     last = tl.load(count) if WEIGHTED else rows
+    end = tl.minimum(tl.cdiv(last, ALIGNED_ROWS) * ALIGNED_ROWS, rows) if SCALED else last
     column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
     step = tl.num_programs(0) * BLOCK_ROWS
-    for start in range(first + tl.program_id(0) * BLOCK_ROWS, last, step):
+    for start in range(first + tl.program_id(0) * BLOCK_ROWS, end, step):
         row = start + tl.arange(0, BLOCK_ROWS)
         offsets = row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
         mask = (row < last)[:, None] & (column < columns)[None, :]
         values = tl.load(matrix + offsets, mask=mask, other=0.0).to(tl.float32)
+        if SCALED:
+            factor = tl.load(row_factor + row, mask=row < last, other=0.0)[:, None]
+            address = scaled + row.to(tl.int64)[:, None] * columns + column.to(tl.int64)[None, :]
+            written = (row < end)[:, None] & (column < columns)[None, :]
+            tl.store(address, (values * factor).to(scaled.dtype.element_ty), mask=written)
         if WEIGHTED:
             values *= tl.load(weight + row, mask=row < last, other=0.0)[:, None]
         acc += values
@@ -149,12 +159,18 @@ def _join_columns_kernel(partial, result, columns, factor, SPLITS: tl.constexpr,
     tl.store(result + column, total * factor, mask=column < columns)
 
 
-def column_sum(
-    matrix: Tensor, first: int, factor: float, weight: Tensor | None = None, count: Tensor | None = None
+def partial_sums(
+    matrix: Tensor,
+    first: int = 0,
+    weight: Tensor | None = None,
+    count: Tensor | None = None,
+    row_factor: Tensor | None = None,
+    scaled: Tensor | None = None,
 ) -> Tensor:
-    """``factor`` times the sum over rows ``first ...``, float32, in a fixed order.
+    """Sums of the columns over a part of the rows ``first ...`` each, float32, in a fixed order.
 
-    With ``weight`` the sum is weighted and goes over ``count`` rows.
+    With ``weight`` they are weighted and go over ``count`` rows. Given ``scaled``, ``row_factor`` times these rows is
+    written there, too, and zeros up to the end of their last tile.
     """
     rows, columns = matrix.shape
     partial = torch.empty(_SPLITS, columns, dtype=torch.float32, device=matrix.device)
@@ -165,16 +181,26 @@ def column_sum(
         weight=weight,
         count=count,
         partial=partial,
+        row_factor=row_factor,
+        scaled=scaled,
         first=first,
         rows=rows,
         columns=columns,
         row_stride=matrix.stride(0),
         column_stride=matrix.stride(1),
         WEIGHTED=weight is not None,
+        SCALED=scaled is not None,
+        ALIGNED_ROWS=LARGEST_TILE,
         BLOCK_ROWS=16,
         BLOCK_COLUMNS=256,
     )
-    result = torch.empty(columns, dtype=torch.float32, device=matrix.device)
+    return partial
+
+
+def sum_of(partial: Tensor, factor: float) -> Tensor:
+    """``factor`` times the sum of :func:`partial_sums`."""
+    columns = partial.shape[1]
+    result = torch.empty(columns, dtype=torch.float32, device=partial.device)
     run_kernel(
         _join_columns_kernel,
         (blocks(columns, 32),),
@@ -186,6 +212,13 @@ def column_sum(
         BLOCK=32,
     )
     return result
+
+
+def column_sum(
+    matrix: Tensor, first: int, factor: float, weight: Tensor | None = None, count: Tensor | None = None
+) -> Tensor:
+    """``factor`` times the sum over rows ``first ...``, with ``weight`` the weighted one over ``count`` rows."""
+    return sum_of(partial_sums(matrix, first, weight, count), factor)
 
 
 def of_upstream(own: Tensor, row_factor: Tensor, rows: KeptRows) -> Tensor:

@@ -17,6 +17,7 @@ from .compile_ahead import recording, run_kernel
 from .launch import blocks
 
 __all__ = [
+    "LARGEST_TILE",
     "KeptRows",
     "aligned",
     "index_memory",
@@ -29,7 +30,7 @@ __all__ = [
 
 _INDEX_BLOCK = 4096
 _PACK_ROWS, _PACK_COLUMNS = 16, 128
-_LARGEST_TILE = 256  # rows of any tile of a product
+LARGEST_TILE = 256  # rows of any tile of a product
 _ALIGN = 4  # integers in 16 bytes
 
 
@@ -98,11 +99,9 @@ def _pack_kernel(
     packed,
     count,
     source,
-    scale,  # (N,) packed, if SCALED
     n,
     hidden_size,
     row_stride,
-    SCALED: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -117,9 +116,6 @@ def _pack_kernel(
         inside = (column < hidden_size)[None, :]
         offsets = origin[:, None] * row_stride + column[None, :]
         values = tl.load(hidden + offsets, mask=(row < kept)[:, None] & inside, other=0.0)
-        if SCALED:
-            factor = tl.load(scale + row, mask=row < kept, other=0.0)
-            values = (values.to(tl.float32) * factor[:, None]).to(packed.dtype.element_ty)
         tl.store(
             packed + row.to(tl.int64)[:, None] * hidden_size + column[None, :], values, mask=(row < n)[:, None] & inside
         )
@@ -182,8 +178,8 @@ def rows_in_chunks(rows: KeptRows, size: int) -> list[KeptRows]:
     ]
 
 
-def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor, scale: Tensor | None = None) -> None:
-    """``packed[i] = scale[i] hidden[rows.source[i]]`` for the kept rows, 0 up to the end of their last tile."""
+def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor) -> None:
+    """``packed[i] = hidden[rows.source[i]]`` for the kept rows, 0 up to the end of their last tile."""
     n, hidden_size = packed.shape
     run_kernel(
         _pack_kernel,
@@ -192,12 +188,10 @@ def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor, scale: Tensor | 
         packed=packed,
         count=rows.number,
         source=rows.source,
-        scale=scale,
         n=n,
         hidden_size=hidden_size,
         row_stride=hidden.stride(0),
-        SCALED=scale is not None,
-        ALIGNED_ROWS=_LARGEST_TILE,
+        ALIGNED_ROWS=LARGEST_TILE,
         BLOCK_ROWS=_PACK_ROWS,
         BLOCK_COLUMNS=_PACK_COLUMNS,
     )

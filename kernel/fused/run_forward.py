@@ -17,7 +17,7 @@ from .keep import store_targets
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .merge import merge_kernel
 from .plan import peaks_of
-from .rows import KeptRows, index_memory, index_rows, pack_hidden
+from .rows import KeptRows, index_memory, index_rows
 from .run_strip import StripColumns, recompute_strip
 from .target_logit import target_logits
 from .units import MAX_UNITS
@@ -75,10 +75,9 @@ def forward(
         chunk = index_rows(target, scalars.ignore_index, None if scalars.whole else vocab_size, index)
     rows, n = chunk, chunk.source.shape[0]
     here = head._replace(target=target.clamp(min=0)) if scalars.whole else head
-    target_logit = _write_targets(here, scalars, rows, kept)
     if packed:
         head = head._replace(hidden=hidden.new_empty(n, hidden.shape[1]))
-        pack_hidden(hidden, rows, head.hidden)
+    target_logit = _write_targets(here, scalars, rows, kept, head.hidden if packed else None)
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=device)
@@ -167,7 +166,7 @@ def forward(
     return found
 
 
-def _write_targets(head: Head, scalars: Scalars, rows: KeptRows, kept: Sequence[Kept]) -> Tensor:
+def _write_targets(head: Head, scalars: Scalars, rows: KeptRows, kept: Sequence[Kept], packed: Tensor | None) -> Tensor:
     """Logits of the targets ``(N,)``, packed, in bits; what kept columns are relative to is written for these.
 
     Columns in bytes are relative to the logit itself, to which a softmax that is kept as it is may not be for ever.
@@ -175,7 +174,7 @@ def _write_targets(head: Head, scalars: Scalars, rows: KeptRows, kept: Sequence[
     of_bytes = [run.reference[0] for run in kept if run.in_bytes]
     others = [run.reference[0] for run in kept if run.reference.shape[0] and not run.in_bytes]
     into = of_bytes[0] if of_bytes else None, others[0] if others else None
-    logit, argument = target_logits(head, scalars, rows, tokens=_TARGETS, block_hidden=256, into=into)
+    logit, argument = target_logits(head, scalars, rows, tokens=_TARGETS, block_hidden=256, into=into, packed=packed)
     for values, memories in ((logit, of_bytes), (argument, others)):
         for memory in memories[1:]:
             if memory.data_ptr() != values.data_ptr():

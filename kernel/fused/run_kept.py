@@ -9,8 +9,7 @@ from torch import Tensor
 
 from .arguments import Kept
 from .gradients import Gradients
-from .keep import column_sum, of_upstream, store_targets
-from .rows import pack_hidden
+from .keep import column_sum, of_upstream, partial_sums, store_targets, sum_of
 from .run_products import add_bias, add_input, add_weight
 from .run_strip import StripColumns, convert_kept, recompute_strip
 from .schedule import Schedule
@@ -32,8 +31,6 @@ def add_kept(state: Gradients, plan: Schedule, kept: Sequence[Kept], *, last: bo
     if row_factor is not None and (state.of.mix is not None or state.scalars.whole):
         holds_softmax = _revise(state, kept, row_factor)
         row_factor = torch.where(holds_softmax, row_factor, 1.0)
-    if uniform and state.weight_gradient is not None:
-        of_weight = column_sum(packed, 0, uniform, state.of.row_scale, state.number)
     if row_factor is None:
         row_factor = state.ones
     elif state.weight_gradient is not None:
@@ -41,7 +38,8 @@ def add_kept(state: Gradients, plan: Schedule, kept: Sequence[Kept], *, last: bo
             scaled = state.weight_gradient.view(-1)[: packed.numel()].view_as(packed)
         elif not all(strip.kept for strip in plan.strips):  # which come later and need them as they are
             scaled = torch.empty_like(packed)
-        pack_hidden(state.unpacked, state.rows, scaled, row_factor)
+        partial = partial_sums(packed, 0, state.of.row_scale, state.number, row_factor, scaled)
+        of_weight = sum_of(partial, uniform) if uniform else of_weight
     if uniform and state.bias_gradient is not None:
         of_bias = column_sum(state.of.row_scale.unsqueeze(1), 0, uniform, state.ones, state.number)
     if uniform and state.accumulator is not None:
