@@ -81,7 +81,8 @@ def every_launch(
             codes = None
             if weight.element_size() == 2:
                 codes = CodedSums.of(hidden, found.token_loss, head.target, scalars.ignore_index)
-            into = Destination(n, None, gradients[1], bias_sums, {}, codes=codes)
+            assert found.packed is not None
+            into = Destination(found.packed, gradients[0], gradients[1], bias_sums, {}, codes=codes)
             for accumulate in (True,) if codes is None else (False, True):
                 into = into._replace(accumulate=accumulate)
                 backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)

@@ -79,10 +79,16 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+@cache  # PyTorch looks it up anew each time, for longer than Triton takes to launch a small kernel
+def _major(device: torch.device) -> int:
+    """The first number of a CUDA device's compute capability."""
+    return torch.cuda.get_device_capability(device)[0]
+
+
 def _family(device: torch.device) -> str:
     if device.type == "cpu":
         return "interpreter"
-    return "hopper" if torch.cuda.get_device_capability(device)[0] == 9 else "ampere"
+    return "hopper" if _major(device) == 9 else "ampere"
 
 
 def launch_table(device: torch.device, dtype: torch.dtype, hidden_size: int | None = None) -> LaunchTable:
@@ -153,7 +159,7 @@ def weight_splits(tokens: int, width: int, hidden_size: int, launch: Launch, pro
 
 def uses_descriptors(*tensors: torch.Tensor) -> bool:
     """Whether the copy engine can load and store all of these matrices: Hopper, aligned rows, contiguous columns."""
-    if any(t.device.type == "cuda" and torch.cuda.get_device_capability(t.device)[0] != 9 for t in tensors):
+    if any(t.is_cuda and _major(t.device) != 9 for t in tensors):
         return False
     return all(
         t.stride(1) == 1

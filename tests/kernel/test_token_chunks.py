@@ -34,9 +34,9 @@ def cut(monkeypatch):
     def cut(rows):
         monkeypatch.setattr(calls.LossCall, "chunks", lambda self: Chunks(rows))
 
-    def counted(head, *args, **kwargs):
-        seen.append(len(head.target))
-        return forward(head, *args, **kwargs)
+    def counted(*args, chunk, **kwargs):
+        seen.append(len(chunk.source))
+        return forward(*args, chunk=chunk, **kwargs)
 
     monkeypatch.setattr(run_chunks, "forward", counted)
     cut.seen = seen
