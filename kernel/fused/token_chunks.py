@@ -35,9 +35,12 @@ _MOST_CHUNKS = 48
 _TRIED, _APART = 4, 0.05  # sizes of a chunk that are planned, and how far one is from the next at least
 _WORTHWHILE = 0.97  # of the time in one chunk
 # Microseconds of a chunk apart from its tiles (launches, last rounds); bytes of the head's gradient read or written in
-# one; microseconds of the forward for a token and column that it keeps in a byte. Of an H200, as the others: times over
-# budgets and chunks at five heads were 1.08 to 1.20 times what the model says.
-_CHUNK, _BYTES_SUMMED, _ENCODED = 195.0, 2.45e6, 0.9e-6
+# one; microseconds of the forward for a token and column that it keeps in a byte; bytes of float32 sums of the input's
+# gradient moved in one, of those beyond the L2 cache. Fitted to 43 budgets and sizes of a chunk at four heads on an
+# H200, whose times were 1.15 times what the model says, within 4% but for one chunk at the largest head (7%).
+_CHUNK, _BYTES_SUMMED, _ENCODED, _BYTES_ADDED, _CACHE = 110.0, 2.4e6, 0.6e-6, 2.5e6, 5.0e7
+# Microseconds that the host takes to launch a chunk, and a strip of it: of a training loop the slower of both counts.
+_HOST_CHUNK, _HOST_STRIP = 1000.0, 150.0
 _STEP_WEIGHT, _STEP_INPUT, _STRIP = 0.67, 0.70, 25.0  # as in strip_times
 _LISTED = 40  # sizes of a chunk that are modelled
 _STRIP_COLUMNS = 8192  # in which bytes become dz
@@ -79,7 +82,8 @@ def _chosen(
     if search.gain(whole) < (1 - _WORTHWHILE) * time:
         return best
     for rows in search.sizes(workspace_bytes):
-        time = search.in_chunks(rows, search.plans(rows, workspace_bytes))
+        plans = search.plans(rows, workspace_bytes)
+        time = max(search.in_chunks(rows, plans), search.host(rows, plans))
         if time < least:
             best, least = Chunks(rows), time
     return best
@@ -154,6 +158,8 @@ class _Search:
         coded = _in_bytes(found)
         time = found.microseconds + self.input_gradient(rows) - _STEP_INPUT * size * modelled
         time += rows * (KEPT * (found.columns - coded) + _ENCODED * coded)
+        beyond = max(4 * rows * self.hidden_size - _CACHE, 0.0)  # each strip adds to all
+        time += 2 * beyond / _BYTES_ADDED * (len(found.strips) + bool(found.kept))
         return time + self.times.saved * self.times.vocab * rows / self.n
 
     def gain(self, found: Schedule) -> float:
@@ -168,6 +174,11 @@ class _Search:
         """Microseconds of all chunks."""
         first, later = (self.microseconds(rows, plan) for plan in plans)
         return first + later * (self.n - rows) / rows + (blocks(self.n, rows) - 1) * self.apart()
+
+    def host(self, rows: int, plans: tuple[Schedule, Schedule]) -> float:
+        """Microseconds of the host."""
+        first, later = (_HOST_CHUNK + _HOST_STRIP * len(plan.strips) for plan in plans)
+        return first + later * (blocks(self.n, rows) - 1)
 
 
 def _in_bytes(plan: Schedule) -> int:
