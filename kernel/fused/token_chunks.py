@@ -115,7 +115,7 @@ class _Search:
 
     def outlined(self, rows: int, budget: int) -> float:
         """Microseconds of all chunks if the budget were full of kept columns, in bytes or as they are."""
-        times, weight, chunks = self.times, self.table.weight_gradient, blocks(self.n, rows)
+        times, weight, chunks = self.times, self.table.weight_gradient, self.n / rows
         held = budget // (rows * self.itemsize)  # columns in the workspace, kept ones or a strip of dz
         width = min(max(held // times.tile, 1) * times.tile, times.vocab)
         anew = max(times.vocab - held, 0)
