@@ -19,8 +19,6 @@ from .weight_gradient import bias_gradient_kernel, join_sums_kernel, weight_grad
 
 __all__ = ["add_bias", "add_input", "add_weight"]
 
-EARLY = True  # whether sums over earlier chunks are fetched while the product that joins them is computed
-
 
 def add_weight(
     state: Gradients, dz: Tensor, hidden: Tensor, columns: StripColumns, uniform: Tensor, first_strip: int = 0
@@ -45,7 +43,6 @@ def _launch_weight(
     assert gradient is not None
     accumulate = state.into is not None and state.into.accumulate
     codes = None if state.into is None else state.into.codes
-    early = EARLY and accumulate and codes is not None and gradient.is_cuda
     if accumulate:  # beside four stages the shared memory has no room for what is there
         launch = replace(launch, stages=min(launch.stages, 3))
     sums = state.piece_memory(splits * columns.strip_columns * state.hidden_size) if splits > 1 else None
@@ -71,7 +68,6 @@ def _launch_weight(
         hidden=state.tiles(hidden, launch.depth, launch.columns),
         **common | {"gradient": state.tiles(memory, launch.rows, launch.columns // launch.parts)},
         **strip,
-        memory=memory if early else None,
         largest=None if codes is None else codes.largest,
         unit_shift=0 if codes is None else codes.shift(state.factor),
         last=int(codes is not None and codes.last),

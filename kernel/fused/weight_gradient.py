@@ -22,22 +22,6 @@ from .tiles import column_part, load_tile, merged_strip, store_tile
 __all__ = ["bias_gradient_kernel", "join_sums_kernel", "weight_gradient_kernel"]
 
 
-_LINE = tl.constexpr(64)  # entries of a cache line
-
-
-@triton.jit
-def prefetch(address):
-    """Bring what lies there to the L2 cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [address.to(tl.int64, bitcast=True)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
 @triton.jit
 def _pieces(splits, columns, strip_columns):
     """Pieces of each sum: of several strips in one launch fewer, in the memory that one strip has."""
@@ -53,7 +37,6 @@ def weight_gradient_kernel(
     scale,  # () factor common to all tokens
     uniform,  # (D,): subtracted from every row of the product
     sums,  # (splits, strip, D) float32 for the pieces of sums that are cut; None if none is
-    memory,  # the gradient as a pointer, to be read early; None: when it is needed
     largest,  # (2,) that codes are relative to, and an exponent (chunk_sums.CodedSums), if CODED
     unit_shift,
     last,  # whether the sums are complete: rounded to the dtype of hidden, in any case
@@ -112,11 +95,6 @@ def weight_gradient_kernel(
         strip = vocab_row // strip_columns
         first_row = (first_strip + strip) * rows
         strip_row = vocab_row - strip * strip_columns
-        if memory is not None:  # the tile's sums over earlier chunks come while the product is computed
-            line = tl.arange(0, BLOCK_VOCAB * BLOCK_COLUMNS // _LINE)
-            v = tl.minimum(strip_start + vocab_row + line // (BLOCK_COLUMNS // _LINE), vocab_size - 1)
-            d = tl.minimum(column + line % (BLOCK_COLUMNS // _LINE) * _LINE, hidden_size - 1)
-            prefetch(memory + v.to(tl.int64) * gradient_row_stride + d)
         acc = tl.zeros((BLOCK_VOCAB, BLOCK_COLUMNS), dtype=tl.float32)
         for k in range(begin, end, BLOCK_ROWS):
             a = load_tile(
