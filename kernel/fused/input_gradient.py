@@ -107,7 +107,7 @@ def input_gradient_kernel(
     weight_row_stride,
     weight_column_stride,
     row_factor,  # (N,) packed: multiplies the rows of the product
-    independent,  # of what the kernel before this one writes (.early)
+    independent,  # whether it is of the kernel ahead (.early)
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,

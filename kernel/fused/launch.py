@@ -33,7 +33,7 @@ class Launch:
     stages: int
     parts: int = 2  # column blocks in which the epilogue stores: fewer need more shared memory
     reduce: bool = False  # add to the float32 accumulator in the L2 cache, by the copy engine (input gradient only)
-    early: bool = False  # begin while the kernel ahead ends (:mod:`.early`)
+    early: bool = False  # begin before the kernel ahead has ended (:mod:`.early`; logit and input gradients only)
     folded: bool = False  # another form of a softcap's slope (tiles.capped; logit gradient only)
     flatten: bool = (
         True  # fuse the loop over tiles with the loop over the sum: the next tile's loads overlap this one's end

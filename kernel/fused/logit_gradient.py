@@ -47,7 +47,7 @@ def recomputed_strip_kernel(
     cap,
     label_smoothing,
     uniform,  # b / V, of the whole head's V
-    independent,  # of what the kernel before this one writes (.early)
+    independent,  # whether it is of the kernel ahead (.early)
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MIXED: tl.constexpr,

@@ -74,7 +74,7 @@ def _launch_weight(
         BLOCK_ROWS=launch.depth,
         DESCRIPTOR=state.tiles.descriptor,
         **tiling(launch),
-        **begins_early(state.tiles.descriptor, launch, state.table.input_gradient),
+        **begins_early(launch, state.table.input_gradient, descriptor=state.tiles.descriptor),
     )
     if sums is not None:
         del strip["dz_stride"]
@@ -112,7 +112,10 @@ def add_bias(state: Gradients, dz: Tensor, columns: StripColumns, row_weight: Te
 def add_input(
     state: Gradients, dz: Tensor, columns: StripColumns, row_factor: Tensor, *, independent: bool = False
 ) -> None:
-    """Add ``dz @ weight`` of the strip, its rows multiplied by ``row_factor``."""
+    """Add ``dz @ weight`` of the strip, its rows multiplied by ``row_factor``.
+
+    ``independent`` says that the kernel ahead is of the weight's gradient of the same strip (:mod:`.early`).
+    """
     accumulator = state.accumulator
     if accumulator is None:
         return
@@ -139,7 +142,7 @@ def add_input(
         REDUCE=reduce,
         independent=int(independent),
         **tiling(launch),
-        **begins_early(state.tiles.descriptor, launch, state.table.logit_gradient),
+        **begins_early(launch, state.table.logit_gradient, descriptor=state.tiles.descriptor),
     )
 
 

@@ -42,7 +42,10 @@ def recompute_strip(
     *,
     independent: bool = False,
 ) -> None:
-    """Write dz of a strip from the logits, computed once more."""
+    """Write dz of a strip from the logits, computed once more.
+
+    ``independent`` says that the kernel ahead is a product of the strip before (:mod:`.early`).
+    """
     hidden, weight, bias, _ = head
     table = launch_table(hidden.device, hidden.dtype)
     launch = table.logit_gradient
@@ -67,7 +70,7 @@ def recompute_strip(
         independent=int(independent),
         **product_arguments(tiles, hidden, weight, launch),
         **tiling(launch),
-        **begins_early(tiles.descriptor, launch, table.weight_gradient),
+        **begins_early(launch, table.weight_gradient, descriptor=tiles.descriptor),
     )
 
 
