@@ -1,13 +1,13 @@
 """Which kernels begin before the one ahead of them has ended, and what they wait for.
 
 On Hopper a kernel may be launched beside the one ahead of it in its stream (programmatic dependent launch): its
-programs begin where multiprocessors are free, once every program of that one has said so (:func:`let_next_begin`). The
+programs begin where multiprocessors are free, once every program of that one has said so (``let_next_begin``). The
 kernels of a strip have a program for each multiprocessor, whose last tile ends earlier on some than on others; there
 the next kernel's first tile is under way before the last one ends, and nothing waits for a launch.
 
 A strip takes three kernels: dz, the weight's gradient, the input's gradient. What keeps them apart is this rule:
 
-1. A kernel that begins early waits (:func:`wait_for_previous`) before it ends, even if it has nothing to do. When it is
+1. A kernel that begins early waits (``wait_for_previous``) before it ends, even if it has nothing to do. When it is
    complete, so is the kernel ahead of it; a kernel that is launched as usual finds everything before it complete.
 2. Until it waits it reads nothing that is still written, and writes nothing that is still read. Two are *independent*
    of the kernel ahead in that sense and wait late; the same kernels wait at once wherever they follow another one:
