@@ -21,7 +21,14 @@ __all__ = ["add_bias", "add_input", "add_weight"]
 
 
 def add_weight(
-    state: Gradients, dz: Tensor, hidden: Tensor, columns: StripColumns, uniform: Tensor, first_strip: int = 0
+    state: Gradients,
+    dz: Tensor,
+    hidden: Tensor,
+    columns: StripColumns,
+    uniform: Tensor,
+    first_strip: int = 0,
+    *,
+    independent: bool = False,
 ) -> None:
     """Write the weight's gradient of the strip: ``dz.T @ hidden``, less ``uniform`` in every row."""
     if state.weight_gradient is None:
@@ -29,14 +36,21 @@ def add_weight(
     launch, width = state.table.weight_gradient, columns.strip_columns
     splits = weight_splits(state.n, width, state.hidden_size, launch, state.programs)
     if state.into is not None and state.into.accumulate:
-        _launch_weight(state, dz, hidden, columns, uniform, first_strip, 1)
+        _launch_weight(state, dz, hidden, columns, uniform, first_strip, 1, independent)
         return
     for number in (1, max(splits, 2)) if recording() else (splits,):  # the tokens choose between two kernels
-        _launch_weight(state, dz, hidden, columns, uniform, first_strip, number)
+        _launch_weight(state, dz, hidden, columns, uniform, first_strip, number, independent)
 
 
 def _launch_weight(
-    state: Gradients, dz: Tensor, hidden: Tensor, columns: StripColumns, uniform: Tensor, first_strip: int, splits: int
+    state: Gradients,
+    dz: Tensor,
+    hidden: Tensor,
+    columns: StripColumns,
+    uniform: Tensor,
+    first_strip: int,
+    splits: int,
+    independent: bool,
 ) -> None:
     """Launch what :func:`add_weight` needs, the sums over the tokens in ``splits`` pieces."""
     gradient, launch, programs = state.weight_gradient, state.table.weight_gradient, state.programs
@@ -69,6 +83,7 @@ def _launch_weight(
         ACCUMULATE=accumulate,
         first_strip=first_strip,
         hidden_row_stride=hidden.stride(0),
+        independent=int(independent),
         BLOCK_VOCAB=launch.rows,
         BLOCK_COLUMNS=launch.columns,
         BLOCK_ROWS=launch.depth,
