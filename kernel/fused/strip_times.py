@@ -106,7 +106,7 @@ class StripTimes:
             elif not kept:
                 depth = self.hidden_size + _EPILOGUE * dz.depth
                 time += _STEP_DZ * self.steps(self.n, width, depth, dz)
-            if BESIDE and self.weight_gradient and input.early and self.splits(width) == 1:
+            if BESIDE and self.weight_gradient and self.splits(width) == 1:
                 time += self.side_by_side(width)
             else:
                 if self.weight_gradient:
