@@ -31,6 +31,8 @@ from .launch import Launch
 
 __all__ = ["begins_early", "let_next_begin", "wait_for_previous"]
 
+LATE = True  # to be tried: whether independent kernels wait late
+
 
 @triton.jit
 def let_next_begin(NEXT_EARLY: tl.constexpr):

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from . import early
 from .arguments import tiling
 from .compile_ahead import recording, run_kernel
 from .early import begins_early
@@ -83,7 +84,7 @@ def _launch_weight(
         ACCUMULATE=accumulate,
         first_strip=first_strip,
         hidden_row_stride=hidden.stride(0),
-        independent=int(independent),
+        independent=int(independent and early.LATE),
         BLOCK_VOCAB=launch.rows,
         BLOCK_COLUMNS=launch.columns,
         BLOCK_ROWS=launch.depth,
@@ -155,7 +156,7 @@ def add_input(
         **CUTS,
         DESCRIPTOR=state.tiles.descriptor,
         REDUCE=reduce,
-        independent=int(independent),
+        independent=int(independent and early.LATE),
         **tiling(launch),
         **begins_early(launch, state.table.logit_gradient, descriptor=state.tiles.descriptor),
     )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import early
 from .arguments import Head, Kept, Scalars, Tiles, logit_arguments, product_arguments, tiling
 from .byte_columns import decoded_strip_kernel
 from .compile_ahead import run_kernel
@@ -67,7 +68,7 @@ def recompute_strip(
         MIXED=rows.mix is not None,
         FOLDED=launch.folded,
         MASK_VOCAB=columns.run_start + columns.run_columns > weight.shape[0],
-        independent=int(independent),
+        independent=int(independent and early.LATE),
         **product_arguments(tiles, hidden, weight, launch),
         **tiling(launch),
         **begins_early(launch, table.weight_gradient, descriptor=tiles.descriptor),
