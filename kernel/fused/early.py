@@ -31,12 +31,10 @@ from .launch import Launch
 
 __all__ = ["begins_early", "let_next_begin", "wait_for_previous"]
 
-LATE = True  # to be tried: whether independent kernels wait late
-
 
 @triton.jit
 def let_next_begin(NEXT_EARLY: tl.constexpr):
-    """Let the kernel behind this one begin where a multiprocessor is free."""
+    """Let the kernel behind this one begin where a multiprocessor is free, if it is one that begins early."""
     if NEXT_EARLY:
         gdc_launch_dependents()
 
@@ -48,10 +46,10 @@ def wait_for_previous(EARLY: tl.constexpr):
         gdc_wait()
 
 
-def begins_early(launch: Launch, following: Launch, *, descriptor: bool) -> dict[str, Any]:
-    """Return the arguments of a kernel that say whether it begins early, and whether the one behind it may.
+def begins_early(launch: Launch, *, descriptor: bool) -> dict[str, Any]:
+    """Return the arguments that say whether a kernel begins early.
 
-    Only where the copy engine loads (``descriptor``), past the caches of a multiprocessor.
+    It does so only where the copy engine loads (``descriptor``), past the caches of a multiprocessor.
     """
-    early, next_early = descriptor and launch.early, descriptor and following.early
-    return {"EARLY": early, "NEXT_EARLY": next_early} | ({"launch_pdl": True} if early else {})
+    early = descriptor and launch.early
+    return {"EARLY": early} | ({"launch_pdl": True} if early else {})

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .launch import blocks
 
-__all__ = ["CUTS", "cut_tiles", "extra_row_blocks", "last_round", "piece", "rounds"]
+__all__ = ["CUTS", "extra_row_blocks", "last_round", "rounds"]
 
 # How the choice of the cuts reckons: in steps of the sum, of which a strip of 8192 columns has 128; the first loads and
 # the store of a piece take the time of four.
@@ -32,25 +32,20 @@ def extra_row_blocks(row_blocks: int, column_blocks: int, programs: int) -> int:
     return (cuts - 1) * (row_blocks - (tiles - rest) // column_blocks)
 
 
-def cut_tiles(row_blocks: int, column_blocks: int, programs: int) -> tuple[int, int, int]:
-    """Whole rounds of tiles that all tokens take, the tiles of the last one, and how many pieces each of these has."""
-    whole, rest = divmod(row_blocks * column_blocks, programs)
-    extra = row_blocks - whole * programs // column_blocks
-    memory = extra_row_blocks(row_blocks, column_blocks, programs)
-    possible = [cuts for cuts in range(1, CUTS["MAX_CUTS"] + 1) if (cuts - 1) * extra <= memory]
-    return whole, rest, min(possible, key=lambda cuts: blocks(rest * cuts, programs) * piece(cuts))
-
-
-def piece(cuts: int) -> float:
-    """Time of one of the ``cuts`` pieces of a tile, that of the whole tile being 1."""
-    steps, more = CUTS["STEPS"], CUTS["PIECE"]
-    return (blocks(steps, cuts) + more) / (steps + more)
-
-
 def rounds(row_blocks: int, column_blocks: int, programs: int) -> float:
     """Rounds of tiles that all tokens take, the last one with what its cuts leave of it; in whole ones."""
-    whole, rest, cuts = cut_tiles(row_blocks, column_blocks, programs)
-    return whole + blocks(rest * cuts, programs) * piece(cuts)
+    steps, piece = CUTS["STEPS"], CUTS["PIECE"]
+    whole, rest = divmod(row_blocks * column_blocks, programs)
+    if not rest:
+        return whole
+    extra = row_blocks - whole * programs // column_blocks
+    memory = extra_row_blocks(row_blocks, column_blocks, programs)
+    last = min(
+        blocks(rest * cuts, programs) * (blocks(steps, cuts) + piece)
+        for cuts in range(1, CUTS["MAX_CUTS"] + 1)
+        if (cuts - 1) * extra <= memory
+    )
+    return whole + last / (steps + piece)
 
 
 @triton.jit

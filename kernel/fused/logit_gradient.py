@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .codes import bits_below, decode
-from .early import let_next_begin, wait_for_previous
+from .early import wait_for_previous
 from .tile_gradient import gradient_of_logits
 from .tiles import capped, column_part, logit_argument, merged_strip, product, store_tile
 
@@ -62,10 +62,8 @@ def recomputed_strip_kernel(
     PRECISE: tl.constexpr,
     FOLDED: tl.constexpr,
     EARLY: tl.constexpr,
-    NEXT_EARLY: tl.constexpr,
 ):
     """Write dz of a strip, or of several, from the logits themselves, computed once more."""
-    let_next_begin(NEXT_EARLY)
     if independent == 0:
         wait_for_previous(EARLY)
     row_count = tl.load(count)

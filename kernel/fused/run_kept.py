@@ -64,7 +64,7 @@ def add_kept(state: Gradients, plan: Schedule, kept: Sequence[Kept], *, last: bo
         add_bias(state, dz, whole, row_factor, of_bias)
         for index in reversed(range(run.number)):
             strip = StripColumns(run.start + index * run.width, run.width, 0, run.width)
-            add_weight(state, dz, scaled, strip, of_weight, index, independent=index < run.number - 1)
+            add_weight(state, dz, scaled, strip, of_weight, index)
     state.tiles.forget()  # the memory of the scaled hidden states
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from . import early
 from .arguments import tiling
 from .compile_ahead import recording, run_kernel
 from .early import begins_early
@@ -22,14 +21,7 @@ __all__ = ["add_bias", "add_input", "add_weight"]
 
 
 def add_weight(
-    state: Gradients,
-    dz: Tensor,
-    hidden: Tensor,
-    columns: StripColumns,
-    uniform: Tensor,
-    first_strip: int = 0,
-    *,
-    independent: bool = False,
+    state: Gradients, dz: Tensor, hidden: Tensor, columns: StripColumns, uniform: Tensor, first_strip: int = 0
 ) -> None:
     """Write the weight's gradient of the strip: ``dz.T @ hidden``, less ``uniform`` in every row."""
     if state.weight_gradient is None:
@@ -37,21 +29,14 @@ def add_weight(
     launch, width = state.table.weight_gradient, columns.strip_columns
     splits = weight_splits(state.n, width, state.hidden_size, launch, state.programs)
     if state.into is not None and state.into.accumulate:
-        _launch_weight(state, dz, hidden, columns, uniform, first_strip, 1, independent)
+        _launch_weight(state, dz, hidden, columns, uniform, first_strip, 1)
         return
     for number in (1, max(splits, 2)) if recording() else (splits,):  # the tokens choose between two kernels
-        _launch_weight(state, dz, hidden, columns, uniform, first_strip, number, independent)
+        _launch_weight(state, dz, hidden, columns, uniform, first_strip, number)
 
 
 def _launch_weight(
-    state: Gradients,
-    dz: Tensor,
-    hidden: Tensor,
-    columns: StripColumns,
-    uniform: Tensor,
-    first_strip: int,
-    splits: int,
-    independent: bool,
+    state: Gradients, dz: Tensor, hidden: Tensor, columns: StripColumns, uniform: Tensor, first_strip: int, splits: int
 ) -> None:
     """Launch what :func:`add_weight` needs, the sums over the tokens in ``splits`` pieces."""
     gradient, launch, programs = state.weight_gradient, state.table.weight_gradient, state.programs
@@ -84,13 +69,12 @@ def _launch_weight(
         ACCUMULATE=accumulate,
         first_strip=first_strip,
         hidden_row_stride=hidden.stride(0),
-        independent=int(independent and early.LATE),
         BLOCK_VOCAB=launch.rows,
         BLOCK_COLUMNS=launch.columns,
         BLOCK_ROWS=launch.depth,
         DESCRIPTOR=state.tiles.descriptor,
         **tiling(launch),
-        **begins_early(launch, state.table.input_gradient, descriptor=state.tiles.descriptor),
+        NEXT_EARLY=state.tiles.descriptor and state.table.input_gradient.early,
     )
     if sums is not None:
         del strip["dz_stride"]
@@ -156,9 +140,10 @@ def add_input(
         **CUTS,
         DESCRIPTOR=state.tiles.descriptor,
         REDUCE=reduce,
-        independent=int(independent and early.LATE),
+        independent=int(independent),
         **tiling(launch),
-        **begins_early(launch, state.table.logit_gradient, descriptor=state.tiles.descriptor),
+        **begins_early(launch, descriptor=state.tiles.descriptor),
+        NEXT_EARLY=state.tiles.descriptor and state.table.logit_gradient.early,
     )
 
 

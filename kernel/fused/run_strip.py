@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import early
 from .arguments import Head, Kept, Scalars, Tiles, logit_arguments, product_arguments, tiling
 from .byte_columns import decoded_strip_kernel
 from .compile_ahead import run_kernel
@@ -48,8 +47,7 @@ def recompute_strip(
     ``independent`` says that the kernel ahead is a product of the strip before (:mod:`.early`).
     """
     hidden, weight, bias, _ = head
-    table = launch_table(hidden.device, hidden.dtype)
-    launch = table.logit_gradient
+    launch = launch_table(hidden.device, hidden.dtype).logit_gradient
     run_kernel(
         recomputed_strip_kernel,
         (processors(hidden.device),),
@@ -68,10 +66,10 @@ def recompute_strip(
         MIXED=rows.mix is not None,
         FOLDED=launch.folded,
         MASK_VOCAB=columns.run_start + columns.run_columns > weight.shape[0],
-        independent=int(independent and early.LATE),
+        independent=int(independent),
         **product_arguments(tiles, hidden, weight, launch),
         **tiling(launch),
-        **begins_early(launch, table.weight_gradient, descriptor=tiles.descriptor),
+        **begins_early(launch, descriptor=tiles.descriptor),
     )
 
 

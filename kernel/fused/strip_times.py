@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from .last_round import cut_tiles, piece
-from .launch import Launch, LaunchTable, blocks, weight_splits
+from .launch import Launch, LaunchTable, weight_splits
 
 __all__ = ["KEPT", "MAX_WIDTH", "Source", "StripTimes"]
 
@@ -23,7 +22,6 @@ _RUN = 150.0
 KEPT = 0.6e-6  # of the forward, for a token and column that it keeps; on an H200
 _EPILOGUE = 4  # of a tile of dz, in steps
 MAX_WIDTH = 16384
-BESIDE = False
 
 
 class StripTimes:
@@ -106,13 +104,10 @@ class StripTimes:
             elif not kept:
                 depth = self.hidden_size + _EPILOGUE * dz.depth
                 time += _STEP_DZ * self.steps(self.n, width, depth, dz)
-            if BESIDE and self.weight_gradient and self.splits(width) == 1:
-                time += self.side_by_side(width)
-            else:
-                if self.weight_gradient:
-                    time += self.weight(width)
-                # The last round of the input's gradient is cut along the sum: count it by halves.
-                time += _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width, input) / 2
+            if self.weight_gradient:
+                time += self.weight(width)
+            # The last round of the input's gradient is cut along the sum: count it by halves.
+            time += _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width, input) / 2
             self.times[width, kept] = time
         return self.times[width, kept]
 
@@ -126,31 +121,10 @@ class StripTimes:
             time += number * (_LAUNCH + self.weight(width))
         return time + _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width * number, input) / 2
 
-    def side_by_side(self, width: int) -> float:
-        """Modelled time of both products of one strip, the input's gradient beside the last round of the weight's.
-
-        Its programs with the most pieces begin where a multiprocessor has one tile of the weight's gradient less.
-        """
-        weight, input = self.table.weight_gradient, self.table.input_gradient
-        of_weight = _STEP_WEIGHT * self.steps(weight.rows, weight.columns, self.n, weight)
-        of_input = _STEP_INPUT * self.steps(input.rows, input.columns, width, input)
-        tiles = blocks(width, weight.rows) * blocks(self.hidden_size, weight.columns)
-        before, late = divmod(tiles, self.processors)
-        sizes = blocks(self.n, input.rows), blocks(self.hidden_size, input.columns), self.processors
-        whole, rest, cuts = cut_tiles(*sizes)
-        pieces, early = divmod(rest * cuts, self.processors)
-        least = before * of_weight + (whole + pieces * piece(cuts)) * of_input
-        of_early = piece(cuts) * of_input if early else 0.0
-        of_late = of_weight + (piece(cuts) * of_input if early > self.processors - late else 0.0) if late else 0.0
-        return least + max(of_early, of_late)
-
-    def splits(self, width: int) -> int:
-        """Pieces that the sums of the weight's gradient of one strip are cut into."""
-        return weight_splits(self.n, width, self.hidden_size, self.table.weight_gradient, self.processors)
-
     def weight(self, width: int) -> float:
         """Modelled time of the weight's gradient of one strip, with what joins the pieces of a cut sum."""
-        launch, splits = self.table.weight_gradient, self.splits(width)
+        launch = self.table.weight_gradient
+        splits = weight_splits(self.n, width, self.hidden_size, launch, self.processors)
         time = _STEP_WEIGHT * self.steps(splits * width, self.hidden_size, -(-self.n // splits), launch)
         if splits > 1:  # written and read
             time += _LAUNCH + 2 * 4 * splits * width * self.hidden_size / _BYTES

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .early import let_next_begin, wait_for_previous
+from .early import let_next_begin
 from .tiles import column_part, load_tile, merged_strip, store_tile
 
 __all__ = ["bias_gradient_kernel", "join_sums_kernel", "weight_gradient_kernel"]
@@ -28,7 +28,7 @@ def _pieces(splits, columns, strip_columns):
     return tl.maximum(splits // tl.maximum(tl.cdiv(columns, strip_columns), 1), 1)
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first_strip", "splits", "independent"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first_strip", "splits"])
 def weight_gradient_kernel(
     dz,  # (dz_rows, strip); see tiles.merged_strip
     hidden,  # (N, D) packed
@@ -50,7 +50,6 @@ def weight_gradient_kernel(
     hidden_row_stride,
     gradient_row_stride,
     constant,
-    independent,  # whether it is of the kernel ahead (.early)
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -60,12 +59,9 @@ def weight_gradient_kernel(
     ACCUMULATE: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
-    EARLY: tl.constexpr,
     NEXT_EARLY: tl.constexpr,
 ):
     """Persistent; hidden-size blocks vary fastest, so that a strip of dz is read from memory once."""
-    if independent == 0:
-        wait_for_previous(EARLY)
     let_next_begin(NEXT_EARLY)
     row_count = tl.load(count)
     factor = tl.load(scale) * constant
@@ -110,7 +106,6 @@ def weight_gradient_kernel(
                 hidden, k, column, row_count, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
             )
             acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
-        wait_for_previous(EARLY)
         for part in tl.static_range(PARTS):
             values = column_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS)
             d = column + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
@@ -150,7 +145,6 @@ def weight_gradient_kernel(
                     BLOCK_COLUMNS // PARTS,
                     DESCRIPTOR,
                 )
-    wait_for_previous(EARLY)
 
 
 @triton.jit(do_not_specialize=["dz_rows", "vocab_size", "splits"])

@@ -52,8 +52,11 @@ def one_after_another():
     return run
 
 
-@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"softcap": 30.0, "z_loss": 1e-4}], ids=["b", "cap"])
-@pytest.mark.parametrize("ignored", [0.0, 0.8])  # with few kept tokens one launch does several strips
+@pytest.mark.parametrize(
+    ("options", "ignored"),  # with few kept tokens one launch does several strips
+    [({"label_smoothing": 0.1}, 0.0), ({"softcap": 30.0, "z_loss": 1e-4}, 0.0), ({"label_smoothing": 0.1}, 0.8)],
+    ids=["all", "all, capped", "few"],
+)
 @pytest.mark.parametrize(
     ("shape", "budgets"),
     [
