@@ -82,7 +82,7 @@ def _add_strips(
         if first:
             add_input(state, dz, columns, state.ones)
             state.reduce()
-        add_bias(state, dz, columns, state.ones, state.zeros)
+        add_bias(state, dz, columns, state.ones, state.zeros)  # not between the products (:mod:`.early`)
         add_weight(state, dz, state.head.hidden, columns, state.zeros)
         if not first:
             add_input(state, dz, columns, state.ones, independent=state.weight_gradient is not None)
