@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -163,6 +164,16 @@ def test_numbers_in_prose_have_a_digit_in_front_of_their_point():
     want = "A < 0.8, [-0.01, 0.05] and > 3%\n```sh\nrun --b .05\n```\n`x=.1` [0.2](a/.5) V .\n3.11 ... 1/.4"
     assert numbers_in_full(text) == want
     assert readme_tables.render(text) == want
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.parent.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_the_prose_of_a_notebook_has_numbers_in_full_and_no_list_within_a_formula(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "markdown":
+            prose = "".join(cell["source"])
+            assert numbers_in_full(prose) == prose
+            for paragraph in prose.split("\n\n"):  # a line that begins with a minus would begin a list
+                assert not [cut for cut in re.split(r"\n(?=[-+*] )", paragraph) if cut.count("$") % 2]
 
 
 def test_full_verdicts_go_before_quick_ones(tmp_path):
