@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .early import let_next_begin
 from .tiles import column_part, load_tile, merged_strip, store_tile
 
 __all__ = ["bias_gradient_kernel", "join_sums_kernel", "weight_gradient_kernel"]
@@ -58,8 +59,10 @@ def weight_gradient_kernel(
     ACCUMULATE: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    NEXT_EARLY: tl.constexpr,
 ):
     """Persistent; hidden-size blocks vary fastest, so that a strip of dz is read from memory once."""
+    let_next_begin(NEXT_EARLY)
     row_count = tl.load(count)
     factor = tl.load(scale) * constant
     rows, first, columns = merged_strip(row_count, dz_rows, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
