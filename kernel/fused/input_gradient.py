@@ -207,7 +207,7 @@ def unpack_kernel(
     accumulator,  # (padded N + extra, D) float32, packed
     gradient,  # (N, D) input order
     count,  # (1,)
-    position,  # (N,)
+    source,  # (N,)
     row_scale,  # (N,) packed
     uniform,  # (D,): row_scale times this is subtracted
     scale,  # ()
@@ -225,14 +225,15 @@ def unpack_kernel(
     COLUMNS: tl.constexpr,
 ):
     """Join the pieces of cut tiles, scale, round and move kept tokens to their places; ignored ones get 0."""
-    row_blocks = tl.cdiv(tl.load(count), BLOCK_ROWS)
+    row_count = tl.load(count)
+    row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     whole, cuts = last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
     extra = row_blocks - whole // column_blocks
     factor = tl.load(scale) * constant
-    origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row = tl.load(position + origin, mask=origin < n, other=-1)
-    kept = row >= 0
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    kept = row < row_count
+    origin = tl.load(source + row, mask=row < n, other=0)
     share = tl.load(row_scale + row, mask=kept, other=0.0)[:, None]
     for start in range(0, hidden_size, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
@@ -245,4 +246,4 @@ def unpack_kernel(
             values += tl.load(address + offset, mask=kept[:, None] & inside & is_cut, other=0.0)
         values -= share * tl.load(uniform + column, mask=column < hidden_size, other=0.0)[None, :]
         target = gradient + origin.to(tl.int64)[:, None] * hidden_size + column[None, :]
-        tl.store(target, (values * factor).to(gradient.dtype.element_ty), mask=(origin < n)[:, None] & inside)
+        tl.store(target, (values * factor).to(gradient.dtype.element_ty), mask=(row < n)[:, None] & inside)

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 __all__ = [
+    "TOKENS_OF_A_PIECE",
     "Launch",
     "LaunchTable",
     "available",
@@ -79,10 +80,16 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+@cache  # PyTorch looks it up anew each time, for longer than Triton takes to launch a small kernel
+def _major(device: torch.device) -> int:
+    """The first number of a CUDA device's compute capability."""
+    return torch.cuda.get_device_capability(device)[0]
+
+
 def _family(device: torch.device) -> str:
     if device.type == "cpu":
         return "interpreter"
-    return "hopper" if torch.cuda.get_device_capability(device)[0] == 9 else "ampere"
+    return "hopper" if _major(device) == 9 else "ampere"
 
 
 def launch_table(device: torch.device, dtype: torch.dtype, hidden_size: int | None = None) -> LaunchTable:
@@ -139,7 +146,7 @@ def processors(device: torch.device) -> int:
 
 # Tokens for each piece and entry of the hidden size: with 16 the pieces' float32 take at most an eighth of the memory
 # of dz in half precision, from which they are made, and writing and reading them an eighth of what dz takes.
-_TOKENS_OF_A_PIECE = 16
+TOKENS_OF_A_PIECE = 16
 
 
 def weight_splits(tokens: int, width: int, hidden_size: int, launch: Launch, processors: int) -> int:
@@ -148,12 +155,12 @@ def weight_splits(tokens: int, width: int, hidden_size: int, launch: Launch, pro
     The pieces take ``splits * width * hidden_size`` float32, never more than a tile for each multiprocessor.
     """
     tiles = blocks(width, launch.rows) * blocks(hidden_size, launch.columns)
-    return max(min(processors // tiles, tokens // (_TOKENS_OF_A_PIECE * hidden_size)), 1)
+    return max(min(processors // tiles, tokens // (TOKENS_OF_A_PIECE * hidden_size)), 1)
 
 
 def uses_descriptors(*tensors: torch.Tensor) -> bool:
     """Whether the copy engine can load and store all of these matrices: Hopper, aligned rows, contiguous columns."""
-    if any(t.device.type == "cuda" and torch.cuda.get_device_capability(t.device)[0] != 9 for t in tensors):
+    if any(t.is_cuda and _major(t.device) != 9 for t in tensors):
         return False
     return all(
         t.stride(1) == 1
