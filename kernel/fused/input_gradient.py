@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .early import let_next_begin, wait_for_previous
 from .last_round import last_round
 from .tiles import column_part, load_tile, merged_strip
 
@@ -88,7 +89,7 @@ def _add_tile(
             tl.store(address, tl.load(address, mask=mask, other=0.0) + values, mask=mask)
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "memory_blocks"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "memory_blocks", "independent"])
 def input_gradient_kernel(
     dz,  # (dz_rows, strip); see tiles.merged_strip
     weight,  # (V, D)
@@ -106,6 +107,7 @@ def input_gradient_kernel(
     weight_row_stride,
     weight_column_stride,
     row_factor,  # (N,) packed: multiplies the rows of the product
+    independent,  # whether it is of the kernel ahead (.early)
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
@@ -118,11 +120,16 @@ def input_gradient_kernel(
     REDUCE: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
+    NEXT_EARLY: tl.constexpr,
 ):
     """Add the products of a strip, or of several, to an accumulator that was 0 at first; persistent over its tiles.
 
     With REDUCE the copy engine adds in the L2 cache; without it the program loads, adds and stores.
     """
+    let_next_begin(NEXT_EARLY)
+    if independent == 0:
+        wait_for_previous(EARLY)
     row_count = tl.load(count)
     strip_rows, first, columns = merged_strip(row_count, dz_rows, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
     strip_start = run_start + first
@@ -192,6 +199,7 @@ def input_gradient_kernel(
             REDUCE,
             PRECISION,
         )
+    wait_for_previous(EARLY)
 
 
 @triton.jit(do_not_specialize=["n", "memory_blocks"])

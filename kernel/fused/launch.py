@@ -34,6 +34,7 @@ class Launch:
     stages: int
     parts: int = 2  # column blocks in which the epilogue stores: fewer need more shared memory
     reduce: bool = False  # add to the float32 accumulator in the L2 cache, by the copy engine (input gradient only)
+    early: bool = False  # begin before the kernel ahead has ended (:mod:`.early`; logit and input gradients only)
     folded: bool = False  # another form of a softcap's slope (tiles.capped; logit gradient only)
     flatten: bool = (
         True  # fuse the loop over tiles with the loop over the sum: the next tile's loads overlap this one's end
@@ -58,9 +59,9 @@ _HOPPER_16 = Launch(128, 256, 64, warps=8, stages=3)
 _TABLES = {
     ("hopper", 2): LaunchTable(
         forward=replace(_HOPPER_16, stages=4),
-        logit_gradient=replace(_HOPPER_16, stages=4),
+        logit_gradient=replace(_HOPPER_16, stages=4, early=True),
         weight_gradient=replace(_HOPPER_16, stages=4),
-        input_gradient=replace(_HOPPER_16, reduce=True),
+        input_gradient=replace(_HOPPER_16, reduce=True, early=True),
     ),
     # Products of float32 run on the CUDA cores, in IEEE arithmetic: tile for registers, nothing else matters.
     ("hopper", 4): LaunchTable(*[Launch(64, 64, 32, warps=4, stages=2, flatten=False)] * 4),

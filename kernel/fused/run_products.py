@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .arguments import tiling
 from .compile_ahead import recording, run_kernel
+from .early import begins_early
 from .gradients import Gradients
 from .input_gradient import input_gradient_kernel
 from .last_round import CUTS
@@ -80,6 +81,7 @@ def _launch_weight(
         BLOCK_ROWS=launch.depth,
         DESCRIPTOR=state.tiles.descriptor,
         **tiling(launch),
+        NEXT_EARLY=state.tiles.descriptor and state.table.input_gradient.early,
     )
     if sums is not None:
         del strip["dz_stride"]
@@ -114,8 +116,13 @@ def add_bias(state: Gradients, dz: Tensor, columns: StripColumns, row_weight: Te
     )
 
 
-def add_input(state: Gradients, dz: Tensor, columns: StripColumns, row_factor: Tensor) -> None:
-    """Add ``dz @ weight`` of the strip, its rows multiplied by ``row_factor``."""
+def add_input(
+    state: Gradients, dz: Tensor, columns: StripColumns, row_factor: Tensor, *, independent: bool = False
+) -> None:
+    """Add ``dz @ weight`` of the strip, its rows multiplied by ``row_factor``.
+
+    ``independent`` says that the kernel ahead is of the weight's gradient of the same strip (:mod:`.early`).
+    """
     accumulator = state.accumulator
     if accumulator is None:
         return
@@ -140,7 +147,10 @@ def add_input(state: Gradients, dz: Tensor, columns: StripColumns, row_factor: T
         **CUTS,
         DESCRIPTOR=state.tiles.descriptor,
         REDUCE=reduce,
+        independent=int(independent),
         **tiling(launch),
+        **begins_early(launch, descriptor=state.tiles.descriptor),
+        NEXT_EARLY=state.tiles.descriptor and state.table.logit_gradient.early,
     )
 
 

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from .chunk_sums import decoded, encoded, of_units, to_units
+from .early import let_next_begin
 from .tiles import column_part, load_tile, merged_strip, store_tile
 
 __all__ = ["bias_gradient_kernel", "join_sums_kernel", "weight_gradient_kernel"]
@@ -63,8 +64,10 @@ def weight_gradient_kernel(
     CODED: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    NEXT_EARLY: tl.constexpr,
 ):
     """Persistent; hidden-size blocks vary fastest, so that a strip of dz is read from memory once."""
+    let_next_begin(NEXT_EARLY)
     row_count = tl.load(count)
     factor = tl.load(scale) * constant
     if CODED:
