@@ -27,7 +27,6 @@ holds kept columns, and dz takes memory beside them.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -144,17 +143,11 @@ def schedule(
 
 
 def _smaller(whole: Plan, planner: Planner, workspace_bytes: int) -> Plan:
-    """The smallest plan that is nearly as fast as the budget allows, where ``whole`` uses all of it."""
-    times, tile_bytes = planner.times, planner.n * planner.itemsize * planner.tile
-    # Smaller workspaces, and the next larger one, beside which the time of this one is judged.
+    """The best plan of smaller workspaces and of all of this one, which ``whole`` uses."""
+    tile_bytes = planner.n * planner.itemsize * planner.tile
     tiles = workspace_bytes // tile_bytes
     sizes = sorted({size << shift >> 2 for shift in range(tiles.bit_length() + 1) for size in _SIZES})
-    sizes = sizes[: bisect_right(sizes, tiles) + 1]
-    plans = [planner.plan(tile_bytes * size) for size in sizes]
-    # What this workspace would take if columns beyond those of the best plan were kept without any loss to rounds of
-    # tiles. It falls with the workspace: a plan that is left behind once stays so, and with it what it kept.
-    ideal = min(plan.time + times.saved * plan.columns for plan in plans) - times.saved * whole.columns
-    return next((plan for plan in plans[:-1] if plan.time <= _NEAR * ideal), whole)
+    return planner.best([*(planner.plan(tile_bytes * size) for size in sizes if size < tiles), whole])
 
 
 def every_kind(

@@ -7,20 +7,22 @@ from typing import Literal
 
 from .launch import Launch, LaunchTable, weight_splits
 
-__all__ = ["KEPT", "MAX_WIDTH", "Source", "StripTimes"]
+__all__ = ["ENCODED", "KEPT", "MAX_WIDTH", "Source", "StripTimes"]
 
 Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, or what was kept in bytes
 
-# Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles (launches,
-# the accumulator's traffic) and of one launch alone, and bytes moved in one: fitted to an H100; only ratios matter.
-_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 2.5e6
-# On an H200, whose products are as fast: bytes moved in one where bytes become dz, and of such a strip apart.
-_BYTES_DECODED, _STRIP_DECODED = 3.9e6, 37.0
+# Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles (launches)
+# and of one launch alone, and bytes moved in one: fitted to an H200's phases (kernel_profile.csv), whose times are 1.1
+# to 1.2 times these; only ratios matter.
+_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.70, 0.66, 20.0, 8.0, 2.5e6
+_CACHED = 40e6  # bytes of the input gradient's accumulator that stay in the L2 cache: each strip moves the others
+# Bytes moved in one where bytes become dz, and of such a strip what it takes longer.
+_BYTES_DECODED, _DECODED = 3.9e6, 12.0
 # Of kept columns in one memory: sweeps of the forward that they end, launches that look whether to repair them, and so
 # on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved.
 _RUN = 150.0
-KEPT = 0.6e-6  # of the forward, for a token and column that it keeps; on an H200
-_EPILOGUE = 4  # of a tile of dz, in steps
+KEPT, ENCODED = 0.6e-6, 0.9e-6  # of the forward, for a token and column that it keeps, in a byte; on an H200
+_EPILOGUE = 4  # of a tile of dz or of the input's gradient, in steps
 MAX_WIDTH = 16384
 
 
@@ -62,7 +64,9 @@ class StripTimes:
         depth = hidden_size + _EPILOGUE * dz.depth
         self.saved = _STEP_DZ * n * depth / (128 * 256 * 64) / processors
         self.run = _RUN
-        self.stored = KEPT * n  # what it costs the forward
+        self.strip = _STRIP + 2 * max(4 * n * hidden_size - _CACHED, 0) / _BYTES_DECODED
+        self.stored, self.encoded = KEPT * n, (ENCODED - KEPT) * n  # what it costs the forward, and in a byte more
+        self.forward = self.saved * self.vocab
         # In bytes, of which one is read and dz written, twice as many are kept. That pays where to make dz of a column
         # takes less than half of what keeping it saves.
         self.decoded = 3 * n / _BYTES_DECODED
@@ -95,8 +99,8 @@ class StripTimes:
     def microseconds(self, width: int, kept: Source) -> float:
         """Modelled time of one strip: whole rounds of tiles in each of the three kernels, and what comes on top."""
         if (width, kept) not in self.times:
-            dz, input = self.table.logit_gradient, self.table.input_gradient
-            time = _STRIP_DECODED if kept == "bytes" else _STRIP
+            dz = self.table.logit_gradient
+            time = self.strip + (_DECODED if kept == "bytes" else 0)
             if kept == "bytes":
                 time += self.decoded * width
             elif kept and not self.direct:
@@ -106,20 +110,23 @@ class StripTimes:
                 time += _STEP_DZ * self.steps(self.n, width, depth, dz)
             if self.weight_gradient:
                 time += self.weight(width)
-            # The last round of the input's gradient is cut along the sum: count it by halves.
-            time += _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width, input) / 2
-            self.times[width, kept] = time
+            self.times[width, kept] = time + self.input(width)
         return self.times[width, kept]
 
     def kept(self, width: int, number: int) -> float:
         """Modelled time of kept columns in ``number`` strips: one launch for the input's gradient, others for each."""
-        input = self.table.input_gradient
-        time = _STRIP
+        time = self.strip
         if not self.direct:
             time += 2 * self.n * width * number * 2 / _BYTES
         if self.weight_gradient:
             time += number * (_LAUNCH + self.weight(width))
-        return time + _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, width * number, input) / 2
+        return time + self.input(width * number)
+
+    def input(self, width: int) -> float:
+        """Modelled time of the input's gradient of one launch: the last round is cut along the sum, count it by halves."""
+        input = self.table.input_gradient
+        depth = width + _EPILOGUE * input.depth
+        return _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, depth, input) / 2
 
     def weight(self, width: int) -> float:
         """Modelled time of the weight's gradient of one strip, with what joins the pieces of a cut sum."""
