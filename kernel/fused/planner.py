@@ -14,8 +14,8 @@ from .strip_times import StripTimes
 __all__ = ["Planner"]
 
 _NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in the gradient's memory
-# Of the plans that a budget holds, those of nearly the least time are ranked by memory, too: a percent less time is worth
-# six percent more.
+# Of the plans that a budget holds, those of nearly the least time are ranked by the call's memory, too: a percent of
+# the time is worth six of it.
 _NEAR, _MEMORY = 1.01, 1 / 6
 
 

@@ -123,7 +123,7 @@ class StripTimes:
         return time + self.input(width * number)
 
     def input(self, width: int) -> float:
-        """Modelled time of the input's gradient of one launch: the last round is cut along the sum, count it by halves."""
+        """Modelled time of one launch for the input's gradient: its last round, cut along the sum, counts by halves."""
         input = self.table.input_gradient
         depth = width + _EPILOGUE * input.depth
         return _STEP_INPUT * self.steps(2 * self.n, self.hidden_size, depth, input) / 2
