@@ -15,9 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import free_launches
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers import Peak, free_launches
 
 from kernel import head_statistics, linear_cross_entropy
 from kernel.fused.launch import interpreted
@@ -338,26 +336,6 @@ def test_chunks_of_tokens_compile_nothing_new(kind, monkeypatch):
         assert not found - known, (n, workspace_bytes, rows)
         names |= {name for name, _ in found}
     assert {"_scale_kernel", "weight_gradient_kernel", "bias_gradient_kernel"} <= names
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes of memory made inside that were in use at a time."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive, self.bytes = {}, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {x.untyped_storage()._cdata for x in args if isinstance(x, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        self.alive = {key: kept for key, kept in self.alive.items() if not kept[0].expired()}
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in given:
-                    self.alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-        self.bytes = max(self.bytes, sum(size for _, size in self.alive.values()))
-        return out
 
 
 @pytest.mark.parametrize("kind", ["plain", "everything, bfloat16", "smoothed, bfloat16"])
