@@ -78,9 +78,10 @@ def problem(
 @contextmanager
 def free_launches() -> Iterator[None]:
     """Let the fused kernels plan as if launches cost nothing: what pays at large sizes alone is then tried at small ones."""
-    from kernel.fused import schedule, strip_times
+    from kernel.fused import planner, schedule, strip_times
 
-    with patch.multiple(strip_times, _STRIP=0.0, _DECODED=0.0, _LAUNCH=0.0, _RUN=0.0):
+    free = ("_STRIP", "_DECODED", "_LAUNCH", "_RUN", "_EPILOGUE_INPUT", "KEPT", "ENCODED")
+    with patch.multiple(strip_times, **dict.fromkeys(free, 0.0)), patch.object(planner, "_MEMORY", 0.0):
         schedule.schedule.cache_clear()
         yield
     schedule.schedule.cache_clear()

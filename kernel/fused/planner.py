@@ -20,10 +20,11 @@ _NEAR, _MEMORY = 1.01, 1 / 6
 
 
 class _InGradient(NamedTuple):
-    """Strips in the gradient's memory, the columns that fitted at each (negative: rising), times up to each."""
+    """Strips in the gradient's memory, the columns that fitted at each (negative: rising), where and when it begins."""
 
     limits: list[int]
     series: list[Series]
+    starts: list[int]
     times: list[float]
 
 
@@ -67,6 +68,7 @@ class Planner:
         self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
         self.byte_peaks = blocks(4 * self.n * peak_rows(self.tile), self.tile)  # the same of a column in bytes
         places = (False,) if scaled and sums else (True, False) if scaled else (True,)  # of the scaled hidden states
+        self.runs = {inside: list(dict.fromkeys(self.strips(inside))) for inside in places}
         self.stacks = {inside: self.stack(inside) for inside in places}
         self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
 
@@ -78,23 +80,38 @@ class Planner:
             plans += self.beside(budget)
         elif not plans:
             plans += self.apart(budget)
+        most = min(map(self.near, plans))
         if all(plan.columns < self.vocab for plan in plans):
-            plans += in_bytes(self, budget)
-        most = _NEAR * min(self.microseconds(plan) for plan in plans)
+            plans += in_bytes(self, budget, most)
+            most = min(map(self.near, plans))
         return self.best([plan for plan in plans if self.microseconds(plan) <= most])
 
     def best(self, plans: Sequence[Plan]) -> Plan:
         """The first of those whose time times a power of the call's memory is the least."""
         return min(plans, key=lambda plan: self.microseconds(plan) * (self.fixed + self.bytes(plan)) ** _MEMORY)
 
+    def near(self, plan: Plan) -> float:
+        """The most time that one of as little memory as may be may take beside it."""
+        return _NEAR * self.microseconds(plan)
+
     def microseconds(self, plan: Plan) -> float:
         """Modelled time of forward and backward."""
-        coded = sum(run.columns for run in plan.kept if run.in_bytes)
-        memories = max(len({run.in_gradient for run in plan.kept}), 1)
-        times = self.times
-        return (
-            plan.time + times.forward + times.stored * plan.columns + times.encoded * coded + times.run * (memories - 1)
-        )
+        return plan.time + self.beyond(plan.kept)
+
+    def beyond(self, kept: tuple[KeptColumns, ...]) -> float:
+        """Modelled time of the forward, and of what columns in both memories take longer."""
+        times, memories = self.times, max(len({run.in_gradient for run in kept}), 1)
+        time = times.forward + times.run * (memories - 1)
+        return time + sum((times.stored + (times.encoded if run.in_bytes else 0)) * run.columns for run in kept)
+
+    def least_microseconds(self, kept: tuple[KeptColumns, ...]) -> float:
+        """What forward and backward take at least with columns kept so."""
+        columns, time = sum(run.columns for run in kept), self.beyond(kept) + self.as_they_are(kept)
+        for run in kept:
+            if run.in_bytes:
+                in_strips = run.number * self.times.microseconds(run.width, "bytes")
+                time += in_strips if run.in_gradient else self.times.each("bytes") * run.columns
+        return time + self.times.each(False) * (self.vocab - columns)
 
     def bytes(self, plan: Plan) -> int:
         """What a plan takes outside the gradients, with the peaks of columns in bytes."""
@@ -126,7 +143,7 @@ class Planner:
         """
         if not self.keep or self.first:
             return
-        places = [(False, None), *((inside, run) for inside in self.stacks for run in self.strips(inside))]
+        places = [(False, None), *((inside, run) for inside in self.runs for run in self.runs[inside])]
         for inside, run in places:
             end = self.vocab if run is None else run.start
             if not self.least_start(inside) and self.n * self.itemsize * end + self.peaks * self.vocab <= budget:
@@ -171,9 +188,8 @@ class Planner:
     def stack(self, inside: bool) -> KeptColumns | None:
         """Of :meth:`strips` those that save the most time; None if none do."""
         best, least = None, -self.least
-        widest = self.times.width(self.vocab, False)
-        each = self.times.microseconds(widest, False) / widest  # of a column that is not kept
-        for run in self.strips(inside):
+        each = self.times.each(False)  # of a column that is not kept
+        for run in self.runs[inside]:
             time = self.times.kept(run.width, run.number) - each * run.columns
             if time < least:
                 best, least = run, time
@@ -217,10 +233,10 @@ class Planner:
             for start, padded, count in self.times.equal(boundary, self.vocab, max(room, width), True):
                 kept_strips.append(Series(start, padded, count, True, 0 if padded <= room else None))
                 time += count * self.times.microseconds(padded, True)
-        first = self.in_gradient(boundary, unwritten)
+        first = self.in_gradient(boundary, unwritten, width)
         # While more fits the gradient's memory than the workspace; then strips alike, the early ones still in there.
         number = bisect_left(first.limits, -width)
-        start = first.series[number - 1].start + first.series[number - 1].padded if number else 0
+        start = first.starts[number]
         tail: list[Series] = []
         for begin, padded, count in self.times.equal(start, boundary, width, False):
             last = (unwritten - ALIGN - padded * (self.n + self.hidden_size)) // self.hidden_size if unwritten else -1
@@ -238,27 +254,30 @@ class Planner:
             memory += self.base
         return Plan(time, memory, workspace, held, kept, scaled_in_gradient, series)
 
-    def in_gradient(self, boundary: int, unwritten: int) -> _InGradient:
+    def in_gradient(self, boundary: int, unwritten: int, width: int) -> _InGradient:
         """Strips from the first row on whose dz fits behind the rows that they write themselves, each of its own width.
 
         Args:
             boundary: Where they end, in whole tiles.
             unwritten: Elements of the gradient's memory that they may use.
+            width: Columns that fit the workspace: strips are made while more fit here.
         """
-        if boundary not in self.prefixes:
-            found = _InGradient([], [], [0.0])
-            start, each = 0, self.n + self.hidden_size
-            while start < boundary:
-                limit = (unwritten - ALIGN - start * self.hidden_size) // each // self.tile * self.tile
-                if limit <= self.tile:  # the workspace holds one tile at least
-                    break
-                padded = min(self.times.width(limit, False), boundary - start)
-                found.limits.append(-limit)
-                found.series.append(Series(start, padded, 1, False, self.offset(unwritten, padded)))
-                found.times.append(found.times[-1] + self.times.microseconds(padded, False))
-                start += padded
-            self.prefixes[boundary] = found
-        return self.prefixes[boundary]
+        found = self.prefixes.get(boundary)
+        if found is None:
+            found = self.prefixes[boundary] = _InGradient([], [], [0], [0.0])
+        start, time, each = found.starts[-1], found.times[-1], self.n + self.hidden_size
+        while start < boundary:
+            limit = (unwritten - ALIGN - start * self.hidden_size) // each // self.tile * self.tile
+            if limit <= max(self.tile, width):  # the workspace holds one tile at least
+                break
+            padded = min(self.times.width(limit, False), boundary - start)
+            found.limits.append(-limit)
+            found.series.append(Series(start, padded, 1, False, self.offset(unwritten, padded)))
+            start += padded
+            time += self.times.microseconds(padded, False)
+            found.starts.append(start)
+            found.times.append(time)
+        return found
 
     def offset(self, unwritten: int, padded: int) -> int:
         """Place of a strip's dz at the end of the gradient's unwritten memory."""

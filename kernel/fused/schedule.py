@@ -179,9 +179,7 @@ def every_kind(
 
 def _listed(plan: Plan, planner: Planner) -> Schedule:
     """A plan with its strips listed, those at the vocabulary's end clipped, each told the run it belongs to."""
-    strips: list[tuple[int, Series]] = [
-        (start, s) for s in plan.series for start in range(s.start, s.start + s.number * s.padded, s.padded)
-    ]
+    strips: list[tuple[int, Series]] = [(start, s) for s in plan.series for start in s.starts()]
     vocab_size = planner.vocab_size
 
     def run(item: tuple[int, Series]) -> tuple[int, int | None, int]:
