@@ -39,7 +39,7 @@ class Plans(NamedTuple):
         return cls(chunks.rows, tuple(call.plan(**kinds, tokens=chunks.rows, sums=sums) for sums in (False, True)))
 
     def peak_bytes(self, call: LossCall) -> int:
-        """Count what is held during the backward, over the inputs; without :data:`APART_BYTES`."""
+        """Count what is held during the backward, over the inputs; without ``APART_BYTES``."""
         hidden, weight = call.head.hidden, call.head.weight
         (n, hidden_size), itemsize = hidden.shape, hidden.element_size()
         launch, programs = launch_table(hidden.device, hidden.dtype).input_gradient, processors(hidden.device)

@@ -261,6 +261,21 @@ def test_targets_command(tmp_path, capsys):
     assert lines[1] == "31 of 32 met; 17 not in the table"
 
 
+def test_targets_say_of_each_rival_whether_one_of_ours_is_as_lean_and_as_fast(tmp_path, capsys):
+    write_csv(tmp_path / "kernel.csv", _table(row5__ms="30.9", row6__ms="90", row6__peak_mib="1000"))
+    command = ["--table", str(tmp_path / "kernel.csv"), "--rivals"]
+    assert targets.main(command) == 0
+    assert targets.main([*command, "--missed"]) == 0
+    lines = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()]
+    exact = "cut-cross-entropy, exact (1200 MiB, 10.00; ours 1200 MiB, 3.10): as lean and as fast"
+    missed = [
+        "torch.compile (5000 MiB, 3.09; ours 1200 MiB, 3.10): 1.003 of its time",
+        "Liger-Kernel (1000 MiB, 9.00; ours 1200 MiB, 3.10): takes more; 0.344 of its time",
+    ]
+    counted = "ours is as lean and as fast as 1 of 3 settings"
+    assert lines == [exact, *missed, counted, *missed, counted]
+
+
 @pytest.mark.parametrize("softcap", [None, 30.0])
 def test_rivals_compute_the_same_loss(data, softcap):
     case = Case(label_smoothing=0.1, softcap=softcap)
