@@ -14,7 +14,7 @@ Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, 
 # Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles (launches)
 # and of one launch alone, and bytes moved in one: fitted to an H200's phases (kernel_profile.csv), whose times are 1.1
 # to 1.2 times these; only ratios matter.
-_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.70, 0.66, 20.0, 8.0, 2.5e6
+_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.70, 0.66, 20.0, 20.0, 2.5e6
 _CACHED = 40e6  # bytes of the input gradient's accumulator that stay in the L2 cache: each strip moves the others
 # Bytes moved in one where bytes become dz, and of such a strip what it takes longer.
 _BYTES_DECODED, _DECODED = 3.9e6, 12.0

@@ -242,7 +242,7 @@ def test_products_that_are_left_to_do():
         "Gemma-2-2B": [3.72, 3.48],
         "Llama-3-8B": [3.06, 3.0],
         "Qwen2.5-0.5B": [3.93, 3.74],
-        "N 16384": [3.88, 3.76],
+        "N 16384": [3.89, 3.76],
         "V 151936": [3.5, 3.12],
         "V 262144": [3.51, 3.28],
         "N 6000": [3.39, 3.0],
@@ -317,7 +317,7 @@ def test_a_few_columns_more_do_not_take_the_memory_of_wide_strips():
 
 
 LEANER = {  # heads where less memory for all columns costs a percent at most: what it is to what one piece takes
-    "Gemma-2-2B": 0.74,
+    "Gemma-2-2B": 0.75,
     "N 16384": 0.89,
     "V 151936": 0.58,
     "V 262144": 0.57,
