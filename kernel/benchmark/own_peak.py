@@ -42,7 +42,10 @@ class Plans(NamedTuple):
         """Count what is held during the backward, over the inputs; without ``APART_BYTES``."""
         hidden, weight = call.head.hidden, call.head.weight
         (n, hidden_size), itemsize = hidden.shape, hidden.element_size()
-        launch, programs = launch_table(hidden.device, hidden.dtype).input_gradient, processors(hidden.device)
+        launch, programs = (
+            launch_table(hidden.device, hidden.dtype, hidden_size).input_gradient,
+            processors(hidden.device),
+        )
         row_blocks, column_blocks = blocks(self.tokens, launch.rows), blocks(hidden_size, launch.columns)
         row_blocks += extra_row_blocks(row_blocks, column_blocks, programs)
         sums = 4 * row_blocks * launch.rows * hidden_size
@@ -64,7 +67,10 @@ class Plans(NamedTuple):
     def _pieces(self, call: LossCall) -> int:
         """Float32 of sums that are cut along the tokens; later chunks, which add to what is there, have none."""
         hidden = call.head.hidden
-        launch, programs = launch_table(hidden.device, hidden.dtype).weight_gradient, processors(hidden.device)
+        launch, programs = (
+            launch_table(hidden.device, hidden.dtype, hidden.shape[1]).weight_gradient,
+            processors(hidden.device),
+        )
         widths = {strip.padded for strip in self.plans[0].strips} | {run.width for run in self.plans[0].kept}
         splits = {width: weight_splits(self.tokens, width, hidden.shape[1], launch, programs) for width in widths}
         return max((4 * n * width * hidden.shape[1] for width, n in splits.items() if n > 1), default=0)

@@ -63,7 +63,7 @@ def every_launch(
     if not any(needs):
         forward(head, scalars, packed=False, return_statistics=return_statistics)
         return
-    table, programs = launch_table(hidden.device, hidden.dtype), processors(hidden.device)
+    table, programs = launch_table(hidden.device, hidden.dtype, hidden.shape[1]), processors(hidden.device)
     size = int(weight.shape[0]), int(weight.shape[1])
     kinds = {"keep": kind != "", "direct": kind == "softmax", "in_bytes": scalars.in_bytes(hidden.dtype)}
     # One memory for the weight's gradient, the only one that is large whatever the tokens: a call holds it once, too.
