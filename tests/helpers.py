@@ -80,7 +80,7 @@ def free_launches() -> Iterator[None]:
     """Let the fused kernels plan as if launches cost nothing: what pays at large sizes alone is then tried at small ones."""
     from kernel.fused import planner, schedule, strip_times
 
-    free = ("_STRIP", "_DECODED", "_LAUNCH", "_RUN", "_EPILOGUE_INPUT", "KEPT", "ENCODED")
+    free = ("_STRIP", "STRIP_DECODED", "_LAUNCH", "_RUN", "_EPILOGUE_INPUT", "KEPT", "ENCODED")
     with patch.multiple(strip_times, **dict.fromkeys(free, 0.0)), patch.object(planner, "_MEMORY", 0.0):
         schedule.schedule.cache_clear()
         yield

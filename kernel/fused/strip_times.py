@@ -7,22 +7,22 @@ from typing import Literal
 
 from .launch import Launch, LaunchTable, blocks, weight_splits
 
-__all__ = ["ENCODED", "KEPT", "MAX_WIDTH", "Source", "StripTimes"]
+__all__ = ["ENCODED", "KEPT", "MAX_WIDTH", "STRIP_DECODED", "Source", "StripTimes"]
 
 Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, or what was kept in bytes
 
-# Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles (launches)
-# and of one launch alone, and bytes moved in one: fitted to an H200's phases (kernel_profile.csv), whose times are 1.1
-# to 1.2 times these; only ratios matter.
-_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.70, 0.66, 20.0, 20.0, 2.5e6
-_CACHED = 40e6  # bytes of the input gradient's accumulator that stay in the L2 cache: each strip moves the others
-# Bytes moved in one where bytes become dz, and of such a strip what it takes longer.
-_BYTES_DECODED, _DECODED = 3.9e6, 12.0
+# Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles
+# (launches), of one where bytes become dz, of the launch of each kept strip, and bytes moved in one: fitted to an H200's
+# phases (kernel_profile.csv) and to its times of 70 plans at ten heads (kernel.csv), which are 0.9 to 1.2 times these;
+# only ratios matter.
+_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, STRIP_DECODED, _LAUNCH, _BYTES = 0.70, 0.70, 0.66, 30.0, 15.0, 20.0, 2.5e6
+_BYTES_DECODED = 3.9e6  # moved in one where bytes become dz
+_CACHED = 70e6  # bytes of the input gradient's float32 sums, of which a strip moves the others twice
 # Of kept columns in one memory: sweeps of the forward that they end, launches that look whether to repair them, and so
 # on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved.
 _RUN = 150.0
 KEPT, ENCODED = 0.6e-6, 0.9e-6  # of the forward, for a token and column that it keeps, in a byte; on an H200
-_EPILOGUE, _EPILOGUE_INPUT = 4, 4  # of a tile of dz and of the input's gradient, in steps
+_EPILOGUE, _EPILOGUE_INPUT = 4, 2  # of a tile of dz and of the input's gradient, in steps
 MAX_WIDTH = 16384
 
 
@@ -64,7 +64,8 @@ class StripTimes:
         depth = hidden_size + _EPILOGUE * dz.depth
         self.saved = _STEP_DZ * n * depth / (128 * 256 * 64) / processors
         self.run = _RUN
-        self.strip = _STRIP + 2 * max(4 * n * hidden_size - _CACHED, 0) / _BYTES_DECODED
+        moved = 2 * max(4 * n * hidden_size - _CACHED, 0) / _BYTES_DECODED
+        self.strip, self.decoded_strip = _STRIP + moved, STRIP_DECODED + moved
         self.stored, self.encoded = KEPT * n, (ENCODED - KEPT) * n  # what it costs the forward, and in a byte more
         self.forward = self.saved * self.vocab
         # In bytes, of which one is read and dz written, twice as many are kept. That pays where to make dz of a column
@@ -110,9 +111,9 @@ class StripTimes:
         """Modelled time of one strip: whole rounds of tiles in each of the three kernels, and what comes on top."""
         time = self.times.get((width, kept))
         if time is None:
-            time = self.strip + self.both(width)
+            time = self.both(width) + (self.decoded_strip if kept == "bytes" else self.strip)
             if kept == "bytes":
-                time += _DECODED + self.decoded * width
+                time += self.decoded * width
             elif kept and not self.direct:
                 time += 2 * self.n * width * 2 / _BYTES
             elif not kept:

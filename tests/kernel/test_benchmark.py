@@ -399,7 +399,7 @@ def test_ours_is_measured_below_the_memory_of_each_rival():
         size = rival.workspace_bytes
         assert rival.name == f"triton, {size >> 20} MiB"
         peak = own_peak.Plans.of(own_peak.call_of(large, Case(), size)).peak_bytes(call)
-        assert 0.95 * mib < (peak + own_peak.APART_BYTES) / 2**20 <= mib
+        assert 0.94 * mib < (peak + own_peak.APART_BYTES) / 2**20 <= mib
     assert list(group.between(Case(), entries[3:], chosen)) == [], "ours is not among them"
 
 
