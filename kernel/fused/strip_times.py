@@ -12,8 +12,8 @@ __all__ = ["ENCODED", "KEPT", "MAX_WIDTH", "STRIP_DECODED", "Source", "StripTime
 Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, or what was kept in bytes
 
 # Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles
-# (launches), of one where bytes become dz, of the launch of each kept strip, and bytes moved in one: fitted to phases of
-# an H200 (kernel_profile.csv) and to its times of 70 plans at ten heads (kernel.csv), which are 0.9 to 1.2 times these;
+# (launches), of one where bytes become dz, of the launch of each kept strip, and bytes moved in one: fitted to phases
+# of an H200 (kernel_profile.csv) and to its times of 70 plans at ten heads (kernel.csv), which are 0.9 to 1.2 times these;
 # only ratios matter.
 _STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, STRIP_DECODED, _LAUNCH, _BYTES = 0.70, 0.70, 0.66, 30.0, 15.0, 20.0, 2.5e6
 _BYTES_DECODED = 3.9e6  # moved in one where bytes become dz
