@@ -15,8 +15,8 @@ __all__ = ["Planner"]
 
 _NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in the gradient's memory
 # Of the plans that a budget holds, those of nearly the least time are ranked by the call's memory, too: a percent of
-# the time is worth five or six of it.
-_NEAR, _MEMORY = 1.01, 0.18
+# the time is worth five of it.
+_NEAR, _MEMORY = 1.01, 1 / 5
 
 
 class _InGradient(NamedTuple):

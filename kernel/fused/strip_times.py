@@ -13,13 +13,14 @@ Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, 
 
 # Microseconds of one 128 x 256 x 64 step of a multiprocessor in each kernel, of a strip apart from its tiles
 # (launches), of one where bytes become dz, of the launch of each kept strip, and bytes moved in one: fitted to phases
-# of an H200 (kernel_profile.csv) and to its times of 70 plans at ten heads (kernel.csv), which are 0.9 to 1.2 times these;
-# only ratios matter.
-_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, STRIP_DECODED, _LAUNCH, _BYTES = 0.70, 0.70, 0.66, 30.0, 15.0, 20.0, 2.5e6
+# of an H200 (kernel_profile.csv) and to its times of 70 plans at ten heads (kernel.csv), which are 0.9 to 1.2 times
+# these; only ratios matter.
+_STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, STRIP_DECODED, _LAUNCH, _BYTES = 0.70, 0.70, 0.66, 30.0, 15.0, 10.0, 2.5e6
 _BYTES_DECODED = 3.9e6  # moved in one where bytes become dz
 _CACHED = 70e6  # bytes of the input gradient's float32 sums, of which a strip moves the others twice
 # Of kept columns in one memory: sweeps of the forward that they end, launches that look whether to repair them, and so
-# on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved.
+# on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved; at
+# Llama-3-8B's it is some 230.
 _RUN = 150.0
 KEPT, ENCODED = 0.6e-6, 0.9e-6  # of the forward, for a token and column that it keeps, in a byte; on an H200
 _EPILOGUE, _EPILOGUE_INPUT = 4, 2  # of a tile of dz and of the input's gradient, in steps

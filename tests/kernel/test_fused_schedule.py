@@ -212,7 +212,7 @@ def test_a_budget_buys_what_it_should(name, direct):
         found = plan(n, v, d, mib * 2**20, direct=direct)
         assert 2 * found.memory <= max(mib * 2**20, 2 * n * 256), mib
         # Up to the default memory is weighed against the time; beyond it hardly anything is left of what may be kept.
-        assert found.columns >= least - (0.04 if mib <= 128 else 0.02) * v, f"{mib} MiB keep less than a smaller budget"
+        assert found.columns >= least - (0.05 if mib <= 128 else 0.02) * v, f"{mib} MiB keep less than a smaller budget"
         least = max(least, found.columns)
         # What lacks is less than a strip: whole tiles and rounds of them, peaks, hidden states scaled for kept columns.
         bought = min(own + mib * 2**20 // (2 * n), v)
