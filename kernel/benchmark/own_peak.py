@@ -35,7 +35,6 @@ class Plans(NamedTuple):
             chunks = call.chunks()
         if chunks is None or chunks.rows >= n:
             return cls(n, (call.plan(**kinds),))
-        kinds["recompute_first"] = chunks.recompute_first
         return cls(chunks.rows, tuple(call.plan(**kinds, tokens=chunks.rows, sums=sums) for sums in (False, True)))
 
     def peak_bytes(self, call: LossCall) -> int:
@@ -47,11 +46,13 @@ class Plans(NamedTuple):
             processors(hidden.device),
         )
         row_blocks, column_blocks = blocks(self.tokens, launch.rows), blocks(hidden_size, launch.columns)
-        row_blocks += extra_row_blocks(row_blocks, column_blocks, programs)
+        chunked = len(self.plans) > 1
+        room = blocks(n, launch.rows) - row_blocks if chunked else None
+        row_blocks += extra_row_blocks(row_blocks, column_blocks, programs, room)
         sums = 4 * row_blocks * launch.rows * hidden_size
-        # Packed hidden states become the input's gradient; of chunks the tokens are ordered first, in a copy.
-        copies = 1 if len(self.plans) == 1 else 2
-        return itemsize * (weight.numel() + copies * n * hidden_size) + sums + self._planned(call, itemsize)
+        # Packed hidden states become the input's gradient; those of a chunk have memory of their own.
+        rows = n + (self.tokens if chunked else 0)
+        return itemsize * (weight.numel() + rows * hidden_size) + sums + self._planned(call, itemsize)
 
     def _planned(self, call: LossCall, itemsize: int) -> int:
         """The largest of each part that plans take, which of chunks is held for both."""

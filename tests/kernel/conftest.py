@@ -20,3 +20,11 @@ def quick_interpreter():
         if importlib.util.find_spec("triton") is not None:
             quicken(replaced.setattr)
         yield
+
+
+@pytest.fixture
+def rules(monkeypatch):
+    """Let a test register architectures that no other test sees."""
+    from kernel.huggingface import _architectures
+
+    monkeypatch.setattr(_architectures, "_RULES", dict(_architectures._RULES))
