@@ -15,18 +15,17 @@ leaving tiles out changes is::
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .compile_ahead import recording
-from .listed_rounds import ListedTiles
+from .listed_rounds import ListedTiles, Round, rounds_of
 from .pilot import Pilot
 from .sparse_state import SparseState
 from .tile_errors import input_error, scores, weight_error
-from .tile_limits import FOUND_BYTES, choose_levels, levels, limits
+from .tile_limits import FOUND, choose_levels, levels, limits
 
 __all__ = ["Chosen", "choose_tiles"]
 
@@ -45,6 +44,7 @@ class Chosen(NamedTuple):
     """Tiles that are computed, their share of all, and certified relative errors of both gradients."""
 
     listed: ListedTiles
+    rounds: list[Round]
     share: float
     bounds: tuple[float, float]
 
@@ -76,38 +76,36 @@ def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float) -> Chosen |
         input_error(state.of_tokens, sigma, level[0]) if needs[0] else None,
         weight_error(of_weight, level[1]) if needs[1] else None,
     )
-    shape = state.row_blocks, state.tiles
-    return _listed(state, choose_levels(level, shape, errors, numbers, state.number, share, state.row))
+    return _listed(state, level, errors, numbers, state.number, share, state.row)
 
 
-def _listed(state: SparseState, found: Tensor) -> Chosen | None:
-    """Wait for the choice while the mean field is computed, and list it."""
-    shape, extra = (state.row_blocks, state.tiles), state.most_extra_blocks()
-    if recording():
-        _of_weight(state)
-        every = np.ones(shape, dtype=np.bool_)
-        return Chosen(ListedTiles(every, state.capacity, state.pilot, extra), 1.0, (0.0, 0.0))
-    on_host, done = _copied(found), None
-    if found.is_cuda:
+def _listed(state: SparseState, level: Tensor, *given: Any) -> Chosen | None:
+    """Make the choice and the list, and wait for the numbers that the host needs, while the device goes on."""
+    shape, most = (state.row_blocks, state.tiles), int(_MANY * state.row_blocks * state.tiles)
+    memory = torch.empty(FOUND + 1 + 4 * state.tiles, dtype=torch.int32, device=state.device)
+    active = choose_levels(level, shape, *given, memory[:FOUND].view(torch.float32))
+    listed = ListedTiles(active, state.capacity, state.pilot, state.most_extra_blocks(), most, memory[FOUND:])
+    on_host, done = _copied(memory), None
+    if memory.is_cuda:
         done = torch.cuda.Event()
-        done.record(torch.cuda.current_stream(found.device))
-    _of_weight(state)
-    if done is not None:
-        done.synchronize()
-    read = on_host.numpy()  # and not by PyTorch, whose threads take milliseconds to wake
-    certified, *bounds, row_blocks = read[:FOUND_BYTES].view(np.float32).tolist()
-    active = read[FOUND_BYTES:].view(np.bool_).reshape(shape)
-    total = row_blocks * state.tiles
-    share = float(np.count_nonzero(active)) / total if total else 1.0
-    if not certified or share > _MANY:
-        return None
-    of_input, of_weight = (bound if need else 0.0 for bound, need in zip(bounds, state.needs, strict=False))
-    return Chosen(ListedTiles(active, state.capacity, state.pilot, extra), share, (of_input, of_weight))
-
-
-def _of_weight(state: SparseState) -> None:
+        done.record(torch.cuda.current_stream(memory.device))
+    listed.make()
     if state.needs[1]:
         state.mean_field.add_weight(state.gradients.head.hidden)
+    if recording():
+        return Chosen(listed, [Round(0, 1, state.pilot, state.tiles - state.pilot)], 1.0, (0.0, 0.0))
+    if done is not None:
+        done.synchronize()
+    certified, *bounds, row_blocks = on_host[:FOUND].view(torch.float32).tolist()
+    rounds = rounds_of(on_host[FOUND:].tolist())
+    if not certified or not rounds:
+        return None
+    computed = rounds[-1].first + rounds[-1].number + row_blocks * state.pilot
+    share = computed / max(row_blocks * state.tiles, 1.0)
+    if share > _MANY:
+        return None
+    of_input, of_weight = (bound if need else 0.0 for bound, need in zip(bounds, state.needs, strict=False))
+    return Chosen(listed, rounds, share, (of_input, of_weight))
 
 
 def _copied(x: Tensor) -> Tensor:

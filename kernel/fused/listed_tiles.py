@@ -134,15 +134,18 @@ def listed_gradient_kernel(
             )
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "pieces", "own_blocks"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first", "index", "most", "own_blocks"])
 def listed_input_kernel(
     dz,  # (dz_rows, TILE)
     weight,  # (V, D)
     accumulator,  # (rows of blocks and of pieces, D) float32
-    slot_of,  # the round's entries by block: where their dz lies
+    slot_of,  # entries by block: where in the list they are
     tile_of,  # and their tiles of the vocabulary
-    piece,  # (pieces, 3): first entry, entries, rows to write, in blocks; those of a block's first piece are added to
-    pieces,
+    piece,  # (rounds, most, 3): first entry, entries, block of rows to write, of a block's first piece to add to
+    numbers,  # (rounds, 2): pieces, joins
+    first,  # entry of the round
+    index,  # of the round
+    most,
     own_blocks,  # of the accumulator, before those of pieces
     dz_rows,
     vocab_size,
@@ -160,6 +163,8 @@ def listed_input_kernel(
 ):
     """Products of pieces with the head."""
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
+    pieces = tl.load(numbers + 2 * index)
+    piece += index * most * 3
     STEPS: tl.constexpr = TILE // BLOCK_VOCAB
     for item in tl.range(tl.program_id(0), pieces * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
         own = piece + item // column_blocks * 3
@@ -171,7 +176,7 @@ def listed_input_kernel(
         for step in range(steps):
             entry = begin + step // STEPS
             k = (step % STEPS) * BLOCK_VOCAB
-            slot = tl.load(slot_of + entry)
+            slot = tl.load(slot_of + entry) - first
             tile = tl.load(tile_of + entry)
             a = load_tile(dz, slot * BLOCK_ROWS, k, dz_rows, TILE, TILE, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
             b = load_tile(
@@ -196,29 +201,32 @@ def listed_input_kernel(
             tl.store(address, old + column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS), mask=mask)
 
 
-@triton.jit(do_not_specialize=["hidden_size"])
+@triton.jit(do_not_specialize=["index", "hidden_size"])
 def join_kernel(
     accumulator,
-    join,  # (joins, 3): block, first and number of the blocks of rows to add to it
+    join,  # (rounds, programs, 3): block, first and number of the blocks of rows to add to it
+    numbers,  # (rounds, 2): pieces, joins
+    index,  # of the round
     hidden_size,
     BLOCK_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Add pieces to the rows of their block, in order."""
-    own = join + tl.program_id(0) * 3
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    mask = (column < hidden_size)[None, :]
-    offset = row.to(tl.int64)[:, None] * hidden_size + column[None, :]
-    size = BLOCK_ROWS * hidden_size.to(tl.int64)
-    address = accumulator + tl.load(own) * size + offset
-    total = tl.load(address, mask=mask, other=0.0)
-    source = accumulator + tl.load(own + 1) * size + offset
-    for _ in range(tl.load(own + 2)):
-        total += tl.load(source, mask=mask, other=0.0)
-        source += size
-    tl.store(address, total, mask=mask)
+    if tl.program_id(0) < tl.load(numbers + 2 * index + 1):
+        own = join + (index * tl.num_programs(0) + tl.program_id(0)) * 3
+        row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+        mask = (column < hidden_size)[None, :]
+        offset = row.to(tl.int64)[:, None] * hidden_size + column[None, :]
+        size = BLOCK_ROWS * hidden_size.to(tl.int64)
+        address = accumulator + tl.load(own) * size + offset
+        total = tl.load(address, mask=mask, other=0.0)
+        source = accumulator + tl.load(own + 1) * size + offset
+        for _ in range(tl.load(own + 2)):
+            total += tl.load(source, mask=mask, other=0.0)
+            source += size
+        tl.store(address, total, mask=mask)
 
 
 @triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first", "first_tile", "tiles", "n"])

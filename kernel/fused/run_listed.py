@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from .arguments import logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
 from .launch import blocks
-from .listed_rounds import ListedTiles, Round
+from .listed_rounds import ListedTiles, Pieces, Round
 from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
 from .pilot import Pilot
 from .sparse_state import SparseState
@@ -21,22 +20,26 @@ __all__ = ["run_listed"]
 _INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
 
 
-def run_listed(state: SparseState, pilot: Pilot, listed: ListedTiles) -> tuple[Tensor | None, ...]:
+def run_listed(
+    state: SparseState, pilot: Pilot, listed: ListedTiles, rounds: Sequence[Round]
+) -> tuple[Tensor | None, ...]:
     """Compute the listed tiles and finish both gradients."""
     gradients, gradient = state.gradients, None
     if state.needs[1]:
         weight = gradients.head.weight
         gradients.weight_gradient = gradient = weight.new_empty(weight.shape)
     run = _ListedRun(state, listed)
-    for part in listed.rounds:
+    pieces = None
+    for index, part in enumerate(rounds):
         if part.number:
             run.make_dz(part)
-        if pilot.rows is not None:  # not before dz of the first round: the device has waited for the list
+        if pilot.rows is not None:  # not before dz of the first round: the device has waited for the host
             pilot.write_rows()
         if gradient is not None:
             run.write_weight(gradient, part)
         if part.number and state.memory is not None:
-            run.add_input(part)
+            pieces = listed.pieces(len(rounds)) if pieces is None else pieces
+            run.add_input(part, index, pieces)
     return gradients.finish()
 
 
@@ -45,8 +48,6 @@ class _ListedRun:
 
     def __init__(self, state: SparseState, listed: ListedTiles) -> None:
         self.state, self.gradients, self.listed = state, state.gradients, listed
-        arrays = [listed.entry_of, listed.tile_of, listed.block_of]
-        self.entry_of, self.tile_of, self.block_of = _on_device(arrays, state.device)
         self.dz = state.workspace[: state.capacity * state.row * state.tile].view(-1, state.tile)
 
     def make_dz(self, part: Round) -> None:
@@ -59,8 +60,8 @@ class _ListedRun:
             lse=state.upstream.lse,
             mix=of.mix,
             label=of.label,
-            tile_of=self.tile_of,
-            block_of=self.block_of,
+            tile_of=self.listed.tile_of,
+            block_of=self.listed.block_of,
             dz=self.gradients.tiles(self.dz, launch.rows, launch.columns // launch.parts),
             dz_rows=self.dz.shape[0],
             first=part.first,
@@ -74,12 +75,9 @@ class _ListedRun:
             **tiling(launch),
         )
 
-    def add_input(self, part: Round) -> None:
+    def add_input(self, part: Round, index: int, pieces: Pieces) -> None:
         """Add its product with the head."""
         state = self.state
-        by_block = self.listed.by_block(part)
-        slot_of, tile_of, piece, join = _on_device(list(by_block), state.device)
-        joins = len(by_block.join)
         weight, launch, tiles = self.gradients.head.weight, state.table.input_gradient, self.gradients.tiles
         assert state.memory is not None
         run_kernel(
@@ -88,10 +86,13 @@ class _ListedRun:
             dz=tiles(self.dz, launch.rows, launch.depth),
             weight=tiles(weight, launch.depth, state.columns),
             accumulator=state.memory,
-            slot_of=slot_of,
-            tile_of=tile_of,
-            piece=piece,
-            pieces=len(by_block.piece),
+            slot_of=self.listed.slot_of,
+            tile_of=self.listed.own_tile,
+            piece=pieces.pieces,
+            numbers=pieces.numbers,
+            first=part.first,
+            index=index,
+            most=pieces.pieces.shape[1],
             own_blocks=state.row_blocks,
             dz_rows=self.dz.shape[0],
             vocab_size=state.vocab_size,
@@ -105,18 +106,20 @@ class _ListedRun:
             DESCRIPTOR=tiles.descriptor,
             **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
         )
-        if joins:
-            rows, columns = min(state.row, 32), min(state.columns, 128)
-            run_kernel(
-                join_kernel,
-                (joins, state.row // rows, blocks(state.hidden_size, columns)),
-                accumulator=state.memory,
-                join=join,
-                hidden_size=state.hidden_size,
-                BLOCK_ROWS=state.row,
-                ROWS=rows,
-                COLUMNS=columns,
-            )
+        rows, columns = min(state.row, 32), min(state.columns, 128)
+        joins = pieces.joins.shape[1]
+        run_kernel(
+            join_kernel,
+            (joins, state.row // rows, blocks(state.hidden_size, columns)),
+            accumulator=state.memory,
+            join=pieces.joins,
+            numbers=pieces.numbers,
+            index=index,
+            hidden_size=state.hidden_size,
+            BLOCK_ROWS=state.row,
+            ROWS=rows,
+            COLUMNS=columns,
+        )
 
     def write_weight(self, gradient: Tensor, part: Round) -> None:
         """Write its product with the hidden states, and the mean field's."""
@@ -131,8 +134,8 @@ class _ListedRun:
             gradient=tiles(gradient, state.tile, columns // launch.parts),
             shared=state.mean_field.shared,
             scale=state.of.largest,
-            entry_of=self.entry_of,
-            block_of=self.block_of,
+            entry_of=self.listed.entry_of,
+            block_of=self.listed.block_of,
             first=part.first,
             first_tile=part.first_tile,
             tiles=part.tiles,
@@ -150,15 +153,3 @@ class _ListedRun:
             DESCRIPTOR=tiles.descriptor,
             **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
         )
-
-
-def _on_device(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
-    """The arrays on the device, in one copy, each aligned."""
-    padded = [blocks(max(array.size, 1), 4) * 4 for array in arrays]
-    memory = torch.empty(sum(padded), dtype=torch.int32, pin_memory=device.type == "cuda")
-    starts = [sum(padded[:i]) for i in range(len(padded))]
-    on_host = memory.numpy()  # not by PyTorch, whose threads take milliseconds to wake
-    for start, array in zip(starts, arrays, strict=True):
-        on_host[start : start + array.size] = array.reshape(-1)
-    memory = memory.to(device, non_blocking=True)
-    return [memory[start : start + size] for start, size in zip(starts, padded, strict=True)]

@@ -1,7 +1,7 @@
 """From scores of tiles to the tiles that are computed, in four launches that read numbers of one another.
 
 What is allowed follows from least norms of both gradients; a tile's level is its score beside that; of the levels the
-last is taken whose error still fits. No number of these passes the host but the result, in one piece of memory.
+last is taken whose error still fits. No number of these passes the host but the result.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .launch import blocks
 from .sparse_tokens import SAFE, SparseTokens
 from .tile_errors import LEVELS
 
-__all__ = ["FOUND_BYTES", "choose_levels", "levels", "limits"]
+__all__ = ["FOUND", "choose_levels", "levels", "limits"]
 
-FOUND_BYTES = 16  # four float32 before the tiles: whether it is certified, both bounds, blocks with tokens
+FOUND = 4  # float32 numbers that the host is told: whether it is certified, both bounds, blocks with tokens
 _SMALLEST, _LARGEST = SAFE
 _PER_OCTAVE = tl.constexpr(4)  # thresholds
 _LEVELS = tl.constexpr(LEVELS)
@@ -211,7 +211,7 @@ def _active_kernel(
     of_weight,  # (LEVELS,) errors, if WEIGHT
     numbers,  # of limits
     count,  # (1,)
-    found,  # (4,) float32, written: see FOUND_BYTES
+    found,  # (4,) float32, written: see FOUND
     active,  # (blocks, tiles) bytes, written
     tiles,
     share,  # the tolerance at the limits
@@ -252,10 +252,11 @@ def choose_levels(
     count: Tensor,
     share: float,
     rows: int,
+    found: Tensor,
 ) -> Tensor:
-    """Return what the host waits for, in bytes: FOUND_BYTES of numbers, and which tiles are computed."""
+    """Return which tiles are computed, in bytes ``(blocks, tiles)``, and write ``found`` (see FOUND)."""
     row_blocks, tiles = shape
-    memory = torch.empty(FOUND_BYTES + row_blocks * tiles, dtype=torch.uint8, device=level.device)
+    active = torch.empty(row_blocks, tiles, dtype=torch.uint8, device=level.device)
     run_kernel(
         _active_kernel,
         (row_blocks, blocks(tiles, 256)),
@@ -265,8 +266,8 @@ def choose_levels(
         of_weight=errors[1],
         numbers=numbers,
         count=count,
-        found=memory[:FOUND_BYTES].view(torch.float32),
-        active=memory[FOUND_BYTES:],
+        found=found,
+        active=active,
         tiles=tiles,
         share=share,
         INPUT=errors[0] is not None,
@@ -274,4 +275,4 @@ def choose_levels(
         ROWS=rows,
         TILES=256,
     )
-    return memory
+    return active

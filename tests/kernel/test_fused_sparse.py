@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ pytest.importorskip("triton")
 
 from kernel.fused import call
 from kernel.fused.head_tiles import head_tiles
-from kernel.fused.listed_rounds import ListedTiles
+from kernel.fused.listed_rounds import ListedTiles, rounds_of
 from kernel.fused.tries import Tries
 
 
@@ -157,29 +158,38 @@ def test_sigma_is_never_below_the_largest_singular_value():
     assert (found.sigma <= true * COLUMNS**0.125).all()
 
 
-@pytest.mark.parametrize("capacity", [7, 20, 1000])
-def test_every_active_tile_is_listed_once(capacity):
+@pytest.mark.parametrize(("capacity", "most"), [(7, 500), (20, 140), (1000, 500), (20, 50)])
+def test_every_active_tile_is_listed_once(capacity, most):
     generator = np.random.default_rng(0)
     active = generator.random((7, 30)) < np.linspace(0.9, 0.0, 30)
-    found = ListedTiles(active, capacity, first_tile=2, extra=12)
-    wanted = {(int(b), int(t)) for b, t in zip(*np.nonzero(active), strict=True) if t >= 2}
-    listed = set(zip(found.block_of.tolist(), found.tile_of.tolist(), strict=True))
-    assert listed == wanted
-    assert len(listed) == len(found.block_of)
-    assert [r.first_tile for r in found.rounds] + [30] == [2] + [r.first_tile + r.tiles for r in found.rounds]
-    for part in found.rounds:
+    memory = torch.empty(1 + 4 * 30, dtype=torch.int32, device=DEVICE)
+    found = ListedTiles(torch.from_numpy(active).to(DEVICE, torch.uint8), capacity, 2, 12, most, memory)
+    found.make()
+    rounds = rounds_of(memory.tolist())
+    wanted = [(int(t), int(b)) for t, b in zip(*np.nonzero(active.T), strict=True) if t >= 2]
+    if len(wanted) > most:
+        assert rounds == []
+        return
+    tile_of, block_of = (list_of.tolist()[: len(wanted)] for list_of in (found.tile_of, found.block_of))
+    assert list(zip(tile_of, block_of, strict=True)) == wanted
+    assert [r.first_tile for r in rounds] + [30] == [2] + [r.first_tile + r.tiles for r in rounds]
+    slot_of, own_tile = found.slot_of.flatten().tolist(), found.own_tile.flatten().tolist()
+    pieces = found.pieces(len(rounds))
+    for index, part in enumerate(rounds):
         assert part.number <= max(capacity, 7)
-        by_block, block_of, seen = found.by_block(part), {}, []
-        for begin, length, target in by_block.piece.tolist():
-            entries = range(begin, begin + length)
-            slots = [part.first + int(by_block.slot_of[e]) for e in entries]
-            assert [int(found.tile_of[s]) for s in slots] == [int(by_block.tile_of[e]) for e in entries]
-            assert target not in block_of
-            (block_of[target],) = {int(found.block_of[s]) for s in slots}
-            assert target in (block_of[target], *range(7, 7 + 12))
+        cut, joined = pieces.numbers[index].tolist()
+        owner, lengths, seen = {}, [], []
+        for begin, length, target in pieces.pieces[index, :cut].tolist():
+            slots = slot_of[begin : begin + length]
+            assert [tile_of[s] for s in slots] == own_tile[begin : begin + length]
+            assert target not in owner
+            (owner[target],) = {block_of[s] for s in slots}
+            assert target in (owner[target], *range(7, 7 + 12))
+            lengths.append(length)
             seen += slots
         assert sorted(seen) == list(range(part.first, part.first + part.number))
-        extra = {t: b for t, b in block_of.items() if t >= 7}
-        for block, first, number in by_block.join.tolist():
+        assert all(later <= sooner + 1 for sooner, later in itertools.pairwise(lengths))  # of a block equal ones
+        extra = {t: b for t, b in owner.items() if t >= 7}
+        for block, first, number in pieces.joins[index, :joined].tolist():
             assert [extra.pop(t) for t in range(first, first + number)] == [block] * number
         assert not extra
