@@ -69,7 +69,7 @@ def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float) -> Chosen |
         pilot_norm = torch.linalg.vector_norm(pilot.rows, dtype=torch.float32)
     least = norm, pilot_norm
     longest, largest, factor = state.head_tiles.longest, state.of.largest, abs(state.gradients.factor)
-    numbers = limits(tokens, behind, longest, largest, *least, share, factor, state.tile)
+    numbers = limits(tokens, behind, longest, largest, *least, share, factor, state.tile, state.hidden_size)
     needs = [x is not None for x in least]
     level = levels(of_input, of_weight, numbers, tokens, state.number, state.pilot, state.row, needs)
     errors = (

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .tile_gradient import gradient_of_logits
+from .tile_sums import load_mass
 from .tiles import column_part, load_tile, logit_argument, product, store_tile
 
 __all__ = ["join_kernel", "listed_gradient_kernel", "listed_input_kernel", "listed_weight_kernel"]
@@ -30,7 +31,7 @@ def listed_gradient_kernel(
     label,  # (N,)
     tile_of,  # entries' tiles of the vocabulary
     block_of,  # and blocks of tokens
-    mass,  # (N, stride) in packed order
+    mass,  # (N, 2, stride) in packed order
     order,  # (N,) packed row of each
     factor,  # (N,) of a token's softmax
     tile_uniform,  # b C / V
@@ -94,7 +95,7 @@ def listed_gradient_kernel(
         scale = tl.load(row_scale + row, mask=inside, other=0.0)
         row_label = tl.load(label + row, mask=inside, other=-1)
         source = tl.load(order + row, mask=inside, other=0).to(tl.int64)
-        mean = tl.load(mass + source * stride + tile, mask=inside, other=0.0)
+        mean = load_mass(mass, inside, source, tile, stride)
         mean = (mean * tl.load(factor + row, mask=inside, other=0.0) - scale * tile_uniform) / BLOCK_VOCAB
         for part in tl.static_range(PARTS):
             offset = part * (BLOCK_VOCAB // PARTS)

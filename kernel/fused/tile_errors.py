@@ -40,7 +40,7 @@ def _score_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(1) * TILES + tl.arange(0, TILES)
     valid, source, own_factor = load_tokens(order, count, factor, row)  # pyright: ignore[reportGeneralTypeIssues]
-    size = tl.abs(load_sizes(spread, valid, source, own_factor, tile, tiles, stride))
+    size = load_sizes(spread, valid, source, own_factor, tile, tiles, stride)
     long = tl.load(length + row, mask=valid, other=0.0)
     inside = tile < tiles
     out = tl.program_id(0).to(tl.int64) * tiles + tile
@@ -99,7 +99,7 @@ def _input_error_kernel(
     for start in range(0, tiles, TILES):
         tile = start + tl.arange(0, TILES)
         size = (
-            tl.abs(load_sizes(spread, valid, source, own_factor, tile, tiles, stride))
+            load_sizes(spread, valid, source, own_factor, tile, tiles, stride)
             * tl.load(sigma + tile, mask=tile < tiles, other=0.0)[None, :]
         )
         own = tl.load(level + block.to(tl.int64) * tiles + tile, mask=tile < tiles, other=2147483647)
