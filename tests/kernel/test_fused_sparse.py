@@ -148,14 +148,21 @@ def test_what_the_backward_computes_is_not_told_before():
     assert told.input_active == 1
 
 
-def test_sigma_is_never_below_the_largest_singular_value():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_sigma_is_never_below_the_largest_singular_value(dtype):
+    """Also where a tile's rows are equal, differ by little of what they share, or are small."""
     weight = text_like(0, d=24)[1]
+    weight[:COLUMNS] = weight[0]
+    weight[COLUMNS : 2 * COLUMNS] += 20
+    weight[2 * COLUMNS : 3 * COLUMNS] *= 1e-3
+    weight = weight.to(dtype)
     found = head_tiles(weight, COLUMNS)
-    whole = weight[: len(found.sigma) * COLUMNS].unflatten(0, (-1, COLUMNS))
+    whole = weight[: len(found.sigma) * COLUMNS].unflatten(0, (-1, COLUMNS)).double()
     true = torch.linalg.matrix_norm(whole - whole.mean(1, keepdim=True), 2)
-    torch.testing.assert_close(found.mean, whole.mean(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.mean.double(), whole.mean(1), rtol=1e-5, atol=1e-6)
     assert (found.sigma >= true).all()
-    assert (found.sigma <= true * COLUMNS**0.125).all()
+    rounding = 0.01 * torch.linalg.matrix_norm(whole)
+    assert (found.sigma <= true * COLUMNS**0.125 * 1.02 + rounding).all()
 
 
 @pytest.mark.parametrize(("capacity", "most"), [(7, 500), (20, 140), (1000, 500), (20, 50)])
