@@ -15,7 +15,8 @@ leaving tiles out changes is::
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,14 +77,18 @@ def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float) -> Chosen |
         input_error(state.of_tokens, sigma, level[0]) if needs[0] else None,
         weight_error(of_weight, level[1]) if needs[1] else None,
     )
-    return _listed(state, level, errors, numbers, state.number, share, state.row)
+    return _listed(state, level, errors, numbers, share)
 
 
-def _listed(state: SparseState, level: Tensor, *given: Any) -> Chosen | None:
+def _listed(
+    state: SparseState, level: Tensor, errors: Sequence[Tensor | None], numbers: Tensor, tolerance: float
+) -> Chosen | None:
     """Make the choice and the list, and wait for the numbers that the host needs, while the device goes on."""
     shape, most = (state.row_blocks, state.tiles), int(_MANY * state.row_blocks * state.tiles)
     memory = torch.empty(FOUND + 1 + 4 * state.tiles, dtype=torch.int32, device=state.device)
-    active = choose_levels(level, shape, *given, memory[:FOUND].view(torch.float32))
+    active = choose_levels(
+        level, shape, errors, numbers, state.number, tolerance, state.row, memory[:FOUND].view(torch.float32)
+    )
     listed = ListedTiles(active, state.capacity, state.pilot, state.most_extra_blocks(), most, memory[FOUND:])
     on_host, done = _copied(memory), None
     if memory.is_cuda:

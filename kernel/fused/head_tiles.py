@@ -210,7 +210,7 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
     which four make an entry, to (D + 64) 2^-24 of the squares of the rows, or a sixteenth of D on tensor cores, which
     round once for 16 products, but towards zero; sigma covers both.
     """
-    tiles, (vocab_size, hidden_size) = weight.shape[0] // rows, weight.shape
+    tiles, hidden_size = weight.shape[0] // rows, weight.shape[1]
     # Of a step, whose two operands take 144 KiB in three stages.
     depth, launch = 128 // weight.element_size() if weight.is_cuda else 16, launch_table(weight.device, weight.dtype)
     launch, part = launch.logit_gradient, min(rows, 128)

@@ -1,9 +1,8 @@
 """The list of tiles that enter the gradients as they are, in rounds whose dz fits a workspace.
 
-The device makes it of one byte for each tile, and so need not wait for the host, which is told the rounds alone: in
-NumPy, and with a copy for each round, it was idle for 0.6 ms a round on Gemma-3-270M's head. Kernels launch programs
-for as many rounds, blocks and tiles as there are; every place in a list is a sum of whole numbers, so that no order of
-programs changes it.
+The device makes it of one byte for each tile, and so need not wait for the host, which is told the rounds alone: while
+the host listed in NumPy, and copied for each round, it was idle for 0.6 ms a round on Gemma-3-270M's head. Every place
+in a list is a sum of whole numbers, so that no order of programs changes it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 from .compile_ahead import run_kernel
 from .launch import blocks
 
-__all__ = ["ListedTiles", "Pieces", "Round", "most_extra_blocks", "rounds_of"]
+__all__ = ["ListedTiles", "BlockPieces", "Round", "most_extra_blocks", "rounds_of"]
 
 _PIECES = 4  # of the input's gradient for each multiprocessor and round
 _LEAST = 4  # entries of a piece, if its block has as many
@@ -34,7 +33,7 @@ class Round(NamedTuple):
     tiles: int
 
 
-class Pieces(NamedTuple):
+class BlockPieces(NamedTuple):
     """What the input's gradient is told of all rounds, int32."""
 
     pieces: Tensor  # (rounds, blocks + extra, 3): first entry by block, entries, block of rows to write
@@ -255,7 +254,7 @@ class ListedTiles:
         self.row_blocks, self.tiles = active.shape
         self._active, self._first_tile, self._extra, self._rounds = active, first_tile, extra, rounds
         self.entry_of, self.tile_of, self.block_of = (rounds.new_empty(n) for n in (self.tiles + 1, most, most))
-        self.slot_of, self.own_tile = rounds.new_empty(2, self.row_blocks, self.tiles).unbind(0)
+        self.slot_of, self.own_tile = (rounds.new_empty(self.row_blocks, self.tiles) for _ in range(2))
         self._rank = rounds.new_empty(self.row_blocks, self.tiles + 1)
         run_kernel(
             _count_kernel,
@@ -298,10 +297,10 @@ class ListedTiles:
             _by_block_kernel, (self.row_blocks,), **lists, slot_of=self.slot_of, own_tile=self.own_tile, rank=self._rank
         )
 
-    def pieces(self, rounds: int) -> Pieces:
+    def pieces(self, rounds: int) -> BlockPieces:
         """Cut the entries of each block in the first ``rounds`` rounds into pieces."""
         most = min(self.row_blocks, self._extra)
-        found = Pieces(
+        found = BlockPieces(
             self._rounds.new_empty(rounds, self.row_blocks + self._extra, 3),
             self._rounds.new_empty(rounds, most, 3),
             self._rounds.new_empty(rounds, 2),

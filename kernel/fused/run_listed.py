@@ -10,7 +10,7 @@ from torch import Tensor
 from .arguments import logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
 from .launch import blocks
-from .listed_rounds import ListedTiles, Pieces, Round
+from .listed_rounds import ListedTiles, BlockPieces, Round
 from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
 from .pilot import Pilot
 from .sparse_state import SparseState
@@ -75,7 +75,7 @@ class _ListedRun:
             **tiling(launch),
         )
 
-    def add_input(self, part: Round, index: int, pieces: Pieces) -> None:
+    def add_input(self, part: Round, index: int, pieces: BlockPieces) -> None:
         """Add its product with the head."""
         state = self.state
         weight, launch, tiles = self.gradients.head.weight, state.table.input_gradient, self.gradients.tiles

@@ -37,7 +37,6 @@ class SparseTokens(NamedTuple):
     products: Tensor  # (programs,) longest product of hidden states and factor
 
 
-
 @triton.jit(do_not_specialize=["n", "tiles", "first_tile"])
 def _token_kernel(
     hidden,  # (N, D), contiguous

@@ -169,9 +169,7 @@ class TokenTiles:
         rows: Tokens of a block.
     """
 
-    def __init__(
-        self, found: SparseTiles, order: Tensor, count: Tensor, factor: Tensor, tiles: int, rows: int
-    ) -> None:
+    def __init__(self, found: SparseTiles, order: Tensor, count: Tensor, factor: Tensor, tiles: int, rows: int) -> None:
         self.mass, self.spread = found.mass, found.spread
         self.order, self.count, self.factor, self.tiles, self.rows = order, count, factor, tiles, rows
         self.blocks = blocks(order.shape[0], rows)

@@ -56,18 +56,18 @@ def test_a_z_loss_may_make_large_factors():
 
 
 def test_tiles_that_cancel_each_other_stay_within_the_tolerance():
-    """Their mean rows are thousands of times as long as the gradient: half precision of them would be 0.02 off."""
+    """Their mean rows are hundreds of times as long as the gradient: half precision of them would be 0.0023 off."""
     generator = torch.Generator().manual_seed(0)
     tiles = 31
     weight, hidden = torch.randn(tiles * COLUMNS, 8, generator=generator), torch.randn(4 * ROWS, 8, generator=generator)
     hidden *= 0.002
     hidden[:, 0], sign = 0, 2.0 * (torch.arange(tiles) % 2) - 1
     sign[0] = 0
-    weight[:, 0] += 3000 * sign.repeat_interleave(COLUMNS)
+    weight[:, 0] += 300 * sign.repeat_interleave(COLUMNS)
     weight[:COLUMNS] *= 3
     target = torch.randint(0, COLUMNS, (len(hidden),), generator=generator)
     told = GradientTolerance(0.003)
-    assert error_of(0, (hidden, weight, target), told) < 0.004
+    assert error_of(0, (hidden, weight, target), told) < 0.001
     assert told.input_active < 0.5
 
 
