@@ -17,7 +17,7 @@ from torch import Tensor
 from .compile_ahead import run_kernel
 from .launch import blocks
 
-__all__ = ["ListedTiles", "BlockPieces", "Round", "most_extra_blocks", "rounds_of"]
+__all__ = ["BlockPieces", "ListedTiles", "Round", "most_extra_blocks", "rounds_of"]
 
 _PIECES = 4  # of the input's gradient for each multiprocessor and round
 _LEAST = 4  # entries of a piece, if its block has as many

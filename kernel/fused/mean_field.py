@@ -34,7 +34,7 @@ HIDDEN_UNDERFLOW = 2.0**-39
 _MASS_SCALE = tl.constexpr(MASS_SCALE)
 
 
-class _Sizes(NamedTuple):
+class _FieldTile(NamedTuple):
     """Tile of both products: a step's four operands take 64 KiB with the larger ones, of which three fit Hopper."""
 
     rows: int
@@ -43,7 +43,7 @@ class _Sizes(NamedTuple):
     warps: int
 
 
-_HOPPER, _OTHERS, _INTERPRETER = _Sizes(128, 128, 64, 8), _Sizes(64, 64, 32, 4), _Sizes(16, 16, 16, 1)
+_HOPPER, _OTHERS, _INTERPRETER = _FieldTile(128, 128, 64, 8), _FieldTile(64, 64, 32, 4), _FieldTile(16, 16, 16, 1)
 
 
 @triton.jit

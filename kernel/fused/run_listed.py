@@ -10,7 +10,7 @@ from torch import Tensor
 from .arguments import logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
 from .launch import blocks
-from .listed_rounds import ListedTiles, BlockPieces, Round
+from .listed_rounds import BlockPieces, ListedTiles, Round
 from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
 from .pilot import Pilot
 from .sparse_state import SparseState
