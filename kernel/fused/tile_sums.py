@@ -26,6 +26,7 @@ from torch import Tensor
 from .arguments import Head
 from .compile_ahead import run_kernel
 from .launch import blocks, launch_table
+from .tiles import out_of_one
 
 __all__ = [
     "MASS_SCALE",
@@ -48,8 +49,8 @@ _ALIGNED = 64  # tiles that a product takes at once: whole ones, so that it read
 
 
 def new_tile_sums(n: int, tiles: int, device: torch.device) -> Tensor:
-    """Memory ``(2, n, tiles or more)`` that the forward writes."""
-    return torch.empty(2, n, blocks(tiles, 16) * 16, dtype=torch.float32, device=device)
+    """Memory ``(n, tiles or more)`` that the forward writes: two numbers in one."""
+    return torch.empty(n, blocks(tiles, 16) * 16, dtype=torch.int64, device=device)
 
 
 @triton.jit
@@ -68,7 +69,7 @@ def _rounded_up(x):
 
 @triton.jit(do_not_specialize=["n", "tiles", "count_above"])
 def _finish_kernel(
-    sums,  # (2, N, from_stride): log-sum-exp in bits and sum p^2 / m^2
+    sums,  # (N, from_stride) int64: log-sum-exp in bits and sum p^2 / m^2
     lse,  # (N,) packed, bits
     count,  # (1,)
     mass,  # (N, 2, stride) float16, written: m, 0 behind the last tile
@@ -92,8 +93,8 @@ def _finish_kernel(
         tile = start + tl.arange(0, TILES)
         mask = valid[:, None] & (tile < tiles)[None, :]
         address = sums + long_row * from_stride + tile[None, :]
-        own = tl.exp2(tl.load(address, mask=mask, other=float("-inf")) - bits)
-        square = tl.load(address + n.to(tl.int64) * from_stride, mask=mask, other=0.0)
+        own, square = out_of_one(tl.load(address, mask=mask, other=0))  # pyright: ignore[reportGeneralTypeIssues]
+        own = tl.where(mask, tl.exp2(own - bits), 0.0)
         size = own * tl.sqrt(tl.maximum(square - 1.0 / COLUMNS_OF_TILE, 0.0) + _SLACK * square) + _FLOOR
         written = (row < n)[:, None] & (tile < stride)[None, :]
         first, second = in_two(own * _MASS_SCALE)  # pyright: ignore[reportGeneralTypeIssues]
@@ -108,7 +109,7 @@ def finish_tile_sums(
     sums: Tensor, lse: Tensor, count: Tensor, tiles: int, columns: int, count_above: float
 ) -> SparseTiles:
     """Make masses and norms of what the forward wrote, and count each token's tiles that are not small."""
-    n, stride = sums.shape[1], blocks(tiles, _ALIGNED) * _ALIGNED
+    n, stride = sums.shape[0], blocks(tiles, _ALIGNED) * _ALIGNED
     found = SparseTiles(
         torch.empty(n, 2, stride, dtype=torch.float16, device=sums.device),
         torch.empty(n, stride, dtype=torch.int16, device=sums.device),
@@ -125,7 +126,7 @@ def finish_tile_sums(
         wide=found.wide,
         n=n,
         tiles=tiles,
-        from_stride=sums.shape[2],
+        from_stride=sums.shape[1],
         stride=stride,
         count_above=count_above,
         COLUMNS_OF_TILE=columns,

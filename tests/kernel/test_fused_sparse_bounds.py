@@ -92,8 +92,9 @@ class Known:
         self.p = logits.flatten(1).softmax(1).view_as(logits)
         bits = torch.tensor(2.0).log().item()
         sums = new_tile_sums(self.n, self.tiles, torch.device(DEVICE))
-        sums[0, :, : self.tiles] = logits.logsumexp(2) / bits
-        sums[1, :, : self.tiles] = logits.softmax(2).square().sum(2)
+        both = sums.view(torch.float32).unflatten(1, (-1, 2))
+        both[:, : self.tiles, 0] = (logits.logsumexp(2) / bits).float()
+        both[:, : self.tiles, 1] = logits.softmax(2).square().sum(2).float()
         lse = (logits.flatten(1).logsumexp(1) / bits).float()
         self.number = torch.tensor([self.count], dtype=torch.int32, device=DEVICE)
         self.above = 1e-3
