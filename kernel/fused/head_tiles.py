@@ -232,7 +232,7 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
         hidden_size=hidden_size,
         **strides,
         TILE=rows,
-        BLOCK_HIDDEN=depth,
+        BLOCK_HIDDEN=depth // 2 if weight.is_cuda else depth,
         num_warps=8,
     )
     handed = Tiles(uses_descriptors(weight))
