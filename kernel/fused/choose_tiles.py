@@ -24,6 +24,7 @@ from torch import Tensor
 from .compile_ahead import recording
 from .listed_rounds import ListedTiles, Round, rounds_of
 from .pilot import Pilot
+from .run_listed import ListedRun
 from .sparse_state import SparseState
 from .tile_errors import input_error, scores, weight_error
 from .tile_limits import FOUND, choose_levels, levels, limits
@@ -44,7 +45,7 @@ class Certificate(NamedTuple):
 class Chosen(NamedTuple):
     """Tiles that are computed, their share of all, and certified relative errors of both gradients."""
 
-    listed: ListedTiles
+    run: ListedRun
     rounds: list[Round]
     share: float
     bounds: tuple[float, float]
@@ -57,7 +58,7 @@ class Chosen(NamedTuple):
 def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float) -> Chosen | None:
     """Run the pilot, add the mean field and choose what is computed beside them; None for all.
 
-    The host waits once, while the device computes the mean field of the weight's gradient.
+    The host waits once, while the device goes on.
     """
     sigma, tokens, share = state.head_tiles.sigma, state.tokens, _MARGIN * tolerance
     of_input, of_weight, behind = scores(state.of_tokens, tokens.length, sigma, state.pilot)
@@ -83,7 +84,11 @@ def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float) -> Chosen |
 def _listed(
     state: SparseState, level: Tensor, errors: Sequence[Tensor | None], numbers: Tensor, tolerance: float
 ) -> Chosen | None:
-    """Make the choice and the list, and wait for the numbers that the host needs, while the device goes on."""
+    """Make the choice and the list, and wait for the numbers that the host needs, while the device goes on.
+
+    It has dz of the first round to do, which is for nothing if the choice failed: what the host takes until the next
+    launch is less than that.
+    """
     shape, most = (state.row_blocks, state.tiles), int(_MANY * state.row_blocks * state.tiles)
     memory = torch.empty(FOUND + 1 + 4 * state.tiles, dtype=torch.int32, device=state.device)
     active = choose_levels(
@@ -97,12 +102,15 @@ def _listed(
     listed.make()
     if state.needs[1]:
         state.mean_field.add_weight(state.gradients.head.hidden)
+    run = ListedRun(state, listed)
+    run.make_dz(0)
     if recording():
-        return Chosen(listed, [Round(0, 1, state.pilot, state.tiles - state.pilot)], 1.0, (0.0, 0.0))
+        return Chosen(run, [Round(0, 1, state.pilot, state.tiles - state.pilot)], 1.0, (0.0, 0.0))
     if done is not None:
         done.synchronize()
     certified, *bounds, row_blocks = on_host[:FOUND].view(torch.float32).tolist()
-    rounds = rounds_of(on_host[FOUND:].tolist())
+    number = int(on_host[FOUND])
+    rounds = rounds_of(on_host[FOUND : FOUND + 1 + 4 * number].tolist())
     if not certified or not rounds:
         return None
     computed = rounds[-1].first + rounds[-1].number + row_blocks * state.pilot
@@ -110,7 +118,7 @@ def _listed(
     if share > _MANY:
         return None
     of_input, of_weight = (bound if need else 0.0 for bound, need in zip(bounds, state.needs, strict=False))
-    return Chosen(listed, rounds, share, (of_input, of_weight))
+    return Chosen(run, rounds, share, (of_input, of_weight))
 
 
 def _copied(x: Tensor) -> Tensor:

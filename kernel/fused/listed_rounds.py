@@ -80,12 +80,13 @@ def _round_kernel(
     """One program."""
     total = 0
     tl.store(entry_of, 0)
+    tl.store(rounds + 2, 0)  # entries of the first round: it may begin before the host knows that there is none
     for start in range(0, tiles, BLOCK):
         tile = start + tl.arange(0, BLOCK)
         number = tl.load(entry_of + 1 + tile, mask=tile < tiles, other=0)
         tl.store(entry_of + 1 + tile, total + tl.cumsum(number, 0), mask=tile < tiles)
         total += tl.sum(number, 0)
-    tl.debug_barrier()  # what others have written is read
+    tl.debug_barrier()  # what other threads have written is read
     found = 0
     begin = tl.where(total > most, tiles, first_tile)
     while begin < tiles:
@@ -243,6 +244,7 @@ class ListedTiles:
         rounds: Memory ``(1 + 4 tiles,)`` int32, written: see :func:`rounds_of`.
 
     Attributes:
+        rounds: As given.
         entry_of: First entry of each tile of the vocabulary ``(tiles + 1,)``, int32 as all lists.
         tile_of: Of each entry, by tile, then by block.
         block_of: Of each entry.
@@ -252,7 +254,7 @@ class ListedTiles:
 
     def __init__(self, active: Tensor, capacity: int, first_tile: int, extra: int, most: int, rounds: Tensor) -> None:
         self.row_blocks, self.tiles = active.shape
-        self._active, self._first_tile, self._extra, self._rounds = active, first_tile, extra, rounds
+        self._active, self._first_tile, self._extra, self.rounds = active, first_tile, extra, rounds
         self.entry_of, self.tile_of, self.block_of = (rounds.new_empty(n) for n in (self.tiles + 1, most, most))
         self.slot_of, self.own_tile = (rounds.new_empty(self.row_blocks, self.tiles) for _ in range(2))
         self._rank = rounds.new_empty(self.row_blocks, self.tiles + 1)
@@ -282,7 +284,7 @@ class ListedTiles:
     def make(self) -> None:
         """List the entries, of which the rounds are known to the device."""
         slot = torch.empty_like(self.slot_of)
-        lists = {"active": self._active, "rounds": self._rounds, "slot": slot}
+        lists = {"active": self._active, "rounds": self.rounds, "slot": slot}
         lists |= {"tiles": self.tiles, "first_tile": self._first_tile, "BLOCK": _BLOCK}
         run_kernel(
             _by_tile_kernel,
@@ -301,16 +303,16 @@ class ListedTiles:
         """Cut the entries of each block in the first ``rounds`` rounds into pieces."""
         most = min(self.row_blocks, self._extra)
         found = BlockPieces(
-            self._rounds.new_empty(rounds, self.row_blocks + self._extra, 3),
-            self._rounds.new_empty(rounds, most, 3),
-            self._rounds.new_empty(rounds, 2),
+            self.rounds.new_empty(rounds, self.row_blocks + self._extra, 3),
+            self.rounds.new_empty(rounds, most, 3),
+            self.rounds.new_empty(rounds, 2),
         )
         run_kernel(
             _piece_kernel,
             (rounds,),
-            rounds=self._rounds,
+            rounds=self.rounds,
             rank=self._rank,
-            own=self._rounds.new_empty(rounds, self.row_blocks, 3),
+            own=self.rounds.new_empty(rounds, self.row_blocks, 3),
             piece=found.pieces,
             join=found.joins,
             numbers=found.numbers,

@@ -19,7 +19,7 @@ from .tiles import column_part, load_tile, logit_argument, product, store_tile
 __all__ = ["join_kernel", "listed_gradient_kernel", "listed_input_kernel", "listed_weight_kernel"]
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "first", "number", "dz_rows", "tiles"])
+@triton.jit(do_not_specialize=["n", "vocab_size", "index", "dz_rows", "tiles"])
 def listed_gradient_kernel(
     hidden,  # (N, D), in the order of the blocks
     weight,  # (V, D)
@@ -35,10 +35,10 @@ def listed_gradient_kernel(
     order,  # (N,) packed row of each
     factor,  # (N,) of a token's softmax
     tile_uniform,  # b C / V
+    rounds,  # (1 + 4 tiles,) see listed_rounds
     dz,  # (dz_rows, BLOCK_VOCAB), written
     dz_rows,
-    first,  # entry of the round
-    number,
+    index,  # of the round
     tiles,
     stride,
     n,
@@ -66,9 +66,11 @@ def listed_gradient_kernel(
 ):
     """Write dz of the round's tiles, which lie within the vocabulary, less their mean field (:mod:`.mean_field`)."""
     row_count = tl.load(count)
-    for index in tl.range(tl.program_id(0), number, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-        row_start = tl.load(block_of + first + index) * BLOCK_ROWS
-        tile = tl.load(tile_of + first + index)
+    first = tl.load(rounds + 1 + 4 * index)
+    number = tl.load(rounds + 2 + 4 * index)
+    for entry in tl.range(tl.program_id(0), number, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        row_start = tl.load(block_of + first + entry) * BLOCK_ROWS
+        tile = tl.load(tile_of + first + entry)
         column_start = tile * BLOCK_VOCAB
         row = row_start + tl.arange(0, BLOCK_ROWS)
         acc = product(
@@ -124,7 +126,7 @@ def listed_gradient_kernel(
             store_tile(
                 dz,
                 (gradient - mean[:, None]).to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
-                index * BLOCK_ROWS,
+                entry * BLOCK_ROWS,
                 offset,
                 dz_rows,
                 BLOCK_VOCAB,

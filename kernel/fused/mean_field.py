@@ -79,11 +79,12 @@ def _split_kernel(
 @triton.jit(do_not_specialize=["n", "programs"])
 def _scaled_kernel(
     hidden,  # (N, D) in the new order
+    order,  # (N,)
     count,  # (1,)
     factor,  # (N,)
     row_scale,  # (N,)
     products,  # (programs,) whose largest is the longest product of a token's factor and hidden states
-    halves,  # (2, N, D) float16, written: those products
+    halves,  # (2, N, D) float16, written: those products, in packed order
     uniform,  # (programs of this launch, D) float32, written: sums of the hidden states times row_scale
     n,
     programs,
@@ -104,13 +105,15 @@ def _scaled_kernel(
     h = tl.load(hidden + address, mask=valid[:, None] & inside, other=0.0).to(tl.float32)
     first, second = in_two(h * scale[:, None])  # pyright: ignore[reportGeneralTypeIssues]
     written = (row < n)[:, None] & inside
+    packed = tl.load(order + row, mask=row < n, other=0).to(tl.int64)
+    address = packed[:, None] * hidden_size + column[None, :]
     tl.store(halves + address, first, mask=written)
     tl.store(halves + n.to(tl.int64) * hidden_size + address, second, mask=written)
     of_uniform = tl.sum(h * tl.load(row_scale + row, mask=valid, other=0.0)[:, None], 0)
     tl.store(uniform + tl.program_id(0).to(tl.int64) * hidden_size + column, of_uniform, mask=column < hidden_size)
 
 
-@triton.jit(do_not_specialize=["first_tile"])
+@triton.jit(do_not_specialize=["first_step"])
 def _input_kernel(
     mass,  # (N, 2, stride) float16
     order,
@@ -127,7 +130,7 @@ def _input_kernel(
     own,  # (N,) factor of the target's row of the head
     weight_row_stride,
     weight_column_stride,
-    first_tile,  # from which whole steps go
+    first_step,
     stride,
     hidden_size,
     tile_uniform,
@@ -143,8 +146,8 @@ def _input_kernel(
     of_row = mass + source[:, None] * (2 * stride)
     plane = stride.to(tl.int64) * hidden_size
     acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for start in range(first_tile, stride, DEPTH):
-        tile = start + tl.arange(0, DEPTH)
+    for step in range(first_step, stride // DEPTH):
+        tile = step * DEPTH + tl.arange(0, DEPTH)  # a multiple, which Triton sees: memory is read in wide pieces
         own_mass = of_row + tile[None, :]
         own_rows = halves + tile.to(tl.int64)[:, None] * hidden_size + column[None, :]
         first = tl.load(own_mass, mask=valid[:, None], other=0.0)
@@ -168,18 +171,17 @@ def _input_kernel(
     tl.store(squares + tl.program_id(1) * tl.num_programs(0) * ROWS + row, tl.sum(acc * acc, 1))
 
 
-@triton.jit(do_not_specialize=["n", "programs", "tiles", "first_tile"])
+@triton.jit(do_not_specialize=["n", "programs", "tiles", "first_block"])
 def _weight_kernel(
     mass,  # (N, 2, stride) float16
-    order,
     count,
-    halves,  # (2, N, D) float16, of the hidden states times their factors
+    halves,  # (2, N, D) float16, of the hidden states times their factors, in packed order
     products,  # (programs,) whose largest says by what they were multiplied
     uniform,  # (D,) sum of the hidden states times row_scale
     shared,  # (pieces, tiles, D) float32, written behind the pilot: what every row of a tile gets
     n,
     programs,
-    first_tile,  # from which whole blocks go
+    first_block,
     tiles,
     stride,
     hidden_size,
@@ -190,23 +192,22 @@ def _weight_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    tile = first_tile + tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tile = (first_block + tl.program_id(0)) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (column < hidden_size)[None, :]
+    listed = (tile < stride)[None, :]
     piece = tl.program_id(2)
     kept = tl.load(count)
     steps = tl.cdiv(kept, DEPTH)
-    of_tile = mass + tl.where(tile < stride, tile, 0)[None, :]
     plane = n.to(tl.int64) * hidden_size
     acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for step in range(piece * steps // tl.num_programs(2), (piece + 1) * steps // tl.num_programs(2)):
         row = step * DEPTH + tl.arange(0, DEPTH)
         valid = (row < kept)[:, None]
-        source = tl.load(order + row, mask=row < kept, other=0).to(tl.int64)
-        own_mass = of_tile + source[:, None] * (2 * stride)
+        own_mass = mass + row.to(tl.int64)[:, None] * (2 * stride) + tile[None, :]
         own_rows = halves + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
-        first = tl.load(own_mass, mask=valid, other=0.0)
-        second = tl.load(own_mass + stride, mask=valid, other=0.0)
+        first = tl.load(own_mass, mask=valid & listed, other=0.0)
+        second = tl.load(own_mass + stride, mask=valid & listed, other=0.0)
         first_rows = tl.load(own_rows, mask=valid & inside, other=0.0)
         second_rows = tl.load(own_rows + plane, mask=valid & inside, other=0.0)
         acc = tl.dot(tl.trans(first), second_rows, acc)
@@ -262,7 +263,6 @@ class MeanField:
         """What both products are told."""
         return {
             "mass": self.of.mass,
-            "order": self.of.order,
             "count": self.of.count,
             "stride": self.of.spread.shape[1],
             "hidden_size": columns,
@@ -272,10 +272,6 @@ class MeanField:
             "num_warps": self.sizes.warps,
             "num_stages": 3,
         }
-
-    def _begin(self, step: int) -> int:
-        """The pilot's last whole step: the rest of it has no mean row, and what it makes is not read."""
-        return self.pilot // step * step
 
     def add_input(self, accumulator: Tensor, weight: Tensor, label: Tensor, own: Tensor) -> Tensor:
         """Add to the input's gradient the mean field of all tiles; return norms of what is there then ``(N,)``.
@@ -303,6 +299,7 @@ class MeanField:
             _input_kernel,
             (self.of.blocks * self.of.rows // rows, width),
             **self._shared(hidden_size),
+            order=self.of.order,
             factor=self.of.factor,
             row_scale=self.row_scale,
             halves=halves,
@@ -315,7 +312,7 @@ class MeanField:
             own=own,
             weight_row_stride=weight.stride(0),
             weight_column_stride=weight.stride(1),
-            first_tile=self._begin(self.sizes.depth),
+            first_step=self.pilot // self.sizes.depth,  # the pilot in it has no mean rows
             ROWS=rows,
         )
         return squares.sum(0).sqrt()[: self.of.order.shape[0]]
@@ -331,6 +328,7 @@ class MeanField:
             _scaled_kernel,
             (blocks(n, 32), blocks(hidden_size, 128)),
             hidden=hidden,
+            order=self.of.order,
             count=self.of.count,
             factor=self.of.factor,
             row_scale=self.row_scale,
@@ -341,8 +339,9 @@ class MeanField:
             ROWS=32,
             COLUMNS=128,
         )
-        begin, rows = self._begin(self.sizes.rows), self.sizes.rows
-        grid = blocks(self.of.tiles - begin, rows), blocks(hidden_size, self.sizes.columns)
+        rows = self.sizes.rows
+        begin = self.pilot // rows  # what it makes of the pilot is not read
+        grid = blocks(self.of.tiles, rows) - begin, blocks(hidden_size, self.sizes.columns)
         pieces = max(processors(hidden.device) // (grid[0] * grid[1]), 1)
         sums = torch.empty(pieces, self.of.tiles, hidden_size, dtype=torch.float32, device=hidden.device)
         run_kernel(
@@ -353,7 +352,7 @@ class MeanField:
             halves=halves,
             uniform=uniform.sum(0),
             shared=sums,
-            first_tile=begin,
+            first_block=begin,
             tiles=self.of.tiles,
             COLUMNS_OF_TILE=self.columns,
             ROWS=rows,

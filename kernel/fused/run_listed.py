@@ -15,43 +15,40 @@ from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kern
 from .pilot import Pilot
 from .sparse_state import SparseState
 
-__all__ = ["run_listed"]
+__all__ = ["ListedRun", "run_listed"]
 
 _INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
 
 
-def run_listed(
-    state: SparseState, pilot: Pilot, listed: ListedTiles, rounds: Sequence[Round]
-) -> tuple[Tensor | None, ...]:
-    """Compute the listed tiles and finish both gradients."""
+def run_listed(state: SparseState, pilot: Pilot, run: ListedRun, rounds: Sequence[Round]) -> tuple[Tensor | None, ...]:
+    """Compute the listed tiles, dz of the first round being made, and finish both gradients."""
     gradients, gradient = state.gradients, None
     if state.needs[1]:
         weight = gradients.head.weight
         gradients.weight_gradient = gradient = weight.new_empty(weight.shape)
-    run = _ListedRun(state, listed)
     pieces = None
     for index, part in enumerate(rounds):
-        if part.number:
-            run.make_dz(part)
-        if pilot.rows is not None:  # not before dz of the first round: the device has waited for the host
+        if index and part.number:
+            run.make_dz(index)
+        if pilot.rows is not None:
             pilot.write_rows()
         if gradient is not None:
             run.write_weight(gradient, part)
         if part.number and state.memory is not None:
-            pieces = listed.pieces(len(rounds)) if pieces is None else pieces
+            pieces = run.listed.pieces(len(rounds)) if pieces is None else pieces
             run.add_input(part, index, pieces)
     return gradients.finish()
 
 
-class _ListedRun:
+class ListedRun:
     """The list and dz on the device."""
 
     def __init__(self, state: SparseState, listed: ListedTiles) -> None:
         self.state, self.gradients, self.listed = state, state.gradients, listed
         self.dz = state.workspace[: state.capacity * state.row * state.tile].view(-1, state.tile)
 
-    def make_dz(self, part: Round) -> None:
-        """Make dz of a round's tiles, less the mean field."""
+    def make_dz(self, index: int) -> None:
+        """Make dz of a round's tiles, less the mean field; of the first also where it turns out to be none."""
         state = self.state
         head, launch, of = self.gradients.head, state.table.logit_gradient, state.of
         run_kernel(
@@ -64,8 +61,8 @@ class _ListedRun:
             block_of=self.listed.block_of,
             dz=self.gradients.tiles(self.dz, launch.rows, launch.columns // launch.parts),
             dz_rows=self.dz.shape[0],
-            first=part.first,
-            number=part.number,
+            rounds=self.listed.rounds,
+            index=index,
             **logit_arguments(head.hidden, head.weight, head.bias, state.scalars),
             label_smoothing=state.scalars.label_smoothing,
             uniform=state.scalars.uniform(state.vocab_size),

@@ -35,7 +35,7 @@ __all__ = [
     "finish_tile_sums",
     "in_two",
     "load_mass",
-    "load_sizes",
+    "load_spreads",
     "load_tokens",
     "new_tile_sums",
 ]
@@ -195,11 +195,11 @@ def load_tokens(order, count, factor, row):
 
 
 @triton.jit
-def load_sizes(spread, valid, source, own_factor, tile, tiles, stride):
-    """``|factor| |r|`` of tokens and tiles ``tile``, 0 where there is none."""
-    mask = valid[:, None] & (tile < tiles)[None, :]
+def load_spreads(spread, valid, source, tile, tiles, stride):
+    """|r| of tokens and tiles ``tile``, 0 where there is none."""
+    mask = valid[:, None] & (tile < stride)[None, :]  # which leaves wide reads, as the number of tiles would not
     found = tl.load(spread + source[:, None] * stride + tile[None, :], mask=mask, other=0).to(tl.int32) << 16
-    return found.to(tl.float32, bitcast=True) * tl.abs(own_factor)[:, None]
+    return tl.where((tile < tiles)[None, :], found.to(tl.float32, bitcast=True), 0.0)
 
 
 @triton.jit

@@ -151,9 +151,10 @@ def test_errors_add_up_over_all_tiles_of_a_level(known):
     out = level[None] <= torch.arange(LEVELS, device=DEVICE)[:, None, None]  # (levels, blocks, tiles)
     of_token = (out[:, :, None] * (known.size * known.sigma)).sum(3)
     of_tile = (out * score.double()).sum(1)
-    ours = input_error(known.of, known.sigma, level), weight_error(score, level)
-    for found, wanted in zip(ours, (of_token.flatten(1).norm(dim=1), of_tile.norm(dim=1)), strict=True):
-        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(weight_error(score, level).double(), of_tile.norm(dim=1), rtol=1e-5, atol=1e-12)
+    found, wanted = input_error(known.of, known.sigma, level).double(), of_token.flatten(1).norm(dim=1)
+    assert (found >= wanted * (1 - 1e-6)).all()
+    assert (found <= wanted * (1 + 2**-10)).all()  # sigma is rounded up
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
