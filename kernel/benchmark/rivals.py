@@ -84,7 +84,7 @@ def _package(
             if implementation == "triton":
                 set_launch_table(device, dtype, None)  # that of this loss and of its backward
             if variant is not None:
-                set_launch_table(device, dtype, VARIANTS[variant](launch_table(device, dtype)))
+                set_launch_table(device, dtype, VARIANTS[variant](launch_table(device, dtype, data.hidden.shape[1])))
             return linear_cross_entropy(
                 data.hidden,
                 data.weight,

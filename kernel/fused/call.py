@@ -70,7 +70,7 @@ class LossCall:
             "direct": kind == "softmax",
             "in_bytes": self.scalars.in_bytes(dtype),
             "processors": processors(device),
-            "table": launch_table(device, dtype),
+            "table": launch_table(device, dtype, int(self.head.hidden.shape[1])),
         }
 
     def serves_chunks(self, needs: Needs, return_statistics: bool, sparse: bool) -> bool:

@@ -64,7 +64,7 @@ def every_launch(
         forward(head, scalars, packed=False, return_statistics=return_statistics)
         return
     few = LossCall(head, scalars, 0)
-    table, programs = launch_table(hidden.device, hidden.dtype), processors(hidden.device)
+    table, programs = launch_table(hidden.device, hidden.dtype, hidden.shape[1]), processors(hidden.device)
     size = int(weight.shape[0]), int(weight.shape[1])
     kinds = {"keep": kind != "", "direct": kind == "softmax", "in_bytes": scalars.in_bytes(hidden.dtype)}
     for plan in every_kind(n, *size, **kinds, processors=programs, table=table):

@@ -60,7 +60,7 @@ class Gradients:
         self.scalars, self.rows, self.number = scalars, upstream.rows, upstream.rows.number
         self.n, self.hidden_size = hidden.shape
         self.vocab_size, device = weight.shape[0], hidden.device
-        self.programs, self.table = processors(device), launch_table(device, hidden.dtype)
+        self.programs, self.table = processors(device), launch_table(device, hidden.dtype, self.hidden_size)
         self.need_input, self.lse, self.target_logit = needs[0], upstream.lse, held.target_logit
         self.factor = scalars.logit_scale / scalars.temperature
         # The packed hidden states live where the input's gradient will be written at the very end.

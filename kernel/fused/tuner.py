@@ -81,7 +81,7 @@ def tune(
                 times.append(1e3 * (time.perf_counter() - start))
         return statistics.median(times)
 
-    best = launch_table(device, dtype)
+    best = launch_table(device, dtype, hidden_size)
     fastest = milliseconds(best)
     for field in tqdm(fields(LaunchTable), desc="kernels", disable=None):
         for table in _neighbours(best, field.name, candidates):

@@ -142,7 +142,7 @@ def test_shares_of_kept_columns(monkeypatch, name, workspace_mib, kept, in_bytes
     pytest.importorskip("triton")
     from kernel.fused import call, launch
 
-    monkeypatch.setattr(call, "launch_table", lambda device, dtype: launch._TABLES["hopper", 2])
+    monkeypatch.setattr(call, "launch_table", lambda *_: launch._TABLES["hopper", 2])
     monkeypatch.setattr(call, "processors", lambda device: 132)
     shape = next(shape for shape in SHAPES if shape.name == name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,9 +26,9 @@ from kernel.options import LossOptions
 triton = pytest.importorskip("triton")
 tl = triton.language
 LossCall = importlib.import_module("kernel.fused.call").LossCall
-last_rounds, tiles, compile_ahead, weight_gradient = (
+last_rounds, tiles, compile_ahead, weight_gradient, launches = (
     importlib.import_module(f"kernel.fused.{name}")
-    for name in ("last_round", "tiles", "compile_ahead", "weight_gradient")
+    for name in ("last_round", "tiles", "compile_ahead", "weight_gradient", "launch")
 )
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
@@ -444,3 +445,17 @@ def test_pieces_of_several_strips_take_the_memory_of_one():
             assert number >= 1
             assert number == 1 or number * columns <= splits * 32
     assert (found[7, 32], found[7, 64], found[7, 96], found[7, 160]) == (7, 3, 2, 1)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of products of what is not read
+def test_tiles_of_the_input_gradient_may_reach_behind_what_dz_was_written_for(monkeypatch, request):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # new tensors are full of NaN
+    cpu = torch.device("cpu")
+    table = launches.launch_table(cpu, torch.float32, 16)
+    tall = replace(table.input_gradient, rows=64, columns=16)
+    request.addfinalizer(lambda: launches.set_launch_table(cpu, torch.float32, None))
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    launches.set_launch_table(cpu, torch.float32, replace(table, input_gradient=tall))
+    for workspace_bytes in BUDGETS:
+        check(problem(70, 130, 16, bias=True, ignored=0.3), label_smoothing=0.1, workspace_bytes=workspace_bytes)

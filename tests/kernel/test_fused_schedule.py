@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -410,6 +411,29 @@ def test_tables_can_be_replaced_and_restored():
         set_launch_table(cpu, torch.float32, None)
     assert launch_table(cpu, torch.float32) is original
     assert processors(cpu) == 3
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "turned"), [(576, True), (640, True), (768, False), (896, False), (2304, False), (None, False)]
+)
+def test_tiles_of_both_gradients_are_turned_where_wide_ones_are_half_empty(hidden_size, turned):
+    wide = launch._fitting("hopper", 2, None)
+    table = launch._fitting("hopper", 2, hidden_size)
+    assert (table.forward, table.logit_gradient) == (wide.forward, wide.logit_gradient)
+    for found, plain in ((table.weight_gradient, wide.weight_gradient), (table.input_gradient, wide.input_gradient)):
+        tile = (plain.columns, plain.rows) if turned else (plain.rows, plain.columns)
+        assert found == replace(plain, rows=tile[0], columns=tile[1])
+
+
+def test_a_table_that_was_set_is_used_for_every_hidden_size():
+    cpu = torch.device("cpu")
+    other = LaunchTable(*[Launch(16, 32, 16, warps=4, stages=1)] * 4)
+    assert launch_table(cpu, torch.float32, 16) != other
+    set_launch_table(cpu, torch.float32, other)
+    try:
+        assert launch_table(cpu, torch.float32, 16) is other
+    finally:
+        set_launch_table(cpu, torch.float32, None)
 
 
 def test_tuner(tmp_path):
