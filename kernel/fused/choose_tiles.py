@@ -31,7 +31,6 @@ from .tile_limits import FOUND, choose_levels, levels, limits
 
 __all__ = ["Chosen", "choose_tiles"]
 
-_MANY = 0.5  # share of active tiles above which the dense path takes no more time
 _MARGIN = 0.995  # of the tolerance: rounding of the bounds and of the least norm
 
 
@@ -55,8 +54,8 @@ class Chosen(NamedTuple):
         return [Certificate(self.share, bound) if n else None for n, bound in zip(needs, self.bounds, strict=False)]
 
 
-def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float) -> Chosen | None:
-    """Run the pilot, add the mean field and choose what is computed beside them; None for all.
+def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float, most: float) -> Chosen | None:
+    """Run the pilot, add the mean field and choose what is computed beside them; None for more than ``most`` of all.
 
     The host waits once, while the device goes on.
     """
@@ -78,23 +77,24 @@ def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float) -> Chosen |
         input_error(state.of_tokens, sigma, level[0]) if needs[0] else None,
         weight_error(of_weight, level[1]) if needs[1] else None,
     )
-    return _listed(state, level, errors, numbers, share)
+    return _listed(state, level, errors, numbers, share, most)
 
 
 def _listed(
-    state: SparseState, level: Tensor, errors: Sequence[Tensor | None], numbers: Tensor, tolerance: float
+    state: SparseState, level: Tensor, errors: Sequence[Tensor | None], numbers: Tensor, tolerance: float, most: float
 ) -> Chosen | None:
     """Make the choice and the list, and wait for the numbers that the host needs, while the device goes on.
 
     It has dz of the first round to do, which is for nothing if the choice failed: what the host takes until the next
     launch is less than that.
     """
-    shape, most = (state.row_blocks, state.tiles), int(_MANY * state.row_blocks * state.tiles)
+    shape = state.row_blocks, state.tiles
+    room = max(int(most * state.row_blocks * state.tiles), 1)
     memory = torch.empty(FOUND + 1 + 4 * state.tiles, dtype=torch.int32, device=state.device)
     active = choose_levels(
         level, shape, errors, numbers, state.number, tolerance, state.row, memory[:FOUND].view(torch.float32)
     )
-    listed = ListedTiles(active, state.capacity, state.pilot, state.most_extra_blocks(), most, memory[FOUND:])
+    listed = ListedTiles(active, state.capacity, state.pilot, state.most_extra_blocks(), room, memory[FOUND:])
     on_host, done = _copied(memory), None
     if memory.is_cuda:
         done = torch.cuda.Event()
@@ -115,7 +115,7 @@ def _listed(
         return None
     computed = rounds[-1].first + rounds[-1].number + row_blocks * state.pilot
     share = computed / max(row_blocks * state.tiles, 1.0)
-    if share > _MANY:
+    if share > most:
         return None
     of_input, of_weight = (bound if need else 0.0 for bound, need in zip(bounds, state.needs, strict=False))
     return Chosen(run, rounds, share, (of_input, of_weight))

@@ -20,3 +20,12 @@ def quick_interpreter():
         if importlib.util.find_spec("triton") is not None:
             quicken(replaced.setattr)
         yield
+
+
+@pytest.fixture
+def worth_it_at_any_size(monkeypatch):
+    """Let small problems leave tiles out on a GPU, where that takes longer than to compute them."""
+    pytest.importorskip("triton")
+    from kernel.fused import call
+
+    monkeypatch.setattr(call, "most_active", lambda *args, **kwargs: 0.5)

@@ -18,7 +18,10 @@ pytest.importorskip("triton")
 from kernel.fused import call
 from kernel.fused.head_tiles import head_tiles
 from kernel.fused.listed_rounds import ListedTiles, rounds_of
+from kernel.fused.sparse_times import most_active
 from kernel.fused.tries import Tries
+
+pytestmark = pytest.mark.usefixtures("worth_it_at_any_size")
 
 
 def gradients(tensors, tolerance, *, frozen=(), upstream=None, again=False, **options):
@@ -95,6 +98,26 @@ def test_after_a_failed_try_losses_are_dense_from_the_start(monkeypatch):
     assert (told.input_active, told.weight_bound) == (1, 0)
     gradients(tensors, GradientTolerance(0.05))  # keeps a count of its own
     assert len(tried) == 2
+
+
+def share(tokens=12288, vocab_size=262144, hidden_size=640, kept=0.0, products=2, **options):
+    sizes = {"itemsize": 2, "tile": 256, "processors": 132, **options}
+    return most_active(tokens, vocab_size, hidden_size, kept=kept, products=products, **sizes)
+
+
+def test_a_sparse_call_is_worth_it_where_it_saves_more_than_it_takes():
+    """On large problems; where a dense call keeps its columns, or little is to be computed, with fewer tiles or never."""
+    assert share() == 0.5
+    for changed in ("tokens", "vocab_size", "hidden_size"):
+        sizes = {"tokens": 2048, "vocab_size": 49152, "hidden_size": 256}
+        growing = [share(**{**sizes, changed: sizes[changed] * 2**i}) for i in range(8)]
+        assert growing == sorted(growing)
+        assert growing[0] == 0 < growing[-1], changed
+    falling = [share(tokens=4096, kept=k / 4) for k in range(5)]
+    assert falling == sorted(falling, reverse=True)
+    assert 0 < falling[-1] < falling[0]
+    assert share(tokens=4096, products=1, kept=1.0) < falling[-1]
+    assert share(tokens=600, vocab_size=40000, hidden_size=320) == 0
 
 
 def test_tries_become_rare_and_a_success_ends_that():

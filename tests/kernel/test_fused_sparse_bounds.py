@@ -18,6 +18,8 @@ from kernel.fused.mean_field import MeanField
 from kernel.fused.tile_errors import LEVELS, input_error, scores, weight_error
 from kernel.fused.tile_sums import MASS_SCALE, TokenTiles, finish_tile_sums, new_tile_sums
 
+pytestmark = pytest.mark.usefixtures("worth_it_at_any_size")
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAUNCH = launch_table(torch.device(DEVICE), torch.float16).logit_gradient
 ROWS, COLUMNS = LAUNCH.rows, LAUNCH.columns

@@ -13,6 +13,7 @@ from kernel import GradientTolerance, linear_cross_entropy
 
 pytestmark = [
     pytest.mark.cuda,
+    pytest.mark.usefixtures("worth_it_at_any_size"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 
