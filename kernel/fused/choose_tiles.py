@@ -94,7 +94,7 @@ def _listed(
     active = choose_levels(
         level, shape, errors, numbers, state.number, tolerance, state.row, memory[:FOUND].view(torch.float32)
     )
-    listed = ListedTiles(active, state.capacity, state.pilot, state.most_extra_blocks(), room, memory[FOUND:])
+    listed = ListedTiles(active, state.capacity, state.pilot, room, memory[FOUND:])
     on_host, done = _copied(memory), None
     if memory.is_cuda:
         done = torch.cuda.Event()

@@ -17,10 +17,8 @@ from torch import Tensor
 from .compile_ahead import run_kernel
 from .launch import blocks
 
-__all__ = ["BlockPieces", "ListedTiles", "Round", "most_extra_blocks", "rounds_of"]
+__all__ = ["ListedTiles", "Round", "rounds_of"]
 
-_PIECES = 4  # of the input's gradient for each multiprocessor and round
-_LEAST = 4  # entries of a piece, if its block has as many
 _BLOCK = 1024
 
 
@@ -31,19 +29,6 @@ class Round(NamedTuple):
     number: int
     first_tile: int
     tiles: int
-
-
-class BlockPieces(NamedTuple):
-    """What the input's gradient is told of all rounds, int32."""
-
-    pieces: Tensor  # (rounds, blocks + extra, 3): first entry by block, entries, block of rows to write
-    joins: Tensor  # (rounds, joins, 3): block, first block of rows to add to it, how many
-    numbers: Tensor  # (rounds, 2) of both
-
-
-def most_extra_blocks(programs: int, column_blocks: int) -> int:
-    """Most blocks of rows that the pieces of a round take beyond those of the tokens' blocks."""
-    return max(programs * _PIECES // column_blocks, 1)
 
 
 @triton.jit(do_not_specialize=["row_blocks", "tiles", "first_tile"])
@@ -161,77 +146,6 @@ def _by_block_kernel(
     tl.store(rank + base + tl.program_id(0) + tiles, before)
 
 
-@triton.jit(do_not_specialize=["row_blocks", "tiles", "extra", "joins"])
-def _piece_kernel(
-    rounds,
-    rank,
-    own,  # (rounds, row_blocks, 3), written and read: pieces, entries of the longest, rows of the second piece
-    piece,  # (rounds, row_blocks + extra, 3), written, the longest first
-    join,  # (rounds, joins, 3), written
-    numbers,  # (rounds, 2), written: pieces and joins
-    row_blocks,
-    tiles,
-    extra,
-    joins,
-    LEAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Cut what each block has in a round into equal pieces."""
-    index = tl.program_id(0)
-    this = rounds + 1 + 4 * index
-    size = tl.maximum(LEAST, tl.cdiv(tl.load(this + 1), extra))
-    first_tile = tl.load(this + 2)
-    end_tile = first_tile + tl.load(this + 3)
-    own += index * row_blocks * 3
-    piece += index * (row_blocks + extra) * 3
-    join += index * joins * 3
-    total, further, several = 0, row_blocks, 0
-    for start in range(0, row_blocks, BLOCK):
-        block = start + tl.arange(0, BLOCK)
-        mask = block < row_blocks
-        address = rank + block.to(tl.int64) * (tiles + 1)
-        entries = tl.load(address + end_tile, mask=mask, other=0) - tl.load(address + first_tile, mask=mask, other=0)
-        pieces = tl.where(entries > 0, tl.maximum((2 * entries + size) // (2 * size), 1), 0)
-        more = tl.maximum(pieces - 1, 0)
-        rows = further + tl.cumsum(more, 0) - more
-        tl.store(own + block * 3, pieces, mask=mask)
-        tl.store(own + block * 3 + 1, tl.cdiv(entries, tl.maximum(pieces, 1)), mask=mask)
-        tl.store(own + block * 3 + 2, rows, mask=mask)
-        is_cut = (more > 0).to(tl.int32)
-        place = join + (several + tl.cumsum(is_cut, 0) - is_cut) * 3
-        tl.store(place, block, mask=more > 0)
-        tl.store(place + 1, rows, mask=more > 0)
-        tl.store(place + 2, more, mask=more > 0)
-        total += tl.sum(pieces, 0)
-        further += tl.sum(more, 0)
-        several += tl.sum(is_cut, 0)
-    tl.store(numbers + 2 * index, total)
-    tl.store(numbers + 2 * index + 1, several)
-    tl.debug_barrier()  # what others have written is read
-    for start in range(0, row_blocks, BLOCK):
-        block = start + tl.arange(0, BLOCK)
-        mask = block < row_blocks
-        pieces = tl.load(own + block * 3, mask=mask, other=0)
-        longest = tl.load(own + block * 3 + 1, mask=mask, other=0)
-        rows = tl.load(own + block * 3 + 2, mask=mask, other=0)
-        place = tl.zeros((BLOCK,), dtype=tl.int32)
-        for other in range(row_blocks):
-            length = tl.load(own + other * 3 + 1)
-            sooner = (length > longest) | ((length == longest) & (other < block))
-            place += tl.where(sooner, tl.load(own + other * 3), 0)
-        address = block.to(tl.int64) * (tiles + 1)
-        begin = tl.load(rank + address + first_tile, mask=mask, other=0)
-        entries = tl.load(rank + address + end_tile, mask=mask, other=0) - begin
-        begin += block * tiles
-        for i in range(tl.max(pieces, 0)):
-            low = i * entries // tl.maximum(pieces, 1)
-            high = (i + 1) * entries // tl.maximum(pieces, 1)
-            out = piece + (place + i) * 3
-            tl.store(out, begin + low, mask=i < pieces)
-            tl.store(out + 1, high - low, mask=i < pieces)
-            tl.store(out + 2, tl.where(i == 0, block, rows + i - 1), mask=i < pieces)
-
-
 class ListedTiles:
     """The active tiles, from one on.
 
@@ -239,7 +153,6 @@ class ListedTiles:
         active: Which tiles are, ``(blocks, tiles)`` bytes on the device.
         capacity: Entries of a round; one tile of the vocabulary is never cut, whatever its entries.
         first_tile: Tiles before it are done in another way.
-        extra: Most blocks of rows that the pieces of a round may take beside those of the tokens' blocks.
         most: Entries that are listed at most: with more there is no round.
         rounds: Memory ``(1 + 4 tiles,)`` int32, written: see :func:`rounds_of`.
 
@@ -250,14 +163,15 @@ class ListedTiles:
         block_of: Of each entry.
         slot_of: Entries of each block, by tile ``(blocks, tiles)``.
         own_tile: And their tiles.
+        rank: How many a block has before each tile ``(blocks, tiles + 1)``.
     """
 
-    def __init__(self, active: Tensor, capacity: int, first_tile: int, extra: int, most: int, rounds: Tensor) -> None:
+    def __init__(self, active: Tensor, capacity: int, first_tile: int, most: int, rounds: Tensor) -> None:
         self.row_blocks, self.tiles = active.shape
-        self._active, self._first_tile, self._extra, self.rounds = active, first_tile, extra, rounds
+        self._active, self._first_tile, self.rounds = active, first_tile, rounds
         self.entry_of, self.tile_of, self.block_of = (rounds.new_empty(n) for n in (self.tiles + 1, most, most))
         self.slot_of, self.own_tile = (rounds.new_empty(self.row_blocks, self.tiles) for _ in range(2))
-        self._rank = rounds.new_empty(self.row_blocks, self.tiles + 1)
+        self.rank = rounds.new_empty(self.row_blocks, self.tiles + 1)
         run_kernel(
             _count_kernel,
             (blocks(self.tiles, 32),),
@@ -296,34 +210,8 @@ class ListedTiles:
             row_blocks=self.row_blocks,
         )
         run_kernel(
-            _by_block_kernel, (self.row_blocks,), **lists, slot_of=self.slot_of, own_tile=self.own_tile, rank=self._rank
+            _by_block_kernel, (self.row_blocks,), **lists, slot_of=self.slot_of, own_tile=self.own_tile, rank=self.rank
         )
-
-    def pieces(self, rounds: int) -> BlockPieces:
-        """Cut the entries of each block in the first ``rounds`` rounds into pieces."""
-        most = min(self.row_blocks, self._extra)
-        found = BlockPieces(
-            self.rounds.new_empty(rounds, self.row_blocks + self._extra, 3),
-            self.rounds.new_empty(rounds, most, 3),
-            self.rounds.new_empty(rounds, 2),
-        )
-        run_kernel(
-            _piece_kernel,
-            (rounds,),
-            rounds=self.rounds,
-            rank=self._rank,
-            own=self.rounds.new_empty(rounds, self.row_blocks, 3),
-            piece=found.pieces,
-            join=found.joins,
-            numbers=found.numbers,
-            row_blocks=self.row_blocks,
-            tiles=self.tiles,
-            extra=self._extra,
-            joins=most,
-            LEAST=_LEAST,
-            BLOCK=_BLOCK,
-        )
-        return found
 
 
 def rounds_of(read: list[int]) -> list[Round]:

@@ -7,9 +7,9 @@ A tile that is computed enters with what dz has beyond the same number: the two 
 
 They are as exact as float32 whatever the dtype of the head: tiles that are left out may cancel each other, so that the
 rounding of their terms to half precision could exceed what is certified, and a factor with a z-loss may be large. Each
-number is two of float16, by a power of two within its range, of which three products make one
-(:mod:`.sparse_tokens` says how exact): a sixth of what tensor cores take for float32 in three parts. The uniform term
-is the same for all tiles, so that it takes a sum of the mean rows and one of the hidden states.
+number is two of float16 (:mod:`.halves`), of which three products make one (:mod:`.sparse_tokens` says how exact): a
+sixth of what tensor cores take for float32 in three parts. The uniform term is the same for all tiles, so that it takes
+a sum of the mean rows and one of the hidden states.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .compile_ahead import run_kernel
+from .halves import MASS_SCALE, mean_halves, scale_of, scaled_halves
 from .head_tiles import HeadTiles
 from .launch import blocks, processors
 from .sparse_tokens import SparseTokens
-from .tile_sums import MASS_SCALE, TokenTiles, in_two, load_tokens
+from .tile_sums import TokenTiles, load_tokens
 
-__all__ = ["HIDDEN_UNDERFLOW", "MeanField"]
+__all__ = ["MeanField"]
 
-# The largest number is made 2^14 to 2^15, and float16 rounds to 2^-25 at least.
-HIDDEN_UNDERFLOW = 2.0**-39
 _MASS_SCALE = tl.constexpr(MASS_SCALE)
 
 
@@ -44,73 +43,6 @@ class _FieldTile(NamedTuple):
 
 
 _HOPPER, _OTHERS, _INTERPRETER = _FieldTile(128, 128, 64, 8), _FieldTile(64, 64, 32, 4), _FieldTile(16, 16, 16, 1)
-
-
-@triton.jit
-def _scale_of(longest):
-    """The power of two that makes it 2^14 to 2^15."""
-    return tl.exp2(15.0 - tl.ceil(tl.log2(tl.maximum(longest, 1e-30))))
-
-
-@triton.jit(do_not_specialize=["tiles", "first_tile"])
-def _split_kernel(
-    mean,  # (tiles, D) float32
-    longest,  # (1,) norm of the head's longest row
-    halves,  # (2, stride, D) float16, written: 0 before first_tile and behind the last one
-    first_tile,
-    tiles,
-    stride,
-    hidden_size,
-    TILES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (column < hidden_size)[None, :]
-    address = tile.to(tl.int64)[:, None] * hidden_size + column[None, :]
-    listed = ((tile >= first_tile) & (tile < tiles))[:, None]
-    rows = tl.load(mean + address, mask=listed & inside, other=0.0) * _scale_of(tl.load(longest))
-    first, second = in_two(rows)  # pyright: ignore[reportGeneralTypeIssues]
-    written = (tile < stride)[:, None] & inside
-    tl.store(halves + address, first, mask=written)
-    tl.store(halves + stride.to(tl.int64) * hidden_size + address, second, mask=written)
-
-
-@triton.jit(do_not_specialize=["n", "programs"])
-def _scaled_kernel(
-    hidden,  # (N, D) in the new order
-    order,  # (N,)
-    count,  # (1,)
-    factor,  # (N,)
-    row_scale,  # (N,)
-    products,  # (programs,) whose largest is the longest product of a token's factor and hidden states
-    halves,  # (2, N, D) float16, written: those products, in packed order
-    uniform,  # (programs of this launch, D) float32, written: sums of the hidden states times row_scale
-    n,
-    programs,
-    hidden_size,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    valid, inside = row < tl.load(count), (column < hidden_size)[None, :]
-    most = tl.zeros((BLOCK,), dtype=tl.float32)
-    for start in range(0, programs, BLOCK):
-        index = start + tl.arange(0, BLOCK)
-        most = tl.maximum(most, tl.load(products + index, mask=index < programs, other=0.0))
-    scale = tl.load(factor + row, mask=valid, other=0.0) * _scale_of(tl.max(most, 0))
-    address = row.to(tl.int64)[:, None] * hidden_size + column[None, :]
-    h = tl.load(hidden + address, mask=valid[:, None] & inside, other=0.0).to(tl.float32)
-    first, second = in_two(h * scale[:, None])  # pyright: ignore[reportGeneralTypeIssues]
-    written = (row < n)[:, None] & inside
-    packed = tl.load(order + row, mask=row < n, other=0).to(tl.int64)
-    address = packed[:, None] * hidden_size + column[None, :]
-    tl.store(halves + address, first, mask=written)
-    tl.store(halves + n.to(tl.int64) * hidden_size + address, second, mask=written)
-    of_uniform = tl.sum(h * tl.load(row_scale + row, mask=valid, other=0.0)[:, None], 0)
-    tl.store(uniform + tl.program_id(0).to(tl.int64) * hidden_size + column, of_uniform, mask=column < hidden_size)
 
 
 @triton.jit(do_not_specialize=["first_step"])
@@ -159,7 +91,7 @@ def _input_kernel(
         acc = tl.dot(first, first_rows, acc)
     of_uniform = tl.load(row_scale + row, mask=valid, other=0.0) * tile_uniform
     mean_total = tl.load(total + column, mask=column < hidden_size, other=0.0)
-    acc *= (own_factor / (_scale_of(tl.load(longest)) * _MASS_SCALE))[:, None]
+    acc *= (own_factor / (scale_of(tl.load(longest)) * _MASS_SCALE))[:, None]
     acc -= of_uniform[:, None] * mean_total[None, :]
     address = accumulator + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
     acc += tl.load(address, mask=inside, other=0.0)
@@ -217,7 +149,7 @@ def _weight_kernel(
     for start in range(0, programs, BLOCK):
         index = start + tl.arange(0, BLOCK)
         most = tl.maximum(most, tl.load(products + index, mask=index < programs, other=0.0))
-    acc /= _scale_of(tl.max(most, 0)) * _MASS_SCALE
+    acc /= scale_of(tl.max(most, 0)) * _MASS_SCALE
     of_uniform = tl.load(uniform + column, mask=(column < hidden_size) & (piece == 0), other=0.0) * tile_uniform
     address = shared + (piece * tiles + tile).to(tl.int64)[:, None] * hidden_size + column[None, :]
     tl.store(address, (acc - of_uniform[None, :]) / COLUMNS_OF_TILE, mask=(tile < tiles)[:, None] & inside)
@@ -280,20 +212,6 @@ class MeanField:
         """
         rows, hidden_size = min(self.of.rows, self.sizes.rows), accumulator.shape[1]
         width, stride = blocks(hidden_size, self.sizes.columns), self.of.spread.shape[1]
-        halves = torch.empty(2, stride, hidden_size, dtype=torch.float16, device=weight.device)
-        run_kernel(
-            _split_kernel,
-            (blocks(stride, 16), blocks(hidden_size, 128)),
-            mean=self.head.mean,
-            longest=self.head.longest,
-            halves=halves,
-            first_tile=self.pilot,
-            tiles=self.of.tiles,
-            stride=stride,
-            hidden_size=hidden_size,
-            TILES=16,
-            COLUMNS=128,
-        )
         squares = accumulator.new_empty(width, self.of.blocks * self.of.rows)
         run_kernel(
             _input_kernel,
@@ -302,7 +220,7 @@ class MeanField:
             order=self.of.order,
             factor=self.of.factor,
             row_scale=self.row_scale,
-            halves=halves,
+            halves=mean_halves(self.head.mean, self.head.longest, self.pilot, stride),
             total=self.head.mean[self.pilot :].sum(0),
             longest=self.head.longest,
             accumulator=accumulator,
@@ -320,25 +238,8 @@ class MeanField:
     def add_weight(self, hidden: Tensor) -> None:
         """Make what every row of a tile gets of the mean field, ``shared``."""
         n, hidden_size = hidden.shape
-        products = self.tokens.products
-        largest = {"products": products, "n": n, "programs": products.shape[0], "BLOCK": 1024}
-        halves = torch.empty(2, n, hidden_size, dtype=torch.float16, device=hidden.device)
-        uniform = torch.empty(blocks(n, 32), hidden_size, dtype=torch.float32, device=hidden.device)
-        run_kernel(
-            _scaled_kernel,
-            (blocks(n, 32), blocks(hidden_size, 128)),
-            hidden=hidden,
-            order=self.of.order,
-            count=self.of.count,
-            factor=self.of.factor,
-            row_scale=self.row_scale,
-            halves=halves,
-            uniform=uniform,
-            hidden_size=hidden_size,
-            **largest,
-            ROWS=32,
-            COLUMNS=128,
-        )
+        products, of = self.tokens.products, self.of
+        halves, uniform = scaled_halves(hidden, of.order, of.count, of.factor, self.row_scale, products)
         rows = self.sizes.rows
         begin = self.pilot // rows  # what it makes of the pilot is not read
         grid = blocks(self.of.tiles, rows) - begin, blocks(hidden_size, self.sizes.columns)
@@ -348,9 +249,12 @@ class MeanField:
             _weight_kernel,
             (*grid, pieces),
             **self._shared(hidden_size),
-            **largest,
+            products=products,
+            n=n,
+            programs=products.shape[0],
+            BLOCK=1024,
             halves=halves,
-            uniform=uniform.sum(0),
+            uniform=uniform,
             shared=sums,
             first_block=begin,
             tiles=self.of.tiles,

@@ -10,7 +10,8 @@ from torch import Tensor
 from .arguments import logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
 from .launch import blocks
-from .listed_rounds import BlockPieces, ListedTiles, Round
+from .listed_pieces import BlockPieces, block_pieces
+from .listed_rounds import ListedTiles, Round
 from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
 from .pilot import Pilot
 from .sparse_state import SparseState
@@ -35,7 +36,7 @@ def run_listed(state: SparseState, pilot: Pilot, run: ListedRun, rounds: Sequenc
         if gradient is not None:
             run.write_weight(gradient, part)
         if part.number and state.memory is not None:
-            pieces = run.listed.pieces(len(rounds)) if pieces is None else pieces
+            pieces = pieces or block_pieces(run.listed, len(rounds), state.most_extra_blocks())
             run.add_input(part, index, pieces)
     return gradients.finish()
 

@@ -9,7 +9,7 @@ from .gradient_rows import Upstream
 from .gradients import Gradients
 from .head_tiles import head_tiles
 from .launch import blocks, launch_table, processors
-from .listed_rounds import most_extra_blocks
+from .listed_pieces import most_extra_blocks
 from .mean_field import MeanField
 from .sparse_tokens import reordered, sparse_tokens
 from .tile_sums import SparseTiles, TokenTiles

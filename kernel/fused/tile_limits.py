@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .compile_ahead import run_kernel
+from .halves import HIDDEN_UNDERFLOW
 from .launch import blocks
-from .mean_field import HIDDEN_UNDERFLOW
 from .sparse_tokens import SAFE, SparseTokens
 from .tile_errors import LEVELS
 

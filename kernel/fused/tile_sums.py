@@ -25,22 +25,20 @@ from torch import Tensor
 
 from .arguments import Head
 from .compile_ahead import run_kernel
+from .halves import MASS_SCALE, in_two
 from .launch import blocks, launch_table
 from .tiles import out_of_one
 
 __all__ = [
-    "MASS_SCALE",
     "SparseTiles",
     "TokenTiles",
     "finish_tile_sums",
-    "in_two",
     "load_mass",
     "load_spreads",
     "load_tokens",
     "new_tile_sums",
 ]
 
-MASS_SCALE = 2.0**15  # that a mass is multiplied by: float16 ends at 65504 and, less precise, at 2^-24
 _MASS_SCALE = tl.constexpr(MASS_SCALE)
 
 _SLACK = tl.constexpr(4e-6)  # of sum p^2 / m^2: rounding of two sums of 256 numbers in float32
@@ -51,13 +49,6 @@ _ALIGNED = 64  # tiles that a product takes at once: whole ones, so that it read
 def new_tile_sums(n: int, tiles: int, device: torch.device) -> Tensor:
     """Memory ``(n, tiles or more)`` that the forward writes: two numbers in one."""
     return torch.empty(n, blocks(tiles, 16) * 16, dtype=torch.int64, device=device)
-
-
-@triton.jit
-def in_two(x):
-    """Two of float16 whose sum is x but for 2^-22 of it, or 2^-25."""
-    first = x.to(tl.float16)
-    return first, (x - first.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit

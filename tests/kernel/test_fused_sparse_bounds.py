@@ -13,10 +13,11 @@ from kernel.fused.launch import launch_table
 
 pytest.importorskip("triton")
 
+from kernel.fused.halves import MASS_SCALE
 from kernel.fused.head_tiles import head_tiles
 from kernel.fused.mean_field import MeanField
 from kernel.fused.tile_errors import LEVELS, input_error, scores, weight_error
-from kernel.fused.tile_sums import MASS_SCALE, TokenTiles, finish_tile_sums, new_tile_sums
+from kernel.fused.tile_sums import TokenTiles, finish_tile_sums, new_tile_sums
 
 pytestmark = pytest.mark.usefixtures("worth_it_at_any_size")
 
