@@ -18,6 +18,7 @@ from .sparse_state import SparseState
 
 __all__ = ["ListedRun", "run_listed"]
 
+_SIDE_BY_SIDE = 1  # programs of the input's gradient on a multiprocessor: one begins or ends while the other multiplies
 _INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
 
 
@@ -78,9 +79,11 @@ class ListedRun:
         state = self.state
         weight, launch, tiles = self.gradients.head.weight, state.table.input_gradient, self.gradients.tiles
         assert state.memory is not None
+        side = _SIDE_BY_SIDE if launch.warps == 8 else 1
+        launch = replace(launch, stages=launch.stages + _INDEX_STAGES, warps=launch.warps // side)
         run_kernel(
             listed_input_kernel,
-            (state.programs,),
+            (state.programs * side,),
             dz=tiles(self.dz, launch.rows, launch.depth),
             weight=tiles(weight, launch.depth, state.columns),
             accumulator=state.memory,
@@ -102,7 +105,7 @@ class ListedRun:
             BLOCK_COLUMNS=state.columns,
             BLOCK_VOCAB=launch.depth,
             DESCRIPTOR=tiles.descriptor,
-            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
+            **tiling(launch),
         )
         rows, columns = min(state.row, 32), min(state.columns, 128)
         joins = pieces.joins.shape[1]
