@@ -79,7 +79,7 @@ class ListedRun:
         state = self.state
         weight, launch, tiles = self.gradients.head.weight, state.table.input_gradient, self.gradients.tiles
         assert state.memory is not None
-        side = _SIDE_BY_SIDE if launch.warps == 8 else 1
+        side = _SIDE_BY_SIDE if launch.warps == 8 and state.columns <= 128 else 1
         launch = replace(launch, stages=launch.stages + _INDEX_STAGES, warps=launch.warps // side)
         run_kernel(
             listed_input_kernel,
@@ -127,12 +127,17 @@ class ListedRun:
         state = self.state
         hidden, launch, tiles = self.gradients.head.hidden, state.table.weight_gradient, self.gradients.tiles
         columns = min(launch.rows * launch.columns // state.tile, launch.columns)  # of TILE rows: as many sums
+        side = _SIDE_BY_SIDE if launch.warps == 8 and state.tile == 256 else 1
+        launch, width = (
+            replace(launch, stages=launch.stages + _INDEX_STAGES, warps=launch.warps // side),
+            state.tile // side,
+        )
         run_kernel(
             listed_weight_kernel,
-            (state.programs,),
-            dz=tiles(self.dz, launch.depth, state.tile),
+            (state.programs * side,),
+            dz=tiles(self.dz, launch.depth, width),
             hidden=tiles(hidden, launch.depth, columns),
-            gradient=tiles(gradient, state.tile, columns // launch.parts),
+            gradient=tiles(gradient, width, columns // launch.parts),
             shared=state.mean_field.shared,
             scale=state.of.largest,
             entry_of=self.listed.entry_of,
@@ -148,9 +153,10 @@ class ListedRun:
             gradient_row_stride=gradient.stride(0),
             constant=self.gradients.factor,
             TILE=state.tile,
+            WIDTH=width,
             ROWS=state.row,
             BLOCK_COLUMNS=columns,
             BLOCK_ROWS=launch.depth,
             DESCRIPTOR=tiles.descriptor,
-            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
+            **tiling(launch),
         )
