@@ -75,6 +75,7 @@ def _gram_kernel(
     dots,  # (tiles, TILE) products of each row with the mean
     size,  # (tiles,) what is divided by
     gram,  # (tiles of this launch x TILE, TILE) dtype of the head, written
+    squares,  # (tiles, TILE // BLOCK_ROWS, 2), of which the first is written: of the entries
     first,  # tile of this launch
     number,  # tiles of this launch
     vocab_size,
@@ -118,11 +119,13 @@ def _gram_kernel(
         own = tl.load(dots + row)
         of_mean = tl.sum(tl.load(dots + column_start + tl.arange(0, BLOCK_VOCAB)), 0) / BLOCK_VOCAB
         factor = 1.0 / tl.load(size + tile)
+        square = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
         for part in tl.static_range(PARTS):
             offset = part * (BLOCK_VOCAB // PARTS)
             other = tl.load(dots + column_start + offset + tl.arange(0, BLOCK_VOCAB // PARTS))
             part_acc = column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_VOCAB)
             values = (part_acc - (own - of_mean)[:, None] - other[None, :]) * factor
+            square += tl.sum(values * values, 1)
             store_tile(
                 gram,
                 values.to(gram.dtype if DESCRIPTOR else gram.dtype.element_ty),
@@ -135,12 +138,13 @@ def _gram_kernel(
                 BLOCK_VOCAB // PARTS,
                 DESCRIPTOR,
             )
+        tl.store(squares + (first * STEPS + index) * 2, tl.sum(square, 0))
 
 
 @triton.jit(do_not_specialize=["first"])
 def _square_kernel(
     gram,
-    squares,  # (tiles, TILE // ROWS, 2), written: of the entries of G and of G^2
+    squares,  # (tiles, TILE // ROWS, 2), of which the second is written: of the entries of G^2
     first,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -151,15 +155,14 @@ def _square_kernel(
     column = tl.arange(0, TILE)
     start = gram + tl.program_id(0).to(tl.int64) * TILE * TILE
     acc = tl.zeros((ROWS, TILE), dtype=tl.float32)
-    norm = tl.zeros((ROWS,), dtype=tl.float32)
+    # What is multiplied here must have no other use: Triton then gave it a buffer less, and wrote the next numbers to
+    # it while the tensor cores still read.
     for k in range(0, TILE, DEPTH):
         inner = k + tl.arange(0, DEPTH)
         a = tl.load(start + own_row[:, None] * TILE + inner[None, :])
         b = tl.load(start + inner[:, None] * TILE + column[None, :])
-        norm += tl.sum(a.to(tl.float32) * a.to(tl.float32), 1)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
     out = squares + ((first + tl.program_id(0)) * tl.num_programs(1) + tl.program_id(1)) * 2
-    tl.store(out, tl.sum(norm, 0))
     tl.store(out + 1, tl.sum(tl.sum(acc * acc, 1), 0))
 
 
@@ -213,7 +216,8 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
     tiles, hidden_size = weight.shape[0] // rows, weight.shape[1]
     # Of a step, whose two operands take 144 KiB in three stages.
     depth, launch = 128 // weight.element_size() if weight.is_cuda else 16, launch_table(weight.device, weight.dtype)
-    launch, part = launch.logit_gradient, min(rows, 128)
+    launch = launch.logit_gradient
+    part = launch.rows
     numbers = torch.empty(3, blocks(tiles, 4) * 4, dtype=torch.float32, device=weight.device)
     size, whole, longest = numbers[:, :tiles].unbind(0)
     dots = torch.empty(tiles, rows, dtype=torch.float32, device=weight.device)
@@ -248,6 +252,7 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
             dots=dots,
             size=size,
             gram=handed(gram, launch.rows, rows // launch.parts),
+            squares=squares,
             first=first,
             number=number,
             hidden_size=hidden_size,

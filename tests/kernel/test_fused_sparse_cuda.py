@@ -66,6 +66,19 @@ def test_errors_stay_within_the_tolerance(dtype, options):
         assert error <= (0.01**2 + (1.5 * rounding) ** 2) ** 0.5, (error, rounding, told)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sigma_repeats(dtype):
+    """To the bit: memory that the tensor cores read was once written too soon, in some of many tiles."""
+    from kernel.fused.head_tiles import head_tiles
+
+    weight = torch.randn(65536, 640, device="cuda", generator=torch.Generator("cuda").manual_seed(0)).to(dtype)
+    first = (
+        head_tiles(weight, 256).sigma if torch.cuda.get_device_capability()[0] == 9 else head_tiles(weight, 128).sigma
+    )
+    for _ in range(20):
+        assert torch.equal(head_tiles(weight, weight.shape[0] // len(first)).sigma, first)
+
+
 def compiled_kernels():
     """How many kernels this process holds compiled."""
     from triton.runtime.jit import JITFunction
