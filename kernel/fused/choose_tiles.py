@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .compile_ahead import recording
-from .listed_rounds import ListedTiles, Round, rounds_of
+from .listed_rounds import ListedTiles, rounds_of
 from .pilot import Pilot
 from .run_listed import ListedRun
 from .sparse_state import SparseState
@@ -45,7 +45,7 @@ class Chosen(NamedTuple):
     """Tiles that are computed, their share of all, and certified relative errors of both gradients."""
 
     run: ListedRun
-    rounds: list[Round]
+    rounds: int
     share: float
     bounds: tuple[float, float]
 
@@ -77,24 +77,28 @@ def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float, most: float
         input_error(state.of_tokens, sigma, level[0]) if needs[0] else None,
         weight_error(of_weight, level[1]) if needs[1] else None,
     )
-    return _listed(state, level, errors, numbers, share, most)
+    return _listed(state, pilot, level, errors, numbers, share, most)
 
 
 def _listed(
-    state: SparseState, level: Tensor, errors: Sequence[Tensor | None], numbers: Tensor, tolerance: float, most: float
+    state: SparseState,
+    pilot: Pilot,
+    level: Tensor,
+    errors: Sequence[Tensor | None],
+    numbers: Tensor,
+    share: float,
+    most: float,
 ) -> Chosen | None:
     """Make the choice and the list, and wait for the numbers that the host needs, while the device goes on.
 
-    It has dz of the first round to do, which is for nothing if the choice failed: what the host takes until the next
-    launch is less than that.
+    It has the first round to do, of which the host's part takes longer than the device needs for the list.
     """
-    shape = state.row_blocks, state.tiles
     room = max(int(most * state.row_blocks * state.tiles), 1)
     memory = torch.empty(FOUND + 1 + 4 * state.tiles, dtype=torch.int32, device=state.device)
-    active = choose_levels(
-        level, shape, errors, numbers, state.number, tolerance, state.row, memory[:FOUND].view(torch.float32)
-    )
-    listed = ListedTiles(active, state.capacity, state.pilot, room, memory[FOUND:])
+    told = memory[:FOUND].view(torch.float32)
+    shape = state.row_blocks, state.tiles
+    active = choose_levels(level, shape, errors, numbers, state.number, share, state.row, told)
+    listed = ListedTiles(active, told, state.capacity, state.pilot, room, memory[FOUND:])
     on_host, done = _copied(memory), None
     if memory.is_cuda:
         done = torch.cuda.Event()
@@ -103,9 +107,9 @@ def _listed(
     if state.needs[1]:
         state.mean_field.add_weight(state.gradients.head.hidden)
     run = ListedRun(state, listed)
-    run.make_dz(0)
+    run.begin(pilot)
     if recording():
-        return Chosen(run, [Round(0, 1, state.pilot, state.tiles - state.pilot)], 1.0, (0.0, 0.0))
+        return Chosen(run, 2, 1.0, (0.0, 0.0))
     if done is not None:
         done.synchronize()
     certified, *bounds, row_blocks = on_host[:FOUND].view(torch.float32).tolist()
@@ -118,7 +122,7 @@ def _listed(
     if share > most:
         return None
     of_input, of_weight = (bound if need else 0.0 for bound, need in zip(bounds, state.needs, strict=False))
-    return Chosen(run, rounds, share, (of_input, of_weight))
+    return Chosen(run, len(rounds), share, (of_input, of_weight))
 
 
 def _copied(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -217,6 +218,7 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
     # Of a step, whose two operands take 144 KiB in three stages.
     depth, launch = 128 // weight.element_size() if weight.is_cuda else 16, launch_table(weight.device, weight.dtype)
     launch = launch.logit_gradient
+    launch = replace(launch, rows=min(launch.rows, rows), columns=rows)
     part = launch.rows
     numbers = torch.empty(3, blocks(tiles, 4) * 4, dtype=torch.float32, device=weight.device)
     size, whole, longest = numbers[:, :tiles].unbind(0)

@@ -18,7 +18,7 @@ _LEAST = 4  # entries of a piece, if its block has as many
 
 
 class BlockPieces(NamedTuple):
-    """What the input's gradient is told of all rounds, int32."""
+    """What the input's gradient is told of some rounds, int32."""
 
     pieces: Tensor  # (rounds, blocks + extra, 3): first entry by block, entries, block of rows to write
     joins: Tensor  # (rounds, joins, 3): block, first block of rows to add to it, how many
@@ -30,7 +30,7 @@ def most_extra_blocks(programs: int, column_blocks: int) -> int:
     return max(programs * _PIECES // column_blocks, 1)
 
 
-@triton.jit(do_not_specialize=["row_blocks", "tiles", "extra", "joins"])
+@triton.jit(do_not_specialize=["first_round", "row_blocks", "tiles", "extra", "joins"])
 def _piece_kernel(
     rounds,
     rank,
@@ -38,6 +38,7 @@ def _piece_kernel(
     piece,  # (rounds, row_blocks + extra, 3), written, the longest first
     join,  # (rounds, joins, 3), written
     numbers,  # (rounds, 2), written: pieces and joins
+    first_round,
     row_blocks,
     tiles,
     extra,
@@ -47,7 +48,7 @@ def _piece_kernel(
 ):
     """Cut what each block has in a round into equal pieces."""
     index = tl.program_id(0)
-    this = rounds + 1 + 4 * index
+    this = rounds + 1 + 4 * (first_round + index)
     size = tl.maximum(LEAST, tl.cdiv(tl.load(this + 1), extra))
     first_tile = tl.load(this + 2)
     end_tile = first_tile + tl.load(this + 3)
@@ -101,8 +102,8 @@ def _piece_kernel(
             tl.store(out + 2, tl.where(i == 0, block, rows + i - 1), mask=i < pieces)
 
 
-def block_pieces(listed: ListedTiles, rounds: int, extra: int) -> BlockPieces:
-    """Cut the entries of each block in the first ``rounds`` rounds into pieces.
+def block_pieces(listed: ListedTiles, first: int, rounds: int, extra: int) -> BlockPieces:
+    """Cut the entries of each block in ``rounds`` rounds from ``first`` on into pieces.
 
     They take at most ``extra`` blocks of rows beside those of the tokens' blocks.
     """
@@ -122,6 +123,7 @@ def block_pieces(listed: ListedTiles, rounds: int, extra: int) -> BlockPieces:
         piece=found.pieces,
         join=found.joins,
         numbers=found.numbers,
+        first_round=first,
         row_blocks=row_blocks,
         tiles=listed.tiles,
         extra=extra,

@@ -55,6 +55,7 @@ def _count_kernel(
 @triton.jit(do_not_specialize=["tiles", "first_tile", "capacity", "most"])
 def _round_kernel(
     entry_of,  # (tiles + 1,), becomes the first entry of each tile
+    certified,  # () float32, above 0 if the choice is
     rounds,  # (1 + 4 tiles,), written: how many, then each as in Round
     tiles,
     first_tile,
@@ -65,7 +66,7 @@ def _round_kernel(
     """One program."""
     total = 0
     tl.store(entry_of, 0)
-    tl.store(rounds + 2, 0)  # entries of the first round: it may begin before the host knows that there is none
+    tl.store(rounds + 1 + tl.arange(0, 4), tl.zeros((4,), dtype=tl.int32))  # it begins before the host knows of none
     for start in range(0, tiles, BLOCK):
         tile = start + tl.arange(0, BLOCK)
         number = tl.load(entry_of + 1 + tile, mask=tile < tiles, other=0)
@@ -73,7 +74,7 @@ def _round_kernel(
         total += tl.sum(number, 0)
     tl.debug_barrier()  # what other threads have written is read
     found = 0
-    begin = tl.where(total > most, tiles, first_tile)
+    begin = tl.where((total > most) | (tl.load(certified) <= 0), tiles, first_tile)
     while begin < tiles:
         first = tl.load(entry_of + begin)
         fitting = 0  # tiles up to whose end all entries fit
@@ -151,6 +152,7 @@ class ListedTiles:
 
     Args:
         active: Which tiles are, ``(blocks, tiles)`` bytes on the device.
+        certified: Number above 0 if there is a choice, float32: else there is no round.
         capacity: Entries of a round; one tile of the vocabulary is never cut, whatever its entries.
         first_tile: Tiles before it are done in another way.
         most: Entries that are listed at most: with more there is no round.
@@ -166,7 +168,9 @@ class ListedTiles:
         rank: How many a block has before each tile ``(blocks, tiles + 1)``.
     """
 
-    def __init__(self, active: Tensor, capacity: int, first_tile: int, most: int, rounds: Tensor) -> None:
+    def __init__(
+        self, active: Tensor, certified: Tensor, capacity: int, first_tile: int, most: int, rounds: Tensor
+    ) -> None:
         self.row_blocks, self.tiles = active.shape
         self._active, self._first_tile, self.rounds = active, first_tile, rounds
         self.entry_of, self.tile_of, self.block_of = (rounds.new_empty(n) for n in (self.tiles + 1, most, most))
@@ -187,6 +191,7 @@ class ListedTiles:
             _round_kernel,
             (1,),
             entry_of=self.entry_of,
+            certified=certified,
             rounds=rounds,
             tiles=self.tiles,
             first_tile=first_tile,

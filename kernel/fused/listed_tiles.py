@@ -137,7 +137,7 @@ def listed_gradient_kernel(
             )
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first", "index", "most", "own_blocks"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "index", "place", "most", "own_blocks"])
 def listed_input_kernel(
     dz,  # (dz_rows, TILE)
     weight,  # (V, D)
@@ -146,8 +146,9 @@ def listed_input_kernel(
     tile_of,  # and their tiles of the vocabulary
     piece,  # (rounds, most, 3): first entry, entries, block of rows to write, of a block's first piece to add to
     numbers,  # (rounds, 2): pieces, joins
-    first,  # entry of the round
+    rounds,  # (1 + 4 tiles,) see listed_rounds
     index,  # of the round
+    place,  # of the round in piece and numbers
     most,
     own_blocks,  # of the accumulator, before those of pieces
     dz_rows,
@@ -166,8 +167,9 @@ def listed_input_kernel(
 ):
     """Products of pieces with the head."""
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
-    pieces = tl.load(numbers + 2 * index)
-    piece += index * most * 3
+    first = tl.load(rounds + 1 + 4 * index)
+    pieces = tl.load(numbers + 2 * place)
+    piece += place * most * 3
     STEPS: tl.constexpr = TILE // BLOCK_VOCAB
     for item in tl.range(tl.program_id(0), pieces * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
         own = piece + item // column_blocks * 3
@@ -204,20 +206,20 @@ def listed_input_kernel(
             tl.store(address, old + column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS), mask=mask)
 
 
-@triton.jit(do_not_specialize=["index", "hidden_size"])
+@triton.jit(do_not_specialize=["place", "hidden_size"])
 def join_kernel(
     accumulator,
     join,  # (rounds, programs, 3): block, first and number of the blocks of rows to add to it
     numbers,  # (rounds, 2): pieces, joins
-    index,  # of the round
+    place,  # of the round in both
     hidden_size,
     BLOCK_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Add pieces to the rows of their block, in order."""
-    if tl.program_id(0) < tl.load(numbers + 2 * index + 1):
-        own = join + (index * tl.num_programs(0) + tl.program_id(0)) * 3
+    if tl.program_id(0) < tl.load(numbers + 2 * place + 1):
+        own = join + (place * tl.num_programs(0) + tl.program_id(0)) * 3
         row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
         column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
         mask = (column < hidden_size)[None, :]
@@ -232,18 +234,17 @@ def join_kernel(
         tl.store(address, total, mask=mask)
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first", "first_tile", "tiles", "n"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "index", "n"])
 def listed_weight_kernel(
     dz,  # (dz_rows, TILE)
     hidden,  # (N, D)
-    gradient,  # (V, D), the rows of tiles first_tile ... first_tile + tiles - 1 written
+    gradient,  # (V, D), the rows of the round's tiles written
     shared,  # (all tiles, D) float32: what every row of a tile gets beside
     scale,  # () factor common to all tokens
     entry_of,  # (all tiles + 1,) first entry of each
     block_of,
-    first,  # entry of the round
-    first_tile,
-    tiles,
+    rounds,  # (1 + 4 tiles,) see listed_rounds
+    index,  # of the round
     dz_rows,
     n,
     vocab_size,
@@ -263,6 +264,9 @@ def listed_weight_kernel(
 ):
     """Products of the round's tiles with the hidden states."""
     factor = tl.load(scale) * constant
+    first = tl.load(rounds + 1 + 4 * index)
+    first_tile = tl.load(rounds + 3 + 4 * index)
+    tiles = tl.load(rounds + 4 + 4 * index)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     STEPS: tl.constexpr = ROWS // BLOCK_ROWS
     SPLITS: tl.constexpr = TILE // WIDTH

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from .arguments import logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
 from .launch import blocks
 from .listed_pieces import BlockPieces, block_pieces
-from .listed_rounds import ListedTiles, Round
+from .listed_rounds import ListedTiles
 from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
 from .pilot import Pilot
 from .sparse_state import SparseState
@@ -22,35 +21,41 @@ _SIDE_BY_SIDE = 1  # programs of the input's gradient on a multiprocessor: one b
 _INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
 
 
-def run_listed(state: SparseState, pilot: Pilot, run: ListedRun, rounds: Sequence[Round]) -> tuple[Tensor | None, ...]:
-    """Compute the listed tiles, dz of the first round being made, and finish both gradients."""
-    gradients, gradient = state.gradients, None
-    if state.needs[1]:
-        weight = gradients.head.weight
-        gradients.weight_gradient = gradient = weight.new_empty(weight.shape)
-    pieces = None
-    for index, part in enumerate(rounds):
-        if index and part.number:
-            run.make_dz(index)
-        if pilot.rows is not None:
-            pilot.write_rows()
-        if gradient is not None:
-            run.write_weight(gradient, part)
-        if part.number and state.memory is not None:
-            pieces = pieces or block_pieces(run.listed, len(rounds), state.most_extra_blocks())
-            run.add_input(part, index, pieces)
-    return gradients.finish()
+def run_listed(run: ListedRun, rounds: int) -> tuple[Tensor | None, ...]:
+    """Compute all rounds but the first, which is on its way, and finish both gradients."""
+    run.go_on(1, rounds - 1)
+    return run.gradients.finish()
 
 
 class ListedRun:
-    """The list and dz on the device."""
+    """The list and dz on the device, where kernels look what a round has: the first is queued before the host knows."""
 
     def __init__(self, state: SparseState, listed: ListedTiles) -> None:
         self.state, self.gradients, self.listed = state, state.gradients, listed
         self.dz = state.workspace[: state.capacity * state.row * state.tile].view(-1, state.tile)
 
+    def begin(self, pilot: Pilot) -> None:
+        """Queue the first round, of nothing where there turns out to be none."""
+        gradients = self.gradients
+        if self.state.needs[1]:
+            gradients.weight_gradient = gradients.head.weight.new_empty(gradients.head.weight.shape)
+            pilot.write_rows()
+        self.go_on(0, 1)
+
+    def go_on(self, first: int, rounds: int) -> None:
+        """Compute ``rounds`` rounds from ``first`` on."""
+        pieces = None
+        if rounds and self.state.memory is not None:
+            pieces = block_pieces(self.listed, first, rounds, self.state.most_extra_blocks())
+        for place in range(rounds):
+            self.make_dz(first + place)
+            if self.gradients.weight_gradient is not None:
+                self.write_weight(self.gradients.weight_gradient, first + place)
+            if pieces is not None:
+                self.add_input(first + place, pieces, place)
+
     def make_dz(self, index: int) -> None:
-        """Make dz of a round's tiles, less the mean field; of the first also where it turns out to be none."""
+        """Make dz of a round's tiles, less the mean field."""
         state = self.state
         head, launch, of = self.gradients.head, state.table.logit_gradient, state.of
         run_kernel(
@@ -74,8 +79,8 @@ class ListedRun:
             **tiling(launch),
         )
 
-    def add_input(self, part: Round, index: int, pieces: BlockPieces) -> None:
-        """Add its product with the head."""
+    def add_input(self, index: int, pieces: BlockPieces, place: int) -> None:
+        """Add its product with the head, in pieces, of which the round's are at ``place``."""
         state = self.state
         weight, launch, tiles = self.gradients.head.weight, state.table.input_gradient, self.gradients.tiles
         assert state.memory is not None
@@ -91,8 +96,9 @@ class ListedRun:
             tile_of=self.listed.own_tile,
             piece=pieces.pieces,
             numbers=pieces.numbers,
-            first=part.first,
+            rounds=self.listed.rounds,
             index=index,
+            place=place,
             most=pieces.pieces.shape[1],
             own_blocks=state.row_blocks,
             dz_rows=self.dz.shape[0],
@@ -115,14 +121,14 @@ class ListedRun:
             accumulator=state.memory,
             join=pieces.joins,
             numbers=pieces.numbers,
-            index=index,
+            place=place,
             hidden_size=state.hidden_size,
             BLOCK_ROWS=state.row,
             ROWS=rows,
             COLUMNS=columns,
         )
 
-    def write_weight(self, gradient: Tensor, part: Round) -> None:
+    def write_weight(self, gradient: Tensor, index: int) -> None:
         """Write its product with the hidden states, and the mean field's."""
         state = self.state
         hidden, launch, tiles = self.gradients.head.hidden, state.table.weight_gradient, self.gradients.tiles
@@ -142,9 +148,8 @@ class ListedRun:
             scale=state.of.largest,
             entry_of=self.listed.entry_of,
             block_of=self.listed.block_of,
-            first=part.first,
-            first_tile=part.first_tile,
-            tiles=part.tiles,
+            rounds=self.listed.rounds,
+            index=index,
             dz_rows=self.dz.shape[0],
             n=state.n,
             vocab_size=state.vocab_size,

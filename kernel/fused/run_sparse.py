@@ -102,4 +102,4 @@ def sparse_backward(
         return None
     if sparse.told is not None:
         sparse.told.record(*chosen.certificates(needs))
-    return run_listed(state, pilot, chosen.run, chosen.rounds)
+    return run_listed(chosen.run, chosen.rounds)

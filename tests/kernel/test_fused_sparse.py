@@ -194,7 +194,8 @@ def test_every_active_tile_is_listed_once(capacity, most):
     generator = np.random.default_rng(0)
     active = generator.random((7, 30)) < np.linspace(0.9, 0.0, 30)
     memory = torch.empty(1 + 4 * 30, dtype=torch.int32, device=DEVICE)
-    found = ListedTiles(torch.from_numpy(active).to(DEVICE, torch.uint8), capacity, 2, most, memory)
+    certified = torch.tensor([float(most != 50)], device=DEVICE)
+    found = ListedTiles(torch.from_numpy(active).to(DEVICE, torch.uint8), certified, capacity, 2, most, memory)
     found.make()
     rounds = rounds_of(memory.tolist())
     wanted = [(int(t), int(b)) for t, b in zip(*np.nonzero(active.T), strict=True) if t >= 2]
@@ -205,7 +206,7 @@ def test_every_active_tile_is_listed_once(capacity, most):
     assert list(zip(tile_of, block_of, strict=True)) == wanted
     assert [r.first_tile for r in rounds] + [30] == [2] + [r.first_tile + r.tiles for r in rounds]
     slot_of, own_tile = found.slot_of.flatten().tolist(), found.own_tile.flatten().tolist()
-    pieces = block_pieces(found, len(rounds), 12)
+    pieces = block_pieces(found, 0, len(rounds), 12)
     for index, part in enumerate(rounds):
         assert part.number <= max(capacity, 7)
         cut, joined = pieces.numbers[index].tolist()

@@ -70,13 +70,13 @@ def test_errors_stay_within_the_tolerance(dtype, options):
 def test_sigma_repeats(dtype):
     """To the bit: memory that the tensor cores read was once written too soon, in some of many tiles."""
     from kernel.fused.head_tiles import head_tiles
+    from kernel.fused.launch import launch_table
 
     weight = torch.randn(65536, 640, device="cuda", generator=torch.Generator("cuda").manual_seed(0)).to(dtype)
-    first = (
-        head_tiles(weight, 256).sigma if torch.cuda.get_device_capability()[0] == 9 else head_tiles(weight, 128).sigma
-    )
+    rows = launch_table(weight.device, dtype).logit_gradient.columns
+    first = head_tiles(weight, rows).sigma
     for _ in range(20):
-        assert torch.equal(head_tiles(weight, weight.shape[0] // len(first)).sigma, first)
+        assert torch.equal(head_tiles(weight, rows).sigma, first)
 
 
 def compiled_kernels():
