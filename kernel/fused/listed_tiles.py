@@ -253,7 +253,6 @@ def listed_weight_kernel(
     gradient_row_stride,
     constant,
     TILE: tl.constexpr,
-    WIDTH: tl.constexpr,  # of its rows in the head, those that a program computes at a time
     ROWS: tl.constexpr,  # tokens of a block
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -269,20 +268,17 @@ def listed_weight_kernel(
     tiles = tl.load(rounds + 4 + 4 * index)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     STEPS: tl.constexpr = ROWS // BLOCK_ROWS
-    SPLITS: tl.constexpr = TILE // WIDTH
-    items = tiles * column_blocks * SPLITS
-    for item in tl.range(tl.program_id(0), items, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-        tile = first_tile + item // (column_blocks * SPLITS)
-        start = item // column_blocks % SPLITS * WIDTH
+    for item in tl.range(tl.program_id(0), tiles * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        tile = first_tile + item // column_blocks
         column_start = (item % column_blocks) * BLOCK_COLUMNS
         begin = tl.load(entry_of + tile)
         steps = (tl.load(entry_of + tile + 1) - begin) * STEPS
-        acc = tl.zeros((WIDTH, BLOCK_COLUMNS), dtype=tl.float32)
+        acc = tl.zeros((TILE, BLOCK_COLUMNS), dtype=tl.float32)
         for step in range(steps):
             entry = begin + step // STEPS
             k = (step % STEPS) * BLOCK_ROWS
             row = tl.load(block_of + entry) * ROWS + k
-            a = load_tile(dz, (entry - first) * ROWS + k, start, dz_rows, TILE, TILE, 1, BLOCK_ROWS, WIDTH, DESCRIPTOR)
+            a = load_tile(dz, (entry - first) * ROWS + k, 0, dz_rows, TILE, TILE, 1, BLOCK_ROWS, TILE, DESCRIPTOR)
             b = load_tile(
                 hidden, row, column_start, n, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
             )
@@ -291,16 +287,16 @@ def listed_weight_kernel(
             column = column_start + part * (BLOCK_COLUMNS // PARTS)
             d = column + tl.arange(0, BLOCK_COLUMNS // PARTS)
             beside = tl.load(shared + tile.to(tl.int64) * hidden_size + d, mask=d < hidden_size, other=0.0)
-            values = (column_part(acc, part, PARTS, WIDTH, BLOCK_COLUMNS) + beside[None, :]) * factor
+            values = (column_part(acc, part, PARTS, TILE, BLOCK_COLUMNS) + beside[None, :]) * factor
             store_tile(
                 gradient,
                 values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
-                tile * TILE + start,
+                tile * TILE,
                 column,
                 vocab_size,
                 hidden_size,
                 gradient_row_stride,
-                WIDTH,
+                TILE,
                 BLOCK_COLUMNS // PARTS,
                 DESCRIPTOR,
             )

@@ -17,7 +17,6 @@ from .sparse_state import SparseState
 
 __all__ = ["ListedRun", "run_listed"]
 
-_SIDE_BY_SIDE = 1  # programs of the input's gradient on a multiprocessor: one begins or ends while the other multiplies
 _INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
 
 
@@ -84,11 +83,9 @@ class ListedRun:
         state = self.state
         weight, launch, tiles = self.gradients.head.weight, state.table.input_gradient, self.gradients.tiles
         assert state.memory is not None
-        side = _SIDE_BY_SIDE if launch.warps == 8 and state.columns <= 128 else 1
-        launch = replace(launch, stages=launch.stages + _INDEX_STAGES, warps=launch.warps // side)
         run_kernel(
             listed_input_kernel,
-            (state.programs * side,),
+            (state.programs,),
             dz=tiles(self.dz, launch.rows, launch.depth),
             weight=tiles(weight, launch.depth, state.columns),
             accumulator=state.memory,
@@ -111,7 +108,7 @@ class ListedRun:
             BLOCK_COLUMNS=state.columns,
             BLOCK_VOCAB=launch.depth,
             DESCRIPTOR=tiles.descriptor,
-            **tiling(launch),
+            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
         )
         rows, columns = min(state.row, 32), min(state.columns, 128)
         joins = pieces.joins.shape[1]
@@ -133,17 +130,12 @@ class ListedRun:
         state = self.state
         hidden, launch, tiles = self.gradients.head.hidden, state.table.weight_gradient, self.gradients.tiles
         columns = min(launch.rows * launch.columns // state.tile, launch.columns)  # of TILE rows: as many sums
-        side = _SIDE_BY_SIDE if launch.warps == 8 and state.tile == 256 else 1
-        launch, width = (
-            replace(launch, stages=launch.stages + _INDEX_STAGES, warps=launch.warps // side),
-            state.tile // side,
-        )
         run_kernel(
             listed_weight_kernel,
-            (state.programs * side,),
-            dz=tiles(self.dz, launch.depth, width),
+            (state.programs,),
+            dz=tiles(self.dz, launch.depth, state.tile),
             hidden=tiles(hidden, launch.depth, columns),
-            gradient=tiles(gradient, width, columns // launch.parts),
+            gradient=tiles(gradient, state.tile, columns // launch.parts),
             shared=state.mean_field.shared,
             scale=state.of.largest,
             entry_of=self.listed.entry_of,
@@ -158,10 +150,9 @@ class ListedRun:
             gradient_row_stride=gradient.stride(0),
             constant=self.gradients.factor,
             TILE=state.tile,
-            WIDTH=width,
             ROWS=state.row,
             BLOCK_COLUMNS=columns,
             BLOCK_ROWS=launch.depth,
             DESCRIPTOR=tiles.descriptor,
-            **tiling(launch),
+            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
         )
