@@ -59,7 +59,7 @@ $(VENV)/installed: $(VENV)/wanted
 		echo "Making $(VENV) with $(PYTHON)"; \
 		mv $(VENV)/wanted $(VENV).wanted && "$(PYTHON)" -m venv --clear $(VENV) && mv $(VENV).wanted $(VENV)/wanted ;; \
 	esac
-	@echo "Installing into $(VENV); the first time this downloads the packages that README.md lists"
+	@echo "Installing into $(VENV); the first time this downloads the packages that pyproject.toml names"
 	@$(if $(filter constraints.txt,$(CONSTRAINTS)),$(PIP) --no-deps -r constraints.txt)
 	@$(PIP) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") -e '.[dev]'
 	@touch $@

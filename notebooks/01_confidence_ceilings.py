@@ -128,13 +128,13 @@ assert lost[16] < 0.1 < 0.3 < lost[4]
 lost.to_frame().round(3)
 
 # %% [markdown]
-# At the same norms a hidden size of a third of the vocabulary loses less than .1, and only a handful of dimensions
+# At the same norms a hidden size of a third of the vocabulary loses less than 0.1, and only a handful of dimensions
 # for 48 tokens lose much. Most of what looks like an effect of hidden size is an effect of the norms that come with
 # it.
 #
 # ## 4 · The heads of public models
 #
-# How large must the norm product be for confidence .9 in every token? `needed` is proven: with less, *no* arrangement
+# How large must the norm product be for confidence 0.9 in every token? `needed` is proven: with less, *no* arrangement
 # of the rows does it. `enough` is proven too: with that much, *random* rows do. Geometry can only act between the
 # two.
 

@@ -52,9 +52,9 @@ look()
 # \varphi(g) &= \log\bigl(1 + (V-1)\,e^{-g}\bigr) + b\,\tfrac{V-1}{V}\,g .
 # \end{aligned}$$
 #
-# $\varphi$ is convex. Its slope is $-(1-p) + b\,(V-1)/V$ with $p = 1/(1 + (V-1)e^{-g})$, so it is lowest where $p = 1
-# - b + b/V$, at the gap $G_{LS} = \log(1 + (1-b)V/b)$. A norm product $m$ lets $d$ grow to $mV/((V-1)T)$ on average
-#   over the tokens ([notebook 01](01_confidence_ceilings.ipynb)): a wall. Move it.
+# $\varphi$ is convex. Its slope is $-(1-p) + b\,(V-1)/V$ with $p = 1/(1 + (V-1)e^{-g})$, so it is lowest where
+# $p = 1 - b + b/V$, at the gap $G_{LS} = \log(1 + (1-b)V/b)$. A norm product $m$ lets $d$ grow to $mV/((V-1)T)$ on
+# average over the tokens ([notebook 01](01_confidence_ceilings.ipynb)): a wall. Move it.
 
 
 # %%

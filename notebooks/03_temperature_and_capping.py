@@ -251,7 +251,7 @@ print(f"free norms, cap removed after training: plain {plain:.3f}, smoothed {smo
 #
 # ## 5 · The softcap of a public model
 #
-# Does a cap of 30 at a vocabulary of 256,000 stand in the way of anything? The norm product that confidence .9 in
+# Does a cap of 30 at a vocabulary of 256,000 stand in the way of anything? The norm product that confidence 0.9 in
 # every token needs, without and with the cap:
 
 # %%
@@ -278,7 +278,7 @@ print(f"with logits of +-c the gap that smoothing .1 asks for is out of reach be
 # - With free norms temperature has no effect, and smoothing acts without help.
 # - Nothing done after training makes two equal heads differ. Heads that differ a little can be read so that they
 #   differ more: in the study the scaled tanh with $c = 4$, in reading alone, raises the gain of smoothing
-#   under the budget by .02.
+#   under the budget by 0.02.
 # - Read trained-with-a-cap, evaluated-without comparisons with care: they can show smoothing curing what the cap
 #   caused.
 #

@@ -136,7 +136,7 @@ assert np.allclose(calibrated["plug-in"], calibrated["noise floor"], rtol=0.15) 
 print(f"a perfectly calibrated model shows an ECE of {calibrated.loc[300, 'plug-in']:.3f} on 300 samples")
 
 # %% [markdown]
-# An ECE near the noise floor is no evidence of miscalibration, and "model A has .06, model B has .05" on a few
+# An ECE near the noise floor is no evidence of miscalibration, and "model A has 0.06, model B has 0.05" on a few
 # hundred questions is no comparison. Debiasing helps where the error is real; on a calibrated model the estimate
 # cannot be negative, so some bias remains.
 #

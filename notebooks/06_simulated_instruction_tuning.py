@@ -282,7 +282,7 @@ verdict[["statement", "verdict", "mean", "low", "high"]].round(3)
 #   first epoch on. "Depends on" for K2: on how far confidence exceeds accuracy. Heads that are calibrated, or
 #   over-confident by less than half of what smoothing takes, are made worse by it in other experiments of the study.
 # - On calibration alone it has strong rivals: a temperature fitted afterwards on a few examples and early stopping do
-#   more than $b = .1$ (the latter at some accuracy), weight decay about as much, dropout less. The first two need
+#   more than $b = 0.1$ (the latter at some accuracy), weight decay about as much, dropout less. The first two need
 #   further data; smoothing, weight decay and dropout do not.
 # - Inverting the smoothed targets afterwards, right for a calibrated model, brings back part of the over-confidence
 #   here, and gives probability 0 to tokens that do occur (its NLL is off the scale).

@@ -185,7 +185,7 @@ pd.DataFrame({"audit": numbers[["entropy", "cross_entropy"]], "full logits": [en
 # ## 3 · What tuning does to the real model
 #
 # SmolLM2 was tuned on 1,024 real questions (capitals, currencies, codes, chemical elements, units, Python's library;
-# half of them multiple choice) for 8 epochs, with $b$ of 0, .1 and .2 and three seeds on a GPU, and examined on
+# half of them multiple choice) for 8 epochs, with $b$ of 0, 0.1 and 0.2 and three seeds on a GPU, and examined on
 # questions about other facts and on ordinary text. Lines are means over seeds, bands reach from the lowest to the
 # highest seed.
 
@@ -352,9 +352,9 @@ claims[["claim", "statement", "predicted", "verdict", "effect", "mean", "low", "
 #   smoothing asks for 13, the most confident token has 24. The activity index is below 1: smoothing acts.
 # - Where a cap does bind, as in the tiny model, the index is above 1 and smoothing changes nothing.
 # - Tuning makes the real model over-confident, and smoothing reduces that on the task (multiple choice ends at an ECE
-#   of .173 instead of .283, from .084 before tuning). On ordinary text it makes a calibrated model under-confident, and
-#   costs .04 of the accuracy. A fitted temperature does as much for the task; so does early stopping, but it stops
-#   before the multiple choice is learnt.
+#   of 0.173 instead of 0.283, from 0.084 before tuning). On ordinary text it makes a calibrated model under-confident,
+#   and costs 0.04 of the accuracy. A fitted temperature does as much for the task; so does early stopping, but it
+#   stops before the multiple choice is learnt.
 # - Tuned on pairs, Gemma became over-confident by 0.19 and SmolLM2 by 0.06; smoothing took 0.22 and 0.15. It lowered
 #   the error on new responses of the first and raised that of the second.
 #

@@ -139,7 +139,7 @@ for v, row in by_size.iterrows():
 # %% [markdown]
 # ## 3 · What they do to smoothing
 #
-# Then each model is tuned on few sequences of a shifted language, without smoothing and with $b = .1$, from the same
+# Then each model is tuned on few sequences of a shifted language, without smoothing and with $b = 0.1$, from the same
 # start. The fall in confidence on new shifted tokens after the last epoch, over what smoothing asks for: 1 where it
 # takes all of it, 0 where it is inert. Two vocabularies are comparable where models of the largest $D$ are equally far
 # from the truth, to within 0.02 nats, before tuning and after.

@@ -53,6 +53,16 @@ def of_class(cls, **changes):
     return made.eval()
 
 
+def batch(rows=3, length=12, seed=1):
+    """Tokens and labels, of which the first and the last rows have some that count for nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, V, (rows, length), generator=generator)
+    labels = tokens.clone()
+    labels[0, :5] = -100
+    labels[-1, -3:] = -100
+    return tokens, labels
+
+
 def count_calls(monkeypatch, model):
     """A list that grows by one with every call of the head, which a hook on it would have refused."""
     calls, linear = [], torch.nn.functional.linear

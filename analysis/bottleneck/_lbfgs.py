@@ -146,20 +146,22 @@ class DeviceLBFGS:
 
     def _captured(self) -> torch.cuda.CUDAGraph | None:
         """A step as a graph; None, and a warning, where something in the loss cannot be captured."""
-        stream = torch.cuda.Stream()  # the direction is 0 so far: no step moves the point
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self._step()
-        except RuntimeError as error:
-            first = error.__context__ or error
-            warnings.warn(f"steps run without a graph, several times slower: {first}", RuntimeWarning, stacklevel=3)
-            return None
+        with torch.cuda.device(self._x.device):  # streams and graphs take the current one
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    self._step()  # the direction is 0 so far: no step moves the point
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # torch's own stream of captures would lie where the first one in this process was made.
+                with torch.cuda.graph(graph, stream=stream):
+                    self._step()
+            except RuntimeError as error:
+                first = error.__context__ or error
+                warnings.warn(f"steps run without a graph, several times slower: {first}", RuntimeWarning, stacklevel=3)
+                return None
         return graph
 
     def _evaluate(self) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,9 @@ class Accumulator:
         """Replace the state by its sum over the processes of a :mod:`torch.distributed` group; returns itself.
 
         Args:
-            group: Process group; None for the default one. With NCCL the sums travel through the current CUDA device.
+            group: Process group; None for the default one. A group without a backend for CPUs (NCCL) sums on the device
+                that ``init_process_group`` was told as ``device_id``, else on the current one: then call
+                ``torch.cuda.set_device`` in each process first.
 
         Raises:
             ValueError: If the processes hold states of different bins or numbers of groups (seen as different sizes).
@@ -155,7 +157,10 @@ class Accumulator:
         import torch
         from torch import distributed
 
-        device = torch.device("cuda") if distributed.get_backend(group) == "nccl" else torch.device("cpu")
+        from kernel.vocab_parallel.host_numbers import place
+
+        group = distributed.group.WORLD if group is None else group
+        device = place(group)
         layout = torch.tensor([self.n_bins, len(self.groups)], device=device)
         highest, lowest = layout.clone(), layout.clone()
         distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=group)

@@ -108,6 +108,8 @@ class Apart:
 
 def _serve(pipe: Any, dtype: torch.dtype, device: torch.device, implementations: Callable[[], list[Rival]]) -> None:
     """Answer until the pipe is closed: the columns to "prepare", a Turn to "turn"."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     problem: _Served | None = None
     while True:
         try:

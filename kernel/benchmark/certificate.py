@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..sparse_tiles import TILE_ROWS, TILE_TOKENS, spectral
 from .command import add_places, finish, output_of, resolve_device, typed, whole
-from .problems import Data
-from .sparse import read_states
+from .problems import Data, read_states
 from .tables import Report
 
 __all__ = ["SoftmaxTiles", "main"]

@@ -100,6 +100,9 @@ def committed(name: str) -> Path:
 def resolve_device(given: argparse.Namespace, *, writes: bool = True) -> torch.device:
     """Return the GPU, or the CPU for a trial whose command says where its table goes.
 
+    The GPU becomes the current one of this process: events, clocks of memory and libraries that launch kernels of
+    their own take that, not the one of their tensors.
+
     Raises:
         ValueError: If there is no GPU and the CPU was not asked for, if it was and no output was named, or if torch
             cannot use the device.
@@ -118,6 +121,8 @@ def resolve_device(given: argparse.Namespace, *, writes: bool = True) -> torch.d
         raise ValueError(f"device must be cuda or cpu, got {given.device!r}.")
     if writes and device.type == "cpu" and given.output is None:
         raise ValueError("a trial on the CPU must say where its table goes: give --output FILE.csv.")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

@@ -90,7 +90,7 @@ def _measure(given: argparse.Namespace, command: str) -> int:
     if given.here:
         print(json.dumps(measure_here(given.shape, given.scale, device)))
         return 0
-    here = [sys.executable, "-m", "kernel.benchmark.first_call", "--here", "--device", device.type]
+    here = [sys.executable, "-m", "kernel.benchmark.first_call", "--here", "--device", str(device)]
     here += ["--shape", given.shape, "--scale", str(given.scale)]
     numbers = given.cores or [len(_usable())]
     if max(numbers) > len(_usable()):

@@ -1,13 +1,16 @@
-"""Heads of real models, and hidden states whose logits are as peaked as a trained model's."""
+"""Heads of real sizes with hidden states whose logits are as peaked as a trained model's, or both read from a file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["SHAPES", "Data", "Shape", "make_data"]
+from ..vocabulary_order import mean_probabilities, sort_vocabulary
+
+__all__ = ["SHAPES", "Data", "Shape", "make_data", "read_states"]
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,32 @@ def make_data(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int 
     weight[:, 0] = (frequency.log() - frequency.log().mean()) / balance
     hidden[:, 0] = balance
     return Data(hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), target)
+
+
+def read_states(path: Path, tokens: int, device: torch.device) -> tuple[Data, Data]:
+    """Read hidden states and head; return them with the vocabulary sorted, and as they are.
+
+    The file is safetensors with ``hidden`` (n, D), ``weight`` (V, D), ``target`` (n,) and, for the order, ``sample``
+    (m, D), hidden states of other text.
+
+    Raises:
+        ImportError: If safetensors is not installed.
+        ValueError: If a tensor is missing.
+    """
+    from safetensors.torch import load_file
+
+    found = load_file(path)
+    if missing := {"hidden", "weight", "target", "sample"} - found.keys():
+        raise ValueError(
+            f"{path} must hold hidden, weight, target and sample; {', '.join(sorted(missing))} is missing."
+        )
+    hidden, weight, target, sample = (found[name].to(device) for name in ("hidden", "weight", "target", "sample"))
+    times = -(-tokens // len(hidden))
+    hidden, target = hidden.repeat(times, 1)[:tokens], target.long().repeat(times)[:tokens]
+    order = sort_vocabulary(mean_probabilities(sample.float(), weight.float()))
+
+    def leaf(t: Tensor) -> Tensor:
+        return t.detach().contiguous().clone().requires_grad_()
+
+    own_order = Data(leaf(hidden), leaf(weight), target)
+    return Data(own_order.hidden, leaf(order.rows(weight)), order.places(target)), own_order

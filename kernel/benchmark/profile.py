@@ -27,9 +27,8 @@ from .. import GradientTolerance
 from ..fused import DEFAULT_WORKSPACE_BYTES
 from .command import add_places, finish, output_of, typed, whole
 from .phases import OTHER
-from .problems import SHAPES, Data, make_data
+from .problems import SHAPES, Data, make_data, read_states
 from .profiled import AHEAD_MS, NEAR, Profiled, rows
-from .sparse import read_states
 from .tables import Report
 
 __all__ = ["BUDGETS", "main"]

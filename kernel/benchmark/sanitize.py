@@ -121,7 +121,7 @@ def _run(given: argparse.Namespace, command: str) -> int:
     processes = given.processes or max(len(os.sched_getaffinity(0)) // 2, 1)
     version = subprocess.run([sanitizer, "--version"], capture_output=True, text=True, check=False).stdout
     config = {"sanitizer": (re.findall(r"Version (\S+)", version) or [None])[0], "seconds": given.seconds}
-    here = (sys.executable, "-m", "kernel.benchmark.sanitize", "--device", device.type, "--here")
+    here = (sys.executable, "-m", "kernel.benchmark.sanitize", "--device", str(device), "--here")
     table = Report(output, command=command, config=config, device=device, columns=COLUMNS)
     with table as report, ThreadPoolExecutor(processes) as pool:
         # What is wrong on purpose may end its process: there the tools alone can say something. Here as below the

@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import GradientTolerance, linear_cross_entropy, mean_probabilities, sort_vocabulary
+from .. import GradientTolerance, linear_cross_entropy
 from . import measure
 from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .measure import Turn
-from .problems import SHAPES, Data, make_data
+from .problems import SHAPES, Data, make_data, read_states
 from .rivals import Case, DataLoss, rivals
 from .tables import Report
 
-__all__ = ["main", "read_states"]
+__all__ = ["main"]
 
 _EXAMPLES = """
 examples:
@@ -53,35 +53,6 @@ class _Contender:
 
     def run(self) -> Tensor:
         return measure.step(self.loss, self.data, self.case)
-
-
-def read_states(path: Path, tokens: int, device: torch.device) -> tuple[Data, Data]:
-    """Read hidden states and head; return them with the vocabulary sorted, and as they are.
-
-    The file is safetensors with ``hidden`` (n, D), ``weight`` (V, D), ``target`` (n,) and, for the order, ``sample``
-    (m, D), hidden states of other text.
-
-    Raises:
-        ImportError: If safetensors is not installed.
-        ValueError: If a tensor is missing.
-    """
-    from safetensors.torch import load_file
-
-    found = load_file(path)
-    if missing := {"hidden", "weight", "target", "sample"} - found.keys():
-        raise ValueError(
-            f"{path} must hold hidden, weight, target and sample; {', '.join(sorted(missing))} is missing."
-        )
-    hidden, weight, target, sample = (found[name].to(device) for name in ("hidden", "weight", "target", "sample"))
-    times = -(-tokens // len(hidden))
-    hidden, target = hidden.repeat(times, 1)[:tokens], target.long().repeat(times)[:tokens]
-    order = sort_vocabulary(mean_probabilities(sample.float(), weight.float()))
-
-    def leaf(t: Tensor) -> Tensor:
-        return t.detach().contiguous().clone().requires_grad_()
-
-    own_order = Data(leaf(hidden), leaf(weight), target)
-    return Data(own_order.hidden, leaf(order.rows(weight)), order.places(target)), own_order
 
 
 def _ours(case: Case, **options: Any) -> DataLoss:

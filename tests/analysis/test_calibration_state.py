@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import in_processes
+from torch import distributed
 
 from analysis.calibration import CalibrationState, calibration_error, reliability_table
 
@@ -304,6 +306,19 @@ def test_sum_over_two_processes(tmp_path):
     for rank in range(2):
         assert_same(CalibrationState.load(tmp_path / f"{rank}.npz"), expected)
         assert f"n_bins and groups must be the same in every process, got {15 + rank} and 1 here" in outputs[rank]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_group_without_a_cpu_backend_sums_on_its_own_device(given, monkeypatch):
+    """Not on the current one, which is the first GPU in every process that has set none."""
+    group, used = SimpleNamespace(bound_device_id=torch.device("meta")), []
+    monkeypatch.setattr(distributed, "get_backend", lambda group=None: "nccl")
+    monkeypatch.setattr(distributed, "get_backend_config", lambda group=None: "meta:nccl")
+    monkeypatch.setattr(distributed, "group", SimpleNamespace(WORLD=group))
+    monkeypatch.setattr(distributed, "all_reduce", lambda x, op, group: used.append((x.device.type, group)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        CalibrationState().all_reduce(group if given else None)
+    assert used == [("meta", group)]
 
 
 @pytest.mark.parametrize(

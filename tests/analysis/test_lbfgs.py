@@ -116,15 +116,26 @@ class Capture:
 
         monkeypatch.setattr(DeviceLBFGS, "_step", counted)
         monkeypatch.setattr(DeviceLBFGS, "_start", captured_first)
-        stream = SimpleNamespace(wait_stream=lambda other: None)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+        self.current, self.capture_stream = ["another GPU"], None
+        monkeypatch.setattr(torch.cuda, "device", self.device)
+        monkeypatch.setattr(torch.cuda, "Stream", self.stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", self.stream)
         monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=self.replay))
         monkeypatch.setattr(torch.cuda, "graph", self.graph)
 
     @contextlib.contextmanager
-    def graph(self, graph):
+    def device(self, device):
+        self.current.append(device)
+        yield
+        self.current.pop()
+
+    def stream(self):
+        return SimpleNamespace(wait_stream=lambda other: None, device=self.current[-1])
+
+    @contextlib.contextmanager
+    def graph(self, graph, stream=None):
+        self.capture_stream = stream
         try:
             yield
             if self.body:
@@ -205,6 +216,8 @@ class TestGraph:
         replayed = DeviceLBFGS([two], lambda: rosenbrock(two))
         assert replayed.advance(70) == eager.value
         assert capture.replays == 70
+        assert capture.capture_stream.device == two.device  # not the current one, nor that of an earlier capture
+        assert capture.current == ["another GPU"]
 
     def test_on_a_cpu_nothing_is_captured(self, monkeypatch):
         monkeypatch.setattr(DeviceLBFGS, "_captured", lambda self: pytest.fail("captured"))

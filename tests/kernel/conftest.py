@@ -29,3 +29,11 @@ def worth_it_at_any_size(monkeypatch):
     from kernel.fused import call
 
     monkeypatch.setattr(call, "most_active", lambda *args, **kwargs: 0.5)
+
+
+@pytest.fixture
+def rules(monkeypatch):
+    """Let a test register architectures that no other test sees."""
+    from kernel.huggingface import _architectures
+
+    monkeypatch.setattr(_architectures, "_RULES", dict(_architectures._RULES))

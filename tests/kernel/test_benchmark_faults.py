@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import file_size_limit, refused, write_csv
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernel.benchmark import __main__ as comparison
 from kernel.benchmark import command, cpu, first_call, head_statistics, measure, scale, tables, targets, training_step
@@ -59,6 +60,14 @@ class TestRefused:
         for device in ("cuda", "gpu"):
             line = refused(module, ["--device", device, "--output", tmp_path / "t.csv"], capsys)
             assert line.startswith(f"device must be one that torch can use here, got {device!r}: ")
+
+    def test_the_gpu_that_is_asked_for_is_the_current_one(self, module, monkeypatch, tmp_path):
+        """Or else events and clocks of memory, which have no tensor to go by, would measure another."""
+        set_here = []
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: set_here.append(device) or 1 / 0)
+        with FakeTensorMode(), pytest.raises(ZeroDivisionError):
+            module.main(["--device", "cuda:1", "--output", str(tmp_path / "t.csv")])
+        assert set_here == [torch.device("cuda:1")]
 
     def test_numbers_are_at_least_one(self, module, capsys):
         options = {comparison: "--rounds", first_call: "--processes"}

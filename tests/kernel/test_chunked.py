@@ -157,7 +157,7 @@ def test_ignored_rows_cost_nothing(monkeypatch):
     args = problem(100, 20, 4, ignored=0.0)
     args.target[10:] = -100
     sizes = []
-    blocks = chunked._blocks
-    monkeypatch.setattr(chunked, "_blocks", lambda hidden, *a: sizes.append(hidden.shape[0]) or blocks(hidden, *a))
+    blocks = chunked.loss_blocks
+    monkeypatch.setattr(chunked, "loss_blocks", lambda hidden, *a: sizes.append(hidden.shape[0]) or blocks(hidden, *a))
     value_and_gradients(ours, args)
     assert sizes == [10]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernel import GradientTolerance, linear_cross_entropy, sparse_products, sparse_tiles
+from kernel import GradientTolerance, linear_cross_entropy, sparse_products, sparse_tiles, tiled_products
 from kernel.blocks import BLOCK_BYTES
 
 
@@ -16,7 +16,7 @@ def small_tiles(monkeypatch):
     """Tiles of 16 x 16, of which small problems have many, tried every other block."""
     monkeypatch.setattr(sparse_tiles, "TILE_TOKENS", 16)
     monkeypatch.setattr(sparse_tiles, "TILE_ROWS", 16)
-    monkeypatch.setattr(sparse_products, "_PAUSE", 1)
+    monkeypatch.setattr(tiled_products, "_PAUSE", 1)
 
 
 def single(value: Any) -> Any:
@@ -92,7 +92,7 @@ def test_no_error_exceeds_what_is_certified(small_tiles, monkeypatch):
             tensors, options = (single(hidden), single(weight), target), {k: single(v) for k, v in options.items()}
         told = GradientTolerance(10 ** draw.between(-4, -0.02))
         monkeypatch.setitem(BLOCK_BYTES, "cpu", draw.of(2**14, 2**18, 2**24))
-        monkeypatch.setattr(sparse_products, "_GUESS", draw.of(0.7, 0.7, 20.0))  # too bold a one is put right
+        monkeypatch.setattr(tiled_products, "_GUESS", draw.of(0.7, 0.7, 20.0))  # too bold a one is put right
         exact, found = gradients(*tensors, 0.0, **options), gradients(*tensors, told, **options)
         bounds = told.input_bound, told.weight_bound
         for ours, whole, bound in zip(found, exact, bounds, strict=True):

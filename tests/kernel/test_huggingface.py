@@ -10,20 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from processes import in_processes
-from tiny_models import V, count_calls, make
+from tiny_models import V, batch, count_calls, make
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernel.huggingface import HeadScale, fuse_loss, head_scale, register_architecture
 from kernel.huggingface._forward import part_of
-
-
-def batch(rows=3, length=12, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(3, V, (rows, length), generator=generator)
-    labels = tokens.clone()
-    labels[0, :5] = -100
-    labels[-1, -3:] = -100
-    return tokens, labels
 
 
 def gradients(model):

@@ -171,8 +171,8 @@ class TestCopies:
         assert twin(tokens, labels=tokens).logits is not None
         assert model(tokens, labels=tokens).logits is None
 
-    def test_a_registered_architecture_travels_too(self, tokens, monkeypatch):
-        monkeypatch.setattr(architectures, "_RULES", dict(architectures._RULES))
+    @pytest.mark.usefixtures("rules")
+    def test_a_registered_architecture_travels_too(self, tokens):
         register_architecture("granite", rule)
         model = make("granite")
         fuse_loss(model)

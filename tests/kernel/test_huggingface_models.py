@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_architectures import TINY, V, make_tiny, tiny_config
+from tiny_models import batch
 from tiny_multimodal import TINY as MULTIMODAL
 from tiny_multimodal import make_multimodal
 
@@ -13,7 +14,6 @@ from analysis.audit import audit_model
 from analysis.audit._verdict import Lookup
 from kernel.huggingface import (
     Architecture,
-    _architectures,
     balanced_body,
     fuse_loss,
     load_balance,
@@ -22,15 +22,6 @@ from kernel.huggingface import (
 from kernel.huggingface import fused as fused_loss_of
 from kernel.huggingface._known import KNOWN, REFUSED
 from kernel.huggingface._rules import nothing_added
-
-
-def batch(rows=3, length=12, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(3, V, (rows, length), generator=generator)
-    labels = tokens.clone()
-    labels[0, :5] = -100
-    labels[-1, -3:] = -100
-    return tokens, labels
 
 
 def gradients(model):
@@ -180,9 +171,9 @@ def test_a_subclass_of_a_mixture_of_experts_has_its_auxiliary_loss():
     assert type(fused) is type(own)
 
 
+@pytest.mark.usefixtures("rules")
 @pytest.mark.parametrize("where", ["call", "config"])
-def test_an_auxiliary_loss_that_a_registered_rule_does_not_know_is_refused(where, monkeypatch):
-    monkeypatch.setattr(_architectures, "_RULES", dict(_architectures._RULES))
+def test_an_auxiliary_loss_that_a_registered_rule_does_not_know_is_refused(where):
     register_architecture("qwen3_moe")
     model, (tokens, labels) = make_tiny("qwen3_moe"), batch()
     fuse_loss(model)
@@ -195,6 +186,7 @@ def test_an_auxiliary_loss_that_a_registered_rule_does_not_know_is_refused(where
         model(input_ids=tokens, labels=labels, **({"output_router_logits": True} if where == "call" else {}))
 
 
+@pytest.mark.usefixtures("rules")
 @pytest.mark.parametrize(
     ("model_type", "field"),
     [
@@ -208,8 +200,7 @@ def test_an_auxiliary_loss_that_a_registered_rule_does_not_know_is_refused(where
         ("xlstm", "output_logit_soft_cap"),
     ],
 )
-def test_a_field_that_scales_or_caps_logits_and_is_not_in_the_rule_refuses(model_type, field, monkeypatch):
-    monkeypatch.setattr(_architectures, "_RULES", dict(_architectures._RULES))
+def test_a_field_that_scales_or_caps_logits_and_is_not_in_the_rule_refuses(model_type, field):
     register_architecture(model_type)
     model = make_tiny(model_type)
     setattr(model.config, field, 3.0)
@@ -284,8 +275,8 @@ def test_no_refused_architecture_is_known():
     assert not {*REFUSED} & {*KNOWN}
 
 
-def test_an_architecture_with_load_balancing_can_be_registered(monkeypatch):
-    monkeypatch.setattr(_architectures, "_RULES", dict(_architectures._RULES))
+@pytest.mark.usefixtures("rules")
+def test_an_architecture_with_load_balancing_can_be_registered():
     model, (tokens, labels) = make_tiny("qwen3_moe"), batch()
     model.config.model_type = "mine"
     register_architecture("mine", Architecture(body=balanced_body, extras=load_balance))
@@ -297,8 +288,8 @@ def test_an_architecture_with_load_balancing_can_be_registered(monkeypatch):
     assert_same_gradients(got, expected)
 
 
-def test_load_balancing_that_the_model_does_not_have_is_refused(monkeypatch):
-    monkeypatch.setattr(_architectures, "_RULES", dict(_architectures._RULES))
+@pytest.mark.usefixtures("rules")
+def test_load_balancing_that_the_model_does_not_have_is_refused():
     model, (tokens, labels) = make_tiny("afmoe"), batch()
     register_architecture("afmoe", Architecture(body=balanced_body, extras=load_balance))
     fuse_loss(model)
