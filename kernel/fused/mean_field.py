@@ -42,7 +42,7 @@ class _FieldTile(NamedTuple):
     warps: int
 
 
-_HOPPER, _OTHERS, _INTERPRETER = _FieldTile(128, 128, 64, 8), _FieldTile(64, 64, 32, 4), _FieldTile(16, 16, 16, 1)
+_HOPPER, _OTHERS, _INTERPRETER = _FieldTile(128, 128, 64, 8), _FieldTile(64, 64, 32, 4), _FieldTile(64, 64, 64, 1)
 
 
 @triton.jit(do_not_specialize=["first_step"])
