@@ -78,7 +78,7 @@ def free_launches() -> Iterator[None]:
     """Let the fused kernels plan as if launches cost nothing: what pays at large sizes alone is then tried at small ones."""
     from kernel.fused import schedule, strip_times
 
-    with patch.multiple(strip_times, _STRIP=0.0, _STRIP_DECODED=0.0, _LAUNCH=0.0, _RUN=0.0):
+    with patch.multiple(strip_times, _STRIP=0.0, STRIP_DECODED=0.0, _LAUNCH=0.0, _RUN=0.0):
         schedule.schedule.cache_clear()
         yield
     schedule.schedule.cache_clear()

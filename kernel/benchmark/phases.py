@@ -35,7 +35,8 @@ PHASES: dict[str, tuple[str, ...]] = {
     "input gradient": ("input_gradient_kernel", "listed_input_kernel", "join_kernel"),
     "rows and rounding": (
         *("_index_kernel", "_pack_kernel", "largest_kernel", "gradient_rows_kernel", "target_logit_kernel"),
-        *("_target_column_kernel", "_column_sum_kernel", "_scale_kernel", "unpack_kernel", "bias_gradient_kernel"),
+        *("_target_column_kernel", "_column_sum_kernel", "_join_columns_kernel"),
+        *("_scale_kernel", "unpack_kernel", "bias_gradient_kernel", "_extremes_kernel"),
     ),
     "choice of tiles": (
         *("_finish_kernel", "_mean_kernel", "_gram_kernel", "_square_kernel", "_score_kernel"),

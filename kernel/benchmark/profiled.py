@@ -73,7 +73,7 @@ def _planned(data: Data, workspace_bytes: int) -> tuple[float, float, int]:
     call = LossCall(Head(data.hidden, data.weight, None, data.target), Scalars.of(options), workspace_bytes)
     tokens, vocab_size = len(data.hidden), len(data.weight)
     cut = call.chunks()
-    kinds = {"keep": True, "consumed": True, "weight_gradient": True, "recompute_first": cut.recompute_first}
+    kinds = {"keep": True, "consumed": True, "weight_gradient": True}
     plans = [call.plan(**kinds, tokens=cut.rows, sums=sums) for sums in (False, True)]
     kept = in_bytes = 0.0
     for start in range(0, tokens, cut.rows):

@@ -104,7 +104,7 @@ def _codes(device: torch.device) -> None:
 def _bytes_pay() -> Iterator[None]:
     """Keep columns in bytes, which in the interpreter serve what it multiplies, at any size and budget."""
     with (
-        patch.multiple(strip_times, _STRIP=0.0, _STRIP_DECODED=0.0, _LAUNCH=0.0, _RUN=0.0, _BYTES_DECODED=1e12),
+        patch.multiple(strip_times, _STRIP=0.0, STRIP_DECODED=0.0, _LAUNCH=0.0, _RUN=0.0, _BYTES_DECODED=1e12),
         patch.object(schedule, "DEFAULT_WORKSPACE_BYTES", 0),
         patch.object(arguments, "BYTES_SERVE", frozenset({torch.bfloat16, torch.float32})),
     ):
@@ -132,9 +132,12 @@ def _bytes(device: torch.device) -> None:
 
 
 def _chunks(device: torch.device) -> None:
-    hidden, weight, target, bias = _tensors(device)
-    rows = launch_table(device, hidden.dtype).forward.rows
-    with patch.object(LossCall, "chunks", lambda self: Chunks(rows)):
+    # In half precision, whose sums are codes: of the interpreter float16, which a user's loss is not cut in.
+    half = torch.bfloat16 if device.type == "cuda" else torch.float16
+    hidden, weight, target, bias = _tensors(device, half)
+    rows = launch_table(device, half).forward.rows
+    cut = {"chunks": lambda self: Chunks(rows), "serves_chunks": lambda *args: True}
+    with patch.multiple(LossCall, **cut):
         given = {"linear_bias": bias, "label_smoothing": 0.1, "workspace_bytes": len(target) * len(weight)}
         _step(hidden, weight, target, upstream=0.3, **given)
 

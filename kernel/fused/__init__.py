@@ -55,7 +55,6 @@ def loss(
     """
     if reason := available(input.device, input.dtype):
         raise ValueError(f"implementation='triton' cannot run here: {reason}.")
-    kept = target != options.ignore_index
     if input.shape[0]:
         from .run_chunks import loss_in_chunks  # this and the next two need Triton
         from .run_sparse import Sparse
@@ -66,18 +65,19 @@ def loss(
             if (value := loss_in_chunks(*tensors, options, workspace_bytes)) is not None:
                 return value, None
         sparse = Sparse(options.gradient_tolerance, told) if options.gradient_tolerance else None
-        token_loss, statistics = token_losses(
+        token_loss, statistics, number = token_losses(
             input, linear_weight, target, linear_bias, options, workspace_bytes, return_statistics, sparse
         )
     else:  # no kernel runs on nothing; the sums keep the arguments in the graph, with gradients of zero
         token_loss = (input.sum(-1) + 0 * linear_weight.sum()).float()
         token_loss = token_loss if linear_bias is None else token_loss + 0 * linear_bias.float().sum()
+        number = token_loss.new_zeros(1)
         statistics = (
             TokenStatistics._make([*[token_loss] * 3, token_loss.detach(), target]) if return_statistics else None
         )
     if token_weight is not None:
-        weight = torch.where(kept, token_weight.float(), 0)
+        weight = torch.where(target != options.ignore_index, token_weight.float(), 0)
         return reduced(token_loss * weight, weight, options.reduction), statistics
     if options.reduction == "mean":  # nan and no gradient where no token is kept: none has a row that the kernels read
-        return token_loss.sum() / kept.sum(), statistics
-    return reduced(token_loss, kept, options.reduction), statistics
+        return token_loss.sum() / number[0], statistics
+    return reduced(token_loss, token_loss, options.reduction), statistics  # whose weights count for a mean alone

@@ -47,7 +47,9 @@ class Kept(NamedTuple):
     start: int  # the first of the columns
     number: int  # strips that they are kept in, one below the other, each of as many rows as tiles of kept tokens have
     columns: Tensor  # (rows of all strips, columns of one): exp(z - reference), codes of z or of p, or raw logits
-    reference: Tensor  # (1 + ..., N): of the target (its logit, or what the cap is taken of), then peaks
+    # (1 + ..., N): of the target (its logit, or what the cap is taken of), then peaks. One for all columns of a softmax
+    # that are kept as they are, and the lse where these are computed again.
+    reference: Tensor
 
     @property
     def width(self) -> int:

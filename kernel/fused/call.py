@@ -40,7 +40,6 @@ class LossCall:
         weight_gradient: bool,
         tokens: int | None = None,
         sums: bool = False,
-        recompute_first: bool = False,
     ) -> Schedule:
         """Choose the strips of the backward and the columns that the forward keeps (:func:`.schedule.schedule`).
 
@@ -54,7 +53,6 @@ class LossCall:
             consumed=consumed,
             weight_gradient=weight_gradient,
             sums=sums,
-            recompute_first=recompute_first,
         )
 
     def _sizes(self) -> tuple[int, int, int, int]:
@@ -106,9 +104,15 @@ class LossCall:
         workspace: Tensor | None = None,
         gradient: Tensor | None = None,
         references: Tensor | None = None,  # float32, flat
+        tokens: int | None = None,
     ) -> Held:
-        """Return memory, new or given, for what is kept: the workspace of the backward and the weight's gradient."""
-        weight = self.head.weight
+        """Return memory, new or given, for what is kept: the workspace of the backward and the weight's gradient.
+
+        Of a chunk of ``tokens``, where not of all of them.
+        """
+        (hidden, weight, _, _), shared = self.head, None
+        n = hidden.shape[0] if tokens is None else tokens
+        softmax = self.scalars.storage(hidden.dtype) == "softmax"
         if gradient is None and plan.in_gradient:
             gradient = weight.new_empty(weight.shape)
         if workspace is None and plan.held:
@@ -117,17 +121,22 @@ class LossCall:
         for run in plan.kept:
             memory = workspace if gradient is None or not run.in_gradient else gradient.view(-1)
             assert memory is not None
-            reference = None
-            if references is not None:
-                size = self.references(run) * self.head.hidden.shape[0]
+            as_it_is = softmax and not run.in_bytes
+            reference = shared if as_it_is else None
+            if reference is None and references is not None:
+                size = self.references(run) * n
                 reference, references = references[:size], references[blocks(size, 4) * 4 :]  # aligned
-            kept.append(self.kept(run, memory, reference))
+            kept.append(self.kept(run, memory, reference, n))
+            shared = kept[-1].reference if as_it_is else shared
         return Held(tuple(kept), workspace, gradient)
 
-    def kept(self, run: KeptColumns, memory: Tensor, reference: Tensor | None = None) -> Kept:
+    def kept(
+        self, run: KeptColumns, memory: Tensor, reference: Tensor | None = None, tokens: int | None = None
+    ) -> Kept:
         """Return kept columns in their place in ``memory``, flat, and their references, given or new."""
         hidden = self.head.hidden
-        n, launch = hidden.shape[0], launch_table(hidden.device, hidden.dtype).logit_gradient
+        n = hidden.shape[0] if tokens is None else tokens
+        launch = launch_table(hidden.device, hidden.dtype).logit_gradient
         rows = run.rows(n, launch.rows)
         memory = memory[run.offset :]
         if run.in_bytes:

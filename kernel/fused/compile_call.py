@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .arguments import Head
 from .call import LossCall, Needs
+from .chunk_sums import CodedSums
 from .compile_ahead import compile_ahead
 from .gradient_rows import Upstream
 from .gradients import Destination
@@ -77,8 +78,14 @@ def every_launch(
         if chunks:
             scale(gradients, found.token_loss[:1])
             bias_sums = None if bias is None else bias.new_zeros(bias.shape, dtype=torch.float32)
-            into = Destination(None, gradients[1], bias_sums, {}, accumulate=True)
-            backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)
+            codes = None
+            if weight.element_size() == 2:
+                codes = CodedSums.of(hidden, found.token_loss, head.target, scalars.ignore_index)
+            assert found.packed is not None
+            into = Destination(found.packed, gradients[0], gradients[1], bias_sums, {}, codes=codes)
+            for accumulate in (True,) if codes is None else (False, True):
+                into = into._replace(accumulate=accumulate)
+                backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)
         if found.statistics is not None:
             backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)
     if sparse:  # never of a slice of a head, whose gradients are exact

@@ -71,7 +71,8 @@ class EagerLoss(torch.autograd.Function):
             raise RuntimeError("The fused loss has no second derivative; use implementation='reference'.")
         *tensors, lse, entropy, index = ctx.saved_tensors
         call, needs = LossCall(Head(*tensors), *ctx.options), ctx.needs_input_grad[:3]
-        upstream = gathered(grad_outputs[0], grad_outputs[1:4] or None, lse, entropy, index)
+        of_loss, *of_statistics, _ = grad_outputs
+        upstream = gathered(of_loss, of_statistics[:3] or None, lse, entropy, index)
         plan, held = call.usable(ctx.plan, ctx.held, upstream, needs)
         if ctx.plan.kept:  # used up now: whoever comes again recomputes
             ctx.held = None
@@ -84,9 +85,11 @@ class EagerLoss(torch.autograd.Function):
 
 
 def _outputs(ctx: Any, found: ForwardResult) -> tuple[Tensor, ...]:
-    """The loss and, each for itself, so that it is known which of them have gradients, the statistics."""
+    """The loss, each for itself, so that it is known which of them have gradients, the statistics, and a count."""
+    number = found.rows.number
     if found.statistics is None or found.argmax is None:
-        return (found.token_loss,)
+        ctx.mark_non_differentiable(number)
+        return found.token_loss, number
     statistics = found.statistics.unbind(0)
-    ctx.mark_non_differentiable(statistics[3], found.argmax)
-    return found.token_loss, *statistics, found.argmax
+    ctx.mark_non_differentiable(statistics[3], found.argmax, number)
+    return found.token_loss, *statistics, found.argmax, number

@@ -15,7 +15,7 @@ from .compile_ahead import run_kernel
 from .launch import blocks
 from .rows import KeptRows, aligned
 
-__all__ = ["GradientRows", "Upstream", "gathered", "gradient_rows"]
+__all__ = ["GradientRows", "Upstream", "gathered", "gradient_rows", "largest_of"]
 
 _LN2 = tl.constexpr(0.6931471805599453)
 _BLOCK = 4096  # tokens that the one program of largest_kernel looks at a time
@@ -30,6 +30,7 @@ class Upstream(NamedTuple):
     entropy: Tensor | None  # (N,) packed, nats
     rows: KeptRows
     of_entropy: bool = True  # whether the entropy may have an upstream gradient, if statistics do
+    largest: Tensor | None = None  # (1,) what they are divided by, where that is known
 
 
 def gathered(
@@ -59,27 +60,31 @@ class GradientRows(NamedTuple):
     row_factor: Tensor | None  # (N,) of the kept softmax, where that enters the products as it is
     mix: Tensor | None  # (3, N) of the other parts of the gradient, if it has any
     label: Tensor  # (N,) int32
+    ones: Tensor  # (N,)
 
 
 @triton.jit(do_not_specialize=["n"])
 def largest_kernel(
     upstream,  # (N,) input order
     of_statistics,  # (3, N) input order, if STATISTICS
-    position,  # (N,)
+    count,  # (1,)
+    source,  # (N,)
     largest,  # (1,) written: the largest magnitude of the kept tokens, 1 if that is 0
     n,
     STATISTICS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """What the upstream gradients are divided by; one program."""
+    row_count = tl.load(count)
     most = tl.zeros((BLOCK,), dtype=tl.float32)
-    for start in range(0, n, BLOCK):
+    for start in range(0, row_count, BLOCK):
         row = start + tl.arange(0, BLOCK)
-        kept = tl.load(position + row, mask=row < n, other=-1) >= 0
-        most = tl.maximum(most, tl.abs(tl.load(upstream + row, mask=kept, other=0.0)))
+        kept = row < row_count
+        origin = tl.load(source + row, mask=kept, other=0)
+        most = tl.maximum(most, tl.abs(tl.load(upstream + origin, mask=kept, other=0.0)))
         if STATISTICS:
             for j in tl.static_range(3):
-                most = tl.maximum(most, tl.abs(tl.load(of_statistics + j * n + row, mask=kept, other=0.0)))
+                most = tl.maximum(most, tl.abs(tl.load(of_statistics + j * n + origin, mask=kept, other=0.0)))
     magnitude = tl.max(most, 0)
     tl.store(largest, tl.where(magnitude > 0, magnitude, 1.0))
 
@@ -90,7 +95,8 @@ def gradient_rows_kernel(
     of_statistics,  # (3, N) input order, if STATISTICS
     largest,  # (1,) of the kernel above
     target,  # (N,)
-    position,  # (N,)
+    count,  # (1,)
+    source,  # (N,)
     lse,  # (N,) packed, bits
     entropy,  # (N,) packed, nats, if ENTROPY
     reference,  # (N,) packed, bits, if DIRECT
@@ -98,6 +104,7 @@ def gradient_rows_kernel(
     row_factor,  # (N,) packed, written if DIRECT: factor of the kept softmax
     mix,  # (3, N) packed, written if MIXED: A, B per bit of log p, and C
     label,  # (N,) packed int32, written
+    ones,  # (N,) packed, written
     n,
     z_loss,
     confidence_penalty,
@@ -115,9 +122,9 @@ def gradient_rows_kernel(
 
     The kept softmax is multiplied by (g + A) exp(reference - lse), where B is 0.
     """
-    origin = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(position + origin, mask=origin < n, other=-1)
-    valid = row >= 0
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = row < tl.load(count)
+    origin = tl.load(source + row, mask=valid, other=0)
     divisor = tl.load(largest)
     g = tl.load(upstream + origin, mask=valid, other=0.0) / divisor
     tl.store(row_scale + row, g, mask=valid)
@@ -141,11 +148,32 @@ def gradient_rows_kernel(
         to_lse = tl.load(reference + row, mask=valid, other=0.0) - bits
         tl.store(row_factor + row, of_softmax * tl.exp2(to_lse), mask=valid)
     tl.store(label + row, tl.load(target + origin, mask=valid, other=0).to(tl.int32), mask=valid)
+    tl.store(ones + row, tl.full((BLOCK,), 1.0, tl.float32), mask=valid)
+
+
+def largest_of(loss: Tensor, statistics: Tensor | None, rows: KeptRows) -> Tensor:
+    """What upstream gradients are divided by, ``(1,)``: their largest magnitude."""
+    largest = torch.empty(1, dtype=torch.float32, device=loss.device)
+    run_kernel(
+        largest_kernel,
+        (1,),
+        upstream=loss,
+        of_statistics=statistics,
+        count=rows.number,
+        source=rows.source,
+        largest=largest,
+        n=rows.source.shape[0],
+        STATISTICS=statistics is not None,
+        BLOCK=_BLOCK,
+        num_warps=8,
+    )
+    return largest
 
 
 def gradient_rows(head: Head, scalars: Scalars, upstream: Upstream, kept: Kept | None) -> GradientRows:
-    """Compute them for the kept tokens: two launches."""
-    n, device, of_statistics = head.target.shape[0], head.target.device, upstream.statistics
+    """Compute them for the kept tokens."""
+    rows, of_statistics, device = upstream.rows, upstream.statistics, head.target.device
+    n = rows.source.shape[0]
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=device)
@@ -154,20 +182,22 @@ def gradient_rows(head: Head, scalars: Scalars, upstream: Upstream, kept: Kept |
     # Of all losses whose softmax may be kept as it is, also where it is not: one kernel for both.
     direct = scalars.storage(head.hidden.dtype) == "softmax"
     made = GradientRows(
-        largest=new(1),
+        largest=largest_of(upstream.loss, of_statistics, rows) if upstream.largest is None else upstream.largest,
         row_scale=new(n),
         row_factor=new(n) if direct else None,
         mix=new(3, n) if mixed else None,
         label=new(n, dtype=torch.int32),
+        ones=new(n),
     )
-    common = {"upstream": upstream.loss, "of_statistics": of_statistics, "position": upstream.rows.position, "n": n}
-    common |= {"largest": made.largest, "STATISTICS": of_statistics is not None}
-    run_kernel(largest_kernel, (1,), **common, BLOCK=_BLOCK, num_warps=8)
     run_kernel(
         gradient_rows_kernel,
         (blocks(n, 1024),),
-        **common,
+        upstream=upstream.loss,
+        of_statistics=of_statistics,
+        largest=made.largest,
         target=head.target,
+        count=rows.number,
+        source=rows.source,
         lse=upstream.lse,
         entropy=upstream.entropy,
         reference=(upstream.lse if kept is None else kept.reference) if direct else None,
@@ -175,11 +205,14 @@ def gradient_rows(head: Head, scalars: Scalars, upstream: Upstream, kept: Kept |
         row_factor=made.row_factor,
         mix=made.mix,
         label=made.label,
+        ones=made.ones,
+        n=n,
         z_loss=scalars.z_loss,
         confidence_penalty=scalars.confidence_penalty,
         DIRECT=direct,
         MIXED=mixed,
         ENTROPY=upstream.entropy is not None,
+        STATISTICS=of_statistics is not None,
         BLOCK=1024,
     )
     return made

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Held, Scalars, Tiles
+from .chunk_sums import CodedSums
 from .compile_ahead import recording, run_kernel
 from .gradient_rows import Upstream, gradient_rows
 from .input_gradient import unpack_kernel
@@ -34,11 +35,13 @@ class Reduction(Protocol):
 class Destination(NamedTuple):
     """Where the gradients of a chunk of the tokens go."""
 
-    input: Tensor | None  # (n, D), contiguous
+    packed: Tensor  # (n, D) hidden states of its tokens, packed; may be overwritten
+    input: Tensor | None  # (N, D), contiguous, of all tokens
     weight: Tensor | None  # (V, D)
     bias: Tensor | None  # (V,) float32: sums, at first zeros, that these are added to
     column_sums: dict[tuple[int, int], Tensor]  # of the head's rows, by the range: for all chunks
     accumulate: bool = False  # whether the weight's holds sums over earlier chunks, which these are added to
+    codes: CodedSums | None = None  # of the weight's between chunks; None: in its own dtype
 
 
 class Gradients:
@@ -58,23 +61,28 @@ class Gradients:
         hidden, weight, bias, _ = head
         self.reduction, self.reducing = reduction, False
         self.scalars, self.rows, self.number = scalars, upstream.rows, upstream.rows.number
-        self.n, self.hidden_size = hidden.shape
-        self.vocab_size, device = weight.shape[0], hidden.device
+        self.n, device = self.rows.source.shape[0], hidden.device
+        self.vocab_size, self.hidden_size = weight.shape
         self.programs, self.table = processors(device), launch_table(device, hidden.dtype, self.hidden_size)
         self.need_input, self.lse, self.target_logit = needs[0], upstream.lse, held.target_logit
         self.factor = scalars.logit_scale / scalars.temperature
         # The packed hidden states live where the input's gradient will be written at the very end.
         self.into = into
-        packed = hidden.new_empty(hidden.shape) if into is None or into.input is None else into.input
-        self.unpacked, self.head = hidden, head._replace(hidden=packed)
-        pack_hidden(hidden, self.rows, self.head.hidden)
-        self.accumulator = accumulator
+        packed = hidden.new_empty(hidden.shape) if into is None else into.packed
+        self.head = head._replace(hidden=packed)
+        if into is None:
+            pack_hidden(hidden, self.rows, packed)
+        self.accumulator, zeros = accumulator, None
         if self.need_input and accumulator is None:
             launch = self.table.input_gradient
             row_blocks, column_blocks = blocks(self.n, launch.rows), blocks(self.hidden_size, launch.columns)
-            row_blocks += extra_row_blocks(row_blocks, column_blocks, self.programs)
-            shape = row_blocks * launch.rows, self.hidden_size
-            self.accumulator = torch.zeros(shape, dtype=torch.float32, device=device)
+            room = None
+            if into is not None and into.input is not None:
+                room = blocks(into.input.shape[0], launch.rows) - row_blocks
+            row_blocks += extra_row_blocks(row_blocks, column_blocks, self.programs, room)
+            shape = row_blocks * launch.rows + 1, self.hidden_size
+            memory = torch.zeros(shape, dtype=torch.float32, device=device)
+            self.accumulator, zeros = memory[:-1], memory[-1]
         self.weight_gradient = None
         if needs[1]:
             given = held.gradient if into is None else into.weight
@@ -83,11 +91,13 @@ class Gradients:
         self.bias_gradient = None
         if needs[2] and bias is not None:
             self.bias_gradient = weight.new_empty(self.vocab_size) if into is None else into.bias
-        self.ones = torch.ones(self.n, dtype=torch.float32, device=device)
-        self.zeros = torch.zeros(self.hidden_size, dtype=torch.float32, device=device)
-        self.uniform = self.zeros  # times row_scale, to be subtracted from the input's gradient
         as_it_is = next((run for run in held.kept if not run.in_bytes), None)
         self.of = gradient_rows(head, scalars, upstream, as_it_is)
+        self.ones = self.of.ones
+        if zeros is None:
+            zeros = torch.zeros(self.hidden_size, dtype=torch.float32, device=device)
+        self.zeros = zeros
+        self.uniform = self.zeros  # times row_scale, to be subtracted from the input's gradient
         self.tiles = Tiles(uses_descriptors(self.head.hidden, weight))
 
     def piece_memory(self, elements: int) -> Tensor:
@@ -108,7 +118,8 @@ class Gradients:
 
     def finish(self) -> tuple[Tensor | None, ...]:
         """Round the input's gradient into the memory of the packed hidden states, and return all gradients."""
-        gradient = self.head.hidden if self.need_input else None
+        gradient = self.head.hidden if self.into is None else self.into.input
+        gradient = gradient if self.need_input else None
         if gradient is not None and self.reduction is not None:
             gradient.copy_(self.reduction.end())
         elif gradient is not None:
@@ -125,7 +136,7 @@ class Gradients:
                 accumulator=self.accumulator,
                 gradient=gradient,
                 count=self.number,
-                position=self.rows.position,
+                source=self.rows.source,
                 row_scale=self.of.row_scale,
                 uniform=self.uniform,
                 scale=self.of.largest,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .early import let_next_begin, wait_for_previous
 from .last_round import last_round
 from .tiles import column_part, load_tile, merged_strip
 
@@ -88,7 +89,7 @@ def _add_tile(
             tl.store(address, tl.load(address, mask=mask, other=0.0) + values, mask=mask)
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "memory_blocks"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "memory_blocks", "independent"])
 def input_gradient_kernel(
     dz,  # (dz_rows, strip); see tiles.merged_strip
     weight,  # (V, D)
@@ -106,6 +107,7 @@ def input_gradient_kernel(
     weight_row_stride,
     weight_column_stride,
     row_factor,  # (N,) packed: multiplies the rows of the product
+    independent,  # whether it is of the kernel ahead (.early)
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
@@ -118,11 +120,16 @@ def input_gradient_kernel(
     REDUCE: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
+    NEXT_EARLY: tl.constexpr,
 ):
     """Add the products of a strip, or of several, to an accumulator that was 0 at first; persistent over its tiles.
 
     With REDUCE the copy engine adds in the L2 cache; without it the program loads, adds and stores.
     """
+    let_next_begin(NEXT_EARLY)
+    if independent == 0:
+        wait_for_previous(EARLY)
     row_count = tl.load(count)
     strip_rows, first, columns = merged_strip(row_count, dz_rows, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
     strip_start = run_start + first
@@ -192,6 +199,7 @@ def input_gradient_kernel(
             REDUCE,
             PRECISION,
         )
+    wait_for_previous(EARLY)
 
 
 @triton.jit(do_not_specialize=["n", "memory_blocks"])
@@ -199,7 +207,7 @@ def unpack_kernel(
     accumulator,  # (padded N + extra, D) float32, packed
     gradient,  # (N, D) input order
     count,  # (1,)
-    position,  # (N,)
+    source,  # (N,)
     row_scale,  # (N,) packed
     uniform,  # (D,): row_scale times this is subtracted
     scale,  # ()
@@ -217,14 +225,15 @@ def unpack_kernel(
     COLUMNS: tl.constexpr,
 ):
     """Join the pieces of cut tiles, scale, round and move kept tokens to their places; ignored ones get 0."""
-    row_blocks = tl.cdiv(tl.load(count), BLOCK_ROWS)
+    row_count = tl.load(count)
+    row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     whole, cuts = last_round(row_blocks, column_blocks, programs, memory_blocks, MAX_CUTS, STEPS, PIECE)
     extra = row_blocks - whole // column_blocks
     factor = tl.load(scale) * constant
-    origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row = tl.load(position + origin, mask=origin < n, other=-1)
-    kept = row >= 0
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    kept = row < row_count
+    origin = tl.load(source + row, mask=row < n, other=0)
     share = tl.load(row_scale + row, mask=kept, other=0.0)[:, None]
     for start in range(0, hidden_size, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
@@ -237,4 +246,4 @@ def unpack_kernel(
             values += tl.load(address + offset, mask=kept[:, None] & inside & is_cut, other=0.0)
         values -= share * tl.load(uniform + column, mask=column < hidden_size, other=0.0)[None, :]
         target = gradient + origin.to(tl.int64)[:, None] * hidden_size + column[None, :]
-        tl.store(target, (values * factor).to(gradient.dtype.element_ty), mask=(origin < n)[:, None] & inside)
+        tl.store(target, (values * factor).to(gradient.dtype.element_ty), mask=(row < n)[:, None] & inside)

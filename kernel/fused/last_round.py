@@ -19,33 +19,35 @@ __all__ = ["CUTS", "extra_row_blocks", "last_round", "rounds"]
 CUTS = {"MAX_CUTS": 8, "STEPS": 128, "PIECE": 4}
 
 
-def extra_row_blocks(row_blocks: int, column_blocks: int, programs: int) -> int:
-    """Blocks of rows of the accumulator beyond its own: for up to 4 pieces in one round, if all tokens are kept.
+def extra_row_blocks(row_blocks: int, column_blocks: int, programs: int, room: int | None = None) -> int:
+    """Blocks of rows of the accumulator beyond its own: as many as ``last_round`` then makes of all tokens.
 
-    As many as ``last_round`` then makes. Fewer tokens leave room for more.
+    Up to 4 pieces in one round; where fewer tokens are kept there is room for more. Or, of a chunk of tokens, whose
+    rounds are few, as many pieces as ``room`` holds, the accumulator's blocks that the other tokens would take.
     """
     tiles = row_blocks * column_blocks
     rest = tiles % programs
-    steps, piece = CUTS["STEPS"], CUTS["PIECE"]
-    in_one_round = [cuts for cuts in (1, 2, 3, 4) if rest * cuts <= programs]
-    cuts = min(in_one_round, key=lambda cuts: -(-steps // cuts) + piece)
-    return (cuts - 1) * (row_blocks - (tiles - rest) // column_blocks)
+    cut_rows = row_blocks - (tiles - rest) // column_blocks
+    cuts = [c for c in range(1, 5) if rest * c <= programs]
+    if room is not None:
+        cuts = [c for c in range(1, CUTS["MAX_CUTS"] + 1) if (c - 1) * cut_rows <= room]
+    return (min(cuts, key=lambda c: _last_steps(rest, c, programs)) - 1) * cut_rows
 
 
-def rounds(row_blocks: int, column_blocks: int, programs: int) -> float:
+def rounds(row_blocks: int, column_blocks: int, programs: int, room: int | None = None) -> float:
     """Rounds of tiles that all tokens take, the last one with what its cuts leave of it; in whole ones."""
-    steps, piece = CUTS["STEPS"], CUTS["PIECE"]
     whole, rest = divmod(row_blocks * column_blocks, programs)
     if not rest:
         return whole
-    extra = row_blocks - whole * programs // column_blocks
-    memory = extra_row_blocks(row_blocks, column_blocks, programs)
-    last = min(
-        blocks(rest * cuts, programs) * (blocks(steps, cuts) + piece)
-        for cuts in range(1, CUTS["MAX_CUTS"] + 1)
-        if (cuts - 1) * extra <= memory
-    )
-    return whole + last / (steps + piece)
+    cut_rows = row_blocks - whole * programs // column_blocks
+    memory = extra_row_blocks(row_blocks, column_blocks, programs, room)
+    cuts = range(1, min(memory // cut_rows + 1, CUTS["MAX_CUTS"]) + 1)
+    return whole + min(_last_steps(rest, c, programs) for c in cuts) / (CUTS["STEPS"] + CUTS["PIECE"])
+
+
+def _last_steps(rest: int, cuts: int, programs: int) -> int:
+    """Steps of the sum that each multiprocessor makes in the last round, its tiles cut into pieces."""
+    return blocks(rest * cuts, programs) * (blocks(CUTS["STEPS"], cuts) + CUTS["PIECE"])
 
 
 @triton.jit

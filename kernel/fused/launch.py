@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 __all__ = [
+    "TOKENS_OF_A_PIECE",
     "Launch",
     "LaunchTable",
     "available",
@@ -33,6 +34,7 @@ class Launch:
     stages: int
     parts: int = 2  # column blocks in which the epilogue stores: fewer need more shared memory
     reduce: bool = False  # add to the float32 accumulator in the L2 cache, by the copy engine (input gradient only)
+    early: bool = False  # begin before the kernel ahead has ended (:mod:`.early`; logit and input gradients only)
     folded: bool = False  # another form of a softcap's slope (tiles.capped; logit gradient only)
     flatten: bool = (
         True  # fuse the loop over tiles with the loop over the sum: the next tile's loads overlap this one's end
@@ -57,9 +59,9 @@ _HOPPER_16 = Launch(128, 256, 64, warps=8, stages=3)
 _TABLES = {
     ("hopper", 2): LaunchTable(
         forward=replace(_HOPPER_16, stages=4),
-        logit_gradient=replace(_HOPPER_16, stages=4),
+        logit_gradient=replace(_HOPPER_16, stages=4, early=True),
         weight_gradient=replace(_HOPPER_16, stages=4),
-        input_gradient=replace(_HOPPER_16, reduce=True),
+        input_gradient=replace(_HOPPER_16, reduce=True, early=True),
     ),
     # Products of float32 run on the CUDA cores, in IEEE arithmetic: tile for registers, nothing else matters.
     ("hopper", 4): LaunchTable(*[Launch(64, 64, 32, warps=4, stages=2, flatten=False)] * 4),
@@ -78,10 +80,16 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+@cache  # PyTorch looks it up anew each time, for longer than Triton takes to launch a small kernel
+def _major(device: torch.device) -> int:
+    """The first number of a CUDA device's compute capability."""
+    return torch.cuda.get_device_capability(device)[0]
+
+
 def _family(device: torch.device) -> str:
     if device.type == "cpu":
         return "interpreter"
-    return "hopper" if torch.cuda.get_device_capability(device)[0] == 9 else "ampere"
+    return "hopper" if _major(device) == 9 else "ampere"
 
 
 def launch_table(device: torch.device, dtype: torch.dtype, hidden_size: int | None = None) -> LaunchTable:
@@ -138,7 +146,7 @@ def processors(device: torch.device) -> int:
 
 # Tokens for each piece and entry of the hidden size: with 16 the pieces' float32 take at most an eighth of the memory
 # of dz in half precision, from which they are made, and writing and reading them an eighth of what dz takes.
-_TOKENS_OF_A_PIECE = 16
+TOKENS_OF_A_PIECE = 16
 
 
 def weight_splits(tokens: int, width: int, hidden_size: int, launch: Launch, processors: int) -> int:
@@ -147,12 +155,12 @@ def weight_splits(tokens: int, width: int, hidden_size: int, launch: Launch, pro
     The pieces take ``splits * width * hidden_size`` float32, never more than a tile for each multiprocessor.
     """
     tiles = blocks(width, launch.rows) * blocks(hidden_size, launch.columns)
-    return max(min(processors // tiles, tokens // (_TOKENS_OF_A_PIECE * hidden_size)), 1)
+    return max(min(processors // tiles, tokens // (TOKENS_OF_A_PIECE * hidden_size)), 1)
 
 
 def uses_descriptors(*tensors: torch.Tensor) -> bool:
     """Whether the copy engine can load and store all of these matrices: Hopper, aligned rows, contiguous columns."""
-    if any(t.device.type == "cuda" and torch.cuda.get_device_capability(t.device)[0] != 9 for t in tensors):
+    if any(t.is_cuda and _major(t.device) != 9 for t in tensors):
         return False
     return all(
         t.stride(1) == 1

@@ -12,13 +12,14 @@ import triton
 import triton.language as tl
 
 from .codes import bits_below, decode
+from .early import wait_for_previous
 from .tile_gradient import gradient_of_logits
 from .tiles import capped, column_part, logit_argument, merged_strip, product, store_tile
 
 __all__ = ["kept_strip_kernel", "recomputed_strip_kernel"]
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "dz_rows"])
+@triton.jit(do_not_specialize=["n", "vocab_size", "dz_rows", "independent"])
 def recomputed_strip_kernel(
     hidden,  # (N, D) packed
     weight,  # (V, D)
@@ -46,6 +47,7 @@ def recomputed_strip_kernel(
     cap,
     label_smoothing,
     uniform,  # b / V, of the whole head's V
+    independent,  # whether it is of the kernel ahead (.early)
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MIXED: tl.constexpr,
@@ -59,8 +61,11 @@ def recomputed_strip_kernel(
     PRECISION: tl.constexpr,
     PRECISE: tl.constexpr,
     FOLDED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Write dz of a strip, or of several, from the logits themselves, computed once more."""
+    if independent == 0:
+        wait_for_previous(EARLY)
     row_count = tl.load(count)
     row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
     rows, first, columns = merged_strip(row_count, dz_rows, strip_columns, run_offset, run_columns, BLOCK_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
@@ -90,6 +95,7 @@ def recomputed_strip_kernel(
             False,
             PRECISION,
         )
+        wait_for_previous(EARLY)
         inside = row < row_count
         row_lse = tl.load(lse + row, mask=inside, other=float("inf"))  # p = 0 in the padding
         scale = tl.load(row_scale + row, mask=inside, other=0.0)
@@ -138,6 +144,7 @@ def recomputed_strip_kernel(
                 BLOCK_VOCAB // PARTS,
                 DESCRIPTOR,
             )
+    wait_for_previous(EARLY)
 
 
 @triton.jit(do_not_specialize=["n", "vocab_size", "dz_rows"])

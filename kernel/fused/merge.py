@@ -6,12 +6,14 @@ import triton
 import triton.language as tl
 
 from .forward import FLOOR
+from .keep import LIMIT
 from .tiles import row_largest
 from .units import group_count
 
 __all__ = ["merge_kernel"]
 
 _FLOOR = tl.constexpr(FLOOR)
+_LIMIT = tl.constexpr(LIMIT)
 _LN2 = tl.constexpr(0.6931471805599453)
 
 
@@ -30,13 +32,16 @@ _LN2 = tl.constexpr(0.6931471805599453)
 def merge_kernel(
     target_logit,  # (N,) packed order, in bits
     count,  # (1,) kept tokens
-    again,  # (1,) read if rerun: 0 skips the kernel
-    position,  # (N,)
+    outside,  # (1,): if rerun 0 skips the kernel; else the count, if a kept softmax would leave its range (.keep)
+    source,  # (N,)
     partial,  # (parts, planes of the forward, units, BLOCK_ROWS)
     partial_stride,  # units x BLOCK_ROWS
     part_stride,
     token_loss,  # (N,) input order
     lse,  # (N,) packed order, in bits
+    reference,  # (N,) packed, written if rerun, as the next two: lse, 1 and -1, of a softmax that is stored again
+    ones,
+    label,
     entropy,  # (N,) packed order, in nats, written if ENTROPY
     statistics,  # (4, N) input order, written if ARGMAX: log-probability, lse and entropy in nats, confidence; and the
     # largest logit, in nats, if LARGEST
@@ -64,13 +69,14 @@ def merge_kernel(
 
     The loss is lse - (1 - b) z_target - (b / V) sum_k z_k + z_loss lse^2 - confidence_penalty H.
     """
-    if (rerun != 0) & (tl.load(again) == 0):
+    if (rerun != 0) & (tl.load(outside) == 0):
         return
     row_count = tl.load(count)
     row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
-    origin = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row = tl.load(position + origin, mask=origin < n, other=-1)
-    valid = row >= 0
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    valid = row < row_count
+    inside = row < n
+    origin = tl.load(source + row, mask=inside, other=0)
 
     peak = tl.full((ROWS,), _FLOOR, dtype=tl.float32)
     total = tl.zeros((ROWS,), dtype=tl.float32)
@@ -86,25 +92,25 @@ def merge_kernel(
             group = start + tl.arange(0, GROUPS)
             unit = group[None, :] * row_blocks + (row // BLOCK_ROWS)[:, None]
             slot = partial + part * part_stride + unit.to(tl.int64) * BLOCK_ROWS + (row % BLOCK_ROWS)[:, None]
-            inside = valid[:, None] & (group < groups)[None, :]
-            part_peak = tl.load(slot, mask=inside, other=_FLOOR)
-            part_total = tl.load(slot + partial_stride, mask=inside, other=0.0)
+            present = valid[:, None] & (group < groups)[None, :]
+            part_peak = tl.load(slot, mask=present, other=_FLOOR)
+            part_total = tl.load(slot + partial_stride, mask=present, other=0.0)
             new = tl.where(valid, tl.maximum(peak, tl.max(part_peak, 1)), 0.0)
             old_factor = tl.exp2(peak - new)
             rise = part_peak - new[:, None]
             factor = tl.exp2(rise)
             if ENTROPY:
-                part_weighted = tl.load(slot + 3 * partial_stride, mask=inside, other=0.0)
+                part_weighted = tl.load(slot + 3 * partial_stride, mask=present, other=0.0)
                 weighted = (weighted + total * (peak - new)) * old_factor + tl.sum(
                     (part_weighted + part_total * rise) * factor, 1
                 )
             total = total * old_factor + tl.sum(part_total * factor, 1)
             peak = new
             if LOGIT_SUM:
-                logit_sum += tl.sum(tl.load(slot + 2 * partial_stride, mask=inside, other=0.0), 1)
+                logit_sum += tl.sum(tl.load(slot + 2 * partial_stride, mask=present, other=0.0), 1)
             if ARGMAX:
-                values = tl.load(slot + 4 * partial_stride, mask=inside, other=float("-inf"))
-                classes = tl.load(slot + 5 * partial_stride, mask=inside, other=0.0).to(tl.int32, bitcast=True)
+                values = tl.load(slot + 4 * partial_stride, mask=present, other=float("-inf"))
+                classes = tl.load(slot + 5 * partial_stride, mask=present, other=0.0).to(tl.int32, bitcast=True)
                 part_highest, part_best = row_largest(values, classes)
                 best = tl.where(part_highest > highest, part_best, best)
                 highest = tl.maximum(highest, part_highest)
@@ -122,7 +128,15 @@ def merge_kernel(
     log_partition = bits * _LN2
     loss += z_loss * log_partition * log_partition
     tl.store(lse + row, bits, mask=valid)
-    inside = origin < n
+    if rerun != 0:
+        # Of a slice all logits may be -inf, whose softmax is to be 0.
+        tl.store(reference + row, tl.where(bits < _FLOOR, _FLOOR, bits) if LARGEST else bits, mask=valid)
+        tl.store(ones + row, tl.full((ROWS,), 1.0, tl.float32), mask=valid)
+        tl.store(label + row, tl.full((ROWS,), -1, tl.int32), mask=valid)
+    else:
+        beyond = valid & ~(bits - z <= _LIMIT)  # an overflown sum makes lse inf or nan
+        if tl.max(beyond.to(tl.int32), 0) > 0:
+            tl.atomic_max(outside, row_count)
     if ENTROPY:
         nats = (log_total - weighted / total) * _LN2
         loss -= confidence_penalty * nats

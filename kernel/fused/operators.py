@@ -65,6 +65,7 @@ def fused_forward(
     compile_call(call, (differentiable, need_weight, differentiable and bias is not None), return_statistics)
     held = call.held(plan)
     found = forward(call.head, call.scalars, held.kept, packed=differentiable, return_statistics=return_statistics)
+    assert found.row_index is not None
     nothing = [hidden.new_empty(0, dtype=torch.float32) for _ in range(3)]
     return (
         found.token_loss,

@@ -1,4 +1,4 @@
-"""Kernels that drop ignored tokens: where each kept token goes, and the hidden states moved there.
+"""Kernels that drop ignored tokens: where each kept token comes from, and the hidden states moved together.
 
 The number of kept tokens stays on the device; every later kernel reads it there and stops early, so nothing waits for
 it.
@@ -16,11 +16,21 @@ from torch import Tensor
 from .compile_ahead import recording, run_kernel
 from .launch import blocks
 
-__all__ = ["KeptRows", "aligned", "index_memory", "index_rows", "index_size", "pack_hidden", "with_plain_rows"]
+__all__ = [
+    "LARGEST_TILE",
+    "KeptRows",
+    "aligned",
+    "index_memory",
+    "index_rows",
+    "index_size",
+    "pack_hidden",
+    "rows_in_chunks",
+    "with_plain_rows",
+]
 
 _INDEX_BLOCK = 4096
 _PACK_ROWS, _PACK_COLUMNS = 16, 128
-_LARGEST_TILE = 256  # rows of any tile of a product
+LARGEST_TILE = 256  # rows of any tile of a product
 _ALIGN = 4  # integers in 16 bytes
 
 
@@ -28,19 +38,21 @@ class KeptRows(NamedTuple):
     """Kept tokens, in order. ``packed`` means: by rank among the kept ones."""
 
     number: Tensor  # (1,) int32, on the device
-    source: Tensor  # (N,) int32: row of the input that packed row i came from; beyond number undefined
-    position: Tensor  # (N,) int32: packed row of each input row, -1 where ignored
+    outside: Tensor  # (1,) int32: 0, or the number if a kept softmax is to be computed again (:mod:`.keep`)
+    source: Tensor  # (N,) int32: row of the input that each packed row came from; behind the kept ones the ignored ones
+    position: Tensor | None  # (N,) int32: packed row of each input row, -1 where ignored; None of reordered tokens
 
     @classmethod
     def within(cls, memory: Tensor, n: int) -> KeptRows:
         """Views of the memory that :func:`index_memory` made, each of them aligned whatever the number of tokens."""
-        start = _ALIGN + blocks(n, _ALIGN) * _ALIGN
-        return cls(memory[:1], memory[_ALIGN : _ALIGN + n], memory[start : start + n])
+        start, size = 2 * _ALIGN, blocks(n, _ALIGN) * _ALIGN
+        source, position = memory[start : start + n], memory[start + size : start + size + n]
+        return cls(memory[:1], memory[_ALIGN : _ALIGN + 1], source, position)
 
 
 def index_size(n: int) -> int:
     """Return how many integers :class:`KeptRows` takes for ``n`` tokens."""
-    return _ALIGN + 2 * blocks(n, _ALIGN) * _ALIGN
+    return 2 * (_ALIGN + blocks(n, _ALIGN) * _ALIGN)
 
 
 def index_memory(n: int, device: torch.device) -> Tensor:
@@ -52,6 +64,7 @@ def index_memory(n: int, device: torch.device) -> Tensor:
 def _index_kernel(
     target,
     count,
+    outside,  # (1,) int32, written: 0
     in_range,  # (1,) int32, written if CHECK: whether every kept label is a class
     source,
     position,
@@ -69,11 +82,13 @@ def _index_kernel(
         kept = (row < n) & (label != ignore_index)
         rank = seen + tl.cumsum(kept.to(tl.int32), 0) - 1
         tl.store(position + row, tl.where(kept, rank, -1), mask=row < n)
-        tl.store(source + rank, row, mask=kept)
+        # of the ignored tokens the first comes last
+        tl.store(source + tl.where(kept, rank, n - row + rank), row, mask=row < n)
         seen += tl.sum(kept.to(tl.int32), 0)
         if CHECK:
             wrong += tl.sum((kept & ((label < 0) | (label >= vocab_size))).to(tl.int32), 0)
     tl.store(count, seen)
+    tl.store(outside, 0)
     if CHECK:
         tl.store(in_range, tl.where(wrong > 0, 0, 1))
 
@@ -84,11 +99,9 @@ def _pack_kernel(
     packed,
     count,
     source,
-    scale,  # (N,) packed, if SCALED
     n,
     hidden_size,
     row_stride,
-    SCALED: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -103,9 +116,6 @@ def _pack_kernel(
         inside = (column < hidden_size)[None, :]
         offsets = origin[:, None] * row_stride + column[None, :]
         values = tl.load(hidden + offsets, mask=(row < kept)[:, None] & inside, other=0.0)
-        if SCALED:
-            factor = tl.load(scale + row, mask=row < kept, other=0.0)
-            values = (values.to(tl.float32) * factor[:, None]).to(packed.dtype.element_ty)
         tl.store(
             packed + row.to(tl.int64)[:, None] * hidden_size + column[None, :], values, mask=(row < n)[:, None] & inside
         )
@@ -138,6 +148,7 @@ def index_rows(
         (1,),
         target=target,
         count=rows.number,
+        outside=rows.outside,
         in_range=in_range,
         source=rows.source,
         position=rows.position,
@@ -154,9 +165,22 @@ def index_rows(
     return rows
 
 
-def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor, scale: Tensor | None = None) -> None:
-    """``packed[i] = scale[i] hidden[rows.source[i]]`` for the kept rows, 0 up to the end of their last tile."""
-    n, hidden_size = hidden.shape
+def rows_in_chunks(rows: KeptRows, size: int) -> list[KeptRows]:
+    """Cut the packed rows into chunks of ``size``, those of ignored tokens at the end, where chunks have no others."""
+    starts = range(0, rows.source.shape[0], size)
+    first = torch.arange(0, rows.source.shape[0], size, dtype=torch.int32, device=rows.source.device)
+    numbers = torch.zeros(2, len(starts), _ALIGN, dtype=torch.int32, device=rows.source.device)  # and outside
+    torch.clamp(rows.number - first, 0, size, out=numbers[0, :, 0])
+    counts, outside = numbers.unbind(0)
+    return [
+        KeptRows(counts[i, :1], outside[i, :1], rows.source[start : start + size], None)
+        for i, start in enumerate(starts)
+    ]
+
+
+def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor) -> None:
+    """``packed[i] = hidden[rows.source[i]]`` for the kept rows, 0 up to the end of their last tile."""
+    n, hidden_size = packed.shape
     run_kernel(
         _pack_kernel,
         (blocks(n, _PACK_ROWS),),
@@ -164,12 +188,10 @@ def pack_hidden(hidden: Tensor, rows: KeptRows, packed: Tensor, scale: Tensor | 
         packed=packed,
         count=rows.number,
         source=rows.source,
-        scale=scale,
         n=n,
         hidden_size=hidden_size,
         row_stride=hidden.stride(0),
-        SCALED=scale is not None,
-        ALIGNED_ROWS=_LARGEST_TILE,
+        ALIGNED_ROWS=LARGEST_TILE,
         BLOCK_ROWS=_PACK_ROWS,
         BLOCK_COLUMNS=_PACK_COLUMNS,
     )

@@ -77,12 +77,12 @@ def _add_strips(
             else:
                 convert_kept(*common, run, part.start, part.padded)
         else:
-            recompute_strip(*common, columns, state.tiles)
+            recompute_strip(*common, columns, state.tiles, independent=index > 0)
         first = last and index == len(strips) - 1
         if first:
             add_input(state, dz, columns, state.ones)
             state.reduce()
+        add_bias(state, dz, columns, state.ones, state.zeros)  # not between the products (:mod:`.early`)
         add_weight(state, dz, state.head.hidden, columns, state.zeros)
-        add_bias(state, dz, columns, state.ones, state.zeros)
         if not first:
-            add_input(state, dz, columns, state.ones)
+            add_input(state, dz, columns, state.ones, independent=state.weight_gradient is not None)

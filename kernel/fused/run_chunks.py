@@ -9,7 +9,6 @@ backward; a second one through the same graph computes them once more.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +18,13 @@ from ..options import LossOptions
 from ..reference import reduced
 from .arguments import Head, Scalars
 from .call import LossCall, Needs
+from .chunk_sums import CodedSums
 from .compile_call import compile_call
-from .gradient_rows import Upstream
+from .gradient_rows import Upstream, largest_of
 from .gradients import Destination
 from .launch import blocks
 from .plan import ALIGN
-from .rows import aligned, with_plain_rows
+from .rows import aligned, index_rows, rows_in_chunks, with_plain_rows
 from .run_forward import forward
 from .scale import scale
 from .token_chunks import Chunks
@@ -103,38 +103,37 @@ def _in_chunks(
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Losses ``(N,)`` of all tokens and the gradients of ``sum(upstream * loss)``, chunk by chunk.
 
-    Tokens are ordered first, those that are ignored at the end: chunks of these alone have nothing to do.
+    Chunks are made of the packed tokens, and of the ignored ones behind them: chunks of these alone have nothing to do.
     """
     (hidden, weight, bias, target), rows = call.head, chunks.rows
-    n = hidden.shape[0]
-    order = torch.argsort((target == call.scalars.ignore_index).to(torch.uint8), stable=True)
-    hidden, target, upstream = (t.index_select(0, order) for t in (hidden, target, upstream))
-    of_input = torch.empty_like(hidden) if needs[0] else None
+    every = index_rows(target, call.scalars.ignore_index, weight.shape[0])
+    largest = largest_of(upstream, None, every)
+    of_input = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if needs[0] else None
     of_weight = weight.new_empty(weight.shape)
     bias_sums = None if bias is None or not needs[2] else bias.new_zeros(bias.shape, dtype=torch.float32)
-    into = Destination(None, of_weight, bias_sums, {})
+    codes = None
+    if weight.element_size() == 2:
+        codes = CodedSums.of(hidden, upstream, target, call.scalars.ignore_index)
+    column_sums: dict[tuple[int, int], Tensor] = {}
     # Of a chunk of this size, though the last one may be shorter: its strips then fill less of their memory.
-    kinds = {"keep": True, "consumed": True, "weight_gradient": True, "recompute_first": chunks.recompute_first}
+    kinds = {"keep": True, "consumed": True, "weight_gradient": True}
     plans = [call.plan(**kinds, tokens=rows, sums=sums) for sums in (False, True)]
     # One memory for dz and kept columns of all chunks, and what they are relative to behind them.
     places = [blocks(max(plan.workspace, plan.held), ALIGN) * ALIGN for plan in plans]
     peaks = [4 * rows * sum(call.references(run) for run in plan.kept) // weight.element_size() for plan in plans]
     memory = weight.new_empty(max(map(sum, zip(places, peaks, strict=True))))
     token_loss = torch.empty_like(upstream)
-    for start in range(0, n, rows):
-        part, index = slice(start, start + rows), int(start > 0)
-        plan, workspace = plans[index], memory[: places[index]]
-        references = memory[places[index] : places[index] + peaks[index]].view(torch.float32)
-        chunk = replace(call, head=Head(hidden[part], weight, bias, target[part]))
-        held = chunk.held(plan, workspace, of_weight, references)
-        found = forward(chunk.head, call.scalars, held.kept, packed=True)
-        token_loss[part] = found.token_loss
-        own = Upstream(upstream[part], None, found.lse, found.entropy, found.rows)
-        rows_of_input = None if of_input is None else of_input[part]
-        into = into._replace(input=rows_of_input, accumulate=start > 0)
-        chunk.backward(own, plan, held, needs, into=into)
-        del held, found, own  # whose memory the next chunk takes
+    for i, chunk in enumerate(rows_in_chunks(every, rows)):
+        later = int(i > 0)
+        plan, place = plans[later], places[later]
+        references = memory[place : place + peaks[later]].view(torch.float32)
+        held = call.held(plan, memory[:place], of_weight, references, tokens=chunk.source.shape[0])
+        found = forward(call.head, call.scalars, held.kept, packed=True, chunk=chunk, token_loss=token_loss)
+        assert found.packed is not None
+        own = Upstream(upstream, None, found.lse, found.entropy, chunk, largest=largest)
+        codes = None if codes is None else codes._replace(last=(i + 1) * rows >= hidden.shape[0])
+        into = Destination(found.packed, of_input, of_weight, bias_sums, column_sums, accumulate=i > 0, codes=codes)
+        call.backward(own, plan, held, needs, into=into)
+        del held, found, own, into  # whose memory the next chunk takes
     of_bias = None if bias_sums is None else bias_sums.to(weight.dtype)
-    # Back in the order that they came in, the gradient in memory that is free now.
-    of_input = None if of_input is None else hidden.index_copy_(0, order, of_input)
-    return torch.empty_like(token_loss).index_copy_(0, order, token_loss), (of_input, of_weight, of_bias)
+    return token_loss, (of_input, of_weight, of_bias)

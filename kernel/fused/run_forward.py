@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .arguments import Head, Kept, Scalars, Storage, Tiles, logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
-from .forward import FLOOR, forward_kernel
+from .forward import forward_kernel
 from .gradient_rows import GradientRows
-from .keep import overflow, store_targets
+from .keep import store_targets
 from .launch import blocks, launch_table, processors, uses_descriptors
 from .merge import merge_kernel
 from .plan import peaks_of
-from .rows import KeptRows, index_memory, index_rows, pack_hidden
+from .rows import KeptRows, index_memory, index_rows
 from .run_strip import StripColumns, recompute_strip
 from .target_logit import target_logits
 from .units import MAX_UNITS
@@ -36,13 +36,10 @@ class ForwardResult(NamedTuple):
     entropy: Tensor | None  # (N,) packed, nats
     statistics: Tensor | None  # (4, N): log-probability, lse, entropy, confidence; of a slice its largest logit, too
     argmax: Tensor | None  # (N,) int64
-    row_index: Tensor  # memory of the kept rows
+    rows: KeptRows
+    row_index: Tensor | None  # their memory, if they were not given
     target_logit: Tensor  # (N,) packed, bits
-
-    @property
-    def rows(self) -> KeptRows:
-        """The kept rows."""
-        return KeptRows.within(self.row_index, self.token_loss.shape[0])
+    packed: Tensor | None  # (N, D) hidden states moved together, if they were
 
 
 def forward(
@@ -53,8 +50,10 @@ def forward(
     packed: bool,
     return_statistics: bool = False,
     tile_sums: Tensor | None = None,
+    chunk: KeptRows | None = None,
+    token_loss: Tensor | None = None,
 ) -> ForwardResult:
-    """Compute the losses of all tokens, and what the backward needs of them.
+    """Compute the losses of all tokens or of a chunk, and what the backward needs of them.
 
     Args:
         head: Inputs, the rows of ``hidden`` contiguous.
@@ -63,22 +62,22 @@ def forward(
         packed: Move the kept tokens together first, an N x D copy; without it they are gathered as they are loaded.
         return_statistics: Whether to return statistics as well.
         tile_sums: ``(N, tiles or more)`` int64, where what :mod:`.tile_sums` needs of every tile and token is written.
+        chunk: The tokens that N counts, where not all of them.
+        token_loss: Where the losses go, of all tokens; new memory by default.
     """
     hidden, weight, _, target = head
-    n, vocab_size, device = hidden.shape[0], weight.shape[0], hidden.device
+    vocab_size, device, kind = weight.shape[0], hidden.device, scalars.storage(hidden.dtype)
     launch = launch_table(device, hidden.dtype).forward
-    index = index_memory(n, device)
-    # Of a slice the targets were checked against the whole head; those elsewhere are read as the first row.
-    rows = index_rows(target, scalars.ignore_index, None if scalars.whole else vocab_size, index)
+    index = None
+    if chunk is None:
+        index = index_memory(hidden.shape[0], device)
+        # Of a slice the targets were checked against the whole head; those elsewhere are read as the first row.
+        chunk = index_rows(target, scalars.ignore_index, None if scalars.whole else vocab_size, index)
+    rows, n = chunk, chunk.source.shape[0]
     here = head._replace(target=target.clamp(min=0)) if scalars.whole else head
-    target_logit, argument = target_logits(here, scalars, rows, tokens=_TARGETS, block_hidden=256)
-    kind = scalars.storage(hidden.dtype)
-    for run in kept:
-        if run.reference.shape[0]:
-            run.reference[0].copy_(argument)
     if packed:
-        head = head._replace(hidden=hidden.new_empty(hidden.shape))
-        pack_hidden(hidden, rows, head.hidden)
+        head = head._replace(hidden=hidden.new_empty(n, hidden.shape[1]))
+    target_logit = _write_targets(here, scalars, rows, kept, head.hidden if packed else None)
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=device)
@@ -95,31 +94,40 @@ def forward(
     for i, part in enumerate(parts):
         sweep.run(i, part, rows.number, "" if part.kept is None else "byte" if part.kept.in_bytes else kind)
     found = ForwardResult(
-        new(n),
+        new(n) if token_loss is None else token_loss,
         new(n),
         new(n) if want_entropy else None,
         new(5 if scalars.whole else 4, n) if return_statistics else None,
         new(n, dtype=torch.int64) if return_statistics else None,
+        rows,
         index,
         target_logit,
+        head.hidden if packed else None,
     )
-
+    as_they_are = [run for run in kept if not run.in_bytes] if kind == "softmax" else []
+    reference = as_they_are[0].reference[0] if as_they_are else target_logit
+    # What a softmax that is stored again is made of: the gradient of a loss without target and smoothing.
+    ones = new(n)
+    again = GradientRows(ones[:1], ones, None, None, new(n, dtype=torch.int32), ones)
     of_loss = scalars.of_slice() if scalars.whole else scalars
     counts = [*(part.end - part.first for part in parts), 0, 0, 0]
 
-    def merge(again: Tensor, *, rerun: bool) -> None:
+    def merge(*, rerun: bool) -> None:
         run_kernel(
             merge_kernel,
             (blocks(n, _ROWS),),
             target_logit=target_logit,
             count=rows.number,
-            again=again,
-            position=rows.position,
+            outside=rows.outside,
+            source=rows.source,
             partial=partial,
             partial_stride=partial.stride(1),
             part_stride=partial.stride(0),
             token_loss=found.token_loss,
             lse=found.lse,
+            reference=reference,
+            ones=again.ones,
+            label=again.label,
             entropy=found.entropy,
             statistics=found.statistics,
             argmax=found.argmax,
@@ -143,22 +151,35 @@ def forward(
             GROUPS=32,
         )
 
-    merge(rows.number, rerun=False)
-    as_they_are = [run for run in kept if not run.in_bytes] if kind == "softmax" else []
+    merge(rerun=False)
     if as_they_are:
-        again = overflow(found.lse, as_they_are[0].reference[0], rows)
         for i, part in enumerate(parts):
             if part.kept is not None and not part.kept.in_bytes:
-                sweep.run(i, part, again, "")
-        merge(again, rerun=True)
-        # Of a slice all logits may be -inf, whose softmax is to be 0.
-        of_all = found.lse.clamp(min=FLOOR) if scalars.whole else found.lse
+                sweep.run(i, part, rows.outside, "")
+        merge(rerun=True)
+        plain, tiles = replace(scalars, label_smoothing=0.0), Tiles(uses_descriptors(head.hidden, weight))
         for run in as_they_are:
-            run.reference.copy_(torch.where(again > 0, of_all, run.reference))
-            _store_softmax(head, scalars, of_all, again, run)
+            columns = StripColumns(run.start, run.number * run.width, 0, run.width)
+            recompute_strip(head, plain, rows.outside, reference, again, run.columns, columns, tiles)
             if not scalars.whole:  # else the backward does, which knows the whole head's lse
                 store_targets(target, rows, target_logit, run, found.lse, scalars.label_smoothing)
     return found
+
+
+def _write_targets(head: Head, scalars: Scalars, rows: KeptRows, kept: Sequence[Kept], packed: Tensor | None) -> Tensor:
+    """Logits of the targets ``(N,)``, packed, in bits; what kept columns are relative to is written for these.
+
+    Columns in bytes are relative to the logit itself, to which a softmax that is kept as it is may not be for ever.
+    """
+    of_bytes = [run.reference[0] for run in kept if run.in_bytes]
+    others = [run.reference[0] for run in kept if run.reference.shape[0] and not run.in_bytes]
+    into = of_bytes[0] if of_bytes else None, others[0] if others else None
+    logit, argument = target_logits(head, scalars, rows, tokens=_TARGETS, block_hidden=256, into=into, packed=packed)
+    for values, memories in ((logit, of_bytes), (argument, others)):
+        for memory in memories[1:]:
+            if memory.data_ptr() != values.data_ptr():
+                memory.copy_(values)
+    return logit
 
 
 class _Span(NamedTuple):
@@ -234,15 +255,3 @@ class _Sweep:
                 **product_arguments(tiles, hidden, weight, launch),
                 **tiling(launch),
             )
-
-
-def _store_softmax(head: Head, scalars: Scalars, lse: Tensor, number: Tensor, kept: Kept) -> None:
-    """Store exp(z - lse) for the kept columns and ``number`` tokens: what repairs an overflow.
-
-    That is the gradient of a loss without target and smoothing.
-    """
-    ones = torch.ones_like(lse)
-    rows = GradientRows(ones[:1], ones, None, None, torch.full_like(lse, -1, dtype=torch.int32))
-    columns = StripColumns(kept.start, kept.number * kept.width, 0, kept.width)
-    tiles = Tiles(uses_descriptors(head.hidden, head.weight))
-    recompute_strip(head, replace(scalars, label_smoothing=0.0), number, lse, rows, kept.columns, columns, tiles)

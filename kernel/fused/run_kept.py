@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .arguments import Kept
 from .gradients import Gradients
-from .keep import column_sum, of_upstream, store_targets
-from .rows import pack_hidden
+from .keep import column_sum, of_upstream, partial_sums, store_targets, sum_of
 from .run_products import add_bias, add_input, add_weight
 from .run_strip import StripColumns, convert_kept, recompute_strip
 from .schedule import Schedule
@@ -27,15 +25,12 @@ def add_kept(state: Gradients, plan: Schedule, kept: Sequence[Kept], *, last: bo
     """
     packed, row_factor = state.head.hidden, state.of.row_factor
     direct = row_factor is not None
-    uniform: Any = state.scalars.uniform(state.vocab_size) if direct else 0.0
-    uses = uniform > 0
+    uniform = state.scalars.uniform(state.vocab_size) if direct else 0.0
+    holds_softmax = None
     scaled, of_weight, of_bias = packed, state.zeros, state.zeros
     if row_factor is not None and (state.of.mix is not None or state.scalars.whole):
         holds_softmax = _revise(state, kept, row_factor)
         row_factor = torch.where(holds_softmax, row_factor, 1.0)
-        uniform = uniform * holds_softmax
-    if uses and state.weight_gradient is not None:
-        of_weight = column_sum(packed, 0, state.of.row_scale, state.number) * uniform
     if row_factor is None:
         row_factor = state.ones
     elif state.weight_gradient is not None:
@@ -43,15 +38,18 @@ def add_kept(state: Gradients, plan: Schedule, kept: Sequence[Kept], *, last: bo
             scaled = state.weight_gradient.view(-1)[: packed.numel()].view_as(packed)
         elif not all(strip.kept for strip in plan.strips):  # which come later and need them as they are
             scaled = torch.empty_like(packed)
-        pack_hidden(state.unpacked, state.rows, scaled, row_factor)
-    if uses and state.bias_gradient is not None:
-        of_bias = column_sum(state.of.row_scale.unsqueeze(1), 0, state.ones, state.number) * uniform
-    if uses and state.accumulator is not None:
+        partial = partial_sums(packed, 0, state.of.row_scale, state.number, row_factor, scaled)
+        of_weight = sum_of(partial, uniform) if uniform else of_weight
+    if uniform and state.bias_gradient is not None:
+        of_bias = column_sum(state.of.row_scale.unsqueeze(1), 0, uniform, state.ones, state.number)
+    if uniform and state.accumulator is not None:
         end = kept[0].start + kept[0].number * kept[0].width
         known, columns = {} if state.into is None else state.into.column_sums, (kept[-1].start, end)
         if columns not in known:
-            known[columns] = column_sum(state.head.weight[:end], columns[0])
-        state.uniform = known[columns] * uniform
+            known[columns] = column_sum(state.head.weight[:end], columns[0], uniform)
+        state.uniform = known[columns]
+    if uniform and holds_softmax is not None:
+        of_weight, of_bias, state.uniform = (part * holds_softmax for part in (of_weight, of_bias, state.uniform))
     for run in kept:
         columns, dz = run.number * run.width, run.columns.view(packed.dtype)
         if not direct:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .arguments import tiling
 from .compile_ahead import recording, run_kernel
+from .early import begins_early
 from .gradients import Gradients
 from .input_gradient import input_gradient_kernel
 from .last_round import CUTS
@@ -27,7 +29,7 @@ def add_weight(
         return
     launch, width = state.table.weight_gradient, columns.strip_columns
     splits = weight_splits(state.n, width, state.hidden_size, launch, state.programs)
-    if state.into is not None and state.into.accumulate:
+    if state.into is not None and (state.into.accumulate or state.into.codes is not None):
         _launch_weight(state, dz, hidden, columns, uniform, first_strip, 1)
         return
     for number in (1, max(splits, 2)) if recording() else (splits,):  # the tokens choose between two kernels
@@ -41,6 +43,7 @@ def _launch_weight(
     gradient, launch, programs = state.weight_gradient, state.table.weight_gradient, state.programs
     assert gradient is not None
     accumulate = state.into is not None and state.into.accumulate
+    codes = None if state.into is None else state.into.codes
     if accumulate:  # beside four stages the shared memory has no room for what is there
         launch = replace(launch, stages=min(launch.stages, 3))
     sums = state.piece_memory(splits * columns.strip_columns * state.hidden_size) if splits > 1 else None
@@ -48,6 +51,7 @@ def _launch_weight(
         tiles = blocks(columns.strip_columns, launch.rows) * blocks(state.hidden_size, launch.columns) * splits
         programs = blocks(tiles, blocks(tiles, programs - programs // 5))
     strip = _strip(state, dz, columns)
+    memory = gradient if codes is None else gradient.view(torch.int16)
     common = {
         "sums": sums,
         "gradient": gradient,
@@ -63,9 +67,13 @@ def _launch_weight(
         (programs,),
         dz=state.tiles(dz, launch.depth, launch.rows),
         hidden=state.tiles(hidden, launch.depth, launch.columns),
-        **common | {"gradient": state.tiles(gradient, launch.rows, launch.columns // launch.parts)},
+        **common | {"gradient": state.tiles(memory, launch.rows, launch.columns // launch.parts)},
         **strip,
+        largest=None if codes is None else codes.largest,
+        unit_shift=0 if codes is None else codes.shift(state.factor),
+        last=int(codes is not None and codes.last),
         ACCUMULATE=accumulate,
+        CODED=codes is not None,
         first_strip=first_strip,
         hidden_row_stride=hidden.stride(0),
         BLOCK_VOCAB=launch.rows,
@@ -73,6 +81,7 @@ def _launch_weight(
         BLOCK_ROWS=launch.depth,
         DESCRIPTOR=state.tiles.descriptor,
         **tiling(launch),
+        NEXT_EARLY=state.tiles.descriptor and state.table.input_gradient.early,
     )
     if sums is not None:
         del strip["dz_stride"]
@@ -107,8 +116,13 @@ def add_bias(state: Gradients, dz: Tensor, columns: StripColumns, row_weight: Te
     )
 
 
-def add_input(state: Gradients, dz: Tensor, columns: StripColumns, row_factor: Tensor) -> None:
-    """Add ``dz @ weight`` of the strip, its rows multiplied by ``row_factor``."""
+def add_input(
+    state: Gradients, dz: Tensor, columns: StripColumns, row_factor: Tensor, *, independent: bool = False
+) -> None:
+    """Add ``dz @ weight`` of the strip, its rows multiplied by ``row_factor``.
+
+    ``independent`` says that the kernel ahead is of the weight's gradient of the same strip (:mod:`.early`).
+    """
     accumulator = state.accumulator
     if accumulator is None:
         return
@@ -133,7 +147,10 @@ def add_input(state: Gradients, dz: Tensor, columns: StripColumns, row_factor: T
         **CUTS,
         DESCRIPTOR=state.tiles.descriptor,
         REDUCE=reduce,
+        independent=int(independent),
         **tiling(launch),
+        **begins_early(launch, descriptor=state.tiles.descriptor),
+        NEXT_EARLY=state.tiles.descriptor and state.table.logit_gradient.early,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from .arguments import Head, Kept, Scalars, Tiles, logit_arguments, product_arguments, tiling
 from .byte_columns import decoded_strip_kernel
 from .compile_ahead import run_kernel
+from .early import begins_early
 from .gradient_rows import GradientRows
 from .launch import blocks, launch_table, precise, processors
 from .logit_gradient import kept_strip_kernel, recomputed_strip_kernel
@@ -38,8 +39,13 @@ def recompute_strip(
     dz: Tensor,  # (rows of one or several strips, strip)
     columns: StripColumns,
     tiles: Tiles,
+    *,
+    independent: bool = False,
 ) -> None:
-    """Write dz of a strip from the logits, computed once more."""
+    """Write dz of a strip from the logits, computed once more.
+
+    ``independent`` says that the kernel ahead is a product of the strip before (:mod:`.early`).
+    """
     hidden, weight, bias, _ = head
     launch = launch_table(hidden.device, hidden.dtype).logit_gradient
     run_kernel(
@@ -60,8 +66,10 @@ def recompute_strip(
         MIXED=rows.mix is not None,
         FOLDED=launch.folded,
         MASK_VOCAB=columns.run_start + columns.run_columns > weight.shape[0],
+        independent=int(independent),
         **product_arguments(tiles, hidden, weight, launch),
         **tiling(launch),
+        **begins_early(launch, descriptor=tiles.descriptor),
     )
 
 

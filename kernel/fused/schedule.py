@@ -108,7 +108,6 @@ def schedule(
     table: LaunchTable,
     in_bytes: bool = False,
     sums: bool = False,
-    recompute_first: bool = False,
 ) -> Schedule:
     """Choose strips and kept columns for a budget; one strip of one tile is used even where the budget is smaller.
 
@@ -130,13 +129,12 @@ def schedule(
         table: Launch parameters.
         in_bytes: Whether columns may also be kept in bytes; they are not up to the default budget.
         sums: Whether the weight gradient's memory holds sums over other tokens already, and so nothing else.
-        recompute_first: Whether the first columns are recomputed of larger budgets, too.
     """
     modest = workspace_bytes <= DEFAULT_WORKSPACE_BYTES
     kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes and not modest}
     times = StripTimes(n, vocab_size, hidden_size, table, processors, **kinds)
     worthwhile = n * vocab_size >= _WORTHWHILE * times.tile * table.logit_gradient.rows
-    first = vocab_size // _RECOMPUTED if modest or recompute_first else 0
+    first = vocab_size // _RECOMPUTED if modest else 0
     options = {"keep": keep and worthwhile, "consumed": consumed, "first": first, "sums": sums}
     planner = Planner(vocab_size, itemsize, times, **options)
     plan = planner.plan(workspace_bytes)

@@ -13,7 +13,6 @@ from .arguments import Scalars
 from .compile_ahead import run_kernel
 from .gradient_rows import GradientRows, Upstream
 from .launch import blocks
-from .rows import KeptRows
 
 __all__ = ["SAFE", "SparseTokens", "reordered", "sparse_tokens"]
 
@@ -148,12 +147,10 @@ def _reorder_kernel(
     lse,  # (N,)
     entropy,  # (N,), if ENTROPY
     source,  # (N,)
-    position,  # (N,)
     order_out,  # written, as all that follow: int32
     lse_out,
     entropy_out,
     source_out,
-    position_out,
     n,
     ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -166,19 +163,15 @@ def _reorder_kernel(
     tl.store(lse_out + row, tl.load(lse + from_row, mask=valid, other=0.0), mask=inside)
     if ENTROPY:
         tl.store(entropy_out + row, tl.load(entropy + from_row, mask=valid, other=0.0), mask=inside)
-    origin = tl.load(source + from_row, mask=valid, other=0)
+    origin = tl.load(source + from_row, mask=inside, other=0)
     tl.store(source_out + row, origin, mask=inside)
-    tl.store(position_out + origin, row, mask=valid)
-    # Of ignored tokens: no other program writes there.
-    ignored = tl.load(position + row, mask=inside, other=0) < 0
-    tl.store(position_out + row, row * 0 - 1, mask=ignored)
 
 
 def reordered(upstream: Upstream, order: Tensor) -> tuple[Upstream, Tensor]:
     """The same tokens in another packed order, and that order, in int32."""
     rows, n = upstream.rows, order.shape[0]
     entropy = None if upstream.entropy is None else torch.empty_like(upstream.entropy)
-    moved = KeptRows(rows.number, torch.empty_like(rows.source), torch.empty_like(rows.position))
+    moved = rows._replace(source=torch.empty_like(rows.source), position=None)
     lse, short = torch.empty_like(upstream.lse), torch.empty_like(rows.source)
     run_kernel(
         _reorder_kernel,
@@ -188,12 +181,10 @@ def reordered(upstream: Upstream, order: Tensor) -> tuple[Upstream, Tensor]:
         lse=upstream.lse,
         entropy=upstream.entropy,
         source=rows.source,
-        position=rows.position,
         order_out=short,
         lse_out=lse,
         entropy_out=entropy,
         source_out=moved.source,
-        position_out=moved.position,
         n=n,
         ENTROPY=entropy is not None,
         BLOCK=1024,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .launch import Launch, LaunchTable, weight_splits
 
-__all__ = ["KEPT", "MAX_WIDTH", "Source", "StripTimes"]
+__all__ = ["KEPT", "MAX_WIDTH", "STRIP_DECODED", "Source", "StripTimes"]
 
 Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, or what was kept in bytes
 
@@ -15,7 +15,7 @@ Source = bool | Literal["bytes"]  # of a strip: the logits anew, what was kept, 
 # the accumulator's traffic) and of one launch alone, and bytes moved in one: fitted to an H100; only ratios matter.
 _STEP_DZ, _STEP_WEIGHT, _STEP_INPUT, _STRIP, _LAUNCH, _BYTES = 0.70, 0.67, 0.70, 25.0, 8.0, 2.5e6
 # On an H200, whose products are as fast: bytes moved in one where bytes become dz, and of such a strip apart.
-_BYTES_DECODED, _STRIP_DECODED = 3.9e6, 37.0
+_BYTES_DECODED, STRIP_DECODED = 3.9e6, 37.0
 # Of kept columns in one memory: sweeps of the forward that they end, launches that look whether to repair them, and so
 # on. Measured as what GPT-2's loss takes more with two such memories than with one, nothing else being saved.
 _RUN = 150.0
@@ -96,7 +96,7 @@ class StripTimes:
         """Modelled time of one strip: whole rounds of tiles in each of the three kernels, and what comes on top."""
         if (width, kept) not in self.times:
             dz, input = self.table.logit_gradient, self.table.input_gradient
-            time = _STRIP_DECODED if kept == "bytes" else _STRIP
+            time = STRIP_DECODED if kept == "bytes" else _STRIP
             if kept == "bytes":
                 time += self.decoded * width
             elif kept and not self.direct:

@@ -14,6 +14,7 @@ from ..token_statistics import TokenStatistics
 from .arguments import Scalars
 from .eager import EagerLoss
 from .operators import fused_forward
+from .rows import KeptRows
 from .run_sparse import Sparse
 
 __all__ = ["token_losses"]
@@ -28,8 +29,8 @@ def token_losses(
     workspace_bytes: int,
     return_statistics: bool,
     sparse: Sparse | None = None,
-) -> tuple[Tensor, TokenStatistics | None]:
-    """Loss of every token ``(N,)``, without weights and reduction, and statistics if asked for.
+) -> tuple[Tensor, TokenStatistics | None, Tensor]:
+    """Loss of every token ``(N,)``, without weights and reduction, statistics if asked for, how many are kept ``(1,)``.
 
     Compiled code computes exact gradients whatever ``sparse`` allows for: that waits for the device once.
     """
@@ -44,12 +45,13 @@ def token_losses(
         flags = [needs, linear_weight.requires_grad, return_statistics]
         found = fused_forward(*tensors, numbers, [ignore_index, workspace_bytes], flags)
     else:
-        token_loss, *statistics = EagerLoss.apply(
+        token_loss, *statistics, number = EagerLoss.apply(
             *tensors, scalars, workspace_bytes, return_statistics, grad_enabled, sparse
         )
-        return token_loss, TokenStatistics._make(statistics) if statistics else None
-    token_loss, statistics, argmax, *_ = found
+        return token_loss, TokenStatistics._make(statistics) if statistics else None, number
+    token_loss, statistics, argmax, _, _, index, *_ = found
+    number = KeptRows.within(index, input.shape[0]).number
     if not return_statistics:
-        return token_loss, None
+        return token_loss, None, number
     *differentiable, confidence = statistics.unbind(0)
-    return token_loss, TokenStatistics._make([*differentiable, confidence.detach(), argmax])
+    return token_loss, TokenStatistics._make([*differentiable, confidence.detach(), argmax]), number

@@ -104,7 +104,7 @@ def _neighbours(table: LaunchTable, name: str, candidates: Sequence[Launch]) -> 
     current: Launch = getattr(table, name)
     rows, columns = table.logit_gradient.rows, table.logit_gradient.columns
     for launch in candidates:
-        launch = replace(launch, reduce=current.reduce, flatten=current.flatten)
+        launch = replace(launch, reduce=current.reduce, early=current.early, flatten=current.flatten)
         if launch == current or (
             name in ("forward", "logit_gradient") and (launch.rows, launch.columns) != (rows, columns)
         ):

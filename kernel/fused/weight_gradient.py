@@ -4,7 +4,7 @@ Each entry of the weight gradient is summed over all tokens in float32 registers
 vocabulary are disjoint, so nothing is accumulated in memory. The sum stops at the last kept token.
 
 Where tokens come in chunks (:mod:`.run_chunks`) ACCUMULATE adds the sum over earlier ones, in float32, before it is
-rounded.
+rounded. Of half precision it is CODED between chunks (:mod:`.chunk_sums`).
 
 Of very many tokens the workspace holds strips of so few columns that most multiprocessors would have no tile. There the
 sum is cut along the tokens (``launch.weight_splits``): each piece goes to float32 memory of its own, and a second
@@ -16,6 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .chunk_sums import decoded, encoded, of_units, to_units
+from .early import let_next_begin
 from .tiles import column_part, load_tile, merged_strip, store_tile
 
 __all__ = ["bias_gradient_kernel", "join_sums_kernel", "weight_gradient_kernel"]
@@ -27,15 +29,18 @@ def _pieces(splits, columns, strip_columns):
     return tl.maximum(splits // tl.maximum(tl.cdiv(columns, strip_columns), 1), 1)
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first_strip", "splits"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first_strip", "splits", "unit_shift", "last"])
 def weight_gradient_kernel(
     dz,  # (dz_rows, strip); see tiles.merged_strip
     hidden,  # (N, D) packed
-    gradient,  # (V, D), the strip's rows written
+    gradient,  # (V, D), the strip's rows written; int16 if CODED
     count,  # (1,)
     scale,  # () factor common to all tokens
     uniform,  # (D,): subtracted from every row of the product
     sums,  # (splits, strip, D) float32 for the pieces of sums that are cut; None if none is
+    largest,  # (2,) that codes are relative to, and an exponent (chunk_sums.CodedSums), if CODED
+    unit_shift,
+    last,  # whether the sums are complete: rounded to the dtype of hidden, in any case
     splits,
     dz_rows,
     vocab_size,
@@ -56,18 +61,26 @@ def weight_gradient_kernel(
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     ACCUMULATE: tl.constexpr,
+    CODED: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    NEXT_EARLY: tl.constexpr,
 ):
     """Persistent; hidden-size blocks vary fastest, so that a strip of dz is read from memory once."""
+    let_next_begin(NEXT_EARLY)
     row_count = tl.load(count)
     factor = tl.load(scale) * constant
+    if CODED:
+        factor = to_units(largest, unit_shift, factor)
     rows, first, columns = merged_strip(row_count, dz_rows, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
     strip_start = run_start + first
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     tiles = tl.cdiv(columns, BLOCK_VOCAB) * column_blocks
     if ACCUMULATE:
-        tiles = tl.where(row_count > 0, tiles, 0)  # of no tokens there is nothing to add
+        adds = row_count > 0
+        if CODED:  # of no tokens there is nothing to add, but what is complete is to be rounded
+            adds = adds | (last != 0)
+        tiles = tl.where(adds, tiles, 0)
     pieces = 1
     if sums is not None:
         pieces = _pieces(splits, columns, strip_columns)
@@ -118,7 +131,7 @@ def weight_gradient_kernel(
                 v_start = strip_start + vocab_row
                 d_start = column + part * (BLOCK_COLUMNS // PARTS)
                 if ACCUMULATE:
-                    values += load_tile(
+                    before = load_tile(
                         gradient,
                         v_start,
                         d_start,
@@ -129,10 +142,22 @@ def weight_gradient_kernel(
                         BLOCK_VOCAB,
                         BLOCK_COLUMNS // PARTS,
                         DESCRIPTOR,
-                    ).to(tl.float32)
+                    )
+                    if CODED:
+                        values += decoded(before)
+                    else:
+                        values += before.to(tl.float32)
+                if CODED:
+                    if ACCUMULATE and last != 0:
+                        dtype = hidden.dtype if DESCRIPTOR else hidden.dtype.element_ty
+                        rounded = of_units(values, largest, unit_shift).to(dtype).to(tl.int16, bitcast=True)
+                    else:
+                        rounded = encoded(values)
+                else:
+                    rounded = values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty)
                 store_tile(
                     gradient,
-                    values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
+                    rounded,
                     v_start,
                     d_start,
                     vocab_size,

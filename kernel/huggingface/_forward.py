@@ -155,7 +155,7 @@ class FusedLoss:
         if num_items_in_batch is None:
             return linear_cross_entropy(**common, **options, reduction="mean")
         part = part_of(num_items_in_batch, weight)
-        ahead = options["workspace_bytes"] > DEFAULT_WORKSPACE_BYTES
+        ahead = options["workspace_bytes"] != DEFAULT_WORKSPACE_BYTES
         if ahead:  # in chunks of tokens, a factor that comes after costs a pass over the gradients, and a rounding
             common["token_weight"] = part.expand(common["target"].shape)
         loss = linear_cross_entropy(**common, **options, reduction="sum")

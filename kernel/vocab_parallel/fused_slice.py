@@ -102,7 +102,7 @@ class _Slice(torch.autograd.Function):
         of, joined = made[0], join(every, names, share)
         statistics = joined.statistics(kept)
         if any(needs):
-            place = of.found.rows.source.clamp(0, len(hidden) - 1).long()  # beyond the kept ones anything
+            place = of.found.rows.source.long()
             lse, entropy = (None if x is None else x[place] for x in (joined.lse / _LN2, joined.entropy))
             ctx.save_for_backward(*of.call.head, lse, entropy, of.found.row_index)
             ctx.options = of.call.scalars, of.call.workspace_bytes
@@ -154,6 +154,7 @@ class _SliceForward(NamedTuple):
     def numbers(self, names: tuple[str, ...], kept: Tensor, share: Share) -> Tensor:
         """What this process tells of its rows ``(len(names), N)``, in nats and in the order of the tokens."""
         found, owned = self.found, self.call.head.target >= 0
+        assert found.rows.position is not None
         place = found.rows.position.clamp(min=0).long()
         lse = torch.where(kept, found.lse[place] * _LN2, 0)
         some = kept & (lse != -torch.inf)  # else the mean is what the log-partition is, and the rest nothing

@@ -321,8 +321,11 @@ def last_round(found, row_blocks, column_blocks, programs, memory_blocks, MAX_CU
 def test_cuts_of_the_last_round_fit_the_memory_and_take_the_least_time(column_blocks):
     programs, most, steps, piece = 132, *last_rounds.CUTS.values()
     chosen = set()
-    for n_blocks, kept_blocks in ((64, 64), (64, 13), (44, 44), (128, 26), (9, 9), (200, 3), (5, 0)):
-        memory = n_blocks + last_rounds.extra_row_blocks(n_blocks, column_blocks, programs)
+    sizes = ((64, 64), (64, 13), (44, 44), (128, 26), (9, 9), (200, 3), (5, 0))
+    of_chunks = ((8, 8, 120), (24, 24, 72), (6, 6, 122), (16, 5, 16))  # with room that other tokens take
+    for n_blocks, kept_blocks, *room in (*sizes, *of_chunks):
+        memory = n_blocks + last_rounds.extra_row_blocks(n_blocks, column_blocks, programs, *room)
+        assert not room or memory <= n_blocks + room[0]
         found = torch.zeros(2, dtype=torch.int32)
         last_round[(1,)](found, kept_blocks, column_blocks, programs, memory, **last_rounds.CUTS)
         whole, cuts = found.tolist()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers import ALL_OPTIONS, call, eager, free_launches, problem, relative_error, value_and_gradients
 from torch.utils.checkpoint import checkpoint
 
 from kernel import linear_cross_entropy
-from kernel.fused import launch
+from kernel.fused import last_round, launch
 from kernel.fused.plan import peak_rows
 from kernel.fused.schedule import schedule
 
@@ -33,9 +34,9 @@ def cut(monkeypatch):
     def cut(rows):
         monkeypatch.setattr(calls.LossCall, "chunks", lambda self: Chunks(rows))
 
-    def counted(head, *args, **kwargs):
-        seen.append(len(head.target))
-        return forward(head, *args, **kwargs)
+    def counted(*args, chunk, **kwargs):
+        seen.append(len(chunk.source))
+        return forward(*args, chunk=chunk, **kwargs)
 
     monkeypatch.setattr(run_chunks, "forward", counted)
     cut.seen = seen
@@ -70,17 +71,60 @@ def test_loss_and_gradients(rows, workspace_bytes, options, cut):
         assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
-@no_gpu
-def test_float16_products(cut, monkeypatch):
-    """Of kernels that are the same for bfloat16, which the interpreter cannot multiply; users' float16 is not cut."""
+@pytest.fixture
+def half(cut, monkeypatch):
+    """Cuts tokens of float16, whose kernels are those of bfloat16, which the interpreter cannot multiply."""
     monkeypatch.setattr(calls.LossCall, "serves_chunks", lambda *args: True)
-    args = problem(24, 40, 16, seed=1)
-    exact = value_and_gradients(eager, args, label_smoothing=0.1, reduction="sum")
-    cut(16)
-    got = value_and_gradients(ours, args.to(torch.float16), label_smoothing=0.1, reduction="sum")
-    assert len(cut.seen) == 2
-    for a, b in zip(got[1:3], exact[1:3], strict=True):
-        assert relative_error(a, b) < 2e-3
+
+    def half(args, rows, exact=None, **options):
+        cut(rows)
+        args = args.to(torch.float16)
+        exact = value_and_gradients(eager, args.to(torch.float64), **options) if exact is None else exact
+        got = value_and_gradients(ours, args, **options)
+        return [relative_error(a, b) for a, b in zip(got[:3], exact[:3], strict=True)], got
+
+    return half
+
+
+@no_gpu
+def test_sixteen_chunks_round_the_sums_to_codes(half, cut):
+    """By 0.0006: to bfloat16 they would be 0.0050 off; products alone are 0.0003."""
+    args = problem(256, 40, 16, seed=1)
+    errors, got = half(args, 16, label_smoothing=0.1)
+    assert set(cut.seen) == {16}
+    assert errors[1] < 4e-4
+    assert 3e-4 < errors[2] < 9e-4
+    again = value_and_gradients(ours, args.to(torch.float16), label_smoothing=0.1)
+    assert all(torch.equal(a, b) for a, b in zip(got[:3], again[:3], strict=True))
+
+
+@no_gpu
+def test_sums_are_complete_where_the_last_chunks_have_no_token(half, cut):
+    """Ignored ones hold what is no number; an infinite hidden state among the kept is seen in all of the gradient."""
+    args = problem(96, 40, 16, seed=1)
+    with torch.no_grad():
+        args.target[torch.randperm(96)[:50]] = -100
+        args.input[args.target == -100] = torch.nan
+    kept = args.target >= 0
+    of_kept = args._replace(input=args.input.detach()[kept].requires_grad_(), target=args.target[kept])
+    exact = value_and_gradients(eager, of_kept.to(torch.float16).to(torch.float64), softcap=3.0, label_smoothing=0.1)
+    exact[1] = torch.zeros(96, 16, dtype=torch.float64).index_put_((kept,), exact[1])
+    errors, _ = half(args, 16, exact, softcap=3.0, label_smoothing=0.1)
+    assert set(cut.seen) == {16}
+    assert max(errors) < 8e-4
+    with torch.no_grad():
+        args.input[kept.nonzero()[20], 3] = torch.inf
+    with np.errstate(invalid="ignore"):
+        assert not half(args, 16, exact)[1][2].isfinite().any()
+
+
+@no_gpu
+def test_tokens_of_very_different_weight(half):
+    args = problem(64, 40, 16, seed=1, weighted=True)
+    with torch.no_grad():
+        args.token_weight.mul_(torch.logspace(-9, 0, 64)[torch.randperm(64)])
+    errors, _ = half(args, 16, label_smoothing=0.1, reduction="sum")
+    assert max(errors) < 8e-4
 
 
 @no_gpu
@@ -223,38 +267,35 @@ def test_chunks_are_chosen_where_they_save_time_by_the_model():
     assert found["Llama-3-8B"][1] == found["GPT-2"][1] == 1, "all is kept without"
     assert found["Qwen2.5-0.5B"][1] > 2
     assert found["N 16384"][1] > 2
-    assert found["D 640"][1] == 5, (
-        "60 tiles of the input's gradient, each in two pieces, occupy 132 multiprocessors; 72 of four do not"
-    )
+    assert found["D 640"][1] > 2
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-def test_every_choice_fits_its_budget_and_rounds_little(name):
+def test_every_choice_fits_its_budget_and_more_memory_is_no_slower(name):
     shape = n, _, _ = HEADS[name]
     kinds = {kind: BFLOAT16[kind] for kind in ("direct", "in_bytes", "processors", "table")}
     search = token_chunks._Search(*shape, 2, kinds)
-    for mib in (256, 600, 1024, 2048, 4096):
-        rows, recompute_first = chosen(shape, mib)
-        first, later = search.plans(rows, mib * 2**20, recompute_first)
-        assert rows == n or rows % 128 == 0
-        assert rows == n or search.error(rows, (first, later)) <= 3.6
+    least = float("inf")
+    for mib in (32, 96, 256, 600, 1024, 2048, 4096):
+        (rows,) = chosen(shape, mib)
+        first, later = search.plans(rows, mib * 2**20)
+        assert rows == n or (rows % 128 == 0 and 20 * rows >= n)
         for plan in (first, later):
             peaks = sum(run.columns // 256 * 4 * rows * peak_rows(256) for run in plan.kept if run.in_bytes)
             assert 2 * plan.memory + peaks <= mib * 2**20
         assert not later.in_gradient
         assert not (later.scaled_in_gradient and later.kept and later.strips)
         assert all(strip.offset is None for strip in later.strips)
+        time = search.microseconds(n, search.plan(n, mib * 2**20, sums=False))
+        time = time if rows == n else search.in_chunks(rows, (first, later))
+        assert time < 1.03 * least
+        least = min(least, time)
 
 
-def test_where_sums_are_rounded_often_frequent_words_are_computed_anew():
-    shape = HEADS["Qwen2.5-0.5B"]
-    kinds = {kind: BFLOAT16[kind] for kind in ("direct", "in_bytes", "processors", "table")}
-    search = token_chunks._Search(*shape, 2, kinds)
-    for mib in (1500, 2048):
-        whole, spared = (search.plans(4096, mib * 2**20, recompute) for recompute in (False, True))
-        assert search.error(4096, whole) > 3.6 > search.error(4096, spared)
-        assert all(plan.kept[-1].start >= shape[1] // 16 for plan in spared)
-        assert search.in_chunks(4096, whole) < search.in_chunks(4096, spared)
+def test_few_tiles_of_the_input_gradient_occupy_the_device():
+    """768 tokens of hidden size 896 are 24 tiles, cut into five; 1024 are 32 in four; 3072 of 640 72 in five or three."""
+    for blocks, columns, room, least in ((6, 4, 122, 0.78), (8, 4, 120, 0.87), (24, 3, 200, 0.78), (24, 3, 72, 0.75)):
+        assert blocks * columns / 132 / last_round.rounds(blocks, columns, 132, room) > least
 
 
 def test_of_many_lengths_few_have_a_plan_of_their_own():

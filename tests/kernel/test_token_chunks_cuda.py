@@ -30,8 +30,8 @@ def cut(monkeypatch):
     from kernel.fused.call import LossCall  # needs Triton
     from kernel.fused.token_chunks import Chunks
 
-    def cut(rows, recompute_first=False):
-        monkeypatch.setattr(LossCall, "chunks", lambda self: Chunks(rows, recompute_first))
+    def cut(rows):
+        monkeypatch.setattr(LossCall, "chunks", lambda self: Chunks(rows))
 
     return cut
 
@@ -45,14 +45,12 @@ def peaked():
     return data, measure.exact_gradients(data, Case()), rare
 
 
-@pytest.mark.parametrize(
-    ("rows", "recompute_first", "mib"), [(8192, False, 1200), (4096, True, 280), (5376, True, 600), (8192, False, 280)]
-)
-def test_gradients_and_memory(rows, recompute_first, mib, cut, peaked):
+@pytest.mark.parametrize(("rows", "mib"), [(8192, 1200), (4096, 280), (896, 130), (5376, 600), (8192, 280)])
+def test_gradients_and_memory(rows, mib, cut, peaked):
     from kernel.fused.last_round import extra_row_blocks  # needs Triton
 
     data, exact, rare = peaked
-    cut(rows, recompute_first)
+    cut(rows)
 
     def step(factor=1.0):
         data.hidden.grad = data.weight.grad = None
