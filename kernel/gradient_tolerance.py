@@ -17,10 +17,10 @@ class GradientTolerance:
     """A ``gradient_tolerance`` that tells what the last loss, or its backward, made of it.
 
     Bounds hold beyond rounding, that of a backward without a tolerance in the same dtype. The Triton path leaves
-    nothing out with fewer than four blocks of tokens (512; float32: 256) or eight tiles of the vocabulary. Where too
-    much would remain, it computes all logits anew, and the next losses, 31 or more, exactly as without a tolerance:
-    that is remembered for each of these objects, of which a head in another order, or of another model, should have
-    its own.
+    nothing out with fewer than four blocks of tokens (512; float32: 256) or eight tiles of the vocabulary, nor where
+    that could save no time. Where too much would remain, it computes all logits anew, and the next losses, 31 or more,
+    exactly as without a tolerance: that is remembered for each of these objects, of which a head in another order, or
+    of another model, should have its own.
 
     Deep copies of a module or a model share it, so that they tell the one that the caller holds.
 

@@ -66,6 +66,10 @@ def test_what_was_asked_is_counted_over_the_inputs(tables):
     assert "That is not met; counted over the inputs" in said(tables)
     gradients = 2 * (12288 + 262144) * 640 / 2**20
     assert f"Gemma-3-270M on text 0.66 in {559 + gradients:.0f} MiB, 0.76 in {303 + gradients:.0f} MiB;" in said(tables)
+    change(tables, "sparse_gemma", "sparse", 0.003, ms=12.9)
+    assert "That is met for Gemma-3-270M on text alone; counted" in said(tables)
+    change(tables, "sparse_gemma", "sparse", 0.003, peak_mib=701 - gradients)
+    assert "That is not met; counted" in said(tables)
 
 
 def test_a_call_that_leaves_tiles_out_and_is_slower_is_named(tables):
@@ -98,3 +102,8 @@ def test_where_the_time_goes_and_what_is_left(tables):
     assert "of the others 3.00, other kernels 0.25, and the device is idle for 1.00." in text
     assert "would have to take 14.40 ms, 1.60 less, and so the choice of tiles 1.40 with all else" in text
     assert f"would take {7 + 0.3 * 7:.2f} ms" in text
+    rows = pd.read_csv(tables / "kernel_profile.csv")
+    rows.loc[rows["budget"] == "sparse, 384 MiB", "call_ms"] = 14.0
+    rows.to_csv(tables / "kernel_profile.csv", index=False)
+    assert "**Where 0.58 goes** on Gemma-3-270M on text" in said(tables)
+    assert "would have to take" not in said(tables)

@@ -42,6 +42,8 @@ PHASES: dict[str, tuple[str, ...]] = {
         *("_finish_kernel", "_mean_kernel", "_gram_kernel", "_square_kernel", "_score_kernel"),
         *("_input_error_kernel", "_weight_error_kernel", "_input_kernel", "_weight_kernel", "_sigma_kernel"),
         *("_reorder_kernel", "_token_kernel", "_limit_kernel", "_level_kernel", "_active_kernel"),
+        *("_split_kernel", "_scaled_kernel", "_count_kernel", "_round_kernel"),
+        *("_by_tile_kernel", "_by_block_kernel", "_piece_kernel"),
     ),
 }
 _PHASE_OF = {kernel: phase for phase, kernels in PHASES.items() for kernel in kernels}

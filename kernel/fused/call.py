@@ -16,6 +16,7 @@ from .plan import KeptColumns, peak_rows
 from .run_backward import backward
 from .run_sparse import Sparse, SparseTiles, sparse_backward
 from .schedule import Schedule, schedule
+from .sparse_times import most_active
 from .token_chunks import Chunks, token_chunks
 
 __all__ = ["LossCall", "Needs"]
@@ -175,6 +176,24 @@ class LossCall:
         """Compute the gradients."""
         return backward(self.head, self.scalars, upstream, plan, held, needs, reduction, into)
 
+    def most_active(self, needs: Needs) -> float:
+        """Return the largest share of active tiles with which a sparse backward is worth it (:mod:`.sparse_times`)."""
+        hidden = self.head.hidden
+        if not hidden.is_cuda:  # the interpreter has no times
+            return 0.5
+        vocab_size, hidden_size, itemsize, _ = self._sizes()
+        plan = self.plan(keep=True, consumed=True, weight_gradient=needs[1])
+        return most_active(
+            int(hidden.shape[0]),
+            vocab_size,
+            hidden_size,
+            products=sum(needs[:2]),
+            kept=sum(run.columns for run in plan.kept) / vocab_size,
+            itemsize=itemsize,
+            tile=launch_table(hidden.device, hidden.dtype).logit_gradient.columns,
+            processors=processors(hidden.device),
+        )
+
     def sparse_backward(
         self, upstream: Upstream, sparse: Sparse, tiles: SparseTiles, needs: Needs
     ) -> tuple[Tensor | None, ...] | None:
@@ -182,7 +201,7 @@ class LossCall:
         gradients = None
         if upstream.statistics is None or not upstream.of_entropy:
             common = self.head, self.scalars, upstream, tiles
-            gradients = sparse_backward(*common, sparse, self.workspace_bytes, needs)
+            gradients = sparse_backward(*common, sparse, self.workspace_bytes, needs, self.most_active(needs))
         sparse.note(self.head, needs, failed=gradients is None)
         if gradients is None and sparse.told is not None:
             sparse.told.exact()

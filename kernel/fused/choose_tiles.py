@@ -15,22 +15,22 @@ leaving tiles out changes is::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .compile_ahead import recording
-from .listed_rounds import ListedTiles
+from .listed_rounds import ListedTiles, rounds_of
 from .pilot import Pilot
+from .run_listed import ListedRun
 from .sparse_state import SparseState
 from .tile_errors import input_error, scores, weight_error
-from .tile_limits import FOUND_BYTES, choose_levels, levels, limits
+from .tile_limits import FOUND, choose_levels, levels, limits
 
 __all__ = ["Chosen", "choose_tiles"]
 
-_MANY = 0.5  # share of active tiles above which the dense path takes no more time
 _MARGIN = 0.995  # of the tolerance: rounding of the bounds and of the least norm
 
 
@@ -44,7 +44,8 @@ class Certificate(NamedTuple):
 class Chosen(NamedTuple):
     """Tiles that are computed, their share of all, and certified relative errors of both gradients."""
 
-    listed: ListedTiles
+    run: ListedRun
+    rounds: int
     share: float
     bounds: tuple[float, float]
 
@@ -53,10 +54,10 @@ class Chosen(NamedTuple):
         return [Certificate(self.share, bound) if n else None for n, bound in zip(needs, self.bounds, strict=False)]
 
 
-def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float) -> Chosen | None:
-    """Run the pilot, add the mean field and choose what is computed beside them; None for all.
+def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float, most: float) -> Chosen | None:
+    """Run the pilot, add the mean field and choose what is computed beside them; None for more than ``most`` of all.
 
-    The host waits once, while the device computes the mean field of the weight's gradient.
+    The host waits once, while the device goes on.
     """
     sigma, tokens, share = state.head_tiles.sigma, state.tokens, _MARGIN * tolerance
     of_input, of_weight, behind = scores(state.of_tokens, tokens.length, sigma, state.pilot)
@@ -69,45 +70,59 @@ def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float) -> Chosen |
         pilot_norm = torch.linalg.vector_norm(pilot.rows, dtype=torch.float32)
     least = norm, pilot_norm
     longest, largest, factor = state.head_tiles.longest, state.of.largest, abs(state.gradients.factor)
-    numbers = limits(tokens, behind, longest, largest, *least, share, factor, state.tile)
+    numbers = limits(tokens, behind, longest, largest, *least, share, factor, state.tile, state.hidden_size)
     needs = [x is not None for x in least]
     level = levels(of_input, of_weight, numbers, tokens, state.number, state.pilot, state.row, needs)
     errors = (
         input_error(state.of_tokens, sigma, level[0]) if needs[0] else None,
         weight_error(of_weight, level[1]) if needs[1] else None,
     )
+    return _listed(state, pilot, level, errors, numbers, share, most)
+
+
+def _listed(
+    state: SparseState,
+    pilot: Pilot,
+    level: Tensor,
+    errors: Sequence[Tensor | None],
+    numbers: Tensor,
+    share: float,
+    most: float,
+) -> Chosen | None:
+    """Make the choice and the list, and wait for the numbers that the host needs, while the device goes on.
+
+    It has the first round to do, of which the host's part takes longer than the device needs for the list.
+    """
+    room = max(int(most * state.row_blocks * state.tiles), 1)
+    memory = torch.empty(FOUND + 1 + 4 * state.tiles, dtype=torch.int32, device=state.device)
+    told = memory[:FOUND].view(torch.float32)
     shape = state.row_blocks, state.tiles
-    return _listed(state, choose_levels(level, shape, errors, numbers, state.number, share, state.row))
-
-
-def _listed(state: SparseState, found: Tensor) -> Chosen | None:
-    """Wait for the choice while the mean field is computed, and list it."""
-    shape, extra = (state.row_blocks, state.tiles), state.most_extra_blocks()
-    if recording():
-        _of_weight(state)
-        every = np.ones(shape, dtype=np.bool_)
-        return Chosen(ListedTiles(every, state.capacity, state.pilot, extra), 1.0, (0.0, 0.0))
-    on_host, done = _copied(found), None
-    if found.is_cuda:
+    active = choose_levels(level, shape, errors, numbers, state.number, share, state.row, told)
+    listed = ListedTiles(active, told, state.capacity, state.pilot, room, memory[FOUND:])
+    on_host, done = _copied(memory), None
+    if memory.is_cuda:
         done = torch.cuda.Event()
-        done.record(torch.cuda.current_stream(found.device))
-    _of_weight(state)
-    if done is not None:
-        done.synchronize()
-    read = on_host.numpy()  # and not by PyTorch, whose threads take milliseconds to wake
-    certified, *bounds, row_blocks = read[:FOUND_BYTES].view(np.float32).tolist()
-    active = read[FOUND_BYTES:].view(np.bool_).reshape(shape)
-    total = row_blocks * state.tiles
-    share = float(np.count_nonzero(active)) / total if total else 1.0
-    if not certified or share > _MANY:
-        return None
-    of_input, of_weight = (bound if need else 0.0 for bound, need in zip(bounds, state.needs, strict=False))
-    return Chosen(ListedTiles(active, state.capacity, state.pilot, extra), share, (of_input, of_weight))
-
-
-def _of_weight(state: SparseState) -> None:
+        done.record(torch.cuda.current_stream(memory.device))
+    listed.make()
     if state.needs[1]:
         state.mean_field.add_weight(state.gradients.head.hidden)
+    run = ListedRun(state, listed)
+    run.begin(pilot)
+    if recording():
+        return Chosen(run, 2, 1.0, (0.0, 0.0))
+    if done is not None:
+        done.synchronize()
+    certified, *bounds, row_blocks = on_host[:FOUND].view(torch.float32).tolist()
+    number = int(on_host[FOUND])
+    rounds = rounds_of(on_host[FOUND : FOUND + 1 + 4 * number].tolist())
+    if not certified or not rounds:
+        return None
+    computed = rounds[-1].first + rounds[-1].number + row_blocks * state.pilot
+    share = computed / max(row_blocks * state.tiles, 1.0)
+    if share > most:
+        return None
+    of_input, of_weight = (bound if need else 0.0 for bound, need in zip(bounds, state.needs, strict=False))
+    return Chosen(run, len(rounds), share, (of_input, of_weight))
 
 
 def _copied(x: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def _sparse_launches(head: Head, scalars: Scalars, needs: Needs, return_statisti
     tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)
     for statistics in (None, found.statistics):
         upstream = _upstream(found, statistics)
-        sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), 0, needs)
+        sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), 0, needs, 0.5)
 
 
 class _NoReduction:

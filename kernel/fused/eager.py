@@ -18,6 +18,7 @@ from .gradient_rows import gathered
 from .rows import aligned, with_plain_rows
 from .run_forward import ForwardResult, forward
 from .run_sparse import Sparse, SparseTiles
+from .sparse_times import LEAST_SHARE
 
 __all__ = ["EagerLoss"]
 
@@ -42,7 +43,8 @@ class EagerLoss(torch.autograd.Function):
         call = LossCall(head, scalars, workspace_bytes)
         differentiable = grad_enabled and any(ctx.needs_input_grad[:3])
         needs: Needs = tuple(ctx.needs_input_grad[:3]) if differentiable else (False, False, False)
-        sparse = sparse if sparse is not None and sparse.serves(head, scalars, needs) else None
+        serves = sparse is not None and sparse.serves(head, scalars, needs) and call.most_active(needs) > LEAST_SHARE
+        sparse = sparse if serves else None
         compile_call(call, needs, return_statistics, sparse is not None, eager=True)
         sparse = sparse if sparse is not None and sparse.due(head, needs) else None
         ctx.set_materialize_grads(False)

@@ -24,7 +24,8 @@ What KEEP stores of a tile (:mod:`.arguments` says when which):
 - "raw", the raw logit in float32.
 
 TILE_SUMS also writes the sum of exponentials of every tile and token, in bits, and by what part of its square the sum
-of their squares is smaller: what :mod:`.tile_sums` makes masses and spreads of.
+of their squares is smaller: what :mod:`.tile_sums` makes masses and spreads of. Both go in one number: each store of a
+number a token passes it through shared memory, for which all threads wait.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import triton.language as tl
 
 from .byte_columns import stepped_peaks, store_peaks, to_byte
 from .codes import below_peak, encode
-from .tiles import capped, column_part, largest, logit_argument, product, store_tile
+from .tiles import capped, column_part, in_one, largest, logit_argument, product, store_tile
 from .units import group_count
 
 __all__ = ["FLOOR", "forward_kernel"]
@@ -56,7 +57,7 @@ def forward_kernel(
     partial_stride,  # units x BLOCK_ROWS
     kept,  # strips of (N, kept_stride), one below the other, if KEEP
     reference,  # (1 + ..., N) packed, bits: read of the target (softmax, byte), written of the peaks (code, byte)
-    tile_sums,  # (2, N, tile_stride) packed, if TILE_SUMS
+    tile_sums,  # (N, tile_stride) int64 packed, if TILE_SUMS
     n,
     vocab_size,
     hidden_size,
@@ -234,10 +235,9 @@ def forward_kernel(
             old_total = tl.where(begins, 0.0, total)
             total = tl.sum(tl.sum(e, 2) * share, 1) if KEEP == "byte" else tl.sum(e, 1)
             if TILE_SUMS:  # of one piece: there is no softcap; stored at once, which leaves fewer numbers to be held
-                address = tile_sums + row.to(tl.int64) * tile_stride + (first_tile + tile)
-                tl.store(address, tile_peak + tl.log2(total), mask=row < row_count)
                 square = tl.where(total > 0, tl.sum(e * e, 1) / (total * total), 0.0)
-                tl.store(address + n.to(tl.int64) * tile_stride, square, mask=row < row_count)
+                both = in_one(tile_peak + tl.log2(total), square)  # pyright: ignore[reportGeneralTypeIssues]
+                tl.store(tile_sums + row.to(tl.int64) * tile_stride + (first_tile + tile), both, mask=row < row_count)
             if ENTROPY:
                 old_weighted = tl.where(begins, 0.0, weighted)
                 if KEEP == "byte":

@@ -13,12 +13,13 @@ import triton
 import triton.language as tl
 
 from .tile_gradient import gradient_of_logits
+from .tile_sums import load_mass
 from .tiles import column_part, load_tile, logit_argument, product, store_tile
 
 __all__ = ["join_kernel", "listed_gradient_kernel", "listed_input_kernel", "listed_weight_kernel"]
 
 
-@triton.jit(do_not_specialize=["n", "vocab_size", "first", "number", "dz_rows", "tiles"])
+@triton.jit(do_not_specialize=["n", "vocab_size", "index", "dz_rows", "tiles"])
 def listed_gradient_kernel(
     hidden,  # (N, D), in the order of the blocks
     weight,  # (V, D)
@@ -30,14 +31,14 @@ def listed_gradient_kernel(
     label,  # (N,)
     tile_of,  # entries' tiles of the vocabulary
     block_of,  # and blocks of tokens
-    mass,  # (N, stride) in packed order
+    mass,  # (N, 2, stride) in packed order
     order,  # (N,) packed row of each
     factor,  # (N,) of a token's softmax
     tile_uniform,  # b C / V
+    rounds,  # (1 + 4 tiles,) see listed_rounds
     dz,  # (dz_rows, BLOCK_VOCAB), written
     dz_rows,
-    first,  # entry of the round
-    number,
+    index,  # of the round
     tiles,
     stride,
     n,
@@ -65,9 +66,11 @@ def listed_gradient_kernel(
 ):
     """Write dz of the round's tiles, which lie within the vocabulary, less their mean field (:mod:`.mean_field`)."""
     row_count = tl.load(count)
-    for index in tl.range(tl.program_id(0), number, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-        row_start = tl.load(block_of + first + index) * BLOCK_ROWS
-        tile = tl.load(tile_of + first + index)
+    first = tl.load(rounds + 1 + 4 * index)
+    number = tl.load(rounds + 2 + 4 * index)
+    for entry in tl.range(tl.program_id(0), number, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        row_start = tl.load(block_of + first + entry) * BLOCK_ROWS
+        tile = tl.load(tile_of + first + entry)
         column_start = tile * BLOCK_VOCAB
         row = row_start + tl.arange(0, BLOCK_ROWS)
         acc = product(
@@ -94,7 +97,7 @@ def listed_gradient_kernel(
         scale = tl.load(row_scale + row, mask=inside, other=0.0)
         row_label = tl.load(label + row, mask=inside, other=-1)
         source = tl.load(order + row, mask=inside, other=0).to(tl.int64)
-        mean = tl.load(mass + source * stride + tile, mask=inside, other=0.0)
+        mean = load_mass(mass, inside, source, tile, stride)
         mean = (mean * tl.load(factor + row, mask=inside, other=0.0) - scale * tile_uniform) / BLOCK_VOCAB
         for part in tl.static_range(PARTS):
             offset = part * (BLOCK_VOCAB // PARTS)
@@ -123,7 +126,7 @@ def listed_gradient_kernel(
             store_tile(
                 dz,
                 (gradient - mean[:, None]).to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
-                index * BLOCK_ROWS,
+                entry * BLOCK_ROWS,
                 offset,
                 dz_rows,
                 BLOCK_VOCAB,
@@ -134,15 +137,19 @@ def listed_gradient_kernel(
             )
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "pieces", "own_blocks"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "index", "place", "most", "own_blocks"])
 def listed_input_kernel(
     dz,  # (dz_rows, TILE)
     weight,  # (V, D)
     accumulator,  # (rows of blocks and of pieces, D) float32
-    slot_of,  # the round's entries by block: where their dz lies
+    slot_of,  # entries by block: where in the list they are
     tile_of,  # and their tiles of the vocabulary
-    piece,  # (pieces, 3): first entry, entries, rows to write, in blocks; those of a block's first piece are added to
-    pieces,
+    piece,  # (rounds, most, 3): first entry, entries, block of rows to write, of a block's first piece to add to
+    numbers,  # (rounds, 2): pieces, joins
+    rounds,  # (1 + 4 tiles,) see listed_rounds
+    index,  # of the round
+    place,  # of the round in piece and numbers
+    most,
     own_blocks,  # of the accumulator, before those of pieces
     dz_rows,
     vocab_size,
@@ -160,6 +167,9 @@ def listed_input_kernel(
 ):
     """Products of pieces with the head."""
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
+    first = tl.load(rounds + 1 + 4 * index)
+    pieces = tl.load(numbers + 2 * place)
+    piece += place * most * 3
     STEPS: tl.constexpr = TILE // BLOCK_VOCAB
     for item in tl.range(tl.program_id(0), pieces * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
         own = piece + item // column_blocks * 3
@@ -171,7 +181,7 @@ def listed_input_kernel(
         for step in range(steps):
             entry = begin + step // STEPS
             k = (step % STEPS) * BLOCK_VOCAB
-            slot = tl.load(slot_of + entry)
+            slot = tl.load(slot_of + entry) - first
             tile = tl.load(tile_of + entry)
             a = load_tile(dz, slot * BLOCK_ROWS, k, dz_rows, TILE, TILE, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
             b = load_tile(
@@ -196,43 +206,45 @@ def listed_input_kernel(
             tl.store(address, old + column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS), mask=mask)
 
 
-@triton.jit(do_not_specialize=["hidden_size"])
+@triton.jit(do_not_specialize=["place", "hidden_size"])
 def join_kernel(
     accumulator,
-    join,  # (joins, 3): block, first and number of the blocks of rows to add to it
+    join,  # (rounds, programs, 3): block, first and number of the blocks of rows to add to it
+    numbers,  # (rounds, 2): pieces, joins
+    place,  # of the round in both
     hidden_size,
     BLOCK_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Add pieces to the rows of their block, in order."""
-    own = join + tl.program_id(0) * 3
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    mask = (column < hidden_size)[None, :]
-    offset = row.to(tl.int64)[:, None] * hidden_size + column[None, :]
-    size = BLOCK_ROWS * hidden_size.to(tl.int64)
-    address = accumulator + tl.load(own) * size + offset
-    total = tl.load(address, mask=mask, other=0.0)
-    source = accumulator + tl.load(own + 1) * size + offset
-    for _ in range(tl.load(own + 2)):
-        total += tl.load(source, mask=mask, other=0.0)
-        source += size
-    tl.store(address, total, mask=mask)
+    if tl.program_id(0) < tl.load(numbers + 2 * place + 1):
+        own = join + (place * tl.num_programs(0) + tl.program_id(0)) * 3
+        row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+        mask = (column < hidden_size)[None, :]
+        offset = row.to(tl.int64)[:, None] * hidden_size + column[None, :]
+        size = BLOCK_ROWS * hidden_size.to(tl.int64)
+        address = accumulator + tl.load(own) * size + offset
+        total = tl.load(address, mask=mask, other=0.0)
+        source = accumulator + tl.load(own + 1) * size + offset
+        for _ in range(tl.load(own + 2)):
+            total += tl.load(source, mask=mask, other=0.0)
+            source += size
+        tl.store(address, total, mask=mask)
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first", "first_tile", "tiles", "n"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "index", "n"])
 def listed_weight_kernel(
     dz,  # (dz_rows, TILE)
     hidden,  # (N, D)
-    gradient,  # (V, D), the rows of tiles first_tile ... first_tile + tiles - 1 written
+    gradient,  # (V, D), the rows of the round's tiles written
     shared,  # (all tiles, D) float32: what every row of a tile gets beside
     scale,  # () factor common to all tokens
     entry_of,  # (all tiles + 1,) first entry of each
     block_of,
-    first,  # entry of the round
-    first_tile,
-    tiles,
+    rounds,  # (1 + 4 tiles,) see listed_rounds
+    index,  # of the round
     dz_rows,
     n,
     vocab_size,
@@ -251,6 +263,9 @@ def listed_weight_kernel(
 ):
     """Products of the round's tiles with the hidden states."""
     factor = tl.load(scale) * constant
+    first = tl.load(rounds + 1 + 4 * index)
+    first_tile = tl.load(rounds + 3 + 4 * index)
+    tiles = tl.load(rounds + 4 + 4 * index)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     STEPS: tl.constexpr = ROWS // BLOCK_ROWS
     for item in tl.range(tl.program_id(0), tiles * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]

@@ -61,7 +61,7 @@ def forward(
         kept: Where to keep the last columns, those at the end first.
         packed: Move the kept tokens together first, an N x D copy; without it they are gathered as they are loaded.
         return_statistics: Whether to return statistics as well.
-        tile_sums: ``(2, N, tiles or more)``, where what :mod:`.tile_sums` needs of every tile and token is written.
+        tile_sums: ``(N, tiles or more)`` int64, where what :mod:`.tile_sums` needs of every tile and token is written.
         chunk: The tokens that N counts, where not all of them.
         token_loss: Where the losses go, of all tokens; new memory by default.
     """
@@ -235,7 +235,7 @@ class _Sweep:
                 kept=None if kept is None else tiles(kept.columns, launch.rows, launch.columns // stored),
                 reference=None if kept is None else kept.reference,
                 tile_sums=self.tile_sums,
-                tile_stride=0 if self.tile_sums is None else self.tile_sums.shape[2],
+                tile_stride=0 if self.tile_sums is None else self.tile_sums.shape[1],
                 kept_rows=0 if kept is None else kept.columns.shape[0],
                 kept_stride=0 if kept is None else kept.width,
                 first_tile=part.first,

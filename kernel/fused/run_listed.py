@@ -4,52 +4,56 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from .arguments import logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
 from .launch import blocks
-from .listed_rounds import ListedTiles, Round
+from .listed_pieces import BlockPieces, block_pieces
+from .listed_rounds import ListedTiles
 from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
 from .pilot import Pilot
 from .sparse_state import SparseState
 
-__all__ = ["run_listed"]
+__all__ = ["ListedRun", "run_listed"]
 
 _INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
 
 
-def run_listed(state: SparseState, pilot: Pilot, listed: ListedTiles) -> tuple[Tensor | None, ...]:
-    """Compute the listed tiles and finish both gradients."""
-    gradients, gradient = state.gradients, None
-    if state.needs[1]:
-        weight = gradients.head.weight
-        gradients.weight_gradient = gradient = weight.new_empty(weight.shape)
-    run = _ListedRun(state, listed)
-    for part in listed.rounds:
-        if part.number:
-            run.make_dz(part)
-        if pilot.rows is not None:  # not before dz of the first round: the device has waited for the list
-            pilot.write_rows()
-        if gradient is not None:
-            run.write_weight(gradient, part)
-        if part.number and state.memory is not None:
-            run.add_input(part)
-    return gradients.finish()
+def run_listed(run: ListedRun, rounds: int) -> tuple[Tensor | None, ...]:
+    """Compute all rounds but the first, which is on its way, and finish both gradients."""
+    run.go_on(1, rounds - 1)
+    return run.gradients.finish()
 
 
-class _ListedRun:
-    """The list and dz on the device."""
+class ListedRun:
+    """The list and dz on the device, where kernels look what a round has: the first is queued before the host knows."""
 
     def __init__(self, state: SparseState, listed: ListedTiles) -> None:
         self.state, self.gradients, self.listed = state, state.gradients, listed
-        arrays = [listed.entry_of, listed.tile_of, listed.block_of]
-        self.entry_of, self.tile_of, self.block_of = _on_device(arrays, state.device)
         self.dz = state.workspace[: state.capacity * state.row * state.tile].view(-1, state.tile)
 
-    def make_dz(self, part: Round) -> None:
+    def begin(self, pilot: Pilot) -> None:
+        """Queue the first round, of nothing where there turns out to be none."""
+        gradients = self.gradients
+        if self.state.needs[1]:
+            gradients.weight_gradient = gradients.head.weight.new_empty(gradients.head.weight.shape)
+            pilot.write_rows()
+        self.go_on(0, 1)
+
+    def go_on(self, first: int, rounds: int) -> None:
+        """Compute ``rounds`` rounds from ``first`` on."""
+        pieces = None
+        if rounds and self.state.memory is not None:
+            pieces = block_pieces(self.listed, first, rounds, self.state.most_extra_blocks())
+        for place in range(rounds):
+            self.make_dz(first + place)
+            if self.gradients.weight_gradient is not None:
+                self.write_weight(self.gradients.weight_gradient, first + place)
+            if pieces is not None:
+                self.add_input(first + place, pieces, place)
+
+    def make_dz(self, index: int) -> None:
         """Make dz of a round's tiles, less the mean field."""
         state = self.state
         head, launch, of = self.gradients.head, state.table.logit_gradient, state.of
@@ -59,12 +63,12 @@ class _ListedRun:
             lse=state.upstream.lse,
             mix=of.mix,
             label=of.label,
-            tile_of=self.tile_of,
-            block_of=self.block_of,
+            tile_of=self.listed.tile_of,
+            block_of=self.listed.block_of,
             dz=self.gradients.tiles(self.dz, launch.rows, launch.columns // launch.parts),
             dz_rows=self.dz.shape[0],
-            first=part.first,
-            number=part.number,
+            rounds=self.listed.rounds,
+            index=index,
             **logit_arguments(head.hidden, head.weight, head.bias, state.scalars),
             label_smoothing=state.scalars.label_smoothing,
             uniform=state.scalars.uniform(state.vocab_size),
@@ -74,12 +78,9 @@ class _ListedRun:
             **tiling(launch),
         )
 
-    def add_input(self, part: Round) -> None:
-        """Add its product with the head."""
+    def add_input(self, index: int, pieces: BlockPieces, place: int) -> None:
+        """Add its product with the head, in pieces, of which the round's are at ``place``."""
         state = self.state
-        by_block = self.listed.by_block(part)
-        slot_of, tile_of, piece, join = _on_device(list(by_block), state.device)
-        joins = len(by_block.join)
         weight, launch, tiles = self.gradients.head.weight, state.table.input_gradient, self.gradients.tiles
         assert state.memory is not None
         run_kernel(
@@ -88,10 +89,14 @@ class _ListedRun:
             dz=tiles(self.dz, launch.rows, launch.depth),
             weight=tiles(weight, launch.depth, state.columns),
             accumulator=state.memory,
-            slot_of=slot_of,
-            tile_of=tile_of,
-            piece=piece,
-            pieces=len(by_block.piece),
+            slot_of=self.listed.slot_of,
+            tile_of=self.listed.own_tile,
+            piece=pieces.pieces,
+            numbers=pieces.numbers,
+            rounds=self.listed.rounds,
+            index=index,
+            place=place,
+            most=pieces.pieces.shape[1],
             own_blocks=state.row_blocks,
             dz_rows=self.dz.shape[0],
             vocab_size=state.vocab_size,
@@ -105,20 +110,22 @@ class _ListedRun:
             DESCRIPTOR=tiles.descriptor,
             **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
         )
-        if joins:
-            rows, columns = min(state.row, 32), min(state.columns, 128)
-            run_kernel(
-                join_kernel,
-                (joins, state.row // rows, blocks(state.hidden_size, columns)),
-                accumulator=state.memory,
-                join=join,
-                hidden_size=state.hidden_size,
-                BLOCK_ROWS=state.row,
-                ROWS=rows,
-                COLUMNS=columns,
-            )
+        rows, columns = min(state.row, 32), min(state.columns, 128)
+        joins = pieces.joins.shape[1]
+        run_kernel(
+            join_kernel,
+            (joins, state.row // rows, blocks(state.hidden_size, columns)),
+            accumulator=state.memory,
+            join=pieces.joins,
+            numbers=pieces.numbers,
+            place=place,
+            hidden_size=state.hidden_size,
+            BLOCK_ROWS=state.row,
+            ROWS=rows,
+            COLUMNS=columns,
+        )
 
-    def write_weight(self, gradient: Tensor, part: Round) -> None:
+    def write_weight(self, gradient: Tensor, index: int) -> None:
         """Write its product with the hidden states, and the mean field's."""
         state = self.state
         hidden, launch, tiles = self.gradients.head.hidden, state.table.weight_gradient, self.gradients.tiles
@@ -131,11 +138,10 @@ class _ListedRun:
             gradient=tiles(gradient, state.tile, columns // launch.parts),
             shared=state.mean_field.shared,
             scale=state.of.largest,
-            entry_of=self.entry_of,
-            block_of=self.block_of,
-            first=part.first,
-            first_tile=part.first_tile,
-            tiles=part.tiles,
+            entry_of=self.listed.entry_of,
+            block_of=self.listed.block_of,
+            rounds=self.listed.rounds,
+            index=index,
             dz_rows=self.dz.shape[0],
             n=state.n,
             vocab_size=state.vocab_size,
@@ -150,15 +156,3 @@ class _ListedRun:
             DESCRIPTOR=tiles.descriptor,
             **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
         )
-
-
-def _on_device(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
-    """The arrays on the device, in one copy, each aligned."""
-    padded = [blocks(max(array.size, 1), 4) * 4 for array in arrays]
-    memory = torch.empty(sum(padded), dtype=torch.int32, pin_memory=device.type == "cuda")
-    starts = [sum(padded[:i]) for i in range(len(padded))]
-    on_host = memory.numpy()  # not by PyTorch, whose threads take milliseconds to wake
-    for start, array in zip(starts, arrays, strict=True):
-        on_host[start : start + array.size] = array.reshape(-1)
-    memory = memory.to(device, non_blocking=True)
-    return [memory[start : start + size] for start, size in zip(starts, padded, strict=True)]

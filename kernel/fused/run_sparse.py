@@ -92,13 +92,14 @@ def sparse_backward(
     sparse: Sparse,
     workspace_bytes: int,
     needs: tuple[bool, bool, bool],
+    most: float,
 ) -> tuple[Tensor | None, ...] | None:
-    """Gradients within the tolerance, or None where they are to be computed exactly."""
+    """Gradients within the tolerance by at most ``most`` of the tiles, or None: they are to be computed exactly."""
     state = SparseState(head, scalars, upstream, found, workspace_bytes, needs)
     pilot = Pilot(state)
-    chosen = choose_tiles(state, pilot, sparse.tolerance)
+    chosen = choose_tiles(state, pilot, sparse.tolerance, most)
     if chosen is None:
         return None
     if sparse.told is not None:
         sparse.told.record(*chosen.certificates(needs))
-    return run_listed(state, pilot, chosen.listed)
+    return run_listed(chosen.run, chosen.rounds)

@@ -9,7 +9,7 @@ from .gradient_rows import Upstream
 from .gradients import Gradients
 from .head_tiles import head_tiles
 from .launch import blocks, launch_table, processors
-from .listed_rounds import most_extra_blocks
+from .listed_pieces import most_extra_blocks
 from .mean_field import MeanField
 from .sparse_tokens import reordered, sparse_tokens
 from .tile_sums import SparseTiles, TokenTiles
@@ -68,11 +68,11 @@ class SparseState:
         packed, lse = self.gradients.head.hidden, self.upstream.lse
         sizes = self.tile, self.tiles, self.pilot
         self.tokens = sparse_tokens(packed, self.number, lse, self.of, scalars, *sizes)
-        self.of_tokens = TokenTiles(found.sums, order, self.number, self.tokens.factor, self.tiles, self.row)
+        self.of_tokens = TokenTiles(found, order, self.number, self.tokens.factor, self.tiles, self.row)
         self.head_tiles = head_tiles(weight, self.tile)
         uniform = scalars.uniform(self.vocab_size) * self.tile
         self.mean_field = MeanField(
-            self.of_tokens, self.head_tiles, self.of.row_scale, uniform, self.tile, self.pilot, weight.dtype
+            self.of_tokens, self.tokens, self.head_tiles, self.of.row_scale, uniform, self.tile, self.pilot
         )
         # One tile of the vocabulary at all tokens, or more.
         fitting = workspace_bytes // (hidden.element_size() * self.row * self.tile)

@@ -18,7 +18,9 @@ __all__ = ["SAFE", "SparseTokens", "reordered", "sparse_tokens"]
 
 SAFE = tl.constexpr(1e-12), tl.constexpr(1e12)  # norms of rows at which float32 keeps the bounds
 _LARGEST = SAFE[1]
-_PRODUCT, _MASS = tl.constexpr(2.0**-20), tl.constexpr(2.0**-23)  # of float32 products; of masses by bits of the lse
+# Of products of the mean field: each factor is two numbers of float16 (2^-22), whose product lacks that of the second
+# ones (2^-22), and the rest of 2^-19 is for sums in float32. Of masses, by bits of the log-partition: 2^-23.
+_PRODUCT, _MASS = tl.constexpr(2.0**-19), tl.constexpr(2.0**-23)
 _ROWS = 32  # tokens of a program
 
 
@@ -31,6 +33,7 @@ class SparseTokens(NamedTuple):
     rounding: Tensor  # (N,) what float32 may round of its terms of the mean field
     tile: Tensor  # (N,) int32, the whole tile that holds its target; -1 where none does
     sums: Tensor  # (4, programs): longest, sum of rounding * length, of its square, tokens with unsafe lengths
+    products: Tensor  # (programs,) longest product of hidden states and factor
 
 
 @triton.jit(do_not_specialize=["n", "tiles", "first_tile"])
@@ -47,6 +50,7 @@ def _token_kernel(
     rounding,
     tile_of,
     sums,
+    products,
     n,
     hidden_size,
     tiles,
@@ -93,6 +97,7 @@ def _token_kernel(
     tl.store(out + 2 * programs, tl.sum(rounded * rounded, 0))
     unsafe = tl.where(long < _LARGEST, 0.0, 1.0)  # also one that is no number, which a maximum passes over
     tl.store(out + 3 * programs, tl.sum(unsafe, 0))
+    tl.store(products + tl.program_id(0), tl.max(tl.abs(softmax) * long, 0))
 
 
 def sparse_tokens(
@@ -104,8 +109,8 @@ def sparse_tokens(
     numbers = torch.empty(4, blocks(n, 4) * 4, dtype=torch.float32, device=hidden.device)[:, :n]
     factor, own, length, rounding = numbers.unbind(0)
     tile_of = torch.empty(n, dtype=torch.int32, device=hidden.device)
-    sums = torch.empty(4, programs, dtype=torch.float32, device=hidden.device)
-    found = SparseTokens(factor, own, length, rounding, tile_of, sums)
+    sums, products = (torch.empty(*k, programs, dtype=torch.float32, device=hidden.device) for k in ((4,), ()))
+    found = SparseTokens(factor, own, length, rounding, tile_of, sums, products)
     run_kernel(
         _token_kernel,
         (programs,),
@@ -121,6 +126,7 @@ def sparse_tokens(
         rounding=rounding,
         tile_of=tile_of,
         sums=sums,
+        products=products,
         n=n,
         hidden_size=hidden_size,
         tiles=tiles,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .compile_ahead import run_kernel
 from .launch import blocks
-from .tile_sums import TokenTiles, load_sizes, load_tokens
+from .tile_sums import TokenTiles, load_spreads, load_tokens
 
 __all__ = ["LEVELS", "input_error", "scores", "weight_error"]
 
@@ -40,7 +40,7 @@ def _score_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(1) * TILES + tl.arange(0, TILES)
     valid, source, own_factor = load_tokens(order, count, factor, row)  # pyright: ignore[reportGeneralTypeIssues]
-    size = tl.abs(load_sizes(spread, valid, source, own_factor, tile, tiles, stride))
+    size = load_spreads(spread, valid, source, tile, tiles, stride) * tl.abs(own_factor)[:, None]
     long = tl.load(length + row, mask=valid, other=0.0)
     inside = tile < tiles
     out = tl.program_id(0).to(tl.int64) * tiles + tile
@@ -75,6 +75,13 @@ def scores(of: TokenTiles, length: Tensor, sigma: Tensor, first_tile: int) -> tu
     return of_input, of_weight, behind.sum(0)[: of.order.shape[0]]
 
 
+@triton.jit
+def _short(x):
+    """The least number of TF32, which has 11 bits, that is not below x >= 0; infinity where it is no finite number."""
+    bits = (x.to(tl.int32, bitcast=True) + 0x1FFF) & ~0x1FFF
+    return tl.where(x < 1e38, bits, 0x7F800000).to(tl.float32, bitcast=True)
+
+
 @triton.jit(do_not_specialize=["tiles"])
 def _input_error_kernel(
     spread,
@@ -98,13 +105,12 @@ def _input_error_kernel(
     total = tl.zeros((ROWS, LEVELS), dtype=tl.float32)
     for start in range(0, tiles, TILES):
         tile = start + tl.arange(0, TILES)
-        size = (
-            tl.abs(load_sizes(spread, valid, source, own_factor, tile, tiles, stride))
-            * tl.load(sigma + tile, mask=tile < tiles, other=0.0)[None, :]
-        )
+        size = load_spreads(spread, valid, source, tile, tiles, stride)
+        own_sigma = _short(tl.load(sigma + tile, mask=tile < tiles, other=0.0))  # pyright: ignore[reportGeneralTypeIssues]
         own = tl.load(level + block.to(tl.int64) * tiles + tile, mask=tile < tiles, other=2147483647)
-        left_out = (own[:, None] <= limit[None, :]).to(tl.float32)
-        total = tl.dot(size, left_out, total, input_precision="tf32x3")  # of all tokens, the same tiles of a level
+        left_out = tl.where(own[:, None] <= limit[None, :], own_sigma[:, None], 0.0)
+        total = tl.dot(size, left_out, total, input_precision="tf32")  # of numbers of so few bits it is exact
+    total *= tl.abs(own_factor)[:, None]
     tl.store(squares + tl.program_id(0) * LEVELS + limit, tl.sum(total * total, 0))
 
 

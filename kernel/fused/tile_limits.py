@@ -1,7 +1,7 @@
 """From scores of tiles to the tiles that are computed, in four launches that read numbers of one another.
 
 What is allowed follows from least norms of both gradients; a tile's level is its score beside that; of the levels the
-last is taken whose error still fits. No number of these passes the host but the result, in one piece of memory.
+last is taken whose error still fits. No number of these passes the host but the result.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .compile_ahead import run_kernel
+from .halves import HIDDEN_UNDERFLOW
 from .launch import blocks
 from .sparse_tokens import SAFE, SparseTokens
 from .tile_errors import LEVELS
 
-__all__ = ["FOUND_BYTES", "choose_levels", "levels", "limits"]
+__all__ = ["FOUND", "choose_levels", "levels", "limits"]
 
-FOUND_BYTES = 16  # four float32 before the tiles: whether it is certified, both bounds, blocks with tokens
+FOUND = 4  # float32 numbers that the host is told: whether it is certified, both bounds, blocks with tokens
 _SMALLEST, _LARGEST = SAFE
 _PER_OCTAVE = tl.constexpr(4)  # thresholds
 _LEVELS = tl.constexpr(LEVELS)
@@ -33,6 +34,7 @@ def _limit_kernel(
     behind,  # (N,)
     rounding,  # (N,)
     sums,  # (4, programs) of the tokens
+    products,  # (programs,) of the tokens
     longest,  # (1,) norm of the head's longest row
     pilot_norm,  # () of the pilot's rows of the weight's gradient, if WEIGHT
     largest,  # (1,) what the upstream gradients are divided by
@@ -42,11 +44,13 @@ def _limit_kernel(
     share,  # of the norms
     factor,  # that the weight's gradient is multiplied by
     per_row,  # 1 / sqrt(C)
+    underflow,  # of a token's product with its factor, beside the longest of them
     INPUT: tl.constexpr,
     WEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     most = tl.zeros((BLOCK,), dtype=tl.float32)
+    longest_product = tl.zeros((BLOCK,), dtype=tl.float32)
     product = tl.zeros((BLOCK,), dtype=tl.float32)
     square = tl.zeros((BLOCK,), dtype=tl.float32)
     unsafe = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -57,12 +61,13 @@ def _limit_kernel(
         product += tl.load(sums + programs + index, mask=mask, other=0.0)
         square += tl.load(sums + 2 * programs + index, mask=mask, other=0.0)
         unsafe += tl.load(sums + 3 * programs + index, mask=mask, other=0.0)
+        longest_product = tl.maximum(longest_product, tl.load(products + index, mask=mask, other=0.0))
     of_row = tl.load(longest)
     of_token = tl.max(most, 0)
     safe = (of_row > _SMALLEST) & (of_row < _LARGEST) & (of_token > _SMALLEST) & (tl.sum(unsafe, 0) == 0)
     tl.store(numbers + 4, tl.where(safe, 1.0, 0.0))
     tl.store(numbers + 2, tl.sqrt(tl.sum(square, 0)) * of_row)
-    rounded = tl.sum(product, 0) * per_row
+    rounded = (tl.sum(product, 0) + n.to(tl.float32) * underflow * tl.max(longest_product, 0)) * per_row
     tl.store(numbers + 3, rounded)
     if INPUT:
         total = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -88,6 +93,7 @@ def limits(
     share: float,
     factor: float,
     columns: int,
+    hidden_size: int,
 ) -> Tensor:
     """Return what errors are allowed, and what rounding adds to them; see the kernel's ``numbers``."""
     numbers = behind.new_empty(5)
@@ -98,6 +104,7 @@ def limits(
         behind=behind,
         rounding=tokens.rounding,
         sums=tokens.sums,
+        products=tokens.products,
         longest=longest,
         pilot_norm=pilot_norm,
         largest=largest,
@@ -107,6 +114,7 @@ def limits(
         share=share,
         factor=factor,
         per_row=columns**-0.5,
+        underflow=hidden_size**0.5 * HIDDEN_UNDERFLOW,
         INPUT=norm is not None,
         WEIGHT=pilot_norm is not None,
         BLOCK=_BLOCK,
@@ -211,7 +219,7 @@ def _active_kernel(
     of_weight,  # (LEVELS,) errors, if WEIGHT
     numbers,  # of limits
     count,  # (1,)
-    found,  # (4,) float32, written: see FOUND_BYTES
+    found,  # (4,) float32, written: see FOUND
     active,  # (blocks, tiles) bytes, written
     tiles,
     share,  # the tolerance at the limits
@@ -252,10 +260,11 @@ def choose_levels(
     count: Tensor,
     share: float,
     rows: int,
+    found: Tensor,
 ) -> Tensor:
-    """Return what the host waits for, in bytes: FOUND_BYTES of numbers, and which tiles are computed."""
+    """Return which tiles are computed, in bytes ``(blocks, tiles)``, and write ``found`` (see FOUND)."""
     row_blocks, tiles = shape
-    memory = torch.empty(FOUND_BYTES + row_blocks * tiles, dtype=torch.uint8, device=level.device)
+    active = torch.empty(row_blocks, tiles, dtype=torch.uint8, device=level.device)
     run_kernel(
         _active_kernel,
         (row_blocks, blocks(tiles, 256)),
@@ -265,8 +274,8 @@ def choose_levels(
         of_weight=errors[1],
         numbers=numbers,
         count=count,
-        found=memory[:FOUND_BYTES].view(torch.float32),
-        active=memory[FOUND_BYTES:],
+        found=found,
+        active=active,
         tiles=tiles,
         share=share,
         INPUT=errors[0] is not None,
@@ -274,4 +283,4 @@ def choose_levels(
         ROWS=rows,
         TILES=256,
     )
-    return memory
+    return active

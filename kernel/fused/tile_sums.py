@@ -8,6 +8,10 @@ columns, by a residual of norm::
 The forward writes log-sum-exp and sum p^2 / m^2 of every tile and token (``TILE_SUMS`` in :mod:`.forward`); with the
 token's log-partition they become m and an upper bound of the norm that covers the rounding of both sums. What follows
 from them for the errors of the gradients is in :mod:`.tile_errors`.
+
+From the forward to the backward they take six bytes. A mass is two numbers of float16, the second what the first has
+rounded off, as tensor cores multiply them: 22 bits, and 2^-40 where it is next to nothing. A norm is rounded up to
+bfloat16, so that it remains a bound.
 """
 
 from __future__ import annotations
@@ -21,27 +25,50 @@ from torch import Tensor
 
 from .arguments import Head
 from .compile_ahead import run_kernel
+from .halves import MASS_SCALE, in_two
 from .launch import blocks, launch_table
+from .tiles import out_of_one
 
-__all__ = ["SparseTiles", "TokenTiles", "finish_tile_sums", "load_sizes", "load_tokens", "new_tile_sums"]
+__all__ = [
+    "SparseTiles",
+    "TokenTiles",
+    "finish_tile_sums",
+    "load_mass",
+    "load_spreads",
+    "load_tokens",
+    "new_tile_sums",
+]
+
+_MASS_SCALE = tl.constexpr(MASS_SCALE)
 
 _SLACK = tl.constexpr(4e-6)  # of sum p^2 / m^2: rounding of two sums of 256 numbers in float32
 _FLOOR = tl.constexpr(1e-18)  # of a residual: squares below 2^-126 count as 0
+_ALIGNED = 64  # tiles that a product takes at once: whole ones, so that it reads memory in wide pieces
 
 
 def new_tile_sums(n: int, tiles: int, device: torch.device) -> Tensor:
-    """Memory ``(2, n, tiles or more)`` for masses and spreads."""
-    return torch.empty(2, n, blocks(tiles, 16) * 16, dtype=torch.float32, device=device)
+    """Memory ``(n, tiles or more)`` that the forward writes: two numbers in one."""
+    return torch.empty(n, blocks(tiles, 16) * 16, dtype=torch.int64, device=device)
+
+
+@triton.jit
+def _rounded_up(x):
+    """The upper half of the least bfloat16 that is not below x >= 0; of infinity where it is no finite number."""
+    bits = x.to(tl.int32, bitcast=True) + 0xFFFF
+    return (tl.where(x < 1e38, bits, 0x7F800000) >> 16).to(tl.int16)
 
 
 @triton.jit(do_not_specialize=["n", "tiles", "count_above"])
 def _finish_kernel(
-    sums,  # (2, N, stride): log-sum-exp in bits and sum p^2 / m^2; then m and |r|
+    sums,  # (N, from_stride) int64: log-sum-exp in bits and sum p^2 / m^2
     lse,  # (N,) packed, bits
     count,  # (1,)
+    mass,  # (N, 2, stride) float16, written: m, 0 behind the last tile
+    spread,  # (N, stride) int16, written: |r|
     wide,  # (N,) int32, written: tiles whose residual exceeds count_above; very many where there is no token
     n,
     tiles,
+    from_stride,
     stride,
     count_above,
     COLUMNS_OF_TILE: tl.constexpr,
@@ -52,47 +79,60 @@ def _finish_kernel(
     valid = row < tl.load(count)
     bits = tl.load(lse + row, mask=valid, other=0.0)[:, None]
     found = tl.zeros((ROWS,), dtype=tl.int32)
-    for start in range(0, tiles, TILES):
+    long_row = row.to(tl.int64)[:, None]
+    for start in range(0, stride, TILES):
         tile = start + tl.arange(0, TILES)
         mask = valid[:, None] & (tile < tiles)[None, :]
-        of_mass = sums + row.to(tl.int64)[:, None] * stride + tile[None, :]
-        of_spread = of_mass + n.to(tl.int64) * stride
-        mass = tl.exp2(tl.load(of_mass, mask=mask, other=float("-inf")) - bits)
-        square = tl.load(of_spread, mask=mask, other=0.0)
-        spread = mass * tl.sqrt(tl.maximum(square - 1.0 / COLUMNS_OF_TILE, 0.0) + _SLACK * square) + _FLOOR
-        tl.store(of_mass, mass, mask=mask)
-        tl.store(of_spread, spread, mask=mask)
-        found += tl.sum((mask & (spread > count_above)).to(tl.int32), 1)
+        address = sums + long_row * from_stride + tile[None, :]
+        own, square = out_of_one(tl.load(address, mask=mask, other=0))  # pyright: ignore[reportGeneralTypeIssues]
+        own = tl.where(mask, tl.exp2(own - bits), 0.0)
+        size = own * tl.sqrt(tl.maximum(square - 1.0 / COLUMNS_OF_TILE, 0.0) + _SLACK * square) + _FLOOR
+        written = (row < n)[:, None] & (tile < stride)[None, :]
+        first, second = in_two(own * _MASS_SCALE)  # pyright: ignore[reportGeneralTypeIssues]
+        tl.store(mass + long_row * (2 * stride) + tile[None, :], first, mask=written)
+        tl.store(mass + long_row * (2 * stride) + stride + tile[None, :], second, mask=written)
+        tl.store(spread + long_row * stride + tile[None, :], _rounded_up(size), mask=written)
+        found += tl.sum((mask & (size > count_above)).to(tl.int32), 1)
     tl.store(wide + row, tl.where(valid, found, 2147483647), mask=row < n)
 
 
-def finish_tile_sums(sums: Tensor, lse: Tensor, count: Tensor, tiles: int, columns: int, count_above: float) -> Tensor:
-    """Make masses and spreads of what the forward wrote, in place; return each token's number of tiles that count."""
-    n = sums.shape[1]
-    wide = torch.empty(n, dtype=torch.int32, device=sums.device)
+def finish_tile_sums(
+    sums: Tensor, lse: Tensor, count: Tensor, tiles: int, columns: int, count_above: float
+) -> SparseTiles:
+    """Make masses and norms of what the forward wrote, and count each token's tiles that are not small."""
+    n, stride = sums.shape[0], blocks(tiles, _ALIGNED) * _ALIGNED
+    found = SparseTiles(
+        torch.empty(n, 2, stride, dtype=torch.float16, device=sums.device),
+        torch.empty(n, stride, dtype=torch.int16, device=sums.device),
+        torch.empty(n, dtype=torch.int32, device=sums.device),
+    )
     run_kernel(
         _finish_kernel,
         (blocks(n, 8),),
         sums=sums,
         lse=lse,
         count=count,
-        wide=wide,
+        mass=found.mass,
+        spread=found.spread,
+        wide=found.wide,
         n=n,
         tiles=tiles,
-        stride=sums.shape[2],
+        from_stride=sums.shape[1],
+        stride=stride,
         count_above=count_above,
         COLUMNS_OF_TILE=columns,
         ROWS=8,
         TILES=128,
     )
-    return wide
+    return found
 
 
 class SparseTiles(NamedTuple):
-    """What the forward leaves for a sparse backward."""
+    """What the forward leaves for a sparse backward, in packed order."""
 
-    sums: Tensor  # (2, N, tiles or more), finished
-    wide: Tensor  # (N,) int32
+    mass: Tensor  # (N, 2, tiles or more) float16, MASS_SCALE times the mass
+    spread: Tensor  # (N, tiles or more) int16, the upper half of float32
+    wide: Tensor  # (N,) int32, tiles that are not small
 
     @classmethod
     def memory(cls, head: Head) -> Tensor:
@@ -106,14 +146,14 @@ class SparseTiles(NamedTuple):
         """Make masses and spreads of it."""
         columns = launch_table(head.hidden.device, head.hidden.dtype).logit_gradient.columns
         tiles = head.weight.shape[0] // columns
-        return cls(sums, finish_tile_sums(sums, lse, count, tiles, columns, tolerance / max(tiles, 1)))
+        return finish_tile_sums(sums, lse, count, tiles, columns, tolerance / max(tiles, 1))
 
 
 class TokenTiles:
     """Masses and spreads of tiles, by token in a new order.
 
     Args:
-        sums: Finished, ``(2, N, tiles or more)``, in packed order.
+        found: Of the forward.
         order: Packed row that each row of the new order comes from ``(N,)``, int32.
         count: Kept tokens ``(1,)``, int32.
         factor: Of a token's softmax in dz ``(N,)``, in the new order.
@@ -121,8 +161,8 @@ class TokenTiles:
         rows: Tokens of a block.
     """
 
-    def __init__(self, sums: Tensor, order: Tensor, count: Tensor, factor: Tensor, tiles: int, rows: int) -> None:
-        self.mass, self.spread = sums.unbind(0)
+    def __init__(self, found: SparseTiles, order: Tensor, count: Tensor, factor: Tensor, tiles: int, rows: int) -> None:
+        self.mass, self.spread = found.mass, found.spread
         self.order, self.count, self.factor, self.tiles, self.rows = order, count, factor, tiles, rows
         self.blocks = blocks(order.shape[0], rows)
 
@@ -133,7 +173,7 @@ class TokenTiles:
             "count": self.count,
             "factor": self.factor,
             "tiles": self.tiles,
-            "stride": self.mass.shape[1],
+            "stride": self.spread.shape[1],
         }
 
 
@@ -146,8 +186,16 @@ def load_tokens(order, count, factor, row):
 
 
 @triton.jit
-def load_sizes(values, valid, source, own_factor, tile, tiles, stride):
-    """``factor * values`` of tokens and tiles ``tile``, 0 where there is none."""
-    mask = valid[:, None] & (tile < tiles)[None, :]
-    found = tl.load(values + source[:, None] * stride + tile[None, :], mask=mask, other=0.0)
-    return found * own_factor[:, None]
+def load_spreads(spread, valid, source, tile, tiles, stride):
+    """|r| of tokens and tiles ``tile``, 0 where there is none."""
+    mask = valid[:, None] & (tile < stride)[None, :]  # which leaves wide reads, as the number of tiles would not
+    found = tl.load(spread + source[:, None] * stride + tile[None, :], mask=mask, other=0).to(tl.int32) << 16
+    return tl.where((tile < tiles)[None, :], found.to(tl.float32, bitcast=True), 0.0)
+
+
+@triton.jit
+def load_mass(mass, valid, source, tile, stride):
+    """The mass of tokens in one tile."""
+    address = mass + source * (2 * stride) + tile
+    first = tl.load(address, mask=valid, other=0.0).to(tl.float32)
+    return (first + tl.load(address + stride, mask=valid, other=0.0).to(tl.float32)) * (1.0 / _MASS_SCALE)

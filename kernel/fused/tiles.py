@@ -8,10 +8,12 @@ import triton.language as tl
 __all__ = [
     "capped",
     "column_part",
+    "in_one",
     "largest",
     "load_tile",
     "logit_argument",
     "merged_strip",
+    "out_of_one",
     "product",
     "row_largest",
     "store_tile",
@@ -80,6 +82,19 @@ def store_tile(
         c = column + tl.arange(0, BLOCK_COLUMNS)
         offsets = r.to(tl.int64)[:, None] * row_stride + c.to(tl.int64)[None, :]
         tl.store(target + offsets, tile, mask=(r < rows)[:, None] & (c < columns)[None, :])
+
+
+@triton.jit
+def in_one(low, high):
+    """Two of float32 in one int64."""
+    bits = low.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+    return bits | (high.to(tl.int32, bitcast=True).to(tl.int64) << 32)
+
+
+@triton.jit
+def out_of_one(both):
+    """What :func:`in_one` was given."""
+    return both.to(tl.int32).to(tl.float32, bitcast=True), (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit
