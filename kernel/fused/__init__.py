@@ -8,7 +8,8 @@ product (:mod:`.rows`); the number of kept ones stays on the device. Launch para
 in :mod:`.schedule`, the launches in :mod:`.run_forward`, :mod:`.run_strip`, :mod:`.run_products` and
 :mod:`.run_backward`. One call is a :class:`.call.LossCall`, of which eager code (:mod:`.eager`) and compiled code
 (:mod:`.operators`) make token losses. Where a budget allows for it, tokens come in chunks (:mod:`.token_chunks`), each
-with its forward and backward (:mod:`.run_chunks`).
+with its forward and backward (:mod:`.run_chunks`); between them sums of the head's gradient are codes
+(:mod:`.chunk_sums`).
 
 Importing this package needs no Triton; calling :func:`loss` does.
 """

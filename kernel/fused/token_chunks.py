@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 from .last_round import rounds
 from .launch import TOKENS_OF_A_PIECE, LaunchTable, blocks
 from .schedule import DEFAULT_WORKSPACE_BYTES, Schedule, schedule
-from .strip_times import KEPT, STRIP_DECODED, StripTimes
+from .strip_times import KEPT, MAX_WIDTH, STRIP_DECODED, StripTimes
 
 __all__ = ["Chunks", "token_chunks"]
 
 # Chunks. Errors are to be at most 0.0030, in rows that no token names 0.0050: 3.6 and 10 squares of 0.0015 to 0.0016.
-# Of 48 chunks they are 3.4, where all columns enter the products as they are, and 8.
-_MOST_CHUNKS = 48
+# Of 32 chunks they are 3.2, where all columns enter the products as they are, and 6: 0.0029 and 0.0039.
+_MOST_CHUNKS = 32
 _TRIED, _APART = 4, 0.05  # sizes of a chunk that are planned, and how far one is from the next at least
 _WORTHWHILE = 0.97  # of the time in one chunk
 # Microseconds of a chunk apart from its tiles (launches, last rounds); bytes of the head's gradient read or written in
@@ -43,7 +43,7 @@ _CHUNK, _BYTES_SUMMED, _ENCODED, _BYTES_ADDED, _CACHE = 110.0, 2.6e6, 0.6e-6, 2.
 _HOST_CHUNK, _HOST_STRIP = 1000.0, 150.0
 _STEP_WEIGHT, _STEP_INPUT, _STRIP = 0.67, 0.70, 25.0  # as in strip_times
 _LISTED = 40  # sizes of a chunk that are modelled
-_STRIP_COLUMNS = 8192  # in which bytes become dz
+_STRIP_SHARE = 8  # of the memory, for the strip in which bytes become dz
 _STEP_TOKENS = 4  # tiles of tokens: numbers of them with the same chunks
 
 
@@ -121,8 +121,9 @@ class _Search:
         anew = max(times.vocab - held, 0)
         logits = times.saved * anew + _STRIP * chunks * anew / width
         if times.in_bytes and budget > DEFAULT_WORKSPACE_BYTES and anew:  # beside a strip of dz
-            coded = min(max(2 * held - _STRIP_COLUMNS, 0), times.vocab)
-            strips = chunks * coded / _STRIP_COLUMNS * STRIP_DECODED
+            strip = min(max(held // _STRIP_SHARE, times.tile), MAX_WIDTH)
+            coded = min(2 * (held - strip), times.vocab)
+            strips = chunks * coded / strip * STRIP_DECODED
             logits = min(logits, times.saved * (times.vocab - coded) + times.decoded * coded + strips)
         # Strips of less than a round of tiles; in others the width is chosen for whole ones.
         tiles = width / weight.rows * blocks(self.hidden_size, weight.columns)

@@ -279,7 +279,7 @@ def test_every_choice_fits_its_budget_and_more_memory_is_no_slower(name):
     for mib in (32, 96, 256, 600, 1024, 2048, 4096):
         (rows,) = chosen(shape, mib)
         first, later = search.plans(rows, mib * 2**20)
-        assert rows == n or (rows % 128 == 0 and 20 * rows >= n)
+        assert rows == n or (rows % 128 == 0 and 32 * rows >= n)
         for plan in (first, later):
             peaks = sum(run.columns // 256 * 4 * rows * peak_rows(256) for run in plan.kept if run.in_bytes)
             assert 2 * plan.memory + peaks <= mib * 2**20
