@@ -30,18 +30,11 @@ class Setting(NamedTuple):
 
 def settings(table: Table) -> list[Setting]:
     """Every rival's settings, without smoothing where it has none."""
-    found = []
-    for shape in table.shapes:
-        smoothed, plain = table.points(shape, 0.1), table.points(shape, 0.0)
-        for name, smoothing in {**dict.fromkeys(plain, 0.0), **dict.fromkeys(smoothed, 0.1)}.items():
-            own = table.ours(shape, smoothing)
-            if name.startswith(("triton", "chunked")) or not own:
-                continue
-            mib, time = (smoothed if smoothing else plain)[name]
-            best = table.within(shape, mib, smoothing)
-            ours = own[0][1] if best is None else best
-            found.append(Setting(shape, name, smoothing > 0, mib, ours / time, best is None))
-    return found
+    return [
+        Setting(shape, b.name, b.smoothing > 0, b.mib, b.own_time / b.time, b.own_mib > b.mib)
+        for shape in table.shapes
+        for b in table.beside(shape)
+    ]
 
 
 def frontier(data: Path) -> str:

@@ -180,7 +180,7 @@ def _ahead(data: Path) -> dict[str, list[str]]:
     from kernel.benchmark.results import Table, read
 
     table = Table(read(data / "kernel.csv"))
-    return {shape: table.ahead(shape) or [] for shape in table.shapes}
+    return {shape: [beside.name for beside in table.ahead(shape) or []] for shape in table.shapes}
 
 
 def _still(holds: bool, words: str) -> None:

@@ -12,6 +12,8 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernel import linear_cross_entropy
 
@@ -76,12 +78,34 @@ def problem(
 @contextmanager
 def free_launches() -> Iterator[None]:
     """Let the fused kernels plan as if launches cost nothing: what pays at large sizes alone is then tried at small ones."""
-    from kernel.fused import schedule, strip_times
+    from kernel.fused import planner, schedule, strip_times
 
-    with patch.multiple(strip_times, _STRIP=0.0, STRIP_DECODED=0.0, _LAUNCH=0.0, _RUN=0.0):
+    free = ("_STRIP", "STRIP_DECODED", "_LAUNCH", "_RUN", "_EPILOGUE_INPUT", "KEPT", "ENCODED")
+    with patch.multiple(strip_times, **dict.fromkeys(free, 0.0)), patch.object(planner, "_MEMORY", 0.0):
         schedule.schedule.cache_clear()
         yield
     schedule.schedule.cache_clear()
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of memory made inside that were in use at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage()._cdata for x in args if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        self.alive = {key: kept for key, kept in self.alive.items() if not kept[0].expired()}
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in given:
+                    self.alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.bytes = max(self.bytes, sum(size for _, size in self.alive.values()))
+        return out
 
 
 def call(args: Problem, **options: Any) -> Any:

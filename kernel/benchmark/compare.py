@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from ..fused import DEFAULT_WORKSPACE_BYTES
 from . import measure
 from .apart import Apart
 from .measure import Turn
 from .prepare import Entry, prepare
 from .problems import Data, Shape, make_data
+from .results import is_ours
 from .rivals import Case, Rival, ours, rivals
 
 __all__ = ["GROUPS", "compare"]
@@ -29,7 +30,6 @@ GROUPS = (  # cases of a group share their rounds, and with them the state of th
 PRODUCTS = "three products"
 _SLOW, _FEW = 20, 2  # times the product of the logits; rounds of what takes longer
 _LEAST_MIB = 32  # the smallest of our own workspaces
-_PROBE = 256 * 2**20  # a workspace that ours uses whole, at heads that are large enough for others in between
 
 
 def compare(
@@ -81,7 +81,7 @@ class _Group:
                     if self.device.type == "cuda":
                         torch.cuda.empty_cache()  # for the other process
                     found += self.apart.prepare(case)
-                found += prepare(data, case, list(self.between(case, found)), self.device, known)
+                found += prepare(data, case, list(self.between(case, found, measured)), self.device, known)
             losses += found
         hidden, weight = data.hidden.detach(), data.weight.detach()
         product = hidden @ weight.T
@@ -103,25 +103,27 @@ class _Group:
                     row |= {"ms_low": f"{low:.3f}", "ms_high": f"{high:.3f}", "share": f"{share:.3f}"}
             yield row | entry.columns, turns if "ms" in row else []
 
-    def between(self, case: Case, entries: Sequence[Entry]) -> Iterator[Rival]:
-        """Yield ours with a little less memory than each of the others has, where that lies between our own points."""
+    def between(self, case: Case, entries: Sequence[Entry], chosen: Sequence[Rival]) -> Iterator[Rival]:
+        """Yield ours with the largest workspace within the memory of each of the others, unless its plan is measured.
+
+        ``chosen`` are what was measured, ours among them.
+        """
         peaks = {e.name: float(e.columns["peak_mib"]) for e in entries if e.columns.get("peak_mib")}
-        own = {name: peak for name, peak in peaks.items() if name.startswith("triton, ")}
-        most = own.get("triton, all kept")
-        if most is None:
+        if not any(is_ours(name) for name in peaks):
             return
-        probe = ours("", _PROBE).make(case)
-        peak = measure.peak_bytes(lambda: measure.step(probe, self.data, case), self.device)
-        self.data.hidden.grad = self.data.weight.grad = None
-        tile_mib = self.shape.n * 512 * self.data.hidden.element_size() / 2**20  # two tiles' columns
-        others = sorted({peak for name, peak in peaks.items() if name not in own and peak < most})
-        last = 0
-        for other in others:
-            size = int(other - tile_mib - ((peak or 0) - _PROBE) / 2**20)
-            least = DEFAULT_WORKSPACE_BYTES / 2**20 if other >= own.get("triton, default", 0.0) else _LEAST_MIB
-            if size > max(least, last + tile_mib):
-                yield ours(f"{size} MiB", size * 2**20)
-                last = size
+        from .own_peak import Plans, call_of, largest_workspace  # needs Triton
+
+        call, hidden = call_of(self.data, case), self.data.hidden
+        own = [rival.workspace_bytes for rival in chosen if is_ours(rival.name) and rival.name in peaks]
+        known = {Plans.of(replace(call, workspace_bytes=size)) for size in own if size is not None}
+        apart = hidden.shape[0] * 512 * hidden.element_size() / 2**20  # two tiles' columns
+        least = float(_LEAST_MIB)
+        for other in sorted({peak for name, peak in peaks.items() if not is_ours(name)}):
+            found = largest_workspace(call, int(other * 2**20))
+            if found is not None and found[0] >= least and found[1] not in known:
+                known.add(found[1])
+                least = found[0] + apart
+                yield ours(f"{found[0]} MiB", found[0] * 2**20)
 
     def time(self, entries: list[Entry]) -> list[list[Turn]]:
         """Times of each entry in each round, all behind the same work: some of the product, the first entry."""

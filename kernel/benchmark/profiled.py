@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .. import GradientTolerance, linear_cross_entropy
-from ..options import LossOptions
 from . import measure
 from .phases import DeviceEvent, PhaseTime, calls_of, phase_times
 from .problems import Data
@@ -66,23 +65,18 @@ class Profiled:
 
 def _planned(data: Data, workspace_bytes: int) -> tuple[float, float, int]:
     """Shares of the columns, over all tokens, that are kept and kept in bytes, and the chunks of tokens."""
-    from ..fused.arguments import Head, Scalars
-    from ..fused.call import LossCall
+    from .own_peak import Plans, call_of  # needs Triton
 
-    options = LossOptions(label_smoothing=Case().label_smoothing)
-    call = LossCall(Head(data.hidden, data.weight, None, data.target), Scalars.of(options), workspace_bytes)
+    chunk, plans = Plans.of(call_of(data, Case(), workspace_bytes))
     tokens, vocab_size = len(data.hidden), len(data.weight)
-    cut = call.chunks()
-    kinds = {"keep": True, "consumed": True, "weight_gradient": True}
-    plans = [call.plan(**kinds, tokens=cut.rows, sums=sums) for sums in (False, True)]
     kept = in_bytes = 0.0
-    for start in range(0, tokens, cut.rows):
-        share = min(cut.rows, tokens - start) / tokens
+    for start in range(0, tokens, chunk):
+        share = min(chunk, tokens - start) / tokens
         for run in plans[start > 0].kept:
             columns = share * (min(run.start + run.columns, vocab_size) - run.start) / vocab_size
             kept += columns
             in_bytes += columns if run.in_bytes else 0.0
-    return kept, in_bytes, -(-tokens // cut.rows)
+    return kept, in_bytes, -(-tokens // chunk)
 
 
 def record(run: Callable[[], object], before: Callable[[], object], calls: int) -> list[DeviceEvent]:

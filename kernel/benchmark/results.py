@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .problems import SHAPES
 
-__all__ = ["PRODUCTS", "Table", "Target", "is_ours", "read"]
+__all__ = ["PRODUCTS", "Beside", "Table", "Target", "is_ours", "read"]
 
 PRODUCTS = "three products"
 _OURS = re.compile(r"triton, (?:default|all kept|[\d.]+ [MG]iB)")
@@ -44,6 +44,26 @@ class Target:
         asked, measured = f"{sign} {self.asked:.4g}", f"{self.measured:.4g} {self.unit}".strip()
         line = f"{self.shape:16} {self.line:62} {asked:>9} {measured:>14}  {'met' if self.met else 'NOT MET'}"
         return f"{line}; {self.note}" if self.note else line
+
+
+class Beside(NamedTuple):
+    """A rival's setting, and our fastest workspace of at most its memory, or the leanest if none takes so little."""
+
+    name: str
+    smoothing: float  # of both
+    mib: float
+    time: float  # in t_mm
+    own_mib: float
+    own_time: float
+
+    @property
+    def met(self) -> bool:
+        """True if a workspace of ours is as lean and as fast."""
+        return self.own_mib <= self.mib and self.own_time <= self.time
+
+    def __str__(self) -> str:
+        point, own = (f"{mib:.0f} MiB, {time:.2f}" for mib, time in ((self.mib, self.time), self[-2:]))
+        return f"{self.name} ({point}; ours {own})"
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str | float, ...]:
@@ -102,20 +122,24 @@ class Table:
         """Return the time in t_mm of our fastest workspace that takes at most ``mib``, or None if there is none."""
         return min((time for peak, time in self.ours(shape, smoothing) if peak <= mib), default=None)
 
-    def ahead(self, shape: str) -> list[str] | None:
-        """Return the rivals that are ahead of ours, as the module says, or None if none was measured beside ours."""
+    def beside(self, shape: str) -> list[Beside]:
+        """Return every rival's settings, without smoothing where it has none."""
         smoothed, plain = self.points(shape, 0.1), self.points(shape, 0.0)
-        found, judged = [], 0
+        found = []
         for name, smoothing in {**dict.fromkeys(plain, 0.0), **dict.fromkeys(smoothed, 0.1)}.items():
             own = self.ours(shape, smoothing)
             if name.startswith(("triton", "chunked")) or not own:
                 continue
-            judged += 1
-            peak, time = (smoothed if smoothing else plain)[name]
-            best = self.within(shape, peak, smoothing)
-            if time < (own[0][1] if best is None else best):
-                found.append(f"{name} ({peak:.0f} MiB, {time:.2f})")
-        return found if judged else None
+            mib, time = (smoothed if smoothing else plain)[name]
+            within = [point for point in own if point[0] <= mib]
+            best = min(within, key=lambda point: point[1]) if within else own[0]
+            found.append(Beside(name, smoothing, mib, time, *best))
+        return found
+
+    def ahead(self, shape: str) -> list[Beside] | None:
+        """Return the rivals that are ahead of ours, as the module says, or None if none was measured beside ours."""
+        found = self.beside(shape)
+        return [beside for beside in found if beside.time < beside.own_time] if found else None
 
     def beyond(self, shape: str, implementation: str) -> float | None:
         """Return the peak memory in MiB beyond the output gradients, or None if it was not measured."""

@@ -35,6 +35,7 @@ _EXAMPLES = """
 examples:
   python -m kernel.benchmark.targets
   python -m kernel.benchmark.targets --table /tmp/kernel.csv --missed
+  python -m kernel.benchmark.targets --rivals
 """
 
 
@@ -123,7 +124,7 @@ def _errors(table: Table) -> Iterator[Target]:
 def _frontier(table: Table) -> Iterator[Target]:
     for shape in _JUDGED:
         ahead = table.ahead(shape)
-        note = "" if not ahead else "; ".join(ahead)
+        note = "" if not ahead else "; ".join(map(str, ahead))
         count = float("nan") if ahead is None else len(ahead)
         yield Target("rivals ahead of ours at their memory", shape, count, 0, note=note)
     for shape, mib, most in _WITHIN:
@@ -168,6 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, default=committed("kernel"), help="default: the committed kernel.csv")
     parser.add_argument("--first-call", type=Path, help="default: first_call.csv beside the table, where there is one")
     parser.add_argument("--missed", action="store_true", help="only the lines that are not met")
+    parser.add_argument(
+        "--rivals",
+        action="store_true",
+        help="instead, every setting of a rival, and whether a workspace of ours is as lean and as fast",
+    )
     given = parser.parse_args(arguments)
     return finish(lambda: _judge(given))
 
@@ -187,6 +193,9 @@ def _judge(given: argparse.Namespace) -> int:
         raise _no_table(given.table, "kernel.benchmark", error) from error
     if not found:
         raise ValueError(f"{given.table} must hold figures that were asked for, got none in {len(table.rows)} rows.")
+    if given.rivals:
+        _beside(table, given.missed)
+        return 0
     try:
         first = [] if first_call is None else list(targets(Table(()), read(first_call)))
     except (KeyError, TypeError, ValueError) as error:
@@ -198,6 +207,19 @@ def _judge(given: argparse.Namespace) -> int:
             print(target)
     print(f"{sum(t.met for t in found)} of {len(found)} met" + (f"; {left} not in the table" if left else ""))
     return 0
+
+
+def _beside(table: Table, missed: bool) -> None:
+    """Print a line for each setting of a rival, and how many have one of ours that is as lean and as fast."""
+    for shape in table.shapes:
+        found = table.beside(shape)
+        for beside in found:
+            if not (missed and beside.met):
+                said = "as lean and as fast" if beside.met else f"{beside.own_time / beside.time:.3f} of its time"
+                said = said if beside.own_mib <= beside.mib else f"takes more; {said}"
+                print(f"{shape:16} {beside}: {said}")
+        if found:
+            print(f"{shape:16} ours is as lean and as fast as {sum(b.met for b in found)} of {len(found)} settings")
 
 
 def _no_table(path: Path | None, maker: str, error: Exception) -> ValueError:

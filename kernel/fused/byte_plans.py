@@ -16,23 +16,32 @@ __all__ = ["decoded_strips", "in_bytes"]
 _SHARES = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of the workspace, for the strip in which bytes become dz
 
 
-def in_bytes(planner: Planner, budget: int) -> list[Plan]:
-    """Plans with columns in bytes, if any, for several widths of the strip in which they become dz."""
-    times, found = planner.times, list[Plan]()
+def in_bytes(planner: Planner, budget: int, most: float) -> list[Plan]:
+    """Plans with columns in bytes, if any, for several widths of the strip in which they become dz.
+
+    Those that cannot be as fast as ``most`` microseconds, or nearly as fast as the fastest, are left out.
+    """
+    times, found = planner.times, dict[tuple[int, tuple[KeptColumns, ...]], float]()
     if not (planner.keep and times.in_bytes):
-        return found
-    most = budget // (planner.n * planner.itemsize)
-    widths = sorted({times.width(most // share, "bytes") for share in _SHARES if most // share >= planner.tile})
+        return []
+    tiles = budget // (planner.n * planner.itemsize)
+    widths = sorted({times.width(tiles // share, "bytes") for share in _SHARES if tiles // share >= planner.tile})
     for width, whole_strips, under_dz in product(widths, (False, True), (False, True)):
         runs = _kept(planner, budget, width, whole_strips=whole_strips, under_dz=under_dz)
         whole = [run for run in runs if not run.in_bytes]  # whose rounding the first columns would show
-        if runs and all(run.start >= planner.first for run in whole):
-            strip = width
-            if planner.consumed:  # what bytes took in the workspace is free when the other strips begin
-                peaks = planner.byte_peaks * sum(run.columns for run in runs if run.in_bytes)
-                strip = planner.whole_tiles(budget - peaks)
-            found.append(planner.build(strip, runs, scaled_in_gradient=False, decoded=width))
-    return found
+        if runs and all(run.start >= planner.first for run in whole) and (width, runs) not in found:
+            found[width, runs] = planner.least_microseconds(runs)
+    plans: dict[tuple[int, tuple[KeptColumns, ...]], Plan] = {}
+    for width, runs in sorted(found, key=found.__getitem__):
+        if found[width, runs] > most:
+            break
+        strip = width
+        if planner.consumed:  # what bytes took in the workspace is free when the other strips begin
+            peaks = planner.byte_peaks * sum(run.columns for run in runs if run.in_bytes)
+            strip = planner.whole_tiles(budget - peaks)
+        plan = plans[width, runs] = planner.build(strip, runs, scaled_in_gradient=False, decoded=width)
+        most = min(most, planner.near(plan))
+    return [plans[key] for key in found if key in plans]
 
 
 def _kept(planner: Planner, budget: int, width: int, *, whole_strips: bool, under_dz: bool) -> tuple[KeptColumns, ...]:
@@ -97,15 +106,17 @@ def decoded_strips(planner: Planner, kept: tuple[KeptColumns, ...], width: int) 
     times, found = planner.times, list[Series]()
     for run in kept:
         if run.in_bytes and run.in_gradient:
-            found += [Series(run.start + i * run.width, run.width, 1, True, None) for i in reversed(range(run.number))]
+            found.append(Series(run.start, run.width, run.number, True, None, last_first=True))
         elif run.in_bytes:
             end, hidden_size = run.start + run.columns, planner.hidden_size
             after = run is kept[-1] or not kept[-1].in_bytes  # what the gradient held is used
             room = min(end * hidden_size // (planner.n + hidden_size), run.columns) if planner.memory and after else 0
             wide = times.width(room, "bytes") if room > width and planner.consumed else 0
-            while wide > width and end - wide >= run.start and (end - wide) * hidden_size >= planner.n * wide:
-                end -= wide
-                found.append(Series(end, wide, 1, True, 0))
+            if wide > width:
+                number = max(end - max(run.start, blocks(planner.n * wide, hidden_size)), 0) // wide
+                if number:
+                    end -= number * wide
+                    found.append(Series(end, wide, number, True, 0, last_first=True))
             limit = min(run.offset // planner.n, width) if planner.consumed else width
             equal = times.equal(run.start, end, limit, "bytes")
             found += [Series(start, padded, count, True, None) for start, padded, count in equal]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arguments import Head
+from .arguments import Head, Scalars
 from .call import LossCall, Needs
 from .chunk_sums import CodedSums
 from .compile_ahead import compile_ahead
@@ -16,7 +16,7 @@ from .run_backward import backward
 from .run_forward import ForwardResult, forward
 from .run_sparse import Sparse, SparseTiles, sparse_backward
 from .scale import scale
-from .schedule import every_kind
+from .schedule import Schedule, every_kind
 
 __all__ = ["compile_call", "every_launch"]
 
@@ -64,37 +64,51 @@ def every_launch(
     if not any(needs):
         forward(head, scalars, packed=False, return_statistics=return_statistics)
         return
-    few = LossCall(head, scalars, 0)
     table, programs = launch_table(hidden.device, hidden.dtype, hidden.shape[1]), processors(hidden.device)
     size = int(weight.shape[0]), int(weight.shape[1])
     kinds = {"keep": kind != "", "direct": kind == "softmax", "in_bytes": scalars.in_bytes(hidden.dtype)}
+    # One memory for the weight's gradient, the only one that is large whatever the tokens: a call holds it once, too.
+    gradient = weight.new_empty(weight.shape) if needs[1] else None
     for plan in every_kind(n, *size, **kinds, processors=programs, table=table):
-        held = few.held(plan)
-        found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics)
-        reduction = _NoReduction(hidden) if scalars.whole else None
-        if reduction is not None or found.statistics is not None:
-            held = held._replace(target_logit=found.target_logit)
-        gradients = backward(head, scalars, _upstream(found, None), plan, held, needs, reduction)
-        if chunks:
-            scale(gradients, found.token_loss[:1])
-            bias_sums = None if bias is None else bias.new_zeros(bias.shape, dtype=torch.float32)
-            codes = None
-            if weight.element_size() == 2:
-                codes = CodedSums.of(hidden, found.token_loss, head.target, scalars.ignore_index)
-            assert found.packed is not None
-            into = Destination(found.packed, gradients[0], gradients[1], bias_sums, {}, codes=codes)
-            for accumulate in (True,) if codes is None else (False, True):
-                into = into._replace(accumulate=accumulate)
-                backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)
-        if found.statistics is not None:
-            backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)
+        _launches(LossCall(head, scalars, 0), plan, gradient, needs, return_statistics, chunks)
+    del gradient
     if sparse:  # never of a slice of a head, whose gradients are exact
-        sums = SparseTiles.memory(head)
-        found = forward(head, scalars, packed=True, return_statistics=return_statistics, tile_sums=sums)
-        tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)
-        for statistics in (None, found.statistics):
-            upstream = _upstream(found, statistics)
-            sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), 0, needs, 0.5)
+        _sparse_launches(head, scalars, needs, return_statistics)
+
+
+def _launches(
+    call: LossCall, plan: Schedule, gradient: Tensor | None, needs: Needs, return_statistics: bool, chunks: bool
+) -> None:
+    """Go through those of one plan; in a function of its own, so that what it holds is free before the next."""
+    head, scalars = call.head, call.scalars
+    held = call.held(plan, gradient=gradient)
+    found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics)
+    reduction = _NoReduction(head.hidden) if scalars.whole else None
+    if reduction is not None or found.statistics is not None:
+        held = held._replace(target_logit=found.target_logit)
+    gradients = backward(head, scalars, _upstream(found, None), plan, held, needs, reduction)
+    if chunks:
+        scale(gradients, found.token_loss[:1])
+        bias_sums = None if head.bias is None else head.bias.new_zeros(head.bias.shape, dtype=torch.float32)
+        codes = None
+        if head.weight.element_size() == 2:
+            codes = CodedSums.of(head.hidden, found.token_loss, head.target, scalars.ignore_index)
+        assert found.packed is not None
+        into = Destination(found.packed, gradients[0], gradients[1], bias_sums, {}, codes=codes)
+        for accumulate in (True,) if codes is None else (False, True):
+            into = into._replace(accumulate=accumulate)
+            backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)
+    if found.statistics is not None:
+        backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)
+
+
+def _sparse_launches(head: Head, scalars: Scalars, needs: Needs, return_statistics: bool) -> None:
+    sums = SparseTiles.memory(head)
+    found = forward(head, scalars, packed=True, return_statistics=return_statistics, tile_sums=sums)
+    tiles = SparseTiles.finish(sums, head, found.lse, found.rows.number, 0.5)
+    for statistics in (None, found.statistics):
+        upstream = _upstream(found, statistics)
+        sparse_backward(head, scalars, upstream, tiles, Sparse(0.5, None), 0, needs, 0.5)
 
 
 class _NoReduction:

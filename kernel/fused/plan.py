@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,6 +58,12 @@ class Series(NamedTuple):
     number: int
     kept: bool
     offset: int | None
+    last_first: bool = False
+
+    def starts(self) -> Sequence[int]:
+        """The first column of each strip, in the order in which they are done."""
+        found = range(self.start, self.start + self.number * self.padded, self.padded)
+        return found[::-1] if self.last_first else found
 
 
 class Plan(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from .byte_plans import decoded_strips, in_bytes
@@ -14,14 +14,17 @@ from .strip_times import StripTimes
 __all__ = ["Planner"]
 
 _NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in the gradient's memory
-_LEANER = 1.01  # times the fastest: what less memory may cost where all columns are kept
+# Of the plans that a budget holds, those of nearly the least time are ranked by the call's memory, too: a percent of
+# the time is worth five of it.
+_NEAR, _MEMORY = 1.01, 1 / 5
 
 
 class _InGradient(NamedTuple):
-    """Strips in the gradient's memory, the columns that fitted at each (negative: rising), times up to each."""
+    """Strips in the gradient's memory, the columns that fitted at each (negative: rising), where and when it begins."""
 
     limits: list[int]
     series: list[Series]
+    starts: list[int]
     times: list[float]
 
 
@@ -56,55 +59,96 @@ class Planner:
         self.n, self.hidden_size, self.tile, self.vocab = times.n, times.hidden_size, times.tile, times.vocab
         self.block = times.table.logit_gradient.rows
         self.memory = vocab_size * self.hidden_size if times.weight_gradient and not sums else 0
+        # Bytes that every plan takes: of both gradients and of float32 sums of the input's.
+        weight = vocab_size if times.weight_gradient else 0
+        self.fixed = self.hidden_size * (itemsize * (weight + self.n) + 4 * self.n)
         # Hidden states scaled for kept columns that enter the products as they are, at the gradient's beginning.
         scaled = self.n * self.hidden_size if times.direct and times.weight_gradient else 0
         self.base = blocks(scaled, ALIGN) * ALIGN
         self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
         self.byte_peaks = blocks(4 * self.n * peak_rows(self.tile), self.tile)  # the same of a column in bytes
         places = (False,) if scaled and sums else (True, False) if scaled else (True,)  # of the scaled hidden states
+        self.runs = {inside: list(dict.fromkeys(self.strips(inside))) for inside in places}
         self.stacks = {inside: self.stack(inside) for inside in places}
         self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
 
     def plan(self, budget: int) -> Plan:
         """The plan for ``budget`` bytes outside the gradients; with a strip of one tile if they are fewer."""
-        by_themselves = self.consumed or self.times.direct  # no dz takes memory beside kept columns, if all are kept
-        if by_themselves and self.keep and not self.first and (everything := self.everything(budget)):
-            return everything
-        kept, scaled_in_gradient = self.kept(budget)
-        whole = sum(run.columns for run in kept) == self.vocab
-        if self.consumed or (by_themselves and whole):
-            spare = budget - (0 if scaled_in_gradient else self.base * self.itemsize)
-            plans = [self.build(self.whole_tiles(spare), kept, scaled_in_gradient=scaled_in_gradient)]
-            return plans[0] if whole else min([*plans, *in_bytes(self, budget)], key=lambda plan: plan.time)
-        plans = []
+        # No dz takes memory beside columns kept as they enter the products, or where columns were kept.
+        plans = list(self.everything(budget)) if self.consumed or self.times.direct else []
+        if self.consumed:
+            plans += self.beside(budget)
+        elif not plans:
+            plans += self.apart(budget)
+        most = min(map(self.near, plans))
+        if all(plan.columns < self.vocab for plan in plans):
+            plans += in_bytes(self, budget, most)
+            most = min(map(self.near, plans))
+        return self.best([plan for plan in plans if self.microseconds(plan) <= most])
+
+    def best(self, plans: Sequence[Plan]) -> Plan:
+        """The first of those whose time times a power of the call's memory is the least."""
+        return min(plans, key=lambda plan: self.microseconds(plan) * (self.fixed + self.bytes(plan)) ** _MEMORY)
+
+    def near(self, plan: Plan) -> float:
+        """The most time that one of as little memory as may be may take beside it."""
+        return _NEAR * self.microseconds(plan)
+
+    def microseconds(self, plan: Plan) -> float:
+        """Modelled time of forward and backward."""
+        return plan.time + self.beyond(plan.kept)
+
+    def beyond(self, kept: tuple[KeptColumns, ...]) -> float:
+        """Modelled time of the forward, and of what columns in both memories take longer."""
+        times, memories = self.times, max(len({run.in_gradient for run in kept}), 1)
+        time = times.forward + times.run * (memories - 1)
+        return time + sum((times.stored + (times.encoded if run.in_bytes else 0)) * run.columns for run in kept)
+
+    def least_microseconds(self, kept: tuple[KeptColumns, ...]) -> float:
+        """What forward and backward take at least with columns kept so."""
+        columns, time = sum(run.columns for run in kept), self.beyond(kept) + self.as_they_are(kept)
+        for run in kept:
+            if run.in_bytes:
+                in_strips = run.number * self.times.microseconds(run.width, "bytes")
+                time += in_strips if run.in_gradient else self.times.each("bytes") * run.columns
+        return time + self.times.each(False) * (self.vocab - columns)
+
+    def bytes(self, plan: Plan) -> int:
+        """What a plan takes outside the gradients, with the peaks of columns in bytes."""
+        return self.itemsize * plan.memory + self.byte_peaks * sum(run.columns for run in plan.kept if run.in_bytes)
+
+    def beside(self, budget: int) -> Iterator[Plan]:
+        """Plans with the most columns in both memories, for each place of the scaled hidden states."""
+        for kept, inside in self.kept(budget):
+            spare = budget - (0 if inside else self.base * self.itemsize)
+            yield self.build(self.whole_tiles(spare), kept, scaled_in_gradient=inside)
+
+    def apart(self, budget: int) -> Iterator[Plan]:
+        """Plans for a backward that may not write where columns are kept: dz takes memory beside them."""
         most = self.whole_tiles(budget)
         for width in sorted({max(most // share // self.tile * self.tile, self.tile) for share in (1, 2, 4, 8, 16, 32)}):
-            plans.append(self.build(width, ()))
-            kept, scaled_in_gradient = self.kept(budget - self.n * width * self.itemsize)
-            if kept:  # dz takes memory beside them
-                plans.append(self.build(width, kept, scaled_in_gradient=scaled_in_gradient))
-        return min([*plans, *in_bytes(self, budget)], key=lambda plan: plan.time)
+            yield self.build(width, ())
+            for kept, inside in self.kept(budget - self.n * width * self.itemsize):
+                if kept:
+                    yield self.build(width, kept, scaled_in_gradient=inside)
 
     def as_they_are(self, kept: tuple[KeptColumns, ...]) -> float:
         """The time of those that are not in bytes."""
         return sum(self.times.kept(run.width, run.number) for run in kept if not run.in_bytes)
 
-    def everything(self, budget: int) -> Plan | None:
-        """All columns kept, if ``budget`` holds them.
+    def everything(self, budget: int) -> Iterator[Plan]:
+        """Plans with all columns kept, if ``budget`` holds them.
 
-        In one piece, in the workspace, they take the fewest launches; with some in the gradient's memory less memory,
-        which is preferred where it costs a percent at most.
+        In one piece, in the workspace, they take the fewest launches; with some in the gradient's memory less memory.
         """
-        column, places = self.n * self.itemsize, [(False, None), *((i, r) for i in self.stacks for r in self.strips(i))]
-        found: list[tuple[float, Plan]] = []
+        if not self.keep or self.first:
+            return
+        places = [(False, None), *((inside, run) for inside in self.runs for run in self.runs[inside])]
         for inside, run in places:
             end = self.vocab if run is None else run.start
-            if not self.least_start(inside) and column * end + self.peaks * self.vocab <= budget:
+            if not self.least_start(inside) and self.n * self.itemsize * end + self.peaks * self.vocab <= budget:
                 kept = KeptColumns(0, end, 1, False)
-                plan = self.build(0, (kept,) if run is None else (run, kept), scaled_in_gradient=inside)
-                found.append((plan.time + (0 if run is None else self.times.run), plan))
-        most = _LEANER * min((time for time, _ in found), default=0.0)
-        return min((plan for time, plan in found if time <= most), key=lambda p: p.memory * p.time, default=None)
+                yield self.build(0, (kept,) if run is None else (run, kept), scaled_in_gradient=inside)
 
     def least_start(self, inside: bool) -> int:
         """The first column that may be kept, if the scaled hidden states are in the gradient, which it then spares.
@@ -117,14 +161,11 @@ class Planner:
         """Columns of dz in ``size`` bytes, at least one tile."""
         return max(size // (self.n * self.itemsize) // self.tile, 1) * self.tile
 
-    def kept(self, budget: int) -> tuple[tuple[KeptColumns, ...], bool]:
-        """The most columns for ``budget`` bytes outside the gradient; whether the scaled hidden states are in it."""
-        best: tuple[KeptColumns, ...] = ()
-        most, scaled_in_gradient = 0.0, True
-        if not self.keep or budget < 0:
-            return best, True
+    def kept(self, budget: int) -> Iterator[tuple[tuple[KeptColumns, ...], bool]]:
+        """The most columns for ``budget`` bytes outside the gradient, by whether the scaled hidden states are in it."""
+        found = False
         tile_bytes = self.n * self.itemsize * self.tile
-        for inside, stack in self.stacks.items():
+        for inside, stack in self.stacks.items() if self.keep and budget >= 0 else ():
             least = self.least_start(inside)
             end = self.vocab if stack is None else stack.start
             spare = max(budget - self.peaks * (self.vocab - end), 0)
@@ -136,21 +177,19 @@ class Planner:
                 columns = min(spare // tile_bytes * self.tile, max(end - least, 0))
             if (self.times.saved - self.times.stored) * columns < self.least:
                 columns = 0
-            found = () if stack is None else (stack,)
-            found += (KeptColumns(end - columns, columns, 1, False),) if columns else ()
-            total: float = self.vocab - end + columns
-            if not (inside or columns or any(not run.in_gradient for run in best)):
-                total -= self.base / self.n  # it takes that many columns from the strips of dz, whose memory this is
-            if end >= least and total > most:
-                best, most, scaled_in_gradient = found, total, inside
-        return best, scaled_in_gradient
+            runs = () if stack is None else (stack,)
+            runs += (KeptColumns(end - columns, columns, 1, False),) if columns else ()
+            if end >= least:
+                found = True
+                yield runs, inside or not runs
+        if not found:
+            yield (), True
 
     def stack(self, inside: bool) -> KeptColumns | None:
         """Of :meth:`strips` those that save the most time; None if none do."""
         best, least = None, -self.least
-        widest = self.times.width(self.vocab, False)
-        each = self.times.microseconds(widest, False) / widest  # of a column that is not kept
-        for run in self.strips(inside):
+        each = self.times.each(False)  # of a column that is not kept
+        for run in self.runs[inside]:
             time = self.times.kept(run.width, run.number) - each * run.columns
             if time < least:
                 best, least = run, time
@@ -194,10 +233,10 @@ class Planner:
             for start, padded, count in self.times.equal(boundary, self.vocab, max(room, width), True):
                 kept_strips.append(Series(start, padded, count, True, 0 if padded <= room else None))
                 time += count * self.times.microseconds(padded, True)
-        first = self.in_gradient(boundary, unwritten)
+        first = self.in_gradient(boundary, unwritten, width)
         # While more fits the gradient's memory than the workspace; then strips alike, the early ones still in there.
         number = bisect_left(first.limits, -width)
-        start = first.series[number - 1].start + first.series[number - 1].padded if number else 0
+        start = first.starts[number]
         tail: list[Series] = []
         for begin, padded, count in self.times.equal(start, boundary, width, False):
             last = (unwritten - ALIGN - padded * (self.n + self.hidden_size)) // self.hidden_size if unwritten else -1
@@ -215,27 +254,30 @@ class Planner:
             memory += self.base
         return Plan(time, memory, workspace, held, kept, scaled_in_gradient, series)
 
-    def in_gradient(self, boundary: int, unwritten: int) -> _InGradient:
+    def in_gradient(self, boundary: int, unwritten: int, width: int) -> _InGradient:
         """Strips from the first row on whose dz fits behind the rows that they write themselves, each of its own width.
 
         Args:
             boundary: Where they end, in whole tiles.
             unwritten: Elements of the gradient's memory that they may use.
+            width: Columns that fit the workspace: strips are made while more fit here.
         """
-        if boundary not in self.prefixes:
-            found = _InGradient([], [], [0.0])
-            start, each = 0, self.n + self.hidden_size
-            while start < boundary:
-                limit = (unwritten - ALIGN - start * self.hidden_size) // each // self.tile * self.tile
-                if limit <= self.tile:  # the workspace holds one tile at least
-                    break
-                padded = min(self.times.width(limit, False), boundary - start)
-                found.limits.append(-limit)
-                found.series.append(Series(start, padded, 1, False, self.offset(unwritten, padded)))
-                found.times.append(found.times[-1] + self.times.microseconds(padded, False))
-                start += padded
-            self.prefixes[boundary] = found
-        return self.prefixes[boundary]
+        found = self.prefixes.get(boundary)
+        if found is None:
+            found = self.prefixes[boundary] = _InGradient([], [], [0], [0.0])
+        start, time, each = found.starts[-1], found.times[-1], self.n + self.hidden_size
+        while start < boundary:
+            limit = (unwritten - ALIGN - start * self.hidden_size) // each // self.tile * self.tile
+            if limit <= max(self.tile, width):  # the workspace holds one tile at least
+                break
+            padded = min(self.times.width(limit, False), boundary - start)
+            found.limits.append(-limit)
+            found.series.append(Series(start, padded, 1, False, self.offset(unwritten, padded)))
+            start += padded
+            time += self.times.microseconds(padded, False)
+            found.starts.append(start)
+            found.times.append(time)
+        return found
 
     def offset(self, unwritten: int, padded: int) -> int:
         """Place of a strip's dz at the end of the gradient's unwritten memory."""

@@ -8,8 +8,8 @@ nothing. With many strips that is a share of D / N of the columns, or all but on
 in peak memory. The columns before them lie in the workspace. Once they are used the other strips begin: a strip of dz
 (N x columns) goes to the end of what is not yet written of the gradient while it fits there, else to the workspace,
 where kept columns are no longer needed. Where all columns fit the workspace they may lie there alone, in one piece:
-that takes the fewest launches, and is done where it saves more than a percent of the backward's time. Large heads keep
-some in the gradient's memory with any budget, and so take less than they may. Each kept column saves the backward one
+that takes the fewest launches, and is done where it saves more than a percent of the time. Large heads keep some in the
+gradient's memory with any budget, and so take less than they may. Each kept column saves the backward one
 product: the operations fall from 8 N V D to 6 N V D as the share kept goes to one. The last columns are the rare words
 of most vocabularies: what keeping costs in accuracy costs least there.
 
@@ -27,7 +27,6 @@ holds kept columns, and dz takes memory beside them.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -42,12 +41,11 @@ __all__ = ["DEFAULT_WORKSPACE_BYTES", "Schedule", "Strip", "every_kind", "schedu
 DEFAULT_WORKSPACE_BYTES = 128 * 2**20
 
 _WORTHWHILE = 4  # tiles of logits: to keep fewer saves no time, and their rounding errors may all point one way
-# A budget up to the default is one that nobody may have chosen. Of it only what saves a percent of the backward's time
-# is used, and what pays for its launches, of which there are as many where most tokens are ignored. The first columns,
-# the frequent words of most vocabularies, are computed anew: in half precision a kept probability costs some accuracy,
-# which in these rows of the head would be seen in the whole. And nothing is kept in bytes, whose steps are all that is
-# seen of a gradient near a smoothed optimum.
-_NEAR = 1.01
+# A budget up to the default is one that nobody may have chosen. Of it only what pays is used, and what pays for its
+# launches, of which there are as many where most tokens are ignored. The first columns, the frequent words of most
+# vocabularies, are computed anew: in half precision a kept probability costs some accuracy, which in these rows of the
+# head would be seen in the whole. And nothing is kept in bytes, whose steps are all that is seen of a gradient near a
+# smoothed optimum.
 _RECOMPUTED = 16  # one in so many columns
 _SIZES = (4, 5, 6, 7)  # of workspaces that are tried, in quarters of a tile of dz, times powers of two
 
@@ -111,9 +109,8 @@ def schedule(
 ) -> Schedule:
     """Choose strips and kept columns for a budget; one strip of one tile is used even where the budget is smaller.
 
-    Where the backward may write where columns are kept, a larger budget never keeps fewer in the inputs' own size. In
-    bytes it may keep more columns and be slower, so that the time decides, which a larger budget never raises by more
-    than a few percent: rounds of tiles do not fit all widths alike.
+    Time and memory decide (:meth:`.planner.Planner.best`). By the model a larger budget never raises the time by more
+    than two percent: rounds of tiles do not fit all widths alike.
 
     Args:
         n: Tokens N.
@@ -142,17 +139,11 @@ def schedule(
 
 
 def _smaller(whole: Plan, planner: Planner, workspace_bytes: int) -> Plan:
-    """The smallest plan that is nearly as fast as the budget allows, where ``whole`` uses all of it."""
-    times, tile_bytes = planner.times, planner.n * planner.itemsize * planner.tile
-    # Smaller workspaces, and the next larger one, beside which the time of this one is judged.
+    """The best plan of smaller workspaces and of all of this one, which ``whole`` uses."""
+    tile_bytes = planner.n * planner.itemsize * planner.tile
     tiles = workspace_bytes // tile_bytes
     sizes = sorted({size << shift >> 2 for shift in range(tiles.bit_length() + 1) for size in _SIZES})
-    sizes = sizes[: bisect_right(sizes, tiles) + 1]
-    plans = [planner.plan(tile_bytes * size) for size in sizes]
-    # What this workspace would take if columns beyond those of the best plan were kept without any loss to rounds of
-    # tiles. It falls with the workspace: a plan that is left behind once stays so, and with it what it kept.
-    ideal = min(plan.time + times.saved * plan.columns for plan in plans) - times.saved * whole.columns
-    return next((plan for plan in plans[:-1] if plan.time <= _NEAR * ideal), whole)
+    return planner.best([*(planner.plan(tile_bytes * size) for size in sizes if size < tiles), whole])
 
 
 def every_kind(
@@ -184,9 +175,7 @@ def every_kind(
 
 def _listed(plan: Plan, planner: Planner) -> Schedule:
     """A plan with its strips listed, those at the vocabulary's end clipped, each told the run it belongs to."""
-    strips: list[tuple[int, Series]] = [
-        (start, s) for s in plan.series for start in range(s.start, s.start + s.number * s.padded, s.padded)
-    ]
+    strips: list[tuple[int, Series]] = [(start, s) for s in plan.series for start in s.starts()]
     vocab_size = planner.vocab_size
 
     def run(item: tuple[int, Series]) -> tuple[int, int | None, int]:

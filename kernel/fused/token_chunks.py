@@ -35,13 +35,12 @@ _MOST_CHUNKS = 32
 _TRIED, _APART = 4, 0.05  # sizes of a chunk that are planned, and how far one is from the next at least
 _WORTHWHILE = 0.97  # of the time in one chunk
 # Microseconds of a chunk apart from its tiles (launches, last rounds); bytes of the head's gradient read or written in
-# one; microseconds of the forward for a token and column that it keeps in a byte; bytes of float32 sums of the input's
-# gradient moved in one, of those beyond the L2 cache. Fitted to 39 budgets and sizes of a chunk at four heads on an
-# H200, whose times were 1.05 to 1.19 times what the model says, 1.10 in the mean.
-_CHUNK, _BYTES_SUMMED, _ENCODED, _BYTES_ADDED, _CACHE = 110.0, 2.6e6, 0.6e-6, 2.5e6, 5.0e7
+# one; microseconds of the forward for a token and column that it keeps in a byte. Fitted to 39 budgets and sizes of a
+# chunk at four heads on an H200, whose times were 1.05 to 1.19 times what the model says, 1.10 in the mean.
+_CHUNK, _BYTES_SUMMED, _ENCODED = 110.0, 2.6e6, 0.6e-6
 # Microseconds that the host takes to launch a chunk, and a strip of it: of a training loop the slower of both counts.
 _HOST_CHUNK, _HOST_STRIP = 1000.0, 150.0
-_STEP_WEIGHT, _STEP_INPUT, _STRIP = 0.67, 0.70, 25.0  # as in strip_times
+_STEP_WEIGHT, _STEP_INPUT, _STRIP = 0.70, 0.66, 30.0  # as in strip_times
 _LISTED = 40  # sizes of a chunk that are modelled
 _STRIP_SHARE = 8  # of the memory, for the strip in which bytes become dz
 _STEP_TOKENS = 4  # tiles of tokens: numbers of them with the same chunks
@@ -159,8 +158,6 @@ class _Search:
         coded = _in_bytes(found)
         time = found.microseconds + self.input_gradient(rows) - _STEP_INPUT * size * modelled
         time += rows * (KEPT * (found.columns - coded) + _ENCODED * coded)
-        beyond = max(4 * rows * self.hidden_size - _CACHE, 0.0)  # each strip adds to all
-        time += 2 * beyond / _BYTES_ADDED * (len(found.strips) + bool(found.kept))
         return time + self.times.saved * self.times.vocab * rows / self.n
 
     def gain(self, found: Schedule) -> float:

@@ -12,18 +12,22 @@ from functools import partial
 import apart_rivals
 import pytest
 import torch
-from helpers import refused, write_csv
+from helpers import Peak, free_launches, refused, write_csv
 
 import kernel.benchmark.__main__ as comparison
-from kernel.benchmark import compare, first_call, head_statistics, measure, targets
+from kernel.benchmark import compare, first_call, head_statistics, measure, own_peak, targets
 from kernel.benchmark.__main__ import COLUMNS, main
 from kernel.benchmark.apart import Apart
 from kernel.benchmark.compare import GROUPS
 from kernel.benchmark.cute_rivals import cute_rivals
 from kernel.benchmark.prepare import Entry
-from kernel.benchmark.problems import Shape, make_data
-from kernel.benchmark.rivals import VARIANTS, Case, rivals
+from kernel.benchmark.problems import Data, Shape, make_data
+from kernel.benchmark.rivals import VARIANTS, Case, Rival, ours, rivals
+from kernel.fused import launch
+from kernel.fused.compile_ahead import _record
 from kernel.fused.launch import launch_table, set_launch_table
+from kernel.fused.schedule import schedule
+from kernel.fused.token_chunks import Chunks
 
 SHAPE = Shape("small", 64, 300, 32)
 
@@ -257,6 +261,21 @@ def test_targets_command(tmp_path, capsys):
     assert lines[1] == "31 of 32 met; 17 not in the table"
 
 
+def test_targets_say_of_each_rival_whether_one_of_ours_is_as_lean_and_as_fast(tmp_path, capsys):
+    write_csv(tmp_path / "kernel.csv", _table(row5__ms="30.9", row6__ms="90", row6__peak_mib="1000"))
+    command = ["--table", str(tmp_path / "kernel.csv"), "--rivals"]
+    assert targets.main(command) == 0
+    assert targets.main([*command, "--missed"]) == 0
+    lines = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()]
+    exact = "cut-cross-entropy, exact (1200 MiB, 10.00; ours 1200 MiB, 3.10): as lean and as fast"
+    missed = [
+        "torch.compile (5000 MiB, 3.09; ours 1200 MiB, 3.10): 1.003 of its time",
+        "Liger-Kernel (1000 MiB, 9.00; ours 1200 MiB, 3.10): takes more; 0.344 of its time",
+    ]
+    counted = "ours is as lean and as fast as 1 of 3 settings"
+    assert lines == [exact, *missed, counted, *missed, counted]
+
+
 @pytest.mark.parametrize("softcap", [None, 30.0])
 def test_rivals_compute_the_same_loss(data, softcap):
     case = Case(label_smoothing=0.1, softcap=softcap)
@@ -346,27 +365,66 @@ def test_what_runs_in_a_process_of_its_own_takes_its_turns():
         other.close()
 
 
-def test_ours_is_measured_below_the_memory_of_each_rival(data, monkeypatch):
-    own, base = {"triton, default": 1300.0, "triton, 1 GiB": 2274.8, "triton, all kept": 4231.0}, 1250.8
-    others = {
-        "lean": 1297.0,
-        "as default": 1301.0,
-        "eager": 12000.0,
-        "Liger": 1223.5,
-        "four": 1411.0,
-        "sixteen": 2161.1,
-        "again": 2161.5,
-        "float32": 3411.0,
+@pytest.fixture
+def on_hopper(monkeypatch):
+    """Plans are those of an H200, of whatever device the tensors are."""
+    for name in ("kernel.fused.call", "kernel.benchmark.own_peak"):
+        monkeypatch.setattr(f"{name}.launch_table", lambda *sizes: launch._fitting("hopper", 2, *sizes[2:3] or (None,)))
+        monkeypatch.setattr(f"{name}.processors", lambda device: 132)
+
+
+@pytest.mark.usefixtures("on_hopper")
+def test_ours_is_measured_below_the_memory_of_each_rival():
+    n, v, d = 8192, 256000, 2304
+    tensors = {
+        "hidden": torch.empty(n, d, dtype=torch.bfloat16, device="meta"),
+        "target": torch.empty(n, device="meta"),
     }
-    entries = [Entry(Case(), name, columns={"peak_mib": f"{mib}"}) for name, mib in (own | others).items()]
+    large = Data(weight=torch.empty(v, d, dtype=torch.bfloat16, device="meta"), **tensors)
+    names = {"triton, default": 2**27, "triton, 1 GiB": 2**30, "triton, all kept": 2 * n * (v + 20000) * 2}
+    own = {name: own_peak.Plans.of(own_peak.call_of(large, Case(), size)) for name, size in names.items()}
+    call = own_peak.call_of(large, Case())
+    peaks = {name: (plans.peak_bytes(call) + 2**20) / 2**20 for name, plans in own.items()}
+    assert peaks["triton, default"] < 1300 < 2161 < peaks["triton, 1 GiB"] < 3411 < peaks["triton, all kept"] < 4205
+    others = {"lean": 1223.5, "as default": 1299.0, "four": 1411.0, "sixteen": 2161.1, "again": 2161.5}
+    others |= {"float32": 3411.0, "as all kept": 4210.0, "eager": 12000.0}
+    entries = [Entry(Case(), name, columns={"peak_mib": f"{mib}"}) for name, mib in (peaks | others).items()]
     entries.append(Entry(Case(), "refuses", columns={"skipped": "it does"}))
-    monkeypatch.setattr(measure, "peak_bytes", lambda *_: round((base + 256) * 2**20))
-    group = compare._Group(replace(SHAPE, n=8192), replace(data, hidden=data.hidden.detach().bfloat16()), 1)
-    found = list(group.between(Case(), entries))
-    assert [r.name for r in found] == ["triton, 38 MiB", "triton, 152 MiB", "triton, 902 MiB", "triton, 2152 MiB"]
-    for rival, mib in zip(found, (1297.0, 1411.0, 2161.1, 3411.0), strict=True):
-        assert mib - 12 < base + (rival.workspace_bytes or 0) / 2**20 < mib
-    assert list(group.between(Case(), entries[3:])) == [], "ours is not among them"
+    chosen = [Rival(name, lambda case: len, lambda *_: None, size) for name, size in names.items()]
+    group = compare._Group(replace(SHAPE, n=n), large, 1)
+    found = list(group.between(Case(), entries, chosen))
+    within = [1411.0, 2161.1, 3411.0]
+    assert len(found) == len(within), [rival.name for rival in found]
+    for rival, mib in zip(found, within, strict=True):
+        size = rival.workspace_bytes
+        assert rival.name == f"triton, {size >> 20} MiB"
+        peak = own_peak.Plans.of(own_peak.call_of(large, Case(), size)).peak_bytes(call)
+        assert 0.94 * mib < (peak + own_peak.APART_BYTES) / 2**20 <= mib
+    assert list(group.between(Case(), entries[3:], chosen)) == [], "ours is not among them"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [512, 176], ids=["at once", "in chunks"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 2.0])
+def test_our_peak_is_what_plans_say(share, rows, dtype, monkeypatch):
+    """Launches are noted down alone, at a size where what plans do not count is small."""
+    monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
+    monkeypatch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", 0)
+    monkeypatch.setattr("kernel.fused.call.token_chunks", lambda *_, **__: Chunks(rows))
+    n, v, d = 512, 20000, 128
+    leaves = [torch.zeros(size, d, dtype=dtype).requires_grad_() for size in (n, v)]
+    data, case = Data(*leaves, torch.zeros(n, dtype=torch.int64)), Case()
+    size = int(share * n * v * dtype.itemsize)
+    schedule.cache_clear()
+    with free_launches():
+        call = own_peak.call_of(data, case, size)
+        plans = own_peak.Plans.of(call)
+        with Peak() as measured:
+            _record(lambda: measure.step(ours("here", size).make(case), data, case))
+    schedule.cache_clear()
+    assert len(plans.plans) == (1 if rows == n else 2)
+    least = plans.peak_bytes(call)
+    assert 0 <= measured.bytes - least < 0.02 * least
 
 
 def test_what_is_slow_is_timed_in_two_rounds(data, monkeypatch):

@@ -150,9 +150,10 @@ def test_columns_under_dz_and_strips_that_the_gradient_holds_wider(plans, monkey
 
     def wide(*sizes):
         found = [p for p in made(*sizes) if any(s.kept and s.offset == 0 for s in p.series)]
-        return [p._replace(time=-1.0) for p in found if len(p.kept) == 3]
+        return [p._replace(time=0.0) for p in found if len(p.kept) == 3]
 
     monkeypatch.setattr(planner, "in_bytes", wide)
+    monkeypatch.setattr(planner.Planner, "near", lambda *_: float("inf"))  # else slow ones are not made
     args = problem(48, 990, 12, ignored=0.2, bias=True, seed=2).to(torch.float16)
     exact = value_and_gradients(eager, args.to(torch.float64), label_smoothing=0.1)
     got = value_and_gradients(ours, args, workspace_bytes=19_200, label_smoothing=0.1)

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import free_launches
+from helpers import Peak, free_launches
 
 from kernel import head_statistics, linear_cross_entropy
 from kernel.fused.launch import interpreted
@@ -336,6 +336,35 @@ def test_chunks_of_tokens_compile_nothing_new(kind, monkeypatch):
         assert not found - known, (n, workspace_bytes, rows)
         names |= {name for name, _ in found}
     assert {"_scale_kernel", "weight_gradient_kernel", "bias_gradient_kernel"} <= names
+
+
+@pytest.mark.parametrize("kind", ["plain", "everything, bfloat16", "smoothed, bfloat16"])
+@pytest.mark.parametrize("form", ["loss", "statistics", "chunks", "sparse"])
+def test_a_first_call_takes_no_more_memory_than_later_ones(form, kind, monkeypatch):
+    """What it goes through to compile holds one gradient of the head at a time, as every call does."""
+    options, dtype = KINDS[kind]
+    monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
+    n, v, d = 512, 20_000, 64
+    hidden, target = torch.zeros(n, d, dtype=dtype), torch.zeros(n, dtype=torch.int64)
+    weight, bias = torch.zeros(v, d, dtype=dtype), None if form == "sparse" else torch.zeros(v, dtype=dtype)
+    first = calls.LossCall(
+        arguments_of.Head(hidden, weight, bias, target), arguments_of.Scalars.of(LossOptions(**options)), 0
+    )
+    forms = {"return_statistics": form == "statistics", "sparse": form == "sparse", "chunks": form == "chunks"}
+    with Peak() as ahead, torch.no_grad():
+        compile_ahead._record(lambda: compile_call.every_launch(first, (True, True, form != "sparse"), **forms))
+
+    def later():
+        leaves = [t.requires_grad_() for t in (hidden, weight)]
+        how = {"implementation": "triton", "linear_bias": bias, "return_statistics": form == "statistics"}
+        found = linear_cross_entropy(*leaves, target, **how, **options)
+        (found[0] if form == "statistics" else found).backward()
+
+    with Peak() as afterwards:
+        compile_ahead._record(later)
+    gradient = weight.numel() * weight.element_size()
+    assert gradient < ahead.bytes < 2 * gradient
+    assert ahead.bytes <= afterwards.bytes
 
 
 REDUCTIONS = {

@@ -177,8 +177,8 @@ def overwrites_nothing_in_use(found, n, v, d, workspace_bytes, table, in_gradien
 
 def test_bytes_lie_under_dz_and_become_dz_in_the_gradient():
     n, v, d = 8192, 256000, 2304
-    found = plan(n, v, d, 928 * 2**20, in_bytes=True)
-    overwrites_nothing_in_use(found, n, v, d, 928 * 2**20, HOPPER, True)
+    found = plan(n, v, d, 736 * 2**20, in_bytes=True)
+    overwrites_nothing_in_use(found, n, v, d, 736 * 2**20, HOPPER, True)
     last, of_gradient, others = found.kept
     strips = [s for s in found.strips if s.kept]
     assert (last.in_gradient, of_gradient.in_gradient, others.in_gradient) == (False, True, False)
@@ -211,8 +211,9 @@ def test_a_budget_buys_what_it_should(name, direct):
     for mib in (*range(0, 136, 8), 129, *range(140, 7300, 140)):
         found = plan(n, v, d, mib * 2**20, direct=direct)
         assert 2 * found.memory <= max(mib * 2**20, 2 * n * 256), mib
-        assert found.columns >= least, f"a budget of {mib} MiB keeps less than a smaller one"
-        least = found.columns
+        # Up to the default memory is weighed against the time; beyond it hardly anything is left of what may be kept.
+        assert found.columns >= least - (0.05 if mib <= 128 else 0.02) * v, f"{mib} MiB keep less than a smaller budget"
+        least = max(least, found.columns)
         # What lacks is less than a strip: whole tiles and rounds of them, peaks, hidden states scaled for kept columns.
         bought = min(own + mib * 2**20 // (2 * n), v)
         widest = max([s.padded for s in found.strips], default=0)
@@ -240,11 +241,11 @@ def test_products_that_are_left_to_do():
     }
     assert made == {
         "Gemma-2-2B": [3.72, 3.48],
-        "Llama-3-8B": [3.07, 3.0],
+        "Llama-3-8B": [3.06, 3.0],
         "Qwen2.5-0.5B": [3.93, 3.74],
         "N 16384": [3.89, 3.76],
-        "V 151936": [3.49, 3.11],
-        "V 262144": [3.52, 3.28],
+        "V 151936": [3.5, 3.12],
+        "V 262144": [3.51, 3.28],
         "N 6000": [3.39, 3.0],
         "D 640": [3.96, 3.79],
     }
@@ -261,8 +262,8 @@ def test_bytes_leave_fewer_products_where_a_chosen_budget_does_not_hold_everythi
     assert made == {
         "Gemma-2-2B": [3.38, 3.01],
         "Llama-3-8B": [3.0, 3.0],
-        "Qwen2.5-0.5B": [3.9, 3.62],
-        "N 16384": [3.72, 3.53],
+        "Qwen2.5-0.5B": [3.9, 3.74],
+        "N 16384": [3.73, 3.59],
         "V 151936": [3.0, 3.0],
         "V 262144": [3.0, 3.0],
         "N 6000": [3.0, 3.0],
@@ -276,6 +277,7 @@ def test_a_larger_budget_is_hardly_slower_by_the_model(name, direct):
     """By what rounds of tiles make of other widths; and two bytes are taken where they hold everything, if less quick."""
     (n, v, d), *_ = HEADS[name]
     least, whole = 1e99, False
+    times = StripTimes(n, v, d, HOPPER, 132, direct=direct, weight_gradient=True)
     for mib in (*range(0, 136, 16), *(129 * 2 ** (i / 12) for i in range(72))):
         found = plan(n, v, d, int(mib * 2**20), direct=direct, in_bytes=True)
         assert 2 * found.memory + peaks_of(found, n) <= max(mib * 2**20, 2 * n * 256), mib
@@ -283,9 +285,15 @@ def test_a_larger_budget_is_hardly_slower_by_the_model(name, direct):
         assert not (whole and in_bytes), "columns in bytes where two would do"
         whole = whole or (found.columns >= v and not in_bytes)
         if not whole or direct:
-            assert found.microseconds < (1.04 if mib <= 128 else 1.02) * least, mib
-        least = min(least, found.microseconds)
+            assert call(found, times) < 1.02 * least, mib
+        least = min(least, call(found, times))
     assert whole
+
+
+def call(found, times):
+    """Modelled time of forward and backward."""
+    coded = sum(run.columns for run in found.kept if run.in_bytes)
+    return found.microseconds + times.forward + times.stored * found.columns + times.encoded * coded
 
 
 def peaks_of(found, n):
@@ -310,7 +318,7 @@ def test_a_few_columns_more_do_not_take_the_memory_of_wide_strips():
 
 
 LEANER = {  # heads where less memory for all columns costs a percent at most: what it is to what one piece takes
-    "Gemma-2-2B": 0.74,
+    "Gemma-2-2B": 0.75,
     "N 16384": 0.89,
     "V 151936": 0.58,
     "V 262144": 0.57,
@@ -332,7 +340,8 @@ def test_all_columns_are_kept_in_one_piece_or_with_less_memory_in_nearly_its_tim
         assert whole.memory < LEANER.get(name, 0.96) * 256 * n * tiles
         assert whole.scaled_in_gradient != direct, "rows of the first columns would overwrite the hidden states"
         times = StripTimes(n, v, d, HOPPER, 132, direct=direct, weight_gradient=True)
-        assert whole.microseconds + times.run < 1.01 * times.kept(256 * tiles, 1)
+        forward = times.forward + times.stored * whole.columns
+        assert whole.microseconds + times.run + forward < 1.01 * (times.kept(256 * tiles, 1) + forward)
     else:
         assert [(run.start, run.width, run.in_gradient) for run in whole.kept] == [(0, 256 * tiles, False)]
         assert whole.memory == 256 * n * tiles  # the scaled hidden states take the place of the packed ones

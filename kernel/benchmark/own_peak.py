@@ -1,0 +1,100 @@
+"""What our loss takes over its inputs at the peak, by its plans, and the largest workspace within a rival's memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..fused.arguments import Head, Scalars
+from ..fused.call import LossCall
+from ..fused.last_round import extra_row_blocks
+from ..fused.launch import blocks, launch_table, processors, weight_splits
+from ..fused.plan import ALIGN
+from ..fused.schedule import Schedule
+from ..options import LossOptions
+from .problems import Data
+from .rivals import Case
+
+__all__ = ["APART_BYTES", "Plans", "call_of", "largest_workspace"]
+
+MIB = 2**20
+APART_BYTES = 2 * MIB  # numbers of tokens and of the hidden size, which plans do not count: 1.4 at most of ten heads
+
+
+class Plans(NamedTuple):
+    """The plans of a loss with both gradients: of all tokens, or of the first chunk of them and of the later ones."""
+
+    tokens: int  # of a chunk
+    plans: tuple[Schedule, ...]
+
+    @classmethod
+    def of(cls, call: LossCall) -> Plans:
+        """Make them as a call does."""
+        kinds = {"keep": True, "consumed": True, "weight_gradient": True}
+        n, chunks = int(call.head.hidden.shape[0]), None
+        if call.serves_chunks((True, True, False), return_statistics=False, sparse=False):
+            chunks = call.chunks()
+        if chunks is None or chunks.rows >= n:
+            return cls(n, (call.plan(**kinds),))
+        return cls(chunks.rows, tuple(call.plan(**kinds, tokens=chunks.rows, sums=sums) for sums in (False, True)))
+
+    def peak_bytes(self, call: LossCall) -> int:
+        """Count what is held during the backward, over the inputs; without ``APART_BYTES``."""
+        hidden, weight = call.head.hidden, call.head.weight
+        (n, hidden_size), itemsize = hidden.shape, hidden.element_size()
+        launch, programs = (
+            launch_table(hidden.device, hidden.dtype, hidden_size).input_gradient,
+            processors(hidden.device),
+        )
+        row_blocks, column_blocks = blocks(self.tokens, launch.rows), blocks(hidden_size, launch.columns)
+        chunked = len(self.plans) > 1
+        room = blocks(n, launch.rows) - row_blocks if chunked else None
+        row_blocks += extra_row_blocks(row_blocks, column_blocks, programs, room)
+        sums = 4 * row_blocks * launch.rows * hidden_size
+        # Packed hidden states become the input's gradient; those of a chunk have memory of their own.
+        rows = n + (self.tokens if chunked else 0)
+        return itemsize * (weight.numel() + rows * hidden_size) + sums + self._planned(call, itemsize)
+
+    def _planned(self, call: LossCall, itemsize: int) -> int:
+        """The largest of each part that plans take, which of chunks is held for both."""
+        placed = [blocks(max(plan.workspace, plan.held), ALIGN) * ALIGN for plan in self.plans]
+        references = [4 * self.tokens * sum(call.references(run) for run in plan.kept) for plan in self.plans]
+        if len(self.plans) == 1:
+            (plan,) = self.plans
+            return itemsize * plan.memory + references[0] + self._pieces(call)
+        scaled = max(plan.memory - max(plan.workspace, plan.held) for plan in self.plans)
+        memory = max(itemsize * a + b for a, b in zip(placed, references, strict=True))
+        return memory + itemsize * scaled + self._pieces(call)
+
+    def _pieces(self, call: LossCall) -> int:
+        """Float32 of sums that are cut along the tokens; later chunks, which add to what is there, have none."""
+        hidden = call.head.hidden
+        launch, programs = (
+            launch_table(hidden.device, hidden.dtype, hidden.shape[1]).weight_gradient,
+            processors(hidden.device),
+        )
+        widths = {strip.padded for strip in self.plans[0].strips} | {run.width for run in self.plans[0].kept}
+        splits = {width: weight_splits(self.tokens, width, hidden.shape[1], launch, programs) for width in widths}
+        return max((4 * n * width * hidden.shape[1] for width, n in splits.items() if n > 1), default=0)
+
+
+def call_of(data: Data, case: Case, workspace_bytes: int = 0) -> LossCall:
+    """Return the call of our loss on a case."""
+    scalars = Scalars.of(LossOptions(label_smoothing=case.label_smoothing, softcap=case.softcap))
+    head = Head(data.hidden.detach(), data.weight.detach(), None, data.target)
+    return LossCall(head, scalars, workspace_bytes)
+
+
+def largest_workspace(call: LossCall, most: int) -> tuple[int, Plans] | None:
+    """Return the largest workspace, in whole MiB, whose peak over the inputs is at most ``most`` bytes, and its plans.
+
+    None if no workspace is that small.
+    """
+    size = (most - call.head.weight.numel() * call.head.weight.element_size()) // MIB
+    while size > 0:
+        trial = LossCall(call.head, call.scalars, size * MIB)
+        plans = Plans.of(trial)
+        over = plans.peak_bytes(trial) + APART_BYTES - most
+        if over <= 0:
+            return size, plans
+        size -= blocks(over, MIB)  # a smaller one saves that much at most, unless its plan is another
+    return None
