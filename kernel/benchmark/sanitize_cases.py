@@ -150,7 +150,8 @@ def _sparse(device: torch.device) -> None:
     weight = torch.where(small, 0.1 * weight.detach(), weight.detach()).requires_grad_()
     told = GradientTolerance(0.3)
     options: Any = {"label_smoothing": 0.1, "gradient_tolerance": told, "workspace_bytes": 2**18}
-    _step(hidden, weight, torch.where(target < 0, target, target % named), **options)
+    with patch("kernel.fused.call.most_active", lambda *args, **kwargs: 0.5):  # however small
+        _step(hidden, weight, torch.where(target < 0, target, target % named), **options)
     if not 0 < told.input_active < 0.3:
         raise ValueError(f"some tiles must be left out, and some not, got {told}.")
 
