@@ -50,7 +50,8 @@ FAMILIES = [
 # Those of :func:`forced`.
 FORCED = [
     Family(BF16, ("label_smoothing",), bias=True),
-    Family(BF16, ("z_loss", "confidence_penalty")),
+    Family(BF16, ("z_loss", "confidence_penalty")),  # never in chunks
+    Family(BF16, ("confidence_penalty",)),
 ]
 
 

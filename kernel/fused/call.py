@@ -76,9 +76,13 @@ class LossCall:
         """Whether the scalar loss may be computed in chunks of tokens, of some number of tokens and some workspace.
 
         Not of float16, whose gradients are rounded after the loss scale has joined them, which comes with the upstream
-        gradient, nor where the head needs no gradient or a token may have an upstream gradient of its own.
+        gradient, nor where the head needs no gradient or a token may have an upstream gradient of its own; nor of
+        bfloat16 with a z-loss, as nobody knows what sums of its part of the gradient may become (:mod:`.chunk_sums`).
         """
-        return needs[1] and not (return_statistics or sparse) and self.head.hidden.dtype != torch.float16
+        if not needs[1] or return_statistics or sparse:
+            return False
+        dtype = self.head.hidden.dtype
+        return dtype == torch.float32 or (dtype == torch.bfloat16 and not self.scalars.z_loss)
 
     def chunks(self) -> Chunks:
         """Choose how many tokens a chunk has (:mod:`.token_chunks`); all of them where one is best."""

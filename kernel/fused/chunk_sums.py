@@ -11,11 +11,13 @@ of numbers relative to the largest one that is possible:
 
 where bfloat16 has 7 bits of mantissa: the large entries, which are most of the gradient, are rounded 8 times as finely,
 their squared error is 1 / 64, and that of small ones 1 / 4. What is possible is known before the first chunk. An entry
-is the sum over N tokens of dz times a hidden state, and dz at most about the upstream gradient: 8 N units, the unit
-being a power of two below the largest upstream gradient of a token, times that of a hidden state, times the logits'
-factor; the product of what the three leave of it is less than 4. What is larger still (dz of more than twice the
-upstream gradient, as a large z-loss may make it, that points one way in all tokens), and what is no number, becomes
-infinite, and stays so.
+is the sum over N tokens of dz times a hidden state, and dz at most the upstream gradient: 8 N units, the unit being a
+power of two below the largest upstream gradient of a token, times that of a hidden state, times the logits' factor; the
+product of what the three leave of it is less than 4, and 2 is for rounding. A confidence penalty c adds c p (log p + H)
+to dz, at most 4 c of the upstream gradient for vocabularies up to 2^22 (p (log p + H) is largest where all other tokens
+share what p leaves, at p near a half: 3.9), and the units are as many more. What a z-loss adds grows with the
+log-partition, which nobody knows before, so that nothing is cut with one (:meth:`.call.LossCall.serves_chunks`). What
+is larger still, and what is no number, becomes infinite, and stays so.
 
 A float32's bits, its sign apart, rise with the number, a step of the exponent being 2^23 of them. A code has 256 steps
 in one where these bits are below a limit, and 1024 beyond: two lines, of which the upper one holds, and back the lower
@@ -39,7 +41,8 @@ from .launch import blocks
 __all__ = ["CodedSums", "decoded", "encoded", "of_units", "to_units"]
 
 _ROWS, _COLUMNS = 16, 256
-_ROOM = 3  # 2^3 units of a token: 2 for dz, 4 for what the unit leaves of its factors
+_ROOM = 3  # 2^3 units of a token: 2 for rounding, 4 for what the unit leaves of its factors
+_OF_PENALTY = 4.0  # of the upstream gradient, what a confidence penalty of 1 adds to dz at most
 _SMALL, _LARGE = tl.constexpr(2.0**-71), tl.constexpr(2.0**71)  # what the largest possible sum becomes, 56 - 127
 _INFINITE = tl.constexpr(0x7FFF)  # the code
 # Beyond 32 steps of the exponent, 32 x 256 codes: the code of a float32's bits m is (m - _BEND) / 2^13.
@@ -52,10 +55,11 @@ class CodedSums(NamedTuple):
 
     largest: Tensor  # (2,) int32, bits: the largest magnitudes of hidden states and upstream gradients of kept tokens
     tokens: int  # N
+    penalty: float = 0.0  # confidence penalty
     last: bool = False  # whether this chunk is the last one, which rounds the sums to the inputs' dtype
 
     @classmethod
-    def of(cls, hidden: Tensor, upstream: Tensor, target: Tensor, ignore_index: int) -> CodedSums:
+    def of(cls, hidden: Tensor, upstream: Tensor, target: Tensor, ignore_index: int, penalty: float = 0.0) -> CodedSums:
         """Look for the largest of all tokens, before any is computed: one launch and a memory of zeros."""
         n, hidden_size = hidden.shape
         largest = torch.zeros(2, dtype=torch.int32, device=hidden.device)
@@ -73,11 +77,12 @@ class CodedSums(NamedTuple):
             ROWS=_ROWS,
             COLUMNS=_COLUMNS,
         )
-        return cls(largest, n)
+        return cls(largest, n, penalty)
 
     def shift(self, factor: float) -> int:
         """Exponent of the largest possible sum, but for those of ``largest``; ``factor`` is the logits' own."""
-        return math.frexp(factor)[1] + (self.tokens - 1).bit_length() + _ROOM
+        of_penalty = math.ceil(math.log2(1 + _OF_PENALTY * self.penalty))
+        return math.frexp(factor)[1] + (self.tokens - 1).bit_length() + _ROOM + of_penalty
 
 
 @triton.jit

@@ -113,7 +113,7 @@ def _in_chunks(
     bias_sums = None if bias is None or not needs[2] else bias.new_zeros(bias.shape, dtype=torch.float32)
     codes = None
     if weight.element_size() == 2:
-        codes = CodedSums.of(hidden, upstream, target, call.scalars.ignore_index)
+        codes = CodedSums.of(hidden, upstream, target, call.scalars.ignore_index, call.scalars.confidence_penalty)
     column_sums: dict[tuple[int, int], Tensor] = {}
     # Of a chunk of this size, though the last one may be shorter: its strips then fill less of their memory.
     kinds = {"keep": True, "consumed": True, "weight_gradient": True}

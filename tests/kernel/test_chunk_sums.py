@@ -96,3 +96,19 @@ def test_sums_of_any_size_come_back(upstream, hidden):
         assert found[1].item() == x.item()
         assert found[0].item() < LARGEST / 16 or x > 1e35
         assert found[0].item() >= LARGEST / 128 or x < 1e-35
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.5, 3.0])
+def test_the_largest_sums_that_a_confidence_penalty_can_make_have_codes(penalty):
+    """All tokens point one way, with the probability at which the penalty's part is largest in a vocabulary of 2^20."""
+    p = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    entropy = -p * p.log() - (1 - p) * ((1 - p) / (2**20 - 1)).log()
+    most = (p + penalty * p * (p.log() + entropy)).max()
+    n, upstream, hidden = 64, 1.99, 1.99  # just below a power of two
+    given = torch.full((n, 1), hidden), torch.full((n,), upstream), torch.zeros(n, dtype=torch.int64)
+    codes = chunk_sums.CodedSums.of(*given, -100, penalty)
+    for factor in (0.99, 1.0):
+        found = torch.empty(2)
+        total = torch.tensor([n * upstream * hidden * factor * float(most)])
+        units[(1,)](found, codes.largest, codes.shift(factor), total)
+        assert LARGEST / 64 < found[0].item() < LARGEST / 1.9

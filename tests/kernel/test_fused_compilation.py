@@ -311,6 +311,7 @@ def test_no_number_of_tokens_and_no_workspace_compiles_anything_new(kind, v, d, 
 @pytest.mark.parametrize("kind", ["smoothed", "smoothed, bfloat16", "everything, bfloat16"])
 def test_chunks_of_tokens_compile_nothing_new(kind, monkeypatch):
     options, dtype = KINDS[kind]
+    options = {name: value for name, value in options.items() if name != "z_loss"}  # bfloat16 is not cut with one
     v, d = 130, 16
     monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
     monkeypatch.setattr("kernel.fused.gradients.processors", lambda device: 20)

@@ -15,10 +15,11 @@ from kernel import linear_cross_entropy
 from kernel.fused import last_round, launch
 from kernel.fused.plan import peak_rows
 from kernel.fused.schedule import schedule
+from kernel.options import LossOptions
 
 pytest.importorskip("triton")
-calls, run_chunks, token_chunks = (
-    importlib.import_module(f"kernel.fused.{name}") for name in ("call", "run_chunks", "token_chunks")
+calls, run_chunks, token_chunks, arguments = (
+    importlib.import_module(f"kernel.fused.{name}") for name in ("call", "run_chunks", "token_chunks", "arguments")
 )
 Chunks = token_chunks.Chunks
 HOPPER = launch._TABLES["hopper", 2]
@@ -325,3 +326,19 @@ def test_plans_of_later_chunks_leave_the_gradient_alone():
             assert 4 * plan.memory <= max(int(share * 4 * n * v), 4 * n * 32)
             covered = sum(strip.padded for strip in plan.strips) + plan.columns
             assert covered == -(-v // 32) * 32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "z_loss", "served"),
+    [
+        (torch.float32, 0.1, True),
+        (torch.bfloat16, 0.0, True),
+        (torch.bfloat16, 0.1, False),
+        (torch.float16, 0.0, False),
+    ],
+)
+def test_what_sums_may_become_is_known_where_tokens_are_cut(dtype, z_loss, served):
+    hidden, weight = torch.zeros(3, 4, dtype=dtype), torch.zeros(5, 4, dtype=dtype)
+    head = arguments.Head(hidden, weight, None, torch.zeros(3, dtype=torch.int64))
+    call = calls.LossCall(head, arguments.Scalars.of(LossOptions(z_loss=z_loss)), 2**30)
+    assert call.serves_chunks((True, True, False), False, False) is served
