@@ -121,6 +121,13 @@ def test_the_page_quotes_what_is_not_met(table):
     assert f"take {number(GEMMA, '3 GiB', 'ms'):.1f} and {ms:.1f} ms here" in PAGE, "one plan"
     lean = [f"{number('SmolLM2-135M', name, 'ms'):.1f}" for name in ("32 MiB", "73 MiB")]
     assert "takes {} ms; 29 MiB more take {}, beside".format(*lean) in PAGE
+    widest = "V 262144, D 4096"
+    chunk = table.number(widest, f"{CHUNK}4", "ms")
+    assert f"takes 64 MiB more and {number(widest, '0.25 GiB', 'ms'):.1f} ms beside {chunk:.1f}" in PAGE
+    host, device = (number(LARGE, "459 MiB", column) for column in ("host_ms", "ms"))
+    assert f"{host:.1f} ms of the host for {device:.1f} of the device" in PAGE
+    assert f"({table.within(GEMMA, 3411):.2f} t_mm for 3.15)" in PAGE
+    assert f"({table.within(QWEN, 1500):.3f} for 3.7)" in PAGE
     few = [table.number(s, "triton, default", "ms", ignored=0.8) for s in ("Llama-3-8B", "GPT-2")]
     shares = [ms / number(s, "default", "ms") for ms, s in zip(few, ("Llama-3-8B", "GPT-2"), strict=True)]
     assert "Llama ({:.3f}) and GPT-2 ({:.3f}) miss 0.25".format(*shares) in PAGE
