@@ -63,10 +63,11 @@ def sparse(data: Path) -> str:
     problems = [Problem(name, pd.read_csv(data / f"{file}.csv"), _about(data, file)) for file, name in PROBLEMS.items()]
     about = problems[0].about
     versions, files = about["versions"], ", ".join(f"`{file}.csv`" for file in PROBLEMS)
-    (commit,) = {problem.about["commit"][:12] for problem in problems}
+    commits = list(dict.fromkeys(f"`{problem.about['commit'][:12]}`" for problem in problems))
     where = (
         f"On one {about['device']} ({about['config']['dtype']}, torch {versions['torch']}, Triton "
-        f"{versions['triton']}, commit `{commit}`), loss and both gradients, smoothing 0.1 except for the filter, "
+        f"{versions['triton']}, commit{'s' * (len(commits) > 1)} {' and '.join(commits)}), loss and both gradients, "
+        "smoothing 0.1 except for the filter, "
         "which has none; tokens x vocabulary x hidden size; MiB beyond inputs and gradients. Errors are relative, of "
         "the input's gradient, of the head's and of its rows that no token names, against float64: they hold "
         f"bfloat16's rounding, which bounds leave aside. From `paper_figures/data/` ({files}), each made by `python -m "
@@ -76,7 +77,7 @@ def sparse(data: Path) -> str:
     parts += ["\n".join(_table(problem)) for problem in problems]
     parts += [wrapped(text) for text in (_saved(problems[0]), _not_saved(problems), _missed(problems))]
     if (data / "kernel_profile.csv").exists():
-        parts.append(wrapped(_spent(pd.read_csv(data / "kernel_profile.csv"))))
+        parts.append(wrapped(_spent(pd.read_csv(data / "kernel_profile.csv"), met=_meets(problems[0]))))
     return "\n\n".join(parts)
 
 
@@ -154,14 +155,23 @@ def _not_saved(problems: list[Problem]) -> str:
     return text + (f" Leaving tiles out may still lose time: {'; '.join(slower)}." if slower else "")
 
 
+def _counted(problem: Problem) -> list[tuple[float, float]]:
+    """Time over that of all strips kept and MiB over the inputs, with the larger workspace and by default."""
+    rows = [problem.row(name, tolerance=_TOLERANCE) for name in (_LARGER, "sparse")]
+    return [(problem.of_kept(row), row.peak_mib + problem.gradients_mib) for row in rows]
+
+
+def _meets(problem: Problem) -> bool:
+    return any(of_kept <= _ASKED and mib <= _ASKED_MIB for of_kept, mib in _counted(problem))
+
+
 def _missed(problems: list[Problem]) -> str:
     """What was asked for, beside what came, in the memory of the other tables."""
     told, met = [], []
     for problem in problems:
-        rows = [problem.row(name, tolerance=_TOLERANCE) for name in (_LARGER, "sparse")]
-        counted = [(problem.of_kept(row), row.peak_mib + problem.gradients_mib) for row in rows]
-        told.append(f"{problem.name} {', '.join(f'{of_kept:.2f} in {mib:.0f} MiB' for of_kept, mib in counted)}")
-        if any(of_kept <= _ASKED and mib <= _ASKED_MIB for of_kept, mib in counted):
+        counted = ", ".join(f"{of_kept:.2f} in {mib:.0f} MiB" for of_kept, mib in _counted(problem))
+        told.append(f"{problem.name} {counted}")
+        if _meets(problem):
             met.append(problem.name)
     found = "met" if len(met) == len(problems) else f"met for {' and '.join(met)} alone" if met else "not met"
     return (
@@ -171,8 +181,13 @@ def _missed(problems: list[Problem]) -> str:
     )
 
 
-def _spent(rows: Any) -> str:
-    """Where a call of the first problem spends its time, and how much of it is in the way of what was asked."""
+def _spent(rows: Any, *, met: bool) -> str:
+    """Where a call of the first problem spends its time, and how much of it is in the way of what was asked.
+
+    Args:
+        rows: The profile, of another run than the tables.
+        met: Whether what was asked is met in the tables.
+    """
     sparse_rows = rows[rows["budget"].str.startswith("sparse, ")]
     budget = sparse_rows.loc[sparse_rows["call_ms"].idxmin(), "budget"]  # the quickest
     case = rows[rows["budget"] == budget].set_index("phase")
@@ -190,10 +205,13 @@ def _spent(rows: Any) -> str:
         f"For {_ASKED:g} the call would have to take {_ASKED * kept:.2f} ms, {over:.2f} less, and so the choice of "
         f"tiles {choice['ms'] - over:.2f} with all else as it is. "
     )
+    if met or over <= 0:
+        head = f"**Where {of_call} goes** on {name} tells its profile"
     if over <= 0:
-        head, asked = f"**Where {of_call} goes** on {name} tells its profile", ""
+        asked = ""
+    workspace = "by default" if budget == "sparse, default" else f"with {budget.removeprefix('sparse, ')}"
     return (
-        f"{head} (`kernel_profile.csv`, another run: {call:.2f} ms with {budget.removeprefix('sparse, ')}, {kept:.2f} "
+        f"{head} (`kernel_profile.csv`, another run: {call:.2f} ms {workspace}, {kept:.2f} "
         f"with all strips kept; under the profiler {phases:.2f}): the forward, which no tolerance shortens, takes "
         f"{forward['ms']:.2f} ms ({forward['ms'] / kept:.2f} of all strips kept), the products of the active tiles "
         f"{products:.2f}, the choice of tiles with the mean field of the others {choice['ms']:.2f}, other kernels "

@@ -52,37 +52,40 @@ def test_bounds_are_within_tolerances_and_the_filter_is_beside_them():
         assert json.loads((DATA / f"{name}.json").read_text())["config"]["problem"] == rows["problem"].iloc[0]
 
 
-def test_a_third_is_saved_on_one_head_of_three():
-    assert "On a GPU it saves a third of the time on one head of three and nothing on the others" in PAGE
+def test_much_is_saved_on_one_head_of_three():
+    saved = "On a GPU it saves two fifths to a half of the time of all strips kept on one head of three, and nothing"
+    assert saved in PAGE
     shares = []
     for name in sparse_tables.PROBLEMS:
-        rows = pd.read_csv(DATA / f"{name}.csv").query("label_smoothing == 0.1").set_index("implementation")["ms"]
-        shares.append(rows["sparse, 384 MiB"] / rows["all kept"])
-    assert shares[0] == pytest.approx(2 / 3, abs=0.02)
-    assert min(shares[1:]) > 1
+        rows = pd.read_csv(DATA / f"{name}.csv").query("label_smoothing == 0.1")
+        kept = rows.set_index("implementation")["ms"]["all kept"]
+        of_tolerance = rows[rows["tolerance"] == 0.003].set_index("implementation")["ms"] / kept
+        shares.append([of_tolerance["sparse"], of_tolerance["sparse, 384 MiB"]])
+    assert shares[0] == pytest.approx([0.6, 0.5], abs=0.02)
+    assert min(min(share) for share in shares[1:]) > 1
+    assert f"{shares[0][0]:.2f} in the table's, over seven rounds" in PAGE
 
 
 def test_what_was_asked_is_counted_over_the_inputs(tables):
-    assert "That is not met; counted over the inputs" in said(tables)
+    assert "That is met for Gemma-3-270M on text alone; counted over the inputs" in said(tables)
     gradients = 2 * (12288 + 262144) * 640 / 2**20
-    assert f"Gemma-3-270M on text 0.66 in {559 + gradients:.0f} MiB, 0.76 in {303 + gradients:.0f} MiB;" in said(tables)
-    change(tables, "sparse_gemma", "sparse", 0.003, ms=12.9)
-    assert "That is met for Gemma-3-270M on text alone; counted" in said(tables)
+    assert f"Gemma-3-270M on text 0.51 in {538 + gradients:.0f} MiB, 0.59 in {282 + gradients:.0f} MiB;" in said(tables)
     change(tables, "sparse_gemma", "sparse", 0.003, peak_mib=701 - gradients)
+    assert "That is not met; counted" in said(tables)
+    change(tables, "sparse_gemma", "sparse", 0.003, ms=14.0, peak_mib=282)
     assert "That is not met; counted" in said(tables)
 
 
 def test_a_call_that_leaves_tiles_out_and_is_slower_is_named(tables):
-    slower = "SmolLM2-135M-Instruct on text takes at a tolerance of 0.01 6.9 ms in place of 5.9"
-    assert slower in said(tables)
-    change(tables, "sparse_smollm2", "sparse", 0.01, ms=5.0)
     assert "Leaving tiles out may still lose time" not in said(tables)
+    change(tables, "sparse_smollm2", "sparse", 0.01, ms=7.0)
+    assert "SmolLM2-135M-Instruct on text takes at a tolerance of 0.01 7.0 ms in place of 5.9" in said(tables)
 
 
 def test_calls_that_are_exact_after_a_try_are_beside_exact_ones(tables):
-    assert "take 0.99 to 1.04 times the exact one's time" in said(tables)
-    change(tables, "sparse_synthetic", "sparse", 0.01, ms=2 * 55.741)
-    assert "take 0.99 to 2.00 times the exact one's time" in said(tables)
+    assert "take 0.96 to 1.03 times the exact one's time" in said(tables)
+    change(tables, "sparse_synthetic", "sparse", 0.01, ms=2 * 55.424)
+    assert "take 0.96 to 2.00 times the exact one's time" in said(tables)
 
 
 def test_where_the_time_goes_and_what_is_left(tables):
@@ -98,10 +101,13 @@ def test_where_the_time_goes_and_what_is_left(tables):
     rows.append(rows[0] | {"shape": "another", "call_ms": 99.0})
     write_csv(tables / "kernel_profile.csv", rows)
     text = said(tables)
+    assert "**Where 0.67 goes** on Gemma-3-270M on text" in text
     assert "takes 8.00 ms (0.33 of all strips kept), the products of the active tiles 4.00, the choice" in text
     assert "of the others 3.00, other kernels 0.25, and the device is idle for 1.00." in text
     assert "would have to take 14.40 ms, 1.60 less, and so the choice of tiles 1.40 with all else" in text
     assert f"would take {7 + 0.3 * 7:.2f} ms" in text
+    change(tables, "sparse_gemma", "sparse", 0.003, ms=14.0)
+    assert "**What stands between** 0.67 and 0.6 on Gemma-3-270M on text" in said(tables)
     rows = pd.read_csv(tables / "kernel_profile.csv")
     rows.loc[rows["budget"] == "sparse, 384 MiB", "call_ms"] = 14.0
     rows.to_csv(tables / "kernel_profile.csv", index=False)
