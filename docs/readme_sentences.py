@@ -102,8 +102,8 @@ def _of_tuning(data: Path) -> tuple[str, str]:
         "**Long tuning makes models over-confident**: in simulation the calibration error on the pretraining "
         f"distribution rose by {early:.2f} in two epochs, {rise:.2f} in {of_all['K1', 'last_epoch']:.0f} "
         "([tuning](docs/study_notes.md#as-expected)).",
-        f"**Smoothing mends a part**: {gain:.2f} at the last epoch, half of the error on new examples of the task, "
-        f"{early_gain:.3f} at the second; a fitted temperature or early stopping mends more, and where little is "
+        f"**Smoothing mends a part**: it took {gain:.2f} off the calibration error on new examples of the task, half of "
+        f"it, at the last epoch, {early_gain:.3f} at the second; a fitted temperature or early stopping mends more, and where little is "
         "wrong smoothing harms ([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
     )
 
@@ -152,7 +152,7 @@ def _of_heads(data: Path) -> tuple[str, str, str]:
         f"of large vocabulary and small hidden size, became over-confident by {gemma['K4', 'excess']:.2f} in eight "
         "epochs ([how](docs/real_model_notes.md#two-models-tuned-on-pairs)).",
         "**What smoothing takes can be foretold in single simulated heads, hardly in transformers**: there the clipped "
-        "rule gives the order of magnitude; a second method overstates the fall up "
+        "rule gives the order of magnitude; changes shared by all features overstate the fall up "
         f"to {most:.0f} times ([what was tried](docs/theory.md#c6-how-far-confidence-falls)).",
         "**A lower training temperature gives smoothing its effect back** under a bound on the norms, "
         f"{budget['K5', 'rise']:.2f} of calibration error, not with free norms; smoothing with it beat using neither "

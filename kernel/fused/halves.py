@@ -63,7 +63,7 @@ def mean_halves(mean: Tensor, longest: Tensor, first_tile: int, stride: int) -> 
 
     Args:
         mean: ``(tiles, D)`` float32.
-        longest: Norm of the head's longest row ``(1,)``, by which they are scaled (:func:`scale_of`).
+        longest: Norm of the head's longest row ``(1,)``, by which they are scaled (``scale_of``).
         first_tile: Of those that count.
         stride: Tiles or more.
     """

@@ -17,7 +17,7 @@
     T: { what: "the temperature T", low: 0.1, high: 20, log: true },
     b: { what: "the label smoothing b", low: 0.001, high: 0.99, slide: [0.001, 0.5] },
   };
-  const START = { head: "meta-llama/Meta-Llama-3-8B", m: "10", T: "1", b: "0.1" };
+  const START = { m: "10", T: "1", b: "0.1" };
   const BOUNDS = {
     simplex: ["theory.html#a2-every-token-at-once", "by the norms (A2)"],
     rank: ["theory.html#a3-the-rank-enters", "by norms and hidden size (A3)"],
@@ -73,14 +73,18 @@
   function fromAddress() {
     const given = new URLSearchParams(location.hash.slice(1));
     const own = given.has("D") || given.has("V");
-    control("head").value = own ? "" : (given.get("head") ?? START.head);
-    if (!own && control("head").selectedIndex < 0) control("head").value = START.head;
+    control("head").value = own ? "" : (given.get("head") ?? measured());
+    if (!own && control("head").selectedIndex < 0) control("head").value = measured();
     for (const name of Object.keys(FIELDS)) control(name).value = START[name] ?? "";
     takeHead();
     for (const name of Object.keys(FIELDS)) {
       if (given.has(name)) control(name).value = given.get(name);
     }
     matchHead();
+  }
+  /** The head whose norm product was measured: what the page says at first is then true of a model. */
+  function measured() {
+    return [...control("head").options].find((option) => option.dataset.m !== undefined).value;
   }
   /** Shape, and the norm product where it was measured, of the head that is chosen. */
   function takeHead() {
