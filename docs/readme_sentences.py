@@ -102,9 +102,10 @@ def _of_tuning(data: Path) -> tuple[str, str]:
         "**Long tuning makes models over-confident**: in simulation the calibration error on the pretraining "
         f"distribution rose by {early:.2f} in two epochs, {rise:.2f} in {of_all['K1', 'last_epoch']:.0f} "
         "([tuning](docs/study_notes.md#as-expected)).",
-        f"**Smoothing mends a part**: it took {gain:.2f} off the calibration error on new examples of the task, half of "
-        f"it, at the last epoch, {early_gain:.3f} at the second; a fitted temperature or early stopping mends more, and where little is "
-        "wrong smoothing harms ([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
+        f"**Smoothing mends a part**: it took {gain:.2f} off the calibration error on new examples of the task, half "
+        f"of it, at the last epoch, {early_gain:.3f} at the second; a fitted temperature or early stopping mends more, "
+        "and where little is wrong smoothing harms "
+        "([where it helps](docs/study_notes.md#where-smoothing-helps-and-where-it-harms-k2)).",
     )
 
 

@@ -106,6 +106,8 @@ def _extremes_kernel(
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     kept = tl.load(target + row, mask=row < n, other=ignore_index) != ignore_index
+    of_token = tl.load(upstream + row, mask=kept, other=0.0)
+    kept &= of_token != 0.0  # NaN counts; a token of weight 0 has no gradient
     most = tl.zeros((ROWS, COLUMNS), dtype=tl.int32)
     for start in range(0, hidden_size, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
@@ -113,8 +115,7 @@ def _extremes_kernel(
         values = tl.load(address, mask=kept[:, None] & (column < hidden_size)[None, :], other=0.0)
         most = tl.maximum(most, _magnitude_bits(values))
     tl.atomic_max(largest, tl.max(tl.max(most, 1), 0), sem="relaxed")
-    of_tokens = _magnitude_bits(tl.load(upstream + row, mask=kept, other=0.0))
-    tl.atomic_max(largest + 1, tl.max(of_tokens, 0), sem="relaxed")
+    tl.atomic_max(largest + 1, tl.max(_magnitude_bits(of_token), 0), sem="relaxed")
 
 
 @triton.jit

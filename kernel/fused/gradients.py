@@ -55,7 +55,7 @@ class Gradients:
         held: Held,
         needs: tuple[bool, bool, bool],
         reduction: Reduction | None = None,
-        accumulator: Tensor | None = None,  # zeros, for whoever has added memory of its own to it
+        accumulator: Tensor | None = None,  # zeros, for whoever reads it on the way: no tile is cut into pieces then
         into: Destination | None = None,
     ) -> None:
         hidden, weight, bias, _ = head
@@ -73,6 +73,7 @@ class Gradients:
         if into is None:
             pack_hidden(hidden, self.rows, packed)
         self.accumulator, zeros = accumulator, None
+        self.memory_blocks = 0  # of rows of the accumulator, where pieces of tiles may lie behind the kept tokens'
         if self.need_input and accumulator is None:
             launch = self.table.input_gradient
             row_blocks, column_blocks = blocks(self.n, launch.rows), blocks(self.hidden_size, launch.columns)
@@ -82,7 +83,7 @@ class Gradients:
             row_blocks += extra_row_blocks(row_blocks, column_blocks, self.programs, room)
             shape = row_blocks * launch.rows + 1, self.hidden_size
             memory = torch.zeros(shape, dtype=torch.float32, device=device)
-            self.accumulator, zeros = memory[:-1], memory[-1]
+            self.accumulator, zeros, self.memory_blocks = memory[:-1], memory[-1], row_blocks
         self.weight_gradient = None
         if needs[1]:
             given = held.gradient if into is None else into.weight
@@ -144,7 +145,7 @@ class Gradients:
                 hidden_size=self.hidden_size,
                 constant=self.factor,
                 programs=self.programs,
-                memory_blocks=self.accumulator.shape[0] // launch.rows,
+                memory_blocks=self.memory_blocks,
                 BLOCK_ROWS=launch.rows,
                 BLOCK_COLUMNS=launch.columns,
                 **CUTS,

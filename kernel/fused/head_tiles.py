@@ -108,6 +108,7 @@ def _gram_kernel(
             vocab_size,
             hidden_size,
             weight_row_stride,
+            weight_column_stride,
             weight_row_stride,
             weight_column_stride,
             BLOCK_ROWS,

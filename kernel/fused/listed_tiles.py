@@ -83,6 +83,7 @@ def listed_gradient_kernel(
             vocab_size,
             hidden_size,
             hidden_row_stride,
+            1,
             weight_row_stride,
             weight_column_stride,
             BLOCK_ROWS,

@@ -136,7 +136,7 @@ def add_input(
         weight=state.tiles(weight, launch.depth, launch.columns),
         accumulator=memory,
         hidden_size=state.hidden_size,
-        memory_blocks=accumulator.shape[0] // launch.rows,
+        memory_blocks=state.memory_blocks,
         **_strip(state, dz, columns),
         weight_row_stride=weight.stride(0),
         weight_column_stride=weight.stride(1),

@@ -66,7 +66,16 @@ class Sparse(NamedTuple):
             and weight.shape[0] // tile >= _FEWEST[1]
             and table.forward.rows == table.input_gradient.rows == row
             and table.forward.columns == tile
+            and self._sums_are_exact_enough(hidden.shape[0], weight.shape[0] // tile, hidden.element_size())
         )
+
+    def _sums_are_exact_enough(self, tokens: int, tiles: int, itemsize: int) -> bool:
+        """Whether the mean field's sums are, to an eighth of the tolerance, beside products of the inputs' dtype.
+
+        Tensor cores truncate a sum every 16 terms, three times with the parts of a factor. Products of half precision
+        are rounded more than that for any number of tokens that is served; those of float32 are not.
+        """
+        return itemsize == 2 or 8 * 3 * max(tokens, tiles) / 16 * 2.0**-23 <= self.tolerance
 
     def due(self, head: Head, needs: tuple[bool, bool, bool]) -> bool:
         """Whether the last tries say that this loss, which is counted, is to be another one."""

@@ -125,6 +125,7 @@ def product(
     vocab_size,
     hidden_size,
     hidden_row_stride,
+    hidden_column_stride,
     weight_row_stride,
     weight_column_stride,
     BLOCK_ROWS: tl.constexpr,
@@ -152,7 +153,9 @@ def product(
         for k in range(0, hidden_size, BLOCK_HIDDEN):
             c = (k + d).to(tl.int64)
             in_hidden = c < hidden_size
-            a = tl.load(a_tile + c[None, :], mask=in_rows[:, None] & in_hidden[None, :], other=0.0)
+            a = tl.load(
+                a_tile + c[None, :] * hidden_column_stride, mask=in_rows[:, None] & in_hidden[None, :], other=0.0
+            )
             b = tl.load(
                 b_tile + c[:, None] * weight_column_stride,
                 mask=in_hidden[:, None] & (v < vocab_size)[None, :],

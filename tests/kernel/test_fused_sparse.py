@@ -225,3 +225,41 @@ def test_every_active_tile_is_listed_once(capacity, most):
         for block, first, number in pieces.joins[index, :joined].tolist():
             assert [extra.pop(t) for t in range(first, first + number)] == [block] * number
         assert not extra
+
+
+def test_the_layout_of_the_head_changes_no_bound():
+    """A transposed head is read by its strides as both factors of its tiles' products."""
+    hidden, weight, target = text_like(0)
+    turned = weight.T.contiguous().T
+    told = [GradientTolerance(0.05) for _ in range(2)]
+    plain, found = (gradients((hidden, w, target), t) for w, t in zip((weight, turned), told, strict=True))
+    assert told[0].input_active < 0.5
+    assert vars(told[0]) == vars(told[1])
+    for a, b in zip(found, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("kept", "ignored"), [(16, 128), (64, 128), (80, 128)])
+def test_sums_of_the_pilot_are_whole_where_tokens_are_ignored(kept, ignored):
+    """Its rows cancel in halves: pieces of a sum, cut as the kept tokens leave room, would have large norms."""
+    generator = torch.Generator().manual_seed(0)
+    n, v, d = kept + ignored, 12 * COLUMNS, 16
+    weight, hidden = torch.randn(v, d, generator=generator) * 0.3, torch.randn(n, d, generator=generator)
+    weight[:, :2], weight[:COLUMNS], hidden[:, 0], hidden[:, 1] = 0, 0, 0, 1
+    weight[: COLUMNS // 2, 0], weight[COLUMNS // 2 : COLUMNS, 0], weight[:COLUMNS, 1] = 200, -200, 2
+    target = torch.randint(COLUMNS, 2 * COLUMNS, (n,), generator=generator)
+    target[kept:] = -100
+    tensors, told = [t.to(DEVICE) for t in (hidden, weight, target)], GradientTolerance(0.05)
+    options = {"frozen": (1,), "label_smoothing": 0.0, "reduction": "sum"}
+    (exact,), (found,) = (gradients(tensors, tolerance, **options) for tolerance in (0.0, told))
+    assert (found - exact).norm() <= max(told.input_bound, 1e-6) * exact.norm()
+
+
+def test_float32_of_very_many_tokens_is_exact():
+    """The mean field's sums on tensor cores are truncated in every step, of which there are as many as tokens."""
+    from kernel.fused.run_sparse import Sparse
+
+    sparse = Sparse(0.003, None)
+    assert sparse._sums_are_exact_enough(8192, 1024, 4)
+    assert not sparse._sums_are_exact_enough(131072, 1024, 4)
+    assert sparse._sums_are_exact_enough(131072, 1024, 2)
