@@ -108,6 +108,7 @@ def sweep_kernel(
                 vocab_size,
                 hidden_size,
                 hidden_row_stride,
+                1,
                 weight_row_stride,
                 weight_column_stride,
                 BLOCK_ROWS,
