@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["PAUSE", "Tries"]
 
-PAUSE = 31  # losses after a failed try that make none, as :mod:`kernel.sparse_products` has it for blocks of tokens
+PAUSE = 31  # losses after a failed try that make none, as :mod:`kernel.tiled_products` has it for blocks of tokens
 _MOST_DOUBLINGS = 5
 _MOST_KINDS = 256  # of losses that are remembered
 

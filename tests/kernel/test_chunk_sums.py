@@ -112,3 +112,9 @@ def test_the_largest_sums_that_a_confidence_penalty_can_make_have_codes(penalty)
         total = torch.tensor([n * upstream * hidden * factor * float(most)])
         units[(1,)](found, codes.largest, codes.shift(factor), total)
         assert LARGEST / 64 < found[0].item() < LARGEST / 1.9
+
+
+def test_a_token_of_weight_zero_does_not_say_how_large_sums_may_be():
+    hidden, target = torch.tensor([[0.5, -2.0], [6e4, 1.0]]), torch.tensor([1, 2])
+    codes = chunk_sums.CodedSums.of(hidden, torch.tensor([0.25, 0.0]), target, -100)
+    assert codes.largest.view(torch.float32).tolist() == [2.0, 0.25]
