@@ -54,6 +54,6 @@ def _codes(call: LossCall, upstream: Upstream) -> CodedSums:
     if scalars.z_loss:
         position = upstream.rows.position
         assert position is not None
-        nats = upstream.lse.index_select(0, position.clamp(min=0)).abs() * math.log(2)  # of ignored tokens any
-        most = most * (1 + 2 * scalars.z_loss * nats)
+        of_tokens = upstream.lse.index_select(0, position.clamp(0, len(position) - 1))  # any for ignored ones
+        most = most * (1 + 2 * scalars.z_loss * math.log(2) * of_tokens.abs())
     return CodedSums.of(hidden, most, target, scalars.ignore_index, scalars.confidence_penalty)

@@ -79,7 +79,9 @@ def test_loss_and_gradients(rows, workspace_bytes, options, cut):
 
 @no_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("need", [(True, False, True), (True, False, False), (False, False, True), (False, True, False)])
+@pytest.mark.parametrize(
+    "need", [(True, False, True), (True, False, False), (False, False, True), (False, True, False)]
+)
 def test_frozen_arguments(need, dtype, cut):
     """A head that is frozen has no sums that chunks share, so that float16 is cut, too."""
     args = problem(40, 70, 16, bias=True, ignored=0.3, seed=1)
