@@ -21,7 +21,7 @@ from .launch import TOKENS_OF_A_PIECE, LaunchTable, blocks
 from .schedule import Schedule
 from .strip_times import StripTimes
 
-__all__ = ["backward_rows"]
+__all__ = ["backward_rows", "rows_of_sums"]
 
 _CHUNKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # numbers that are tried; for the most of them see token_chunks
 _FEWEST = 2048  # tokens of a chunk: the sums and the launches of fewer take more than they save
@@ -77,6 +77,11 @@ def backward_rows(
         if time < least:
             best, least = rows, time
     return best
+
+
+def rows_of_sums(n: int, rows: int, itemsize: int) -> int:
+    """Most rows of the float32 sums of the input's gradient of a chunk: with its packed rows they take what N would."""
+    return n - rows * itemsize // 4
 
 
 def _times(

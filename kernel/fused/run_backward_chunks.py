@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .arguments import Held
+from .backward_chunks import rows_of_sums
 from .call import LossCall, Needs
 from .chunk_sums import CodedSums
 from .gradient_rows import Upstream, largest_of
@@ -34,8 +35,7 @@ def backward_in_chunks(call: LossCall, upstream: Upstream, size: int, needs: Nee
     plans = [call.plan(**kinds, sums=sums) for sums in (False, True)]
     workspace = weight.new_empty(max(plan.workspace for plan in plans))
     packed = hidden.new_empty(size, hidden_size)
-    # With the packed rows the float32 sums take no more than those of all tokens.
-    room = n - packed.numel() * packed.element_size() // (4 * hidden_size)
+    most = rows_of_sums(n, size, packed.element_size())
     for i, chunk in enumerate(rows_in_chunks(upstream.rows, size)):
         part = slice(i * size, i * size + chunk.source.shape[0])
         of_chunk = packed[: chunk.source.shape[0]]
@@ -43,7 +43,7 @@ def backward_in_chunks(call: LossCall, upstream: Upstream, size: int, needs: Nee
         entropy = None if upstream.entropy is None else upstream.entropy[part]
         own = Upstream(upstream.loss, None, upstream.lse[part], entropy, chunk, largest=largest)
         codes = None if codes is None else codes._replace(last=(i + 1) * size >= n)
-        into = Destination(of_chunk, of_input, of_weight, bias_sums, {}, accumulate=i > 0, codes=codes, rows=room)
+        into = Destination(of_chunk, of_input, of_weight, bias_sums, {}, accumulate=i > 0, codes=codes, rows=most)
         call.backward(own, plans[min(i, 1)], Held(workspace=workspace), needs, into=into)
     return of_input, of_weight, None if bias_sums is None else bias_sums.to(weight.dtype)
 
