@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..fused.arguments import Head, Scalars
+from ..fused.backward_chunks import rows_of_sums
 from ..fused.call import LossCall
 from ..fused.last_round import extra_row_blocks
 from ..fused.launch import blocks, launch_table, processors, weight_splits
@@ -25,6 +26,7 @@ class Plans(NamedTuple):
 
     tokens: int  # of a chunk
     plans: tuple[Schedule, ...]
+    most_rows: int  # of the float32 sums of the input's gradient of a chunk
 
     @classmethod
     def of(cls, call: LossCall) -> Plans:
@@ -33,9 +35,14 @@ class Plans(NamedTuple):
         n, chunks = int(call.head.hidden.shape[0]), None
         if call.serves_chunks((True, True, False), return_statistics=False, sparse=False):
             chunks = call.chunks()
-        if chunks is None or chunks.rows >= n:
-            return cls(n, (call.plan(**kinds),))
-        return cls(chunks.rows, tuple(call.plan(**kinds, tokens=chunks.rows, sums=sums) for sums in (False, True)))
+        rows, most = n if chunks is None else chunks.rows, n
+        if rows >= n:
+            whole = call.plan(**kinds)
+            rows = call.backward_rows(whole, (True, True, False))
+            if rows >= n:
+                return cls(n, (whole,), n)
+            kinds["keep"], most = False, rows_of_sums(n, rows, call.head.weight.element_size())
+        return cls(rows, tuple(call.plan(**kinds, tokens=rows, sums=sums) for sums in (False, True)), most)
 
     def peak_bytes(self, call: LossCall) -> int:
         """Count what is held during the backward, over the inputs; without ``APART_BYTES``."""
@@ -47,7 +54,7 @@ class Plans(NamedTuple):
         )
         row_blocks, column_blocks = blocks(self.tokens, launch.rows), blocks(hidden_size, launch.columns)
         chunked = len(self.plans) > 1
-        room = blocks(n, launch.rows) - row_blocks if chunked else None
+        room = max(blocks(self.most_rows, launch.rows) - row_blocks, 0) if chunked else None
         row_blocks += extra_row_blocks(row_blocks, column_blocks, programs, room)
         sums = 4 * row_blocks * launch.rows * hidden_size
         # Packed hidden states become the input's gradient; those of a chunk have memory of their own.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Held, Kept, Scalars
+from .backward_chunks import backward_rows
 from .gradient_rows import Upstream
 from .gradients import Destination, Reduction
 from .launch import blocks, launch_table, processors
@@ -83,6 +84,25 @@ class LossCall:
             return False
         dtype = self.head.hidden.dtype
         return dtype == torch.float32 or (dtype == torch.bfloat16 and not self.scalars.z_loss)
+
+    def backward_rows(self, whole: Schedule, needs: Needs) -> int:
+        """Choose how many tokens a chunk of the backward has (:mod:`.backward_chunks`); all of them where one is best.
+
+        ``whole`` is the plan of all tokens.
+        """
+        n, kinds = int(self.head.hidden.shape[0]), self._kinds(True)
+        if not self.serves_backward_chunks(needs):
+            return n
+        common = {"table": kinds["table"], "processors": kinds["processors"]}
+        return backward_rows(n, *self._sizes(), whole=whole, weight_gradient=needs[1], **common)
+
+    def serves_backward_chunks(self, needs: Needs) -> bool:
+        """Whether the backward of a loss without statistics may be cut into chunks of tokens.
+
+        Not where sums of the head's gradient are float16, as which the codes between chunks are hardly finer; nor of a
+        slice of a head, whose input's gradient is complete before its own last product.
+        """
+        return not self.scalars.whole and (not needs[1] or self.head.hidden.dtype != torch.float16)
 
     def chunks(self) -> Chunks:
         """Choose how many tokens a chunk has (:mod:`.token_chunks`); all of them where one is best."""
