@@ -39,6 +39,14 @@ class Launch:
     flatten: bool = (
         True  # fuse the loop over tiles with the loop over the sum: the next tile's loads overlap this one's end
     )
+    transposed: bool = False  # compute the tile's transpose: columns along the instruction's rows (both gradients only)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Rows and columns of a part in which the epilogue of a gradient stores."""
+        if self.transposed:
+            return self.rows // self.parts, self.columns
+        return self.rows, self.columns // self.parts
 
 
 @dataclass(frozen=True)
