@@ -89,7 +89,7 @@ def _add_tile(
             row = target_row + part_row + tl.arange(0, PART_ROWS)
             column = part_start + tl.arange(0, PART_COLUMNS)
             address = accumulator + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
-            mask = (column < hidden_size)[None, :]
+            mask = (r < row_count)[:, None] & (column < hidden_size)[None, :]  # the memory may end with the kept tokens
             tl.store(address, tl.load(address, mask=mask, other=0.0) + values, mask=mask)
 
 
