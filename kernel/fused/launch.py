@@ -32,13 +32,21 @@ class Launch:
     depth: int
     warps: int
     stages: int
-    parts: int = 2  # column blocks in which the epilogue stores: fewer need more shared memory
+    parts: int = 2  # blocks, of columns if not transposed, in which the epilogue stores: fewer need more shared memory
     reduce: bool = False  # add to the float32 accumulator in the L2 cache, by the copy engine (input gradient only)
     early: bool = False  # begin before the kernel ahead has ended (:mod:`.early`; logit and input gradients only)
     folded: bool = False  # another form of a softcap's slope (tiles.capped; logit gradient only)
     flatten: bool = (
         True  # fuse the loop over tiles with the loop over the sum: the next tile's loads overlap this one's end
     )
+    transposed: bool = False  # compute the tile's transpose: columns along the instruction's rows (both gradients only)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Rows and columns of a part in which the epilogue of a gradient stores."""
+        if self.transposed:
+            return self.rows // self.parts, self.columns
+        return self.rows, self.columns // self.parts
 
 
 @dataclass(frozen=True)
@@ -100,23 +108,34 @@ def launch_table(device: torch.device, dtype: torch.dtype, hidden_size: int | No
 
 @cache
 def _fitting(family: str, itemsize: int, hidden_size: int | None) -> LaunchTable:
-    """Turn the tiles of both gradients where wide ones compute a fifth more columns than turned ones, or worse.
+    """Let both gradients' tiles be transposed, and 128 columns wide, where such tiles compute fewer columns.
 
-    Of three tiles of 256 columns at hidden size 640 the last is half empty. Turned, 256 x 128, a tile moves a fifth
-    more through shared memory. On an H200 that is faster at hidden sizes 640 and 576, and not at 896, where wide tiles
-    compute a seventh more. Those of the input's gradient reach behind the kept tokens, to rows of dz that nothing has
-    written, whose sums nothing reads; numpy would warn of such numbers, so that the interpreter has none.
+    They do where the last 256 columns of the hidden size D are at most half full: three tiles of 256 columns at D = 640
+    compute 768. An instruction takes 64 rows of one factor and up to 256 columns of the other, and reads both factors'
+    parts from shared memory: the fewest bytes for each product with 256 columns. A tile of 256 x 128 would
+    be made of twice as many, with 128 columns each, and moves a fifth more; of its transpose D lies along the 64 rows and
+    the 256 columns are classes, or tokens. So a transposed tile takes no longer than a wide one, and what is saved is the
+    share of columns that no longer are computed, on an H200 from 576 to 1152, where they were measured. That share
+    is 128 / D at large D. Of the weight's gradient, whose strips have whole tiles of classes, it comes for free. Of the
+    input's 64 tokens more are computed in vain in the mean, which is less where more than D / 2 tokens are kept.
+
+    Tiles of 256 tokens reach behind the kept ones, to rows of dz that nothing has written, whose sums nothing reads.
+    numpy would warn of such numbers, so that in the interpreter transposed tiles have no more tokens than wide ones.
     """
     table = _TABLES[family, itemsize]
     if hidden_size is None:
         return table
 
-    def turned(launch: Launch) -> Launch:
+    def fitting(launch: Launch, rows: int) -> Launch:
         narrow, wide = (blocks(hidden_size, size) * size for size in (launch.rows, launch.columns))
-        return replace(launch, rows=launch.columns, columns=launch.rows) if 6 * narrow <= 5 * wide else launch
+        return replace(launch, rows=rows, columns=launch.rows, transposed=True) if narrow < wide else launch
 
-    names = ("weight_gradient",) if family == "interpreter" else ("weight_gradient", "input_gradient")
-    return replace(table, **{name: turned(getattr(table, name)) for name in names})
+    weight, tokens = table.weight_gradient, table.input_gradient
+    return replace(
+        table,
+        weight_gradient=fitting(weight, weight.columns),
+        input_gradient=fitting(tokens, tokens.rows if family == "interpreter" else tokens.columns),
+    )
 
 
 def set_launch_table(device: torch.device, dtype: torch.dtype, table: LaunchTable | None) -> None:

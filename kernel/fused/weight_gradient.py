@@ -18,7 +18,7 @@ import triton.language as tl
 
 from .chunk_sums import decoded, encoded, of_units, to_units
 from .early import let_next_begin
-from .tiles import column_part, load_tile, merged_strip, store_tile
+from .tiles import add_product, load_tile, merged_strip, no_product, product_part, store_tile
 
 __all__ = ["bias_gradient_kernel", "join_sums_kernel", "weight_gradient_kernel"]
 
@@ -59,6 +59,9 @@ def weight_gradient_kernel(
     BLOCK_ROWS: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,  # of a tile of dz
     PARTS: tl.constexpr,
+    PART_VOCAB: tl.constexpr,  # of a part
+    PART_COLUMNS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     CODED: tl.constexpr,
@@ -98,7 +101,7 @@ def weight_gradient_kernel(
         strip = vocab_row // strip_columns
         first_row = (first_strip + strip) * rows
         strip_row = vocab_row - strip * strip_columns
-        acc = tl.zeros((BLOCK_VOCAB, BLOCK_COLUMNS), dtype=tl.float32)
+        acc = no_product(BLOCK_VOCAB, BLOCK_COLUMNS, TRANSPOSED)
         for k in range(begin, end, BLOCK_ROWS):
             a = load_tile(
                 dz,
@@ -115,32 +118,33 @@ def weight_gradient_kernel(
             b = load_tile(
                 hidden, k, column, row_count, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
             )
-            acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
+            acc = add_product(acc, a.T, b, TRANSPOSED, PRECISION)
         for part in tl.static_range(PARTS):
-            values = column_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS)
-            d = column + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
+            values = product_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS, TRANSPOSED)
+            part_row = vocab_row + (part * PART_VOCAB if TRANSPOSED else 0)
+            part_column = column + (0 if TRANSPOSED else part * PART_COLUMNS)
+            d = part_column + tl.arange(0, PART_COLUMNS)
             if sums is not None:  # noqa: SIM102 - decided when it is compiled; the other when it runs
                 if pieces > 1:
-                    row = vocab_row + tl.arange(0, BLOCK_VOCAB)
+                    row = part_row + tl.arange(0, PART_VOCAB)
                     place = (item // tiles * columns + row).to(tl.int64) * hidden_size
                     inside = (row < columns)[:, None] & (d < hidden_size)[None, :]
                     tl.store(sums + place[:, None] + d[None, :], values, mask=inside)
             if sums is None or pieces == 1:
                 values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
                 values *= factor
-                v_start = strip_start + vocab_row
-                d_start = column + part * (BLOCK_COLUMNS // PARTS)
+                v_start = strip_start + part_row
                 if ACCUMULATE:
                     before = load_tile(
                         gradient,
                         v_start,
-                        d_start,
+                        part_column,
                         vocab_size,
                         hidden_size,
                         gradient_row_stride,
                         1,
-                        BLOCK_VOCAB,
-                        BLOCK_COLUMNS // PARTS,
+                        PART_VOCAB,
+                        PART_COLUMNS,
                         DESCRIPTOR,
                     )
                     if CODED:
@@ -159,12 +163,12 @@ def weight_gradient_kernel(
                     gradient,
                     rounded,
                     v_start,
-                    d_start,
+                    part_column,
                     vocab_size,
                     hidden_size,
                     gradient_row_stride,
-                    BLOCK_VOCAB,
-                    BLOCK_COLUMNS // PARTS,
+                    PART_VOCAB,
+                    PART_COLUMNS,
                     DESCRIPTOR,
                 )
 

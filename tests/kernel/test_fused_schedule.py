@@ -423,15 +423,24 @@ def test_tables_can_be_replaced_and_restored():
 
 
 @pytest.mark.parametrize(
-    ("hidden_size", "turned"), [(576, True), (640, True), (768, False), (896, False), (2304, False), (None, False)]
+    ("hidden_size", "transposed"),
+    [
+        *((576, True), (640, True), (641, False), (768, False), (896, True), (1152, True), (2176, True), (2304, False)),
+        *((128, True), (129, False), (None, False)),
+    ],
 )
-def test_tiles_of_both_gradients_are_turned_where_wide_ones_are_half_empty(hidden_size, turned):
+def test_tiles_of_both_gradients_are_transposed_where_wide_ones_compute_more_columns(hidden_size, transposed):
     wide = launch._fitting("hopper", 2, None)
     table = launch._fitting("hopper", 2, hidden_size)
     assert (table.forward, table.logit_gradient) == (wide.forward, wide.logit_gradient)
     for found, plain in ((table.weight_gradient, wide.weight_gradient), (table.input_gradient, wide.input_gradient)):
-        tile = (plain.columns, plain.rows) if turned else (plain.rows, plain.columns)
-        assert found == replace(plain, rows=tile[0], columns=tile[1])
+        assert (plain.rows, plain.columns, plain.transposed) == (128, 256, False)
+        assert found == (replace(plain, rows=256, columns=128, transposed=True) if transposed else plain)
+
+
+@pytest.mark.parametrize(("family", "itemsize"), [("hopper", 4), ("ampere", 2), ("ampere", 4)])
+def test_square_tiles_are_never_transposed(family, itemsize):
+    assert {launch._fitting(family, itemsize, d) for d in (32, 64, 640)} == {launch._fitting(family, itemsize, None)}
 
 
 def test_a_table_that_was_set_is_used_for_every_hidden_size():
