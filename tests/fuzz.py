@@ -69,7 +69,8 @@ def forced(rows: int, seed: int, dtype: torch.dtype = BF16) -> Iterator[list[Any
 
     def chunks(call: LossCall) -> Chunks:
         n = len(call.head.hidden)
-        return Chunks(choose.choice([n, rows * choose.randint(1, 3)]))
+        first, later = (rows * choose.randint(1, 3) for _ in range(2))
+        return Chunks(choose.choice([n, first]), later)
 
     def noted(call: LossCall, **kinds: Any) -> Any:
         plans.append(plan(call, **kinds))

@@ -108,6 +108,14 @@ class LossCall:
         """Choose how many tokens a chunk has (:mod:`.token_chunks`); all of them where one is best."""
         return token_chunks(int(self.head.hidden.shape[0]), *self._sizes(), **self._kinds(True))
 
+    def chunk_plans(self, chunks: Chunks) -> tuple[Schedule, Schedule]:
+        """Choose the plans of the first chunk and of the later ones.
+
+        The last may have fewer tokens than its plan: its strips then fill less of their memory.
+        """
+        kinds = {"keep": True, "consumed": True, "weight_gradient": True}
+        return self.plan(**kinds, tokens=chunks.first), self.plan(**kinds, tokens=chunks.later, sums=True)
+
     def references(self, run: KeptColumns) -> int:
         """Count the rows of ``Kept.reference``: one for the targets and what peaks there are.
 

@@ -2,27 +2,22 @@
 
 The head's gradient of one chunk after the other is added up in the memory of the gradient itself. Rounded to bfloat16
 after each chunk the sum would lose more with each of them: of k chunks whose parts are alike, about k / 3 times the
-squared error of one rounding. Until the last chunk, which rounds the sum to bfloat16 once, entries therefore are codes,
-of numbers relative to the largest one that is possible:
+squared error of one rounding. Until the last chunk, which rounds the sum to bfloat16 once, entries therefore are codes:
+the root of the magnitude, in float16, with the number's sign. A root has half the exponent, so that float16's few serve
+2^60; and twice its relative error is that of the number, 2^-10 at most where that of bfloat16 is 2^-8: the squared
+error is 1 / 16. Relative to the largest number that is possible this is so down to 2^-59, and below it numbers lie
+between the squares of equal steps, of 2^-39.5 of the largest root. The device has instructions for all of it. (Codes
+with 10 bits of mantissa for the large entries, made of a float32's bits by arithmetic of integers, took the kernel that
+adds longer than to read and write them.)
 
-    from 2^0 to 2^-24 of it       sign, exponent and 10 bits of mantissa
-    from 2^-24 to 2^-55           sign, exponent and 8 bits of mantissa
-    below                         equal steps of 2^-63
-
-where bfloat16 has 7 bits of mantissa: the large entries, which are most of the gradient, are rounded 8 times as finely,
-their squared error is 1 / 64, and that of small ones 1 / 4. What is possible is known before the first chunk. An entry
-is the sum over N tokens of dz times a hidden state, and dz at most the upstream gradient: 8 N units, the unit being a
-power of two below the largest upstream gradient of a token, times that of a hidden state, times the logits' factor; the
-product of what the three leave of it is less than 4, and 2 is for rounding. A confidence penalty c adds c p (log p + H)
-to dz, at most 4 c of the upstream gradient for vocabularies up to 2^22 (p (log p + H) is largest where all other tokens
-share what p leaves, at p near a half: 3.9), and the units are as many more. What a z-loss adds grows with the
-log-partition, which nobody knows before, so that nothing is cut with one (:meth:`.call.LossCall.serves_chunks`). What
-is larger still, and what is no number, becomes infinite, and stays so.
-
-A float32's bits, its sign apart, rise with the number, a step of the exponent being 2^23 of them. A code has 256 steps
-in one where these bits are below a limit, and 1024 beyond: two lines, of which the upper one holds, and back the lower
-one. Sums are multiplied by a power of two that takes the largest possible one to 2^-71, whose exponent's bits are 56,
-and float32 arithmetic goes on with the bits that the lines give.
+What is possible is known before the first chunk. An entry is the sum over N tokens of dz times a hidden state, and dz
+at most the upstream gradient: 8 N units, the unit being a power of two below the largest upstream gradient of a token,
+times that of a hidden state, times the logits' factor; the product of what the three leave of it is less than 4, and 2
+is for rounding. A confidence penalty c adds c p (log p + H) to dz, at most 4 c of the upstream gradient for
+vocabularies up to 2^22 (p (log p + H) is largest where all other tokens share what p leaves, at p near a half: 3.9),
+and the units are as many more. What a z-loss adds grows with the log-partition, which nobody knows before, so that
+nothing is cut with one (:meth:`.call.LossCall.serves_chunks`). The largest possible sum becomes 2^31, whose root
+float16 holds, too; what is twice as large becomes infinite, and stays so, as what is no number does.
 """
 
 from __future__ import annotations
@@ -43,11 +38,7 @@ __all__ = ["CodedSums", "decoded", "encoded", "of_units", "to_units"]
 _ROWS, _COLUMNS = 16, 256
 _ROOM = 3  # 2^3 units of a token: 2 for rounding, 4 for what the unit leaves of its factors
 _OF_PENALTY = 4.0  # of the upstream gradient, what a confidence penalty of 1 adds to dz at most
-_SMALL, _LARGE = tl.constexpr(2.0**-71), tl.constexpr(2.0**71)  # what the largest possible sum becomes, 56 - 127
-_INFINITE = tl.constexpr(0x7FFF)  # the code
-# Beyond 32 steps of the exponent, 32 x 256 codes: the code of a float32's bits m is (m - _BEND) / 2^13.
-_BEND = tl.constexpr((32 << 23) - (32 * 256 << 13))
-_INFINITE_BITS = tl.constexpr((32 << 23) - (32 * 256 << 13) + (0x7FFF << 13))  # of the number that _INFINITE would be
+_LARGEST, _SMALLER = tl.constexpr(2.0**31), tl.constexpr(2.0**-31)  # what the largest possible sum becomes
 
 
 class CodedSums(NamedTuple):
@@ -133,29 +124,25 @@ def _exponent(largest, shift):
 @triton.jit
 def to_units(largest, shift, factor):
     """``factor`` for sums that are to be encoded instead; ``shift`` is that of :class:`CodedSums`."""
-    return factor * _power_of_two(-_exponent(largest, shift)) * _SMALL
+    return factor * _power_of_two(-_exponent(largest, shift)) * _LARGEST
 
 
 @triton.jit
 def of_units(values, largest, shift):
     """Sums as they are, of sums that might have been encoded."""
-    return values * _LARGE * _power_of_two(_exponent(largest, shift))
+    return values * _SMALLER * _power_of_two(_exponent(largest, shift))
 
 
 @triton.jit
 def encoded(values):
-    """Codes, int16, of numbers below 2^-70."""
-    bits = values.to(tl.int32, bitcast=True)
-    magnitude = tl.minimum(bits & 0x7FFFFFFF, _INFINITE_BITS)
-    code = tl.maximum((magnitude + 0x4000) >> 15, (magnitude + (0x1000 - _BEND)) >> 13)
-    return (code | ((bits >> 16) & 0x8000)).to(tl.int16)
+    """Codes, int16, of numbers below 2^32."""
+    sign = values.to(tl.int32, bitcast=True) & -0x80000000
+    root = tl.sqrt(tl.abs(values)).to(tl.int32, bitcast=True) | sign
+    return root.to(tl.float32, bitcast=True).to(tl.float16).to(tl.int16, bitcast=True)
 
 
 @triton.jit
 def decoded(code):
     """Numbers that codes stand for."""
-    wide = code.to(tl.int32)  # the sign fills the upper half
-    magnitude = wide & 0x7FFF
-    bits = tl.minimum(magnitude << 15, (magnitude << 13) + _BEND)
-    bits = tl.where(magnitude == _INFINITE, 0x7F800000, bits)
-    return (bits | (wide & -0x80000000)).to(tl.float32, bitcast=True)
+    root = code.to(tl.float16, bitcast=True).to(tl.float32)
+    return root * tl.abs(root)

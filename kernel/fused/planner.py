@@ -11,12 +11,12 @@ from .launch import blocks
 from .plan import ALIGN, KeptColumns, Plan, Series, peak_rows
 from .strip_times import StripTimes
 
-__all__ = ["Planner"]
+__all__ = ["MEMORY", "NEAR", "Planner"]
 
 _NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in the gradient's memory
 # Of the plans that a budget holds, those of nearly the least time are ranked by the call's memory, too: a percent of
 # the time is worth five of it.
-_NEAR, _MEMORY = 1.01, 1 / 5
+NEAR, MEMORY = 1.01, 1 / 5
 
 
 class _InGradient(NamedTuple):
@@ -88,11 +88,11 @@ class Planner:
 
     def best(self, plans: Sequence[Plan]) -> Plan:
         """The first of those whose time times a power of the call's memory is the least."""
-        return min(plans, key=lambda plan: self.microseconds(plan) * (self.fixed + self.bytes(plan)) ** _MEMORY)
+        return min(plans, key=lambda plan: self.microseconds(plan) * (self.fixed + self.bytes(plan)) ** MEMORY)
 
     def near(self, plan: Plan) -> float:
         """The most time that one of as little memory as may be may take beside it."""
-        return _NEAR * self.microseconds(plan)
+        return NEAR * self.microseconds(plan)
 
     def microseconds(self, plan: Plan) -> float:
         """Modelled time of forward and backward."""

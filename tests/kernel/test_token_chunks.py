@@ -18,10 +18,11 @@ from kernel.fused.schedule import schedule
 from kernel.options import LossOptions
 
 pytest.importorskip("triton")
-calls, run_chunks, token_chunks, arguments = (
-    importlib.import_module(f"kernel.fused.{name}") for name in ("call", "run_chunks", "token_chunks", "arguments")
+calls, run_chunks, token_chunks, chunk_times, arguments = (
+    importlib.import_module(f"kernel.fused.{name}")
+    for name in ("call", "run_chunks", "token_chunks", "chunk_times", "arguments")
 )
-Chunks = token_chunks.Chunks
+Chunks, ChunkTimes = chunk_times.Chunks, chunk_times.ChunkTimes
 HOPPER = launch._TABLES["hopper", 2]
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="test_token_chunks_cuda.py covers the device")
 ours = partial(linear_cross_entropy, implementation="triton")
@@ -32,8 +33,8 @@ def cut(monkeypatch):
     """Cuts the tokens of every loss that may be cut; returns the sizes of the chunks that were computed."""
     seen, forward = [], run_chunks.forward
 
-    def cut(rows):
-        monkeypatch.setattr(calls.LossCall, "chunks", lambda self: Chunks(rows))
+    def cut(first, later=None):
+        monkeypatch.setattr(calls.LossCall, "chunks", lambda self: Chunks(first, later or first))
 
     def counted(*args, chunk, **kwargs):
         seen.append(len(chunk.source))
@@ -89,12 +90,12 @@ def half(cut, monkeypatch):
 
 @no_gpu
 def test_sixteen_chunks_round_the_sums_to_codes(half, cut):
-    """By 0.0006: to bfloat16 they would be 0.0050 off; products alone are 0.0003."""
+    """By 0.0011: to bfloat16 they would be 0.0050 off; products alone are 0.0003."""
     args = problem(256, 40, 16, seed=1)
     errors, got = half(args, 16, label_smoothing=0.1)
     assert set(cut.seen) == {16}
     assert errors[1] < 4e-4
-    assert 3e-4 < errors[2] < 9e-4
+    assert 3e-4 < errors[2] < 1.2e-3
     again = value_and_gradients(ours, args.to(torch.float16), label_smoothing=0.1)
     assert all(torch.equal(a, b) for a, b in zip(got[:3], again[:3], strict=True))
 
@@ -263,7 +264,7 @@ def chosen(shape, mib, **kinds):
 
 
 def test_chunks_are_chosen_where_they_save_time_by_the_model():
-    found = {name: [-(-shape[0] // chosen(shape, mib).rows) for mib in (128, 1150)] for name, shape in HEADS.items()}
+    found = {name: [len(chosen(shape, mib).sizes(shape[0])) for mib in (128, 1150)] for name, shape in HEADS.items()}
     assert {name for name, (default, _) in found.items() if default > 1} == set(), "nobody has chosen that budget"
     assert found["Llama-3-8B"][1] == found["GPT-2"][1] == 1, "all is kept without"
     assert found["Qwen2.5-0.5B"][1] > 2
@@ -275,20 +276,27 @@ def test_chunks_are_chosen_where_they_save_time_by_the_model():
 def test_every_choice_fits_its_budget_and_more_memory_is_no_slower(name):
     shape = n, _, _ = HEADS[name]
     kinds = {kind: BFLOAT16[kind] for kind in ("direct", "in_bytes", "processors", "table")}
-    search = token_chunks._Search(*shape, 2, kinds)
+    times = ChunkTimes(*shape, 2, kinds)
     least = float("inf")
     for mib in (32, 96, 256, 600, 1024, 2048, 4096):
-        (rows,) = chosen(shape, mib)
-        first, later = search.plans(rows, mib * 2**20)
-        assert rows == n or (rows % 128 == 0 and 32 * rows >= n)
-        for plan in (first, later):
-            peaks = sum(run.columns // 256 * 4 * rows * peak_rows(256) for run in plan.kept if run.in_bytes)
-            assert 2 * plan.memory + peaks <= mib * 2**20
-        assert not later.in_gradient
-        assert not (later.scaled_in_gradient and later.kept and later.strips)
-        assert all(strip.offset is None for strip in later.strips)
-        time = search.microseconds(n, search.plan(n, mib * 2**20, sums=False))
-        time = time if rows == n else search.in_chunks(rows, (first, later))
+        chunks = chosen(shape, mib)
+        if chunks.first >= n:
+            time = times.microseconds(n, times.plan(n, mib * 2**20, sums=False))
+        else:
+            sizes = chunks.sizes(n)
+            assert sum(sizes) == n
+            assert len(sizes) <= 20
+            assert all(rows % 128 == 0 for rows in sizes[:-1])
+            ends = np.cumsum(sizes)[:-1] / n
+            assert ends.sum() <= 9.5 + 1e-9, "squares of rounded sums, times 16"
+            plans = times.plans(chunks, mib * 2**20)
+            for plan, rows in zip(plans, chunks, strict=True):
+                peaks = sum(run.columns // 256 * 4 * rows * peak_rows(256) for run in plan.kept if run.in_bytes)
+                assert 2 * plan.memory + peaks <= mib * 2**20
+            assert not plans[1].in_gradient
+            assert not (plans[1].scaled_in_gradient and plans[1].kept and plans[1].strips)
+            assert all(strip.offset is None for strip in plans[1].strips)
+            time = times.in_chunks(chunks, plans)
         assert time < 1.03 * least
         least = min(least, time)
 
@@ -301,17 +309,17 @@ def test_few_tiles_of_the_input_gradient_occupy_the_device():
 
 def test_of_many_lengths_few_have_a_plan_of_their_own():
     shape = HEADS["Qwen2.5-0.5B"]
-    sizes = {chosen((n, *shape[1:]), 1150).rows for n in range(shape[0] - 511, shape[0] + 1)}
+    sizes = {chosen((n, *shape[1:]), 1150) for n in range(shape[0] - 511, shape[0] + 1)}
     assert len(sizes) == 1
 
 
 def test_softcaps_and_float32_are_cut_too():
     shape = HEADS["N 16384"]
-    assert chosen(shape, 2048, direct=False, in_bytes=False).rows < shape[0]
+    assert chosen(shape, 2048, direct=False, in_bytes=False).first < shape[0]
     table = launch._TABLES["hopper", 4]
     one = {"direct": True, "in_bytes": False, "keep": True, "processors": 132, "table": table}
-    assert token_chunks.token_chunks(*shape, 4, 4 * 2**30, **one).rows < shape[0]
-    assert token_chunks.token_chunks(*shape, 2, 2**31, **(BFLOAT16 | {"keep": False})).rows == shape[0]
+    assert token_chunks.token_chunks(*shape, 4, 4 * 2**30, **one).first < shape[0]
+    assert token_chunks.token_chunks(*shape, 2, 2**31, **(BFLOAT16 | {"keep": False})).first == shape[0]
 
 
 def test_plans_of_later_chunks_leave_the_gradient_alone():
