@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .byte_plans import decoded_strips, in_bytes
 from .launch import blocks
-from .plan import ALIGN, KeptColumns, Plan, Series, peak_rows
+from .plan import ALIGN, PEAK_ROWS, KeptColumns, Plan, Series
 from .strip_times import StripTimes
 
 __all__ = ["Planner"]
@@ -66,7 +66,7 @@ class Planner:
         scaled = self.n * self.hidden_size if times.direct and times.weight_gradient else 0
         self.base = blocks(scaled, ALIGN) * ALIGN
         self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
-        self.byte_peaks = blocks(4 * self.n * peak_rows(self.tile), self.tile)  # the same of a column in bytes
+        self.byte_peaks = blocks(4 * self.n * PEAK_ROWS, self.tile)  # the same of a column in bytes
         places = (False,) if scaled and sums else (True, False) if scaled else (True,)  # of the scaled hidden states
         self.runs = {inside: list(dict.fromkeys(self.strips(inside))) for inside in places}
         self.stacks = {inside: self.stack(inside) for inside in places}

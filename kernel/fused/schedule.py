@@ -128,7 +128,7 @@ def schedule(
         sums: Whether the weight gradient's memory holds sums over other tokens already, and so nothing else.
     """
     modest = workspace_bytes <= DEFAULT_WORKSPACE_BYTES
-    kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes and not modest}
+    kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes}
     times = StripTimes(n, vocab_size, hidden_size, table, processors, **kinds)
     worthwhile = n * vocab_size >= _WORTHWHILE * times.tile * table.logit_gradient.rows
     first = vocab_size // _RECOMPUTED if modest else 0
