@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernel import linear_cross_entropy
 from kernel.fused import last_round, launch
-from kernel.fused.plan import peak_rows
+from kernel.fused.plan import PEAK_ROWS
 from kernel.fused.schedule import schedule
 from kernel.options import LossOptions
 
@@ -282,7 +282,7 @@ def test_every_choice_fits_its_budget_and_more_memory_is_no_slower(name):
         first, later = search.plans(rows, mib * 2**20)
         assert rows == n or (rows % 128 == 0 and 32 * rows >= n)
         for plan in (first, later):
-            peaks = sum(run.columns // 256 * 4 * rows * peak_rows(256) for run in plan.kept if run.in_bytes)
+            peaks = sum(run.columns // 256 * 4 * rows * PEAK_ROWS for run in plan.kept if run.in_bytes)
             assert 2 * plan.memory + peaks <= mib * 2**20
         assert not later.in_gradient
         assert not (later.scaled_in_gradient and later.kept and later.strips)
