@@ -13,7 +13,7 @@ from .backward_chunks import backward_rows
 from .gradient_rows import Upstream
 from .gradients import Destination, Reduction
 from .launch import blocks, launch_table, processors
-from .plan import KeptColumns, peak_rows
+from .plan import PEAK_ROWS, KeptColumns
 from .run_backward import backward
 from .run_sparse import Sparse, SparseTiles, sparse_backward
 from .schedule import Schedule, schedule
@@ -119,12 +119,12 @@ class LossCall:
     def references(self, run: KeptColumns) -> int:
         """Count the rows of ``Kept.reference``: one for the targets and what peaks there are.
 
-        Codes without cap have one a kept tile, columns in bytes as many as hold the peaks of one.
+        Codes without cap have one a kept tile, columns in bytes two.
         """
         hidden, scalars = self.head.hidden, self.scalars
         kind, tile = scalars.storage(hidden.dtype), launch_table(hidden.device, hidden.dtype).forward.columns
         if run.in_bytes:
-            return 1 + run.columns // tile * peak_rows(tile)
+            return 1 + run.columns // tile * PEAK_ROWS
         if kind == "raw":
             return 0
         tiles = run.columns // tile

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernel import linear_cross_entropy
 from kernel.fused import last_round, launch
-from kernel.fused.plan import peak_rows
+from kernel.fused.plan import PEAK_ROWS
 from kernel.fused.schedule import schedule
 from kernel.options import LossOptions
 
@@ -291,7 +291,7 @@ def test_every_choice_fits_its_budget_and_more_memory_is_no_slower(name):
             assert ends.sum() <= 9.5 + 1e-9, "squares of rounded sums, times 16"
             plans = times.plans(chunks, mib * 2**20)
             for plan, rows in zip(plans, chunks, strict=True):
-                peaks = sum(run.columns // 256 * 4 * rows * peak_rows(256) for run in plan.kept if run.in_bytes)
+                peaks = sum(run.columns // 256 * 4 * rows * PEAK_ROWS for run in plan.kept if run.in_bytes)
                 assert 2 * plan.memory + peaks <= mib * 2**20
             assert not plans[1].in_gradient
             assert not (plans[1].scaled_in_gradient and plans[1].kept and plans[1].strips)
