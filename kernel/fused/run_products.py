@@ -51,7 +51,7 @@ def _launch_weight(
         tiles = blocks(columns.strip_columns, launch.rows) * blocks(state.hidden_size, launch.columns) * splits
         programs = blocks(tiles, blocks(tiles, programs - programs // 5))
     strip = _strip(state, dz, columns)
-    memory = gradient if codes is None else gradient.view(torch.int16)
+    memory = gradient if codes is None else gradient.view(torch.float16)
     common = {
         "sums": sums,
         "gradient": gradient,
