@@ -16,8 +16,9 @@ power of two below the largest upstream gradient of a token, times that of a hid
 product of what the three leave of it is less than 4, and 2 is for rounding. A confidence penalty c adds c p (log p + H)
 to dz, at most 4 c of the upstream gradient for vocabularies up to 2^22 (p (log p + H) is largest where all other tokens
 share what p leaves, at p near a half: 3.9), and the units are as many more. What a z-loss adds grows with the
-log-partition, which nobody knows before, so that nothing is cut with one (:meth:`.call.LossCall.serves_chunks`). What
-is larger still, and what is no number, becomes infinite, and stays so.
+log-partition: a backward that comes after the forward of all tokens takes it for part of the upstream gradient
+(:mod:`.run_backward_chunks`); where nobody knows it before, nothing is cut with one
+(:meth:`.call.LossCall.serves_chunks`). What is larger still, and what is no number, becomes infinite, and stays so.
 
 A float32's bits, its sign apart, rise with the number, a step of the exponent being 2^23 of them. A code has 256 steps
 in one where these bits are below a limit, and 1024 beyond: two lines, of which the upper one holds, and back the lower
