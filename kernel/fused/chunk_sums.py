@@ -18,9 +18,10 @@ at most the upstream gradient: 8 N units, the unit being a power of two below th
 times that of the column's hidden states, times the logits' factor; the product of what the three leave of it is less
 than 4, and 2 is for rounding. A confidence penalty c adds c p (log p + H) to dz, at most 4 c of the upstream gradient
 for vocabularies up to 2^22 (p (log p + H) is largest where all other tokens share what p leaves, at p near a half:
-3.9), and the units are as many more. What a z-loss adds grows with the log-partition, which nobody knows before the
-forward (:meth:`.call.LossCall.serves_chunks`). What is larger still becomes infinite, and stays so, as what is no
-number does.
+3.9), and the units are as many more. What a z-loss adds grows with the log-partition: a backward that comes after the
+forward of all tokens takes it for part of the upstream gradient (:mod:`.run_backward_chunks`); where nobody knows it
+before, nothing is cut with one (:meth:`.call.LossCall.serves_chunks`). What is larger still becomes infinite, and stays
+so, as what is no number does.
 """
 
 from __future__ import annotations

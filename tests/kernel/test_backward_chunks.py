@@ -134,7 +134,7 @@ def test_sums_of_half_precision_are_codes_between_chunks(half, cut):
 @no_gpu
 @pytest.mark.parametrize("ignored", [0.0, 0.5])
 def test_codes_leave_room_for_a_z_loss(ignored, half, cut):
-    """Here it multiplies dz by up to 30, all of one sign: without room sums would be infinite."""
+    """Here it multiplies dz by more than 100, all of one sign: without room sums would be infinite."""
     args = problem(64, 8, 16, seed=1, weighted=True, ignored=ignored)
     with torch.no_grad():
         args.input.copy_(torch.ones(64, 16))
@@ -146,9 +146,9 @@ def test_codes_leave_room_for_a_z_loss(ignored, half, cut):
     of_kept = args._replace(
         input=args.input.detach()[kept].requires_grad_(), target=args.target[kept], token_weight=args.token_weight[kept]
     )
-    exact = value_and_gradients(eager, of_kept, z_loss=1.0, reduction="sum")
+    exact = value_and_gradients(eager, of_kept, z_loss=4.0, reduction="sum")
     exact[1] = torch.zeros(64, 16, dtype=torch.float64).index_put_((kept,), exact[1])
-    errors, _ = half(args, exact, z_loss=1.0, reduction="sum")
+    errors, _ = half(args, exact, z_loss=4.0, reduction="sum")
     assert cut.seen == [16] * 4
     assert max(errors) < 1e-3
 
@@ -280,7 +280,8 @@ def planned(shape, workspace_bytes=DEFAULT_WORKSPACE_BYTES, weight_gradient=True
 
 
 def test_chunks_are_chosen_where_they_save_time_by_the_model():
-    assert [planned(shape)[0] for shape in HEADS] == [n for n, *_ in HEADS]
+    wanted = {shape: shape[0] for shape in HEADS} | {(16384, 49152, 576): 8192}
+    assert {shape: planned(shape)[0] for shape in HEADS} == wanted
     found = {n: planned((n, 32768, 1024))[0] for n in (2048, 8192, 16384, 32768, 65536, 131072)}
     assert found == {2048: 2048, 8192: 8192, 16384: 16384, 32768: 16384, 65536: 16384, 131072: 16384}
     assert planned((131072, 32768, 1024), weight_gradient=False)[0] < 131072
