@@ -89,12 +89,10 @@ def largest_workspace(call: LossCall, most: int) -> tuple[int, Plans] | None:
 
     None if no workspace is that small.
     """
-    size = (most - call.head.weight.numel() * call.head.weight.element_size()) // MIB
-    while size > 0:
+    # Each of them: with another plan, a larger workspace may leave a smaller peak.
+    for size in range((most - call.head.weight.numel() * call.head.weight.element_size()) // MIB, 0, -1):
         trial = LossCall(call.head, call.scalars, size * MIB)
         plans = Plans.of(trial)
-        over = plans.peak_bytes(trial) + APART_BYTES - most
-        if over <= 0:
+        if plans.peak_bytes(trial) + APART_BYTES <= most:
             return size, plans
-        size -= blocks(over, MIB)  # a smaller one saves that much at most, unless its plan is another
     return None
