@@ -24,7 +24,7 @@ from torch import Tensor
 __all__ = ["Minorant", "error", "minorants", "most_left_out"]
 
 _BISECTIONS = 12
-_STEPS = 60  # of a descent, which begins where the one with the last price ended
+_STEPS = 40  # of a descent, which begins where the one with the last price ended
 _ROUNDING = 1e-6  # of what is allowed, on the side of more tiles left out
 
 

@@ -39,7 +39,7 @@ examples:
 """
 _TOLERANCES = (0.001, 0.003, 0.01)
 _SMOOTHING = (0.1, 0.0)
-_PRICES = 60
+_PRICES = 30
 _DEAREST = 1000  # beside the tolerance's square shared by all tiles
 
 
