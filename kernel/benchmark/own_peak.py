@@ -111,5 +111,5 @@ def largest_workspace(call: LossCall, most: int) -> tuple[int, Plans] | None:
         over = plans.peak_bytes(trial) + APART_BYTES - most
         if over <= 0:
             return size, plans
-        size -= blocks(over, _STEPS * MIB)  # one that is smaller by that saves less, unless its plan is another
+        size -= blocks(over, _STEPS * MIB)  # with another plan a larger workspace may leave a smaller peak
     return None

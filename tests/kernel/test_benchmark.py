@@ -21,13 +21,16 @@ from kernel.benchmark.apart import Apart
 from kernel.benchmark.compare import GROUPS
 from kernel.benchmark.cute_rivals import cute_rivals
 from kernel.benchmark.prepare import Entry
-from kernel.benchmark.problems import Data, Shape, make_data
+from kernel.benchmark.problems import SHAPES, Data, Shape, make_data
 from kernel.benchmark.rivals import VARIANTS, Case, Rival, ours, rivals
 from kernel.fused import launch
+from kernel.fused.arguments import Head, Scalars
+from kernel.fused.call import LossCall
 from kernel.fused.compile_ahead import _record
 from kernel.fused.launch import launch_table, set_launch_table
 from kernel.fused.schedule import schedule
 from kernel.fused.token_chunks import Chunks
+from kernel.options import LossOptions
 
 SHAPE = Shape("small", 64, 300, 32)
 
@@ -401,6 +404,41 @@ def test_ours_is_measured_below_the_memory_of_each_rival():
         peak = own_peak.Plans.of(own_peak.call_of(large, Case(), size)).peak_bytes(call)
         assert 0.94 * mib < (peak + own_peak.APART_BYTES) / 2**20 <= mib
     assert list(group.between(Case(), entries[3:], chosen)) == [], "ours is not among them"
+
+
+def on_meta(n, v, d, dtype=torch.bfloat16):
+    tensors = [torch.empty(*size, dtype=dtype, device="meta") for size in ((n, d), (v, d), (n,))]
+    return Data(*tensors)
+
+
+@pytest.mark.usefixtures("on_hopper")
+def test_no_larger_workspace_is_within_a_memory():
+    """Peaks do not grow with the workspace alone: here one of 587 MiB fits, and none from 559 to 586."""
+    data = on_meta(16384, 49152, 576)
+    call = own_peak.call_of(data, Case())
+    most = data.weight.numel() * 2 + 600 * 2**20
+
+    def peak(size):
+        trial = replace(call, workspace_bytes=size * 2**20)
+        return own_peak.Plans.of(trial).peak_bytes(trial) + own_peak.APART_BYTES
+
+    fitting = [size for size in range(1, 600) if peak(size) <= most]
+    assert own_peak.largest_workspace(call, most)[0] == fitting[-1] > len(fitting)
+    assert own_peak.largest_workspace(call, data.weight.numel() * 2) is None
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize(("dtype", "option"), [(torch.float16, {}), (torch.bfloat16, {"z_loss": 1e-4})])
+def test_peaks_of_codes_exceed_a_workspace_by_a_128th_of_the_gradient(dtype, option):
+    for shape in SHAPES:
+        data = on_meta(shape.n, shape.vocab_size, shape.hidden_size, dtype)
+        head = Head(data.hidden, data.weight, None, data.target)
+        for size in (2**23, 2**27, 2**29):
+            call = LossCall(head, Scalars.of(LossOptions(**option)), size)
+            plan = call.plan(keep=True, consumed=True, weight_gradient=True)
+            peaks = 4 * shape.n * sum(call.references(run) for run in plan.kept)
+            room = max(size, 2 * 256 * shape.n) + data.weight.numel() * 2 / 128 + 8 * shape.n
+            assert plan.memory * 2 + peaks <= room, shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
