@@ -19,14 +19,16 @@ def caption(data: Path) -> str:
     _still(under.min() > 0.98, "the clipped rule says too little in most transformers")
     _still(over.min() > 0.98, "P says too much in transformers")
     first = (
-        "Each point is a model trained with and without smoothing; on the line it lost what was computed from the one "
-        "without."
+        "Each point is a model trained with and without smoothing; on the line confidence fell as computed from the "
+        "one without."
     )
     panels = (
-        "(a) By the [response P](docs/theory.md#c6-how-far-confidence-falls), hidden states fitted anew to the frozen "
-        f"head: to {exact['largest_error']:.3f} where one next token is right, too much for transformers.",
-        "(b) By the *clipped rule*, of mean confidence p, vocabulary V and [index A](docs/glossary.md#activity-index): "
-        "rougher, too little for most transformers ([how far off](docs/law_notes.md#the-readmes-figure)).",
+        "(a) The fall by the [response P](docs/theory.md#c6-how-far-confidence-falls) (hidden states fitted anew, head "
+        f"frozen): exact to {exact['largest_error']:.3f} where one next token is right, less so where several are, too "
+        "large for transformers.",
+        "(b) The fall by the *clipped rule*, of mean confidence p, vocabulary V and "
+        "[index A](docs/glossary.md#activity-index): rougher, too small for most transformers "
+        "([how far off](docs/law_notes.md#the-readmes-figure)).",
     )
     return "\n".join([wrapped(first), *(f"- {panel}" for panel in panels)])
 

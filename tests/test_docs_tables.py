@@ -124,6 +124,14 @@ def test_pages_quote_what_a_small_hidden_size_takes(table, finding, cell, pages)
         assert said in " ".join((DOCS / f"{page}.md").read_text(encoding="utf-8").split()), page
 
 
+def test_the_notes_quote_what_two_epochs_do_where_the_readme_has_the_last():
+    table = pd.read_csv(readme_tables.DATA / "findings.csv")
+    of_all = table[table["cell"].isna()].set_index("finding")["mean"]
+    notes = " ".join((DOCS / "study_notes.md").read_text(encoding="utf-8").split())
+    assert f"(by {of_all['rise_elsewhere_at_epoch_2']:.3f} in the paper's two epochs)" in notes
+    assert f"by {of_all['gain']:.3f} (by {of_all['gain_at_epoch_2']:.3f} in two epochs)" in notes
+
+
 def test_the_notes_quote_how_far_the_response_overstates_where_the_readme_draws_it():
     (most,) = re.findall(
         r"trained\s+from\s+scratch\s+it\s+is\s+[\d.]+\s+to\s+([\d.]+)\s+times",

@@ -279,8 +279,8 @@ def test_the_calibration_error_is_the_one_that_is_shown(tmp_path, monkeypatch, c
     exec(block("read_predictions("), names)
     (shown,) = re.findall(r"It prints `(calibration error [^`]+)`", README)
     assert capsys.readouterr().out == f"{shown}\n"
-    off = names["confidence"].mean() - names["table"]["correct"].mean()  # as sure everywhere as it is too sure
-    assert f"confidence is {off:.2f} off what came true" in README
+    off = names["confidence"].mean() - names["correct"].mean()  # as sure everywhere as it is too sure
+    assert f"confidence is {off:.2f} off how often it was right" in README
     assert shown.startswith(f"calibration error {off:.2f},")
     assert python_m("python -m analysis.reliability predictions.csv", "--out", "scores.csv")() == 0
     assert f"ECE          {names['scores'].ece:.3f} " in capsys.readouterr().out
