@@ -102,6 +102,18 @@ def test_the_legend_shows_a_band_only_where_it_can_be_seen(page, head, thin):
     )
     swatch = driven.evaluate(f"getComputedStyle({key}, '::before').display")
     assert (swatch == "none") == thin
+    assert driven.evaluate("document.querySelector('.key.open').hidden") == thin
+    assert driven.errors == []
+
+
+def test_the_legend_names_no_region_that_is_not_drawn(page):
+    """Under a softcap that holds the gap below what is asked for smoothing acts nowhere."""
+    driven, address = page
+    shown = "[...document.querySelectorAll('.key.acts')].map((key) => key.offsetParent !== null)"
+    for cap, drawn in (("", [True, True]), ("&c=4", [False, True])):
+        driven.open(f"{address}#D=64&V=50000&m=30&T=1&b=0.1{cap}")
+        assert driven.evaluate(shown) == drawn, cap
+        assert driven.evaluate("document.querySelectorAll('rect.acts').length") == drawn[0]
     assert driven.errors == []
 
 

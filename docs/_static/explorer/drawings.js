@@ -76,6 +76,11 @@ const drawings = (() => {
     return Math.max(...across);
   }
 
+  /** The legend names what is drawn, and nothing else. */
+  function sayKey(place, name, drawn) {
+    place.parentElement.querySelector(`.key.${name}`).hidden = !drawn;
+  }
+
   /** The legend's words for the band, which the line of the ceiling hides where it is no thicker. */
   function sayBand(place, pixels) {
     const key = place.parentElement.querySelector(".key.band");
@@ -95,6 +100,7 @@ const drawings = (() => {
       title: "confidence in every token",
       description: "Ceiling on the confidence against the norm product; the sentence and the table say the same in words.",
     });
+    sayKey(place, "acts", found.enough < range[1]);
     if (found.enough < range[1]) {
       const left = plot.x(Math.max(found.enough, range[0]));
       plot.lines.append(element("rect", { class: "acts", x: left, y: plot.top, width: plot.right - left, height: plot.bottom - plot.top }));
@@ -122,9 +128,12 @@ const drawings = (() => {
     });
     const norms = spread(range, state.c === null ? 8 : 40); // straight lines without a softcap
     const line = (height) => norms.map((n) => [plot.x(n), plot.y(height(n))]);
+    const [warmest, surest] = [line(temperatures.warmest), line(temperatures.surest)];
+    sayKey(place, "open", thickness(warmest, surest) > LINE);
+    sayKey(place, "acts", surest.some(([, y]) => y < plot.bottom));
     const corners = `L${plot.right} ${plot.bottom}L${plot.x(range[0])} ${plot.bottom}Z`;
-    plot.lines.append(element("path", { class: "open", d: path(line(temperatures.warmest)) + corners }));
-    plot.lines.append(element("path", { class: "acts", d: path(line(temperatures.surest)) + corners }));
+    plot.lines.append(element("path", { class: "open", d: path(warmest) + corners }));
+    plot.lines.append(element("path", { class: "acts", d: path(surest) + corners }));
     plot.lines.append(element("path", { class: "star", d: path(line((n) => formulas.restoringTemperature(n, state.V, state.b, state.c))) }));
     yourHead(plot, state.m, state.T);
   }
