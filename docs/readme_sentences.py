@@ -161,8 +161,8 @@ def _of_heads(data: Path) -> tuple[str, str, str]:
         "**What smoothing takes can be foretold in simulated heads, hardly in transformers**: there the clipped rule "
         f"was off by a factor of up to {most:.1f}, and nothing else that was tried did well "
         "([what was tried](docs/theory.md#c6-how-far-confidence-falls)).",
-        "**A lower training temperature gives smoothing its effect back** under a bound on the norms, "
-        f"{budget['K5', 'rise']:.2f} of calibration error, not with free norms; whether both together beat neither "
+        "**Where bounded norms leave smoothing little effect a lower training temperature gives it back**, by "
+        f"{budget['K5', 'rise']:.2f} of calibration error; not with free norms, and whether both together beat neither "
         "depends on the set-up ([temperature](docs/study_notes.md#temperature-k5)).",
     )
 
@@ -178,7 +178,7 @@ def _of_the_loss(data: Path) -> str:
     _still(times.between(0.8, 1.1).all(), "the loss takes about the time of eager PyTorch and torch.compile")
     return (
         f"**The loss is lean**: on a Hopper GPU it takes at most {cost.max():.0%} of the memory of eager PyTorch or "
-        "torch.compile and about their time; tuned Liger is ahead at some sizes "
+        "torch.compile and about their time; a tuned Liger-Kernel is ahead at some sizes "
         "([beside others](docs/kernel.md#ours-beside-every-rival))."
     )
 

@@ -269,7 +269,7 @@ def test_own_hidden_states_and_head_give_what_is_shown(capsys):
     assert 0 < index < 1
     fall = 0.1 * (confidence - 1 / 4096) * (1 - index)
     assert shown == f"confidence {confidence:.2f}, index {index:.2f}, fall {fall:.2f}"
-    assert f"takes some {fall:.2f} here" in README
+    assert f"takes some {fall:.2f} on such data" in README
 
 
 def test_the_calibration_error_is_the_one_that_is_shown(tmp_path, monkeypatch, capsys):
