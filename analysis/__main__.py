@@ -11,7 +11,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import _MACHINERY, _PUBLIC  # pyright: ignore[reportAttributeAccessIssue]
+from . import _MACHINERY, _PUBLIC, __version__  # pyright: ignore[reportAttributeAccessIssue]
 from .command import finish, parser_of
 
 __all__ = ["commands", "main", "modules", "summary", "versions"]
@@ -71,7 +71,7 @@ def summary(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that matter here, and the CUDA device; "none" where there is none."""
-    found = {"confidence-ceiling": _version("confidence-ceiling"), "python": platform.python_version()}
+    found = {"confidence-ceiling": __version__, "python": platform.python_version()}
     found |= {name: _version(name) for name in _VERSIONS}
     import torch  # here: it takes a second
 

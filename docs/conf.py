@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,11 @@ sys.path.insert(0, str(HERE.parent))
 from notebook_pages import write_notebooks
 from reference_pages import contents, write_pages
 
+from analysis import __version__
+
 project = "confidence-ceiling"
 author = "The confidence-ceiling authors"
-version = release = installed_version("confidence-ceiling")
+version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx_copybutton"]
 extensions += ["explorer_page"]

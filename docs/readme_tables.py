@@ -30,6 +30,7 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PARTS: dict[str, Callable[[Path], str]] = {
     "answer": audits.answer,
     "caption": front.caption,
+    "readme figure": front.figure,
     "found": front.found,
     "verdicts": studies.verdicts,
     "figures": studies.figures,

@@ -13,7 +13,6 @@ from table_text import signed, wrapped
 __all__ = [
     "ASKED",
     "MODELS",
-    "accuracy_lost",
     "found",
     "models",
     "predicted",
@@ -111,12 +110,6 @@ def found(data: Path) -> str:
     judged = _judged(data)
     early = {short: _early_text(table if short == "gemma" else _table(data, f"real_{short}")) for short in judged}
     return real_sentences.found(data, judged, early) + "\n- " + wrapped(sentence).replace("\n", "\n  ")
-
-
-def accuracy_lost(data: Path, model: str) -> float:
-    """What b = .1 takes of a model's accuracy on ordinary text, mean over seeds; ``model`` is a key of ``MODELS``."""
-    table = _table(data, f"real_{model}")
-    return float(_lost(_scored(table.loc[table["within"].isna()]), "text").mean())
 
 
 def _lost(scored: pd.DataFrame, view: str) -> pd.Series:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 import numpy
 import pytest
 
+import analysis
 from analysis import _COMMANDS, _MACHINERY, _PUBLIC
-from analysis.__main__ import commands, main, modules, summary
+from analysis.__main__ import commands, main, modules, summary, versions
+from analysis.lab.provenance import environment
 
 COMMANDS = list(commands())
 
@@ -79,8 +81,16 @@ def test_the_versions_are_those_of_the_libraries(capsys):
     assert main(["--versions"]) == 0
     text = capsys.readouterr().out
     assert f" {numpy.__version__}\n" in text
+    assert re.search(rf"^  confidence-ceiling +{re.escape(analysis.__version__)}$", text, re.MULTILINE)
     assert "CUDA device" in text
     assert "caps" not in text
+
+
+def test_the_version_is_that_of_the_source_and_not_of_old_metadata(monkeypatch):
+    """An editable install keeps the metadata of the day on which it was made."""
+    told = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0.1" if "ceiling" in name else told(name))
+    assert versions()["confidence-ceiling"] == environment()["confidence_ceiling"] == analysis.__version__
 
 
 def test_every_public_module_has_a_line_of_its_own():

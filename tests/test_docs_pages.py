@@ -78,6 +78,9 @@ def test_a_page_opens_with_a_sentence(page):
     if page.stem.endswith("_notes"):
         assert first.startswith("**In short.**")
         assert 3 <= len(re.findall(r"[.?](?=\s|$)", first.removeprefix("**In short.**"))) <= 4, "about three sentences"
+    if len(text.split()) > 1500 and page.stem != "glossary":  # one looks things up there
+        opening = re.sub(r"```.*?```", "", text.partition("\n## ")[0], flags=re.DOTALL)
+        assert len(re.findall(r"[.?!](?=\s|$)", opening)) >= 3, "three sentences before the first section"
 
 
 def test_the_licence_of_gemmas_weights_is_named_where_numbers_of_it_stand():

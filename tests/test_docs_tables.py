@@ -17,6 +17,8 @@ import readme_tables  # noqa: E402
 import study_tables  # noqa: E402
 from table_text import numbers_in_full  # noqa: E402
 
+from paper_figures import response  # noqa: E402
+
 
 def test_tables_are_those_of_the_committed_data():
     for page in readme_tables.PAGES:
@@ -47,23 +49,10 @@ def test_a_mark_without_an_end_is_refused():
         readme_tables.render("<!-- cpu -->\n")
 
 
-def test_the_sentences_of_what_was_found_have_few_numbers_and_one_link_each():
-    first, *lines = re.split(r"\n+\d\. ", readme_sentences.found(readme_tables.DATA))
-    assert "[each verdict](docs/study.md#claims-and-verdicts)" in first
-    assert len(lines) == 6
-    for line, numbers in zip(lines, (3, 2, 1, 1, 1, 2), strict=True):
-        assert len(re.findall(r"\]\((docs/[\w#/.-]+)\)", line)) == 1
-        assert re.search(r"\)\)\.\s*$", line), line
-        said = re.sub(r"\]\([^)]*\)", "", line)
-        assert len(re.findall(r"[.?!](?=\s|$)", said)) == 1, f"one sentence: {line}"
-        said = re.sub(r"(\d[\d.]*) to (?=\d)", "", said.replace("H200", ""))  # a GPU's name; a range is one
-        assert len(re.findall(r"\d[\d.]*", said)) == numbers, line
-
-
 _OF_SENTENCES = (
     "findings", "verdicts", "instruction_findings", "instruction_full", "kernel", "S7", "S11_findings", "S12_findings",
-    "shared_changes", "audit_smollm2", "audit_gemma", "real_gemma", "real_smollm2", "real_gemma_findings",
-    "real_gemma_verdicts", "real_smollm2_verdicts",
+    "shared_changes", "audit_smollm2", "audit_gemma", "real_gemma_findings", "real_gemma_verdicts",
+    "real_smollm2_verdicts", *response.TABLES, *response.OPTIONAL,
 )  # fmt: skip
 
 
@@ -73,7 +62,7 @@ def of_sentences(tmp_path_factory):
     from analysis.lab.tables import find_table
 
     folder = tmp_path_factory.mktemp("data")
-    for name in _OF_SENTENCES:
+    for name in dict.fromkeys(_OF_SENTENCES):
         path = find_table(readme_tables.DATA, name)
         assert path is not None
         for file in (path, path.with_name(f"{name}.json")):
@@ -88,7 +77,10 @@ def of_sentences(tmp_path_factory):
         ("kernel", {"implementation": "torch.compile"}, "peak_mib", 0.9, "torch.compile needs as much memory as eager"),
         ("kernel", {"implementation": "triton, 32 MiB"}, "ms", 0.1, "tuned Liger is ahead at some sizes"),
         ("instruction_full", {"view": "text", "label_smoothing": 0.1}, "confidence", 1.3, "three times SmolLM2's excess"),
-        ("instruction_full", {"view": "text", "label_smoothing": 0.1}, "accuracy", 1.5, "two of three real tunings lost accuracy on other text"),
+        ("findings", {"finding": "rise_elsewhere_at_epoch_2"}, "mean", 3, "after two epochs the error has risen far less"),
+        ("findings", {"finding": "gain_at_epoch_2"}, "mean", 3, "after two epochs smoothing takes next to nothing"),
+        ("kernel", {"implementation": "torch.compile"}, "ms", 0.5, "the loss takes about the time of eager PyTorch"),
+        ("real_gemma_findings", {"finding": "fall"}, "mean", 0.1, "smoothing acted on Gemma at the last epoch"),
         ("instruction_findings", {"finding": "gain_elsewhere"}, "high", -9, "smoothing harmed SmolLM2 on ordinary text"),
         ("S12_findings", {"finding": "scale_ratio"}, "mean", 0.3, "say too much in transformers"),
         ("findings", {"finding": "gain_of_both"}, "low", -1, "of five arms both were better than neither in one"),
@@ -132,9 +124,18 @@ def test_pages_quote_what_a_small_hidden_size_takes(table, finding, cell, pages)
         assert said in " ".join((DOCS / f"{page}.md").read_text(encoding="utf-8").split()), page
 
 
+def test_the_notes_quote_what_two_epochs_do_where_the_readme_has_the_last():
+    table = pd.read_csv(readme_tables.DATA / "findings.csv")
+    of_all = table[table["cell"].isna()].set_index("finding")["mean"]
+    notes = " ".join((DOCS / "study_notes.md").read_text(encoding="utf-8").split())
+    assert f"(by {of_all['rise_elsewhere_at_epoch_2']:.3f} in the paper's two epochs)" in notes
+    assert f"by {of_all['gain']:.3f} (by {of_all['gain_at_epoch_2']:.3f} in two epochs)" in notes
+
+
 def test_the_notes_quote_how_far_the_response_overstates_where_the_readme_draws_it():
     (most,) = re.findall(
-        r"trained from scratch, P [\d.]+ to ([\d.]+) times", readme_sentences.caption(readme_tables.DATA)
+        r"trained\s+from\s+scratch\s+it\s+is\s+[\d.]+\s+to\s+([\d.]+)\s+times",
+        readme_sentences.figure(readme_tables.DATA),
     )
     assert f"as in the README's figure, up to {most} times" in (DOCS / "transformer_notes.md").read_text(
         encoding="utf-8"

@@ -87,6 +87,36 @@ def test_the_page_says_what_analysis_says(page):
     assert driven.errors == []
 
 
+@pytest.mark.parametrize(
+    ("head", "thin"),
+    [("D=9&V=10", True), ("D=240&V=256", True), ("D=4&V=1000", False), ("D=16&V=50000", False)],
+)
+def test_the_legend_shows_a_band_only_where_it_can_be_seen(page, head, thin):
+    """At full width the ceiling is reached: there is no band."""
+    driven, address = page
+    driven.open(f"{address}#{head}&m=30&T=1&b=0.1")
+    key = "document.querySelector('.key.band')"
+    words = driven.evaluate(f"{key}.textContent")
+    assert words == (
+        "the best head lies less than the line's width from it" if thin else "the best head lies in this band"
+    )
+    swatch = driven.evaluate(f"getComputedStyle({key}, '::before').display")
+    assert (swatch == "none") == thin
+    assert driven.evaluate("document.querySelector('.key.open').hidden") == thin
+    assert driven.errors == []
+
+
+def test_the_legend_names_no_region_that_is_not_drawn(page):
+    """Under a softcap that holds the gap below what is asked for smoothing acts nowhere."""
+    driven, address = page
+    shown = "[...document.querySelectorAll('.key.acts')].map((key) => key.offsetParent !== null)"
+    for cap, drawn in (("", [True, True]), ("&c=4", [False, True])):
+        driven.open(f"{address}#D=64&V=50000&m=30&T=1&b=0.1{cap}")
+        assert driven.evaluate(shown) == drawn, cap
+        assert driven.evaluate("document.querySelectorAll('rect.acts').length") == drawn[0]
+    assert driven.errors == []
+
+
 def test_the_keyboard_reaches_and_moves_everything_and_the_address_holds_it(page):
     driven, address = page
     driven.open(address)

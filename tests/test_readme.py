@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib.image
 import pandas as pd
@@ -174,7 +175,7 @@ def test_the_answer_for_a_hugging_face_model(tmp_path, monkeypatch, capsys):
     save_folder(tmp_path / "model")
     monkeypatch.setattr("analysis.language_models.packaged_smollm2", lambda: tmp_path / "model")
     monkeypatch.setattr("analysis.language_models.python_text", lambda: ["To be or not to be. " * n for n in (9, 5, 7)])
-    assert len(code.partition("\n\n")[2].strip().splitlines()) == 3
+    assert len([line for line in code.splitlines() if line]) == 5
     exec(code, {})
     printed = capsys.readouterr().out.splitlines()
     (shown,) = re.findall(r"<!-- answer -->\n```text\n(.*?)```\n<!--", README, re.DOTALL)
@@ -203,10 +204,10 @@ def test_the_answer_that_is_quoted_is_what_the_lines_print(monkeypatch):
     exec(block("audit_model("), {})
     assert loaded == {"name": ("smollm2",)}
     assert " analysis.audit smollm2 --text python " in sidecar["command"]
-    assert "# a minute on a CPU with " in README
+    assert "takes five lines, and a minute on a CPU with SmolLM2-135M in 4 bits" in README
     assert sidecar["device"] == "cpu"
     assert 30 < sidecar["wall_seconds"] < 90
-    assert f"On the text of Python {'.'.join(sidecar['versions']['python'].split('.')[:2])} it prints " in README
+    assert f"On the text of Python {'.'.join(sidecar['versions']['python'].split('.')[:2])} it prints:" in README
     defaults = {
         name: parameter.default
         for function in (audit_model, load_model)
@@ -233,7 +234,8 @@ def test_the_answer_that_is_quoted_is_what_the_lines_print(monkeypatch):
 def test_how_a_real_model_fared_is_said_as_the_audit_says_it():
     from analysis.audit._verdict import TUNED
 
-    assert f"on new texts, not drawn, by {TUNED} times" in " ".join(README.split())
+    notes = (ROOT / "docs" / "law_notes.md").read_text(encoding="utf-8")
+    assert f"on new texts, not drawn, by {TUNED} times" in " ".join(notes.split())
     (fall,) = re.findall(r"([\d.]+) \(b = 0\.1\) of a mean confidence of 0\.\d+", " ".join(README.split()))
     (said,) = re.findall(r"would lose some ([\d.]+) to ([\d.]+) by b = 0\.1\.\s", README)
     least, most = map(float, TUNED.split(" to "))
@@ -254,10 +256,34 @@ def test_what_smoothing_takes_above_an_index_of_one_is_what_the_figure_shows():
     assert said == f"{above.get_group('several (noisy)').max():.2f}"
 
 
-def test_the_calibration_error_is_the_one_that_is_shown(capsys):
-    exec(block("calibration_error("), {})
-    (shown,) = re.findall(r"It prints `(calibration error [\d.]+)`", README)
+def test_own_hidden_states_and_head_give_what_is_shown(capsys):
+    """As it stands; and independently, by full logits in float64."""
+    names: dict[str, Any] = {}
+    exec(block("head_statistics("), names)
+    (shown,) = re.findall(r"It prints `(confidence [^`]+)`", README)
     assert capsys.readouterr().out == f"{shown}\n"
+    log_p = (names["hidden"].double() @ names["weight"].double().T).log_softmax(-1)
+    p, loss = log_p.exp(), -log_p.gather(1, names["target"][:, None]).mean()
+    confidence = p.max(-1).values.mean()
+    index = (-(p * log_p).sum(-1).mean() - loss) / (0.1 * (-log_p.mean() - loss))
+    assert 0 < index < 1
+    fall = 0.1 * (confidence - 1 / 4096) * (1 - index)
+    assert shown == f"confidence {confidence:.2f}, index {index:.2f}, fall {fall:.2f}"
+    assert f"takes some {fall:.2f} on such data" in README
+
+
+def test_the_calibration_error_is_the_one_that_is_shown(tmp_path, monkeypatch, capsys):
+    """Of the file that the block writes; the command that is named reads it, too."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block("read_predictions("), names)
+    (shown,) = re.findall(r"It prints `(calibration error [^`]+)`", README)
+    assert capsys.readouterr().out == f"{shown}\n"
+    off = names["confidence"].mean() - names["correct"].mean()  # as sure everywhere as it is too sure
+    assert f"confidence is {off:.2f} off how often it was right" in README
+    assert shown.startswith(f"calibration error {off:.2f},")
+    assert python_m("python -m analysis.reliability predictions.csv", "--out", "scores.csv")() == 0
+    assert f"ECE          {names['scores'].ece:.3f} " in capsys.readouterr().out
 
 
 def test_the_loss_in_a_training_loop():
@@ -300,9 +326,32 @@ def test_the_loss_in_a_hugging_face_model():
 
 
 def test_every_block_of_python_is_run_above():
-    tested = ("audit_model(", "linear_cross_entropy(hidden", "fuse_loss(", "calibration_error(")
+    tested = ("head_statistics(", "audit_model(", "linear_cross_entropy(hidden", "fuse_loss(", "read_predictions(")
     assert [code for code in BLOCKS if not any(text in code for text in tested)] == []
     assert len(BLOCKS) == len(tested)
+
+
+def test_each_finding_is_one_sentence_with_one_number_and_one_link():
+    """Outside code and addresses; in digits, and no other in words."""
+    (section,) = re.findall(
+        r"^## What we found\n<!-- found -->\n(.*?)\n<!-- end of found -->\n##", README, re.DOTALL | re.M
+    )
+    lines = section.splitlines()
+    assert [line[:3] for line in lines] == [f"{n}. " for n in range(1, 7)]
+    words = "two|three|four|five|six|seven|eight|nine|ten|half|twice|a third|a tenth|double"
+    for line in (line[3:] for line in lines):
+        assert re.search(r" \(\[[^]]+\]\(docs/[\w#/.-]+\)\)\.$", line), line
+        assert line.count("](") == 1, line
+        said = re.sub(r"\]\([^)]*\)|`[^`]+`", "", line)
+        assert len(re.findall(r"[.?!](?=\s|$)", said)) == 1, f"one sentence: {line}"
+        assert len(re.findall(r"\d+(?:[.,]\d+)*", said)) == 1, f"one number: {line}"
+        assert not re.search(rf"\b({words})\b", said), f"one number: {line}"
+
+
+def test_what_became_of_the_claims_is_what_the_verdicts_say():
+    words = pd.read_csv(ROOT / "paper_figures" / "data" / "verdicts.csv")["verdict"].value_counts().to_dict()
+    assert words == {"supported": 1, "depends on": 8}
+    assert "Of its nine claims one held as stated in simulation, eight [under conditions]" in " ".join(README.split())
 
 
 def test_files_that_are_named_exist():

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
+import analysis
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -25,7 +27,7 @@ else:
 pytest.importorskip("hatchling")
 
 ROOT = Path(__file__).resolve().parent.parent
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+VERSION = analysis.__version__
 INSTALLING = ("README.md", "CONTRIBUTING.md", "docs/*.md", "notebooks/*.py", "analysis/**/*.py", "kernel/**/*.py")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from .. import __version__
 from .records import ROWS_VERSION, RowStore, config_key, configs_hash
 
 __all__ = ["SCHEMA", "check_schema", "environment", "made_here", "made_of_rows"]
@@ -32,7 +33,7 @@ def environment() -> dict[str, str | None]:
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
-        "confidence_ceiling": _version("confidence-ceiling"),
+        "confidence_ceiling": __version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "gpu": _gpu(),
         "commit": os.environ.get("CONFIDENCE_CEILING_COMMIT") or _commit(),

@@ -4,6 +4,7 @@
 const drawings = (() => {
   const MARGIN = { left: 48, right: 22, top: 30, bottom: 46 };
   const POINTS = 160;
+  const LINE = 2.5; // pixels, as in explorer.css
   let pick = () => {};
 
   function element(name, attributes, text) {
@@ -69,6 +70,24 @@ const drawings = (() => {
     plot.svg.append(element("circle", { class: "head", cx: plot.x(m), cy: plot.y(value), r: 5.5 }));
   }
 
+  /** The greatest distance between two lines of the same x, across them: their height times the cosine of the slope. */
+  function thickness(upper, lower) {
+    const across = upper.slice(1).map(([x, y], i) => (lower[i + 1][1] - y) * Math.cos(Math.atan2(y - upper[i][1], x - upper[i][0])));
+    return Math.max(...across);
+  }
+
+  /** The legend names what is drawn, and nothing else. */
+  function sayKey(place, name, drawn) {
+    place.parentElement.querySelector(`.key.${name}`).hidden = !drawn;
+  }
+
+  /** The legend's words for the band, which the line of the ceiling hides where it is no thicker. */
+  function sayBand(place, pixels) {
+    const key = place.parentElement.querySelector(".key.band");
+    key.classList.toggle("thin", pixels < LINE);
+    key.textContent = pixels < LINE ? "the best head lies less than the line's width from it" : "the best head lies in this band";
+  }
+
   /** Ceiling on the confidence against the norm product, with what smoothing asks for. */
   function confidence(place, state, found) {
     const { m, V, D, T, c, b } = state;
@@ -81,6 +100,7 @@ const drawings = (() => {
       title: "confidence in every token",
       description: "Ceiling on the confidence against the norm product; the sentence and the table say the same in words.",
     });
+    sayKey(place, "acts", found.enough < range[1]);
     if (found.enough < range[1]) {
       const left = plot.x(Math.max(found.enough, range[0]));
       plot.lines.append(element("rect", { class: "acts", x: left, y: plot.top, width: plot.right - left, height: plot.bottom - plot.top }));
@@ -88,6 +108,7 @@ const drawings = (() => {
     const norms = spread(range, POINTS);
     const upper = norms.map((n) => [plot.x(n), plot.y(formulas.ceiling(n, V, D, T, c).confidence)]);
     const lower = norms.map((n) => [plot.x(n), plot.y(formulas.gapToConfidence(formulas.reachedGap(n, V, D, T, c), V))]);
+    sayBand(place, thickness(upper, lower));
     plot.lines.append(element("path", { class: "band", d: `${path([...upper, ...lower.reverse()])}Z` }));
     plot.lines.append(element("path", { class: "ceiling", d: path(upper) }));
     plot.lines.append(element("path", { class: "asked", d: `M${plot.x(range[0])} ${plot.y(target)}H${plot.right}` }));
@@ -107,9 +128,12 @@ const drawings = (() => {
     });
     const norms = spread(range, state.c === null ? 8 : 40); // straight lines without a softcap
     const line = (height) => norms.map((n) => [plot.x(n), plot.y(height(n))]);
+    const [warmest, surest] = [line(temperatures.warmest), line(temperatures.surest)];
+    sayKey(place, "open", thickness(warmest, surest) > LINE);
+    sayKey(place, "acts", surest.some(([, y]) => y < plot.bottom));
     const corners = `L${plot.right} ${plot.bottom}L${plot.x(range[0])} ${plot.bottom}Z`;
-    plot.lines.append(element("path", { class: "open", d: path(line(temperatures.warmest)) + corners }));
-    plot.lines.append(element("path", { class: "acts", d: path(line(temperatures.surest)) + corners }));
+    plot.lines.append(element("path", { class: "open", d: path(warmest) + corners }));
+    plot.lines.append(element("path", { class: "acts", d: path(surest) + corners }));
     plot.lines.append(element("path", { class: "star", d: path(line((n) => formulas.restoringTemperature(n, state.V, state.b, state.c))) }));
     yourHead(plot, state.m, state.T);
   }
