@@ -116,8 +116,8 @@ def _fitting(family: str, itemsize: int, hidden_size: int | None) -> LaunchTable
     in its transpose D lies along the instruction's rows, and classes or tokens along its columns. So it is as fast as
     a wide one for what it computes, measured on an H200 at D = 576, 640, 896 and 1152, and what it computes less is the
     gain at any D, 128 / D where D is large. For the weight's gradient this is free: strips have whole blocks of 256
-    classes. Of the input's, blocks of 256 tokens compute 64 tokens more in vain in the mean than blocks of 128 do, which
-    is the lesser loss where more than D / 2 tokens are kept.
+    classes. Of the input's, blocks of 256 tokens compute 64 tokens more in vain in the mean than blocks of 128 do,
+    which is less than the gain where more than D / 2 tokens are kept.
 
     Such blocks reach behind the kept tokens, to rows of dz that nothing has written, whose sums nothing reads. numpy
     would warn of such numbers, so that the interpreter's tiles of the input's gradient keep their rows.

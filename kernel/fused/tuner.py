@@ -99,8 +99,8 @@ def tune(
 def _neighbours(table: LaunchTable, name: str, candidates: Sequence[Launch]) -> Iterator[LaunchTable]:
     """Tables that differ in one kernel.
 
-    The tiles of forward and logit_gradient are shared by kept columns and never transposed, and whole tiles of dz make up
-    those of the products.
+    The tiles of forward and logit_gradient are shared by kept columns and never transposed, and whole tiles of dz make
+    up those of the products.
     """
     current: Launch = getattr(table, name)
     rows, columns = table.logit_gradient.rows, table.logit_gradient.columns

@@ -494,7 +494,10 @@ def test_tiles_of_the_input_gradient_may_reach_behind_the_accumulator(descriptor
         head=SimpleNamespace(weight=weight),
         tiles=arguments.Tiles(descriptor),
         number=torch.tensor([23], dtype=torch.int32),
-        **{"programs": 3, "hidden_size": 16, "memory_blocks": 0, "vocab_size": 64},
+        programs=3,
+        hidden_size=16,
+        memory_blocks=0,
+        vocab_size=64,
     )
     run_products.add_input(state, dz, StripColumns(0, 64, 0, 64), torch.ones(23))
     assert torch.equal(memory[:23], torch.full((23, 16), 64.0))
