@@ -108,19 +108,19 @@ def launch_table(device: torch.device, dtype: torch.dtype, hidden_size: int | No
 
 @cache
 def _fitting(family: str, itemsize: int, hidden_size: int | None) -> LaunchTable:
-    """Let both gradients' tiles be transposed, and 128 columns wide, where such tiles compute fewer columns.
+    """Let tiles of both gradients be 256 x 128 and transposed where 128 x 256 would compute more columns.
 
-    They do where the last 256 columns of the hidden size D are at most half full: three tiles of 256 columns at D = 640
-    compute 768. An instruction takes 64 rows of one factor and up to 256 columns of the other, and reads both factors'
-    parts from shared memory: the fewest bytes for each product with 256 columns. A tile of 256 x 128 would
-    be made of twice as many, with 128 columns each, and moves a fifth more; of its transpose D lies along the 64 rows and
-    the 256 columns are classes, or tokens. So a transposed tile takes no longer than a wide one, and what is saved is the
-    share of columns that no longer are computed, on an H200 from 576 to 1152, where they were measured. That share
-    is 128 / D at large D. Of the weight's gradient, whose strips have whole tiles of classes, it comes for free. Of the
-    input's 64 tokens more are computed in vain in the mean, which is less where more than D / 2 tokens are kept.
+    They do where the last 256 columns of the hidden size D are at most half full: at D = 640 three tiles compute 768.
+    The matrix instruction makes up to 64 x 256 of a product, and reads the fewest bytes of shared memory for each entry
+    if it makes 256 columns. A tile of 256 x 128 can only be cut into halves of those, 64 x 128, and moves a fifth more;
+    in its transpose D lies along the instruction's rows, and classes or tokens along its columns. So it is as fast as
+    a wide one for what it computes, measured on an H200 at D = 576, 640, 896 and 1152, and what it computes less is the
+    gain at any D, 128 / D where D is large. For the weight's gradient this is free: strips have whole blocks of 256
+    classes. Of the input's, blocks of 256 tokens compute 64 tokens more in vain in the mean than blocks of 128 do,
+    which is less than the gain where more than D / 2 tokens are kept.
 
-    Tiles of 256 tokens reach behind the kept ones, to rows of dz that nothing has written, whose sums nothing reads.
-    numpy would warn of such numbers, so that in the interpreter transposed tiles have no more tokens than wide ones.
+    Such blocks reach behind the kept tokens, to rows of dz that nothing has written, whose sums nothing reads. numpy
+    would warn of such numbers, so that the interpreter's tiles of the input's gradient keep their rows.
     """
     table = _TABLES[family, itemsize]
     if hidden_size is None:

@@ -458,3 +458,15 @@ def test_tuner(tmp_path):
         assert all(getattr(best, name).rows != 7 for name in ("forward", "weight_gradient", "input_gradient"))
     finally:
         set_launch_table(cpu, torch.float32, None)
+
+
+def test_the_tuner_tries_transposed_tiles_of_both_gradients_alone():
+    from kernel.fused import tuner
+
+    table = launch._fitting("hopper", 2, None)
+    for name in ("forward", "logit_gradient", "weight_gradient", "input_gradient"):
+        tried = [getattr(found, name) for found in tuner._neighbours(table, name, tuner.CANDIDATES)]
+        tall = [found for found in tried if found.rows > found.columns]
+        assert bool(tall) == ("gradient" in name and name != "logit_gradient")
+        assert all(found.transposed for found in tall)
+        assert not any(found.transposed for found in tried if found not in tall)
