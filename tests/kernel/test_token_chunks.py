@@ -96,7 +96,7 @@ def test_sixteen_chunks_round_the_sums_to_codes(d, half, cut):
     errors, got = half(args, 16, label_smoothing=0.1)
     assert set(cut.seen) == {16}
     assert errors[1] < 4e-4
-    assert 3e-4 < errors[2] < 1.2e-3
+    assert 3e-4 < errors[2] < 9e-4
     again = value_and_gradients(ours, args.to(torch.float16), label_smoothing=0.1)
     assert all(torch.equal(a, b) for a, b in zip(got[:3], again[:3], strict=True))
 
