@@ -2,11 +2,11 @@
 
 The kernels code the fourth root of a probability relative to the largest one among 64 columns but the target's, in
 steps that are finer where the 64 lie close to each other (:mod:`kernel.fused.byte_peaks`). Here that code, the same
-with one width of the steps, other roots, other numbers of columns, and the square root of how many nats a logit lies below the
-peak, with 12 nats for all codes, stand in for the softmax of a smoothed loss. The target's own probability comes from
-its float32 logit, dz and gradients are rounded to bfloat16 as the kernels do, and the gradients are compared with
-float64 of the same inputs, beside what the kernels keep in two bytes and what others keep (bfloat16 logits). Errors are
-norm-wise, of the rows of the head that no token names apart.
+with one width of the steps, other roots, other numbers of columns, and the square root of how many nats a logit lies
+below the peak, with 12 nats for all codes, stand in for the softmax of a smoothed loss. The target's own probability
+comes from its float32 logit, dz and gradients are rounded to bfloat16 as the kernels do, and the gradients are compared
+with float64 of the same inputs, beside what the kernels keep in two bytes and what others keep (bfloat16 logits).
+Errors are norm-wise, of the rows of the head that no token names apart.
 
 The last kinds of data are where a smoothed loss leaves a model: p = 1 - b for the target, b / V for the others, whose
 logits differ by 0.01 to 1 nats. There dz is a small difference, and the steps of a byte are seen.
