@@ -196,7 +196,8 @@ def cpu(data: Path) -> str:
 _STORAGES = {
     "none, dz anew": "nothing kept",
     "softmax in bfloat16": "two bytes",
-    "bytes, root 4, peaks of 64 columns": "one byte",
+    "bytes": "one byte",
+    "bytes, root 4, peaks of 64 columns": "one byte, of even steps (not ours)",
     "logits in bfloat16": "logits in bfloat16 (not ours)",
 }
 

@@ -111,7 +111,8 @@ def decoded_strip_kernel(
         root = shifted - (-gains + _SHIFT)[:, :, None]  # times the gain
         fourth = root * root
         fourth = fourth * fourth
-        factor = tl.exp2(peaks - row_lse[:, None] - 4 * tl.log2(gains))
+        factor = 1 / (gains * gains)
+        factor = tl.exp2(peaks - row_lse[:, None]) * (factor * factor)
         if MIXED:
             p = tl.reshape(fourth * factor[:, :, None], (ROWS, BLOCK_VOCAB))
             hit = column[None, :] == row_label[:, None]

@@ -31,20 +31,24 @@ __all__ = ["coded_peaks", "load_peaks", "store_peaks"]
 
 _ROWS = tl.constexpr(PEAK_ROWS)
 _WIDE = tl.constexpr(64)  # numbers of the gain of 255
-_PER_BIT = tl.constexpr(4.0)  # steps of its peaks
+_PER_BIT_LOG2 = tl.constexpr(2)  # steps of its peaks
 _STEPS_LOG2 = tl.constexpr(5)  # of each other gain
 _STEPS_MASK = tl.constexpr(31)
 _GAINS = tl.constexpr(6)
 # Columns within 8 bits / 2^i below the peak have a gain of 127 + 184 2^i, of which 255 steps cover that and somewhat
-# more; a peak that is rounded up takes an eighth of it.
-_TO_UNIT = tl.constexpr(1 / 7)
-_REACH = tl.constexpr(1 / 32)  # 32 steps of an eighth of 8 bits
+# more; a peak that is rounded up takes an eighth of it, so that the others may lie within 7 bits / 2^i. A peak may be
+# 32 such eighths below the tile's largest.
+_TO_REACH = tl.constexpr(32 / 7)
+_FIRST = tl.constexpr(127 + 4)  # the exponent's bits of what lies below 32 bits
 _COVER = tl.constexpr(184.0)
 _LEAST = tl.constexpr(127.0)
-_PLAIN = tl.constexpr(128.0)  # + 127: the gain of 255
-_ROUNDING = tl.constexpr(2.0**-22)  # of a peak below the largest, relative to that: codes are not to leave their byte
-# 2^23 and 255: a number in [0, 255] and 2^23 is a float32 whose low 8 bits are the number, rounded.
-_SHIFT = tl.constexpr(8388608.0 + 255)
+_ROUNDING = tl.constexpr(2.0**-22 * 32 / 7)  # of a peak below the largest, relative to it: codes stay in their byte
+# 1.5 2^23 and a number: a float32 whose low bits are the number, rounded; 0.5 less of it is rounded down.
+_SHIFT = tl.constexpr(12582912.0)
+_SHIFT_BITS = tl.constexpr(0x4B400000)
+_MOST = tl.constexpr(12582912.0 + 63)
+_CODE = tl.constexpr(8388608.0 + 255)  # 2^23 serves where nothing is below 0
+_ONE_SQUARED = tl.constexpr(254 << 23)  # less the bits of 2^i: those of 2^-i
 
 
 @triton.jit
@@ -52,7 +56,7 @@ def coded_peaks(peaks, lowest):
     """The largest of a tile's peaks; what each becomes in a byte; and what that makes of it.
 
     Args:
-        peaks: In bits ``(rows, PEAKS)``.
+        peaks: In bits ``(rows, PEAKS)``, at most a hundredth of what float32 holds.
         lowest: The lowest logits of the same columns.
 
     Returns:
@@ -60,20 +64,20 @@ def coded_peaks(peaks, lowest):
         float32 whose low 8 bits are the code.
     """
     largest = tl.max(peaks, 1)
-    below = tl.minimum(largest[:, None] - peaks, 1 / _REACH)
-    spread = (peaks - lowest) + tl.abs(largest)[:, None] * _ROUNDING
-    share = tl.maximum(spread * _TO_UNIT, below * _REACH)
-    # The last gain that covers 2^-i: from the exponent. Of what is infinite or no number it is negative.
-    which = 126 - (share.to(tl.int32, bitcast=True) >> 23)
-    which = tl.maximum(tl.minimum(which, _GAINS - 1), -1)
+    below = largest[:, None] - peaks
+    reach = tl.maximum((peaks - lowest) * _TO_REACH + (tl.abs(largest) * _ROUNDING)[:, None], below)
+    # The last gain that covers it: from the exponent. Of what is infinite or no number it is negative.
+    which = tl.minimum(-(reach.to(tl.int32, bitcast=True) >> 23) + _FIRST, _GAINS - 1)
     fine = which >= 0
-    power = ((which + 127) << 23).to(tl.float32, bitcast=True)
-    steps = tl.floor(tl.minimum(below * tl.where(fine, power, _PER_BIT), _WIDE - 1.0))
-    gain = tl.where(fine, power * _COVER, _PLAIN) + _LEAST
-    number = steps.to(tl.int32) + tl.where(fine, (which << _STEPS_LOG2) + _WIDE, 0)
+    power = (tl.where(fine, which, _PER_BIT_LOG2) + 127) << 23
+    per_bit = power.to(tl.float32, bitcast=True)
+    shifted = tl.minimum((below * per_bit - 0.5) + _SHIFT, _MOST)
+    gain = tl.where(fine, per_bit * _COVER + _LEAST, 255.0)
+    number = shifted.to(tl.int32, bitcast=True) + tl.where(fine, (which << _STEPS_LOG2) + _WIDE, 0) - _SHIFT_BITS
+    bits_of_step = (-power + _ONE_SQUARED).to(tl.float32, bitcast=True)
     # The maximum: where float32 rounds logits of 2^20 bits, a code is still at most 255.
-    rounded = tl.maximum(largest[:, None] - steps * _bits_of_step(which), peaks)
-    return largest, rounded, number, gain, -gain + _SHIFT
+    rounded = tl.maximum(largest[:, None] - (shifted - _SHIFT) * bits_of_step, peaks)
+    return largest, rounded, number, gain, -gain + _CODE
 
 
 @triton.jit
@@ -94,13 +98,7 @@ def load_peaks(reference, tile, n, row, inside, PEAKS: tl.constexpr):
     number = (packed[:, None] >> (8 * tl.arange(0, PEAKS))[None, :]) & 255
     which = (number - _WIDE) >> _STEPS_LOG2
     fine = which >= 0
-    power = ((which + 127) << 23).to(tl.float32, bitcast=True)
-    steps = tl.where(fine, number & _STEPS_MASK, number)
-    gain = tl.where(fine, power * _COVER, _PLAIN) + _LEAST
-    return largest - steps.to(tl.float32) * _bits_of_step(which), gain
-
-
-@triton.jit
-def _bits_of_step(which):
-    """By how much a step lowers a peak."""
-    return tl.where(which >= 0, ((127 - which) << 23).to(tl.float32, bitcast=True), 1 / _PER_BIT)
+    power = (tl.where(fine, which, _PER_BIT_LOG2) + 127) << 23
+    gain = tl.where(fine, power.to(tl.float32, bitcast=True) * _COVER + _LEAST, 255.0)
+    steps = tl.where(fine, number & _STEPS_MASK, number).to(tl.float32)
+    return largest - steps * (-power + _ONE_SQUARED).to(tl.float32, bitcast=True), gain

@@ -100,8 +100,8 @@ def _kept(planner: Planner, budget: int, width: int, *, whole_strips: bool, unde
 def decoded_strips(planner: Planner, kept: tuple[KeptColumns, ...], width: int) -> tuple[list[Series], float]:
     """Strips of columns in bytes, the last ones in the gradient's memory first, and their times.
 
-    When those of the gradient's memory are done, dz of the others may be as wide as what is not yet written of the gradient holds before the
-    strip's own rows, from the last strip to the first; then as wide as in the workspace.
+    When those of the gradient's memory are done, dz of the others may be as wide as what is not yet written of the
+    gradient holds before the strip's own rows, from the last strip to the first; then as wide as in the workspace.
     """
     times, found = planner.times, list[Series]()
     for run in kept:

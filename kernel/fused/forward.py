@@ -43,6 +43,7 @@ __all__ = ["FLOOR", "forward_kernel"]
 
 FLOOR = -1e38  # below every logit in bits, and finite: a tile of logits of -inf has no mass and no peak
 _FLOOR = tl.constexpr(FLOOR)
+_LOWEST_PEAK = tl.constexpr(FLOOR / 8)  # the same for columns in bytes, whose differences are multiplied
 _LOWEST = tl.constexpr(-1e4)  # bits below which 2^x is 0: of a class without mass 2^x x is 0 too
 
 
@@ -205,7 +206,7 @@ def forward_kernel(
                 if tl.max(here.to(tl.int32), 0) > 0:  # seldom; to compare each column took a twentieth of the sweep
                     z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
                 z = tl.reshape(z, (BLOCK_ROWS, PEAKS, BLOCK_VOCAB // PEAKS))
-                tile_peak, peaks, numbers, gains, shifts = coded_peaks(tl.maximum(tl.max(z, 2), _FLOOR), lowest)
+                tile_peak, peaks, numbers, gains, shifts = coded_peaks(tl.maximum(tl.max(z, 2), _LOWEST_PEAK), lowest)
             else:
                 tile_peak = tl.maximum(tl.max(z, 1), _FLOOR)
             if KEEP == "byte":

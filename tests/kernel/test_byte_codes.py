@@ -17,8 +17,8 @@ def test_the_study_is_of_the_code_that_the_kernels_use():
     z = torch.tensor([[0.0, -1e-6, -3.0, -11.9, -6.9, -40.0, 5.0, 4.0]], dtype=torch.float64)
     lse = torch.logsumexp(z, -1, keepdim=True)
     p, exact = byte_codes.by_root(z, lse, 4), torch.softmax(z, -1)
-    # The second block's is the tile's largest; the first one's in eighths of a bit below it: 57 of 57.7.
-    peaks = torch.tensor([[5 - 57 / 8 * math.log(2)] * 4 + [5.0] * 4])
+    # The second block's is the tile's largest; the first one's in quarters of a bit below it: 28 of 28.9.
+    peaks = torch.tensor([[5 - 28 / 4 * math.log(2)] * 4 + [5.0] * 4])
     root = lambda q: (q / torch.exp(peaks.double() - lse)) ** (1 / byte_codes.ROOT)  # noqa: E731
     assert ((root(p) - root(exact)).abs() <= 0.5 / 255 + 1e-6).all(), "half a step of the root"
     assert p[0, 5] == 0 < p[0, 3], "(exp(-45 / 4) is less than half a step"

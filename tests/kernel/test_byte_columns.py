@@ -48,7 +48,7 @@ def coded(z, reference, p, tile, n: tl.constexpr, COLUMNS: tl.constexpr, PEAKS: 
     row = tl.arange(0, n)
     at = row[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     bits = tl.reshape(tl.load(z + at), (n, PEAKS, COLUMNS // PEAKS))
-    peaks = tl.maximum(tl.max(bits, 2), -1e38)
+    peaks = tl.maximum(tl.max(bits, 2), -1e37)
     largest, peaks, numbers, gains, shifts = byte_peaks.coded_peaks(peaks, tl.min(bits, 2))
     root = tl.exp2(bits * 0.25 - (peaks * 0.25)[:, :, None])
     code = byte_columns.to_byte(root, gains[:, :, None], shifts[:, :, None]).to(tl.float32)
