@@ -69,8 +69,7 @@ def forced(rows: int, seed: int, dtype: torch.dtype = BF16) -> Iterator[list[Any
 
     def chunks(call: LossCall) -> Chunks:
         n = len(call.head.hidden)
-        first, later = (rows * choose.randint(1, 3) for _ in range(2))
-        return Chunks(choose.choice([n, first]), later)
+        return Chunks(choose.choice([n, rows * choose.randint(1, 3)]))
 
     def noted(call: LossCall, **kinds: Any) -> Any:
         plans.append(plan(call, **kinds))

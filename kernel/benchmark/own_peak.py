@@ -11,7 +11,6 @@ from ..fused.last_round import extra_row_blocks
 from ..fused.launch import blocks, launch_table, processors, weight_splits
 from ..fused.plan import ALIGN
 from ..fused.schedule import Schedule
-from ..fused.token_chunks import Chunks
 from ..options import LossOptions
 from .problems import Data
 from .rivals import Case
@@ -26,7 +25,7 @@ APART_BYTES = 2 * MIB  # numbers of tokens and of the hidden size, which plans d
 class Plans(NamedTuple):
     """The plans of a loss with both gradients: of all tokens, or of the first chunk of them and of the later ones."""
 
-    tokens: tuple[int, ...]  # of a chunk of each
+    tokens: int  # of a chunk
     plans: tuple[Schedule, ...]
     most_rows: int  # of the float32 sums of the input's gradient of a chunk
 
@@ -36,15 +35,15 @@ class Plans(NamedTuple):
         n, chunks = int(call.head.hidden.shape[0]), None
         if call.serves_chunks((True, True, False), return_statistics=False, sparse=False):
             chunks = call.chunks()
-        if chunks is not None and chunks.first < n:
-            return cls(tuple(chunks), call.chunk_plans(chunks), n)
+        if chunks is not None and chunks.rows < n:
+            return cls(chunks.rows, call.chunk_plans(chunks), n)
         kinds = {"keep": True, "consumed": True, "weight_gradient": True}
         whole = call.plan(**kinds)
         rows = call.backward_rows(whole, (True, True, False))
         if rows >= n:
-            return cls((n,), (whole,), n)
+            return cls(n, (whole,), n)
         plans = (call.plan(**{**kinds, "keep": False}, tokens=rows, sums=sums) for sums in (False, True))
-        return cls((rows, rows), tuple(plans), rows_of_sums(n, rows, call.head.weight.element_size()))
+        return cls(rows, tuple(plans), rows_of_sums(n, rows, call.head.weight.element_size()))
 
     def peak_bytes(self, call: LossCall) -> int:
         """Count what is held during the backward, over the inputs; without ``APART_BYTES``."""
@@ -55,22 +54,19 @@ class Plans(NamedTuple):
             processors(hidden.device),
         )
         column_blocks, own = blocks(hidden_size, launch.columns), []
-        sizes = Chunks(self.tokens[0], self.tokens[-1]).sizes(n)
-        for tokens in {sizes[0], sizes[min(1, len(sizes) - 1)], sizes[-1]}:
+        chunked = len(self.plans) > 1
+        for tokens in {self.tokens, n % self.tokens or self.tokens}:
             row_blocks = blocks(tokens, launch.rows)
-            room = max(blocks(self.most_rows, launch.rows) - row_blocks, 0) if len(sizes) > 1 else None
+            room = max(blocks(self.most_rows, launch.rows) - row_blocks, 0) if chunked else None
             row_blocks += extra_row_blocks(row_blocks, column_blocks, programs, room)
             # Packed hidden states become the input's gradient; those of a chunk have memory of their own.
-            packed = itemsize * tokens if len(sizes) > 1 else 0
+            packed = itemsize * tokens if chunked else 0
             own.append((packed + 4 * row_blocks * launch.rows) * hidden_size)
         return itemsize * (weight.numel() + hidden.numel()) + max(own) + self._planned(call, itemsize)
 
     def _planned(self, call: LossCall, itemsize: int) -> int:
         """The largest of each part that plans take, which of chunks is held for both."""
-        references = [
-            4 * tokens * sum(call.references(run) for run in plan.kept)
-            for tokens, plan in zip(self.tokens, self.plans, strict=True)
-        ]
+        references = [4 * self.tokens * sum(call.references(run) for run in plan.kept) for plan in self.plans]
         if len(self.plans) == 1:
             return itemsize * self.plans[0].memory + references[0] + self._pieces(call)
         placed = [blocks(max(plan.workspace, plan.held), ALIGN) * ALIGN for plan in self.plans]
@@ -88,7 +84,7 @@ class Plans(NamedTuple):
             processors(hidden.device),
         )
         widths = {strip.padded for strip in first.strips} | {run.width for run in first.kept}
-        splits = {width: weight_splits(self.tokens[0], width, hidden.shape[1], launch, programs) for width in widths}
+        splits = {width: weight_splits(self.tokens, width, hidden.shape[1], launch, programs) for width in widths}
         return max((4 * n * width * hidden.shape[1] for width, n in splits.items() if n > 1), default=0)
 
 

@@ -65,20 +65,18 @@ class Profiled:
 
 def _planned(data: Data, workspace_bytes: int) -> tuple[float, float, int]:
     """Shares of the columns, over all tokens, that are kept and kept in bytes, and the chunks of tokens."""
-    from ..fused.token_chunks import Chunks  # this and the next need Triton
-    from .own_peak import Plans, call_of
+    from .own_peak import Plans, call_of  # needs Triton
 
     chunk, plans, _ = Plans.of(call_of(data, Case(), workspace_bytes))
     tokens, vocab_size = len(data.hidden), len(data.weight)
-    sizes = Chunks(chunk[0], chunk[-1]).sizes(tokens)
     kept = in_bytes = 0.0
-    for i, size in enumerate(sizes):
-        share = size / tokens
-        for run in plans[i > 0].kept:
+    for start in range(0, tokens, chunk):
+        share = min(chunk, tokens - start) / tokens
+        for run in plans[start > 0].kept:
             columns = share * (min(run.start + run.columns, vocab_size) - run.start) / vocab_size
             kept += columns
             in_bytes += columns if run.in_bytes else 0.0
-    return kept, in_bytes, len(sizes)
+    return kept, in_bytes, -(-tokens // chunk)
 
 
 def record(run: Callable[[], object], before: Callable[[], object], calls: int) -> list[DeviceEvent]:

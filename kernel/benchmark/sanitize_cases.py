@@ -136,7 +136,7 @@ def _chunks(device: torch.device) -> None:
     half = torch.bfloat16 if device.type == "cuda" else torch.float16
     hidden, weight, target, bias = _tensors(device, half)
     rows = launch_table(device, half).forward.rows
-    cut = {"chunks": lambda self: Chunks(rows, rows), "serves_chunks": lambda *args: True}
+    cut = {"chunks": lambda self: Chunks(rows), "serves_chunks": lambda *args: True}
     with patch.multiple(LossCall, **cut):
         given = {"linear_bias": bias, "label_smoothing": 0.1, "workspace_bytes": len(target) * len(weight)}
         _step(hidden, weight, target, upstream=0.3, **given)

@@ -114,7 +114,7 @@ class LossCall:
         The last may have fewer tokens than its plan: its strips then fill less of their memory.
         """
         kinds = {"keep": True, "consumed": True, "weight_gradient": True}
-        return self.plan(**kinds, tokens=chunks.first), self.plan(**kinds, tokens=chunks.later, sums=True)
+        return self.plan(**kinds, tokens=chunks.rows), self.plan(**kinds, tokens=chunks.rows, sums=True)
 
     def references(self, run: KeptColumns) -> int:
         """Count the rows of ``Kept.reference``: one for the targets and what peaks there are.

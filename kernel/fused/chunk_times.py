@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 from .last_round import extra_row_blocks, rounds
 from .launch import LaunchTable, blocks
-from .schedule import DEFAULT_WORKSPACE_BYTES, Schedule, schedule
-from .strip_times import KEPT, MAX_WIDTH, STRIP_DECODED, StripTimes
+from .schedule import Schedule, schedule
+from .strip_times import ENCODED, KEPT, MAX_WIDTH, STRIP_DECODED, StripTimes
 
 __all__ = ["ChunkTimes", "Chunks"]
 
-# Microseconds of a chunk apart from its tiles (launches, last rounds); bytes of the head's gradient read or written in
-# one; microseconds of the forward for a token and column that it keeps in a byte; of each kind of kept columns but one.
-# Fitted to budgets and sizes of a chunk at nine heads on an H200, whose times were 1.05 to 1.19 times what the model
-# says.
-_CHUNK, _BYTES_SUMMED, _ENCODED, _RUN = 110.0, 2.6e6, 0.6e-6, 150.0
-# Microseconds that the host takes to launch a chunk, and a strip of it: of a training loop the slower of both counts.
+# Microseconds of a chunk apart from its tiles (launches, last rounds), and bytes of the head's gradient read or written
+# in one. Fitted to budgets and sizes of a chunk on an H200: times at five heads were 1.01 to 1.17 times what the model
+# says, and 0.87 to 0.93 times at GPT-2's.
+_CHUNK, _BYTES_SUMMED = 110.0, 2.6e6
+# Microseconds to launch a chunk, and a strip of it, that count where the device's are fewer. About half of what an
+# H200's host took (2100 and 260, and 4300 of the call): other layers keep the device busy ahead of the loss.
 _HOST_CHUNK, _HOST_STRIP = 1000.0, 150.0
 _STEP_WEIGHT, _STEP_INPUT, _STRIP = 0.70, 0.66, 30.0  # as in strip_times
 _STRIP_SHARE = 8  # of the memory, for the strip in which bytes become dz
@@ -26,15 +26,7 @@ _STRIP_SHARE = 8  # of the memory, for the strip in which bytes become dz
 class Chunks(NamedTuple):
     """How the tokens are cut."""
 
-    first: int  # tokens of the first chunk; all of them where one is best
-    later: int  # of every other one, of which the last may have fewer
-
-    def sizes(self, n: int) -> list[int]:
-        """Tokens of every chunk of ``n``."""
-        if self.first >= n:
-            return [n]
-        whole, last = divmod(n - self.first, self.later)
-        return [self.first, *[self.later] * whole, *[last] * (last > 0)]
+    rows: int  # tokens of a chunk, of which the last may have fewer; all of them where one is best
 
 
 class ChunkTimes:
@@ -49,8 +41,15 @@ class ChunkTimes:
         # Of a chunk more apart from its tiles.
         self.apart = _CHUNK + 2 * itemsize * vocab_size * hidden_size / _BYTES_SUMMED
 
-    def outlined(self, rows: int, budget: int, *, sums: bool) -> float:
-        """Microseconds of a chunk if its memory were full of kept columns, in bytes or as they are.
+    def outlined(self, rows: int, budget: int) -> float:
+        """Microseconds of the backward of all chunks of ``rows`` if the budget were full of kept columns."""
+        number, last = self.chunks(rows)
+        later = self._outlined(rows, budget, sums=True) * (self.n - rows) / rows
+        of_input = self.input_gradient(rows) * (number - 1) + self.input_gradient(last)
+        return self._outlined(rows, budget, sums=False) + later + of_input + (number - 1) * self.apart
+
+    def _outlined(self, rows: int, budget: int, *, sums: bool) -> float:
+        """Microseconds of a chunk but for the input's gradient, its columns kept in bytes or as they are.
 
         Without ``sums`` the memory of the head's gradient serves, too.
         """
@@ -59,18 +58,15 @@ class ChunkTimes:
         inside = 0 if sums else self.vocab_size * self.hidden_size // rows
         kept = min(outside + inside, times.vocab)
         weight = self.weight(rows, times.vocab) / times.vocab  # of a column of many
-        time = weight * kept
-        if kept < times.vocab:
-            time += self.recomputed(rows, max(outside, inside // 2)) * (times.vocab - kept)
-        if times.in_bytes and budget > DEFAULT_WORKSPACE_BYTES and kept < times.vocab:  # beside a strip of dz
+        anew = self.recomputed(rows, max(outside, inside // 2)) if kept < times.vocab else 0.0
+        time = weight * kept + anew * (times.vocab - kept)
+        if times.in_bytes and kept < times.vocab:  # beside a strip of dz
             strip = min(max(outside // _STRIP_SHARE, times.tile), MAX_WIDTH)
             coded = min(2 * max(outside + inside - strip, 0), times.vocab)
             width = self.whole_rounds(strip)
-            in_bytes = (times.decoded * share + (self.weight(rows, width) + STRIP_DECODED) / width) * coded
-            if coded < times.vocab:
-                in_bytes += self.recomputed(rows, max(outside, inside // 2)) * (times.vocab - coded)
-            time = min(time, in_bytes)
-        return time + self.input_gradient(rows)
+            decoded = times.decoded * share + (self.weight(rows, width) + STRIP_DECODED) / width
+            time = min(time, decoded * coded + anew * (times.vocab - coded))
+        return time
 
     def weight(self, rows: int, width: int) -> float:
         """Microseconds of the head's gradient of a strip of ``width`` columns, in whole rounds of tiles."""
@@ -107,9 +103,14 @@ class ChunkTimes:
         # In the order of LossCall.plan, by which the cache knows that they are the same.
         return schedule(*sizes, keep=True, **self.kinds, consumed=True, weight_gradient=True, sums=sums)
 
-    def plans(self, chunks: Chunks, budget: int) -> tuple[Schedule, Schedule]:
+    def plans(self, rows: int, budget: int) -> tuple[Schedule, Schedule]:
         """Those of the first chunk and of the later ones."""
-        return self.plan(chunks.first, budget, sums=False), self.plan(chunks.later, budget, sums=True)
+        return self.plan(rows, budget, sums=False), self.plan(rows, budget, sums=True)
+
+    def chunks(self, rows: int) -> tuple[int, int]:
+        """How many chunks of ``rows`` there are, and the tokens of the last one."""
+        number = blocks(self.n, rows)
+        return number, self.n - (number - 1) * rows
 
     def microseconds(self, rows: int, found: Schedule, tokens: int | None = None) -> float:
         """Of forward and backward of a chunk of ``rows``; of the last round of the input's gradient with its cuts.
@@ -123,36 +124,36 @@ class ChunkTimes:
         modelled = blocks(blocks(2 * rows, launch.rows) * columns, self.processors) / 2
         strips, coded = _STRIP * len(found.strips), _in_bytes(found)
         time = strips + (found.microseconds - strips - _STEP_INPUT * size * modelled) * share
-        time += self.input_gradient(tokens) + _RUN * max(len(found.kept) - 1, 0)
-        time += tokens * (KEPT * (found.columns - coded) + _ENCODED * coded)
+        time += self.input_gradient(tokens) + self.times.run * max(len(found.kept) - 1, 0)
+        time += tokens * (KEPT * (found.columns - coded) + ENCODED * coded)
         return time + self.times.saved * self.times.vocab * tokens / self.n
 
     def gain(self, found: Schedule) -> float:
         """Microseconds that would be saved of all tokens if all columns were kept as they enter the products."""
         return self.times.saved * (self.times.vocab - found.columns) + self.times.decoded * _in_bytes(found)
 
-    def in_chunks(self, chunks: Chunks, plans: Sequence[Schedule]) -> float:
+    def in_chunks(self, rows: int, plans: Sequence[Schedule]) -> float:
         """Microseconds of all chunks."""
-        (first, later), sizes = plans, chunks.sizes(self.n)
-        time = self.microseconds(chunks.first, first) + self.microseconds(chunks.later, later, sizes[-1])
-        return time + (len(sizes) - 2) * self.microseconds(chunks.later, later) + (len(sizes) - 1) * self.apart
+        (first, later), (number, last) = plans, self.chunks(rows)
+        time = self.microseconds(rows, first) + self.microseconds(rows, later, last)
+        return time + (number - 2) * self.microseconds(rows, later) + (number - 1) * self.apart
 
-    def memory(self, chunks: Chunks, plans: Sequence[Schedule]) -> int:
+    def memory(self, rows: int, plans: Sequence[Schedule]) -> int:
         """Bytes over the inputs, with packed hidden states and float32 sums of the largest chunk."""
-        launch, sizes = self.table.input_gradient, chunks.sizes(self.n)
+        launch, (_, last) = self.table.input_gradient, self.chunks(rows)
         columns, every = blocks(self.hidden_size, launch.columns), blocks(self.n, launch.rows)
         own = []
-        for tokens in {sizes[0], sizes[1], sizes[-1]}:
-            rows = blocks(tokens, launch.rows)
-            rows += extra_row_blocks(rows, columns, self.processors, every - rows)
-            own.append(self.itemsize * tokens + 4 * rows * launch.rows)
+        for tokens in (rows, last):
+            down = blocks(tokens, launch.rows)
+            down += extra_row_blocks(down, columns, self.processors, every - down)
+            own.append(self.itemsize * tokens + 4 * down * launch.rows)
         gradients = (self.vocab_size + self.n) * self.itemsize
         return self.hidden_size * (gradients + max(own)) + self.itemsize * max(plan.memory for plan in plans)
 
-    def host(self, chunks: Chunks, plans: Sequence[Schedule]) -> float:
+    def host(self, rows: int, plans: Sequence[Schedule]) -> float:
         """Microseconds of the host."""
         first, later = (_HOST_CHUNK + _HOST_STRIP * len(plan.strips) for plan in plans)
-        return first + later * (len(chunks.sizes(self.n)) - 1)
+        return first + later * (self.chunks(rows)[0] - 1)
 
 
 def _in_bytes(plan: Schedule) -> int:

@@ -6,7 +6,6 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -166,21 +165,16 @@ def index_rows(
     return rows
 
 
-def rows_in_chunks(rows: KeptRows, sizes: Sequence[int]) -> list[KeptRows]:
-    """Cut the packed rows into chunks, those of ignored tokens at the end, where chunks have no others.
-
-    All sizes but the first and the last are the same, so that where chunks end is known without a copy to the device.
-    """
-    device, number = rows.source.device, len(sizes)
-    ends = torch.arange(number, dtype=torch.int32, device=device)
-    ends.mul_(sizes[min(1, number - 1)]).add_(sizes[0])  # of the last one that or more
-    before = torch.zeros(number + 1, dtype=torch.int32, device=device)  # kept tokens up to each of them
-    torch.minimum(ends, rows.number, out=before[1:])
-    numbers = torch.zeros(2, number, _ALIGN, dtype=torch.int32, device=device)  # and outside
-    torch.sub(before[1:], before[:-1], out=numbers[0, :, 0])
+def rows_in_chunks(rows: KeptRows, size: int) -> list[KeptRows]:
+    """Cut the packed rows into chunks of ``size``, those of ignored tokens at the end, where chunks have no others."""
+    starts = range(0, rows.source.shape[0], size)
+    first = torch.arange(0, rows.source.shape[0], size, dtype=torch.int32, device=rows.source.device)
+    numbers = torch.zeros(2, len(starts), _ALIGN, dtype=torch.int32, device=rows.source.device)  # and outside
+    torch.clamp(rows.number - first, 0, size, out=numbers[0, :, 0])
     counts, outside = numbers.unbind(0)
     return [
-        KeptRows(counts[i, :1], outside[i, :1], source, None) for i, source in enumerate(rows.source.split(list(sizes)))
+        KeptRows(counts[i, :1], outside[i, :1], rows.source[start : start + size], None)
+        for i, start in enumerate(starts)
     ]
 
 

@@ -11,7 +11,6 @@ from .arguments import Held
 from .backward_chunks import rows_of_sums
 from .call import LossCall, Needs
 from .chunk_sums import CodedSums
-from .chunk_times import Chunks
 from .gradient_rows import Upstream, largest_of
 from .gradients import Destination
 from .rows import pack_hidden, rows_in_chunks
@@ -37,7 +36,7 @@ def backward_in_chunks(call: LossCall, upstream: Upstream, size: int, needs: Nee
     workspace = weight.new_empty(max(plan.workspace for plan in plans))
     packed = hidden.new_empty(size, hidden_size)
     most = rows_of_sums(n, size, packed.element_size())
-    for i, chunk in enumerate(rows_in_chunks(upstream.rows, Chunks(size, size).sizes(n))):
+    for i, chunk in enumerate(rows_in_chunks(upstream.rows, size)):
         part = slice(i * size, i * size + chunk.source.shape[0])
         of_chunk = packed[: chunk.source.shape[0]]
         pack_hidden(hidden, chunk, of_chunk)

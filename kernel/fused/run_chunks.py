@@ -49,7 +49,7 @@ def loss_in_chunks(
     if options.reduction == "none" or not call.serves_chunks(needs, False, options.gradient_tolerance > 0):
         return None
     chunks = call.chunks()
-    if chunks.first >= input.shape[0]:
+    if chunks.rows >= input.shape[0]:
         return None
     return _LossInChunks.apply(*tensors, target, token_weight, options, workspace_bytes, chunks)
 
@@ -105,7 +105,7 @@ def _in_chunks(
 
     Chunks are made of the packed tokens, and of the ignored ones behind them: chunks of these alone have nothing to do.
     """
-    hidden, weight, bias, target = call.head
+    (hidden, weight, bias, target), rows = call.head, chunks.rows
     every = index_rows(target, call.scalars.ignore_index, weight.shape[0])
     largest = largest_of(upstream, None, every)
     of_input = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if needs[0] else None
@@ -115,17 +115,13 @@ def _in_chunks(
     if weight.element_size() == 2:
         codes = CodedSums.of(hidden, upstream, target, call.scalars.ignore_index, call.scalars.confidence_penalty)
     column_sums: dict[tuple[int, int], Tensor] = {}
-    sizes = chunks.sizes(hidden.shape[0])
     plans = call.chunk_plans(chunks)
     # One memory for dz and kept columns of all chunks, and what they are relative to behind them.
     places = [blocks(max(plan.workspace, plan.held), ALIGN) * ALIGN for plan in plans]
-    peaks = [
-        4 * rows * sum(call.references(run) for run in plan.kept) // weight.element_size()
-        for rows, plan in zip(chunks, plans, strict=True)
-    ]
+    peaks = [4 * rows * sum(call.references(run) for run in plan.kept) // weight.element_size() for plan in plans]
     memory = weight.new_empty(max(map(sum, zip(places, peaks, strict=True))))
     token_loss = torch.empty_like(upstream)
-    for i, chunk in enumerate(rows_in_chunks(every, sizes)):
+    for i, chunk in enumerate(rows_in_chunks(every, rows)):
         later = int(i > 0)
         plan, place = plans[later], places[later]
         references = memory[place : place + peaks[later]].view(torch.float32)
@@ -133,7 +129,7 @@ def _in_chunks(
         found = forward(call.head, call.scalars, held.kept, packed=True, chunk=chunk, token_loss=token_loss)
         assert found.packed is not None
         own = Upstream(upstream, None, found.lse, found.entropy, chunk, largest=largest)
-        codes = None if codes is None else codes._replace(last=i == len(sizes) - 1)
+        codes = None if codes is None else codes._replace(last=(i + 1) * rows >= hidden.shape[0])
         into = Destination(found.packed, of_input, of_weight, bias_sums, column_sums, accumulate=i > 0, codes=codes)
         call.backward(own, plan, held, needs, into=into)
         del held, found, own, into  # whose memory the next chunk takes

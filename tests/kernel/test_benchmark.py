@@ -449,7 +449,7 @@ def test_our_peak_is_what_plans_say(share, rows, backward_rows, dtype, monkeypat
     """Launches are noted down alone, at a size where what plans do not count is small."""
     monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
     monkeypatch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", 0)
-    monkeypatch.setattr("kernel.fused.call.token_chunks", lambda *_, **__: Chunks(rows, rows))
+    monkeypatch.setattr("kernel.fused.call.token_chunks", lambda *_, **__: Chunks(rows))
     monkeypatch.setattr("kernel.fused.call.backward_rows", lambda *_, **__: backward_rows)
     n, v, d = 512, 20000, 128
     leaves = [torch.zeros(size, d, dtype=dtype).requires_grad_() for size in (n, v)]

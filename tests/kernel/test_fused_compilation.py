@@ -318,7 +318,7 @@ def test_chunks_of_tokens_compile_nothing_new(kind, monkeypatch):
     generator, names = torch.Generator().manual_seed(0), set()
 
     def call(n, workspace_bytes, rows):
-        monkeypatch.setattr(calls.LossCall, "chunks", lambda self: chunks.Chunks(rows, rows))
+        monkeypatch.setattr(calls.LossCall, "chunks", lambda self: chunks.Chunks(rows))
         hidden, weight, bias, target = tensors(n, v, d, dtype, True, generator)
         budget = {"implementation": "triton", "workspace_bytes": workspace_bytes}
         linear_cross_entropy(hidden, weight, target, linear_bias=bias, **budget, **options).backward()
@@ -418,7 +418,7 @@ def test_a_first_call_of_any_reduction_compiles_for_all(first, kind, monkeypatch
     monkeypatch.setattr(compile_call, "compile_ahead", note)
 
     def call(n, workspace_bytes, rows, *, reduction, weighted=False):
-        monkeypatch.setattr(calls.LossCall, "chunks", lambda self: chunks.Chunks(rows, rows))
+        monkeypatch.setattr(calls.LossCall, "chunks", lambda self: chunks.Chunks(rows))
         hidden, weight, linear_bias, target = tensors(n, v, d, dtype, bias, generator)
         how = {"implementation": "triton", "workspace_bytes": workspace_bytes, "reduction": reduction}
         how |= {"linear_bias": linear_bias, "token_weight": torch.ones(n) if weighted else None}

@@ -99,7 +99,7 @@ def test_columns_in_bytes_are_within_the_bounds(monkeypatch):
     from kernel.fused.call import LossCall  # needs Triton
     from kernel.fused.token_chunks import Chunks
 
-    monkeypatch.setattr(LossCall, "chunks", lambda self: Chunks(4000, 4000))  # one
+    monkeypatch.setattr(LossCall, "chunks", lambda self: Chunks(4000))  # one
     data = make_data(Shape("", 4000, 60_001, 1024), torch.bfloat16, torch.device("cuda"))
     exact = measure.exact_gradients(data, Case())
     rare = torch.ones(60_001, dtype=torch.bool, device="cuda")
@@ -390,7 +390,7 @@ def keeps_bytes(n, workspace_bytes):
     head = Head(weight.detach()[:n], weight, None, torch.zeros(n, dtype=torch.int64, device="cuda"))
     call = LossCall(head, Scalars.of(LossOptions(label_smoothing=0.1)), workspace_bytes)
     kept = plan(call, keep=True, consumed=True, weight_gradient=True).kept
-    return any(run.in_bytes for run in kept) and call.chunks().first >= n
+    return any(run.in_bytes for run in kept) and call.chunks().rows >= n
 
 sizes = [(n, budget) for budget in (5 * 2**25, 2**28) for n in range(4096, 12288, 256) if keeps_bytes(n, budget)]
 

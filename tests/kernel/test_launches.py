@@ -52,7 +52,7 @@ def count(monkeypatch):
 
     def count(n, workspace_bytes, rows=None):
         if rows is not None:
-            monkeypatch.setattr(calls.LossCall, "chunks", lambda self: chunks.Chunks(rows, rows))
+            monkeypatch.setattr(calls.LossCall, "chunks", lambda self: chunks.Chunks(rows))
         args = problem(n, 200, 16).to(torch.bfloat16)
         args.target.fill_(3)
 

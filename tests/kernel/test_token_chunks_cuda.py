@@ -30,8 +30,8 @@ def cut(monkeypatch):
     from kernel.fused.call import LossCall  # needs Triton
     from kernel.fused.token_chunks import Chunks
 
-    def cut(first, later=None):
-        monkeypatch.setattr(LossCall, "chunks", lambda self: Chunks(first, later or first))
+    def cut(rows):
+        monkeypatch.setattr(LossCall, "chunks", lambda self: Chunks(rows))
 
     return cut
 
