@@ -17,6 +17,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from .chunk_times import BYTES_SUMMED, CHUNK
 from .launch import TOKENS_OF_A_PIECE, LaunchTable, blocks
 from .schedule import Schedule
 from .strip_times import StripTimes
@@ -27,7 +28,6 @@ _CHUNKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # numbers that are tried; for the mos
 _FEWEST = 2048  # tokens of a chunk: the sums and the launches of fewer take more than they save
 _WORTHWHILE = 0.98  # of the time in one: the memory falls, too
 _STEP_TOKENS = 4  # tiles of tokens: numbers of them with the same chunks
-_CHUNK, _BYTES_SUMMED = 110.0, 2.6e6  # as in token_chunks
 # Microseconds that the host takes to launch a chunk, and a strip of it: of a training loop the slower of both counts.
 _HOST_CHUNK, _HOST_STRIP = 500.0, 150.0
 
@@ -63,7 +63,7 @@ def backward_rows(
     best, least = n, _WORTHWHILE * _of_whole(n, whole, *problem)
     block = max(table.forward.rows, table.logit_gradient.rows)
     tiles = blocks(n, block * _STEP_TOKENS) * _STEP_TOKENS
-    apart = _CHUNK + (2 * itemsize * vocab_size * hidden_size / _BYTES_SUMMED if weight_gradient else 0)
+    apart = CHUNK + (2 * itemsize * vocab_size * hidden_size / BYTES_SUMMED if weight_gradient else 0)
     for chunks in _CHUNKS:
         rows = blocks(tiles, chunks) * block
         # Sums over the tokens of a chunk are not cut, so that as many as would be are too many.

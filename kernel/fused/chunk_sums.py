@@ -2,10 +2,10 @@
 
 The head's gradient of one chunk after the other is added up in the memory of the gradient itself. Rounded to bfloat16
 after each chunk the sum would lose more with each of them: of k chunks whose parts are alike, about k / 3 times the
-squared error of one rounding. Until the last chunk, which rounds the sum to bfloat16 once, entries therefore are float16
-with 10 bits of mantissa in place of 7, whose squared error is 1 / 64. The device converts both ways by itself, and an
-addition costs next to nothing beside what it reads and writes. (Codes with more exponents, made of a float32's bits by
-arithmetic of integers, took longer than the memory.)
+squared error of one rounding. Until the last chunk, which rounds the sum to bfloat16 once, entries therefore are
+float16 with 10 bits of mantissa in place of 7, whose squared error is 1 / 64. The device converts both ways by itself,
+and an addition costs next to nothing beside what it reads and writes. (Codes with more exponents, made of a float32's
+bits by arithmetic of integers, took longer than the memory.)
 
 What float16 lacks is range. So each column of the gradient, an entry of the hidden states, has a power of two of its
 own, by which the largest sum that is possible in it becomes 2^16, with room for rounding: outliers, of which hidden
