@@ -22,8 +22,8 @@ def in_bytes(planner: Planner, budget: int, most: float) -> list[Plan]:
     Those that cannot be as fast as ``most`` microseconds, or nearly as fast as the fastest, are left out.
     """
     times, found = planner.times, dict[tuple[int, tuple[KeptColumns, ...]], float]()
-    if not (planner.keep and times.in_bytes):
-        return []
+    if not (planner.keep and times.in_bytes) or planner.n + planner.byte_peaks >= planner.n * planner.itemsize:
+        return []  # of one token bytes and their peaks take as much
     tiles = budget // (planner.n * planner.itemsize)
     widths = sorted({times.width(tiles // share, "bytes") for share in _SHARES if tiles // share >= planner.tile})
     for width, whole_strips, under_dz in product(widths, (False, True), (False, True)):
