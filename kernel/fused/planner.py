@@ -86,9 +86,10 @@ class Planner:
             most = min(map(self.near, plans))
         return self.best([plan for plan in plans if self.microseconds(plan) <= most])
 
-    def best(self, plans: Sequence[Plan]) -> Plan:
+    def best(self, plans: Sequence[Plan], power: float | None = None) -> Plan:
         """The first of those whose time times a power of the call's memory is the least."""
-        return min(plans, key=lambda plan: self.microseconds(plan) * (self.fixed + self.bytes(plan)) ** _MEMORY)
+        power = _MEMORY if power is None else power
+        return min(plans, key=lambda plan: self.microseconds(plan) * (self.fixed + self.bytes(plan)) ** power)
 
     def near(self, plan: Plan) -> float:
         """The most time that one of as little memory as may be may take beside it."""
