@@ -106,7 +106,9 @@ def decoded_strips(planner: Planner, kept: tuple[KeptColumns, ...], width: int) 
     times, found = planner.times, list[Series]()
     for run in kept:
         if run.in_bytes and run.in_gradient:
-            found += _of_gradient(planner, run)
+            if run not in planner.decoded:
+                planner.decoded[run] = _of_gradient(planner, run)
+            found += planner.decoded[run]
         elif run.in_bytes:
             end, hidden_size = run.start + run.columns, planner.hidden_size
             after = run is kept[-1] or not kept[-1].in_bytes  # what the gradient held is used
