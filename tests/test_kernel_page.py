@@ -176,19 +176,29 @@ def test_the_table_has_every_head_with_and_without_smoothing(table):
 
 
 def test_the_page_quotes_what_rounding_does_near_a_smoothed_optimum():
-    pd = pytest.importorskip("pandas")
-    rows = pd.read_csv(DATA / "byte_codes.csv").set_index("storage")
-    optimum = rows[rows["data"].str.startswith("optimum")]
-    none, two, one, logits = (
-        optimum.loc[[name], ["weight_gradient_error", "rows_without_target_error"]].to_numpy()
-        for name in ("none, dz anew", "softmax in bfloat16", "bytes, root 4, peaks of 64 columns", "logits in bfloat16")
-    )
-    (head, least), (_, most) = two / none
-    assert f"have {head:.1f} times the error in the head's gradient, {two[0, 0]:.4f} for {none[0, 0]:.4f}" in PAGE
-    unnamed = f"{two[0, 1]:.2g} to {two[1, 1]:.1g}"
+    rows = kernel_profile.pd.read_csv(DATA / "byte_codes.csv").set_index(["storage", "data"])
+    columns = [f"{name}_error" for name in ("input_gradient", "weight_gradient", "rows_without_target")]
+
+    def errors(storage, *spreads):
+        return rows.loc[[(storage, f"optimum, {spread}") for spread in spreads], columns].to_numpy()
+
+    close, wide = ("0.03", "0.01"), ("0.3", "1")
+    names = ("none, dz anew", "softmax in bfloat16", "bytes", "logits in bfloat16")
+    none, two, one, logits = (errors(name, *close) for name in names)
+    even = errors("bytes, root 4, peaks of 64 columns", *close)
+    (_, head, least), (_, _, most) = two / none
+    assert f"have up to {head:.1f} times the error in the head's gradient, {two[0, 1]:.4f} for {none[0, 1]:.4f}" in PAGE
+    unnamed = f"{two[0, 2]:.2g} to {two[1, 2]:.1g}"
     assert f"{least:.0f} to {most:.0f} times in the rows that no token names, {unnamed} of a gradient" in PAGE
-    assert f"**One byte** has {one[0, 0]:.2g}, and {one[0, 1]:.2g} to {one[1, 1]:.2g} in those rows" in PAGE
-    assert f"have errors of {logits[0, 0]:.0f} and {logits[1, 0]:.0f}" in PAGE
+    all_none, all_one = (errors(name, *close, *wide)[:, :2] for name in ("none, dz anew", "bytes"))
+    told = f"has at most {(all_one / all_none).max():.2f} times the error in either gradient"
+    assert f"{told}, and {one[0, 2]:.2g} to {one[1, 2]:.2g} in those rows, about a tenth" in PAGE
+    assert (one[:, 2] / two[:, 2]).round(1).tolist() == [0.1, 0.1]
+    wider = errors("bytes", *wide)[:, 2]
+    more = wider / errors("softmax in bfloat16", *wide)[:, 2]
+    assert f"it has {more[0]:.1f} and {more[1]:.1f} times the error of two bytes there, {wider[0]:.2g} and" in PAGE
+    assert f"and {wider[1]:.2g}. With even steps it were {even[0, 2]:.2g} to {even[1, 2]:.2g}." in PAGE
+    assert f"have errors of {logits[0, 1]:.0f} and {logits[1, 1]:.0f}" in PAGE
 
 
 def test_the_page_says_how_many_columns_are_kept_with_little_memory():
@@ -197,15 +207,27 @@ def test_the_page_says_how_many_columns_are_kept_with_little_memory():
     from kernel.fused import launch
     from kernel.fused.schedule import DEFAULT_WORKSPACE_BYTES, schedule
 
-    def kept(shape, workspace_bytes):
+    def plan(shape, workspace_bytes=DEFAULT_WORKSPACE_BYTES):
         (of,) = [s for s in SHAPES if s.name == shape]
         options = {"keep": True, "direct": True, "consumed": True, "weight_gradient": True, "processors": 132}
         sizes = (of.n, of.vocab_size, of.hidden_size, 2, workspace_bytes)
-        return schedule(*sizes, table=launch._TABLES["hopper", 2], **options).columns / of.vocab_size
+        found = schedule(*sizes, table=launch._TABLES["hopper", 2], in_bytes=True, **options)
+        return found, found.columns / of.vocab_size
 
-    gemma, llama = (kept(shape, DEFAULT_WORKSPACE_BYTES) for shape in (GEMMA, "Llama-3-8B"))
-    assert f"({gemma:.0%} at Gemma-2-2B's head, {llama:.0%} at Llama-3-8B's)" in PAGE
-    assert f"the head's gradient holds columns, {kept(GEMMA, 0):.0%} at Gemma's head" in PAGE
+    def mib(found, n):
+        peaks = sum(run.columns * 8 * n // 256 for run in found.kept if run.in_bytes)
+        return (2 * found.memory + peaks) / 2**20
+
+    (gemma, share), (llama, of_llama), (large, of_large) = (plan(shape) for shape in (GEMMA, "Llama-3-8B", LARGE))
+    coded = [{run.in_bytes for run in found.kept} for found in (gemma, llama, large)]
+    assert coded == [{True}, {False}, {True}]
+    assert f"in which the default keeps {of_llama:.0%} of the columns at Llama-3-8B's head" in PAGE
+    assert f"**One byte**, in which it keeps {share:.0%} at Gemma-2-2B's head" in PAGE
+    assert f"computes the logits of {1 - share:.0%} of the columns again" in PAGE
+    assert f"has to for {1 - of_large:.0%}: the more tokens" in PAGE
+    assert f"So Gemma-2-2B's head uses {mib(gemma, 8192):.0f} MiB of 128" in PAGE
+    assert f"and Qwen3-8B's {mib(plan('Qwen3-8B')[0], 8192):.0f}." in PAGE
+    assert f"the head's gradient holds columns, {plan(GEMMA, 0)[1]:.0%} at Gemma's head" in PAGE
 
 
 PHASE_MS = {"forward": 15.0, "logits anew": 11.0, "weight gradient": 15.0, "input gradient": 15.0, "merge": 0.5}
@@ -258,6 +280,21 @@ def test_a_missed_time_has_its_floor_and_where_the_rest_goes(profiled):
     anew, products, _ = map(float, rest)
     assert anew == pytest.approx(11 / 14 - (1 - held), abs=0.01), "logits beyond those of the floor"
     assert products == pytest.approx((45 - 43) / 14, abs=0.01), "of the products beyond the library's"
+
+
+def test_a_floor_has_columns_in_bytes_beyond_the_default_or_where_the_default_kept_some(profiled):
+    file = profiled / "kernel_profile.csv"
+    rows = kernel_profile.pd.read_csv(file)
+    text = " ".join(kernel_profile.kernel_profile(profiled).split())
+    assert "in two bytes (in one, too, beyond the default), cut" in text
+    rows["in_bytes"] = 0.25 * (rows["budget"] == "default")
+    rows.to_csv(file, index=False)
+    text = kernel_profile.kernel_profile(profiled)
+    assert "in two bytes or in one, cut" in " ".join(text.split())
+    (floor,) = re.findall(r"^\| Gemma-2-2B, default \| within 1310 MiB \| 3.80 \| 4.07 \| (.*?) \|", text, re.MULTILINE)
+    held = 2304 * 2 / 8192 + 2**27 / (8192 * 256000)
+    decoded = 0.5 * 3 * 8192 / (4 * 2304) * held / 14
+    assert floor == f"{43 / 14 + 1 - held + decoded:.2f} ({43 / 14:.2f} + {1 - held:.2f} + {decoded:.2f})"
 
 
 def test_what_is_out_of_reach_is_told_from_what_is_left():

@@ -22,8 +22,8 @@ def in_bytes(planner: Planner, budget: int, most: float) -> list[Plan]:
     Those that cannot be as fast as ``most`` microseconds, or nearly as fast as the fastest, are left out.
     """
     times, found = planner.times, dict[tuple[int, tuple[KeptColumns, ...]], float]()
-    if not (planner.keep and times.in_bytes):
-        return []
+    if not (planner.keep and times.in_bytes) or planner.n + planner.byte_peaks >= planner.n * planner.itemsize:
+        return []  # of one token bytes and their peaks take as much
     tiles = budget // (planner.n * planner.itemsize)
     widths = sorted({times.width(tiles // share, "bytes") for share in _SHARES if tiles // share >= planner.tile})
     for width, whole_strips, under_dz in product(widths, (False, True), (False, True)):
@@ -106,7 +106,9 @@ def decoded_strips(planner: Planner, kept: tuple[KeptColumns, ...], width: int) 
     times, found = planner.times, list[Series]()
     for run in kept:
         if run.in_bytes and run.in_gradient:
-            found += _of_gradient(planner, run)
+            if run not in planner.decoded:
+                planner.decoded[run] = _of_gradient(planner, run)
+            found += planner.decoded[run]
         elif run.in_bytes:
             end, hidden_size = run.start + run.columns, planner.hidden_size
             after = run is kept[-1] or not kept[-1].in_bytes  # what the gradient held is used

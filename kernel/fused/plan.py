@@ -76,3 +76,8 @@ class Plan(NamedTuple):
     def columns(self) -> int:
         """How many columns are kept."""
         return sum(kept.columns for kept in self.kept)
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether some are kept in bytes."""
+        return any(kept.in_bytes for kept in self.kept)

@@ -70,7 +70,9 @@ class Planner:
         places = (False,) if scaled and sums else (True, False) if scaled else (True,)  # of the scaled hidden states
         self.runs = {inside: list(dict.fromkeys(self.strips(inside))) for inside in places}
         self.stacks = {inside: self.stack(inside) for inside in places}
-        self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
+        # By their boundary, and those in bytes by where they are kept: they do not depend on the workspace.
+        self.prefixes: dict[int, _InGradient] = {}
+        self.decoded: dict[KeptColumns, list[Series]] = {}
 
     def plan(self, budget: int) -> Plan:
         """The plan for ``budget`` bytes outside the gradients; with a strip of one tile if they are fewer."""
@@ -86,9 +88,10 @@ class Planner:
             most = min(map(self.near, plans))
         return self.best([plan for plan in plans if self.microseconds(plan) <= most])
 
-    def best(self, plans: Sequence[Plan]) -> Plan:
+    def best(self, plans: Sequence[Plan], power: float | None = None) -> Plan:
         """The first of those whose time times a power of the call's memory is the least."""
-        return min(plans, key=lambda plan: self.microseconds(plan) * (self.fixed + self.bytes(plan)) ** MEMORY)
+        power = MEMORY if power is None else power
+        return min(plans, key=lambda plan: self.microseconds(plan) * (self.fixed + self.bytes(plan)) ** power)
 
     def near(self, plan: Plan) -> float:
         """The most time that one of as little memory as may be may take beside it."""

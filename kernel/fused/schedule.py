@@ -45,6 +45,9 @@ _WORTHWHILE = 4  # tiles of logits: to keep fewer saves no time, and their round
 # vocabularies, are not kept in two bytes: there the products round the kept probabilities and the hidden states scaled
 # for them, which in these rows of the head would be seen in the whole. Bytes become dz first, as logits do.
 _RECOMPUTED = 16  # one in so many columns
+# Of columns in bytes the gradient's memory holds most with any workspace, of which more only makes strips wider. Of
+# such plans, if they take little more time than the fastest, a percent of the time is worth two of the memory.
+_NEAR_IN_BYTES, _MEMORY_IN_BYTES = 1.012, 1 / 2
 _SIZES = (4, 5, 6, 7)  # of workspaces that are tried, in quarters of a tile of dz, times powers of two
 
 
@@ -141,7 +144,13 @@ def _smaller(whole: Plan, planner: Planner, workspace_bytes: int) -> Plan:
     tile_bytes = planner.n * planner.itemsize * planner.tile
     tiles = workspace_bytes // tile_bytes
     sizes = sorted({size << shift >> 2 for shift in range(tiles.bit_length() + 1) for size in _SIZES})
-    return planner.best([*(planner.plan(tile_bytes * size) for size in sizes if size < tiles), whole])
+    plans = [*(planner.plan(tile_bytes * size) for size in sizes if size < tiles), whole]
+    best = planner.best(plans)
+    if not best.in_bytes:
+        return best
+    most = max(_NEAR_IN_BYTES * min(map(planner.microseconds, plans)), planner.microseconds(best))
+    coded = [plan for plan in plans if plan.in_bytes and planner.microseconds(plan) <= most]
+    return planner.best(coded, _MEMORY_IN_BYTES)
 
 
 def every_kind(
