@@ -100,12 +100,23 @@ def largest_workspace(call: LossCall, most: int) -> tuple[int, Plans] | None:
 
     None if no workspace is that small.
     """
-    size = (most - call.head.weight.numel() * call.head.weight.element_size()) // MIB
-    while size > 0:
-        trial = LossCall(call.head, call.scalars, size * MIB)
-        plans = Plans.of(trial)
-        over = plans.peak_bytes(trial) + APART_BYTES - most
+    size, found, step = (most - call.head.weight.numel() * call.head.weight.element_size()) // MIB, None, 1
+    while size > 0 and found is None:
+        plans, over = _trial(call, size, most)
         if over <= 0:
-            return size, plans
-        size -= blocks(over, _STEPS * MIB)  # with another plan a larger workspace may leave a smaller peak
-    return None
+            found = size, plans
+        else:  # with another plan a larger workspace may leave a smaller peak: not by all that is over
+            step = blocks(over, _STEPS * MIB)
+            size -= step
+    for larger in range(size + step - 1, max(size, 0), -1):
+        plans, over = _trial(call, larger, most)
+        if over <= 0:
+            return larger, plans
+    return found
+
+
+def _trial(call: LossCall, size: int, most: int) -> tuple[Plans, int]:
+    """The plans of a workspace of so many MiB, and by how many bytes they exceed ``most``."""
+    trial = LossCall(call.head, call.scalars, size * MIB)
+    plans = Plans.of(trial)
+    return plans, plans.peak_bytes(trial) + APART_BYTES - most
