@@ -7,12 +7,13 @@ logits differ widely
 
 so that a logit costs no function more: the forward has exp(z - peak) as the fourth power of what it rounds, and the
 backward needs one exponential for 64 columns. A step is 1.6% of the peak, 5% of a hundredth of it and 16% of a
-ten-thousandth: in a gradient, a sum of probabilities whose errors are independent, the large ones count. (Even steps
-of the square or the eighth root, or of the square root of the logarithm, are less exact in rows of the head without a
-target: ``python -m kernel.benchmark.byte_codes``.) Where the 64 logits are close to each other the 255 steps cover only
-what lies between them (:mod:`.byte_peaks`): near a smoothed optimum the gradient is a small difference of probabilities
-and b / V. bfloat16's own rounding of the gradients hides the rest. That of float16 does not, and under a softcap the
-slope is needed, which a rounded probability hides: both keep what they keep in two bytes.
+ten-thousandth: in a gradient, a sum of probabilities whose errors are independent, the large ones count. (In rows of
+the head without a target even steps of the eighth root, or of the square root of the logarithm, are less exact, those
+of the square root about as exact: ``python -m kernel.benchmark.byte_codes``.) Where the 64 logits are close to each
+other the 255 steps cover only what lies between them (:mod:`.byte_peaks`): near a smoothed optimum the gradient is a
+small difference of probabilities and b / V. bfloat16's own rounding of the gradients hides the rest. That of float16
+does not, and under a softcap the slope is needed, which a rounded probability hides: both keep what they keep in two
+bytes.
 
 The target's probability comes from its float32 logit, and its column is left out of its peak: a target that takes
 nearly all mass would leave the steps of the 63 others too coarse to see the runner-up.

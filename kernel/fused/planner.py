@@ -70,7 +70,8 @@ class Planner:
         places = (False,) if scaled and sums else (True, False) if scaled else (True,)  # of the scaled hidden states
         self.runs = {inside: list(dict.fromkeys(self.strips(inside))) for inside in places}
         self.stacks = {inside: self.stack(inside) for inside in places}
-        # By their boundary, and those in bytes by where they are kept: they do not depend on the workspace.
+        # By their boundary, and those in bytes by where they are kept: whatever the workspace, of which the
+        # default tries many.
         self.prefixes: dict[int, _InGradient] = {}
         self.decoded: dict[KeptColumns, list[Series]] = {}
 
