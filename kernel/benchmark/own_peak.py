@@ -96,9 +96,10 @@ def call_of(data: Data, case: Case, workspace_bytes: int = 0) -> LossCall:
 
 
 def largest_workspace(call: LossCall, most: int) -> tuple[int, Plans] | None:
-    """Return the largest workspace, in whole MiB, whose peak over the inputs is at most ``most`` bytes, and its plans.
+    """Return a workspace, in whole MiB, whose peak over the inputs is at most ``most`` bytes, and its plans.
 
-    None if no workspace is that small.
+    The largest that few trials find: with other plans, one that is larger still may leave a smaller peak. None if none
+    is that small.
     """
     size, found, step = (most - call.head.weight.numel() * call.head.weight.element_size()) // MIB, None, 1
     while size > 0 and found is None:

@@ -8,20 +8,18 @@ and an addition costs next to nothing beside what it reads and writes. (Codes wi
 bits by arithmetic of integers, took longer than the memory.)
 
 What float16 lacks is range. So each column of the gradient, an entry of the hidden states, has a power of two of its
-own, by which the largest sum that is possible in it becomes 2^16, with room for rounding: outliers, of which hidden
-states have some, coarsen their own column alone. Down to 2^-30 of that sum all 10 bits are there, and below it steps
-are equal, 2^-40 of it. (If 16,384 tokens give a word a probability of 2^-18 and hidden states are noise, its sums are
-2^-28 to 2^-30 of what is possible.)
+own, by which the largest sum that is possible in it becomes 2^16, with room for rounding. Down to 2^-30 of that sum all
+10 bits are there, and below it steps are equal, 2^-40 of it. What is possible is the sum over the kept tokens of the
+magnitudes of upstream gradient and hidden state: an entry sums dz times a hidden state, and dz is at most the upstream
+gradient. So ignored tokens count for nothing, and an outlier, or a token of large weight, only for what it is. (If
+16,384 tokens give a word a probability of 2^-22 and hidden states are noise, its rows are off by 0.001 after 8 chunks.)
 
-What is possible is known before the first chunk. An entry is the sum over N tokens of dz times a hidden state, and dz
-at most the upstream gradient: 8 N units, the unit being a power of two below the largest upstream gradient of a token,
-times that of the column's hidden states, times the logits' factor; the product of what the three leave of it is less
-than 4, and 2 is for rounding. A confidence penalty c adds c p (log p + H) to dz, at most 4 c of the upstream gradient
-for vocabularies up to 2^22 (p (log p + H) is largest where all other tokens share what p leaves, at p near a half:
-3.9), and the units are as many more. What a z-loss adds grows with the log-partition: a backward that comes after the
-forward of all tokens takes it for part of the upstream gradient (:mod:`.run_backward_chunks`); where nobody knows it
-before, nothing is cut with one (:meth:`.call.LossCall.serves_chunks`). What is larger still becomes infinite, and stays
-so, as what is no number does.
+The logits' factor multiplies what is possible. A confidence penalty c adds c p (log p + H) to dz, at most 4 c of the
+upstream gradient for vocabularies up to 2^22 (p (log p + H) is largest where all other tokens share what p leaves, at p
+near a half: 3.9), and as much more is possible. What a z-loss adds grows with the log-partition: a backward that comes
+after the forward of all tokens takes it for part of the upstream gradient (:mod:`.run_backward_chunks`); where nobody
+knows it before, nothing is cut with one (:meth:`.call.LossCall.serves_chunks`). What is larger still becomes infinite,
+and stays so, as what is no number does.
 """
 
 from __future__ import annotations
@@ -39,8 +37,8 @@ from .launch import blocks
 
 __all__ = ["CodedSums", "of_units", "units_of"]
 
-_ROWS, _COLUMNS = 32, 256
-_ROOM = 3  # 2^3 units of a token: 2 for rounding, 4 for what the unit leaves of its factors
+_ROWS, _COLUMNS, _PROGRAMS = 32, 256, 64  # of a tile, and that share the tokens: their sums are added in one order
+_ROOM = 2  # bits: one for rounding, one for what the exponent leaves of a possible sum
 _OF_PENALTY = 4.0  # of the upstream gradient, what a confidence penalty of 1 adds to dz at most
 _LARGEST = tl.constexpr(16)  # the exponent that the largest possible sum gets; without its room for rounding 15
 
@@ -48,23 +46,23 @@ _LARGEST = tl.constexpr(16)  # the exponent that the largest possible sum gets; 
 class CodedSums(NamedTuple):
     """What the sums of all chunks are relative to."""
 
-    largest: Tensor  # (D + 1,) int32, bits: of kept tokens the largest magnitude in each column, and upstream
-    tokens: int  # N
+    possible: Tensor  # (D,) float32: sums over kept tokens of the magnitude of upstream gradient times hidden state
     penalty: float = 0.0  # confidence penalty
     last: bool = False  # whether this chunk is the last one, which rounds the sums to the inputs' dtype
 
     @classmethod
     def of(cls, hidden: Tensor, upstream: Tensor, target: Tensor, ignore_index: int, penalty: float = 0.0) -> CodedSums:
-        """Look for the largest of all tokens, before any is computed: one launch and a memory of zeros."""
+        """Add up what all tokens may come to, before any is computed; bit for bit the same in every run."""
         n, hidden_size = hidden.shape
-        largest = torch.zeros(hidden_size + 1, dtype=torch.int32, device=hidden.device)
+        programs = min(_PROGRAMS, blocks(n, _ROWS))
+        parts = torch.empty(programs, hidden_size, dtype=torch.float32, device=hidden.device)
         run_kernel(
-            _extremes_kernel,
-            (blocks(n, _ROWS), blocks(hidden_size, _COLUMNS)),
+            _possible_kernel,
+            (programs, blocks(hidden_size, _COLUMNS)),
             hidden=hidden,
             upstream=upstream,
             target=target,
-            largest=largest,
+            parts=parts,
             n=n,
             hidden_size=hidden_size,
             row_stride=hidden.stride(0),
@@ -72,26 +70,20 @@ class CodedSums(NamedTuple):
             ROWS=_ROWS,
             COLUMNS=_COLUMNS,
         )
-        return cls(largest, n, penalty)
+        return cls(parts.sum(0), penalty)
 
     def shift(self, factor: float) -> int:
-        """Exponent of the largest possible sum, but for those of ``largest``; ``factor`` is the logits' own."""
+        """Exponent of the largest possible sum, but for those of ``possible``; ``factor`` is the logits' own."""
         of_penalty = math.ceil(math.log2(1 + _OF_PENALTY * self.penalty))
-        return math.frexp(factor)[1] + (self.tokens - 1).bit_length() + _ROOM + of_penalty
-
-
-@triton.jit
-def _magnitude_bits(values):
-    """Bits of the magnitude in float32, which are ordered as the numbers are; those of NaN come last."""
-    return values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        return math.frexp(factor)[1] + _ROOM + of_penalty
 
 
 @triton.jit(do_not_specialize=["n", "ignore_index"])
-def _extremes_kernel(
+def _possible_kernel(
     hidden,  # (N, D), contiguous rows
     upstream,  # (N,)
     target,  # (N,)
-    largest,  # (D + 1,) zeros
+    parts,  # (programs, D), written
     n,
     hidden_size,
     row_stride,
@@ -99,16 +91,18 @@ def _extremes_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    kept = tl.load(target + row, mask=row < n, other=ignore_index) != ignore_index
-    of_token = tl.load(upstream + row, mask=kept, other=0.0)
-    kept &= of_token != 0.0  # NaN counts; a token of weight 0 has no gradient
-    address = hidden + row.to(tl.int64)[:, None] * row_stride + column[None, :]
-    values = tl.load(address, mask=kept[:, None] & (column < hidden_size)[None, :], other=0.0)
-    tl.atomic_max(largest + column, tl.max(_magnitude_bits(values), 0), mask=column < hidden_size, sem="relaxed")
-    if tl.program_id(1) == 0:
-        tl.atomic_max(largest + hidden_size, tl.max(_magnitude_bits(of_token), 0), sem="relaxed")
+    total = tl.zeros((COLUMNS,), dtype=tl.float32)
+    for start in range(tl.program_id(0) * ROWS, n, tl.num_programs(0) * ROWS):
+        row = start + tl.arange(0, ROWS)
+        kept = tl.load(target + row, mask=row < n, other=ignore_index) != ignore_index
+        of_token = tl.abs(tl.load(upstream + row, mask=kept, other=0.0).to(tl.float32))
+        kept &= of_token != 0.0  # NaN counts; a token of weight 0 has no gradient
+        address = hidden + row.to(tl.int64)[:, None] * row_stride + column[None, :]
+        values = tl.load(address, mask=kept[:, None] & (column < hidden_size)[None, :], other=0.0).to(tl.float32)
+        total += tl.sum(tl.abs(values) * of_token[:, None], 0)
+    address = parts + tl.program_id(0).to(tl.int64) * hidden_size + column
+    tl.store(address, total, mask=column < hidden_size)
 
 
 @triton.jit
@@ -117,20 +111,19 @@ def _power_of_two(exponent):
 
 
 @triton.jit
-def _exponents(largest, columns, hidden_size, shift):
+def _exponents(possible, columns, hidden_size, shift):
     """Of the largest possible sum in each column, such that both powers of two below are float32."""
-    of_columns = tl.load(largest + columns, mask=columns < hidden_size, other=0) >> 23
-    exponents = of_columns + (tl.load(largest + hidden_size) >> 23) + (shift - 254)
-    return tl.minimum(tl.maximum(exponents, -100), 126)
+    bits = tl.load(possible + columns, mask=columns < hidden_size, other=0.0).to(tl.int32, bitcast=True)
+    return tl.minimum(tl.maximum(((bits >> 23) & 255) + (shift - 127), -100), 126)
 
 
 @triton.jit
-def units_of(largest, columns, hidden_size, shift):
+def units_of(possible, columns, hidden_size, shift):
     """What sums in these columns are multiplied by in float16; ``shift`` is that of :class:`CodedSums`."""
-    return _power_of_two(-_exponents(largest, columns, hidden_size, shift) + _LARGEST)
+    return _power_of_two(-_exponents(possible, columns, hidden_size, shift) + _LARGEST)
 
 
 @triton.jit
-def of_units(largest, columns, hidden_size, shift):
+def of_units(possible, columns, hidden_size, shift):
     """What they are multiplied by afterwards: the reciprocals."""
-    return _power_of_two(_exponents(largest, columns, hidden_size, shift) - _LARGEST)
+    return _power_of_two(_exponents(possible, columns, hidden_size, shift) - _LARGEST)

@@ -202,7 +202,10 @@ def forward_kernel(
                 if tl.max(here.to(tl.int32), 0) > 0:  # the sum is to hold the very logit that the target's entry has
                     z = tl.where(column[None, :] == label[:, None], peak[:, None], z)
             elif KEEP == "byte":
-                lowest = tl.min(tl.reshape(z, (BLOCK_ROWS, PEAKS, BLOCK_VOCAB // PEAKS)), 2)
+                lowest = z
+                if MASK_VOCAB:  # padding widens no group; its codes, whatever they are, become 0
+                    lowest = tl.where((column < vocab_size)[None, :], z, float("inf"))
+                lowest = tl.min(tl.reshape(lowest, (BLOCK_ROWS, PEAKS, BLOCK_VOCAB // PEAKS)), 2)
                 if tl.max(here.to(tl.int32), 0) > 0:  # seldom; to compare each column took a twentieth of the sweep
                     z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
                 z = tl.reshape(z, (BLOCK_ROWS, PEAKS, BLOCK_VOCAB // PEAKS))

@@ -69,7 +69,7 @@ def _launch_weight(
         hidden=state.tiles(hidden, launch.depth, launch.columns),
         **common | {"gradient": state.tiles(memory, *launch.part)},
         **strip,
-        largest=None if codes is None else codes.largest,
+        possible=None if codes is None else codes.possible,
         unit_shift=0 if codes is None else codes.shift(state.factor),
         last=int(codes is not None and codes.last),
         ACCUMULATE=accumulate,

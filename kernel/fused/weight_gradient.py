@@ -38,7 +38,7 @@ def weight_gradient_kernel(
     scale,  # () factor common to all tokens
     uniform,  # (D,): subtracted from every row of the product
     sums,  # (splits, strip, D) float32 for the pieces of sums that are cut; None if none is
-    largest,  # (D + 1,) that sums are relative to, and an exponent (chunk_sums.CodedSums), if CODED
+    possible,  # (D,) that sums are relative to, and an exponent (chunk_sums.CodedSums), if CODED
     unit_shift,
     last,  # whether the sums are complete: rounded to the dtype of hidden, in any case
     splits,
@@ -130,10 +130,9 @@ def weight_gradient_kernel(
                     tl.store(sums + place[:, None] + d[None, :], values, mask=inside)
             if sums is None or pieces == 1:
                 values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
-                if CODED:
-                    values *= (factor * units_of(largest, d, hidden_size, unit_shift))[None, :]
-                else:
-                    values *= factor
+                values *= factor
+                if CODED:  # apart: the unit of a column without a sum is large
+                    values *= units_of(possible, d, hidden_size, unit_shift)[None, :]
                 v_start = strip_start + part_row
                 if ACCUMULATE:
                     before = load_tile(
@@ -153,7 +152,7 @@ def weight_gradient_kernel(
                 if CODED and ACCUMULATE:  # noqa: SIM102
                     if last != 0:
                         dtype = hidden.dtype if DESCRIPTOR else hidden.dtype.element_ty
-                        complete = values * of_units(largest, d, hidden_size, unit_shift)[None, :]
+                        complete = values * of_units(possible, d, hidden_size, unit_shift)[None, :]
                         rounded = complete.to(dtype).to(rounded.dtype, bitcast=True)
                 store_tile(
                     gradient,

@@ -132,6 +132,38 @@ def test_sums_of_half_precision_are_codes_between_chunks(half, cut):
 
 
 @no_gpu
+def test_an_outlier_hides_no_row_of_a_word_that_never_occurs(half):
+    """One of 128 tokens has 10^6 times the others' hidden states in a column, and says nothing of the rare half."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (0.5 * torch.randn(size, 16, generator=generator) for size in (128, 32))
+    hidden[:, 3] *= 2**-6
+    hidden[5], hidden[5, 0], hidden[5, 3] = 0, 40, 30000
+    weight[:, 3], weight[:16, 0], weight[16:, 0] = 0, 1, -1
+    bias = torch.where(torch.arange(32) < 16, 0.0, -6.0)
+    target = torch.randint(16, (128,), generator=generator)
+    of_rare = {}
+    for dtype, choice in ((torch.float64, "reference"), (torch.float16, "triton")):
+        leaf = weight.half().to(dtype).requires_grad_()
+        given = hidden.half().to(dtype).requires_grad_(), leaf, target, bias.to(dtype)
+        loss = linear_cross_entropy(*given, reduction="sum", implementation=choice)
+        of_rare[choice] = torch.autograd.grad(loss, leaf)[0][16:, 3]
+    assert relative_error(of_rare["triton"], of_rare["reference"]) < 0.005
+
+
+@no_gpu
+@pytest.mark.parametrize("upstream", [1.0, 65504.0])
+def test_a_column_of_zeros_stays_one(upstream, half):
+    args = problem(64, 40, 16, seed=1)
+    hidden = (2**-6 * args.input.detach()).half()
+    hidden[:, 3] = 0
+    leaf = args.linear_weight.detach().half().requires_grad_()
+    loss = ours(hidden.requires_grad_(), leaf, args.target, reduction="sum")
+    (gradient,) = torch.autograd.grad(upstream * loss, leaf)
+    assert gradient.isfinite().all()
+    assert not gradient[:, 3].any()
+
+
+@no_gpu
 @pytest.mark.parametrize("ignored", [0.0, 0.5])
 def test_codes_leave_room_for_a_z_loss(ignored, half, cut):
     """Here it multiplies dz by more than 100, all of one sign: without room sums would be infinite."""

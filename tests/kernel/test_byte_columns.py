@@ -208,6 +208,31 @@ def test_tiles_of_several_peaks(plans):
         assert relative_error(a, b) < INPUT
 
 
+def test_padding_coarsens_no_rows_at_the_end_of_the_head(plans):
+    """Near an optimum, where logits are close; 20 of the last 64 columns are padding."""
+    n, v, d, smoothing = 20, 300, 24, 0.1
+    hidden = math.sqrt(d) * torch.eye(d)[:n]
+    target = torch.randperm(256)[:n]
+    weight = 0.03 * torch.randn(v, d) / math.sqrt(d)
+    weight[target] = math.log((1 - smoothing) * v / smoothing + 1) / math.sqrt(d) * torch.eye(d)[:n]
+    found, cpu = {}, torch.device("cpu")
+    set_launch_table(cpu, torch.float32, LaunchTable(*[Launch(16, 64, 16, warps=4, stages=1)] * 4))
+    try:
+        for dtype, options in (
+            (torch.float64, {"implementation": "reference"}),
+            (torch.float32, {"workspace_bytes": 8_000}),
+        ):
+            leaf = weight.to(dtype, copy=True).requires_grad_()
+            loss = linear_cross_entropy(
+                hidden.to(dtype), leaf, target, label_smoothing=smoothing, **{"implementation": "triton", **options}
+            )
+            (found[dtype],) = torch.autograd.grad(loss, leaf)
+    finally:
+        set_launch_table(cpu, torch.float32, None)
+    assert any(run.in_bytes and run.start + run.columns >= v for run in plans[0].kept)
+    assert relative_error(found[torch.float32][256:], found[torch.float64][256:]) < 0.02
+
+
 def test_columns_under_dz_and_strips_that_the_gradient_holds_wider(plans, monkeypatch):
     """Where the model finds that quick: here each plan with strips in the gradient's memory is the quickest."""
     planner = importlib.import_module("kernel.fused.planner")
