@@ -144,14 +144,14 @@ def test_an_outlier_hides_no_row_of_a_word_that_never_occurs(half):
     of_rare = {}
     for dtype, choice in ((torch.float64, "reference"), (torch.float16, "triton")):
         leaf = weight.half().to(dtype).requires_grad_()
-        given = hidden.half().to(dtype).requires_grad_(), leaf, target, bias.to(dtype)
-        loss = linear_cross_entropy(*given, reduction="sum", implementation=choice)
+        given = hidden.half().to(dtype).requires_grad_(), leaf, target
+        loss = linear_cross_entropy(*given, linear_bias=bias.to(dtype), reduction="sum", implementation=choice)
         of_rare[choice] = torch.autograd.grad(loss, leaf)[0][16:, 3]
     assert relative_error(of_rare["triton"], of_rare["reference"]) < 0.005
 
 
 @no_gpu
-@pytest.mark.parametrize("upstream", [1.0, 65504.0])
+@pytest.mark.parametrize("upstream", [1.0, 8192.0])
 def test_a_column_of_zeros_stays_one(upstream, half):
     args = problem(64, 40, 16, seed=1)
     hidden = (2**-6 * args.input.detach()).half()
