@@ -147,6 +147,9 @@ def test_cuda_graph(cut):
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script_method:DeprecationWarning"
+)  # of the compiler's own: torch.jit.script_method in torch 2.11
 def test_compiled_code(cut):
     args = problem(2000, 5000, 128, seed=3, ignored=0.2).to(torch.bfloat16, "cuda")
     cut(512)
