@@ -150,7 +150,7 @@ def test_the_notes_quote_how_far_the_response_overstates_where_the_readme_draws_
     ("page", "times"),
     [
         ("README.md", 1), ("docs/law_notes.md", 1), ("docs/will_smoothing_help.md", 3),
-        ("docs/notebooks/07_audit_and_tune_a_real_model.md", 2), ("notebooks/07_audit_and_tune_a_real_model.ipynb", 2),
+        ("notebooks/07_audit_and_tune_a_real_model.ipynb", 2),
     ],
 )  # fmt: skip
 def test_pages_quote_how_far_tunings_fell_on_new_texts(page, times):
