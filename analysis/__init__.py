@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__version__ = "0.3.0"  # of the source that runs; pyproject.toml reads it, so that no metadata can say another
+__version__ = "0.3.0"  # of the source that runs; pyproject.toml reads it, so that no built metadata says another
 
 # Module -> those of its public names that make sense without it, and are importable from here as well. The one list; a
 # test holds it against each module's __all__.

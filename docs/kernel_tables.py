@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
+_LINEAR = 1.1  # the largest slope of log time over log size that is called linear
 OURS, _KEPT, RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
 # Name in kernel.csv -> name in the table, in its order.
 _IMPLEMENTATIONS = {
@@ -195,7 +196,8 @@ def cpu(data: Path) -> str:
 _STORAGES = {
     "none, dz anew": "nothing kept",
     "softmax in bfloat16": "two bytes",
-    "bytes, root 4, peaks of 64 columns": "one byte",
+    "bytes": "one byte",
+    "bytes, root 4, peaks of 64 columns": "one byte, of even steps (not ours)",
     "logits in bfloat16": "logits in bfloat16 (not ours)",
 }
 
@@ -340,15 +342,21 @@ def scale(data: Path) -> str:
         cells = (f"{row.tokens:,}", f"{row.vocab_size:,}", f"{row.ms:.2f}", f"{row.t_mm:.2f}", slope)
         lines.append(f"| {' | '.join(cells)} | {row.beyond_mib:.0f} |")
     tokens, classes = (rows[rows["grows"] == name] for name in ("tokens", "vocab_size"))
-    linear, beyond = tokens[tokens["tokens"] <= 16384], tokens[tokens["tokens"] > 16384]
+    is_linear = ~(tokens["slope"] > _LINEAR).cummax()  # up to there
+    linear, beyond = tokens[is_linear], tokens[~is_linear]
     of_classes, of_tokens, per_product = classes["t_mm"], linear["t_mm"], tokens["ms_per_product"]
+    further = f"the slope never above {linear['slope'].max():.2f}"
+    if len(beyond):
+        further = (
+            f"and no further: {listed(beyond['t_mm'], '.1f')} t_mm at {listed(beyond['tokens'], ',')} tokens, with "
+            f"slopes up to {beyond['slope'].max():.2f}"
+        )
     told = (
         f"Time is linear in the vocabulary: {of_classes.max():.2f} to {of_classes.min():.2f} t_mm up to "
         f"{classes['vocab_size'].max():,} classes, the slope never above {classes['slope'].max():.2f}. In the tokens "
-        f"it is up to {linear['tokens'].max():,}, at {of_tokens.min():.2f} to {of_tokens.max():.2f} t_mm, and no "
-        f"further: {listed(beyond['t_mm'], '.1f')} t_mm at {listed(beyond['tokens'], ',')} tokens, with slopes up to "
-        f"{beyond['slope'].max():.2f}. For each 10^12 multiplications of one product (N V D) it takes "
-        f"{per_product.iloc[0]:.0f} ms at {tokens['tokens'].min():,} tokens, {per_product.min():.0f} at best and "
+        f"it is up to {linear['tokens'].max():,}, at {of_tokens.min():.2f} to {of_tokens.max():.2f} t_mm, {further}. "
+        f"For each 10^12 multiplications of one product (N V D) it takes {per_product.iloc[0]:.0f} ms at "
+        f"{tokens['tokens'].min():,} tokens, {per_product.min():.0f} at best and "
         f"{per_product.iloc[-1]:.0f} at {tokens['tokens'].max():,}."
     )
     return "\n".join([*lines, "", wrapped(told)])

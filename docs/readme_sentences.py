@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fall_ratios
 import pandas as pd
 from kernel_tables import OURS, SHAPES
 from table_text import wrapped
@@ -19,8 +20,8 @@ def caption(data: Path) -> str:
     _still(under.min() > 0.98, "the clipped rule says too little in most transformers")
     _still(over.min() > 0.98, "P says too much in transformers")
     first = (
-        "Each point is a model trained with and without smoothing; on the line confidence fell as computed from the "
-        "one without."
+        "Each point is a setting trained with and without smoothing; on the line confidence fell as foretold from the "
+        "latter."
     )
     panels = (
         "(a) The fall by the [response P](docs/theory.md#c6-how-far-confidence-falls) (hidden states fitted anew, head "
@@ -40,8 +41,7 @@ def figure(data: Path) -> str:
     over, ratios = squares["predicted"] / squares["fall"], stars["fall"] / stars["clipped"]
     above = squares["fall"] / squares["clipped"]
     _still(bool(ratios.between(0.75, 2).all()), "tuned models fell once to twice as the rule says on training examples")
-    new: Any = pd.read_csv(data / "shared_changes.csv").set_index(["group", "predictor"])
-    _still(bool(new.xs("clipped", level=1)["ratio"].between(0.3, 3.2).all()), "on new texts 0.3 to 3.2 times the rule")
+    new = fall_ratios.on_new_texts(data)
     lines = _accuracy(data)
     det, noisy = (lines.loc[(f"{kind}, arms too", "predicted_fall")] for kind in ("det", "noisy"))
     clipped = [lines.loc[(f"{kind}, arms too", "clipped_fall")] for kind in ("det", "noisy")]
@@ -62,7 +62,7 @@ def figure(data: Path) -> str:
         f"(b) The *clipped rule* is off by more than 0.01 in {sum(missed)} of {settings}, at most by "
         f"{max(farthest):.3f}. Transformers trained from scratch fell by {above.min():.1f} to {above.max():.1f} times "
         f"what it says, SmolLM2 and Gemma, tuned, by {ratios.min():.1f} to {ratios.max():.1f} on training examples; on "
-        "new texts, not drawn, by 0.3 to 3.2 times.",
+        f"new texts, not drawn, by {min(new):.1f} to {max(new):.1f} times.",
     )
     return "\n".join("- " + wrapped(panel).replace("\n", "\n  ") for panel in panels)
 
@@ -138,8 +138,11 @@ def _of_heads(data: Path) -> tuple[str, str, str]:
     gemma = tuned[tuned["cell"].isna()].set_index(["claim", "finding"])["mean"]
     _still(gemma["K4", "fall"] > 0.1, "smoothing acted on Gemma at the last epoch, too (K4)")
     scratch: Any = pd.concat([pd.read_csv(data / f"{name}_findings.csv") for name in ("S11", "S12")])
-    law = scratch.loc[(scratch["claim"] == "law") & scratch["finding"].isin(["scale_ratio", "gain_ratio"]), "mean"]
-    _still(law.min() > 1, "shared changes say too much in transformers trained from scratch")
+    near = scratch.loc[(scratch["claim"] == "law") & (scratch["finding"] == "clipped_ratio"), "mean"]
+    _still(
+        fall_ratios.factor(near) < 1.25,
+        "the clipped rule is near on new examples of transformers trained from scratch (C6)",
+    )
     changes: Any = pd.read_csv(data / "shared_changes.csv").set_index(["group", "predictor"])["error"]
     _still(changes["all cells"].min() > 0.2, "nothing predicts the fall of real models well (C6)")
     both: Any = numbers[numbers["finding"] == "gain_of_both"]
@@ -150,16 +153,23 @@ def _of_heads(data: Path) -> tuple[str, str, str]:
     ]
     restored = free.loc[free["finding"].isin(["rise", "fall_rise"]), "mean"]
     _still(len(restored) == 4 and restored.abs().max() < 0.001, "with free norms a temperature restores nothing (K5)")
-    squares = _squares(_drawn(data))
-    most = (squares["fall"] / squares["clipped"]).max()
-    _still(most > max(3.2, 1 / 0.275), "real models are no further off the clipped rule, 0.28 to 3.2 times (C6)")
+    drawn = _drawn(data)
+    squares, stars = _squares(drawn), drawn.loc[drawn["kind"].str.endswith(", tuned")]
+    off = [
+        *(squares["fall"] / squares["clipped"]),
+        *(stars["fall"] / stars["clipped"]),
+        *fall_ratios.on_new_texts(data),
+    ]
+    most, others = fall_ratios.factor(off), fall_ratios.of_others(data, squares["predicted"] / squares["fall"])
+    _still(min(others.values()) > 0.8 * most, "nothing else that was tried in transformers kept much closer (C6)")
     budget: Any = numbers[numbers["cell"] == "arm=budget"].set_index(["claim", "finding"])["mean"]
     return (
-        "**Norms cap confidence in simulated heads, hidden size less**; on Gemma, of the small hidden size and large "
-        f"vocabulary where the paper expects little effect, smoothing took {gemma['K4', 'fall_at_epoch_2']:.2f} of "
+        "**Norms cap confidence in simulated heads, hidden size less**; on Gemma, of small hidden size and large "
+        f"vocabulary, where the paper expects little, smoothing took {gemma['K4', 'fall_at_epoch_2']:.2f} of "
         "confidence in the paper's few epochs ([how](docs/real_model_notes.md#two-models-tuned-on-pairs)).",
         "**What smoothing takes can be foretold in simulated heads, hardly in transformers**: there the clipped rule "
-        f"was off by a factor of up to {most:.1f}, and nothing else that was tried did well "
+        f"was off by a factor of up to {most:.1f}, though near on new examples of those trained from scratch, and "
+        "nothing else tried kept much closer "
         "([what was tried](docs/theory.md#c6-how-far-confidence-falls)).",
         "**Where bounded norms leave smoothing little effect a lower training temperature gives it back**, by "
         f"{budget['K5', 'rise']:.2f} of calibration error; not with free norms, and whether both together beat neither "

@@ -19,6 +19,7 @@ import notes_tables as notes
 import readme_sentences as front
 import real_tables as real
 import scratch_tables as scratch
+import sparse_floor
 import sparse_tables
 import study_tables as studies
 from table_text import DATA, ROOT, numbers_in_full
@@ -41,6 +42,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "kernel profile": kernel_profile.kernel_profile,
     "kernel host": kernels.kernel_host,
     "sparse": sparse_tables.sparse,
+    "sparse floor": sparse_floor.floor,
     "statistics": kernels.statistics,
     "byte codes": kernels.byte_codes,
     "gpu checks": kernels.checks,

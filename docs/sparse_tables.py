@@ -76,8 +76,9 @@ def sparse(data: Path) -> str:
     parts = [wrapped(where)]
     parts += ["\n".join(_table(problem)) for problem in problems]
     parts += [wrapped(text) for text in (_saved(problems[0]), _not_saved(problems), _missed(problems))]
-    if (data / "kernel_profile.csv").exists():
-        parts.append(wrapped(_spent(pd.read_csv(data / "kernel_profile.csv"), met=_meets(problems[0]))))
+    profile = data / "kernel_profile.csv"
+    if profile.exists() and _about(data, "kernel_profile")["commit"] == about["commit"]:  # of the same kernels
+        parts.append(wrapped(_spent(pd.read_csv(profile), met=_meets(problems[0]))))
     return "\n\n".join(parts)
 
 

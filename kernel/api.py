@@ -131,11 +131,12 @@ def linear_cross_entropy(
             tokens are few, partial sums of the input's gradient; those of the weight's, where they are many (32 D and
             more), take an eighth of it, 17 MiB at most on an H200. A ``gradient_tolerance`` takes N V / 32 bytes
             (float32: N V / 8), a twentieth of the head and some 140 MiB more. It uses at least a strip of 256 logits a
-            token. With 2 N V bytes, half-precision inputs need no logit twice, which saves a quarter of the work. The
-            number changes time and memory, and up to 128 MiB the result by no more than the rounding of kept
-            probabilities to the inputs' dtype; above, bfloat16 inputs may be kept in one byte. With any number but the
-            default a mean or a sum may be computed in chunks of tokens, its gradients in the forward; docs/kernel.md
-            says what each costs.
+            token; with float16, a ``z_loss`` or a ``confidence_penalty`` the peaks of logits that are kept in the
+            weight's gradient may come on top, of its size a 128th at most. With 2 N V bytes, half-precision inputs need
+            no logit twice, which saves a quarter of the work. The number changes time and memory, and the result by no
+            more than the rounding of kept probabilities: to the inputs' dtype or, of bfloat16 inputs, to one byte. With
+            any number but the default a mean or a sum may be computed in chunks of tokens, its gradients in the
+            forward; docs/kernel.md says what each costs.
         return_statistics: Also return each token's log-probability, log-partition, entropy, confidence and argmax, from
             the same pass over the head. A loss of any function of the first three has exact gradients.
         process_group: A group of :mod:`torch.distributed` whose processes hold the head's rows between them, at least

@@ -5,7 +5,7 @@ the peak memory beyond the inputs, both on logarithmic axes; lower left is bette
 returns; dotted: the three matrix products that it takes, at the best rate that the library reached at any shape of the
 table. Lines join our kernel over its workspaces, and a rival over its chunks. What takes more than some five times the
 dotted line is counted at the upper edge. Open markers: measured without smoothing, which that rival does not have.
-Times are medians over rounds with 94 % intervals from order statistics (of 5 rounds, the shortest and the longest),
+Times are medians over rounds with 88 % intervals from order statistics (of 4 rounds, the shortest and the longest),
 mostly thinner than the markers; memory does not vary. *Last panel, and the key to the others:* relative error of the
 gradients against float64, the larger of input and weight; mark: median over shapes and settings, bar: smallest to
 largest. bfloat16; device, versions and commits are in kernel.json. Tables kernel.csv and kernel_samples.csv.

@@ -128,7 +128,7 @@ class Draw:
             if v <= self.tile and choose.random() < 0.8:  # of which nothing would be kept
                 v = choose.randint(2 * self.tile, most_v) | 1
         d = choose.randint(1, most_d // 16) * 16
-        if first:  # the tiles of both gradients are turned at some hidden sizes (:mod:`kernel.fused.launch`)
+        if first:  # the tiles of both gradients are transposed at some hidden sizes (:mod:`kernel.fused.launch`)
             d = {1: most_d, 2: min(d, 128)}[first]
         return n, v, d if self.family.aligned else max(3, d - choose.choice([1, 3, 5, 7]))
 

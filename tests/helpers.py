@@ -81,7 +81,8 @@ def free_launches() -> Iterator[None]:
     from kernel.fused import planner, schedule, strip_times
 
     free = ("_STRIP", "STRIP_DECODED", "_LAUNCH", "_RUN", "_EPILOGUE_INPUT", "KEPT", "ENCODED")
-    with patch.multiple(strip_times, **dict.fromkeys(free, 0.0)), patch.object(planner, "_MEMORY", 0.0):
+    ranks = patch.object(planner, "MEMORY", 0.0), patch.object(schedule, "_MEMORY_IN_BYTES", 0.0)
+    with patch.multiple(strip_times, **dict.fromkeys(free, 0.0)), ranks[0], ranks[1]:
         schedule.schedule.cache_clear()
         yield
     schedule.schedule.cache_clear()

@@ -12,6 +12,7 @@ import pytest
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 sys.path.insert(0, str(DOCS))
 pd = pytest.importorskip("pandas")
+import fall_ratios  # noqa: E402
 import readme_sentences  # noqa: E402
 import readme_tables  # noqa: E402
 import study_tables  # noqa: E402
@@ -50,7 +51,8 @@ def test_a_mark_without_an_end_is_refused():
 
 
 _OF_SENTENCES = (
-    "findings", "verdicts", "instruction_findings", "instruction_full", "kernel", "S7", "S11_findings", "S12_findings",
+    "findings", "verdicts", "instruction_findings", "instruction_full", "instruction_candidates", "kernel", "S7", "S11_findings",
+    "S12_findings",
     "shared_changes", "audit_smollm2", "audit_gemma", "real_gemma_findings", "real_gemma_verdicts",
     "real_smollm2_verdicts", *response.TABLES, *response.OPTIONAL,
 )  # fmt: skip
@@ -82,7 +84,9 @@ def of_sentences(tmp_path_factory):
         ("kernel", {"implementation": "torch.compile"}, "ms", 0.5, "the loss takes about the time of eager PyTorch"),
         ("real_gemma_findings", {"finding": "fall"}, "mean", 0.1, "smoothing acted on Gemma at the last epoch"),
         ("instruction_findings", {"finding": "gain_elsewhere"}, "high", -9, "smoothing harmed SmolLM2 on ordinary text"),
-        ("S12_findings", {"finding": "scale_ratio"}, "mean", 0.3, "say too much in transformers"),
+        ("S11_findings", {"finding": "gain_ratio"}, "mean", 0.4, "nothing else that was tried in transformers kept much closer"),
+        ("instruction_candidates", {"view": "letter", "label_smoothing": 0.0}, "confidence", 0.96, "nothing else that was tried in"),
+        ("S12_findings", {"finding": "clipped_ratio"}, "mean", 1.3, "near on new examples of transformers trained from"),
         ("findings", {"finding": "gain_of_both"}, "low", -1, "of five arms both were better than neither in one"),
         ("findings", {"finding": "gain_beyond_smoothing"}, "low", -1, "a temperature and early stopping take more of it"),
         ("findings", {"finding": "rise", "cell": "arm=trunk with free norms"}, "mean", 9, "with free norms a temperature restores nothing"),
@@ -140,6 +144,37 @@ def test_the_notes_quote_how_far_the_response_overstates_where_the_readme_draws_
     assert f"as in the README's figure, up to {most} times" in (DOCS / "transformer_notes.md").read_text(
         encoding="utf-8"
     )
+
+
+@pytest.mark.parametrize(
+    ("page", "times"),
+    [
+        ("README.md", 1), ("docs/law_notes.md", 1), ("docs/will_smoothing_help.md", 3),
+        ("notebooks/07_audit_and_tune_a_real_model.ipynb", 2),
+    ],
+)  # fmt: skip
+def test_pages_quote_how_far_tunings_fell_on_new_texts(page, times):
+    """Over the clipped rule: the ends over the tables of real models, which the audit has as words of its own."""
+    from analysis.audit._verdict import TUNED
+
+    ratios = fall_ratios.on_new_texts(readme_tables.DATA)
+    said = f"{min(ratios):.1f} to {max(ratios):.1f}"
+    assert said == TUNED
+    text = (DOCS.parent / page).read_text(encoding="utf-8")
+    assert " ".join(re.sub(r'\\n",\s*"|\n>', " ", text).split()).count(f"{said} times") == times
+
+
+def test_the_range_on_new_texts_follows_a_changed_table(of_sentences, tmp_path):
+    for file in (*of_sentences.iterdir(), readme_tables.DATA / "S9_accuracy.csv"):
+        (tmp_path / file.name).symlink_to(file)
+    path = tmp_path / "instruction_candidates.csv"
+    changed = pd.read_csv(path)
+    changed.loc[changed["view"] == "letter", "confidence"] -= changed["label_smoothing"] * 0.1
+    path.unlink()
+    changed.to_csv(path, index=False)
+    before, after = (min(fall_ratios.on_new_texts(folder)) for folder in (of_sentences, tmp_path))
+    assert f"{before:.1f}" != f"{after:.1f}"
+    assert f"by {after:.1f} to " in readme_sentences.figure(tmp_path).rpartition("on new texts")[2].replace("\n ", "")
 
 
 def test_the_glossary_quotes_the_rules_below_full_rank():

@@ -19,8 +19,8 @@ BLURRED = (1.0, 3.0)  # of A, where confidence falls if targets are noisy
 _NO_TABLES = "What the studies found is not in this installation: it lacks their tables."
 _TOKENS = 49152  # in the vocabulary of SmolLM2
 # The second: those without smoothing again, beside the smoothed ones of the first.
-_TUNED_ON_QUESTIONS = ("instruction_full", "instruction_candidates")
-_TUNED_ON_PAIRS = {"real_gemma": "Gemma-3-270M", "real_smollm2": "SmolLM2-135M-Instruct"}
+TUNED_ON_QUESTIONS = ("instruction_full", "instruction_candidates")
+TUNED_ON_PAIRS = {"real_gemma": "Gemma-3-270M", "real_smollm2": "SmolLM2-135M-Instruct"}
 
 
 class Studies:
@@ -66,10 +66,7 @@ class Studies:
 
     def tunings(self, view: str, reading: str = "as_trained", table: str = "instruction_full") -> pd.DataFrame:
         """New texts read by SmolLM2 after its last epoch, by smoothing and seed; T = 1 in training, no softcap."""
-        rows = self.table(table)
-        rows = rows.loc[(rows["split"] == "test") & (rows["view"] == view) & (rows["reading"] == reading)]
-        rows = rows.loc[(rows["temperature"] == 1) & rows["softcap"].isna() & (rows["epoch"] == rows["epoch"].max())]
-        return rows.set_index(["label_smoothing", "data_seed"]).sort_index()
+        return _tunings(self.table(table), view, reading)
 
 
 def cited(*made: Callable[[], str]) -> str:
@@ -153,28 +150,34 @@ def missed(studies: Studies, rules: Sequence[str]) -> str:
 def tuned(studies: Studies) -> str:
     """How ``clipped_fall`` fared in real models."""
     ratios, cites = [], []
-    for table in _TUNED_ON_QUESTIONS:
+    for table in TUNED_ON_QUESTIONS:
         with contextlib.suppress(FileNotFoundError):
-            ratios += _question_ratios(studies, table)
+            ratios += question_ratios(studies.table(table))
             cites.append(f"[{table}.csv]")
     if not ratios:
-        raise FileNotFoundError(_TUNED_ON_QUESTIONS[0])
+        raise FileNotFoundError(TUNED_ON_QUESTIONS[0])
     told = (
         "Tunings of SmolLM2-135M-Instruct on questions, with b = 0.1 and 0.2, lowered confidence on new texts by "
         f"{_span(ratios)} times clipped_fall in the mean over seeds {' '.join(cites)}"
     )
-    for table, model in _TUNED_ON_PAIRS.items():
+    for table, model in TUNED_ON_PAIRS.items():
         with contextlib.suppress(FileNotFoundError):
             path, of_pairs = studies.path(table), pair_ratios(studies.table(table))
             told += f"; those of {model} on pairs, with b = 0.1, by {_span(of_pairs)} [{path.name}]"
     return f"{told}."
 
 
-def _question_ratios(studies: Studies, table: str) -> list[float]:
+def _tunings(table: pd.DataFrame, view: str, reading: str) -> pd.DataFrame:
+    rows = table.loc[(table["split"] == "test") & (table["view"] == view) & (table["reading"] == reading)]
+    rows = rows.loc[(rows["temperature"] == 1) & rows["softcap"].isna() & (rows["epoch"] == rows["epoch"].max())]
+    return rows.set_index(["label_smoothing", "data_seed"]).sort_index()
+
+
+def question_ratios(table: pd.DataFrame) -> list[float]:
     """Falls of tunings on questions over ``clipped_fall``, one for each kind of text and b, in the mean over seeds."""
     ratios = []
     for view in ("letter", "tokens", "text"):
-        rows = studies.tunings(view, table=table)
+        rows = _tunings(table, view, "as_trained")
         plain = rows.loc[0.0]
         for b in (0.1, 0.2):
             p, a = plain["confidence"].to_numpy(), plain["activity"].to_numpy() * 0.1 / b  # the index is that of .1

@@ -1,14 +1,15 @@
 """What a kept softmax in bytes costs in accuracy, beside other codes: ``python -m kernel.benchmark.byte_codes``.
 
-The kernels code the fourth root of a probability relative to the largest one among 64 columns but the target's
-(:mod:`kernel.fused.byte_columns`). Here the same code, other roots, other numbers of columns, and the square root of
-how many nats a logit lies below the peak, with 12 nats for all codes, stand in for the softmax of a smoothed loss. The
-target's own probability comes from its float32 logit, dz and gradients are rounded to bfloat16 as the kernels do, and
-the gradients are compared with float64 of the same inputs, beside what the kernels keep in two bytes and what others
-keep (bfloat16 logits). Errors are norm-wise, of the rows of the head that no token names apart.
+The kernels code the fourth root of a probability relative to the largest one among 64 columns but the target's, in
+steps that are finer where the 64 lie close to each other (:mod:`kernel.fused.byte_peaks`). Here that code, the same
+with one width of the steps, other roots, other numbers of columns, and the square root of how many nats a logit lies
+below the peak, with 12 nats for all codes, stand in for the softmax of a smoothed loss. The target's own probability
+comes from its float32 logit, dz and gradients are rounded to bfloat16 as the kernels do, and the gradients are compared
+with float64 of the same inputs, beside what the kernels keep in two bytes and what others keep (bfloat16 logits).
+Errors are norm-wise, of the rows of the head that no token names apart.
 
 The last kinds of data are where a smoothed loss leaves a model: p = 1 - b for the target, b / V for the others, whose
-logits differ by 0.03 or 0.01 nats. There dz is a small difference, and steps of a byte are all that is seen.
+logits differ by 0.01 to 1 nats. There dz is a small difference, and the steps of a byte are seen.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fused.plan import PEAK_COLUMNS, PEAK_STEPS
+from ..fused.plan import PEAK_COLUMNS
 from .command import add_places, finish, output_of, typed, whole
 from .problems import Data, Shape, make_data
 from .tables import Report
 
-__all__ = ["ROOT", "by_logarithm", "by_root", "main", "optimum", "study"]
+__all__ = ["ROOT", "by_gain", "by_logarithm", "by_root", "main", "optimum", "study"]
 
 _EXAMPLES = """
 examples:
@@ -38,12 +39,16 @@ _SMOOTHING = 0.1
 ROOT = 4
 _NATS, _STEPS = 12.0, 254
 _TILE = 256  # columns, of which the kernels keep the largest peak as it is, the others in steps below it
+_PER_BIT, _LOWEST = 4, 63  # steps of a bit, and how many at most
+_GAINS, _GAIN_STEPS = 6, 32  # of codes that are finer
 _KINDS: dict[str, Callable[[Data, torch.Generator], Data]] = {
     "peaked": lambda data, generator: data,
     "flat": lambda data, generator: Data(0.3 * data.hidden, data.weight, data.target),
     "wrong evidence": lambda data, generator: Data(
         data.hidden, data.weight, data.target[torch.randperm(len(data.target), generator=generator)]
     ),
+    "optimum, 1": lambda data, generator: optimum(data, 1.0, generator),
+    "optimum, 0.3": lambda data, generator: optimum(data, 0.3, generator),
     "optimum, 0.03": lambda data, generator: optimum(data, 0.03, generator),
     "optimum, 0.01": lambda data, generator: optimum(data, 0.01, generator),
 }
@@ -61,14 +66,39 @@ def optimum(data: Data, spread: float, generator: torch.Generator) -> Data:
     return Data(directions[token] * hidden_size**0.5, weight, named[token])
 
 
+def by_gain(z: Tensor, others: Tensor, lse: Tensor) -> Tensor:
+    """Probabilities ``(N, V)`` after one byte each, by the code of the kernels.
+
+    Args:
+        z: Logits ``(N, V)`` in nats; V is a multiple of 256.
+        others: The same with -inf for the targets.
+        lse: The log-sum-exp ``(N, 1)``.
+    """
+    blocks = (others / math.log(2)).unflatten(1, (-1, _TILE // PEAK_COLUMNS, PEAK_COLUMNS))
+    lowest = (z / math.log(2)).unflatten(1, blocks.shape[1:]).amin(-1, keepdim=True)
+    peak = blocks.amax(-1, keepdim=True)
+    largest = peak.amax(2, keepdim=True)
+    # What lies within 7 bits / 2^i below the peak, which is rounded up by one at most and within 32 of the largest.
+    share = torch.maximum((peak - lowest) / 7, (largest - peak) / _GAIN_STEPS)
+    which = torch.floor(-torch.log2(share.clamp(min=2.0**-_GAINS))).clamp(-1, _GAINS - 1)
+    power = torch.exp2(which)
+    per_bit = torch.where(which < 0, _PER_BIT, power)
+    steps = torch.floor((largest - peak) * per_bit).clamp(max=_LOWEST)
+    gain = torch.where(which < 0, 255, 127 + 184 * power)
+    peak = largest - steps / per_bit
+    code = torch.round(gain * torch.exp2((blocks - peak) / ROOT)) - (gain - 255)
+    p = ((code + gain - 255) / gain) ** ROOT * torch.exp2(peak - (lse / math.log(2))[..., None, None])
+    return p.flatten(1)
+
+
 def by_root(z: Tensor, lse: Tensor, columns: int = PEAK_COLUMNS, root: int = ROOT) -> Tensor:
-    """Probabilities ``(N, V)`` after one byte each, of the root of what they are relative to a peak.
+    """The same with one width of the steps, of any root.
 
     Args:
         z: Logits ``(N, V)`` in nats, -inf for the targets; V is a multiple of ``columns``.
         lse: The log-sum-exp with the targets ``(N, 1)``.
         columns: Columns that share a peak.
-        root: Which root is coded in 255 even steps.
+        root: Which root of what they are relative to a peak is coded in 255 even steps.
     """
     blocks = z.unflatten(1, (-1, columns))
     peak = _stepped(blocks.amax(-1, keepdim=True), max(_TILE // columns, 1))
@@ -81,8 +111,8 @@ def _stepped(peak: Tensor, of_tile: int) -> Tensor:
     of_tile = min(of_tile, peak.shape[1])
     tiles = peak.unflatten(1, (-1, of_tile))
     largest, bit = tiles.amax(2, keepdim=True), math.log(2)
-    steps = torch.floor((largest - tiles).clamp(max=255 / PEAK_STEPS * bit) * (PEAK_STEPS / bit))
-    return (largest - steps * (bit / PEAK_STEPS)).flatten(1, 2)
+    steps = torch.floor((largest - tiles) * (_PER_BIT / bit)).clamp(max=_LOWEST)
+    return (largest - steps * (bit / _PER_BIT)).flatten(1, 2)
 
 
 def by_logarithm(z: Tensor, lse: Tensor, columns: int) -> Tensor:
@@ -149,6 +179,7 @@ def _gradients(
     p = torch.softmax(z.bfloat16().double(), -1)
     yield "logits in bfloat16", products(dz(p, p[rows, target]))
     others = z.index_put((rows, target), z.new_tensor(-math.inf))
+    yield "bytes", products(dz(by_gain(z, others, lse)))
     for columns in (PEAK_COLUMNS, 128, 256):
         for root in (ROOT, 2, 8):
             name = f"bytes, root {root}, peaks of {columns} columns"

@@ -20,14 +20,14 @@ from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .problems import Data, read_states
 from .tables import Report
 
-__all__ = ["SoftmaxTiles", "main"]
+__all__ = ["PILOT", "SoftmaxTiles", "main"]
 
 _EXAMPLES = """
 examples:
   python -m kernel.benchmark.certificate --states gemma.safetensors
 """
 _SHARES = (0.0, 0.05, 0.06, 0.08, 0.1, 0.12, 0.14, 0.2, 0.3, 0.5)  # of 0 remain the pilot and tiles with targets
-_PILOT = 32  # a thirty-second of the tiles
+PILOT = 32  # a thirty-second of the tiles
 _SMALL = 1e-6  # residuals that count for the order of the tokens
 _AT_A_TIME = 512  # tokens
 
@@ -74,7 +74,7 @@ class SoftmaxTiles:
         score = of_input.norm(dim=1)
         forced = torch.zeros_like(score, dtype=torch.bool)
         forced[torch.arange(len(self.target), device=score.device) // TILE_TOKENS, self.target // TILE_ROWS] = True
-        forced[:, : max(self.tiles // _PILOT, 1)] = True
+        forced[:, : max(self.tiles // PILOT, 1)] = True
         ranked = score.masked_fill(forced, torch.inf).flatten().sort(descending=True).values
         for share in shares:
             number = max(int(forced.sum()), int(share * forced.numel()))

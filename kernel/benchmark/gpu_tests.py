@@ -16,10 +16,12 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .tables import Report
@@ -87,7 +89,7 @@ def _run(given: argparse.Namespace, command: str) -> int:
     files = [path for path in files if given.only is None or any(part in path.name for part in given.only)]
     if not files:
         raise ValueError(f"there must be files of GPU tests under {tests.absolute()}, got none: run this in a clone.")
-    config = {"processes": given.processes}
+    config, first = {"processes": given.processes}, _seen_first(device)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell, and so in what is started
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with (
@@ -101,14 +103,24 @@ def _run(given: argparse.Namespace, command: str) -> int:
         reports = [Path(folder, f"{i}.xml") for i in range(len(shares) + bool(alone))]
         with ThreadPoolExecutor(len(shares) or 1) as pool:
             threads = max(2 * len(os.sched_getaffinity(0)) // max(len(shares), 1), 1)
-            list(pool.map(lambda share, path: _tested(share, path, given.seconds, threads), shares, reports))
+            several = first | {"OMP_NUM_THREADS": str(threads)}
+            list(pool.map(lambda share, path: _tested(share, path, given.seconds, several), shares, reports))
         if alone:
-            _tested(alone, reports[-1], given.seconds)
+            _tested(alone, reports[-1], given.seconds, first)
         report.add_all([(row, ()) for row in rows_of(filter(Path.exists, reports), together + alone)])
     for row in report.rows:
         print(*row.values())
     print(f"wrote {output}")
     return int(any(row["failed"] or row["not_run"] for row in report.rows))
+
+
+def _seen_first(device: torch.device) -> dict[str, str]:
+    """Variables with which a process has this GPU as its first, the one of tests, and the others after it."""
+    if not device.index:  # the first, or a CPU
+        return {}
+    count = torch.cuda.device_count()
+    names = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")[:count]
+    return {"CUDA_VISIBLE_DEVICES": ",".join([names.pop(device.index), *names])}
 
 
 def _collected(files: Sequence[Path], marks: str) -> list[str]:
@@ -120,10 +132,10 @@ def _collected(files: Sequence[Path], marks: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line and not line.startswith("=")]
 
 
-def _tested(names: Sequence[str], report: Path, most: int, threads: int | None = None) -> None:
-    """Run tests by name, with so many threads of the CPU; print what failed, was cut short or left no report."""
+def _tested(names: Sequence[str], report: Path, most: int, variables: Mapping[str, str]) -> None:
+    """Run tests by name, with variables of their own; print what failed, was cut short or left no report."""
     words = [*_PYTEST, "-rf", f"--junitxml={report}", *names]
-    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    environment = {**os.environ, **variables}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(words, env=environment, **pipes) as process:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..fused.arguments import Head, Scalars
+from ..fused.backward_chunks import rows_of_sums
 from ..fused.call import LossCall
 from ..fused.last_round import extra_row_blocks
 from ..fused.launch import blocks, launch_table, processors, weight_splits
@@ -17,6 +18,7 @@ from .rivals import Case
 __all__ = ["APART_BYTES", "Plans", "call_of", "largest_workspace"]
 
 MIB = 2**20
+_STEPS = 8  # in which a workspace that is too large is made smaller, past plans of others
 APART_BYTES = 2 * MIB  # numbers of tokens and of the hidden size, which plans do not count: 1.4 at most of ten heads
 
 
@@ -25,17 +27,23 @@ class Plans(NamedTuple):
 
     tokens: int  # of a chunk
     plans: tuple[Schedule, ...]
+    most_rows: int  # of the float32 sums of the input's gradient of a chunk
 
     @classmethod
     def of(cls, call: LossCall) -> Plans:
         """Make them as a call does."""
-        kinds = {"keep": True, "consumed": True, "weight_gradient": True}
         n, chunks = int(call.head.hidden.shape[0]), None
         if call.serves_chunks((True, True, False), return_statistics=False, sparse=False):
             chunks = call.chunks()
-        if chunks is None or chunks.rows >= n:
-            return cls(n, (call.plan(**kinds),))
-        return cls(chunks.rows, tuple(call.plan(**kinds, tokens=chunks.rows, sums=sums) for sums in (False, True)))
+        if chunks is not None and chunks.rows < n:
+            return cls(chunks.rows, call.chunk_plans(chunks), n)
+        kinds = {"keep": True, "consumed": True, "weight_gradient": True}
+        whole = call.plan(**kinds)
+        rows = call.backward_rows(whole, (True, True, False))
+        if rows >= n:
+            return cls(n, (whole,), n)
+        plans = (call.plan(**{**kinds, "keep": False}, tokens=rows, sums=sums) for sums in (False, True))
+        return cls(rows, tuple(plans), rows_of_sums(n, rows, call.head.weight.element_size()))
 
     def peak_bytes(self, call: LossCall) -> int:
         """Count what is held during the backward, over the inputs; without ``APART_BYTES``."""
@@ -45,34 +53,37 @@ class Plans(NamedTuple):
             launch_table(hidden.device, hidden.dtype, hidden_size).input_gradient,
             processors(hidden.device),
         )
-        row_blocks, column_blocks = blocks(self.tokens, launch.rows), blocks(hidden_size, launch.columns)
+        column_blocks, own = blocks(hidden_size, launch.columns), []
         chunked = len(self.plans) > 1
-        room = blocks(n, launch.rows) - row_blocks if chunked else None
-        row_blocks += extra_row_blocks(row_blocks, column_blocks, programs, room)
-        sums = 4 * row_blocks * launch.rows * hidden_size
-        # Packed hidden states become the input's gradient; those of a chunk have memory of their own.
-        rows = n + (self.tokens if chunked else 0)
-        return itemsize * (weight.numel() + rows * hidden_size) + sums + self._planned(call, itemsize)
+        for tokens in {self.tokens, n % self.tokens or self.tokens}:
+            row_blocks = blocks(tokens, launch.rows)
+            room = max(blocks(self.most_rows, launch.rows) - row_blocks, 0) if chunked else None
+            row_blocks += extra_row_blocks(row_blocks, column_blocks, programs, room)
+            # Packed hidden states become the input's gradient; those of a chunk have memory of their own.
+            packed = itemsize * tokens if chunked else 0
+            own.append((packed + 4 * row_blocks * launch.rows) * hidden_size)
+        return itemsize * (weight.numel() + hidden.numel()) + max(own) + self._planned(call, itemsize)
 
     def _planned(self, call: LossCall, itemsize: int) -> int:
         """The largest of each part that plans take, which of chunks is held for both."""
-        placed = [blocks(max(plan.workspace, plan.held), ALIGN) * ALIGN for plan in self.plans]
         references = [4 * self.tokens * sum(call.references(run) for run in plan.kept) for plan in self.plans]
         if len(self.plans) == 1:
-            (plan,) = self.plans
-            return itemsize * plan.memory + references[0] + self._pieces(call)
+            return itemsize * self.plans[0].memory + references[0] + self._pieces(call)
+        placed = [blocks(max(plan.workspace, plan.held), ALIGN) * ALIGN for plan in self.plans]
         scaled = max(plan.memory - max(plan.workspace, plan.held) for plan in self.plans)
         memory = max(itemsize * a + b for a, b in zip(placed, references, strict=True))
         return memory + itemsize * scaled + self._pieces(call)
 
     def _pieces(self, call: LossCall) -> int:
-        """Float32 of sums that are cut along the tokens; later chunks, which add to what is there, have none."""
-        hidden = call.head.hidden
+        """Float32 of sums that are cut along the tokens: not those of later chunks, nor any that become codes."""
+        hidden, first = call.head.hidden, self.plans[0]
+        if len(self.plans) > 1 and hidden.element_size() == 2:
+            return 0
         launch, programs = (
             launch_table(hidden.device, hidden.dtype, hidden.shape[1]).weight_gradient,
             processors(hidden.device),
         )
-        widths = {strip.padded for strip in self.plans[0].strips} | {run.width for run in self.plans[0].kept}
+        widths = {strip.padded for strip in first.strips} | {run.width for run in first.kept}
         splits = {width: weight_splits(self.tokens, width, hidden.shape[1], launch, programs) for width in widths}
         return max((4 * n * width * hidden.shape[1] for width, n in splits.items() if n > 1), default=0)
 
@@ -85,16 +96,28 @@ def call_of(data: Data, case: Case, workspace_bytes: int = 0) -> LossCall:
 
 
 def largest_workspace(call: LossCall, most: int) -> tuple[int, Plans] | None:
-    """Return the largest workspace, in whole MiB, whose peak over the inputs is at most ``most`` bytes, and its plans.
+    """Return a workspace, in whole MiB, whose peak over the inputs is at most ``most`` bytes, and its plans.
 
-    None if no workspace is that small.
+    The largest that few trials find: with other plans, one that is larger still may leave a smaller peak. None if none
+    is that small.
     """
-    size = (most - call.head.weight.numel() * call.head.weight.element_size()) // MIB
-    while size > 0:
-        trial = LossCall(call.head, call.scalars, size * MIB)
-        plans = Plans.of(trial)
-        over = plans.peak_bytes(trial) + APART_BYTES - most
+    size, found, step = (most - call.head.weight.numel() * call.head.weight.element_size()) // MIB, None, 1
+    while size > 0 and found is None:
+        plans, over = _trial(call, size, most)
         if over <= 0:
-            return size, plans
-        size -= blocks(over, MIB)  # a smaller one saves that much at most, unless its plan is another
-    return None
+            found = size, plans
+        else:  # with another plan a larger workspace may leave a smaller peak: not by all that is over
+            step = blocks(over, _STEPS * MIB)
+            size -= step
+    for larger in range(size + step - 1, max(size, 0), -1):
+        plans, over = _trial(call, larger, most)
+        if over <= 0:
+            return larger, plans
+    return found
+
+
+def _trial(call: LossCall, size: int, most: int) -> tuple[Plans, int]:
+    """The plans of a workspace of so many MiB, and by how many bytes they exceed ``most``."""
+    trial = LossCall(call.head, call.scalars, size * MIB)
+    plans = Plans.of(trial)
+    return plans, plans.peak_bytes(trial) + APART_BYTES - most

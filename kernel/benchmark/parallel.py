@@ -152,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _start(given: argparse.Namespace, words: list[str]) -> int:
     device = resolve_device(given)
+    if device.type == "cuda" and given.device not in (None, "cuda"):
+        raise ValueError(f"device must be cuda or cpu, got {given.device!r}: each process takes a GPU of its own.")
     processes = given.processes or (torch.cuda.device_count() if device.type == "cuda" else 2)
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run([*run, "-m", "kernel.benchmark.parallel", *words], check=False).returncode

@@ -67,7 +67,7 @@ def _planned(data: Data, workspace_bytes: int) -> tuple[float, float, int]:
     """Shares of the columns, over all tokens, that are kept and kept in bytes, and the chunks of tokens."""
     from .own_peak import Plans, call_of  # needs Triton
 
-    chunk, plans = Plans.of(call_of(data, Case(), workspace_bytes))
+    chunk, plans, _ = Plans.of(call_of(data, Case(), workspace_bytes))
     tokens, vocab_size = len(data.hidden), len(data.weight)
     kept = in_bytes = 0.0
     for start in range(0, tokens, chunk):

@@ -8,7 +8,8 @@ product (:mod:`.rows`); the number of kept ones stays on the device. Launch para
 in :mod:`.schedule`, the launches in :mod:`.run_forward`, :mod:`.run_strip`, :mod:`.run_products` and
 :mod:`.run_backward`. One call is a :class:`.call.LossCall`, of which eager code (:mod:`.eager`) and compiled code
 (:mod:`.operators`) make token losses. Where a budget allows for it, tokens come in chunks (:mod:`.token_chunks`), each
-with its forward and backward (:mod:`.run_chunks`); between them sums of the head's gradient are codes
+with its forward and backward (:mod:`.run_chunks`); where they are very many, the backward alone does
+(:mod:`.backward_chunks`, :mod:`.run_backward_chunks`). Between chunks sums of the head's gradient are codes
 (:mod:`.chunk_sums`).
 
 Importing this package needs no Triton; calling :func:`loss` does.
@@ -45,11 +46,11 @@ def loss(
 
     ``told`` learns what became of ``options.gradient_tolerance``.
 
-    Memory beyond the gradients: ``workspace_bytes``, float32 ``(N, D)`` and, where tokens are few, partial sums of the
-    input's gradient, where they are many of the weight's; a copy of an input whose rows are not contiguous. With a
-    tolerance also 8 bytes for each token and tile of the vocabulary, and in the backward a workspace of at least one
-    tile of all tokens and 32 MiB (a tile more where the vocabulary ends within one), a thirty-second of the head, Gram
-    matrices of 256 tiles, three or more float32 rows a tile, and partial sums.
+    Memory beyond the gradients: ``workspace_bytes``, float32 ``(N, D)`` (where tokens are very many less than that)
+    and, where tokens are few, partial sums of the input's gradient, where they are many of the weight's; a copy of an
+    input whose rows are not contiguous. With a tolerance also 8 bytes for each token and tile of the vocabulary, and in
+    the backward a workspace of at least one tile of all tokens and 32 MiB (a tile more where the vocabulary ends within
+    one), a thirty-second of the head, Gram matrices of 256 tiles, three or more float32 rows a tile, and partial sums.
 
     Raises:
         ValueError: If :func:`available` names a reason why the kernels cannot run on these tensors.

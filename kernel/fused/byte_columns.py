@@ -1,21 +1,19 @@
 """Probabilities in one byte: how the forward keeps twice as many columns in the same memory, and dz made of them.
 
-A code is the fourth root of a probability relative to the largest one among 64 columns of its token,
+A code is the fourth root of a probability relative to the largest one among 64 columns of its token; where a token's
+logits differ widely
 
     code = round(255 exp((z - peak) / 4)),    p = (code / 255)^4 exp(peak - lse)
 
 so that a logit costs no function more: the forward has exp(z - peak) as the fourth power of what it rounds, and the
 backward needs one exponential for 64 columns. A step is 1.6% of the peak, 5% of a hundredth of it and 16% of a
-ten-thousandth: in a gradient, a sum of probabilities whose errors are independent, the large ones count. (Even steps
-of the square or the eighth root, or of the square root of the logarithm, are less exact in rows of the head without a
-target: ``python -m kernel.benchmark.byte_codes``.) bfloat16's own rounding of the gradients hides the rest. That of
-float16 does not, and under a softcap the slope is needed, which a rounded probability hides: both keep what they keep
-in two bytes.
-
-Of the peaks of a tile the largest is kept in float32, so that a constant added to all logits changes nothing, and where
-there are others all of them in a byte each, in eighths of a bit below it and rounded up: 8 bytes for a token and 256
-columns, one thirty-second of what the codes take. A peak that is too high by less than an eighth costs 2% of the steps.
-One that lies more than 32 bits below the largest counts as 32: no code would tell it from 0 in a tile's peak.
+ten-thousandth: in a gradient, a sum of probabilities whose errors are independent, the large ones count. (In rows of
+the head without a target even steps of the eighth root, or of the square root of the logarithm, are less exact, those
+of the square root about as exact: ``python -m kernel.benchmark.byte_codes``.) Where the 64 logits are close to each
+other the 255 steps cover only what lies between them (:mod:`.byte_peaks`): near a smoothed optimum the gradient is a
+small difference of probabilities and b / V. bfloat16's own rounding of the gradients hides the rest. That of float16
+does not, and under a softcap the slope is needed, which a rounded probability hides: both keep what they keep in two
+bytes.
 
 The target's probability comes from its float32 logit, and its column is left out of its peak: a target that takes
 nearly all mass would leave the steps of the 63 others too coarse to see the runner-up.
@@ -26,64 +24,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .plan import PEAK_STEPS
+from .byte_peaks import load_peaks
 from .tile_gradient import gradient_of
 
-__all__ = ["decoded_strip_kernel", "stepped_peaks", "store_peaks", "to_byte"]
+__all__ = ["decoded_strip_kernel", "to_byte"]
 
-_STEPS = tl.constexpr(255.0)
-_PEAK_STEP = tl.constexpr(1 / PEAK_STEPS)  # bits
-_LOWEST_PEAK = tl.constexpr(255 / PEAK_STEPS)
-_LOG2_STEPS = tl.constexpr(7.994353436858858)
-# Added to a number in [0, 255] this gives a float32 whose low 8 bits are the number, rounded.
-_SHIFT = tl.constexpr(8388608.0)
-_SHIFT_BITS = tl.constexpr(0x4B000000)
+_SHIFT = tl.constexpr(8388608.0 + 255)
+_SHIFT_BITS = tl.constexpr(0x4B000000)  # with a byte in the low 8: 2^23 more than it
 
 
 @triton.jit
-def stepped_peaks(peaks):
-    """The largest of a tile's peaks, and all of them in eighths of a bit below it, rounded up.
-
-    Args:
-        peaks: In bits ``(rows, PEAKS)``.
-
-    Returns:
-        The largest, the rounded ones, and how many steps these lie below it, at most 255.
-    """
-    largest = tl.max(peaks, 1)
-    steps = tl.floor(tl.minimum(largest[:, None] - peaks, _LOWEST_PEAK) * (1 / _PEAK_STEP))
-    # The maximum: where float32 rounds logits of 2^20 bits, a code is still at most 255.
-    return largest, tl.maximum(largest[:, None] - steps * _PEAK_STEP, peaks), steps
-
-
-@triton.jit
-def store_peaks(reference, tile, n, row, inside, largest, steps, PEAKS: tl.constexpr):
-    """Keep the peaks of a tile: the largest, and where there are others a byte of steps for each, in one float32."""
-    each = 1 if PEAKS == 1 else 2
-    address = reference + (1 + each * tile).to(tl.int64) * n + row
-    tl.store(address, largest, mask=inside)
-    if PEAKS > 1:
-        packed = tl.sum(steps.to(tl.int32) << (8 * tl.arange(0, PEAKS))[None, :], 1)
-        tl.store(address + n, packed.to(tl.float32, bitcast=True), mask=inside)
-
-
-@triton.jit
-def to_byte(root):
-    """Code of a fourth root in [0, 1]."""
-    return (root * _STEPS + _SHIFT).to(tl.int32, bitcast=True).to(tl.uint8)
-
-
-@triton.jit
-def load_peaks(reference, tile, n, row, inside, PEAKS: tl.constexpr):
-    """The peaks of a tile in bits ``(rows, PEAKS)``, as they were rounded."""
-    each = 1 if PEAKS == 1 else 2
-    address = reference + (1 + each * tile).to(tl.int64) * n + row
-    largest = tl.load(address, mask=inside, other=0.0)[:, None]
-    if PEAKS > 1:
-        packed = tl.load(address + n, mask=inside, other=0.0).to(tl.int32, bitcast=True)
-        steps = (packed[:, None] >> (8 * tl.arange(0, PEAKS))[None, :]) & 255
-        largest = largest - steps.to(tl.float32) * _PEAK_STEP
-    return largest
+def to_byte(root, gain, shift):
+    """Code of a fourth root of at most 1, of :func:`.byte_peaks.coded_peaks`."""
+    return (root * gain + shift).to(tl.int32, bitcast=True).to(tl.uint8)
 
 
 @triton.jit(do_not_specialize=["n", "vocab_size", "dz_rows"])
@@ -135,7 +88,7 @@ def decoded_strip_kernel(
         scale = tl.load(row_scale + row, mask=inside, other=0.0)
         own = tl.load(reference + row, mask=inside, other=0.0) - row_lse
         row_label = tl.load(label + row, mask=inside, other=-1)
-        peaks = load_peaks(reference, first // BLOCK_VOCAB, n, row, inside, PEAKS)
+        peaks, gains = load_peaks(reference, first // BLOCK_VOCAB, n, row, inside, PEAKS)
         column = start + tl.arange(0, BLOCK_VOCAB)
         if PACKED:
             shifted = tl.inline_asm_elementwise(
@@ -155,10 +108,12 @@ def decoded_strip_kernel(
             )
         else:
             shifted = stored.to(tl.int32) | _SHIFT_BITS
-        code = shifted.to(tl.float32, bitcast=True) - _SHIFT  # pyright: ignore[reportAttributeAccessIssue]
-        fourth = code * code
-        fourth = tl.reshape(fourth * fourth, (ROWS, PEAKS, BLOCK_VOCAB // PEAKS))
-        factor = tl.exp2(peaks - (row_lse + 4 * _LOG2_STEPS)[:, None])
+        shifted = tl.reshape(shifted.to(tl.float32, bitcast=True), (ROWS, PEAKS, BLOCK_VOCAB // PEAKS))
+        root = shifted - (-gains + _SHIFT)[:, :, None]  # times the gain
+        fourth = root * root
+        fourth = fourth * fourth
+        factor = 1 / (gains * gains)
+        factor = tl.exp2(peaks - row_lse[:, None]) * (factor * factor)
         if MIXED:
             p = tl.reshape(fourth * factor[:, :, None], (ROWS, BLOCK_VOCAB))
             hit = column[None, :] == row_label[:, None]

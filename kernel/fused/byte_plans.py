@@ -6,7 +6,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from .launch import blocks
-from .plan import KeptColumns, Plan, Series
+from .plan import ALIGN, KeptColumns, Plan, Series
 
 if TYPE_CHECKING:
     from .planner import Planner
@@ -22,8 +22,8 @@ def in_bytes(planner: Planner, budget: int, most: float) -> list[Plan]:
     Those that cannot be as fast as ``most`` microseconds, or nearly as fast as the fastest, are left out.
     """
     times, found = planner.times, dict[tuple[int, tuple[KeptColumns, ...]], float]()
-    if not (planner.keep and times.in_bytes):
-        return []
+    if not (planner.keep and times.in_bytes) or planner.n + planner.byte_peaks >= planner.n * planner.itemsize:
+        return []  # of one token bytes and their peaks take as much
     tiles = budget // (planner.n * planner.itemsize)
     widths = sorted({times.width(tiles // share, "bytes") for share in _SHARES if tiles // share >= planner.tile})
     for width, whole_strips, under_dz in product(widths, (False, True), (False, True)):
@@ -100,13 +100,15 @@ def _kept(planner: Planner, budget: int, width: int, *, whole_strips: bool, unde
 def decoded_strips(planner: Planner, kept: tuple[KeptColumns, ...], width: int) -> tuple[list[Series], float]:
     """Strips of columns in bytes, the last ones in the gradient's memory first, and their times.
 
-    When those are done, dz of the others may be as wide as what is not yet written of the gradient holds before the
-    strip's own rows, from the last strip to the first; then as wide as in the workspace.
+    When those of the gradient's memory are done, dz of the others may be as wide as what is not yet written of the
+    gradient holds before the strip's own rows, from the last strip to the first; then as wide as in the workspace.
     """
     times, found = planner.times, list[Series]()
     for run in kept:
         if run.in_bytes and run.in_gradient:
-            found.append(Series(run.start, run.width, run.number, True, None, last_first=True))
+            if run not in planner.decoded:
+                planner.decoded[run] = _of_gradient(planner, run)
+            found += planner.decoded[run]
         elif run.in_bytes:
             end, hidden_size = run.start + run.columns, planner.hidden_size
             after = run is kept[-1] or not kept[-1].in_bytes  # what the gradient held is used
@@ -121,3 +123,28 @@ def decoded_strips(planner: Planner, kept: tuple[KeptColumns, ...], width: int) 
             equal = times.equal(run.start, end, limit, "bytes")
             found += [Series(start, padded, count, True, None) for start, padded, count in equal]
     return found, sum(s.number * times.microseconds(s.padded, "bytes") for s in found)
+
+
+def _of_gradient(planner: Planner, run: KeptColumns) -> list[Series]:
+    """Strips of columns in bytes that lie in the gradient's memory, from the last to the first.
+
+    A strip's dz lies between the codes that are left and the rows that it writes itself, where that is wider than the
+    workspace: with more tokens than twice the hidden size each strip leaves more room there than its rows take.
+    """
+    found, times, n, hidden_size = list[Series](), planner.times, planner.n, planner.hidden_size
+    strip = run.width * blocks(n, planner.block) * planner.block
+    end = run.start + run.columns
+    while end > run.start:
+        codes = blocks(blocks(end - run.start, run.width) * strip, planner.itemsize * ALIGN) * ALIGN
+        room = min((end * hidden_size - codes) // (n + hidden_size), end - run.start)
+        wide = times.width(room, "bytes") if room > run.width else 0
+        if wide > run.width:
+            padded, offset = wide, codes
+        else:  # then whole strips, whose rows do not reach what is left
+            padded, offset = (end - run.start) % run.width or run.width, None
+        end -= padded
+        if found and found[-1].padded == padded and found[-1].offset is offset is None:
+            found[-1] = found[-1]._replace(start=end, number=found[-1].number + 1)
+        else:
+            found.append(Series(end, padded, 1, True, offset, last_first=True))
+    return found

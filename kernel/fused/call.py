@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Held, Kept, Scalars
+from .backward_chunks import backward_rows
 from .gradient_rows import Upstream
 from .gradients import Destination, Reduction
 from .launch import blocks, launch_table, processors
-from .plan import KeptColumns, peak_rows
+from .plan import PEAK_ROWS, KeptColumns
 from .run_backward import backward
 from .run_sparse import Sparse, SparseTiles, sparse_backward
 from .schedule import Schedule, schedule
@@ -84,19 +85,46 @@ class LossCall:
         dtype = self.head.hidden.dtype
         return dtype == torch.float32 or (dtype == torch.bfloat16 and not self.scalars.z_loss)
 
+    def backward_rows(self, whole: Schedule, needs: Needs) -> int:
+        """Choose how many tokens a chunk of the backward has (:mod:`.backward_chunks`); all of them where one is best.
+
+        ``whole`` is the plan of all tokens.
+        """
+        n, kinds = int(self.head.hidden.shape[0]), self._kinds(True)
+        if not self.serves_backward_chunks(needs):
+            return n
+        common = {"table": kinds["table"], "processors": kinds["processors"]}
+        return backward_rows(n, *self._sizes(), whole=whole, weight_gradient=needs[1], **common)
+
+    def serves_backward_chunks(self, needs: Needs) -> bool:
+        """Whether the backward of a loss without statistics may be cut into chunks of tokens.
+
+        Not where sums of the head's gradient are float16, as which the codes between chunks are hardly finer; nor of a
+        slice of a head, whose input's gradient is complete before its own last product.
+        """
+        return not self.scalars.whole and (not needs[1] or self.head.hidden.dtype != torch.float16)
+
     def chunks(self) -> Chunks:
         """Choose how many tokens a chunk has (:mod:`.token_chunks`); all of them where one is best."""
         return token_chunks(int(self.head.hidden.shape[0]), *self._sizes(), **self._kinds(True))
 
+    def chunk_plans(self, chunks: Chunks) -> tuple[Schedule, Schedule]:
+        """Choose the plans of the first chunk and of the later ones.
+
+        The last may have fewer tokens than its plan: its strips then fill less of their memory.
+        """
+        kinds = {"keep": True, "consumed": True, "weight_gradient": True}
+        return self.plan(**kinds, tokens=chunks.rows), self.plan(**kinds, tokens=chunks.rows, sums=True)
+
     def references(self, run: KeptColumns) -> int:
         """Count the rows of ``Kept.reference``: one for the targets and what peaks there are.
 
-        Codes without cap have one a kept tile, columns in bytes as many as hold the peaks of one.
+        Codes without cap have one a kept tile, columns in bytes two.
         """
         hidden, scalars = self.head.hidden, self.scalars
         kind, tile = scalars.storage(hidden.dtype), launch_table(hidden.device, hidden.dtype).forward.columns
         if run.in_bytes:
-            return 1 + run.columns // tile * peak_rows(tile)
+            return 1 + run.columns // tile * PEAK_ROWS
         if kind == "raw":
             return 0
         tiles = run.columns // tile

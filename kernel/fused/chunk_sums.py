@@ -1,28 +1,25 @@
-"""Sums of the head's gradient between chunks of tokens, in 16 bits that keep more of a number than bfloat16 does.
+"""Sums of the head's gradient between chunks of tokens, in float16 relative to what is possible in each column.
 
 The head's gradient of one chunk after the other is added up in the memory of the gradient itself. Rounded to bfloat16
 after each chunk the sum would lose more with each of them: of k chunks whose parts are alike, about k / 3 times the
-squared error of one rounding. Until the last chunk, which rounds the sum to bfloat16 once, entries therefore are codes,
-of numbers relative to the largest one that is possible:
+squared error of one rounding. Until the last chunk, which rounds the sum to bfloat16 once, entries therefore are
+float16 with 10 bits of mantissa in place of 7, whose squared error is 1 / 64. The device converts both ways by itself,
+and an addition costs next to nothing beside what it reads and writes. (Codes with more exponents, made of a float32's
+bits by arithmetic of integers, took longer than the memory.)
 
-    from 2^0 to 2^-24 of it       sign, exponent and 10 bits of mantissa
-    from 2^-24 to 2^-55           sign, exponent and 8 bits of mantissa
-    below                         equal steps of 2^-63
+What float16 lacks is range. So each column of the gradient, an entry of the hidden states, has a power of two of its
+own, by which the largest sum that is possible in it becomes 2^16, with room for rounding. Down to 2^-30 of that sum all
+10 bits are there, and below it steps are equal, 2^-40 of it. What is possible is the sum over the kept tokens of the
+magnitudes of upstream gradient and hidden state: an entry sums dz times a hidden state, and dz is at most the upstream
+gradient. So ignored tokens count for nothing, and an outlier, or a token of large weight, only for what it is. (If
+16,384 tokens give a word a probability of 2^-22 and hidden states are noise, its rows are off by 0.001 after 8 chunks.)
 
-where bfloat16 has 7 bits of mantissa: the large entries, which are most of the gradient, are rounded 8 times as finely,
-their squared error is 1 / 64, and that of small ones 1 / 4. What is possible is known before the first chunk. An entry
-is the sum over N tokens of dz times a hidden state, and dz at most the upstream gradient: 8 N units, the unit being a
-power of two below the largest upstream gradient of a token, times that of a hidden state, times the logits' factor; the
-product of what the three leave of it is less than 4, and 2 is for rounding. A confidence penalty c adds c p (log p + H)
-to dz, at most 4 c of the upstream gradient for vocabularies up to 2^22 (p (log p + H) is largest where all other tokens
-share what p leaves, at p near a half: 3.9), and the units are as many more. What a z-loss adds grows with the
-log-partition, which nobody knows before, so that nothing is cut with one (:meth:`.call.LossCall.serves_chunks`). What
-is larger still, and what is no number, becomes infinite, and stays so.
-
-A float32's bits, its sign apart, rise with the number, a step of the exponent being 2^23 of them. A code has 256 steps
-in one where these bits are below a limit, and 1024 beyond: two lines, of which the upper one holds, and back the lower
-one. Sums are multiplied by a power of two that takes the largest possible one to 2^-71, whose exponent's bits are 56,
-and float32 arithmetic goes on with the bits that the lines give.
+The logits' factor multiplies what is possible. A confidence penalty c adds c p (log p + H) to dz, at most 4 c of the
+upstream gradient for vocabularies up to 2^22 (p (log p + H) is largest where all other tokens share what p leaves, at p
+near a half: 3.9), and as much more is possible. What a z-loss adds grows with the log-partition: a backward that comes
+after the forward of all tokens takes it for part of the upstream gradient (:mod:`.run_backward_chunks`); where nobody
+knows it before, nothing is cut with one (:meth:`.call.LossCall.serves_chunks`). What is larger still becomes infinite,
+and stays so, as what is no number does.
 """
 
 from __future__ import annotations
@@ -38,38 +35,34 @@ from torch import Tensor
 from .compile_ahead import run_kernel
 from .launch import blocks
 
-__all__ = ["CodedSums", "decoded", "encoded", "of_units", "to_units"]
+__all__ = ["CodedSums", "of_units", "units_of"]
 
-_ROWS, _COLUMNS = 16, 256
-_ROOM = 3  # 2^3 units of a token: 2 for rounding, 4 for what the unit leaves of its factors
+_ROWS, _COLUMNS, _PROGRAMS = 32, 256, 64  # of a tile, and that share the tokens: their sums are added in one order
+_ROOM = 2  # bits: one for rounding, one for what the exponent leaves of a possible sum
 _OF_PENALTY = 4.0  # of the upstream gradient, what a confidence penalty of 1 adds to dz at most
-_SMALL, _LARGE = tl.constexpr(2.0**-71), tl.constexpr(2.0**71)  # what the largest possible sum becomes, 56 - 127
-_INFINITE = tl.constexpr(0x7FFF)  # the code
-# Beyond 32 steps of the exponent, 32 x 256 codes: the code of a float32's bits m is (m - _BEND) / 2^13.
-_BEND = tl.constexpr((32 << 23) - (32 * 256 << 13))
-_INFINITE_BITS = tl.constexpr((32 << 23) - (32 * 256 << 13) + (0x7FFF << 13))  # of the number that _INFINITE would be
+_LARGEST = tl.constexpr(16)  # the exponent that the largest possible sum gets; without its room for rounding 15
 
 
 class CodedSums(NamedTuple):
-    """What the codes of all chunks are relative to."""
+    """What the sums of all chunks are relative to."""
 
-    largest: Tensor  # (2,) int32, bits: the largest magnitudes of hidden states and upstream gradients of kept tokens
-    tokens: int  # N
+    possible: Tensor  # (D,) float32: sums over kept tokens of the magnitude of upstream gradient times hidden state
     penalty: float = 0.0  # confidence penalty
     last: bool = False  # whether this chunk is the last one, which rounds the sums to the inputs' dtype
 
     @classmethod
     def of(cls, hidden: Tensor, upstream: Tensor, target: Tensor, ignore_index: int, penalty: float = 0.0) -> CodedSums:
-        """Look for the largest of all tokens, before any is computed: one launch and a memory of zeros."""
+        """Add up what all tokens may come to, before any is computed; bit for bit the same in every run."""
         n, hidden_size = hidden.shape
-        largest = torch.zeros(2, dtype=torch.int32, device=hidden.device)
+        programs = min(_PROGRAMS, blocks(n, _ROWS))
+        parts = torch.empty(programs, hidden_size, dtype=torch.float32, device=hidden.device)
         run_kernel(
-            _extremes_kernel,
-            (blocks(n, _ROWS),),
+            _possible_kernel,
+            (programs, blocks(hidden_size, _COLUMNS)),
             hidden=hidden,
             upstream=upstream,
             target=target,
-            largest=largest,
+            parts=parts,
             n=n,
             hidden_size=hidden_size,
             row_stride=hidden.stride(0),
@@ -77,26 +70,20 @@ class CodedSums(NamedTuple):
             ROWS=_ROWS,
             COLUMNS=_COLUMNS,
         )
-        return cls(largest, n, penalty)
+        return cls(parts.sum(0), penalty)
 
     def shift(self, factor: float) -> int:
-        """Exponent of the largest possible sum, but for those of ``largest``; ``factor`` is the logits' own."""
+        """Exponent of the largest possible sum, but for those of ``possible``; ``factor`` is the logits' own."""
         of_penalty = math.ceil(math.log2(1 + _OF_PENALTY * self.penalty))
-        return math.frexp(factor)[1] + (self.tokens - 1).bit_length() + _ROOM + of_penalty
-
-
-@triton.jit
-def _magnitude_bits(values):
-    """Bits of the magnitude in float32, which are ordered as the numbers are; those of NaN come last."""
-    return values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        return math.frexp(factor)[1] + _ROOM + of_penalty
 
 
 @triton.jit(do_not_specialize=["n", "ignore_index"])
-def _extremes_kernel(
+def _possible_kernel(
     hidden,  # (N, D), contiguous rows
     upstream,  # (N,)
     target,  # (N,)
-    largest,  # (2,) zeros
+    parts,  # (programs, D), written
     n,
     hidden_size,
     row_stride,
@@ -104,18 +91,18 @@ def _extremes_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    kept = tl.load(target + row, mask=row < n, other=ignore_index) != ignore_index
-    of_token = tl.load(upstream + row, mask=kept, other=0.0)
-    kept &= of_token != 0.0  # NaN counts; a token of weight 0 has no gradient
-    most = tl.zeros((ROWS, COLUMNS), dtype=tl.int32)
-    for start in range(0, hidden_size, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((COLUMNS,), dtype=tl.float32)
+    for start in range(tl.program_id(0) * ROWS, n, tl.num_programs(0) * ROWS):
+        row = start + tl.arange(0, ROWS)
+        kept = tl.load(target + row, mask=row < n, other=ignore_index) != ignore_index
+        of_token = tl.abs(tl.load(upstream + row, mask=kept, other=0.0).to(tl.float32))
+        kept &= of_token != 0.0  # NaN counts; a token of weight 0 has no gradient
         address = hidden + row.to(tl.int64)[:, None] * row_stride + column[None, :]
-        values = tl.load(address, mask=kept[:, None] & (column < hidden_size)[None, :], other=0.0)
-        most = tl.maximum(most, _magnitude_bits(values))
-    tl.atomic_max(largest, tl.max(tl.max(most, 1), 0), sem="relaxed")
-    tl.atomic_max(largest + 1, tl.max(_magnitude_bits(of_token), 0), sem="relaxed")
+        values = tl.load(address, mask=kept[:, None] & (column < hidden_size)[None, :], other=0.0).to(tl.float32)
+        total += tl.sum(tl.abs(values) * of_token[:, None], 0)
+    address = parts + tl.program_id(0).to(tl.int64) * hidden_size + column
+    tl.store(address, total, mask=column < hidden_size)
 
 
 @triton.jit
@@ -124,38 +111,19 @@ def _power_of_two(exponent):
 
 
 @triton.jit
-def _exponent(largest, shift):
-    """Of the largest possible sum, such that its reciprocal is a float32, too."""
-    exponent = (tl.load(largest) >> 23) + (tl.load(largest + 1) >> 23) + (shift - 254)
-    return tl.minimum(tl.maximum(exponent, -126), 126)
+def _exponents(possible, columns, hidden_size, shift):
+    """Of the largest possible sum in each column, such that both powers of two below are float32."""
+    bits = tl.load(possible + columns, mask=columns < hidden_size, other=0.0).to(tl.int32, bitcast=True)
+    return tl.minimum(tl.maximum(((bits >> 23) & 255) + (shift - 127), -100), 126)
 
 
 @triton.jit
-def to_units(largest, shift, factor):
-    """``factor`` for sums that are to be encoded instead; ``shift`` is that of :class:`CodedSums`."""
-    return factor * _power_of_two(-_exponent(largest, shift)) * _SMALL
+def units_of(possible, columns, hidden_size, shift):
+    """What sums in these columns are multiplied by in float16; ``shift`` is that of :class:`CodedSums`."""
+    return _power_of_two(-_exponents(possible, columns, hidden_size, shift) + _LARGEST)
 
 
 @triton.jit
-def of_units(values, largest, shift):
-    """Sums as they are, of sums that might have been encoded."""
-    return values * _LARGE * _power_of_two(_exponent(largest, shift))
-
-
-@triton.jit
-def encoded(values):
-    """Codes, int16, of numbers below 2^-70."""
-    bits = values.to(tl.int32, bitcast=True)
-    magnitude = tl.minimum(bits & 0x7FFFFFFF, _INFINITE_BITS)
-    code = tl.maximum((magnitude + 0x4000) >> 15, (magnitude + (0x1000 - _BEND)) >> 13)
-    return (code | ((bits >> 16) & 0x8000)).to(tl.int16)
-
-
-@triton.jit
-def decoded(code):
-    """Numbers that codes stand for."""
-    wide = code.to(tl.int32)  # the sign fills the upper half
-    magnitude = wide & 0x7FFF
-    bits = tl.minimum(magnitude << 15, (magnitude << 13) + _BEND)
-    bits = tl.where(magnitude == _INFINITE, 0x7F800000, bits)
-    return (bits | (wide & -0x80000000)).to(tl.float32, bitcast=True)
+def of_units(possible, columns, hidden_size, shift):
+    """What they are multiplied by afterwards: the reciprocals."""
+    return _power_of_two(_exponents(possible, columns, hidden_size, shift) - _LARGEST)

@@ -28,7 +28,7 @@ def compile_call(
 ) -> None:
     """Compile every kernel of losses like this one, whatever their tokens, workspace and reduction.
 
-    ``eager`` says that it may be computed in chunks: neither in compiled code nor by a slice of the head.
+    ``eager`` says that all of it may be computed in chunks: neither in compiled code nor by a slice of the head.
     """
     (hidden, weight, bias, _), scalars = call.head, call.scalars
     kind, table = scalars.storage(hidden.dtype), launch_table(hidden.device, hidden.dtype)
@@ -38,6 +38,7 @@ def compile_call(
     number_kinds = tuple(number > 0 for number in numbers)
     layouts += (scalars.whole > 0,)
     chunks = eager and call.serves_chunks(needs, return_statistics, sparse)
+    chunks |= any(needs) and call.serves_backward_chunks(needs) and not (return_statistics or sparse)
     key = (
         hidden.device,
         hidden.dtype,
@@ -91,7 +92,7 @@ def _launches(
         scale(gradients, found.token_loss[:1])
         bias_sums = None if head.bias is None else head.bias.new_zeros(head.bias.shape, dtype=torch.float32)
         codes = None
-        if head.weight.element_size() == 2:
+        if needs[1] and head.weight.element_size() == 2:
             codes = CodedSums.of(head.hidden, found.token_loss, head.target, scalars.ignore_index)
         assert found.packed is not None
         into = Destination(found.packed, gradients[0], gradients[1], bias_sums, {}, codes=codes)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import Head, Scalars
+from .arguments import Head, Held, Scalars
 from .call import LossCall, Needs
 from .compile_call import compile_call
 from .gradient_rows import gathered
 from .rows import aligned, with_plain_rows
+from .run_backward_chunks import backward_in_chunks
 from .run_forward import ForwardResult, forward
 from .run_sparse import Sparse, SparseTiles
 from .sparse_times import LEAST_SHARE
@@ -46,13 +47,15 @@ class EagerLoss(torch.autograd.Function):
         serves = sparse is not None and sparse.serves(head, scalars, needs) and call.most_active(needs) > LEAST_SHARE
         sparse = sparse if serves else None
         compile_call(call, needs, return_statistics, sparse is not None, eager=True)
+        in_chunks = sparse is None and not return_statistics
         sparse = sparse if sparse is not None and sparse.due(head, needs) else None
         ctx.set_materialize_grads(False)
         if not differentiable:
             return _outputs(ctx, forward(head, scalars, packed=False, return_statistics=return_statistics))
         # A sparse backward computes what it needs of the logits anew.
         plan = call.plan(keep=sparse is None, consumed=True, weight_gradient=needs[1])
-        held = call.held(plan)
+        ctx.rows = call.backward_rows(plan, needs) if in_chunks else hidden.shape[0]
+        held = call.held(plan) if ctx.rows >= hidden.shape[0] else Held()
         tile_sums = None if sparse is None else SparseTiles.memory(head)
         found = forward(head, scalars, held.kept, packed=True, return_statistics=return_statistics, tile_sums=tile_sums)
         ctx.save_for_backward(*head, found.lse, found.entropy, found.row_index)
@@ -73,6 +76,8 @@ class EagerLoss(torch.autograd.Function):
         call, needs = LossCall(Head(*tensors), *ctx.options), ctx.needs_input_grad[:3]
         of_loss, *of_statistics, _ = grad_outputs
         upstream = gathered(of_loss, of_statistics[:3] or None, lse, entropy, index)
+        if ctx.rows < lse.shape[0]:
+            return (*backward_in_chunks(call, upstream, ctx.rows, needs), *[None] * 6)
         plan, held = call.usable(ctx.plan, ctx.held, upstream, needs)
         if ctx.plan.kept:  # used up now: whoever comes again recomputes
             ctx.held = None
@@ -81,7 +86,7 @@ class EagerLoss(torch.autograd.Function):
             gradients = call.sparse_backward(upstream, ctx.sparse[0], ctx.sparse[1], needs)
         if gradients is None:
             gradients = call.backward(upstream, plan, held, needs)
-        return (*gradients, None, None, None, None, None, None)
+        return (*gradients, *[None] * 6)
 
 
 def _outputs(ctx: Any, found: ForwardResult) -> tuple[Tensor, ...]:

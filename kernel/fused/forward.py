@@ -33,7 +33,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .byte_columns import stepped_peaks, store_peaks, to_byte
+from .byte_columns import to_byte
+from .byte_peaks import coded_peaks, store_peaks
 from .codes import below_peak, encode
 from .tiles import capped, column_part, in_one, largest, logit_argument, product, store_tile
 from .units import group_count
@@ -42,6 +43,7 @@ __all__ = ["FLOOR", "forward_kernel"]
 
 FLOOR = -1e38  # below every logit in bits, and finite: a tile of logits of -inf has no mass and no peak
 _FLOOR = tl.constexpr(FLOOR)
+_LOWEST_PEAK = tl.constexpr(FLOOR / 8)  # the same for columns in bytes, whose differences are multiplied
 _LOWEST = tl.constexpr(-1e4)  # bits below which 2^x is 0: of a class without mass 2^x x is 0 too
 
 
@@ -200,10 +202,14 @@ def forward_kernel(
                 if tl.max(here.to(tl.int32), 0) > 0:  # the sum is to hold the very logit that the target's entry has
                     z = tl.where(column[None, :] == label[:, None], peak[:, None], z)
             elif KEEP == "byte":
+                lowest = z
+                if MASK_VOCAB:  # padding widens no group; its codes, whatever they are, become 0
+                    lowest = tl.where((column < vocab_size)[None, :], z, float("inf"))
+                lowest = tl.min(tl.reshape(lowest, (BLOCK_ROWS, PEAKS, BLOCK_VOCAB // PEAKS)), 2)
                 if tl.max(here.to(tl.int32), 0) > 0:  # seldom; to compare each column took a twentieth of the sweep
                     z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
                 z = tl.reshape(z, (BLOCK_ROWS, PEAKS, BLOCK_VOCAB // PEAKS))
-                tile_peak, peaks, steps_below = stepped_peaks(tl.maximum(tl.max(z, 2), _FLOOR))
+                tile_peak, peaks, numbers, gains, shifts = coded_peaks(tl.maximum(tl.max(z, 2), _LOWEST_PEAK), lowest)
             else:
                 tile_peak = tl.maximum(tl.max(z, 1), _FLOOR)
             if KEEP == "byte":
@@ -212,7 +218,7 @@ def forward_kernel(
                 strip = tile * BLOCK_VOCAB // kept_stride
                 store_tile(
                     kept,
-                    tl.reshape(to_byte(root), (BLOCK_ROWS, BLOCK_VOCAB)),
+                    tl.reshape(to_byte(root, gains[:, :, None], shifts[:, :, None]), (BLOCK_ROWS, BLOCK_VOCAB)),
                     row_start + strip * row_blocks * BLOCK_ROWS,
                     tile * BLOCK_VOCAB - strip * kept_stride,
                     kept_rows,
@@ -222,7 +228,7 @@ def forward_kernel(
                     BLOCK_VOCAB,
                     DESCRIPTOR,
                 )
-                store_peaks(reference, tile, n, row, row < row_count, tile_peak, steps_below, PEAKS)
+                store_peaks(reference, tile, n, row, row < row_count, tile_peak, numbers, PEAKS)
                 e = root * root
                 e = e * e
                 share = tl.exp2(peaks - tile_peak[:, None])

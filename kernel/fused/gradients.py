@@ -42,6 +42,7 @@ class Destination(NamedTuple):
     column_sums: dict[tuple[int, int], Tensor]  # of the head's rows, by the range: for all chunks
     accumulate: bool = False  # whether the weight's holds sums over earlier chunks, which these are added to
     codes: CodedSums | None = None  # of the weight's between chunks; None: in its own dtype
+    rows: int | None = None  # most rows of the input's float32 sums, if the chunk has no more; None: of all tokens
 
 
 class Gradients:
@@ -79,7 +80,8 @@ class Gradients:
             row_blocks, column_blocks = blocks(self.n, launch.rows), blocks(self.hidden_size, launch.columns)
             room = None
             if into is not None and into.input is not None:
-                room = blocks(into.input.shape[0], launch.rows) - row_blocks
+                rows = into.input.shape[0] if into.rows is None else into.rows
+                room = max(blocks(rows, launch.rows) - row_blocks, 0)
             row_blocks += extra_row_blocks(row_blocks, column_blocks, self.programs, room)
             shape = row_blocks * launch.rows + 1, self.hidden_size
             memory = torch.zeros(shape, dtype=torch.float32, device=device)

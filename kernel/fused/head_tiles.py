@@ -18,7 +18,8 @@ from .tiles import column_part, product, store_tile
 __all__ = ["HeadTiles", "head_tiles"]
 
 _AT_A_TIME = 256  # tiles whose Gram matrices are held
-_ROUNDING = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-8}  # of a Gram matrix: twice the unit
+# Of an entry of a Gram matrix that is kept in the head's dtype, at most: no less than its unit roundoff.
+_ROUNDING = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-8}
 _FLOOR = {torch.float16: 2.0**-25}  # what an entry of it may lose that float16 has no number for
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .early import let_next_begin, wait_for_previous
 from .last_round import last_round
-from .tiles import column_part, load_tile, merged_strip
+from .tiles import add_product, load_tile, merged_strip, no_product, product_part
 
 __all__ = ["input_gradient_kernel", "unpack_kernel"]
 
@@ -41,12 +41,15 @@ def _add_tile(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
     PARTS: tl.constexpr,
+    PART_ROWS: tl.constexpr,
+    PART_COLUMNS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     REDUCE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Add the product over columns ``first ... last - 1`` of the strip to the accumulator, from ``target_row`` on."""
-    acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    acc = no_product(BLOCK_ROWS, BLOCK_COLUMNS, TRANSPOSED)
     for k in range(first, last, BLOCK_VOCAB):
         strip = k // strip_columns
         a = load_tile(
@@ -73,19 +76,20 @@ def _add_tile(
             BLOCK_COLUMNS,
             DESCRIPTOR,
         )
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = add_product(acc, a, b, TRANSPOSED, PRECISION)
     for part in tl.static_range(PARTS):
-        values = column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS)
-        part_start = column_start + part * (BLOCK_COLUMNS // PARTS)
-        r = row_start + tl.arange(0, BLOCK_ROWS)
+        values = product_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS, TRANSPOSED)
+        part_row = part * PART_ROWS if TRANSPOSED else 0
+        part_start = column_start + (0 if TRANSPOSED else part * PART_COLUMNS)
+        r = row_start + part_row + tl.arange(0, PART_ROWS)
         values *= tl.load(row_factor + r, mask=r < row_count, other=0.0)[:, None]
         if REDUCE:
-            accumulator.atomic_add([target_row, part_start], values)
+            accumulator.atomic_add([target_row + part_row, part_start], values)
         else:
-            row = target_row + tl.arange(0, BLOCK_ROWS)
-            column = part_start + tl.arange(0, BLOCK_COLUMNS // PARTS)
+            row = target_row + part_row + tl.arange(0, PART_ROWS)
+            column = part_start + tl.arange(0, PART_COLUMNS)
             address = accumulator + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
-            mask = (column < hidden_size)[None, :]
+            mask = (r < row_count)[:, None] & (column < hidden_size)[None, :]  # the memory may end with the kept tokens
             tl.store(address, tl.load(address, mask=mask, other=0.0) + values, mask=mask)
 
 
@@ -116,6 +120,9 @@ def input_gradient_kernel(
     STEPS: tl.constexpr,
     PIECE: tl.constexpr,
     PARTS: tl.constexpr,
+    PART_ROWS: tl.constexpr,
+    PART_COLUMNS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     REDUCE: tl.constexpr,
     FLATTEN: tl.constexpr,
@@ -162,6 +169,9 @@ def input_gradient_kernel(
             BLOCK_COLUMNS,
             BLOCK_VOCAB,
             PARTS,
+            PART_ROWS,
+            PART_COLUMNS,
+            TRANSPOSED,
             DESCRIPTOR,
             REDUCE,
             PRECISION,
@@ -195,6 +205,9 @@ def input_gradient_kernel(
             BLOCK_COLUMNS,
             BLOCK_VOCAB,
             PARTS,
+            PART_ROWS,
+            PART_COLUMNS,
+            TRANSPOSED,
             DESCRIPTOR,
             REDUCE,
             PRECISION,

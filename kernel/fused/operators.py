@@ -3,7 +3,7 @@
 Compiled code needs operators without side effects: what the forward keeps is one of its outputs.
 
 Both operators take lists of options: the numbers of ``Scalars.pack``; ``ignore_index`` and ``workspace_bytes``; whether
-any gradient is needed, the weight's is, and statistics are returned.
+any gradient is needed (in the backward: the input's, the weight's, the bias's) and statistics are returned.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .call import LossCall
 from .compile_call import compile_call
 from .gradient_rows import gathered
 from .rows import aligned, index_size, with_plain_rows
+from .run_backward_chunks import backward_in_chunks
 from .run_forward import forward
 from .schedule import Schedule
 
@@ -35,13 +36,20 @@ def _packed_call(
     *,
     keep: bool,
     weight_gradient: bool,
-) -> tuple[LossCall, Schedule]:
-    """The call that an operator's arguments describe, and its plan, which keeps at most one run of columns."""
+    return_statistics: bool,
+) -> tuple[LossCall, Schedule, int]:
+    """The call that an operator's arguments describe, its plan and the tokens of a chunk of the backward.
+
+    The plan keeps at most one run of columns, and none where the backward comes in chunks.
+    """
     ignore_index, workspace_bytes = sizes
     call = LossCall(Head(hidden, weight, bias, target), Scalars.unpack(numbers, ignore_index), workspace_bytes)
-    plan = call.plan(keep=keep, consumed=False, weight_gradient=weight_gradient)
+    kinds = {"consumed": False, "weight_gradient": weight_gradient}
+    plan, n = call.plan(keep=keep, **kinds), int(hidden.shape[0])
+    rows = call.backward_rows(plan, (True, weight_gradient, True)) if keep and not return_statistics else n
+    plan = plan if rows >= n else call.plan(keep=False, **kinds)
     assert len(plan.kept) <= 1
-    return call, plan
+    return call, plan, rows
 
 
 @torch.library.custom_op("confidence_ceiling::fused_forward", mutates_args=())
@@ -60,7 +68,8 @@ def fused_forward(
     """
     differentiable, need_weight, return_statistics = flags
     tensors = with_plain_rows(hidden), weight, bias, aligned(target)
-    call, plan = _packed_call(*tensors, numbers, sizes, keep=differentiable, weight_gradient=need_weight)
+    kinds = {"weight_gradient": need_weight, "return_statistics": return_statistics}
+    call, plan, _ = _packed_call(*tensors, numbers, sizes, keep=differentiable, **kinds)
     # The operator is not told which of input and bias need a gradient: kernels for both are compiled.
     compile_call(call, (differentiable, need_weight, differentiable and bias is not None), return_statistics)
     held = call.held(plan)
@@ -84,7 +93,8 @@ def _(
     hidden: Tensor, weight: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     *described, (differentiable, need_weight, return_statistics) = others
-    call, plan = _packed_call(hidden, weight, *described, keep=differentiable, weight_gradient=need_weight)
+    kinds = {"weight_gradient": need_weight, "return_statistics": return_statistics}
+    call, plan, _ = _packed_call(hidden, weight, *described, keep=differentiable, **kinds)
     n = hidden.shape[0]
     want_entropy = return_statistics or call.scalars.confidence_penalty > 0
 
@@ -118,15 +128,19 @@ def fused_backward(
     reference: Tensor,
     numbers: Sequence[float],
     sizes: Sequence[int],
-    needs: Sequence[bool],
+    flags: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias; empty where not needed."""
-    tensors = with_plain_rows(hidden), weight, bias, aligned(target)
-    call, plan = _packed_call(*tensors, numbers, sizes, keep=True, weight_gradient=needs[1])
-    held = Held(tuple(call.kept(run, columns, reference) for run in plan.kept))
+    tensors, (*needs, return_statistics) = (with_plain_rows(hidden), weight, bias, aligned(target)), flags
+    kinds = {"weight_gradient": needs[1], "return_statistics": return_statistics}
+    call, plan, rows = _packed_call(*tensors, numbers, sizes, keep=True, **kinds)
     upstream = gathered(of_loss, of_statistics, lse, entropy if entropy.numel() else None, index)
     needed = needs[0], needs[1], needs[2]
-    gradients = call.backward(upstream, *call.usable(plan, held, upstream, needed), needed)
+    if rows < hidden.shape[0]:
+        gradients = backward_in_chunks(call, upstream, rows, needed)
+    else:
+        held = Held(tuple(call.kept(run, columns, reference) for run in plan.kept))
+        gradients = call.backward(upstream, *call.usable(plan, held, upstream, needed), needed)
     a, b, c = (hidden.new_empty(0) if g is None else g for g in gradients)
     return a, b, c
 
@@ -149,7 +163,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, target, ctx.numbers, ctx.sizes, _ = inputs
+    hidden, weight, bias, target, ctx.numbers, ctx.sizes, (*_, ctx.return_statistics) = inputs
     _, _, argmax, *saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(argmax, *saved)
@@ -160,7 +174,8 @@ def _operator_backward(
     ctx: Any, of_loss: Tensor | None, of_statistics: Tensor | None, *_: Tensor
 ) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:3])
-    gradients = fused_backward(of_loss, of_statistics, *ctx.saved_tensors, ctx.numbers, ctx.sizes, needs)
+    flags = [*needs, ctx.return_statistics]
+    gradients = fused_backward(of_loss, of_statistics, *ctx.saved_tensors, ctx.numbers, ctx.sizes, flags)
     return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None, None, None)
 
 

@@ -8,21 +8,16 @@ from typing import NamedTuple
 
 from .launch import blocks
 
-__all__ = ["ALIGN", "PEAK_COLUMNS", "PEAK_STEPS", "KeptColumns", "Plan", "Series", "peak_rows", "peaks_of"]
+__all__ = ["ALIGN", "PEAK_COLUMNS", "PEAK_ROWS", "KeptColumns", "Plan", "Series", "peaks_of"]
 
 ALIGN = 64  # elements: 128 bytes or more, what the copy engine and the caches like
 PEAK_COLUMNS = 64  # in bytes, that share a peak
-PEAK_STEPS = 8  # of a bit, in which a peak lies below the largest of its tile: 255 at most (:mod:`.byte_columns`)
+PEAK_ROWS = 2  # float32 that the peaks of a tile take of each token: the largest, and a byte for each
 
 
 def peaks_of(tile: int) -> int:
-    """Peaks of a tile of columns in bytes; the steps of four fill 32 bits (:mod:`.byte_columns`)."""
+    """Peaks of a tile of columns in bytes; of four a byte for each fills 32 bits (:mod:`.byte_peaks`)."""
     return max(min(tile // PEAK_COLUMNS, 4), 1)
-
-
-def peak_rows(tile: int) -> int:
-    """Float32 of each token that they take: the largest, and where there are others their steps."""
-    return 1 if peaks_of(tile) == 1 else 2
 
 
 @dataclass(frozen=True)
@@ -81,3 +76,8 @@ class Plan(NamedTuple):
     def columns(self) -> int:
         """How many columns are kept."""
         return sum(kept.columns for kept in self.kept)
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether some are kept in bytes."""
+        return any(kept.in_bytes for kept in self.kept)

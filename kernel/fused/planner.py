@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 from .byte_plans import decoded_strips, in_bytes
 from .launch import blocks
-from .plan import ALIGN, KeptColumns, Plan, Series, peak_rows
+from .plan import ALIGN, PEAK_ROWS, KeptColumns, Plan, Series
 from .strip_times import StripTimes
 
-__all__ = ["Planner"]
+__all__ = ["MEMORY", "NEAR", "Planner"]
 
 _NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in the gradient's memory
 # Of the plans that a budget holds, those of nearly the least time are ranked by the call's memory, too: a percent of
 # the time is worth five of it.
-_NEAR, _MEMORY = 1.01, 1 / 5
+NEAR, MEMORY = 1.01, 1 / 5
 
 
 class _InGradient(NamedTuple):
@@ -37,8 +37,8 @@ class Planner:
         times: Of the problem's strips.
         keep: Whether columns are kept.
         consumed: Whether the backward may write where columns are kept.
-        first: The first column that may be kept. If it is not 0, columns are kept only where that saves more than it
-            costs when few tokens are kept.
+        first: The first column that may be kept, but in bytes. If it is not 0, columns are kept only where that saves
+            more than it costs when few tokens are kept.
         sums: Whether the weight gradient's memory holds sums over other tokens, so that nothing else may lie there.
     """
 
@@ -66,11 +66,14 @@ class Planner:
         scaled = self.n * self.hidden_size if times.direct and times.weight_gradient else 0
         self.base = blocks(scaled, ALIGN) * ALIGN
         self.peaks = 0 if times.direct else blocks(4 * self.n, self.tile)  # bytes of a column's share of its tile's
-        self.byte_peaks = blocks(4 * self.n * peak_rows(self.tile), self.tile)  # the same of a column in bytes
+        self.byte_peaks = blocks(4 * self.n * PEAK_ROWS, self.tile)  # the same of a column in bytes
         places = (False,) if scaled and sums else (True, False) if scaled else (True,)  # of the scaled hidden states
         self.runs = {inside: list(dict.fromkeys(self.strips(inside))) for inside in places}
         self.stacks = {inside: self.stack(inside) for inside in places}
-        self.prefixes: dict[int, _InGradient] = {}  # by their boundary: they do not depend on the workspace
+        # By their boundary, and those in bytes by where they are kept: whatever the workspace, of which the
+        # default tries many.
+        self.prefixes: dict[int, _InGradient] = {}
+        self.decoded: dict[KeptColumns, list[Series]] = {}
 
     def plan(self, budget: int) -> Plan:
         """The plan for ``budget`` bytes outside the gradients; with a strip of one tile if they are fewer."""
@@ -86,22 +89,26 @@ class Planner:
             most = min(map(self.near, plans))
         return self.best([plan for plan in plans if self.microseconds(plan) <= most])
 
-    def best(self, plans: Sequence[Plan]) -> Plan:
+    def best(self, plans: Sequence[Plan], power: float | None = None) -> Plan:
         """The first of those whose time times a power of the call's memory is the least."""
-        return min(plans, key=lambda plan: self.microseconds(plan) * (self.fixed + self.bytes(plan)) ** _MEMORY)
+        power = MEMORY if power is None else power
+        return min(plans, key=lambda plan: self.microseconds(plan) * (self.fixed + self.bytes(plan)) ** power)
 
     def near(self, plan: Plan) -> float:
         """The most time that one of as little memory as may be may take beside it."""
-        return _NEAR * self.microseconds(plan)
+        return NEAR * self.microseconds(plan)
 
     def microseconds(self, plan: Plan) -> float:
         """Modelled time of forward and backward."""
         return plan.time + self.beyond(plan.kept)
 
     def beyond(self, kept: tuple[KeptColumns, ...]) -> float:
-        """Modelled time of the forward, and of what columns in both memories take longer."""
+        """Modelled time of the forward, and of what columns in both memories take longer.
+
+        With what columns in bytes have to save, whose strips are launches more.
+        """
         times, memories = self.times, max(len({run.in_gradient for run in kept}), 1)
-        time = times.forward + times.run * (memories - 1)
+        time = times.forward + times.run * (memories - 1) + (self.least if any(run.in_bytes for run in kept) else 0)
         return time + sum((times.stored + (times.encoded if run.in_bytes else 0)) * run.columns for run in kept)
 
     def least_microseconds(self, kept: tuple[KeptColumns, ...]) -> float:
@@ -109,8 +116,7 @@ class Planner:
         columns, time = sum(run.columns for run in kept), self.beyond(kept) + self.as_they_are(kept)
         for run in kept:
             if run.in_bytes:
-                in_strips = run.number * self.times.microseconds(run.width, "bytes")
-                time += in_strips if run.in_gradient else self.times.each("bytes") * run.columns
+                time += self.times.each("bytes") * run.columns
         return time + self.times.each(False) * (self.vocab - columns)
 
     def bytes(self, plan: Plan) -> int:

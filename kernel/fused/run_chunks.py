@@ -115,9 +115,7 @@ def _in_chunks(
     if weight.element_size() == 2:
         codes = CodedSums.of(hidden, upstream, target, call.scalars.ignore_index, call.scalars.confidence_penalty)
     column_sums: dict[tuple[int, int], Tensor] = {}
-    # Of a chunk of this size, though the last one may be shorter: its strips then fill less of their memory.
-    kinds = {"keep": True, "consumed": True, "weight_gradient": True}
-    plans = [call.plan(**kinds, tokens=rows, sums=sums) for sums in (False, True)]
+    plans = call.chunk_plans(chunks)
     # One memory for dz and kept columns of all chunks, and what they are relative to behind them.
     places = [blocks(max(plan.workspace, plan.held), ALIGN) * ALIGN for plan in plans]
     peaks = [4 * rows * sum(call.references(run) for run in plan.kept) // weight.element_size() for plan in plans]

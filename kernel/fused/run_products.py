@@ -51,7 +51,7 @@ def _launch_weight(
         tiles = blocks(columns.strip_columns, launch.rows) * blocks(state.hidden_size, launch.columns) * splits
         programs = blocks(tiles, blocks(tiles, programs - programs // 5))
     strip = _strip(state, dz, columns)
-    memory = gradient if codes is None else gradient.view(torch.int16)
+    memory = gradient if codes is None else gradient.view(torch.float16)
     common = {
         "sums": sums,
         "gradient": gradient,
@@ -67,9 +67,9 @@ def _launch_weight(
         (programs,),
         dz=state.tiles(dz, launch.depth, launch.rows),
         hidden=state.tiles(hidden, launch.depth, launch.columns),
-        **common | {"gradient": state.tiles(memory, launch.rows, launch.columns // launch.parts)},
+        **common | {"gradient": state.tiles(memory, *launch.part)},
         **strip,
-        largest=None if codes is None else codes.largest,
+        possible=None if codes is None else codes.possible,
         unit_shift=0 if codes is None else codes.shift(state.factor),
         last=int(codes is not None and codes.last),
         ACCUMULATE=accumulate,
@@ -79,6 +79,9 @@ def _launch_weight(
         BLOCK_VOCAB=launch.rows,
         BLOCK_COLUMNS=launch.columns,
         BLOCK_ROWS=launch.depth,
+        PART_VOCAB=launch.part[0],
+        PART_COLUMNS=launch.part[1],
+        TRANSPOSED=launch.transposed,
         DESCRIPTOR=state.tiles.descriptor,
         **tiling(launch),
         NEXT_EARLY=state.tiles.descriptor and state.table.input_gradient.early,
@@ -128,7 +131,8 @@ def add_input(
         return
     weight, launch = state.head.weight, state.table.input_gradient
     reduce = state.tiles.descriptor and launch.reduce
-    memory = state.tiles(accumulator, launch.rows, launch.columns // launch.parts) if reduce else accumulator
+    part_rows, part_columns = launch.part
+    memory = state.tiles(accumulator, part_rows, part_columns) if reduce else accumulator
     run_kernel(
         input_gradient_kernel,
         (state.programs,),
@@ -144,6 +148,9 @@ def add_input(
         BLOCK_ROWS=launch.rows,
         BLOCK_COLUMNS=launch.columns,
         BLOCK_VOCAB=launch.depth,
+        PART_ROWS=part_rows,
+        PART_COLUMNS=part_columns,
+        TRANSPOSED=launch.transposed,
         **CUTS,
         DESCRIPTOR=state.tiles.descriptor,
         REDUCE=reduce,

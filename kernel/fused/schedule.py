@@ -13,13 +13,12 @@ gradient's memory with any budget, and so take less than they may. Each kept col
 product: the operations fall from 8 N V D to 6 N V D as the share kept goes to one. The last columns are the rare words
 of most vocabularies: what keeping costs in accuracy costs least there.
 
-Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are beyond the default
-budget where two bytes do not hold everything and the plan is faster by the model (:mod:`.strip_times`,
-:mod:`.byte_plans`). Strips of them become dz in the workspace, beside what is still kept there: first some that lie
-where dz of the others will be; then those of the gradient's memory, which holds a share of about 2 D / N, from the last
-to the first; then those of the workspace, whose dz may also lie in the gradient's memory now; then, where all columns
-are kept and memory is left, the first ones, in two bytes and without dz. Whatever is left is computed anew in the whole
-workspace.
+Of bfloat16 inputs without a softcap columns may be kept in one byte (:mod:`.byte_columns`), and are where two bytes do
+not hold everything and the plan is faster by the model (:mod:`.strip_times`, :mod:`.byte_plans`). Strips of them become
+dz in the workspace, beside what is still kept there, or, as soon as a wider one fits there, in what is free of the
+gradient's memory: first some that lie where dz of the others will be; then those of the gradient's memory, which holds
+a share of about 2 D / N, from the last to the first; then those of the workspace; then, where all columns are kept and
+memory is left, the first ones, in two bytes and without dz. Whatever is left is computed anew in the whole workspace.
 
 Where the backward must not change what was kept (``consumed=False``: an operator's own inputs), only the workspace
 holds kept columns, and dz takes memory beside them.
@@ -43,10 +42,12 @@ DEFAULT_WORKSPACE_BYTES = 128 * 2**20
 _WORTHWHILE = 4  # tiles of logits: to keep fewer saves no time, and their rounding errors may all point one way
 # A budget up to the default is one that nobody may have chosen. Of it only what pays is used, and what pays for its
 # launches, of which there are as many where most tokens are ignored. The first columns, the frequent words of most
-# vocabularies, are computed anew: in half precision a kept probability costs some accuracy, which in these rows of the
-# head would be seen in the whole. And nothing is kept in bytes, whose steps are all that is seen of a gradient near a
-# smoothed optimum.
+# vocabularies, are not kept in two bytes: there the products round the kept probabilities and the hidden states scaled
+# for them, which in these rows of the head would be seen in the whole. Bytes become dz first, as logits do.
 _RECOMPUTED = 16  # one in so many columns
+# Of columns in bytes the gradient's memory holds most with any workspace, of which more only makes strips wider. Of
+# such plans, if they take little more time than the fastest, a percent of the time is worth two of the memory.
+_NEAR_IN_BYTES, _MEMORY_IN_BYTES = 1.012, 1 / 2
 _SIZES = (4, 5, 6, 7)  # of workspaces that are tried, in quarters of a tile of dz, times powers of two
 
 
@@ -124,11 +125,11 @@ def schedule(
         weight_gradient: Whether the weight needs a gradient.
         processors: Multiprocessors of the device.
         table: Launch parameters.
-        in_bytes: Whether columns may also be kept in bytes; they are not up to the default budget.
+        in_bytes: Whether columns may also be kept in bytes.
         sums: Whether the weight gradient's memory holds sums over other tokens already, and so nothing else.
     """
     modest = workspace_bytes <= DEFAULT_WORKSPACE_BYTES
-    kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes and not modest}
+    kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes}
     times = StripTimes(n, vocab_size, hidden_size, table, processors, **kinds)
     worthwhile = n * vocab_size >= _WORTHWHILE * times.tile * table.logit_gradient.rows
     first = vocab_size // _RECOMPUTED if modest else 0
@@ -143,7 +144,13 @@ def _smaller(whole: Plan, planner: Planner, workspace_bytes: int) -> Plan:
     tile_bytes = planner.n * planner.itemsize * planner.tile
     tiles = workspace_bytes // tile_bytes
     sizes = sorted({size << shift >> 2 for shift in range(tiles.bit_length() + 1) for size in _SIZES})
-    return planner.best([*(planner.plan(tile_bytes * size) for size in sizes if size < tiles), whole])
+    plans = [*(planner.plan(tile_bytes * size) for size in sizes if size < tiles), whole]
+    best = planner.best(plans)
+    if not best.in_bytes:
+        return best
+    most = max(_NEAR_IN_BYTES * min(map(planner.microseconds, plans)), planner.microseconds(best))
+    coded = [plan for plan in plans if plan.in_bytes and planner.microseconds(plan) <= most]
+    return planner.best(coded, _MEMORY_IN_BYTES)
 
 
 def every_kind(

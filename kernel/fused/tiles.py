@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 __all__ = [
+    "add_product",
     "capped",
     "column_part",
     "in_one",
@@ -13,8 +14,10 @@ __all__ = [
     "load_tile",
     "logit_argument",
     "merged_strip",
+    "no_product",
     "out_of_one",
     "product",
+    "product_part",
     "row_largest",
     "store_tile",
 ]
@@ -112,6 +115,34 @@ def column_part(tile, part: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexp
             return column_part(left, part, PARTS // 2, ROWS, COLUMNS // 2)
         else:  # noqa: RET505
             return column_part(right, part - PARTS // 2, PARTS // 2, ROWS, COLUMNS // 2)
+
+
+@triton.jit
+def no_product(ROWS: tl.constexpr, COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Zeros for :func:`add_product`, of a result of ROWS x COLUMNS."""
+    return tl.zeros((COLUMNS, ROWS) if TRANSPOSED else (ROWS, COLUMNS), dtype=tl.float32)
+
+
+@triton.jit
+def add_product(acc, a, b, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr):
+    """``acc + a @ b``, or, where ``acc`` holds the transposed result, ``acc + b.T @ a.T`` (``launch.Launch``)."""
+    return tl.dot(b.T if TRANSPOSED else a, a.T if TRANSPOSED else b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def product_part(
+    acc,
+    part: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
+    """One of ``PARTS`` equal blocks of the result of :func:`add_product`: of its columns, or of its rows."""
+    if TRANSPOSED:
+        return column_part(acc, part, PARTS, COLUMNS, ROWS).T
+    else:  # noqa: RET505 - branches of one compile-time choice
+        return column_part(acc, part, PARTS, ROWS, COLUMNS)
 
 
 @triton.jit

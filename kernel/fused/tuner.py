@@ -29,9 +29,10 @@ _EXAMPLES = """
 examples:
   python -m kernel.fused.tuner --tokens 8192 --vocab-size 256000 --hidden-size 2304 --output table.json
 """
-# Products of half precision: tile, depth, warps; each is tried with several stages and parts of the epilogue.
+# Products of half precision: tile, depth, warps; each is tried with several stages and parts of the epilogue. What is
+# higher than wide is transposed: as it is it would be slower (launch._fitting).
 CANDIDATES: tuple[Launch, ...] = tuple(
-    Launch(rows, columns, depth, warps, stages, parts)
+    Launch(rows, columns, depth, warps, stages, parts, transposed=rows > columns)
     for rows, columns, depth, warps in ((128, 256, 64, 8), (256, 128, 64, 8), (128, 128, 64, 8), (64, 128, 32, 4))
     for stages, parts in ((3, 1), (3, 2), (4, 2), (4, 4), (2, 2))
 )
@@ -98,15 +99,16 @@ def tune(
 def _neighbours(table: LaunchTable, name: str, candidates: Sequence[Launch]) -> Iterator[LaunchTable]:
     """Tables that differ in one kernel.
 
-    The tiles of forward and logit_gradient are shared by kept columns, and whole tiles of dz make up those of the
-    products.
+    The tiles of forward and logit_gradient are shared by kept columns and never transposed, and whole tiles of dz make
+    up those of the products.
     """
     current: Launch = getattr(table, name)
     rows, columns = table.logit_gradient.rows, table.logit_gradient.columns
     for launch in candidates:
         launch = replace(launch, reduce=current.reduce, early=current.early, flatten=current.flatten)
         if launch == current or (
-            name in ("forward", "logit_gradient") and (launch.rows, launch.columns) != (rows, columns)
+            name in ("forward", "logit_gradient")
+            and (launch.transposed or (launch.rows, launch.columns) != (rows, columns))
         ):
             continue
         if (name == "weight_gradient" and columns % launch.rows) or (

@@ -4,7 +4,7 @@ Each entry of the weight gradient is summed over all tokens in float32 registers
 vocabulary are disjoint, so nothing is accumulated in memory. The sum stops at the last kept token.
 
 Where tokens come in chunks (:mod:`.run_chunks`) ACCUMULATE adds the sum over earlier ones, in float32, before it is
-rounded. Of half precision it is CODED between chunks (:mod:`.chunk_sums`).
+rounded. Of half precision it is CODED between chunks: float16 with an exponent for each column (:mod:`.chunk_sums`).
 
 Of very many tokens the workspace holds strips of so few columns that most multiprocessors would have no tile. There the
 sum is cut along the tokens (``launch.weight_splits``): each piece goes to float32 memory of its own, and a second
@@ -16,9 +16,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .chunk_sums import decoded, encoded, of_units, to_units
+from .chunk_sums import of_units, units_of
 from .early import let_next_begin
-from .tiles import column_part, load_tile, merged_strip, store_tile
+from .tiles import add_product, load_tile, merged_strip, no_product, product_part, store_tile
 
 __all__ = ["bias_gradient_kernel", "join_sums_kernel", "weight_gradient_kernel"]
 
@@ -33,12 +33,12 @@ def _pieces(splits, columns, strip_columns):
 def weight_gradient_kernel(
     dz,  # (dz_rows, strip); see tiles.merged_strip
     hidden,  # (N, D) packed
-    gradient,  # (V, D), the strip's rows written; int16 if CODED
+    gradient,  # (V, D), the strip's rows written; float16 if CODED
     count,  # (1,)
     scale,  # () factor common to all tokens
     uniform,  # (D,): subtracted from every row of the product
     sums,  # (splits, strip, D) float32 for the pieces of sums that are cut; None if none is
-    largest,  # (2,) that codes are relative to, and an exponent (chunk_sums.CodedSums), if CODED
+    possible,  # (D,) that sums are relative to, and an exponent (chunk_sums.CodedSums), if CODED
     unit_shift,
     last,  # whether the sums are complete: rounded to the dtype of hidden, in any case
     splits,
@@ -59,6 +59,9 @@ def weight_gradient_kernel(
     BLOCK_ROWS: tl.constexpr,
     ALIGNED_ROWS: tl.constexpr,  # of a tile of dz
     PARTS: tl.constexpr,
+    PART_VOCAB: tl.constexpr,  # of a part
+    PART_COLUMNS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     CODED: tl.constexpr,
@@ -70,8 +73,6 @@ def weight_gradient_kernel(
     let_next_begin(NEXT_EARLY)
     row_count = tl.load(count)
     factor = tl.load(scale) * constant
-    if CODED:
-        factor = to_units(largest, unit_shift, factor)
     rows, first, columns = merged_strip(row_count, dz_rows, strip_columns, run_offset, run_columns, ALIGNED_ROWS)  # pyright: ignore[reportGeneralTypeIssues]
     strip_start = run_start + first
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
@@ -98,7 +99,7 @@ def weight_gradient_kernel(
         strip = vocab_row // strip_columns
         first_row = (first_strip + strip) * rows
         strip_row = vocab_row - strip * strip_columns
-        acc = tl.zeros((BLOCK_VOCAB, BLOCK_COLUMNS), dtype=tl.float32)
+        acc = no_product(BLOCK_VOCAB, BLOCK_COLUMNS, TRANSPOSED)
         for k in range(begin, end, BLOCK_ROWS):
             a = load_tile(
                 dz,
@@ -115,56 +116,54 @@ def weight_gradient_kernel(
             b = load_tile(
                 hidden, k, column, row_count, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
             )
-            acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
+            acc = add_product(acc, a.T, b, TRANSPOSED, PRECISION)
         for part in tl.static_range(PARTS):
-            values = column_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS)
-            d = column + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
+            values = product_part(acc, part, PARTS, BLOCK_VOCAB, BLOCK_COLUMNS, TRANSPOSED)
+            part_row = vocab_row + (part * PART_VOCAB if TRANSPOSED else 0)
+            part_column = column + (0 if TRANSPOSED else part * PART_COLUMNS)
+            d = part_column + tl.arange(0, PART_COLUMNS)
             if sums is not None:  # noqa: SIM102 - decided when it is compiled; the other when it runs
                 if pieces > 1:
-                    row = vocab_row + tl.arange(0, BLOCK_VOCAB)
+                    row = part_row + tl.arange(0, PART_VOCAB)
                     place = (item // tiles * columns + row).to(tl.int64) * hidden_size
                     inside = (row < columns)[:, None] & (d < hidden_size)[None, :]
                     tl.store(sums + place[:, None] + d[None, :], values, mask=inside)
             if sums is None or pieces == 1:
                 values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
                 values *= factor
-                v_start = strip_start + vocab_row
-                d_start = column + part * (BLOCK_COLUMNS // PARTS)
+                if CODED:  # apart: the unit of a column without a sum is large
+                    values *= units_of(possible, d, hidden_size, unit_shift)[None, :]
+                v_start = strip_start + part_row
                 if ACCUMULATE:
                     before = load_tile(
                         gradient,
                         v_start,
-                        d_start,
+                        part_column,
                         vocab_size,
                         hidden_size,
                         gradient_row_stride,
                         1,
-                        BLOCK_VOCAB,
-                        BLOCK_COLUMNS // PARTS,
+                        PART_VOCAB,
+                        PART_COLUMNS,
                         DESCRIPTOR,
                     )
-                    if CODED:
-                        values += decoded(before)
-                    else:
-                        values += before.to(tl.float32)
-                if CODED:
-                    if ACCUMULATE and last != 0:
+                    values += before.to(tl.float32)
+                rounded = values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty)
+                if CODED and ACCUMULATE:  # noqa: SIM102
+                    if last != 0:
                         dtype = hidden.dtype if DESCRIPTOR else hidden.dtype.element_ty
-                        rounded = of_units(values, largest, unit_shift).to(dtype).to(tl.int16, bitcast=True)
-                    else:
-                        rounded = encoded(values)
-                else:
-                    rounded = values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty)
+                        complete = values * of_units(possible, d, hidden_size, unit_shift)[None, :]
+                        rounded = complete.to(dtype).to(rounded.dtype, bitcast=True)
                 store_tile(
                     gradient,
                     rounded,
                     v_start,
-                    d_start,
+                    part_column,
                     vocab_size,
                     hidden_size,
                     gradient_row_stride,
-                    BLOCK_VOCAB,
-                    BLOCK_COLUMNS // PARTS,
+                    PART_VOCAB,
+                    PART_COLUMNS,
                     DESCRIPTOR,
                 )
 

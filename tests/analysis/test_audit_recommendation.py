@@ -209,14 +209,14 @@ def test_every_citation_names_a_table_that_has_the_claim():
     """And the numbers are read from it: a table of other numbers gives another text."""
     several = [audited(i, g, ece=0.1, softcap=30) for i in ((-0.4,), (0.9,), (1.5,)) for g in (OVER, UNDER)]
     cited = set(re.findall(r"\[(?:(\w+), )?(\w+)\.csv(?:\.gz)?\]", " ".join(map(recommendation, several))))
-    assert len(cited - {("", name) for name in _studies._TUNED_ON_PAIRS}) == 9
+    assert len(cited - {("", name) for name in _studies.TUNED_ON_PAIRS}) == 9
     for source, name in cited:
         table = read_table(find_table(DATA, name))
         if source.startswith("K"):
             assert source in set(table["claim"])
         else:  # rows of an experiment
             assert "claim" not in table
-            assert name in _studies._TUNED_ON_PAIRS or name.partition("_")[0] == (source or "instruction")
+            assert name in _studies.TUNED_ON_PAIRS or name.partition("_")[0] == (source or "instruction")
 
 
 def test_the_heads_behind_the_first_line_have_the_index_that_it_says():
@@ -257,7 +257,7 @@ def test_the_tunings_are_those_that_the_verdict_speaks_of():
 
 
 def test_a_table_of_pairs_that_is_not_there_is_left_out(monkeypatch):
-    monkeypatch.setattr(_studies, "_TUNED_ON_PAIRS", {"real_nothing": "Nothing"})
+    monkeypatch.setattr(_studies, "TUNED_ON_PAIRS", {"real_nothing": "Nothing"})
     _, most, _ = lines(audited((0.4, 0.3, 0.5)))
     cited = "[instruction_full.csv] [instruction_candidates.csv]"
     assert most.endswith(f"by {TUNED} times clipped_fall in the mean over seeds {cited}.")

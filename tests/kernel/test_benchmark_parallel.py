@@ -42,3 +42,11 @@ def test_a_trial_on_a_cpu_is_asked_for(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert parallel.main([]) == 2
     assert "this measures a GPU, and torch finds none" in capsys.readouterr().err
+
+
+def test_one_gpu_for_all_processes_is_refused(capsys, monkeypatch):
+    from kernel.benchmark import parallel
+
+    monkeypatch.setattr(parallel, "resolve_device", lambda given: torch.device(given.device))
+    assert parallel.main(["--device", "cuda:1"]) == 2
+    assert "got 'cuda:1': each process takes a GPU of its own." in capsys.readouterr().err

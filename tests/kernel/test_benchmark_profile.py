@@ -131,7 +131,7 @@ def test_the_least_is_that_of_the_best_split(sizes, workspace_mib):
 @pytest.mark.parametrize(
     ("name", "workspace_mib", "kept", "in_bytes", "cut"),
     [
-        ("Gemma-2-2B", 128, (0.25, 0.32), 0, False),  # D / N is 0.28
+        ("Gemma-2-2B", 128, (0.5, 0.5625), 0.5, False),  # 2 D / N is 0.5625
         ("Gemma-2-2B", 914, (0.8, 1.0), 0.8, False),
         ("Gemma-2-2B", 8192, (1.0, 1.0), 0, False),
         ("Qwen2.5-0.5B", 1024, (0.8, 1.0), 0, True),

@@ -173,7 +173,27 @@ def test_a_process_that_is_late_reports_what_it_had_done(tmp_path, capsys):
     test = tmp_path / "test_late.py"
     test.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\n")
     names, report = [f"{test}::test_a", f"{test}::test_b"], tmp_path / "report.xml"
-    gpu_tests._tested(names, report, 4)
+    gpu_tests._tested(names, report, 4, {})
     (row,) = gpu_tests.rows_of(filter(Path.exists, [report]), names)
     assert row["passed"] + row["not_run"] == 2 > row["passed"]  # none may have passed on a busy machine
     assert "a process took more than 4 seconds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("visible", "seen"), [(None, "1,0,2"), ("7,4,5", "4,7,5")])
+def test_the_gpu_that_is_asked_for_is_the_first_of_the_tests(tmp_path, monkeypatch, visible, seen, capsys):
+    test = tmp_path / "tests" / "test_one.py"
+    test.parent.mkdir()
+    body = "import os, pytest\n@pytest.mark.{}\ndef test_it():\n    assert os.environ['CUDA_VISIBLE_DEVICES'] == {!r}\n"
+    test.write_text(body.format("cuda", seen))
+    (tmp_path / "tests" / "test_two.py").write_text(body.format("alone\n@pytest.mark.cuda", seen))
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    cuda\n    alone\n")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(gpu_tests, "resolve_device", lambda given: torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.chdir(tmp_path)
+    status = gpu_tests.main(["--device", "cuda:1", "--processes", "1", "--output", str(tmp_path / "table.csv")])
+    assert status == 0, capsys.readouterr().out

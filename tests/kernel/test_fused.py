@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,9 +27,10 @@ from kernel.options import LossOptions
 triton = pytest.importorskip("triton")
 tl = triton.language
 LossCall = importlib.import_module("kernel.fused.call").LossCall
-last_rounds, tiles, compile_ahead, weight_gradient, launches = (
+StripColumns = importlib.import_module("kernel.fused.run_strip").StripColumns
+last_rounds, tiles, compile_ahead, weight_gradient, launches, run_products, arguments = (
     importlib.import_module(f"kernel.fused.{name}")
-    for name in ("last_round", "tiles", "compile_ahead", "weight_gradient", "launch")
+    for name in ("last_round", "tiles", "compile_ahead", "weight_gradient", "launch", "run_products", "arguments")
 )
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 
@@ -450,15 +452,53 @@ def test_pieces_of_several_strips_take_the_memory_of_one():
     assert (found[7, 32], found[7, 64], found[7, 96], found[7, 160]) == (7, 3, 2, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("workspace_bytes", BUDGETS)
+@pytest.mark.parametrize("d", [16, 40, 48])
+def test_tiles_of_both_gradients_are_transposed_where_the_last_wide_one_is_half_full(d, workspace_bytes, dtype):
+    table = launches.launch_table(torch.device("cpu"), dtype, d)
+    assert table.weight_gradient.transposed
+    assert table.input_gradient.transposed
+    args = problem(41, 130, d, bias=True, weighted=True, ignored=0.3, seed=5)
+    floor = 2e-6 if dtype == torch.float32 else 2e-3
+    check(args, dtype=dtype, floor=floor, label_smoothing=0.1, workspace_bytes=workspace_bytes)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of products of what is not read
-def test_tiles_of_the_input_gradient_may_reach_behind_what_dz_was_written_for(monkeypatch, request):
+def test_tiles_of_the_input_gradient_may_reach_behind_what_dz_was_written_for(transposed, monkeypatch, request):
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # new tensors are full of NaN
     cpu = torch.device("cpu")
     table = launches.launch_table(cpu, torch.float32, 16)
-    tall = replace(table.input_gradient, rows=64, columns=16)
+    tall = replace(table.input_gradient, rows=64, columns=16, transposed=transposed)
     request.addfinalizer(lambda: launches.set_launch_table(cpu, torch.float32, None))
     request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
     torch.use_deterministic_algorithms(True, warn_only=True)
     launches.set_launch_table(cpu, torch.float32, replace(table, input_gradient=tall))
     for workspace_bytes in BUDGETS:
         check(problem(70, 130, 16, bias=True, ignored=0.3), label_smoothing=0.1, workspace_bytes=workspace_bytes)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("descriptor", [False, True])
+def test_tiles_of_the_input_gradient_may_reach_behind_the_accumulator(descriptor):
+    """Listed tiles have one of whole tiles of dz, which may be less than a tile of this product has rows."""
+    cpu = torch.device("cpu")
+    table = launches.launch_table(cpu, torch.float32, 16)
+    tall = replace(table.input_gradient, rows=64, columns=16, transposed=True)
+    dz, weight, memory = torch.full((64, 64), torch.nan), torch.ones(64, 16), torch.zeros(64, 16)
+    dz[:23] = 1
+    state = SimpleNamespace(
+        table=replace(table, input_gradient=tall),
+        accumulator=memory[:32],
+        head=SimpleNamespace(weight=weight),
+        tiles=arguments.Tiles(descriptor),
+        number=torch.tensor([23], dtype=torch.int32),
+        programs=3,
+        hidden_size=16,
+        memory_blocks=0,
+        vocab_size=64,
+    )
+    run_products.add_input(state, dz, StripColumns(0, 64, 0, 64), torch.ones(23))
+    assert torch.equal(memory[:23], torch.full((23, 16), 64.0))
+    assert not memory[32:].any()

@@ -339,6 +339,32 @@ def test_chunks_of_tokens_compile_nothing_new(kind, monkeypatch):
     assert {"_scale_kernel", "weight_gradient_kernel", "bias_gradient_kernel"} <= names
 
 
+@pytest.mark.usefixtures("free")
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", ["smoothed", "smoothed, bfloat16", "everything, bfloat16"])
+def test_chunks_of_the_backward_compile_nothing_new(kind, frozen, monkeypatch):
+    (options, dtype), v, d = KINDS[kind], 130, 16
+    monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
+    monkeypatch.setattr("kernel.fused.gradients.processors", lambda device: 20)
+    generator, ahead, launched = torch.Generator().manual_seed(0), {}, []
+    monkeypatch.setattr(compile_call, "compile_ahead", lambda key, _, run: ahead.setdefault(key, specialisations(run)))
+
+    def call(n, rows):
+        monkeypatch.setattr(calls.LossCall, "backward_rows", lambda *args: rows)
+        hidden, weight, bias, target = tensors(n, v, d, dtype, True, generator)
+        weight = weight.detach() if frozen else weight
+        how = {"implementation": "triton", "linear_bias": bias, "reduction": "none"}
+        linear_cross_entropy(hidden, weight, target, **how, **options).sum().backward()
+
+    specialisations(partial(call, 3, 900))
+    compiled = set().union(*ahead.values())
+    for n, rows in ((300, 112), (77, 16), (40, 32), (900, 304), (17, 16)):
+        found = specialisations(partial(call, n, rows))
+        assert not found.union(*ahead.values()) - compiled, (n, rows)
+        launched.append({name for name, _ in found})
+    assert all(("_extremes_kernel" in names) == (dtype == torch.bfloat16 and not frozen) for names in launched)
+
+
 @pytest.mark.parametrize("kind", ["plain", "everything, bfloat16", "smoothed, bfloat16"])
 @pytest.mark.parametrize("form", ["loss", "statistics", "chunks", "sparse"])
 def test_a_first_call_takes_no_more_memory_than_later_ones(form, kind, monkeypatch):

@@ -307,6 +307,48 @@ def allowed_at_an_optimum(kind, storage):
     return [float(row[name]) for name in row if name.endswith("_error")]
 
 
+def at_an_optimum(kind, n, v, d):
+    """A problem in bfloat16, and what the default keeps of it."""
+    from kernel.fused.arguments import Head, Scalars  # needs Triton
+    from kernel.fused.call import LossCall
+
+    made = make_data(Shape("", n, v, d), torch.float32, torch.device("cpu"))
+    moved = byte_codes.optimum(made, float(kind.split()[1]), torch.Generator().manual_seed(0))
+    hidden, weight = (t.detach().to("cuda", torch.bfloat16).requires_grad_() for t in (moved.hidden, moved.weight))
+    data = Data(hidden, weight, moved.target.cuda())
+    call = LossCall(Head(hidden, weight, None, data.target), Scalars.of(LossOptions(label_smoothing=0.1)), 2**27)
+    return data, call.plan(keep=True, consumed=True, weight_gradient=True).kept
+
+
+def errors_by_workspace(data, budgets):
+    """Errors of the input's gradient, the head's and its rows without a target, for each budget."""
+    hidden, weight, exact = data.hidden, data.weight, measure.exact_gradients(data, Case())
+    rare = torch.ones(len(weight), dtype=torch.bool, device="cuda")
+    rare[data.target] = False
+    errors = {}
+    for workspace_bytes in budgets:
+        hidden.grad = weight.grad = None
+        ours(hidden, weight, data.target, label_smoothing=0.1, workspace_bytes=workspace_bytes).backward()
+        found, of_weight = (t.grad.double() for t in (hidden, weight))
+        errors[workspace_bytes] = [
+            relative_error(found, exact[1]),
+            relative_error(of_weight, exact[2]),
+            relative_error(of_weight[rare], exact[2][rare]),
+        ]
+    return errors
+
+
+@pytest.mark.parametrize("kind", ["optimum, 0.3", "optimum, 0.03", "optimum, 0.01"])
+def test_near_a_smoothed_optimum_bytes_are_no_farther_off_than_the_table_says(kind):
+    """All columns of this head are kept in one byte by default; of the target's logit as with two bytes below."""
+    v = 65536
+    data, kept = at_an_optimum(kind, 4096, v, 2048)
+    assert sum(run.columns for run in kept if run.in_bytes) == v
+    (found,) = errors_by_workspace(data, (2**27,)).values()
+    print(kind, found)
+    assert all(e < 1.25 * most + 0.004 for e, most in zip(found, allowed_at_an_optimum(kind, "bytes"), strict=True))
+
+
 @pytest.mark.parametrize("kind", ["optimum, 0.03", "optimum, 0.01"])
 def test_near_a_smoothed_optimum_the_default_is_no_farther_off_than_the_table_says(kind):
     """No cap here, and kept columns cost what docs/kernel.md says.
@@ -321,31 +363,14 @@ def test_near_a_smoothed_optimum_the_default_is_no_farther_off_than_the_table_sa
     products: some 3e-5 of a logit of 12.6, and that is 0.02 of what is left of dz (a float64 sum truncated so to 23
     bits gives 0.022). By default that is so of the tokens whose targets are among the first columns.
     """
-    from kernel.fused.arguments import Head, Scalars  # needs Triton
-    from kernel.fused.call import LossCall
-    from kernel.fused.schedule import _RECOMPUTED
+    from kernel.fused.schedule import _RECOMPUTED  # needs Triton
 
-    n, v, d = 2048, 32768, 1024  # of which the default keeps all columns that it keeps of any head
-    made = make_data(Shape("", n, v, d), torch.float32, torch.device("cpu"))
-    moved = byte_codes.optimum(made, float(kind.split()[1]), torch.Generator().manual_seed(0))
-    anew_share = float((moved.target < v // _RECOMPUTED).double().mean())  # of the tokens, their targets' logits
-    hidden, weight = (t.detach().to("cuda", torch.bfloat16).requires_grad_() for t in (moved.hidden, moved.weight))
-    data = Data(hidden, weight, moved.target.cuda())
-    rare = torch.ones(v, dtype=torch.bool, device="cuda")
-    rare[data.target] = False
-    exact = measure.exact_gradients(data, Case())
-    call = LossCall(Head(hidden, weight, None, data.target), Scalars.of(LossOptions(label_smoothing=0.1)), 2**27)
-    assert call.plan(keep=True, consumed=True, weight_gradient=True).columns > v / 2
-    errors = {}
-    for workspace_bytes in (0, 2**27):
-        hidden.grad = weight.grad = None
-        ours(hidden, weight, data.target, label_smoothing=0.1, workspace_bytes=workspace_bytes).backward()
-        found, of_weight = (t.grad.double() for t in (hidden, weight))
-        errors[workspace_bytes] = [
-            relative_error(found, exact[1]),
-            relative_error(of_weight, exact[2]),
-            relative_error(of_weight[rare], exact[2][rare]),
-        ]
+    v = 32768  # of which the default keeps all columns that it keeps of any head
+    data, kept = at_an_optimum(kind, 2048, v, 1024)
+    assert sum(run.columns for run in kept) > v / 2
+    assert not any(run.in_bytes for run in kept)
+    anew_share = float((data.target < v // _RECOMPUTED).double().mean())  # of the tokens, their targets' logits
+    errors = errors_by_workspace(data, (0, 2**27))
     print(kind, errors)
     anew, two_bytes = (allowed_at_an_optimum(kind, name) for name in ("none, dz anew", "softmax in bfloat16"))
     assert all(error < 1.25 * most + 0.03 for error, most in zip(errors[0], anew, strict=True)), errors

@@ -69,7 +69,7 @@ def count(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("workspace_bytes", "most"), [(0, 8), (12_000, 8), (2**20, 14)], ids=["strips", "in bytes", "in both memories"]
+    ("workspace_bytes", "most"), [(0, 8), (10_000, 8), (2**20, 14)], ids=["strips", "in bytes", "in both memories"]
 )
 def test_few_launches_beside_the_products(workspace_bytes, most, count):
     small, operations = count(80, workspace_bytes)

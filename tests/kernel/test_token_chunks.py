@@ -13,15 +13,16 @@ from torch.utils.checkpoint import checkpoint
 
 from kernel import linear_cross_entropy
 from kernel.fused import last_round, launch
-from kernel.fused.plan import peak_rows
+from kernel.fused.plan import PEAK_ROWS
 from kernel.fused.schedule import schedule
 from kernel.options import LossOptions
 
 pytest.importorskip("triton")
-calls, run_chunks, token_chunks, arguments = (
-    importlib.import_module(f"kernel.fused.{name}") for name in ("call", "run_chunks", "token_chunks", "arguments")
+calls, run_chunks, token_chunks, chunk_times, arguments = (
+    importlib.import_module(f"kernel.fused.{name}")
+    for name in ("call", "run_chunks", "token_chunks", "chunk_times", "arguments")
 )
-Chunks = token_chunks.Chunks
+Chunks, ChunkTimes = chunk_times.Chunks, chunk_times.ChunkTimes
 HOPPER = launch._TABLES["hopper", 2]
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="test_token_chunks_cuda.py covers the device")
 ours = partial(linear_cross_entropy, implementation="triton")
@@ -47,17 +48,17 @@ def cut(monkeypatch):
 
 @no_gpu
 @pytest.mark.parametrize(
-    ("rows", "workspace_bytes", "options"),
+    ("rows", "d", "workspace_bytes", "options"),  # of 16 and 40 columns tiles of both gradients are transposed
     [
-        (16, 6_000, {"label_smoothing": 0.1}),
-        (32, 6_000, {"softcap": 3.0, "label_smoothing": 0.1, "reduction": "sum"}),
-        (16, 0, ALL_OPTIONS),
+        (16, 16, 6_000, {"label_smoothing": 0.1}),
+        (32, 40, 6_000, {"softcap": 3.0, "label_smoothing": 0.1, "reduction": "sum"}),
+        (16, 20, 0, ALL_OPTIONS),
     ],
     ids=["smoothed", "capped sum", "all"],
 )
-def test_loss_and_gradients(rows, workspace_bytes, options, cut):
+def test_loss_and_gradients(rows, d, workspace_bytes, options, cut):
     """The upstream gradient is 1/2; the last chunk is shorter, and the tokens kept differ from chunk to chunk."""
-    args = problem(40, 70, 16, bias=True, weighted=True, ignored=0.3, seed=1)
+    args = problem(41, 71, d, bias=True, weighted=True, ignored=0.3, seed=1)
     with torch.no_grad():
         args.target[16:30] = -100
     exact = value_and_gradients(eager, args, **options)
@@ -88,9 +89,10 @@ def half(cut, monkeypatch):
 
 
 @no_gpu
-def test_sixteen_chunks_round_the_sums_to_codes(half, cut):
+@pytest.mark.parametrize("d", [16, 20, 40])
+def test_sixteen_chunks_round_the_sums_to_codes(d, half, cut):
     """By 0.0006: to bfloat16 they would be 0.0050 off; products alone are 0.0003."""
-    args = problem(256, 40, 16, seed=1)
+    args = problem(256, 40, d, seed=1)
     errors, got = half(args, 16, label_smoothing=0.1)
     assert set(cut.seen) == {16}
     assert errors[1] < 4e-4
@@ -271,24 +273,56 @@ def test_chunks_are_chosen_where_they_save_time_by_the_model():
     assert found["D 640"][1] > 2
 
 
+def plan_bytes(plan, rows):
+    """Bytes of a plan of bfloat16 outside the gradients, with the peaks of columns in bytes."""
+    return 2 * plan.memory + sum(run.columns // 256 * 4 * rows * PEAK_ROWS for run in plan.kept if run.in_bytes)
+
+
+def test_random_problems_fit_their_budgets():
+    """Some are cut and some are not; a budget below a tile of dz for all rows of a chunk is that tile."""
+    random, cuts = np.random.default_rng(0), []
+    for _ in range(30):
+        n, v, d = (int(2 ** random.uniform(*of)) for of in ((11, 17), (12, 18), (6, 12)))
+        kinds = [{}, {"in_bytes": False}, {"in_bytes": False, "direct": False}][random.integers(3)]
+        table = launch._fitting("hopper", 2, d)
+        budget = int(2 ** random.uniform(22, 32))
+        (rows,) = token_chunks.token_chunks(n, v, d, 2, budget, **(BFLOAT16 | kinds | {"table": table}))
+        common = {kind: (BFLOAT16 | kinds)[kind] for kind in ("direct", "in_bytes", "processors")}
+        times = ChunkTimes(n, v, d, 2, common | {"table": table})
+        plans = times.plans(rows, budget)
+        assert 0 < rows <= n
+        assert rows == n or rows % 128 == 0
+        assert -(-n // rows) <= 32
+        for plan in plans[: 1 + (rows < n)]:
+            assert plan_bytes(plan, rows) <= max(budget, 2 * rows * 256)
+        cuts.append(rows < n)
+    assert 6 <= sum(cuts) <= 24
+
+
+def test_the_last_chunk_is_counted_as_it_is():
+    """256 tokens more than seven chunks of 2304 take what the launches of a chunk do and little else."""
+    _, v, d = HEADS["Qwen2.5-0.5B"]
+    kinds = {kind: BFLOAT16[kind] for kind in ("direct", "in_bytes", "processors", "table")}
+    times = [ChunkTimes(n, v, d, 2, kinds) for n in (7 * 2304, 7 * 2304 + 256, 8 * 2304)]
+    seven, some, eight = (time.in_chunks(2304, time.plans(2304, 2**30)) for time in times)
+    assert 0 < some - seven - times[0].apart < 0.25 * (eight - seven - times[0].apart)
+
+
 @pytest.mark.parametrize("name", list(HEADS))
 def test_every_choice_fits_its_budget_and_more_memory_is_no_slower(name):
     shape = n, _, _ = HEADS[name]
     kinds = {kind: BFLOAT16[kind] for kind in ("direct", "in_bytes", "processors", "table")}
-    search = token_chunks._Search(*shape, 2, kinds)
+    times = ChunkTimes(*shape, 2, kinds)
     least = float("inf")
     for mib in (32, 96, 256, 600, 1024, 2048, 4096):
         (rows,) = chosen(shape, mib)
-        first, later = search.plans(rows, mib * 2**20)
+        plans = first, later = times.plans(rows, mib * 2**20)
         assert rows == n or (rows % 128 == 0 and 32 * rows >= n)
-        for plan in (first, later):
-            peaks = sum(run.columns // 256 * 4 * rows * peak_rows(256) for run in plan.kept if run.in_bytes)
-            assert 2 * plan.memory + peaks <= mib * 2**20
+        assert all(plan_bytes(plan, rows) <= mib * 2**20 for plan in plans)
         assert not later.in_gradient
         assert not (later.scaled_in_gradient and later.kept and later.strips)
         assert all(strip.offset is None for strip in later.strips)
-        time = search.microseconds(n, search.plan(n, mib * 2**20, sums=False))
-        time = time if rows == n else search.in_chunks(rows, (first, later))
+        time = times.microseconds(n, first) if rows == n else times.in_chunks(rows, plans)
         assert time < 1.03 * least
         least = min(least, time)
 

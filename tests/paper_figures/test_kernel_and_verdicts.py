@@ -105,7 +105,7 @@ class TestKernel:
             " and mode == 'loss and gradients' and implementation == 'Liger-Kernel'"
         )["ms"]
         rows = drawn("kernel", "quick")[1].query("shape == 'Qwen2.5-0.5B' and implementation == 'Liger-Kernel'")
-        assert len(rounds) == 5  # 2 / 2^5 = .06 is the chance that all lie on one side of the median
+        assert len(rounds) == 4  # 2 / 2^4 = .125 is the chance that all lie on one side of the median
         numbers = rows[["ms", "ms_low", "ms_high"]].iloc[0].tolist()
         assert numbers == pytest.approx([rounds.median(), rounds.min(), rounds.max()], abs=6e-4)
 
