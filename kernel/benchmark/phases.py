@@ -36,7 +36,7 @@ PHASES: dict[str, tuple[str, ...]] = {
     "rows and rounding": (
         *("_index_kernel", "_pack_kernel", "largest_kernel", "gradient_rows_kernel", "target_logit_kernel"),
         *("_target_column_kernel", "_column_sum_kernel", "_join_columns_kernel"),
-        *("_scale_kernel", "unpack_kernel", "bias_gradient_kernel", "_extremes_kernel"),
+        *("_scale_kernel", "unpack_kernel", "bias_gradient_kernel", "_possible_kernel"),
     ),
     "choice of tiles": (
         *("_finish_kernel", "_mean_kernel", "_gram_kernel", "_square_kernel", "_score_kernel"),
