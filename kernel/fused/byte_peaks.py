@@ -7,12 +7,12 @@ to tell,
 
 With a gain of 255 that is 0: a step is 1.6% of the peak, whatever lies below. Where the logits of all 64 columns are
 close to each other the gain is larger and the steps are finer: near a smoothed optimum the gradient is the small
-difference of probabilities and b / V. In columns that lie within 8 bits below their peak it is 311, and with each of
-five halvings of that larger, 6015 within a quarter of a bit, where a step is 0.07% of the peak: two bytes of bfloat16
-round by up to 0.2%.
+difference of probabilities and b / V. In columns that lie within 7 bits below their peak it is 311 or more, and with
+each of five halvings of that larger, 6015 within a fifth of a bit, where a step is 0.07% of the peak: two bytes of
+bfloat16 round by up to 0.2%.
 
 Of the peaks of a tile the largest is kept in float32, so that a constant added to all logits changes nothing, and a
-byte for each says how far below it lies, rounded up, and which gain it has (:func:`coded_peaks`): 8 bytes for a token
+byte for each says how far below it lies, rounded up, and which gain it has (``coded_peaks``): 8 bytes for a token
 and 256 columns, one thirty-second of what the codes take.
 
 - 0 to 63: the gain of 255; in quarters of a bit below, which cost up to 4% of the steps. One that lies further below
