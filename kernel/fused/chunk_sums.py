@@ -4,15 +4,13 @@ The head's gradient of one chunk after the other is added up in the memory of th
 after each chunk the sum would lose more with each of them: of k chunks whose parts are alike, about k / 3 times the
 squared error of one rounding. Until the last chunk, which rounds the sum to bfloat16 once, entries therefore are
 float16 with 10 bits of mantissa in place of 7, whose squared error is 1 / 64. The device converts both ways by itself,
-and an addition costs next to nothing beside what it reads and writes. (Codes with more exponents, made of a float32's
-bits by arithmetic of integers, took longer than the memory.)
+in few instructions. (Codes with more exponents, made of a float32's bits by arithmetic of integers, take many more.)
 
 What float16 lacks is range. So each column of the gradient, an entry of the hidden states, has a power of two of its
 own, by which the largest sum that is possible in it becomes 2^16, with room for rounding. Down to 2^-30 of that sum all
 10 bits are there, and below it steps are equal, 2^-40 of it. What is possible is the sum over the kept tokens of the
 magnitudes of upstream gradient and hidden state: an entry sums dz times a hidden state, and dz is at most the upstream
-gradient. So ignored tokens count for nothing, and an outlier, or a token of large weight, only for what it is. (If
-16,384 tokens give a word a probability of 2^-22 and hidden states are noise, its rows are off by 0.001 after 8 chunks.)
+gradient. So ignored tokens count for nothing, and an outlier, or a token of large weight, only for what it is.
 
 The logits' factor multiplies what is possible. A confidence penalty c adds c p (log p + H) to dz, at most 4 c of the
 upstream gradient for vocabularies up to 2^22 (p (log p + H) is largest where all other tokens share what p leaves, at p
