@@ -9,8 +9,8 @@ in :mod:`.schedule`, the launches in :mod:`.run_forward`, :mod:`.run_strip`, :mo
 :mod:`.run_backward`. One call is a :class:`.call.LossCall`, of which eager code (:mod:`.eager`) and compiled code
 (:mod:`.operators`) make token losses. Where a budget allows for it, tokens come in chunks (:mod:`.token_chunks`), each
 with its forward and backward (:mod:`.run_chunks`); where they are very many, the backward alone does
-(:mod:`.backward_chunks`, :mod:`.run_backward_chunks`). Between chunks sums of the head's gradient are codes
-(:mod:`.chunk_sums`).
+(:mod:`.backward_chunks`, :mod:`.run_backward_chunks`). Between chunks sums of the head's gradient are
+float16 (:mod:`.chunk_sums`).
 
 Importing this package needs no Triton; calling :func:`loss` does.
 """

@@ -4,7 +4,7 @@ The workspace holds dz of all tokens for a strip of the vocabulary. Of very many
 the input's gradient, float32 ``(N, D)``, is read and written with each of very many strips, the head's has few tiles in
 each, and next to no column is kept. Of a chunk of the tokens the same workspace holds strips as many times as wide, and
 the float32 sums are those of the chunk. What it costs: sums of the head's gradient are read and written once more with
-each chunk but the first, in half precision as codes (:mod:`.chunk_sums`), and each chunk has launches of its own. A
+each chunk but the first, in half precision as float16 (:mod:`.chunk_sums`), and each chunk has launches of its own. A
 frozen head has no such sums. The forward is that of all tokens at once, and keeps nothing; when the first chunk begins
 the upstream gradients are known, of any reduction.
 

@@ -99,8 +99,8 @@ class LossCall:
     def serves_backward_chunks(self, needs: Needs) -> bool:
         """Whether the backward of a loss without statistics may be cut into chunks of tokens.
 
-        Not where sums of the head's gradient are float16, as which the codes between chunks are hardly finer; nor of a
-        slice of a head, whose input's gradient is complete before its own last product.
+        Not where the head's gradient is float16, than which the sums between chunks are hardly finer; nor of a slice of
+        a head, whose input's gradient is complete before its own last product.
         """
         return not self.scalars.whole and (not needs[1] or self.head.hidden.dtype != torch.float16)
 
