@@ -36,7 +36,8 @@ import triton.language as tl
 from .byte_columns import to_byte
 from .byte_peaks import coded_peaks, store_peaks
 from .codes import below_peak, encode
-from .tiles import capped, column_part, in_one, largest, logit_argument, product, store_tile
+from .logits import capped, largest, logit_argument
+from .tiles import column_part, in_one, product, store_tile
 from .units import group_count
 
 __all__ = ["FLOOR", "forward_kernel"]

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .forward import FLOOR
 from .keep import LIMIT
-from .tiles import row_largest
+from .logits import row_largest
 from .units import group_count
 
 __all__ = ["merge_kernel"]

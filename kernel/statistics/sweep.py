@@ -22,7 +22,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..fused.tiles import capped, logit_argument, product
+from ..fused.logits import capped, logit_argument
+from ..fused.tiles import product
 from ..fused.units import group_count
 from .tile import EXCLUDED, FLOOR, exponential_sums, row_sum, tile_rank, two_largest
 
