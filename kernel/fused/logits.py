@@ -7,7 +7,9 @@ import triton.language as tl
 
 from .tiles import column_part
 
-__all__ = ["capped", "largest", "logit_argument", "row_largest"]
+__all__ = ["FLOOR", "capped", "largest", "logit_argument", "row_largest"]
+
+FLOOR = -1e38  # below every logit in bits, and finite: a tile of logits of -inf has no mass and no peak
 
 
 @triton.jit
