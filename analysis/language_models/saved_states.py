@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernel.benchmark.command import finish
-
+from ..command import finish, parser_of
 from .documents import Encoded, python_text
 from .features import head_of, hidden_states
 from .loading import load_model
@@ -32,12 +31,8 @@ _LENGTH = 512
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the model, write the file and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.language_models.saved_states",
-        description=(__doc__ or "").partition(": ``")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = (__doc__ or "").partition(": ``")[0] + "."
+    parser = parser_of("analysis.language_models.saved_states", about, _EXAMPLES)
     parser.add_argument("model", help="folder, GGUF file, hub name, or gemma or smollm2 for an installed package")
     parser.add_argument("output", type=Path, help="safetensors file to write")
     parser.add_argument("--tokens", type=int, default=12288, help="predicted tokens at most (default 12288)")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..sparse_tiles import TILE_ROWS, TILE_TOKENS, spectral
-from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .problems import Data, read_states
 from .tables import Report
 
@@ -101,12 +101,7 @@ class SoftmaxTiles:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.certificate",
-        description=(__doc__ or "").partition(": ``")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.certificate", __doc__, _EXAMPLES)
     parser.add_argument(
         "--states", type=Path, required=True, metavar="FILE.safetensors", help="hidden states and head of a model"
     )

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..sparse_tiles import TILE_ROWS, TILE_TOKENS
 from .certificate import SoftmaxTiles
-from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .exact_tiles import TileErrors, tile_errors
 from .fewest_tiles import Minorant, error, minorants, most_left_out
 from .problems import SHAPES, Data, make_data, read_states
@@ -126,12 +126,7 @@ def _most_of(order: Tensor, fits: Callable[[Tensor], bool], shape: torch.Size) -
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.sparse_floor",
-        description=(__doc__ or "").partition(": ``")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.sparse_floor", __doc__, _EXAMPLES)
     parser.add_argument(
         "--states", type=Path, nargs="+", default=[], metavar="FILE", help="hidden states and heads (safetensors)"
     )
@@ -148,9 +143,8 @@ def _problems(given: argparse.Namespace, device: torch.device) -> Iterator[tuple
         yield path.stem, read_states(path, given.tokens, device)[0]
     for shape in SHAPES:
         if shape.name == given.problem:
-            sizes = (max(size // given.scale, 2) for size in (shape.n, shape.vocab_size, shape.hidden_size))
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-            yield shape.name, make_data(type(shape)(shape.name, *sizes), dtype, device)
+            yield shape.name, make_data(shape.divided(given.scale), dtype, device)
 
 
 def _run(given: argparse.Namespace, command: str) -> int:

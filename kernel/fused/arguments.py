@@ -111,7 +111,7 @@ class Scalars:
         return cls(label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, int(ignore_index))
 
     def gains(self) -> dict[str, float]:
-        """Return the factors by which a kernel makes logits of products: see ``tiles.logit_argument``."""
+        """Return the factors by which a kernel makes logits of products: see ``logits.logit_argument``."""
         log2_e = math.log2(math.e)
         if self.softcap:
             inner, cap = 2 * log2_e / self.softcap, self.softcap * log2_e / self.temperature

@@ -27,7 +27,8 @@ from .pilot import Pilot
 from .run_listed import ListedRun
 from .sparse_state import SparseState
 from .tile_errors import input_error, scores, weight_error
-from .tile_limits import FOUND, choose_levels, levels, limits
+from .tile_levels import FOUND, choose_levels, levels
+from .tile_limits import limits
 
 __all__ = ["Chosen", "choose_tiles"]
 

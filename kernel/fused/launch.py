@@ -35,7 +35,7 @@ class Launch:
     parts: int = 2  # blocks, of columns if not transposed, in which the epilogue stores: fewer need more shared memory
     reduce: bool = False  # add to sums in memory in the L2 cache, by the copy engine (both gradients only)
     early: bool = False  # begin before the kernel ahead has ended (:mod:`.early`; logit and input gradients only)
-    folded: bool = False  # another form of a softcap's slope (tiles.capped; logit gradient only)
+    folded: bool = False  # another form of a softcap's slope (logits.capped; logit gradient only)
     flatten: bool = (
         True  # fuse the loop over tiles with the loop over the sum: the next tile's loads overlap this one's end
     )

@@ -12,9 +12,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .logits import logit_argument
 from .tile_gradient import gradient_of_logits
 from .tile_sums import load_mass
-from .tiles import column_part, load_tile, logit_argument, product, store_tile
+from .tiles import column_part, load_tile, product, store_tile
 
 __all__ = ["join_kernel", "listed_gradient_kernel", "listed_input_kernel", "listed_weight_kernel"]
 

@@ -33,17 +33,11 @@ from .sparse_state import SparseState
 from .tile_sums import SparseTiles
 from .tries import Tries
 
-__all__ = ["Sparse", "SparseTiles", "forget_tries", "sparse_backward"]
+__all__ = ["Sparse", "SparseTiles", "sparse_backward"]
 
 _FEWEST = 4, 8  # blocks of tokens and tiles of the vocabulary, below which everything is computed
 _tries = Tries()
 _tries_of: WeakKeyDictionary[GradientTolerance, Tries] = WeakKeyDictionary()
-
-
-def forget_tries() -> None:
-    """Let the next loss of each kind try again to leave tiles out."""
-    _tries.forget()
-    _tries_of.clear()
 
 
 class Sparse(NamedTuple):

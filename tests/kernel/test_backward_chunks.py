@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import ALL_OPTIONS, Peak, eager, free_launches, problem, relative_error, value_and_gradients
+from chunks import exact_of_kept, float16_errors
+from helpers import ALL_OPTIONS, Peak, eager, free_launches, ours, problem, relative_error, value_and_gradients
 
 from kernel import linear_cross_entropy
 from kernel.fused import backward_chunks, launch
@@ -22,7 +23,6 @@ calls, run_backward_chunks, arguments = (
 )
 HOPPER = launch._TABLES["hopper", 2]
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="test_backward_chunks_cuda.py covers the device")
-ours = partial(linear_cross_entropy, implementation="triton")
 
 
 @pytest.fixture
@@ -110,13 +110,7 @@ def half(cut, monkeypatch):
     monkeypatch.setattr(calls.LossCall, "serves_backward_chunks", lambda *args: True)
     monkeypatch.setattr(calls.LossCall, "backward_rows", lambda *args: 16)
 
-    def half(args, exact=None, **options):
-        args = args.to(torch.float16)
-        exact = value_and_gradients(eager, args.to(torch.float64), **options) if exact is None else exact
-        got = value_and_gradients(ours, args, **options)
-        return [relative_error(a, b) for a, b in zip(got[:3], exact[:3], strict=True)], got
-
-    return half
+    return float16_errors
 
 
 @no_gpu
@@ -128,7 +122,7 @@ def test_sums_of_half_precision_are_codes_between_chunks(half, cut):
     assert errors[1] < 4e-4
     assert 3e-4 < errors[2] < 9e-4
     _, again = half(args, label_smoothing=0.1)
-    assert all(torch.equal(a, b) for a, b in zip(got[:3], again[:3], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
 @no_gpu
@@ -174,13 +168,8 @@ def test_codes_leave_room_for_a_z_loss(ignored, half, cut):
         args.linear_weight[0] += 0.5
         args.input[args.target == -100] = torch.nan
         args.target[args.target >= 0] = 0
-    kept = args.target >= 0
-    of_kept = args._replace(
-        input=args.input.detach()[kept].requires_grad_(), target=args.target[kept], token_weight=args.token_weight[kept]
-    )
-    exact = value_and_gradients(eager, of_kept, z_loss=4.0, reduction="sum")
-    exact[1] = torch.zeros(64, 16, dtype=torch.float64).index_put_((kept,), exact[1])
-    errors, _ = half(args, exact, z_loss=4.0, reduction="sum")
+    options = {"z_loss": 4.0, "reduction": "sum"}
+    errors, _ = half(args, exact_of_kept(args, **options), **options)
     assert cut.seen == [16] * 4
     assert max(errors) < 1e-3
 

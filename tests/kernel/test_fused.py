@@ -15,7 +15,7 @@ from helpers import (
     Problem,
     assert_within_budget,
     eager,
-    free_launches,
+    ours,
     problem,
     relative_error,
     value_and_gradients,
@@ -32,21 +32,14 @@ last_rounds, tiles, compile_ahead, weight_gradient, launches, run_products, argu
     importlib.import_module(f"kernel.fused.{name}")
     for name in ("last_round", "tiles", "compile_ahead", "weight_gradient", "launch", "run_products", "arguments")
 )
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device"),
+    pytest.mark.usefixtures("kept_in_strips"),
+]
 
 TILE = (16, 32, 16)  # tokens, vocabulary, hidden size of the interpreter's tiles
 SHAPES = [(1, 1, 1), (1, 2, 3), TILE, (17, 33, 17), (40, 130, 20), (33, 200, 32)]  # one, a tile, one past, several
 BUDGETS = [0, 9_000, 2**30]  # what the gradient's memory holds is kept; some columns more; everything
-
-
-@pytest.fixture(autouse=True)
-def kept_in_strips():
-    with free_launches():
-        yield
-
-
-def ours(*args, **options):
-    return linear_cross_entropy(*args, implementation="triton", **options)
 
 
 def check(args: Problem, *, dtype: torch.dtype = torch.float32, floor: float = 2e-6, **options: object) -> None:

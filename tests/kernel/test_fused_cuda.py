@@ -20,13 +20,14 @@ from helpers import (
     capped_gradients,
     eager,
     free_launches,
+    ours,
     problem,
     relative_error,
 )
 from helpers import value_and_gradients as gradients
+from on_device import without_waiting
 from torch.utils.checkpoint import checkpoint
 
-from kernel import linear_cross_entropy
 from kernel.benchmark import byte_codes, measure
 from kernel.benchmark.command import committed
 from kernel.benchmark.problems import Data, Shape, make_data
@@ -38,10 +39,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 FLOOR = {torch.bfloat16: 2.5e-3, torch.float16: 4e-4, torch.float32: 2e-6}
-
-
-def ours(*args, **options):
-    return linear_cross_entropy(*args, implementation="triton", **options)
 
 
 @pytest.mark.parametrize("dtype", FLOOR, ids=str)
@@ -161,11 +158,8 @@ def test_float16_gradients_of_a_mean_do_not_underflow():
 def test_no_synchronisation(workspace_bytes):
     args = problem(256, 1000, 64, weighted=True, ignored=0.5).to(torch.bfloat16, "cuda")
     gradients(ours, args, workspace_bytes=workspace_bytes)
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with without_waiting():
         gradients(ours, args, workspace_bytes=workspace_bytes)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("workspace_bytes", [0, 2**28])
@@ -390,10 +384,9 @@ def test_bf16_gradients_under_a_cap_where_the_slope_was_lost():
 
 
 _STALLS = """
-import json, random, sys, time
-sys.path.insert(0, "tests/kernel")
+import json, random, time
 import torch
-from test_fused_fuzz import compiled_kernels
+from on_device import compiled_kernels
 from kernel import linear_cross_entropy
 import kernel.fused.token_losses
 from kernel.fused.call import LossCall
@@ -456,7 +449,6 @@ def test_no_call_but_the_first_compiles(tmp_path):
     print(done.stdout)
     for found in json.loads(done.stdout.splitlines()[-1]):
         assert found["new"] == 0
-        assert found["kernels"] > 8
         assert found["longest"] < 1, "seconds: something stalled"
         # 5 s on 16 cores and 12 s on 2 are asked (first_call.csv is held against that); half as much again here.
         assert found["first"] < 1.5 * (4 + 16 / len(os.sched_getaffinity(0)))
