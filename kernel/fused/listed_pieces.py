@@ -9,12 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .compile_ahead import run_kernel
-from .listed_rounds import ListedTiles
+from .listed_rounds import ROUND_FIELDS, ListedTiles
 
 __all__ = ["BlockPieces", "block_pieces", "most_extra_blocks"]
 
 _PIECES = 4  # of the input's gradient for each multiprocessor and round
 _LEAST = 4  # entries of a piece, if its block has as many
+_FIELDS = tl.constexpr(ROUND_FIELDS)
 
 
 class BlockPieces(NamedTuple):
@@ -48,7 +49,7 @@ def _piece_kernel(
 ):
     """Cut what each block has in a round into equal pieces."""
     index = tl.program_id(0)
-    this = rounds + 1 + 4 * (first_round + index)
+    this = rounds + 1 + _FIELDS * (first_round + index)
     size = tl.maximum(LEAST, tl.cdiv(tl.load(this + 1), extra))
     first_tile = tl.load(this + 2)
     end_tile = first_tile + tl.load(this + 3)

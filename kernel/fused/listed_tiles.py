@@ -1,6 +1,7 @@
 """Kernels over a list of tiles, each a block of tokens and a tile of the vocabulary: dz and its two products.
 
-dz of a round's tiles lies one tile below the other, as the list has them: by tile of the vocabulary, then by block. The
+dz of a round's tiles lies one tile below the other, as the list has them: by tile of the vocabulary, then by block, in
+the workspace or behind the round's rows of the weight's gradient (:mod:`.listed_rounds`). The
 weight's gradient of a tile is the sum over its entries, written once. For the input's gradient the entries of a block
 are cut into pieces of at most so many; the first adds to the block's rows of the accumulator, the others write rows of
 their own, which ``join_kernel`` adds in their order. No address is written by two programs at a time, and sums have
@@ -12,11 +13,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .listed_rounds import ROUND_FIELDS
 from .tile_gradient import gradient_of_logits
 from .tile_sums import load_mass
 from .tiles import column_part, load_tile, logit_argument, product, store_tile
 
 __all__ = ["join_kernel", "listed_gradient_kernel", "listed_input_kernel", "listed_weight_kernel"]
+
+_FIELDS = tl.constexpr(ROUND_FIELDS)
 
 
 @triton.jit(do_not_specialize=["n", "vocab_size", "index", "dz_rows", "tiles"])
@@ -35,7 +39,7 @@ def listed_gradient_kernel(
     order,  # (N,) packed row of each
     factor,  # (N,) of a token's softmax
     tile_uniform,  # b C / V
-    rounds,  # (1 + 4 tiles,) see listed_rounds
+    rounds,  # (1 + 5 tiles,) see listed_rounds
     dz,  # (dz_rows, BLOCK_VOCAB), written
     dz_rows,
     index,  # of the round
@@ -66,8 +70,9 @@ def listed_gradient_kernel(
 ):
     """Write dz of the round's tiles, which lie within the vocabulary, less their mean field (:mod:`.mean_field`)."""
     row_count = tl.load(count)
-    first = tl.load(rounds + 1 + 4 * index)
-    number = tl.load(rounds + 2 + 4 * index)
+    first = tl.load(rounds + 1 + _FIELDS * index)
+    number = tl.load(rounds + 2 + _FIELDS * index)
+    start = tl.load(rounds + 5 + _FIELDS * index)
     for entry in tl.range(tl.program_id(0), number, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
         row_start = tl.load(block_of + first + entry) * BLOCK_ROWS
         tile = tl.load(tile_of + first + entry)
@@ -127,7 +132,7 @@ def listed_gradient_kernel(
             store_tile(
                 dz,
                 (gradient - mean[:, None]).to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
-                entry * BLOCK_ROWS,
+                start + entry * BLOCK_ROWS,
                 offset,
                 dz_rows,
                 BLOCK_VOCAB,
@@ -147,7 +152,7 @@ def listed_input_kernel(
     tile_of,  # and their tiles of the vocabulary
     piece,  # (rounds, most, 3): first entry, entries, block of rows to write, of a block's first piece to add to
     numbers,  # (rounds, 2): pieces, joins
-    rounds,  # (1 + 4 tiles,) see listed_rounds
+    rounds,  # (1 + 5 tiles,) see listed_rounds
     index,  # of the round
     place,  # of the round in piece and numbers
     most,
@@ -168,7 +173,8 @@ def listed_input_kernel(
 ):
     """Products of pieces with the head."""
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
-    first = tl.load(rounds + 1 + 4 * index)
+    first = tl.load(rounds + 1 + _FIELDS * index)
+    start = tl.load(rounds + 5 + _FIELDS * index)
     pieces = tl.load(numbers + 2 * place)
     piece += place * most * 3
     STEPS: tl.constexpr = TILE // BLOCK_VOCAB
@@ -184,7 +190,8 @@ def listed_input_kernel(
             k = (step % STEPS) * BLOCK_VOCAB
             slot = tl.load(slot_of + entry) - first
             tile = tl.load(tile_of + entry)
-            a = load_tile(dz, slot * BLOCK_ROWS, k, dz_rows, TILE, TILE, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
+            dz_row = start + slot * BLOCK_ROWS
+            a = load_tile(dz, dz_row, k, dz_rows, TILE, TILE, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
             b = load_tile(
                 weight,
                 tile * TILE + k,
@@ -244,7 +251,7 @@ def listed_weight_kernel(
     scale,  # () factor common to all tokens
     entry_of,  # (all tiles + 1,) first entry of each
     block_of,
-    rounds,  # (1 + 4 tiles,) see listed_rounds
+    rounds,  # (1 + 5 tiles,) see listed_rounds
     index,  # of the round
     dz_rows,
     n,
@@ -264,9 +271,10 @@ def listed_weight_kernel(
 ):
     """Products of the round's tiles with the hidden states."""
     factor = tl.load(scale) * constant
-    first = tl.load(rounds + 1 + 4 * index)
-    first_tile = tl.load(rounds + 3 + 4 * index)
-    tiles = tl.load(rounds + 4 + 4 * index)
+    first = tl.load(rounds + 1 + _FIELDS * index)
+    first_tile = tl.load(rounds + 3 + _FIELDS * index)
+    tiles = tl.load(rounds + 4 + _FIELDS * index)
+    start = tl.load(rounds + 5 + _FIELDS * index)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     STEPS: tl.constexpr = ROWS // BLOCK_ROWS
     for item in tl.range(tl.program_id(0), tiles * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
@@ -279,7 +287,8 @@ def listed_weight_kernel(
             entry = begin + step // STEPS
             k = (step % STEPS) * BLOCK_ROWS
             row = tl.load(block_of + entry) * ROWS + k
-            a = load_tile(dz, (entry - first) * ROWS + k, 0, dz_rows, TILE, TILE, 1, BLOCK_ROWS, TILE, DESCRIPTOR)
+            dz_row = start + (entry - first) * ROWS + k
+            a = load_tile(dz, dz_row, 0, dz_rows, TILE, TILE, 1, BLOCK_ROWS, TILE, DESCRIPTOR)
             b = load_tile(
                 hidden, row, column_start, n, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
             )

@@ -1,7 +1,8 @@
-"""Launches over the tiles that were chosen: dz of them and its products, in rounds whose dz fits the workspace."""
+"""Launches over the tiles that were chosen: dz of them and its products, in rounds whose dz fits a memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from .arguments import logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
 from .launch import blocks
 from .listed_pieces import BlockPieces, block_pieces
-from .listed_rounds import ListedTiles
+from .listed_rounds import ListedTiles, Room, Round
 from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
 from .pilot import Pilot
 from .sparse_state import SparseState
@@ -20,18 +21,19 @@ __all__ = ["ListedRun", "run_listed"]
 _INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
 
 
-def run_listed(run: ListedRun, rounds: int) -> tuple[Tensor | None, ...]:
+def run_listed(run: ListedRun, rounds: Sequence[Round]) -> tuple[Tensor | None, ...]:
     """Compute all rounds but the first, which is on its way, and finish both gradients."""
-    run.go_on(1, rounds - 1)
+    run.go_on(1, [each.in_gradient for each in rounds[1:]])
     return run.gradients.finish()
 
 
 class ListedRun:
     """The list and dz on the device, where kernels look what a round has: the first is queued before the host knows."""
 
-    def __init__(self, state: SparseState, listed: ListedTiles) -> None:
-        self.state, self.gradients, self.listed = state, state.gradients, listed
-        self.dz = state.workspace[: state.capacity * state.row * state.tile].view(-1, state.tile)
+    def __init__(self, state: SparseState, listed: ListedTiles, room: Room) -> None:
+        self.state, self.gradients, self.listed, self.room = state, state.gradients, listed, room
+        self.workspace = state.workspace[: state.capacity * state.row * state.tile].view(-1, state.tile)
+        self.dz = self.workspace  # of the round
 
     def begin(self, pilot: Pilot) -> None:
         """Queue the first round, of nothing where there turns out to be none."""
@@ -39,14 +41,19 @@ class ListedRun:
         if self.state.needs[1]:
             gradients.weight_gradient = gradients.head.weight.new_empty(gradients.head.weight.shape)
             pilot.write_rows()
-        self.go_on(0, 1)
+        self.go_on(0, [self.room.first_in_gradient])
 
-    def go_on(self, first: int, rounds: int) -> None:
-        """Compute ``rounds`` rounds from ``first`` on."""
-        pieces = None
-        if rounds and self.state.memory is not None:
-            pieces = block_pieces(self.listed, first, rounds, self.state.most_extra_blocks())
-        for place in range(rounds):
+    def go_on(self, first: int, in_gradient: Sequence[bool]) -> None:
+        """Compute rounds from ``first`` on, of each of which is told whether its dz lies in the weight's gradient."""
+        pieces, state = None, self.state
+        if in_gradient and state.memory is not None:
+            pieces = block_pieces(self.listed, first, len(in_gradient), state.most_extra_blocks())
+        for place, inside in enumerate(in_gradient):
+            self.dz = self.workspace
+            if inside:
+                assert self.gradients.weight_gradient is not None
+                whole = state.tiles * state.tile * state.hidden_size
+                self.dz = self.gradients.weight_gradient.view(-1)[:whole].view(-1, state.tile)
             self.make_dz(first + place)
             if self.gradients.weight_gradient is not None:
                 self.write_weight(self.gradients.weight_gradient, first + place)
