@@ -16,11 +16,21 @@ import triton.language as tl
 from .listed_rounds import ROUND_FIELDS
 from .tile_gradient import gradient_of_logits
 from .tile_sums import load_mass
-from .tiles import column_part, load_tile, logit_argument, product, store_tile
+from .tiles import (
+    add_product,
+    column_part,
+    load_tile,
+    logit_argument,
+    no_product,
+    product,
+    product_part,
+    store_tile,
+)
 
 __all__ = ["join_kernel", "listed_gradient_kernel", "listed_input_kernel", "listed_weight_kernel"]
 
 _FIELDS = tl.constexpr(ROUND_FIELDS)
+_WAVES = tl.constexpr(32)  # of items whose steps a program counts at once
 
 
 @triton.jit(do_not_specialize=["n", "vocab_size", "index", "dz_rows", "tiles"])
@@ -143,11 +153,18 @@ def listed_gradient_kernel(
             )
 
 
+@triton.jit
+def _item_of(wave):
+    """The program's item in a wave of as many items as programs: the longest come first, and to others in turn."""
+    own = tl.where(wave % 2 == 0, tl.program_id(0), tl.num_programs(0) - 1 - tl.program_id(0))
+    return wave * tl.num_programs(0) + own
+
+
 @triton.jit(do_not_specialize=["dz_rows", "vocab_size", "index", "place", "most", "own_blocks"])
 def listed_input_kernel(
     dz,  # (dz_rows, TILE)
     weight,  # (V, D)
-    accumulator,  # (rows of blocks and of pieces, D) float32
+    accumulator,  # (rows of blocks and of pieces, D) float32; tensor descriptor if REDUCE
     slot_of,  # entries by block: where in the list they are
     tile_of,  # and their tiles of the vocabulary
     piece,  # (rounds, most, 3): first entry, entries, block of rows to write, of a block's first piece to add to
@@ -168,50 +185,80 @@ def listed_input_kernel(
     BLOCK_VOCAB: tl.constexpr,
     PARTS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
-    FLATTEN: tl.constexpr,
+    REDUCE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Products of pieces with the head."""
+    """Products of pieces with the head: one loop over the steps of all items, with an item's end in it."""
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     first = tl.load(rounds + 1 + _FIELDS * index)
     start = tl.load(rounds + 5 + _FIELDS * index)
-    pieces = tl.load(numbers + 2 * place)
+    items = tl.load(numbers + 2 * place) * column_blocks
     piece += place * most * 3
     STEPS: tl.constexpr = TILE // BLOCK_VOCAB
-    for item in tl.range(tl.program_id(0), pieces * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-        own = piece + item // column_blocks * 3
-        begin = tl.load(own)
-        steps = tl.load(own + 1) * STEPS
-        target = tl.load(own + 2)
+    steps = 0
+    for begin in range(0, tl.cdiv(items, tl.num_programs(0)), _WAVES):
+        own = _item_of(begin + tl.arange(0, _WAVES))
+        steps += tl.sum(tl.load(piece + own // column_blocks * 3 + 1, mask=own < items, other=0), 0) * STEPS
+    # Where a step lies in memory is read a step ahead, and where the next item does all the time: nothing waits for it.
+    wave = 0
+    item = _item_of(wave)
+    own = piece + item // column_blocks * 3
+    entry = tl.load(own, mask=item < items, other=0)
+    end = entry + tl.load(own + 1, mask=item < items, other=0)
+    target = tl.load(own + 2, mask=item < items, other=0)
+    slot = tl.load(slot_of + entry, mask=entry < end, other=0)
+    tile = tl.load(tile_of + entry, mask=entry < end, other=0)
+    k = 0
+    acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    for _ in tl.range(0, steps):
         column_start = (item % column_blocks) * BLOCK_COLUMNS
-        acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
-        for step in range(steps):
-            entry = begin + step // STEPS
-            k = (step % STEPS) * BLOCK_VOCAB
-            slot = tl.load(slot_of + entry) - first
-            tile = tl.load(tile_of + entry)
-            dz_row = start + slot * BLOCK_ROWS
-            a = load_tile(dz, dz_row, k, dz_rows, TILE, TILE, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
-            b = load_tile(
-                weight,
-                tile * TILE + k,
-                column_start,
-                vocab_size,
-                hidden_size,
-                weight_row_stride,
-                weight_column_stride,
-                BLOCK_VOCAB,
-                BLOCK_COLUMNS,
-                DESCRIPTOR,
-            )
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
-        row = target * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        for part in tl.static_range(PARTS):
-            column = column_start + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
-            address = accumulator + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
-            mask = (column < hidden_size)[None, :]
-            old = tl.load(address, mask=mask & (target < own_blocks), other=0.0)
-            tl.store(address, old + column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS), mask=mask)
+        dz_row = start + (slot - first) * BLOCK_ROWS
+        a = load_tile(dz, dz_row, k, dz_rows, TILE, TILE, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
+        b = load_tile(
+            weight,
+            tile * TILE + k,
+            column_start,
+            vocab_size,
+            hidden_size,
+            weight_row_stride,
+            weight_column_stride,
+            BLOCK_VOCAB,
+            BLOCK_COLUMNS,
+            DESCRIPTOR,
+        )
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        whole = k == TILE - BLOCK_VOCAB
+        last = whole & (entry + 1 == end)
+        if last:
+            for part in tl.static_range(PARTS):
+                values = column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS)
+                column = column_start + part * (BLOCK_COLUMNS // PARTS)
+                if REDUCE:
+                    if target < own_blocks:
+                        accumulator.atomic_add([target * BLOCK_ROWS, column], values)
+                    else:
+                        accumulator.store([target * BLOCK_ROWS, column], values)
+                else:
+                    d = column + tl.arange(0, BLOCK_COLUMNS // PARTS)
+                    row = target * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+                    address = accumulator + row.to(tl.int64)[:, None] * hidden_size + d[None, :]
+                    mask = (d < hidden_size)[None, :]
+                    old = tl.load(address, mask=mask & (target < own_blocks), other=0.0)
+                    tl.store(address, old + values, mask=mask)
+            acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+        following = _item_of(wave + 1)
+        own = piece + following // column_blocks * 3
+        next_entry = tl.load(own, mask=following < items, other=0)
+        next_end = next_entry + tl.load(own + 1, mask=following < items, other=0)
+        next_target = tl.load(own + 2, mask=following < items, other=0)
+        wave = tl.where(last, wave + 1, wave)
+        item = tl.where(last, following, item)
+        entry = tl.where(last, next_entry, tl.where(whole, entry + 1, entry))
+        end = tl.where(last, next_end, end)
+        target = tl.where(last, next_target, target)
+        k = tl.where(whole, 0, k + BLOCK_VOCAB)
+        slot = tl.load(slot_of + entry, mask=entry < end, other=0)
+        tile = tl.load(tile_of + entry, mask=entry < end, other=0)
 
 
 @triton.jit(do_not_specialize=["place", "hidden_size"])
@@ -265,48 +312,76 @@ def listed_weight_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     PARTS: tl.constexpr,
+    PART_ROWS: tl.constexpr,  # of a part
+    PART_COLUMNS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
-    FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Products of the round's tiles with the hidden states."""
+    """Products of the round's tiles with the hidden states, in one loop as above; without entries a step of zeros."""
     factor = tl.load(scale) * constant
     first = tl.load(rounds + 1 + _FIELDS * index)
     first_tile = tl.load(rounds + 3 + _FIELDS * index)
-    tiles = tl.load(rounds + 4 + _FIELDS * index)
     start = tl.load(rounds + 5 + _FIELDS * index)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
+    items = tl.load(rounds + 4 + _FIELDS * index) * column_blocks
+    entry_of += first_tile
     STEPS: tl.constexpr = ROWS // BLOCK_ROWS
-    for item in tl.range(tl.program_id(0), tiles * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-        tile = first_tile + item // column_blocks
+    steps = 0
+    for begin in range(0, tl.cdiv(items, tl.num_programs(0)), _WAVES):
+        own = _item_of(begin + tl.arange(0, _WAVES))
+        of_tile = entry_of + own // column_blocks
+        entries = tl.load(of_tile + 1, mask=own < items, other=0) - tl.load(of_tile, mask=own < items, other=0)
+        steps += tl.sum(tl.where(own < items, tl.maximum(entries * STEPS, 1), 0), 0)
+    wave = 0
+    item = _item_of(wave)
+    of_tile = entry_of + item // column_blocks
+    entry = tl.load(of_tile, mask=item < items, other=0)
+    end = tl.load(of_tile + 1, mask=item < items, other=0)
+    block = tl.load(block_of + entry, mask=entry < end, other=0)
+    k = 0
+    acc = no_product(TILE, BLOCK_COLUMNS, TRANSPOSED)
+    for _ in tl.range(0, steps):
         column_start = (item % column_blocks) * BLOCK_COLUMNS
-        begin = tl.load(entry_of + tile)
-        steps = (tl.load(entry_of + tile + 1) - begin) * STEPS
-        acc = tl.zeros((TILE, BLOCK_COLUMNS), dtype=tl.float32)
-        for step in range(steps):
-            entry = begin + step // STEPS
-            k = (step % STEPS) * BLOCK_ROWS
-            row = tl.load(block_of + entry) * ROWS + k
-            dz_row = start + (entry - first) * ROWS + k
-            a = load_tile(dz, dz_row, 0, dz_rows, TILE, TILE, 1, BLOCK_ROWS, TILE, DESCRIPTOR)
-            b = load_tile(
-                hidden, row, column_start, n, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
-            )
-            acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
-        for part in tl.static_range(PARTS):
-            column = column_start + part * (BLOCK_COLUMNS // PARTS)
-            d = column + tl.arange(0, BLOCK_COLUMNS // PARTS)
-            beside = tl.load(shared + tile.to(tl.int64) * hidden_size + d, mask=d < hidden_size, other=0.0)
-            values = (column_part(acc, part, PARTS, TILE, BLOCK_COLUMNS) + beside[None, :]) * factor
-            store_tile(
-                gradient,
-                values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
-                tile * TILE,
-                column,
-                vocab_size,
-                hidden_size,
-                gradient_row_stride,
-                TILE,
-                BLOCK_COLUMNS // PARTS,
-                DESCRIPTOR,
-            )
+        some = entry < end  # else it reads behind both: zeros
+        dz_row = tl.where(some, start + (entry - first) * ROWS + k, dz_rows)
+        row = tl.where(some, block * ROWS + k, n)
+        a = load_tile(dz, dz_row, 0, dz_rows, TILE, TILE, 1, BLOCK_ROWS, TILE, DESCRIPTOR)
+        b = load_tile(
+            hidden, row, column_start, n, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
+        )
+        acc = add_product(acc, a.T, b, TRANSPOSED, PRECISION)
+        whole = k == ROWS - BLOCK_ROWS
+        last = (whole & (entry + 1 == end)) | (entry >= end)
+        if last:
+            tile = first_tile + item // column_blocks
+            for part in tl.static_range(PARTS):
+                part_row = tile * TILE + (part * PART_ROWS if TRANSPOSED else 0)
+                column = column_start + (0 if TRANSPOSED else part * PART_COLUMNS)
+                d = column + tl.arange(0, PART_COLUMNS)
+                beside = tl.load(shared + tile.to(tl.int64) * hidden_size + d, mask=d < hidden_size, other=0.0)
+                values = product_part(acc, part, PARTS, TILE, BLOCK_COLUMNS, TRANSPOSED)
+                values = (values + beside[None, :]) * factor
+                store_tile(
+                    gradient,
+                    values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
+                    part_row,
+                    column,
+                    vocab_size,
+                    hidden_size,
+                    gradient_row_stride,
+                    PART_ROWS,
+                    PART_COLUMNS,
+                    DESCRIPTOR,
+                )
+            acc = no_product(TILE, BLOCK_COLUMNS, TRANSPOSED)
+        following = _item_of(wave + 1)
+        of_tile = entry_of + following // column_blocks
+        next_entry = tl.load(of_tile, mask=following < items, other=0)
+        next_end = tl.load(of_tile + 1, mask=following < items, other=0)
+        wave = tl.where(last, wave + 1, wave)
+        item = tl.where(last, following, item)
+        entry = tl.where(last, next_entry, tl.where(whole, entry + 1, entry))
+        end = tl.where(last, next_end, end)
+        k = tl.where(whole | last, 0, k + BLOCK_ROWS)
+        block = tl.load(block_of + entry, mask=entry < end, other=0)

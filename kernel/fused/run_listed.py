@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from .arguments import logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
-from .launch import blocks
+from .launch import Launch, blocks
 from .listed_pieces import BlockPieces, block_pieces
 from .listed_rounds import ListedTiles, Room, Round
 from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
@@ -18,7 +19,10 @@ from .sparse_state import SparseState
 
 __all__ = ["ListedRun", "run_listed"]
 
-_INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
+
+def listed_tiling(launch: Launch) -> dict[str, Any]:
+    """Return what ``tiling`` does for kernels of one loop, in which nothing is left to be flattened."""
+    return {name: value for name, value in tiling(launch).items() if name != "FLATTEN"}
 
 
 def run_listed(run: ListedRun, rounds: Sequence[Round]) -> tuple[Tensor | None, ...]:
@@ -90,12 +94,15 @@ class ListedRun:
         state = self.state
         weight, launch, tiles = self.gradients.head.weight, state.table.input_gradient, self.gradients.tiles
         assert state.memory is not None
+        reduce = tiles.descriptor and launch.reduce
+        if reduce:  # narrower steps: as many bytes on their way
+            launch = replace(launch, stages=launch.stages * launch.columns // state.columns)
         run_kernel(
             listed_input_kernel,
             (state.programs,),
             dz=tiles(self.dz, launch.rows, launch.depth),
             weight=tiles(weight, launch.depth, state.columns),
-            accumulator=state.memory,
+            accumulator=tiles(state.memory, launch.rows, state.columns // launch.parts) if reduce else state.memory,
             slot_of=self.listed.slot_of,
             tile_of=self.listed.own_tile,
             piece=pieces.pieces,
@@ -115,7 +122,8 @@ class ListedRun:
             BLOCK_COLUMNS=state.columns,
             BLOCK_VOCAB=launch.depth,
             DESCRIPTOR=tiles.descriptor,
-            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
+            REDUCE=reduce,
+            **listed_tiling(launch),
         )
         rows, columns = min(state.row, 32), min(state.columns, 128)
         joins = pieces.joins.shape[1]
@@ -137,12 +145,13 @@ class ListedRun:
         state = self.state
         hidden, launch, tiles = self.gradients.head.hidden, state.table.weight_gradient, self.gradients.tiles
         columns = min(launch.rows * launch.columns // state.tile, launch.columns)  # of TILE rows: as many sums
+        launch = replace(launch, rows=state.tile, columns=columns, transposed=columns < state.tile)
         run_kernel(
             listed_weight_kernel,
             (state.programs,),
             dz=tiles(self.dz, launch.depth, state.tile),
             hidden=tiles(hidden, launch.depth, columns),
-            gradient=tiles(gradient, state.tile, columns // launch.parts),
+            gradient=tiles(gradient, *launch.part),
             shared=state.mean_field.shared,
             scale=state.of.largest,
             entry_of=self.listed.entry_of,
@@ -160,6 +169,9 @@ class ListedRun:
             ROWS=state.row,
             BLOCK_COLUMNS=columns,
             BLOCK_ROWS=launch.depth,
+            PART_ROWS=launch.part[0],
+            PART_COLUMNS=launch.part[1],
+            TRANSPOSED=launch.transposed,
             DESCRIPTOR=tiles.descriptor,
-            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
+            **listed_tiling(launch),
         )
