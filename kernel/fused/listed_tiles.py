@@ -83,11 +83,26 @@ def listed_gradient_kernel(
     first = tl.load(rounds + 1 + _FIELDS * index)
     number = tl.load(rounds + 2 + _FIELDS * index)
     start = tl.load(rounds + 5 + _FIELDS * index)
+    block_of += first
+    tile_of += first
+    next_block = tl.load(block_of + tl.program_id(0), mask=tl.program_id(0) < number, other=0)
+    next_tile = tl.load(tile_of + tl.program_id(0), mask=tl.program_id(0) < number, other=0)
     for entry in tl.range(tl.program_id(0), number, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-        row_start = tl.load(block_of + first + entry) * BLOCK_ROWS
-        tile = tl.load(tile_of + first + entry)
+        row_start = next_block * BLOCK_ROWS
+        tile = next_tile
+        following = entry + tl.num_programs(0)
+        next_block = tl.load(block_of + following, mask=following < number, other=0)
+        next_tile = tl.load(tile_of + following, mask=following < number, other=0)
         column_start = tile * BLOCK_VOCAB
         row = row_start + tl.arange(0, BLOCK_ROWS)
+        # Read before the product, whose steps hide how long the masses take: their place is read first.
+        inside = row < row_count
+        row_lse = tl.load(lse + row, mask=inside, other=float("inf"))
+        scale = tl.load(row_scale + row, mask=inside, other=0.0)
+        row_label = tl.load(label + row, mask=inside, other=-1)
+        source = tl.load(order + row, mask=inside, other=0).to(tl.int64)
+        mean = load_mass(mass, inside, source, tile, stride)
+        mean = (mean * tl.load(factor + row, mask=inside, other=0.0) - scale * tile_uniform) / BLOCK_VOCAB
         acc = product(
             hidden,
             weight,
@@ -108,13 +123,6 @@ def listed_gradient_kernel(
             False,
             PRECISION,
         )
-        inside = row < row_count
-        row_lse = tl.load(lse + row, mask=inside, other=float("inf"))
-        scale = tl.load(row_scale + row, mask=inside, other=0.0)
-        row_label = tl.load(label + row, mask=inside, other=-1)
-        source = tl.load(order + row, mask=inside, other=0).to(tl.int64)
-        mean = load_mass(mass, inside, source, tile, stride)
-        mean = (mean * tl.load(factor + row, mask=inside, other=0.0) - scale * tile_uniform) / BLOCK_VOCAB
         for part in tl.static_range(PARTS):
             offset = part * (BLOCK_VOCAB // PARTS)
             column = column_start + offset + tl.arange(0, BLOCK_VOCAB // PARTS)
