@@ -46,6 +46,7 @@ def _piece_kernel(
     joins,
     LEAST: tl.constexpr,
     BLOCK: tl.constexpr,
+    OTHERS: tl.constexpr,  # blocks that each is compared with at a time
 ):
     """Cut what each block has in a round into equal pieces."""
     index = tl.program_id(0)
@@ -86,10 +87,12 @@ def _piece_kernel(
         longest = tl.load(own + block * 3 + 1, mask=mask, other=0)
         rows = tl.load(own + block * 3 + 2, mask=mask, other=0)
         place = tl.zeros((BLOCK,), dtype=tl.int32)
-        for other in range(row_blocks):
-            length = tl.load(own + other * 3 + 1)
-            sooner = (length > longest) | ((length == longest) & (other < block))
-            place += tl.where(sooner, tl.load(own + other * 3), 0)
+        for first_other in range(0, row_blocks, OTHERS):
+            other = first_other + tl.arange(0, OTHERS)
+            length = tl.load(own + other * 3 + 1, mask=other < row_blocks, other=-1)[None, :]
+            number = tl.load(own + other * 3, mask=other < row_blocks, other=0)[None, :]
+            sooner = (length > longest[:, None]) | ((length == longest[:, None]) & (other[None, :] < block[:, None]))
+            place += tl.sum(tl.where(sooner, number, 0), 1)
         address = block.to(tl.int64) * (tiles + 1)
         begin = tl.load(rank + address + first_tile, mask=mask, other=0)
         entries = tl.load(rank + address + end_tile, mask=mask, other=0) - begin
@@ -130,6 +133,7 @@ def block_pieces(listed: ListedTiles, first: int, rounds: int, extra: int) -> Bl
         extra=extra,
         joins=most,
         LEAST=_LEAST,
-        BLOCK=1024,
+        BLOCK=128,
+        OTHERS=32,
     )
     return found

@@ -61,8 +61,8 @@ class SparseState:
         self.memory = None
         if needs[0]:
             shape = (self.row_blocks + self.most_extra_blocks()) * self.row, self.hidden_size
-            self.memory = torch.zeros(shape, dtype=torch.float32, device=hidden.device)
-        own = None if self.memory is None else self.memory[: self.row_blocks * self.row]
+            self.memory = torch.empty(shape, dtype=torch.float32, device=hidden.device)
+        own = None if self.memory is None else self.memory[: self.row_blocks * self.row].zero_()
         self.gradients = Gradients(head, scalars, self.upstream, Held(), (needs[0], False, False), accumulator=own)
         self.number, self.of = self.gradients.number, self.gradients.of
         packed, lse = self.gradients.head.hidden, self.upstream.lse
