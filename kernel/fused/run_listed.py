@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
 from .arguments import logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
-from .launch import Launch, blocks
+from .launch import blocks
 from .listed_pieces import BlockPieces, block_pieces
 from .listed_rounds import ListedTiles, Room, Round
 from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
@@ -18,11 +17,6 @@ from .pilot import Pilot
 from .sparse_state import SparseState
 
 __all__ = ["ListedRun", "run_listed"]
-
-
-def listed_tiling(launch: Launch) -> dict[str, Any]:
-    """Return what ``tiling`` does for kernels of one loop, in which nothing is left to be flattened."""
-    return {name: value for name, value in tiling(launch).items() if name != "FLATTEN"}
 
 
 def run_listed(run: ListedRun, rounds: Sequence[Round]) -> tuple[Tensor | None, ...]:
@@ -123,7 +117,7 @@ class ListedRun:
             BLOCK_VOCAB=launch.depth,
             DESCRIPTOR=tiles.descriptor,
             REDUCE=reduce,
-            **listed_tiling(launch),
+            **tiling(launch, "FLATTEN"),
         )
         rows, columns = min(state.row, 32), min(state.columns, 128)
         joins = pieces.joins.shape[1]
@@ -173,5 +167,5 @@ class ListedRun:
             PART_COLUMNS=launch.part[1],
             TRANSPOSED=launch.transposed,
             DESCRIPTOR=tiles.descriptor,
-            **listed_tiling(launch),
+            **tiling(launch, "FLATTEN"),
         )
