@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .early import let_next_begin, wait_for_previous
 from .listed_rounds import ROUND_FIELDS
 from .tile_gradient import gradient_of_logits
 from .tile_sums import load_mass
@@ -168,7 +169,7 @@ def _item_of(wave):
     return wave * tl.num_programs(0) + own
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "index", "place", "most", "own_blocks"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "index", "place", "most", "own_blocks", "independent"])
 def listed_input_kernel(
     dz,  # (dz_rows, TILE)
     weight,  # (V, D)
@@ -187,6 +188,7 @@ def listed_input_kernel(
     hidden_size,
     weight_row_stride,
     weight_column_stride,
+    independent,  # whether it is of the kernel ahead (.early)
     TILE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -195,8 +197,11 @@ def listed_input_kernel(
     DESCRIPTOR: tl.constexpr,
     REDUCE: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Products of pieces with the head: one loop over the steps of all items, with an item's end in it."""
+    if independent == 0:
+        wait_for_previous(EARLY)
     column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
     first = tl.load(rounds + 1 + _FIELDS * index)
     start = tl.load(rounds + 5 + _FIELDS * index)
@@ -267,6 +272,7 @@ def listed_input_kernel(
         k = tl.where(whole, 0, k + BLOCK_VOCAB)
         slot = tl.load(slot_of + entry, mask=entry < end, other=0)
         tile = tl.load(tile_of + entry, mask=entry < end, other=0)
+    wait_for_previous(EARLY)
 
 
 @triton.jit(do_not_specialize=["place", "hidden_size"])
@@ -325,8 +331,10 @@ def listed_weight_kernel(
     TRANSPOSED: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
+    NEXT_EARLY: tl.constexpr,
 ):
     """Products of the round's tiles with the hidden states, in one loop as above; without entries a step of zeros."""
+    let_next_begin(NEXT_EARLY)
     factor = tl.load(scale) * constant
     first = tl.load(rounds + 1 + _FIELDS * index)
     first_tile = tl.load(rounds + 3 + _FIELDS * index)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .arguments import logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
+from .early import begins_early
 from .launch import blocks
 from .listed_pieces import BlockPieces, block_pieces
 from .listed_rounds import ListedTiles, Room, Round
@@ -111,6 +112,7 @@ class ListedRun:
             hidden_size=state.hidden_size,
             weight_row_stride=weight.stride(0),
             weight_column_stride=weight.stride(1),
+            independent=int(self.gradients.weight_gradient is not None),  # of the same dz, and behind it
             TILE=state.tile,
             BLOCK_ROWS=launch.rows,
             BLOCK_COLUMNS=state.columns,
@@ -118,6 +120,7 @@ class ListedRun:
             DESCRIPTOR=tiles.descriptor,
             REDUCE=reduce,
             **tiling(launch, "FLATTEN"),
+            **begins_early(launch, descriptor=tiles.descriptor),
         )
         rows, columns = min(state.row, 32), min(state.columns, 128)
         joins = pieces.joins.shape[1]
@@ -168,4 +171,5 @@ class ListedRun:
             TRANSPOSED=launch.transposed,
             DESCRIPTOR=tiles.descriptor,
             **tiling(launch, "FLATTEN"),
+            NEXT_EARLY=tiles.descriptor and state.memory is not None and state.table.input_gradient.early,
         )

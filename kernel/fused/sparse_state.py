@@ -32,7 +32,8 @@ class SparseState:
         tokens: Numbers of each token.
         of_tokens: Masses and spreads.
         mean_field: Of all tiles behind the pilot.
-        workspace: For dz, of ``capacity`` tiles (see :mod:`.listed_rounds` for where else it may lie) or of ``pilot_width`` columns of all tokens.
+        workspace: For dz, of ``capacity`` tiles (or elsewhere: :mod:`.listed_rounds`) or of ``pilot_width`` columns of
+            all tokens.
     """
 
     def __init__(
