@@ -51,12 +51,14 @@ def _piece_kernel(
     """Cut what each block has in a round into equal pieces."""
     index = tl.program_id(0)
     this = rounds + 1 + _FIELDS * (first_round + index)
-    size = tl.maximum(LEAST, tl.cdiv(tl.load(this + 1), extra))
-    first_tile = tl.load(this + 2)
-    end_tile = first_tile + tl.load(this + 3)
+    some = first_round + index < tl.load(rounds)
+    size = tl.maximum(LEAST, tl.cdiv(tl.load(this + 1, mask=some, other=0), extra))
+    first_tile = tl.load(this + 2, mask=some, other=0)
+    end_tile = first_tile + tl.load(this + 3, mask=some, other=0)
     own += index * row_blocks * 3
     piece += index * (row_blocks + extra) * 3
     join += index * joins * 3
+    row_blocks = tl.where(some, row_blocks, 0)  # a round that does not exist has no pieces
     total, further, several = 0, row_blocks, 0
     for start in range(0, row_blocks, BLOCK):
         block = start + tl.arange(0, BLOCK)
@@ -107,7 +109,7 @@ def _piece_kernel(
 
 
 def block_pieces(listed: ListedTiles, first: int, rounds: int, extra: int) -> BlockPieces:
-    """Cut the entries of each block in ``rounds`` rounds from ``first`` on into pieces.
+    """Cut the entries of each block in ``rounds`` rounds from ``first`` on, as far as they exist, into pieces.
 
     They take at most ``extra`` blocks of rows beside those of the tokens' blocks.
     """

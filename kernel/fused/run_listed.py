@@ -19,6 +19,8 @@ from .sparse_state import SparseState
 
 __all__ = ["ListedRun", "run_listed"]
 
+_PIECES_OF = 8  # rounds, at once
+
 
 def run_listed(run: ListedRun, rounds: Sequence[Round]) -> tuple[Tensor | None, ...]:
     """Compute all rounds but the first, which is on its way, and finish both gradients."""
@@ -33,6 +35,7 @@ class ListedRun:
         self.state, self.gradients, self.listed, self.room = state, state.gradients, listed, room
         self.workspace = state.workspace[: state.capacity * state.row * state.tile].view(-1, state.tile)
         self.dz = self.workspace  # of the round
+        self.pieces: BlockPieces | None = None  # of several rounds
 
     def begin(self, pilot: Pilot) -> None:
         """Queue the first round, of nothing where there turns out to be none."""
@@ -44,20 +47,20 @@ class ListedRun:
 
     def go_on(self, first: int, in_gradient: Sequence[bool]) -> None:
         """Compute rounds from ``first`` on, of each of which is told whether its dz lies in the weight's gradient."""
-        pieces, state = None, self.state
-        if in_gradient and state.memory is not None:
-            pieces = block_pieces(self.listed, first, len(in_gradient), state.most_extra_blocks())
-        for place, inside in enumerate(in_gradient):
+        state = self.state
+        for index, inside in enumerate(in_gradient, first):
+            if state.memory is not None and index % _PIECES_OF == 0:
+                self.pieces = block_pieces(self.listed, index, _PIECES_OF, state.most_extra_blocks())
             self.dz = self.workspace
             if inside:
                 assert self.gradients.weight_gradient is not None
                 whole = state.tiles * state.tile * state.hidden_size
                 self.dz = self.gradients.weight_gradient.view(-1)[:whole].view(-1, state.tile)
-            self.make_dz(first + place)
+            self.make_dz(index)
             if self.gradients.weight_gradient is not None:
-                self.write_weight(self.gradients.weight_gradient, first + place)
-            if pieces is not None:
-                self.add_input(first + place, pieces, place)
+                self.write_weight(self.gradients.weight_gradient, index)
+            if self.pieces is not None:
+                self.add_input(index, self.pieces, index % _PIECES_OF)
 
     def make_dz(self, index: int) -> None:
         """Make dz of a round's tiles, less the mean field."""
