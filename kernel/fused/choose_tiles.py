@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .compile_ahead import recording
+from .launch import blocks
 from .listed_rounds import ROUND_FIELDS, ListedTiles, Room, Round, rounds_of
 from .pilot import Pilot
 from .run_listed import ListedRun
@@ -100,6 +101,9 @@ def _listed(
     active = choose_levels(level, shape, errors, numbers, state.number, share, state.row, told)
     sizes = state.hidden_size, state.row, state.tiles - state.pilot
     room = Room.of(state.capacity, *sizes, gradient=state.needs[1])
+    if state.needs[1]:
+        column_blocks = blocks(state.hidden_size, state.weight_launch.columns)
+        room = room._replace(programs=state.programs, column_blocks=column_blocks)
     listed = ListedTiles(active, told, room, state.pilot, entries, memory[FOUND:])
     on_host, done = _copied(memory), None
     if memory.is_cuda:

@@ -25,6 +25,7 @@ __all__ = ["ROUND_FIELDS", "ListedTiles", "Room", "Round", "rounds_of"]
 ROUND_FIELDS = 5  # numbers of a round
 _FIELDS = tl.constexpr(ROUND_FIELDS)
 _BLOCK = 1024
+_FEW_WAVES = tl.constexpr(3)
 
 
 class Round(NamedTuple):
@@ -49,6 +50,8 @@ class Room(NamedTuple):
     tile_rows: int  # such rows in a tile's rows of the weight's gradient; 0 if there is none
     entry_rows: int  # and in dz of an entry
     first_in_gradient: bool  # whether the first round's lies there, which the host has to know before the device does
+    programs: int = 0  # of the weight's gradient, of which each takes a block of columns of a tile at a time
+    column_blocks: int = 1  # such blocks
 
     @classmethod
     def of(cls, capacity: int, hidden_size: int, rows: int, tiles: int, *, gradient: bool) -> Room:
@@ -81,7 +84,7 @@ def _count_kernel(
     tl.store(entry_of + 1 + tile, number, mask=tile < tiles)
 
 
-@triton.jit(do_not_specialize=["tiles", "first_tile", "capacity", "tile_rows", "first_in_gradient", "most"])
+@triton.jit(do_not_specialize=["tiles", "first_tile", "capacity", "tile_rows", "first_in_gradient", "most", "programs"])
 def _round_kernel(
     entry_of,  # (tiles + 1,), becomes the first entry of each tile
     certified,  # () float32, above 0 if the choice is
@@ -92,10 +95,16 @@ def _round_kernel(
     tile_rows,
     first_in_gradient,
     most,  # entries that the lists have room for: with more there is no round
+    programs,
+    COLUMN_BLOCKS: tl.constexpr,
     ENTRY_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program."""
+    """One program.
+
+    The weight's gradient does a round's tiles in waves of as many blocks of columns as there are programs. The first
+    rounds have few tiles of many entries: what would fill less than half of a fourth wave waits for the next round.
+    """
     total = 0
     tl.store(entry_of, 0)
     field = tl.arange(0, 8)  # of the first round, which begins before the host knows of none
@@ -120,6 +129,10 @@ def _round_kernel(
             behind += tl.sum(((tile < tiles) & (end_of - first <= free)).to(tl.int32), 0)
         in_gradient = tl.where(found == 0, first_in_gradient != 0, behind > tl.maximum(fitting, begin + 1))
         end = tl.maximum(tl.where(in_gradient, behind, fitting), begin + 1)
+        waves = (end - begin) * COLUMN_BLOCKS // tl.maximum(programs, 1)
+        beyond = (end - begin) * COLUMN_BLOCKS - waves * programs
+        few = (waves >= 1) & (waves <= _FEW_WAVES) & (beyond * 2 < programs)
+        end = tl.where(few, tl.maximum(begin + waves * programs // COLUMN_BLOCKS, begin + 1), end)
         own = rounds + 1 + _FIELDS * found
         tl.store(own, first)
         tl.store(own + 1, tl.load(entry_of + end) - first)
@@ -237,6 +250,8 @@ class ListedTiles:
             tile_rows=room.tile_rows,
             first_in_gradient=int(room.first_in_gradient),
             most=most,
+            programs=room.programs,
+            COLUMN_BLOCKS=room.column_blocks,
             ENTRY_ROWS=room.entry_rows,
             BLOCK=_BLOCK,
         )

@@ -143,14 +143,12 @@ class ListedRun:
     def write_weight(self, gradient: Tensor, index: int) -> None:
         """Write its product with the hidden states, and the mean field's."""
         state = self.state
-        hidden, launch, tiles = self.gradients.head.hidden, state.table.weight_gradient, self.gradients.tiles
-        columns = min(launch.rows * launch.columns // state.tile, launch.columns)  # of TILE rows: as many sums
-        launch = replace(launch, rows=state.tile, columns=columns, transposed=columns < state.tile)
+        hidden, launch, tiles = self.gradients.head.hidden, state.weight_launch, self.gradients.tiles
         run_kernel(
             listed_weight_kernel,
             (state.programs,),
             dz=tiles(self.dz, launch.depth, state.tile),
-            hidden=tiles(hidden, launch.depth, columns),
+            hidden=tiles(hidden, launch.depth, launch.columns),
             gradient=tiles(gradient, *launch.part),
             shared=state.mean_field.shared,
             scale=state.of.largest,
@@ -167,7 +165,7 @@ class ListedRun:
             constant=self.gradients.factor,
             TILE=state.tile,
             ROWS=state.row,
-            BLOCK_COLUMNS=columns,
+            BLOCK_COLUMNS=launch.columns,
             BLOCK_ROWS=launch.depth,
             PART_ROWS=launch.part[0],
             PART_COLUMNS=launch.part[1],

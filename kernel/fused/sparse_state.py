@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from .arguments import Head, Held, Scalars
@@ -29,6 +31,7 @@ class SparseState:
         pilot: Tiles at the vocabulary's beginning that are computed for all tokens.
         gradients: The gradients in the making.
         memory: Float32 sum of the input's gradient, with rows for pieces of it, or None.
+        weight_launch: Of the weight's gradient of listed tiles.
         tokens: Numbers of each token.
         of_tokens: Masses and spreads.
         mean_field: Of all tiles behind the pilot.
@@ -59,6 +62,11 @@ class SparseState:
         if blocks(self.hidden_size, columns) * columns - self.hidden_size >= columns // 2 > 16:
             columns //= 2
         self.columns, self.column_blocks = columns, blocks(self.hidden_size, columns)
+        of_weight = self.table.weight_gradient
+        columns = min(
+            of_weight.rows * of_weight.columns // self.tile, of_weight.columns
+        )  # of a whole tile: as many sums
+        self.weight_launch = replace(of_weight, rows=self.tile, columns=columns, transposed=columns < self.tile)
         self.memory = None
         if needs[0]:
             shape = (self.row_blocks + self.most_extra_blocks()) * self.row, self.hidden_size

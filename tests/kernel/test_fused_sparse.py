@@ -199,6 +199,7 @@ def test_every_active_tile_is_listed_once(capacity, most, hidden_size):
     memory = torch.empty(1 + ROUND_FIELDS * 30, dtype=torch.int32, device=DEVICE)
     certified = torch.tensor([float(most != 50)], device=DEVICE)
     room = Room.of(capacity, hidden_size, 16, 28, gradient=hidden_size > 0)
+    room = room._replace(programs=hidden_size // 2, column_blocks=5 if hidden_size != 5 else 1)
     found = ListedTiles(torch.from_numpy(active).to(DEVICE, torch.uint8), certified, room, 2, most, memory)
     found.make()
     rounds = rounds_of(memory.tolist())
@@ -219,6 +220,9 @@ def test_every_active_tile_is_listed_once(capacity, most, hidden_size):
         else:
             assert part.number <= capacity
         assert index or part.in_gradient == room.first_in_gradient
+        if room.programs:  # few waves are filled to a half at least
+            waves, beyond = divmod(part.tiles * room.column_blocks, room.programs)
+            assert waves not in (1, 2, 3) or part.tiles == 1 or beyond == 0 or 2 * beyond >= room.programs
         cut, joined = pieces.numbers[index].tolist()
         owner, lengths, seen = {}, [], []
         for begin, length, target in pieces.pieces[index, :cut].tolist():
