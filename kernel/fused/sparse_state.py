@@ -63,9 +63,8 @@ class SparseState:
             columns //= 2
         self.columns, self.column_blocks = columns, blocks(self.hidden_size, columns)
         of_weight = self.table.weight_gradient
-        columns = min(
-            of_weight.rows * of_weight.columns // self.tile, of_weight.columns
-        )  # of a whole tile: as many sums
+        columns = of_weight.rows * of_weight.columns // self.tile  # as many sums of a tile's rows
+        columns = min(columns, of_weight.columns)
         self.weight_launch = replace(of_weight, rows=self.tile, columns=columns, transposed=columns < self.tile)
         self.memory = None
         if needs[0]:
