@@ -78,12 +78,11 @@ def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float, most: float
         input_error(state.of_tokens, sigma, level[0]) if needs[0] else None,
         weight_error(of_weight, level[1]) if needs[1] else None,
     )
-    return _listed(state, pilot, level, errors, numbers, share, most)
+    return _listed(state, level, errors, numbers, share, most)
 
 
 def _listed(
     state: SparseState,
-    pilot: Pilot,
     level: Tensor,
     errors: Sequence[Tensor | None],
     numbers: Tensor,
@@ -111,9 +110,9 @@ def _listed(
         done.record(torch.cuda.current_stream(memory.device))
     listed.make()
     if state.needs[1]:
-        state.mean_field.add_weight(state.gradients.head.hidden)
+        state.mean_field.add_weight(state.gradients.head.hidden, state.workspace)
     run = ListedRun(state, listed, room)
-    run.begin(pilot)
+    run.begin()
     if recording():
         return Chosen(run, [Round(0, 0, 0, 0, 0)] * 2, 1.0, (0.0, 0.0))
     if done is not None:

@@ -14,7 +14,6 @@ from .launch import blocks
 from .listed_pieces import BlockPieces, block_pieces
 from .listed_rounds import ListedTiles, Room, Round
 from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
-from .pilot import Pilot
 from .sparse_state import SparseState
 
 __all__ = ["ListedRun", "run_listed"]
@@ -37,12 +36,8 @@ class ListedRun:
         self.dz = self.workspace  # of the round
         self.pieces: BlockPieces | None = None  # of several rounds
 
-    def begin(self, pilot: Pilot) -> None:
+    def begin(self) -> None:
         """Queue the first round, of nothing where there turns out to be none."""
-        gradients = self.gradients
-        if self.state.needs[1]:
-            gradients.weight_gradient = gradients.head.weight.new_empty(gradients.head.weight.shape)
-            pilot.write_rows()
         self.go_on(0, [self.room.first_in_gradient])
 
     def go_on(self, first: int, in_gradient: Sequence[bool]) -> None:
