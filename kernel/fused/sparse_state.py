@@ -82,8 +82,6 @@ class SparseState:
             self.memory = torch.empty(shape, dtype=torch.float32, device=hidden.device)
         own = None if self.memory is None else self.memory[: self.row_blocks * self.row].zero_()
         self.gradients = Gradients(head, scalars, self.upstream, Held(), (needs[0], False, False), accumulator=own)
-        if needs[1]:  # before it is known whether it will be returned: what is not yet written of it holds dz
-            self.gradients.weight_gradient = weight.new_empty(weight.shape)
         self.number, self.of = self.gradients.number, self.gradients.of
         packed, lse = self.gradients.head.hidden, self.upstream.lse
         sizes = self.tile, self.tiles, self.pilot
@@ -107,6 +105,8 @@ class SparseState:
         self.pilot_width = blocks(self.pilot, blocks(self.pilot, most)) * self.tile
         of_pilot = 0 if self.pilot_in_gradient else self.n * self.pilot_width
         self.workspace = weight.new_empty(max(self.capacity * self.row * self.tile, of_pilot))
+        if needs[1]:  # before it is known whether it will be returned: what is not yet written of it holds dz
+            self.gradients.weight_gradient = weight.new_empty(weight.shape)
 
     def most_extra_blocks(self) -> int:
         """Most blocks of rows for pieces of the input's gradient."""
