@@ -214,12 +214,13 @@ def product_arguments(tiles: Tiles, hidden: Tensor, weight: Tensor, launch: Laun
     }
 
 
-def tiling(launch: Launch) -> dict[str, Any]:
-    """Return the arguments of a matrix-product kernel that do not depend on the tensors."""
-    return {
+def tiling(launch: Launch, *lacking: str) -> dict[str, Any]:
+    """Return the arguments of a matrix-product kernel that do not depend on the tensors, less those that it lacks."""
+    found = {
         "num_warps": launch.warps,
         "num_stages": launch.stages,
         "FLATTEN": launch.flatten,
         "PRECISION": "ieee",
         "PARTS": launch.parts,
     }
+    return {name: value for name, value in found.items() if name not in lacking}

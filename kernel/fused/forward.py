@@ -256,17 +256,17 @@ def forward_kernel(
                     if ENTROPY:
                         weighted += own_e * tl.maximum(own_below, _LOWEST)
 
-        # The unit's slot is written after every tile of its group; the last one stays.
-        slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        tl.store(slot, peak)
-        tl.store(slot + partial_stride, total)
-        if LOGIT_SUM:
-            tl.store(slot + 2 * partial_stride, logit_sum)
-        if ENTROPY:
-            tl.store(slot + 3 * partial_stride, weighted)
-        if ARGMAX:
-            tl.store(slot + 4 * partial_stride, highest)
-            tl.store(slot + 5 * partial_stride, best.to(tl.float32, bitcast=True))
+        if tile + 1 == tile_end:  # each number a token passes through shared memory, for which all wait
+            slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+            tl.store(slot, peak)
+            tl.store(slot + partial_stride, total)
+            if LOGIT_SUM:
+                tl.store(slot + 2 * partial_stride, logit_sum)
+            if ENTROPY:
+                tl.store(slot + 3 * partial_stride, weighted)
+            if ARGMAX:
+                tl.store(slot + 4 * partial_stride, highest)
+                tl.store(slot + 5 * partial_stride, best.to(tl.float32, bitcast=True))
         if KEEP != "" and KEEP != "byte" and not (KEEP == "code" and SOFTCAP):
             if KEEP == "code":
                 tl.store(reference + (tile + 1).to(tl.int64) * n + row, tile_peak, mask=row < row_count)

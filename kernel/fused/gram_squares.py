@@ -1,4 +1,4 @@
-"""Gram matrices of the head's tiles, and of each the sums of its squared entries and of those of its square."""
+"""Gram matrices of the head's tiles, and of each the sums of its squared entries and of those of G G^T."""
 
 from __future__ import annotations
 
@@ -93,33 +93,52 @@ def _gram_kernel(
         tl.store(squares + (first * STEPS + index) * 2, tl.sum(square, 0))
 
 
-@triton.jit(do_not_specialize=["first"])
+@triton.jit(do_not_specialize=["first", "number", "vocab_size"])
 def _square_kernel(
-    gram,
-    squares,  # (tiles, TILE // ROWS, 2), of which the second is written: of the entries of G^2
+    hidden,  # (tiles of this launch x TILE, TILE), Gram matrices, whose rows are both factors
+    weight,
+    squares,  # (tiles, TILE // BLOCK_ROWS, 2), of which the second is written: of the entries of G G^T
     first,
-    TILE: tl.constexpr,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    number,
+    vocab_size,  # rows of all
+    hidden_size,  # TILE
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    own_row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, TILE)
-    start = gram + tl.program_id(0).to(tl.int64) * TILE * TILE
-    acc = tl.zeros((ROWS, TILE), dtype=tl.float32)
+    STEPS: tl.constexpr = BLOCK_VOCAB // BLOCK_ROWS
     # What is multiplied here must have no other use: Triton then gave it a buffer less, and wrote the next numbers to
     # it while the tensor cores still read.
-    for k in range(0, TILE, DEPTH):
-        inner = k + tl.arange(0, DEPTH)
-        a = tl.load(start + own_row[:, None] * TILE + inner[None, :])
-        b = tl.load(start + inner[:, None] * TILE + column[None, :])
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
-    out = squares + ((first + tl.program_id(0)) * tl.num_programs(1) + tl.program_id(1)) * 2
-    tl.store(out + 1, tl.sum(tl.sum(acc * acc, 1), 0))
+    for index in tl.range(tl.program_id(0), number * STEPS, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        row_start = index * BLOCK_ROWS
+        acc = product(
+            hidden,
+            weight,
+            row_start,
+            row_start + tl.arange(0, BLOCK_ROWS),
+            index // STEPS * BLOCK_VOCAB,
+            vocab_size,
+            vocab_size,
+            hidden_size,
+            hidden_size,
+            1,
+            hidden_size,
+            1,
+            BLOCK_ROWS,
+            BLOCK_VOCAB,
+            BLOCK_HIDDEN,
+            DESCRIPTOR,
+            False,
+            PRECISION,
+        )
+        tl.store(squares + (first * STEPS + index) * 2 + 1, tl.sum(tl.sum(acc * acc, 1), 0))
 
 
 def gram_squares(weight: Tensor, dots: Tensor, size: Tensor) -> Tensor:
-    """Sums of the squared entries of G and of G^2, with G the Gram matrix of a tile's rows less their mean.
+    """Sums of the squared entries of G and of G G^T, with G the Gram matrix of a tile's rows less their mean.
 
     Args:
         weight: The head ``(V, D)``.
@@ -130,8 +149,6 @@ def gram_squares(weight: Tensor, dots: Tensor, size: Tensor) -> Tensor:
         ``(tiles, parts, 2)`` float32: a tile's sums are those over its parts.
     """
     tiles, rows = dots.shape
-    # Of a step, whose two operands take 144 KiB in three stages.
-    depth = 128 // weight.element_size() if weight.is_cuda else 16
     launch = launch_table(weight.device, weight.dtype).logit_gradient
     launch = replace(launch, rows=min(launch.rows, rows), columns=rows)
     part = launch.rows
@@ -157,15 +174,12 @@ def gram_squares(weight: Tensor, dots: Tensor, size: Tensor) -> Tensor:
         )
         run_kernel(
             _square_kernel,
-            (number, rows // part),
-            gram=gram,
+            (processors(weight.device),),
+            **product_arguments(handed, gram, gram, launch),
+            **tiling(launch, "PARTS"),
             squares=squares,
             first=first,
-            TILE=rows,
-            DEPTH=depth,
-            ROWS=part,
-            PRECISION="ieee",
-            num_warps=8,
-            num_stages=3,
+            number=number,
+            hidden_size=rows,
         )
     return squares

@@ -110,9 +110,9 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
     """Look at every whole tile of ``rows`` rows.
 
     With G the Gram matrix of its rows less their mean, divided by a number: the largest eigenvalue of G is at most the
-    square root of the norm of G^2. G is rounded to the head's dtype on the way, and its float32 sums of D products, of
-    which four make an entry, to (D + 64) 2^-24 of the squares of the rows, or a sixteenth of D on tensor cores, which
-    round once for 16 products, but towards zero; sigma covers both.
+    square root of the norm of G G^T. G is rounded to the head's dtype on the way, and its float32 sums of D products,
+    of which four make an entry, to (D + 64) 2^-24 of the squares of the rows, or a sixteenth of D on tensor cores,
+    which round once for 16 products, but towards zero; sigma covers both.
     """
     tiles, hidden_size = weight.shape[0] // rows, weight.shape[1]
     numbers = torch.empty(3, blocks(tiles, 4) * 4, dtype=torch.float32, device=weight.device)
