@@ -84,8 +84,8 @@ def mean_probabilities(
 ) -> Tensor:
     """Mean of softmax(z) over tokens ``(V,)``, z the logits of :func:`kernel.head_statistics`, in blocks.
 
-    A few thousand hidden states of text like that of the training are enough: unlike counts, probabilities also tell
-    classes apart that never occur in it.
+    Take ten thousand hidden states of text like that of the training, or more: unlike counts, probabilities also tell
+    classes apart that never occur in it, and the more tokens there are the better they order those that are rare.
 
     Returns:
         Probabilities in float64 for float64 inputs, else float32.
