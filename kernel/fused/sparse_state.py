@@ -21,7 +21,7 @@ _LEAST_BYTES = 2**25  # for dz of the pilot, whatever the workspace
 
 
 class SparseState:
-    """One backward; what it reads of each token is in the new order, by how many tiles are not small for it.
+    """One backward; what it reads of each token is in the new order, by the tile from which on it needs none.
 
     Attributes:
         row: Tokens of a block.
@@ -52,7 +52,7 @@ class SparseState:
         self.n, (self.vocab_size, self.hidden_size) = hidden.shape[0], weight.shape
         self.row_blocks, self.tiles = blocks(self.n, self.row), self.vocab_size // self.tile
         self.pilot = max(self.tiles // _PILOT, 1)
-        order = found.wide.sort(stable=True).indices
+        order = found.reach.sort(stable=True).indices
         self.upstream, order = reordered(upstream, order)
         columns = self.table.input_gradient.columns
         if blocks(self.hidden_size, columns) * columns - self.hidden_size >= columns // 2 > 16:
