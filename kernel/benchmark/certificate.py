@@ -28,12 +28,12 @@ examples:
 """
 _SHARES = (0.0, 0.05, 0.06, 0.08, 0.1, 0.12, 0.14, 0.2, 0.3, 0.5)  # of 0 remain the pilot and tiles with targets
 PILOT = 32  # a thirty-second of the tiles
-_SMALL = 1e-6  # residuals that count for the order of the tokens
+_REST = 6e-4  # what a token's residuals behind its reach sum to at most: as the Triton path sorts within 0.003
 _AT_A_TIME = 512  # tokens
 
 
 class SoftmaxTiles:
-    """Softmax and gradients of a sum of losses, by tile; tokens sorted by how many tiles are not small for them.
+    """Softmax and gradients of a sum of losses, by tile; tokens sorted by reach (:mod:`kernel.fused.tile_sums`).
 
     Args:
         data: Hidden states, head and targets; all tokens are kept, and whole tiles of the vocabulary.
@@ -45,8 +45,8 @@ class SoftmaxTiles:
         self.smoothing, self.tiles = label_smoothing, len(data.weight) // TILE_ROWS
         self.weight = data.weight.detach()[: self.tiles * TILE_ROWS].float()
         self.hidden, self.target = data.hidden.detach()[:n].float(), data.target[:n]
-        wide = torch.cat([(r.norm(dim=2) > _SMALL).sum(1) for _, _, r in self._residuals()])
-        order = wide.argsort(stable=True)
+        reach = torch.cat([_reach(residual.norm(dim=2)) for _, _, residual in self._residuals()])
+        order = reach.argsort(stable=True)
         self.hidden, self.target = self.hidden[order], self.target[order]
 
     def _residuals(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -97,6 +97,11 @@ class SoftmaxTiles:
             square += (residual.flatten(1) @ self.weight).square().sum()
             of_weight.addmm_(residual.flatten(1).T, self.hidden[rows])
         return square.sqrt(), of_weight.norm()
+
+
+def _reach(norm: Tensor) -> Tensor:
+    """Tiles up to the last from which on a token's residuals ``(n, tiles)`` sum to more than the rest."""
+    return (norm.flip(1).cumsum(1) > _REST).sum(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

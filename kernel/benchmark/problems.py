@@ -95,7 +95,7 @@ def read_states(path: Path, tokens: int, device: torch.device) -> tuple[Data, Da
     hidden, weight, target, sample = (found[name].to(device) for name in ("hidden", "weight", "target", "sample"))
     times = -(-tokens // len(hidden))
     hidden, target = hidden.repeat(times, 1)[:tokens], target.long().repeat(times)[:tokens]
-    order = sort_vocabulary(mean_probabilities(sample.float(), weight.float()))
+    order = sort_vocabulary(mean_probabilities(sample.float(), weight.float()), weight)
 
     def leaf(t: Tensor) -> Tensor:
         return t.detach().contiguous().clone().requires_grad_()

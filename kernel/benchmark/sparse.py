@@ -1,10 +1,10 @@
 """Sparse gradients beside dense ones and cut-cross-entropy's filter: ``python -m kernel.benchmark.sparse``.
 
 On hidden states and the head of a real model (``python -m analysis.language_models.saved_states`` writes the file), its
-text tiled to as many tokens, the vocabulary sorted by mean probabilities on other text; or on a problem of
-``python -m kernel.benchmark``, whose classes are sorted by frequency. Loss and both gradients; all in shared rounds,
-behind the same work; errors against float64, of the head's rows that no token names apart. "as they are" is the same
-head in the model's own order, where little can be left out: dense after a failed try, unless each call is a try.
+text tiled to as many tokens, the vocabulary sorted by mean probabilities on other text and by the head's rows; or on a
+problem of ``python -m kernel.benchmark``, whose classes are sorted by frequency. Loss and both gradients; all in shared
+rounds, behind the same work; errors against float64, of the head's rows that no token names apart. "as they are" is the
+same head in the model's own order, where little can be left out: dense after a failed try, unless each call is a try.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 The certificate is that of :mod:`kernel.sparse_products`, for tiles of the forward's kernel (128 tokens x 256 columns on
 Hopper) and with what the forward knows of them (:mod:`.tile_sums`) in place of dz.
 
-- **Order** (:mod:`.sparse_state`). Tokens are sorted by how many tiles are not small for them: a block then holds
-  tokens as sure, or as unsure, as each other, and leaves out what all of them do. On text that halves what is computed.
+- **Order** (:mod:`.sparse_state`). Tokens are sorted by the tile from which on they need none (:mod:`.tile_sums`): a
+  block then holds tokens as sure, or as unsure, as each other, and leaves out what all of them do. On text that halves
+  what is computed.
 - **Pilot** (:mod:`.pilot`). The first thirty-second of the vocabulary, or a little less, is computed for all tokens.
   With the mean field of all other tiles (:mod:`.mean_field`) that is a gradient whose error is bounded: the exact one
   has a least norm.

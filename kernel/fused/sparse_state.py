@@ -30,7 +30,7 @@ def _in_waves(pilot: int, tile: int, hidden_size: int, launch: Launch, programs:
 
 
 class SparseState:
-    """One backward; what it reads of each token is in the new order, by how many tiles are not small for it.
+    """One backward; what it reads of each token is in the new order, by the tile from which on it needs none.
 
     Attributes:
         row: Tokens of a block.
@@ -66,7 +66,7 @@ class SparseState:
         if needs[1]:
             fitted = launch_table(hidden.device, hidden.dtype, self.hidden_size).weight_gradient
             self.pilot = _in_waves(self.pilot, self.tile, self.hidden_size, fitted, self.programs)
-        order = found.wide.sort(stable=True).indices
+        order = found.reach.sort(stable=True).indices
         self.upstream, order = reordered(upstream, order)
         columns = self.table.input_gradient.columns
         if blocks(self.hidden_size, columns) * columns - self.hidden_size >= columns // 2 > 16:

@@ -94,3 +94,34 @@ def test_a_fused_model_keeps_its_own_order(tied):
         torch.testing.assert_close(ours, whole)
     with pytest.raises(TypeError, match=r"vocabulary_order must be a kernel.VocabularyOrder or None, got Tensor"):
         fuse_loss(model, vocabulary_order=order.permutation)  # pyright: ignore[reportArgumentType]
+
+
+def test_with_the_head_rows_that_are_alike_share_tiles_of_like_frequency():
+    """Four kinds of rows, in turn: each tile of a band of four or more has one."""
+    v = 35 * 256 + 100
+    generator = torch.Generator().manual_seed(0)
+    frequency = torch.arange(v, 0, -1)
+    kind = torch.arange(v) % 4
+    weight = torch.randn(4, 6, generator=generator)[kind] + 0.01 * torch.randn(v, 6, generator=generator)
+    classes = torch.randperm(v, generator=generator)
+    plain = sort_vocabulary(frequency[classes])
+    order = sort_vocabulary(frequency[classes], weight[classes].bfloat16())
+    found = classes[order.permutation]
+    assert torch.equal(order.permutation[order.inverse], torch.arange(v))
+    begin = 0
+    for tiles in (*[1] * 8, *[2] * 4, *[4] * 4):  # bands
+        end = begin + 256 * tiles
+        assert torch.equal(found[begin:end].sort().values, torch.arange(begin, end))
+        held = kind[found[begin:end]].view(tiles, 256)
+        assert tiles < 4 or (held == held[:, :1]).all()
+        total = frequency[found[begin:end]].view(tiles, 256).sum(1)
+        assert (total[1:] <= total[:-1]).all()
+        begin = end
+    assert torch.equal(order.permutation[begin:], plain.permutation[begin:])  # behind the last whole band
+    assert torch.equal(order.permutation[: 8 * 256], plain.permutation[: 8 * 256])
+
+
+@pytest.mark.parametrize("weight", [torch.ones(3), torch.ones(2, 4)])
+def test_another_head_is_refused(weight):
+    with pytest.raises(ValueError, match=r"linear_weight must have shape \(3, hidden_size\), got \("):
+        sort_vocabulary(torch.ones(3), weight)
