@@ -147,7 +147,8 @@ def test_a_factor_of_one_leaves_the_gradients_as_they_are_and_others_join(cut):
 
 
 @no_gpu
-def test_a_trainers_number_of_items_comes_in_before_the_products(cut, monkeypatch):
+@pytest.mark.parametrize("workspace_bytes", [2**27, 2**28])
+def test_a_trainers_number_of_items_comes_in_before_the_products(workspace_bytes, cut, monkeypatch):
     """So that no other factor than 1 is left for the backward, which would read and write every gradient once more."""
     from tiny_models import make
 
@@ -156,7 +157,7 @@ def test_a_trainers_number_of_items_comes_in_before_the_products(cut, monkeypatc
     factors, scale = [], run_chunks.scale
     monkeypatch.setattr(run_chunks, "scale", lambda gs, f: factors.append(f.item()) or scale(gs, f))
     model, tokens = make(), torch.arange(40).view(2, 20)
-    fuse_loss(model, label_smoothing=0.1, implementation="triton", workspace_bytes=2**28, verify=False)
+    fuse_loss(model, label_smoothing=0.1, implementation="triton", workspace_bytes=workspace_bytes, verify=False)
     cut(16)
     for number in (76, torch.tensor(76)):
         model(tokens, labels=tokens, num_items_in_batch=number).loss.backward()
