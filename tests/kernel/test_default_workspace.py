@@ -105,8 +105,14 @@ def test_more_tokens_take_less_time_by_the_model_than_with_128_mib(shape):
     assert 2 * many.memory <= size
     assert microseconds(shape, many) <= microseconds(shape, few)
     assert microseconds(shape, many) < 1.01 * microseconds(shape, planned(shape, size)), "hardly more than if chosen"
-    in_two_bytes = [run for run in many.kept if not run.in_bytes]
-    assert all(run.start >= shape[1] // 16 for run in in_two_bytes), "the frequent words are computed anew"
+
+
+def test_the_frequent_words_are_computed_anew_however_large_the_default():
+    shape = 16384, 8192, 1024  # all columns fit in two bytes
+    default, chosen = (planned(shape, default_workspace_bytes(shape[0]), default=of) for of in (True, False))
+    assert (chosen.columns, chosen.kept[-1].start) == (8192, 0)
+    assert default.columns > 0
+    assert default.kept[-1].start >= 8192 // 16
 
 
 def test_of_more_tokens_the_strips_at_vocabulary_248320_are_not_those_of_64_mib():
