@@ -228,14 +228,16 @@ def test_the_page_quotes_what_rounding_does_near_a_smoothed_optimum():
 def test_the_page_says_how_many_columns_are_kept_with_little_memory():
     pytest.importorskip("triton")
     from kernel.benchmark.problems import SHAPES
-    from kernel.fused import launch
-    from kernel.fused.schedule import DEFAULT_WORKSPACE_BYTES, schedule
+    from kernel.fused import default_workspace_bytes, launch
+    from kernel.fused.schedule import schedule
 
-    def plan(shape, workspace_bytes=DEFAULT_WORKSPACE_BYTES):
+    def plan(shape, workspace_bytes=None):
         (of,) = [s for s in SHAPES if s.name == shape]
+        by_default = workspace_bytes is None
+        workspace_bytes = default_workspace_bytes(of.n) if by_default else workspace_bytes
         options = {"keep": True, "direct": True, "consumed": True, "weight_gradient": True, "processors": 132}
         sizes = (of.n, of.vocab_size, of.hidden_size, 2, workspace_bytes)
-        found = schedule(*sizes, table=launch._TABLES["hopper", 2], in_bytes=True, **options)
+        found = schedule(*sizes, table=launch._TABLES["hopper", 2], in_bytes=True, default=by_default, **options)
         return found, found.columns / of.vocab_size
 
     def mib(found, n):

@@ -105,7 +105,7 @@ def _bytes_pay() -> Iterator[None]:
     """Keep columns in bytes, which in the interpreter serve what it multiplies, at any size and budget."""
     with (
         patch.multiple(strip_times, _STRIP=0.0, STRIP_DECODED=0.0, _LAUNCH=0.0, _RUN=0.0, _BYTES_DECODED=1e12),
-        patch.object(schedule, "DEFAULT_WORKSPACE_BYTES", 0),
+        patch.object(schedule, "LEAST_DEFAULT_BYTES", 0),
         patch.object(arguments, "BYTES_SERVE", frozenset({torch.bfloat16, torch.float32})),
     ):
         schedule.schedule.cache_clear()

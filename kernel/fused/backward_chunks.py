@@ -26,7 +26,7 @@ __all__ = ["backward_rows", "rows_of_sums"]
 
 _CHUNKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # numbers that are tried; for the most of them see token_chunks
 _FEWEST = 2048  # tokens of a chunk: the sums and the launches of fewer take more than they save
-_WORTHWHILE = 0.98  # of the time in one: the memory falls, too
+_WORTHWHILE = 0.99  # of the time in one: the memory falls, too
 _STEP_TOKENS = 4  # tiles of tokens: numbers of them with the same chunks
 # Microseconds that the host takes to launch a chunk, and a strip of it: of a training loop the slower of both counts.
 _HOST_CHUNK, _HOST_STRIP = 500.0, 150.0

@@ -101,7 +101,7 @@ class ChunkTimes:
         """The plan of a chunk."""
         sizes = rows, self.vocab_size, self.hidden_size, self.itemsize, budget
         # In the order of LossCall.plan, by which the cache knows that they are the same.
-        return schedule(*sizes, keep=True, **self.kinds, consumed=True, weight_gradient=True, sums=sums)
+        return schedule(*sizes, default=False, keep=True, **self.kinds, consumed=True, weight_gradient=True, sums=sums)
 
     def plans(self, rows: int, budget: int) -> tuple[Schedule, Schedule]:
         """Those of the first chunk and of the later ones."""

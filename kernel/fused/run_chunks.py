@@ -39,7 +39,7 @@ def loss_in_chunks(
     linear_bias: Tensor | None,  # (V,)
     token_weight: Tensor | None,  # (N,)
     options: LossOptions,
-    workspace_bytes: int,
+    workspace_bytes: int | None,
 ) -> Tensor | None:
     """The scalar loss in eager code, without statistics, if chunks of tokens are the way to compute it; else None."""
     tensors = input, linear_weight, linear_bias
@@ -64,7 +64,7 @@ class _LossInChunks(torch.autograd.Function):
         target: Tensor,
         token_weight: Tensor | None,
         options: LossOptions,
-        workspace_bytes: int,
+        workspace_bytes: int | None,
         chunks: Chunks,
     ) -> Tensor:
         bias, target = None if bias is None else bias.contiguous(), aligned(target.contiguous())

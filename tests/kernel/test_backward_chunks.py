@@ -13,8 +13,8 @@ from chunks import exact_of_kept, float16_errors
 from helpers import ALL_OPTIONS, Peak, eager, free_launches, ours, problem, relative_error, value_and_gradients
 
 from kernel import linear_cross_entropy
-from kernel.fused import backward_chunks, launch
-from kernel.fused.schedule import DEFAULT_WORKSPACE_BYTES, schedule
+from kernel.fused import backward_chunks, default_workspace_bytes, launch
+from kernel.fused.schedule import schedule
 from kernel.options import LossOptions
 
 pytest.importorskip("triton")
@@ -292,19 +292,24 @@ HEADS = [
 ]
 
 
-def planned(shape, workspace_bytes=DEFAULT_WORKSPACE_BYTES, weight_gradient=True):
-    """Tokens of a chunk and the plan of all tokens of a head on a device with 132 multiprocessors."""
+def planned(shape, workspace_bytes=None, weight_gradient=True):
+    """Tokens of a chunk and the plan of all tokens of a head on a device with 132 multiprocessors; None: by default."""
     kinds = {"table": HOPPER, "processors": 132, "weight_gradient": weight_gradient}
-    kept = {"keep": True, "direct": True, "in_bytes": True, "consumed": True}
+    kept = {"keep": True, "direct": True, "in_bytes": True, "consumed": True, "default": workspace_bytes is None}
+    workspace_bytes = default_workspace_bytes(shape[0]) if workspace_bytes is None else workspace_bytes
     whole = schedule(*shape, 2, workspace_bytes, **kinds, **kept)
     return backward_chunks.backward_rows(*shape, 2, workspace_bytes, whole=whole, **kinds), whole
 
 
 def test_chunks_are_chosen_where_they_save_time_by_the_model():
-    wanted = {shape: shape[0] for shape in HEADS} | {(16384, 49152, 576): 8192}
-    assert {shape: planned(shape)[0] for shape in HEADS} == wanted
-    found = {n: planned((n, 32768, 1024))[0] for n in (2048, 8192, 16384, 32768, 65536, 131072)}
-    assert found == {2048: 2048, 8192: 8192, 16384: 16384, 32768: 16384, 65536: 16384, 131072: 16384}
+    whole = {shape: shape[0] for shape in HEADS}
+    assert {shape: planned(shape)[0] for shape in HEADS} == whole
+    assert {shape: planned(shape, 2**27)[0] for shape in HEADS} == whole | {(16384, 49152, 576): 8192}
+    many = {n: n for n in (2048, 8192, 16384)}
+    found = {n: planned((n, 32768, 1024), 2**27)[0] for n in (*many, 32768, 65536, 131072)}
+    assert found == many | {32768: 16384, 65536: 16384, 131072: 16384}
+    found = {n: planned((n, 32768, 1024))[0] for n in (*many, 32768, 65536, 131072)}
+    assert found == many | {32768: 32768, 65536: 16384, 131072: 16384}, "the default is larger"
     assert planned((131072, 32768, 1024), weight_gradient=False)[0] < 131072
 
 
@@ -316,13 +321,13 @@ def test_time_is_linear_in_the_tokens_by_the_model():
         if rows == n:
             each.append(backward_chunks._of_whole(n, whole, *problem) / n)
         else:
-            forward, _, backward = backward_chunks._of_chunk(rows, DEFAULT_WORKSPACE_BYTES // (2 * rows), *problem)
+            forward, _, backward = backward_chunks._of_chunk(rows, default_workspace_bytes(n) // (2 * rows), *problem)
             each.append((forward + backward) / rows)
     assert max(each) < 1.13 * min(each)
 
 
 def test_of_many_lengths_few_have_a_plan_of_their_own():
-    assert len({planned((n, 32768, 1024))[0] for n in range(32768 - 511, 32769, 7)}) == 1
+    assert len({planned((n, 32768, 1024))[0] for n in range(131072 - 511, 131073, 7)}) == 1
 
 
 @pytest.mark.parametrize(

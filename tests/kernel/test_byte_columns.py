@@ -33,7 +33,7 @@ def plans(monkeypatch):
     found, plan = [], LossCall.plan
     monkeypatch.setattr(arguments, "BYTES_SERVE", frozenset({torch.float16, torch.float32}))
     monkeypatch.setattr(LossCall, "plan", lambda self, **kinds: found.append(plan(self, **kinds)) or found[-1])
-    monkeypatch.setattr(schedule, "DEFAULT_WORKSPACE_BYTES", 0)
+    monkeypatch.setattr(schedule, "LEAST_DEFAULT_BYTES", 0)
     schedule.schedule.cache_clear()
     with free_launches():
         yield found
@@ -308,7 +308,7 @@ def test_what_is_not_finite_is_seen_in_the_gradients(wrong, plans):
 
 
 def test_up_to_the_default_budget_only_the_first_columns_are_not_in_two_bytes(plans, monkeypatch):
-    monkeypatch.setattr(schedule, "DEFAULT_WORKSPACE_BYTES", 20_000)
+    monkeypatch.setattr(schedule, "LEAST_DEFAULT_BYTES", 20_000)
     args = problem(24, 250, 24, seed=3).to(torch.float32)
     for workspace_bytes in (7_000, 20_000, 20_001):
         ours(*args[:3], workspace_bytes=workspace_bytes)

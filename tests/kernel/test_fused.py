@@ -169,7 +169,7 @@ def test_both_memories_keep_columns_and_a_second_backward_computes_them_anew(mon
 
 def test_everything_is_kept_in_one_piece_or_in_both_memories(monkeypatch):
     schedules = importlib.import_module("kernel.fused.schedule")
-    monkeypatch.setattr(schedules, "DEFAULT_WORKSPACE_BYTES", 0)  # as of chosen budgets: nothing is computed anew
+    monkeypatch.setattr(schedules, "LEAST_DEFAULT_BYTES", 0)  # as of chosen budgets: nothing is computed anew
     monkeypatch.setattr("kernel.fused.strip_times._RUN", 150.0)  # else a part would lie in the gradient always
     plans, plan = [], LossCall.plan
     monkeypatch.setattr(LossCall, "plan", lambda self, **kinds: plans.append(plan(self, **kinds)) or plans[-1])
@@ -379,9 +379,9 @@ def test_reasons_why_it_cannot_run(monkeypatch):
 @pytest.mark.parametrize(
     ("value", "error", "text"),
     [
-        (-1, ValueError, "at least 0, got -1"),
-        (1.5, TypeError, "an int, got float"),
-        (True, TypeError, "an int, got bool"),
+        (-1, ValueError, "None or at least 0, got -1"),
+        (1.5, TypeError, "None or an int, got float"),
+        (True, TypeError, "None or an int, got bool"),
     ],
 )
 def test_workspace_bytes_is_checked(value, error, text):

@@ -44,7 +44,7 @@ def count(monkeypatch):
     """Counts small kernels and operations of a loss of bfloat16, its targets known to be right; no kernel runs."""
     monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
     monkeypatch.setattr("kernel.api.check_target_range", lambda *given: None)
-    monkeypatch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", 0)
+    monkeypatch.setattr("kernel.fused.schedule.LEAST_DEFAULT_BYTES", 0)
 
     def count(n, workspace_bytes, rows=None):
         if rows is not None:
