@@ -65,7 +65,7 @@ def _finish_kernel(
     count,  # (1,)
     mass,  # (N, 2, stride) float16, written: m, 0 behind the last tile
     spread,  # (N, stride) int16, written: |r|
-    wide,  # (N,) int32, written: tiles whose residual exceeds count_above; very many where there is no token
+    wide,  # (N,) int16, written: tiles whose residual exceeds count_above; very many where there is no token
     n,
     tiles,
     from_stride,
@@ -93,7 +93,8 @@ def _finish_kernel(
         tl.store(mass + long_row * (2 * stride) + stride + tile[None, :], second, mask=written)
         tl.store(spread + long_row * stride + tile[None, :], _rounded_up(size), mask=written)
         found += tl.sum((mask & (size > count_above)).to(tl.int32), 1)
-    tl.store(wide + row, tl.where(valid, found, 2147483647), mask=row < n)
+    found = tl.minimum(found, 32766)  # of two bytes a key is sorted in half the passes
+    tl.store(wide + row, tl.where(valid, found, 32767).to(tl.int16), mask=row < n)
 
 
 def finish_tile_sums(
@@ -104,7 +105,7 @@ def finish_tile_sums(
     found = SparseTiles(
         torch.empty(n, 2, stride, dtype=torch.float16, device=sums.device),
         torch.empty(n, stride, dtype=torch.int16, device=sums.device),
-        torch.empty(n, dtype=torch.int32, device=sums.device),
+        torch.empty(n, dtype=torch.int16, device=sums.device),
     )
     run_kernel(
         _finish_kernel,
@@ -132,7 +133,7 @@ class SparseTiles(NamedTuple):
 
     mass: Tensor  # (N, 2, tiles or more) float16, MASS_SCALE times the mass
     spread: Tensor  # (N, tiles or more) int16, the upper half of float32
-    wide: Tensor  # (N,) int32, tiles that are not small
+    wide: Tensor  # (N,) int16, tiles that are not small; the most there can be where there is no token
 
     @classmethod
     def memory(cls, head: Head) -> Tensor:
