@@ -71,7 +71,7 @@ def _finish_kernel(
     count,  # (1,)
     mass,  # (N, 2, stride) float16, written: m, 0 behind the last tile
     spread,  # (N, stride) int16, written: |r|
-    reach,  # (N,) int32, written: tiles up to the last from which on |r| sum to more than rest; very many if no token
+    reach,  # (N,) int16, written: tiles up to the last from which on |r| sum to more than rest; very many if no token
     n,
     tiles,
     from_stride,
@@ -104,7 +104,8 @@ def _finish_kernel(
         behind += tl.sum(size, 1)
         from_here = behind[:, None] - (tl.cumsum(size, 1) - size)
         found += tl.sum((mask & (from_here > rest)).to(tl.int32), 1)
-    tl.store(reach + row, tl.where(valid, found, 2147483647), mask=row < n)
+    found = tl.minimum(found, 32766)  # of two bytes a key is sorted in half the passes
+    tl.store(reach + row, tl.where(valid, found, 32767).to(tl.int16), mask=row < n)
 
 
 def finish_tile_sums(sums: Tensor, lse: Tensor, count: Tensor, tiles: int, columns: int, rest: float) -> SparseTiles:
@@ -113,7 +114,7 @@ def finish_tile_sums(sums: Tensor, lse: Tensor, count: Tensor, tiles: int, colum
     found = SparseTiles(
         torch.empty(n, 2, stride, dtype=torch.float16, device=sums.device),
         torch.empty(n, stride, dtype=torch.int16, device=sums.device),
-        torch.empty(n, dtype=torch.int32, device=sums.device),
+        torch.empty(n, dtype=torch.int16, device=sums.device),
     )
     run_kernel(
         _finish_kernel,
@@ -141,7 +142,7 @@ class SparseTiles(NamedTuple):
 
     mass: Tensor  # (N, 2, tiles or more) float16, MASS_SCALE times the mass
     spread: Tensor  # (N, tiles or more) int16, the upper half of float32
-    reach: Tensor  # (N,) int32, tiles behind which its residuals are small together
+    reach: Tensor  # (N,) int16, tiles behind which its residuals are small together; the most there can be of no token
 
     @classmethod
     def memory(cls, head: Head) -> Tensor:
