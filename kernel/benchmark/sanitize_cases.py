@@ -132,7 +132,7 @@ def _bytes(device: torch.device) -> None:
 
 
 def _chunks(device: torch.device) -> None:
-    # In half precision, whose sums are codes: of the interpreter float16, which a user's loss is not cut in.
+    # In half precision, whose sums are float16: of the interpreter float16, which a user's loss is not cut in.
     half = torch.bfloat16 if device.type == "cuda" else torch.float16
     hidden, weight, target, bias = _tensors(device, half)
     rows = launch_table(device, half).forward.rows

@@ -35,7 +35,7 @@ from torch import Tensor
 from .compile_ahead import run_kernel
 from .launch import blocks
 
-__all__ = ["SumUnits", "of_units", "units_of"]
+__all__ = ["SumPowers", "powers_of", "reciprocals_of"]
 
 _ROWS, _COLUMNS, _PROGRAMS = 32, 256, 64  # of a tile, and that share the tokens: their sums are added in one order
 _ROOM = 2  # bits: one for rounding, one for what the exponent leaves of a possible sum
@@ -43,7 +43,7 @@ _OF_PENALTY = 4.0  # of the upstream gradient, what a confidence penalty of 1 ad
 _LARGEST = tl.constexpr(16)  # the exponent that the largest possible sum gets; without its room for rounding 15
 
 
-class SumUnits(NamedTuple):
+class SumPowers(NamedTuple):
     """Powers of two that the sums between chunks are stored in, one for each column."""
 
     possible: Tensor  # (D,) float32: sums over kept tokens of the magnitude of upstream gradient times hidden state
@@ -51,7 +51,7 @@ class SumUnits(NamedTuple):
     last: bool = False  # whether this chunk is the last one, which rounds the sums to the inputs' dtype
 
     @classmethod
-    def of(cls, hidden: Tensor, upstream: Tensor, target: Tensor, ignore_index: int, penalty: float = 0.0) -> SumUnits:
+    def of(cls, hidden: Tensor, upstream: Tensor, target: Tensor, ignore_index: int, penalty: float = 0.0) -> SumPowers:
         """Add up what all tokens may come to, before any is computed; bit for bit the same in every run."""
         n, hidden_size = hidden.shape
         programs = min(_PROGRAMS, blocks(n, _ROWS))
@@ -118,12 +118,12 @@ def _exponents(possible, columns, hidden_size, shift):
 
 
 @triton.jit
-def units_of(possible, columns, hidden_size, shift):
-    """What sums in these columns are multiplied by in float16; ``shift`` is that of :class:`SumUnits`."""
+def powers_of(possible, columns, hidden_size, shift):
+    """What sums in these columns are multiplied by in float16; ``shift`` is that of :class:`SumPowers`."""
     return _power_of_two(-_exponents(possible, columns, hidden_size, shift) + _LARGEST)
 
 
 @triton.jit
-def of_units(possible, columns, hidden_size, shift):
+def reciprocals_of(possible, columns, hidden_size, shift):
     """What they are multiplied by afterwards: the reciprocals."""
     return _power_of_two(_exponents(possible, columns, hidden_size, shift) - _LARGEST)

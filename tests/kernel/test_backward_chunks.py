@@ -114,7 +114,7 @@ def half(cut, monkeypatch):
 
 
 @no_gpu
-def test_sums_of_half_precision_are_codes_between_chunks(half, cut):
+def test_sums_of_half_precision_are_float16_between_chunks(half, cut):
     """By 0.0006: to bfloat16 they would be 0.0050 off; products alone are 0.0003."""
     args = problem(256, 40, 16, seed=1)
     errors, got = half(args, label_smoothing=0.1)
@@ -159,7 +159,7 @@ def test_a_column_of_zeros_stays_one(upstream, half):
 
 @no_gpu
 @pytest.mark.parametrize("ignored", [0.0, 0.5])
-def test_codes_leave_room_for_a_z_loss(ignored, half, cut):
+def test_float16_sums_leave_room_for_a_z_loss(ignored, half, cut):
     """Here it multiplies dz by more than 100, all of one sign: without room sums would be infinite."""
     args = problem(64, 8, 16, seed=1, weighted=True, ignored=ignored)
     with torch.no_grad():
@@ -313,6 +313,20 @@ def test_chunks_are_chosen_where_they_save_time_by_the_model():
     assert planned((131072, 32768, 1024), weight_gradient=False)[0] < 131072
 
 
+@pytest.mark.parametrize("shape", [(32768, 256000, 3584), (16384, 151936, 4096), (8193, 256000, 3584)])
+def test_one_chunk_is_not_taken_for_next_to_no_time(shape):
+    """Of a frozen head, whose chunks share no sums: with the larger default one of all tokens is nearly as fast."""
+    rows, whole = planned(shape, weight_gradient=False)
+    assert rows < shape[0]
+    times = backward_chunks._of_whole(shape[0], whole, *shape[1:], HOPPER, 132, False)
+    forward, _, widest, backward = backward_chunks._of_chunk(
+        rows, default_workspace_bytes(shape[0]) // (2 * rows), *shape[1:], HOPPER, 132, False
+    )
+    assert (forward + backward) * shape[0] / rows < 1.01 * times
+    of_chunk = rows * (6 * shape[2] + 2 * widest)
+    assert 1.5 * of_chunk < 4 * shape[0] * shape[2] + 2 * whole.memory
+
+
 def test_time_is_linear_in_the_tokens_by_the_model():
     each = []
     for n in (8192, 16384, 20000, 24000, 32768, 50000, 65536, 100000, 131072, 262144):
@@ -321,13 +335,19 @@ def test_time_is_linear_in_the_tokens_by_the_model():
         if rows == n:
             each.append(backward_chunks._of_whole(n, whole, *problem) / n)
         else:
-            forward, _, backward = backward_chunks._of_chunk(rows, default_workspace_bytes(n) // (2 * rows), *problem)
+            forward, _, _, backward = backward_chunks._of_chunk(
+                rows, default_workspace_bytes(n) // (2 * rows), *problem
+            )
             each.append((forward + backward) / rows)
     assert max(each) < 1.13 * min(each)
 
 
 def test_of_many_lengths_few_have_a_plan_of_their_own():
-    assert len({planned((n, 32768, 1024))[0] for n in range(131072 - 511, 131073, 7)}) == 1
+    def sizes(last, *head, **kinds):
+        return {planned((n, *head), **kinds)[0] for n in range(last - 511, last + 1, 7)}
+
+    assert len(sizes(131072, 32768, 1024)) == 1
+    assert len(sizes(16384, 151936, 4096, weight_gradient=False)) == 1, "the default grows with the tokens"
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,9 @@ def test_sixteen_kib_a_token_within_bounds(tokens, mib):
     assert default_workspace_bytes(tokens) == mib * MIB
 
 
-def test_each_token_beyond_8192_adds_a_strip_of_8192_columns():
-    assert default_workspace_bytes(8193) - default_workspace_bytes(8192) == 2 * 8192
+def test_each_512_tokens_beyond_8192_add_to_a_strip_of_8192_columns():
+    assert default_workspace_bytes(8193) - default_workspace_bytes(8192) == 2 * 8192 * 512
+    assert default_workspace_bytes(8193) == default_workspace_bytes(8704) < default_workspace_bytes(8705)
 
 
 def lossy(n, v, d, workspace_bytes, **options):
@@ -65,8 +66,8 @@ def on_hopper(monkeypatch):
 def test_none_is_the_default_of_all_tokens_whatever_a_chunk_has():
     call = lossy(131072, 32768, 1024, None)
     assert call.budget == 512 * MIB
-    of_chunk = call.plan(keep=False, consumed=True, weight_gradient=True, tokens=16384, sums=True)
-    assert 2 * of_chunk.workspace > default_workspace_bytes(16384) / 2
+    of_chunk = call.plan(keep=False, consumed=True, weight_gradient=True, tokens=8192, sums=True)
+    assert 2 * of_chunk.workspace > default_workspace_bytes(8192)
     assert lossy(16384, 32768, 1024, 0).budget == 0, "a number is a choice"
 
 
@@ -107,9 +108,11 @@ def test_more_tokens_take_less_time_by_the_model_than_with_128_mib(shape):
     assert microseconds(shape, many) < 1.01 * microseconds(shape, planned(shape, size)), "hardly more than if chosen"
 
 
+@pytest.mark.usefixtures("on_hopper")
 def test_the_frequent_words_are_computed_anew_however_large_the_default():
     shape = 16384, 8192, 1024  # all columns fit in two bytes
-    default, chosen = (planned(shape, default_workspace_bytes(shape[0]), default=of) for of in (True, False))
+    budgets = None, default_workspace_bytes(shape[0])
+    default, chosen = (lossy(*shape, of).plan(keep=True, consumed=True, weight_gradient=True) for of in budgets)
     assert (chosen.columns, chosen.kept[-1].start) == (8192, 0)
     assert default.columns > 0
     assert default.kept[-1].start >= 8192 // 16

@@ -82,7 +82,7 @@ def half(cut, monkeypatch):
 
 @no_gpu
 @pytest.mark.parametrize("d", [16, 20, 40])
-def test_sixteen_chunks_round_the_sums_to_codes(d, half, cut):
+def test_sixteen_chunks_round_the_sums_to_float16(d, half, cut):
     """By 0.0006: to bfloat16 they would be 0.0050 off; products alone are 0.0003."""
     args = problem(256, 40, d, seed=1)
     errors, got = half(args, label_smoothing=0.1)
