@@ -6,7 +6,7 @@ workspace (:mod:`.gradient_rows`, :mod:`.tile_gradient`, :mod:`.logit_gradient`)
 states (:mod:`.weight_gradient`) and with the head (:mod:`.input_gradient`). Ignored tokens are dropped before the first
 product (:mod:`.rows`); the number of kept ones stays on the device. Launch parameters are in :mod:`.launch`, the strips
 in :mod:`.schedule` (and how much memory they take by default in :mod:`.default_workspace`), the launches in
-:mod:`.run_forward`, :mod:`.run_strip`, :mod:`.run_products` and :mod:`.run_backward`. One call is a
+:mod:`.run_forward`, :mod:`.run_sweep`, :mod:`.run_strip`, :mod:`.run_products` and :mod:`.run_backward`. One call is a
 :class:`.call.LossCall`, of which eager code (:mod:`.eager`) and compiled code (:mod:`.operators`) make token losses.
 Where a budget allows for it, tokens come in chunks (:mod:`.token_chunks`), each with its forward and backward
 (:mod:`.run_chunks`); where they are very many, the backward alone does (:mod:`.backward_chunks`,
