@@ -31,7 +31,7 @@ def alike_in_bands(permutation: Tensor, frequency: Tensor, weight: Tensor) -> Te
         for start in range(first, last - size + 1, size):
             band = permutation[start : start + size]
             tiles = _halved(band.unsqueeze(0), weight)
-            order = frequency[tiles].sum(1).argsort(descending=True, stable=True)
+            order = frequency[tiles].float().sum(1).argsort(descending=True, stable=True)
             found[start : start + size] = tiles[order].flatten()
         begin *= 2
     return found
@@ -42,6 +42,7 @@ def _halved(classes: Tensor, weight: Tensor) -> Tensor:
     while classes.shape[1] > TILE_ROWS:
         rows = weight[classes.to(weight.device)].float()
         rows -= rows.mean(1, keepdim=True)
+        rows /= rows.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)  # of any size
         direction = rows[:, :1].mT  # (parts, D, 1)
         for _ in range(_ITERATIONS):
             direction = rows.mT @ (rows @ direction)

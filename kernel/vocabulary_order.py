@@ -60,6 +60,8 @@ def sort_vocabulary(frequency: Tensor, linear_weight: Tensor | None = None) -> V
     With the head, classes about as frequent whose rows are alike lie side by side: fewer tiles have to be computed. The
     order stays right while the head changes, and its saving with it as long as rows that were alike are.
 
+    An eighth of the head's rows is copied in float32 at a time. A large head takes minutes on a CPU: move it to a GPU.
+
     Args:
         frequency: Counts or probabilities ``(V,)``, at least 0; equal ones stay in the order of their classes.
         linear_weight: The head ``(V, D)``, for classes beyond the most frequent 2048; None to sort by frequency alone.
@@ -67,7 +69,7 @@ def sort_vocabulary(frequency: Tensor, linear_weight: Tensor | None = None) -> V
     Raises:
         TypeError: If one is no tensor.
         ValueError: If ``frequency`` is no vector, or has a value that is negative or no number, or ``linear_weight`` is
-            no matrix of as many rows.
+            no matrix of as many rows or not finite.
 
     Example:
         >>> order = sort_vocabulary(torch.tensor([2, 0, 5]))
@@ -86,7 +88,10 @@ def sort_vocabulary(frequency: Tensor, linear_weight: Tensor | None = None) -> V
             raise ValueError(
                 f"linear_weight must have shape ({len(frequency)}, hidden_size), got {tuple(linear_weight.shape)}."
             )
-        permutation = alike_in_bands(permutation, frequency, linear_weight.detach())
+        if not linear_weight.detach().isfinite().all():
+            raise ValueError("linear_weight must be finite, got infinite entries or entries that are no number.")
+        with torch.no_grad(), autocast_off(linear_weight):
+            permutation = alike_in_bands(permutation, frequency, linear_weight)
     return VocabularyOrder(permutation, permutation.argsort())
 
 

@@ -131,7 +131,7 @@ def _round_kernel(
         end = tl.maximum(tl.where(in_gradient, behind, fitting), begin + 1)
         waves = (end - begin) * COLUMN_BLOCKS // tl.maximum(programs, 1)
         beyond = (end - begin) * COLUMN_BLOCKS - waves * programs
-        few = (waves >= 1) & (waves <= _FEW_WAVES) & (beyond * 2 < programs)
+        few = (waves >= 1) & (waves <= _FEW_WAVES) & (beyond * 2 < programs) & (end < tiles)
         end = tl.where(few, tl.maximum(begin + waves * programs // COLUMN_BLOCKS, begin + 1), end)
         own = rounds + 1 + _FIELDS * found
         tl.store(own, first)

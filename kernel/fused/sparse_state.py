@@ -23,10 +23,13 @@ _LEAST_BYTES = 2**25  # for dz of the pilot, whatever the workspace
 
 
 def _in_waves(pilot: int, tile: int, hidden_size: int, launch: Launch, programs: int) -> int:
-    """Tiles of the pilot, or a few less whose weight's gradient is whole waves of tiles, one for each program."""
+    """Tiles of the pilot, or up to a fifth less whose weight's gradient is whole waves of tiles, one for each program.
+
+    Fewer would be listed again, and the gradient's least norm is that of the pilot's rows.
+    """
     of_tile = blocks(tile, launch.rows) * blocks(hidden_size, launch.columns)
-    waves = pilot * of_tile // programs
-    return max(waves * programs // of_tile, 1) if waves else pilot
+    fewer = pilot * of_tile // programs * programs // of_tile
+    return fewer if 5 * fewer >= 4 * pilot else pilot
 
 
 class SparseState:
