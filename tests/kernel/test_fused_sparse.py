@@ -215,7 +215,7 @@ def test_every_active_tile_is_listed_once(capacity, most, hidden_size):
     for index, part in enumerate(rounds):
         end = part.first_tile + part.tiles
         if part.in_gradient:
-            assert part.start == end * hidden_size
+            assert part.start == end * hidden_size  # behind the rows that the round writes
             assert part.start + part.number * 16 <= 30 * hidden_size
         else:
             assert part.number <= capacity

@@ -37,7 +37,9 @@ def pilot_of(vocab_size, hidden_size, programs=132):
 
 
 def test_a_pilot_is_whole_waves_where_that_takes_a_fifth_at_most():
-    assert pilot_of(262144, 640) == 26  # Gemma-3-270M: 130 of 132 programs have a tile, where 32 have 28 in a second wave
+    assert (
+        pilot_of(262144, 640) == 26
+    )  # Gemma-3-270M: 130 of 132 programs have a tile, where 32 have 28 in a second wave
     assert pilot_of(128256, 2048) == 15  # Llama-3.2-1B: one wave would be 8
     launch = launch_table(torch.device("cpu"), torch.float32).weight_gradient
     shortened = 0
