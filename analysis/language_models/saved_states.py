@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..command import finish, parser_of
+from ..command import finish, parser_of, whole
 from .documents import Encoded, python_text
 from .features import head_of, hidden_states
 from .loading import load_model
@@ -38,10 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("analysis.language_models.saved_states", about, _EXAMPLES)
     parser.add_argument("model", help="folder, GGUF file, hub name, or gemma or smollm2 for an installed package")
     parser.add_argument("output", type=Path, help="safetensors file to write")
-    parser.add_argument("--tokens", type=int, default=12288, help="predicted tokens at most (default 12288)")
-    parser.add_argument(
-        "--sample", type=int, default=_SAMPLE, help=f"tokens of other text at most, for an order (default {_SAMPLE})"
-    )
+    parser.add_argument("--tokens", type=whole(1), default=12288, help="predicted tokens at most (default 12288)")
+    about_sample = f"tokens of other text at most, for an order (default {_SAMPLE})"
+    parser.add_argument("--sample", type=whole(1), default=_SAMPLE, help=about_sample)
     parser.add_argument("--ids", type=Path, help="NumPy file with the text's token ids (ids), instead of a tokenizer")
     parser.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
     given = parser.parse_args(arguments)
@@ -66,7 +65,8 @@ def _run(given: argparse.Namespace) -> int:
     documents = [
         Encoded(first + piece, first + piece) for piece in (ids[i : i + _LENGTH] for i in range(0, len(ids), _LENGTH))
     ]
-    measured, others = _parts(documents, given.tokens, given.sample)
+    predicted = _LENGTH - 1 + len(first)  # of a document
+    measured, others = _parts(documents, -(-given.tokens // predicted), -(-given.sample // predicted))
     model = loaded.model.to(given.device)
     states, sample = (hidden_states(model, part, pad=0, batch_size=8) for part in (measured, others))
     tensors = {
@@ -76,22 +76,26 @@ def _run(given: argparse.Namespace) -> int:
         "weight": head_of(model).weight.bfloat16(),
     }
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, given.output)
+    for key, asked in (("hidden", given.tokens), ("sample", given.sample)):
+        if len(tensors[key]) < asked:
+            print(f"warning: the text is short: {key} has {len(tensors[key])} tokens of {asked}", file=sys.stderr)
     sizes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in tensors.items())
     print(f"wrote {given.output}: {sizes}, {loaded.name}")
     return 0
 
 
-def _parts(documents: Sequence[Encoded], tokens: int, sample: int) -> tuple[Sequence[Encoded], Sequence[Encoded]]:
-    """The documents that are measured, and those of the sample."""
-    number = -(-tokens // _LENGTH)
+def _parts(documents: Sequence[Encoded], number: int, sample: int) -> tuple[Sequence[Encoded], Sequence[Encoded]]:
+    """The documents that are measured, ``number`` or what there is, and as many of the sample."""
     begin = -(-number // 8)
     end = begin + number
     measured, others = documents[begin:end], [*documents[: begin - 1], *documents[end + 1 :]]
     if not measured or not others:
+        least = end + 2 if begin == 1 else begin + 1  # the sample begins behind the measured ones, or before them
         raise ValueError(
-            f"the text must have {end + 2} documents of {_LENGTH} tokens to measure {tokens}, got {len(documents)}."
+            f"the text must have at least {least} documents of {_LENGTH} tokens to measure up to {number} of them, "
+            f"got {len(documents)}."
         )
-    return measured, others[: -(-sample // _LENGTH)]
+    return measured, others[:sample]
 
 
 if __name__ == "__main__":

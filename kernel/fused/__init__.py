@@ -48,10 +48,11 @@ def loss(
 
     Memory beyond the gradients: ``workspace_bytes`` (None: :func:`default_workspace_bytes` of N), float32 ``(N, D)``
     (where tokens are very many less than that) and, where tokens are few, partial sums of the input's gradient, where
-    they are many of the weight's; a copy of an input whose rows are not contiguous. With a tolerance also 8 bytes for
-    each token and tile of the vocabulary, and in the backward a workspace of at least one tile of all tokens and 32 MiB
-    (a tile more where the vocabulary ends within one), a thirty-second of the head, Gram matrices of 256 tiles, three
-    or more float32 rows a tile, and partial sums.
+    they are many of the weight's; a copy of an input whose rows are not contiguous. With a tolerance also 6 bytes for
+    each token and tile of the vocabulary until the loss is let go of, and 8 more in the forward alone; in the backward
+    a workspace of at least one tile of all tokens, and of 32 MiB where the head's gradient is not needed or has no room
+    for the pilot, Gram matrices of 256 tiles, three or more float32 rows a tile, 4 bytes for each entry of the hidden
+    states, and partial sums of the input's gradient.
 
     Raises:
         ValueError: If :func:`available` names a reason why the kernels cannot run on these tensors.

@@ -1,7 +1,7 @@
 """The list of tiles that enter the gradients as they are, in rounds whose dz fits a memory.
 
 A round's dz lies in the workspace, or in the weight's gradient behind the rows that the round writes, which nothing has
-written yet: wherever more of the next tiles fit.
+written yet: where more of the next tiles fit. Where the first round's lies follows from sizes alone (:meth:`Room.of`).
 
 The device makes it of one byte for each tile, and so need not wait for the host, which is told the rounds alone: while
 the host listed in NumPy, and copied for each round, it was idle for 0.6 ms a round on Gemma-3-270M's head. Every place

@@ -1,4 +1,7 @@
-"""The first thirty-second of the vocabulary, and what lies behind its last whole tile, for all tokens."""
+"""The first thirty-second of the vocabulary, or up to a fifth less, and what lies behind its last whole tile.
+
+Both are computed for all tokens.
+"""
 
 from __future__ import annotations
 

@@ -4,11 +4,10 @@ The certificate is that of :mod:`kernel.sparse_products`, for tiles of the forwa
 Hopper) and with what the forward knows of them (:mod:`.tile_sums`) in place of dz.
 
 - **Order** (:mod:`.sparse_state`). Tokens are sorted by the tile from which on they need none (:mod:`.tile_sums`): a
-  block then holds tokens as sure, or as unsure, as each other, and leaves out what all of them do. On text that halves
-  what is computed.
-- **Pilot** (:mod:`.pilot`). The first thirty-second of the vocabulary, or a little less, is computed for all tokens.
-  With the mean field of all other tiles (:mod:`.mean_field`) that is a gradient whose error is bounded: the exact one
-  has a least norm.
+  block then holds tokens as sure, or as unsure, as each other, and leaves out what all of them do.
+- **Pilot** (:mod:`.pilot`). The first thirty-second of the vocabulary, or up to a fifth less, is computed for all
+  tokens. With the mean field of all other tiles (:mod:`.mean_field`) that is a gradient whose error is bounded: the
+  exact one has a least norm.
 - **Choice** (:mod:`.choose_tiles`). Which tiles remain is the one thing that the host waits for.
 - **The rest** (:mod:`.run_listed`). dz of the chosen tiles less their mean field, in rounds (:mod:`.listed_rounds`).
 

@@ -18,7 +18,7 @@ from .tile_sums import SparseTiles, TokenTiles
 
 __all__ = ["SparseState"]
 
-_PILOT = 32  # a thirty-second of the vocabulary
+_PILOT = 32  # a thirty-second of the vocabulary, which waves may shorten
 _LEAST_BYTES = 2**25  # for dz of the pilot, whatever the workspace
 
 

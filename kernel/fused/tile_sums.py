@@ -9,9 +9,9 @@ The forward writes log-sum-exp and sum p^2 / m^2 of every tile and token (``TILE
 token's log-partition they become m and an upper bound of the norm that covers the rounding of both sums. What follows
 from them for the errors of the gradients is in :mod:`.tile_errors`.
 
-From the forward to the backward they take six bytes. A mass is two numbers of float16, the second what the first has
-rounded off, as tensor cores multiply them: 22 bits, and 2^-40 where it is next to nothing. A norm is rounded up to
-bfloat16, so that it remains a bound.
+From the forward on, as long as the loss lives, they take six bytes. A mass is two numbers of float16, the second what
+the first has rounded off, as tensor cores multiply them: 22 bits, and 2^-40 where it is next to nothing. A norm is
+rounded up to bfloat16, so that it remains a bound.
 
 A token's reach is the number of tiles up to the last from which on its residuals sum to more than a part of the
 tolerance. In a vocabulary sorted by frequency it needs about as many; tokens of like reach make good blocks.
@@ -46,8 +46,8 @@ _MASS_SCALE = tl.constexpr(MASS_SCALE)
 
 _SLACK = tl.constexpr(4e-6)  # of sum p^2 / m^2: rounding of two sums of 256 numbers in float32
 _FLOOR = tl.constexpr(1e-18)  # of a residual: squares below 2^-126 count as 0
-# Of the tolerance: what a token's residuals behind its reach sum to at most. On text of Gemma-3-270M and of
-# SmolLM2-135M-Instruct blocks leave the fewest tiles near it, where it is about what each token may lose.
+# Of the tolerance: what a token's residuals behind its reach sum to at most. Any part makes an order of tokens, whose
+# blocks leave out more tiles or fewer; no bound depends on it.
 _REST = 0.2
 _ALIGNED = 64  # tiles that a product takes at once: whole ones, so that it reads memory in wide pieces
 

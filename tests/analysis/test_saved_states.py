@@ -1,5 +1,8 @@
 """Hidden states that are saved for a benchmark: those measured, and a sample of other text for an order."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -54,8 +57,52 @@ def test_pythons_text_is_long_enough_for_both(folder, tmp_path):
     assert found["weight"].shape[1] == found["hidden"].shape[1]
 
 
-def test_a_text_without_a_sample_is_refused(folder, tmp_path, capsys):
-    np.savez(tmp_path / "ids.npz", ids=np.zeros(3 * LENGTH, dtype=np.int64))
-    options = [str(folder), str(tmp_path / "x"), "--tokens", "1024", "--ids", str(tmp_path / "ids.npz")]
-    assert main(options) == 2
-    assert "the text must have 5 documents of 512 tokens to measure 1024, got 3" in capsys.readouterr().err
+def ids_of(tmp_path, documents):
+    """Options with the ids of a text of so many documents."""
+    path = tmp_path / "ids.npz"
+    np.savez(path, ids=np.random.default_rng(0).integers(2, 90, int(documents * LENGTH)))
+    return "--ids", str(path)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "least"),
+    [(1024, 5), (9 * LENGTH, 3)],  # a sample behind what is measured, and its neighbour; before it
+)
+def test_a_text_without_a_sample_is_refused(tokens, least, folder, tmp_path, capsys):
+    options = [str(folder), str(tmp_path / "x"), "--tokens", str(tokens), "--sample", "300"]
+    assert main([*options, *ids_of(tmp_path, least - 1)]) == 2
+    text = f"the text must have at least {least} documents of 512 tokens to measure up to {tokens // LENGTH} of them"
+    assert f"{text}, got {least - 1}" in capsys.readouterr().err
+    assert main([*options, *ids_of(tmp_path, least)]) == 0
+
+
+@pytest.mark.parametrize("option", [("--tokens", "-600"), ("--tokens", "0"), ("--sample", "0"), ("--sample", "1.5")])
+def test_a_number_of_tokens_that_is_none_is_refused(option, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(folder), str(tmp_path / "x"), *option, *ids_of(tmp_path, 22)])
+    assert stop.value.code == 2
+    assert f"{option[0]}: must be a whole number of at least 1, got '{option[1]}'" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_less_than_what_was_asked_for_is_told(folder, tmp_path, capsys):
+    """Of a text of 9 documents and a half, 2 to 10 are asked for, and a sample of those before 1."""
+    found = saved(folder, tmp_path, "--tokens", f"{9 * LENGTH}", "--sample", "600", *ids_of(tmp_path, 9.5))
+    assert [len(found[key]) for key in ("hidden", "target", "sample")] == [7.5 * LENGTH, 7.5 * LENGTH, LENGTH]
+    told = capsys.readouterr().err
+    assert f"warning: the text is short: hidden has {7.5 * LENGTH:.0f} tokens of {9 * LENGTH}" in told
+    assert f"warning: the text is short: sample has {LENGTH} tokens of 600" in told
+    found = saved(folder, tmp_path, "--tokens", f"{9 * LENGTH}", "--sample", "600", *ids_of(tmp_path, 13))
+    assert [len(found[key]) for key in ("hidden", "sample")] == [9 * LENGTH, 600]
+    assert "the text is short" not in capsys.readouterr().err
+
+
+def test_documents_without_a_first_token_predict_one_less(folder, tmp_path, capsys):
+    other = tmp_path / "model"
+    shutil.copytree(folder, other)
+    for path in (other / "config.json", other / "generation_config.json"):
+        if path.exists():
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token_id": None}))
+    found = saved(other, tmp_path, "--tokens", f"{2 * LENGTH}", "--sample", f"{LENGTH}", *ids_of(tmp_path, 22))
+    assert [len(found[key]) for key in ("hidden", "sample")] == [2 * LENGTH, LENGTH]
+    assert "the text is short" not in capsys.readouterr().err

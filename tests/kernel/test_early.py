@@ -111,7 +111,11 @@ def test_early_kernels_touch_nothing_that_is_in_use(case):
 @pytest.mark.usefixtures("early", "worth_it_at_any_size")
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 def test_of_listed_tiles_the_inputs_gradient_begins_beside_the_weights(needs):
-    """Of the same dz, which is complete; rows that the weight's writes hold none of it (test_fused_sparse.py)."""
+    """Of the same dz, which is complete, as the weight's is launched as usual.
+
+    Nothing runs here: that dz within the gradient begins behind the rows that are written meanwhile is tested by
+    ``test_every_active_tile_is_listed_once``.
+    """
     found = launches(200, 900, 64, 0, needs, gradient_tolerance=0.1)
     rounds = [index for index, (name, _) in enumerate(found) if name == "listed_gradient_kernel"]
     assert rounds
