@@ -35,6 +35,35 @@ _FLOOR = tl.constexpr(FLOOR)
 _LOWEST = tl.constexpr(-1e4)  # bits below which 2^x is 0: of a class without mass 2^x x is 0 too
 
 
+@triton.jit
+def _write_unit(
+    partial,
+    partial_stride,
+    unit,
+    peak,
+    total,
+    logit_sum,
+    weighted,
+    highest,
+    best,
+    LOGIT_SUM: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    ARGMAX: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """Store the statistics of a unit in its slot."""
+    slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    tl.store(slot, peak)
+    tl.store(slot + partial_stride, total)
+    if LOGIT_SUM:
+        tl.store(slot + 2 * partial_stride, logit_sum)
+    if ENTROPY:
+        tl.store(slot + 3 * partial_stride, weighted)
+    if ARGMAX:
+        tl.store(slot + 4 * partial_stride, highest)
+        tl.store(slot + 5 * partial_stride, best.to(tl.float32, bitcast=True))
+
+
 @triton.jit(do_not_specialize=["n", "vocab_size", "first_tile", "tile_count", "kept_rows"])
 def forward_kernel(
     hidden,  # (N, D) packed, or as given if GATHER
@@ -256,17 +285,18 @@ def forward_kernel(
                     if ENTROPY:
                         weighted += own_e * tl.maximum(own_below, _LOWEST)
 
-        if tile + 1 == tile_end:  # each number a token passes through shared memory, for which all wait
-            slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-            tl.store(slot, peak)
-            tl.store(slot + partial_stride, total)
-            if LOGIT_SUM:
-                tl.store(slot + 2 * partial_stride, logit_sum)
-            if ENTROPY:
-                tl.store(slot + 3 * partial_stride, weighted)
-            if ARGMAX:
-                tl.store(slot + 4 * partial_stride, highest)
-                tl.store(slot + 5 * partial_stride, best.to(tl.float32, bitcast=True))
+        # Each number a token passes through shared memory, for which all wait: once a unit. Where more is held Triton
+        # (3.6, 3.7) cannot fuse loops around a store behind a condition; there each tile stores, and the last stays.
+        if ENTROPY or ARGMAX or PIECES > 1:  # noqa: SIM114 - decided when it is compiled; the other when it runs
+            _write_unit(
+                partial, partial_stride, unit, peak, total, logit_sum, weighted, highest, best,
+                LOGIT_SUM, ENTROPY, ARGMAX, BLOCK_ROWS,
+            )  # fmt: skip
+        elif tile + 1 == tile_end:
+            _write_unit(
+                partial, partial_stride, unit, peak, total, logit_sum, weighted, highest, best,
+                LOGIT_SUM, ENTROPY, ARGMAX, BLOCK_ROWS,
+            )  # fmt: skip
         if KEEP != "" and KEEP != "byte" and not (KEEP == "code" and SOFTCAP):
             if KEEP == "code":
                 tl.store(reference + (tile + 1).to(tl.int64) * n + row, tile_peak, mask=row < row_count)

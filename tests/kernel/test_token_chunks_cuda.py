@@ -73,7 +73,7 @@ def test_gradients_and_memory(rows, mib, cut, peaked):
 
 
 def test_small_sums_between_chunks(cut):
-    """Down to 2^-40 of what is possible in a column sums are not flushed to 0, however they are added."""
+    """Down to 2^-37 of what is possible in a column, a step of float16, sums are not flushed to 0, however added."""
     n, v, d, rows = 4096, 4096, 256, 512
     generator = torch.Generator("cuda").manual_seed(0)
     hidden = torch.randn(n, d, device="cuda", generator=generator).bfloat16()
@@ -89,7 +89,8 @@ def test_small_sums_between_chunks(cut):
     want, possible = exact[1].grad, hidden.detach().double().abs().mean(0)
     of_rows = want[:, :1].abs() / 8  # mean of dz, which all tokens share
     assert of_rows.min() < 2**-31  # where numbers of float16 are subnormal
-    assert torch.all((weight.grad.double() - want).abs() <= (2**-7 * of_rows + 2**-38) * possible)
+    half_steps = 2 * n // rows * 2**-38  # each part and each sum is rounded once
+    assert torch.all((weight.grad.double() - want).abs() <= (2**-7 * of_rows + half_steps) * possible)
 
 
 def test_softcap_bias_and_ignored_tokens(cut):
