@@ -181,8 +181,11 @@ def test_the_page_quotes_the_profile():
     anew, (forward, inputs) = gemma.loc["logits anew"], gemma.loc[["forward", "input gradient"], "excess_ms"]
     assert f"the {anew['columns']:.0%} of the columns for which $dz$ leaves no room ({anew['ms']:.2f} ms)" in PAGE
     few, large_few = (rows.loc[(*case, "weight gradient")] for case in ((QWEN, "593 MiB"), (LARGE, "1 GiB")))
-    assert f"{few['excess_ms']:.2f} ms more than the library's, of {few['call_ms']:.1f}, at vocabulary" in PAGE
-    assert f"with 1 GiB {large_few['excess_ms']:.2f} of {large_few['call_ms']:.1f}." in PAGE
+    assert f"{large_few['excess_ms']:.2f} ms more than the library's, of {large_few['call_ms']:.1f}, at Qwen" in PAGE
+    assert f"with 593 MiB {few['excess_ms']:.2f} of {few['call_ms']:.1f}; and the forward" in PAGE
+    stored = [rows.loc[(*case, "forward"), "excess_ms"] for case in ((LARGE, "1 GiB"), (QWEN, "593 MiB"))]
+    assert "stores all columns, {:.2f} and {:.2f}.".format(*stored) in PAGE
+    assert f"MiB, the profile has {large['call_ms'].iloc[0] / large['matmul_ms'].iloc[0]:.2f}." in PAGE
     assert f"stores what it keeps ({forward:.2f} ms), and the input's gradient" in PAGE
     assert f"adds to what the others wrote ({inputs:.2f} ms)" in PAGE
     most = large.loc["input gradient"]
