@@ -79,14 +79,14 @@ def kernel_profile(data: Path) -> str:
     for shape, found in rows.groupby("shape", sort=False):
         lines += _sparse(str(shape), found, about["config"]["tolerance"])
     lines += ["", wrapped(_rates(rows))]
-    coded = _bytes_from(rows)
-    missed = [found for shape, budget, case in cases for found in _missed(table, shape, budget, case, coded)]
+    only_chosen = not _default_in_bytes(rows)
+    missed = [found for shape, budget, case in cases for found in _missed(table, shape, budget, case, only_chosen)]
     if not missed:
         return "\n".join([*lines, "", "No time that was asked of these is missed in this run."])
     told = (
         "What was asked of these and is not met, in t_mm of that run. The floor is the library's three products; the "
         "logits of columns that neither the head's gradient nor the workspace can hold, in two bytes "
-        f"{'(in one, too, beyond the default)' if coded else 'or in one'}, cut into whatever number of chunks of "
+        f"{'(in one, too, beyond the default)' if only_chosen else 'or in one'}, cut into whatever number of chunks of "
         "tokens is best; and one pass over what is in bytes and over sums that chunks share. Then where what is left "
         "goes: logits anew, bytes and sums beyond those of the floor; products that are slower than the library's; all "
         "other kernels and idle time:"
@@ -178,15 +178,12 @@ def _phases(shape: str, budget: str, case: Any) -> str:
     return f"| {shape}, {budget} | {' | '.join(cells)} | {case['launches'].sum():.0f} |"
 
 
-def _bytes_from(rows: Any) -> float:
-    """Beyond which budget the kernels that were measured keep columns in bytes: the default, or none if it has some."""
-    from kernel.fused import DEFAULT_WORKSPACE_BYTES
-
-    default = DEFAULT_WORKSPACE_BYTES / 2**20
-    return 0.0 if (rows[rows["workspace_mib"] <= default]["in_bytes"] > 0).any() else default
+def _default_in_bytes(rows: Any) -> bool:
+    """Whether the kernels that were measured keep columns in bytes by default, too."""
+    return bool((rows[rows["budget"] == "default"]["in_bytes"] > 0).any())
 
 
-def _missed(table: Table, shape: str, budget: str, case: Any, bytes_from: float) -> Iterator[Missed]:
+def _missed(table: Table, shape: str, budget: str, case: Any, only_chosen: bool) -> Iterator[Missed]:
     from kernel.benchmark.phases import least
 
     first = case.iloc[0]
@@ -195,7 +192,7 @@ def _missed(table: Table, shape: str, budget: str, case: Any, bytes_from: float)
         *(int(first.tokens), int(first.vocab_size), int(first.hidden_size), size),
         matmul_ms=unit,
         copy_ms=first.copy_ms,
-        in_bytes=first.workspace_mib > bytes_from,
+        in_bytes=not only_chosen or budget != "default",
     )
     measured = first.call_ms / unit
     parts = tuple(ms / unit for ms in (first.three_products_ms, floor.anew_ms, floor.moved_ms))

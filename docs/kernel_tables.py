@@ -33,7 +33,7 @@ _LINEAR = 1.1  # the largest slope of log time over log size that is called line
 OURS, _KEPT, RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
 # Name in kernel.csv -> name in the table, in its order.
 _IMPLEMENTATIONS = {
-    OURS: "`triton`, 128 MiB workspace (default)",
+    OURS: "`triton`, default workspace",
     _KEPT: "`triton`, all strips kept",
     "chunked": "`chunked`",
     "eager": "eager, bfloat16 logits",
@@ -327,10 +327,11 @@ def scale(data: Path) -> str:
     rows: Any = pd.read_csv(data / "scale.csv")
     about = json.loads((data / "scale.json").read_text(encoding="utf-8"))
     versions, config = about["versions"], about["config"]
-    first = rows.iloc[0]
+    first, chosen = rows.iloc[0], config["workspace_bytes"]
+    workspace = "default workspace" if chosen is None else f"{chosen // 2**20} MiB workspace"
     where = (
         f"On one {about['device']} ({first['dtype']}, hidden size {first['hidden_size']}, smoothing "
-        f"{config['label_smoothing']:g}, {config['workspace_bytes'] // 2**20} MiB workspace, torch "
+        f"{config['label_smoothing']:g}, {workspace}, torch "
         f"{versions['torch']}, Triton {versions['triton']}, commit `{about['commit'][:12]}`), loss and both gradients; "
         "the slope is that of log time over log size since the row before, 1 where time is linear; from "
         "`paper_figures/data/scale.csv`, made by `python -m kernel.benchmark.scale`:"

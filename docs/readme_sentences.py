@@ -10,7 +10,7 @@ import pandas as pd
 from kernel_tables import OURS, SHAPES
 from table_text import wrapped
 
-__all__ = ["caption", "figure", "found", "verdict_counts"]
+__all__ = ["caption", "figure", "found"]
 
 
 def caption(data: Path) -> str:
@@ -84,12 +84,6 @@ def _squares(drawn: Any) -> Any:
 def _accuracy(data: Path) -> Any:
     """How near predictions are in simulated heads, by kind and predictor."""
     return pd.read_csv(data / "S9_accuracy.csv").set_index(["group", "predictor"])
-
-
-def verdict_counts(data: Path) -> tuple[int, int]:
-    """How many of the paper's claims hold as stated in simulation, and how many under conditions."""
-    words: Any = pd.read_csv(data / "verdicts.csv")["verdict"].value_counts()
-    return int(words.get("supported", 0)), int(words.get("depends on", 0))
 
 
 def found(data: Path) -> str:

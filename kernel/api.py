@@ -69,7 +69,7 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     implementation: Implementation = "auto",
-    workspace_bytes: int = fused.DEFAULT_WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     return_statistics: Literal[False] = False,
     process_group: Any = None,
     gradient_tolerance: float | GradientTolerance = 0.0,
@@ -91,7 +91,7 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     implementation: Implementation = "auto",
-    workspace_bytes: int = fused.DEFAULT_WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     return_statistics: bool = False,
     process_group: Any = None,
     gradient_tolerance: float | GradientTolerance = 0.0,
@@ -129,13 +129,14 @@ def linear_cross_entropy(
             ``"triton"`` on a CUDA device that can run it, else ``"chunked"``.
         workspace_bytes: Memory in bytes that ``"triton"`` may use beyond the gradients, a float32 ``(N, D)`` and, where
             tokens are few, partial sums of the input's gradient; those of the weight's, where they are many (32 D and
-            more), take an eighth of it, 17 MiB at most on an H200. A ``gradient_tolerance`` takes N V / 32 bytes
+            more), take an eighth of it, 17 MiB at most on an H200. None takes 16 KiB for each of the N tokens, ignored
+            ones among them, at least 128 MiB and at most 512 MiB. A ``gradient_tolerance`` takes N V / 32 bytes
             (float32: N V / 8), a twentieth of the head and some 140 MiB more. It uses at least a strip of 256 logits a
             token; with float16, a ``z_loss`` or a ``confidence_penalty`` the peaks of logits that are kept in the
             weight's gradient may come on top, of its size a 128th at most. With 2 N V bytes, half-precision inputs need
             no logit twice, which saves a quarter of the work. The number changes time and memory, and the result by no
             more than the rounding of kept probabilities: to the inputs' dtype or, of bfloat16 inputs, to one byte. With
-            any number but the default a mean or a sum may be computed in chunks of tokens, its gradients in the
+            a number, and not with None, a mean or a sum may be computed in chunks of tokens, its gradients in the
             forward; docs/kernel.md says what each costs.
         return_statistics: Also return each token's log-probability, log-partition, entropy, confidence and argmax, from
             the same pass over the head. A loss of any function of the first three has exact gradients.
@@ -278,13 +279,15 @@ def refuse_unsupported(function: str, names: Sequence[str]) -> None:
 
 
 def check_choices(implementation: object, workspace_bytes: object) -> None:
-    """Raise an error unless ``implementation`` is a known name and ``workspace_bytes`` an int of at least 0."""
+    """Raise an error unless ``implementation`` is a known name and ``workspace_bytes`` None or an int of at least 0."""
     if not isinstance(implementation, str) or implementation not in ("auto", *_IMPLEMENTATIONS):
         raise ValueError(f"implementation must be one of {('auto', *_IMPLEMENTATIONS)}, got {implementation!r}.")
+    if workspace_bytes is None:
+        return
     if isinstance(workspace_bytes, bool) or not isinstance(workspace_bytes, int):
-        raise TypeError(f"workspace_bytes must be an int, got {type(workspace_bytes).__name__}.")
+        raise TypeError(f"workspace_bytes must be None or an int, got {type(workspace_bytes).__name__}.")
     if workspace_bytes < 0:
-        raise ValueError(f"workspace_bytes must be at least 0, got {workspace_bytes}.")
+        raise ValueError(f"workspace_bytes must be None or at least 0, got {workspace_bytes}.")
 
 
 def _resolve(implementation: str, input: Tensor) -> Callable[..., tuple[Tensor, TokenStatistics | None]]:

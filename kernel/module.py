@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import fused
 from .api import check_choices, linear_cross_entropy, refuse_unsupported
 from .gradient_tolerance import tolerance_of
 from .options import LossOptions
@@ -56,7 +55,7 @@ class LinearCrossEntropy(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        choices = {"implementation": "auto", "workspace_bytes": fused.DEFAULT_WORKSPACE_BYTES}
+        choices = {"implementation": "auto", "workspace_bytes": None}
         choices = {name: options.pop(name, default) for name, default in choices.items()}
         check_choices(**choices)
         if (group := options.pop("process_group", None)) is not None:

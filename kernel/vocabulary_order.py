@@ -1,4 +1,7 @@
-"""A vocabulary in order of frequency: with rare classes side by side, whole tiles of the head carry next to nothing."""
+"""A vocabulary in order of frequency: with rare classes side by side, whole tiles of the head carry next to nothing.
+
+Among classes about as frequent, those with like rows of the head share tiles (:mod:`kernel.vocabulary_bands`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from .blocks import block_logits, block_tokens
 from .options import LossOptions
 from .reference import compute_dtype
 from .validation import check_tensor, check_tensors
+from .vocabulary_bands import alike_in_bands
 
 __all__ = ["VocabularyOrder", "mean_probabilities", "sort_vocabulary"]
 
@@ -50,15 +54,22 @@ class VocabularyOrder(NamedTuple):
         return torch.where(places >= 0, found, places)
 
 
-def sort_vocabulary(frequency: Tensor) -> VocabularyOrder:
+def sort_vocabulary(frequency: Tensor, linear_weight: Tensor | None = None) -> VocabularyOrder:
     """Sort the classes by counts in a text, or by mean probabilities on a sample of it (:func:`mean_probabilities`).
+
+    With the head, classes about as frequent whose rows are alike lie side by side: fewer tiles have to be computed. The
+    order stays right while the head changes, and its saving with it as long as rows that were alike are.
+
+    An eighth of the head's rows is copied in float32 at a time. A large head takes minutes on a CPU: move it to a GPU.
 
     Args:
         frequency: Counts or probabilities ``(V,)``, at least 0; equal ones stay in the order of their classes.
+        linear_weight: The head ``(V, D)``, for classes beyond the most frequent 2048; None to sort by frequency alone.
 
     Raises:
-        TypeError: If it is no tensor.
-        ValueError: If it is no vector, or has a value that is negative or no number.
+        TypeError: If one is no tensor.
+        ValueError: If ``frequency`` is no vector, or has a value that is negative or no number, or ``linear_weight`` is
+            no matrix of as many rows or not finite.
 
     Example:
         >>> order = sort_vocabulary(torch.tensor([2, 0, 5]))
@@ -71,6 +82,16 @@ def sort_vocabulary(frequency: Tensor) -> VocabularyOrder:
     if not (frequency >= 0).all():
         raise ValueError(f"frequency must be at least 0, got {frequency[~(frequency >= 0)][0].item()}.")
     permutation = frequency.argsort(descending=True, stable=True)
+    if linear_weight is not None:
+        check_tensor("linear_weight", linear_weight)
+        if linear_weight.ndim != 2 or len(linear_weight) != len(frequency):
+            raise ValueError(
+                f"linear_weight must have shape ({len(frequency)}, hidden_size), got {tuple(linear_weight.shape)}."
+            )
+        if not linear_weight.detach().isfinite().all():
+            raise ValueError("linear_weight must be finite, got infinite entries or entries that are no number.")
+        with torch.no_grad(), autocast_off(linear_weight):
+            permutation = alike_in_bands(permutation, frequency, linear_weight)
     return VocabularyOrder(permutation, permutation.argsort())
 
 
@@ -84,8 +105,8 @@ def mean_probabilities(
 ) -> Tensor:
     """Mean of softmax(z) over tokens ``(V,)``, z the logits of :func:`kernel.head_statistics`, in blocks.
 
-    A few thousand hidden states of text like that of the training are enough: unlike counts, probabilities also tell
-    classes apart that never occur in it.
+    Take ten thousand hidden states of text like that of the training, or more: unlike counts, probabilities also tell
+    classes apart that never occur in it, and the more tokens there are the better they order those that are rare.
 
     Returns:
         Probabilities in float64 for float64 inputs, else float32.

@@ -43,7 +43,7 @@ _RUN = ["shape", "label_smoothing", "softcap", "ignored", "mode", "implementatio
 _OURS = ("triton, 32 MiB", "triton, default", "triton, all kept")  # by workspace: one kernel, one line
 _BETWEEN = "triton, between"  # its other workspaces, told apart by their places alone
 _NAMES = {
-    "triton, 32 MiB": "ours, 32 MiB workspace", "triton, default": "ours, 128 MiB (default)",
+    "triton, 32 MiB": "ours, 32 MiB workspace", "triton, default": "ours, default workspace",
     _BETWEEN: "ours, other workspaces", "triton, all kept": "ours, all strips kept",
     "chunked": "ours, PyTorch, any device",
     "eager": "PyTorch eager, bfloat16 logits", "eager, float32 logits": "PyTorch eager, float32 logits",

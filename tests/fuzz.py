@@ -77,7 +77,7 @@ def forced(rows: int, seed: int, dtype: torch.dtype = BF16) -> Iterator[list[Any
 
     with (
         patch.object(strip_times, "_BYTES_DECODED", 1e12),
-        patch.object(schedule, "DEFAULT_WORKSPACE_BYTES", 0),
+        patch.object(schedule, "LEAST_DEFAULT_BYTES", 0),
         patch.object(arguments, "BYTES_SERVE", frozenset({dtype})),
         patch.multiple(LossCall, chunks=chunks, plan=noted),
     ):

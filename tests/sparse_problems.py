@@ -8,10 +8,11 @@ import torch
 
 from kernel.fused.launch import launch_table
 
-__all__ = ["COLUMNS", "DEVICE", "drawn", "text_like"]
+__all__ = ["COLUMNS", "DEVICE", "ROWS", "drawn", "text_like"]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-COLUMNS = launch_table(torch.device(DEVICE), torch.float32).logit_gradient.columns
+_TILE = launch_table(torch.device(DEVICE), torch.float32).logit_gradient
+ROWS, COLUMNS = _TILE.rows, _TILE.columns
 
 
 def text_like(

@@ -64,7 +64,10 @@ def test_every_file_that_reads_arguments_is_a_command():
         if re.search(r"ArgumentParser\(|parser_of\(", path.read_text(encoding="utf-8"))
     }
     assert len(readers) >= 8
-    shared = {root / "analysis" / "command.py", root / "analysis" / "lab" / "computed.py"}  # what commands call
+    shared = {  # what commands call
+        *(root / "analysis" / name for name in ("command.py", "lab/computed.py")),
+        root / "kernel" / "benchmark" / "command.py",
+    }
     assert readers - shared <= {path for _, path in commands()}
 
 

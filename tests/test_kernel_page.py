@@ -181,8 +181,11 @@ def test_the_page_quotes_the_profile():
     anew, (forward, inputs) = gemma.loc["logits anew"], gemma.loc[["forward", "input gradient"], "excess_ms"]
     assert f"the {anew['columns']:.0%} of the columns for which $dz$ leaves no room ({anew['ms']:.2f} ms)" in PAGE
     few, large_few = (rows.loc[(*case, "weight gradient")] for case in ((QWEN, "593 MiB"), (LARGE, "1 GiB")))
-    assert f"{few['excess_ms']:.2f} ms more than the library's, of {few['call_ms']:.1f}, at vocabulary" in PAGE
-    assert f"with 1 GiB {large_few['excess_ms']:.2f} of {large_few['call_ms']:.1f}." in PAGE
+    assert f"{large_few['excess_ms']:.2f} ms more than the library's, of {large_few['call_ms']:.1f}, at Qwen" in PAGE
+    assert f"with 593 MiB {few['excess_ms']:.2f} of {few['call_ms']:.1f}; and the forward" in PAGE
+    stored = [rows.loc[(*case, "forward"), "excess_ms"] for case in ((LARGE, "1 GiB"), (QWEN, "593 MiB"))]
+    assert "stores all columns, {:.2f} and {:.2f}.".format(*stored) in PAGE
+    assert f"MiB, the profile has {large['call_ms'].iloc[0] / large['matmul_ms'].iloc[0]:.2f}." in PAGE
     assert f"stores what it keeps ({forward:.2f} ms), and the input's gradient" in PAGE
     assert f"adds to what the others wrote ({inputs:.2f} ms)" in PAGE
     most = large.loc["input gradient"]
@@ -228,14 +231,16 @@ def test_the_page_quotes_what_rounding_does_near_a_smoothed_optimum():
 def test_the_page_says_how_many_columns_are_kept_with_little_memory():
     pytest.importorskip("triton")
     from kernel.benchmark.problems import SHAPES
-    from kernel.fused import launch
-    from kernel.fused.schedule import DEFAULT_WORKSPACE_BYTES, schedule
+    from kernel.fused import default_workspace_bytes, launch
+    from kernel.fused.schedule import schedule
 
-    def plan(shape, workspace_bytes=DEFAULT_WORKSPACE_BYTES):
+    def plan(shape, workspace_bytes=None):
         (of,) = [s for s in SHAPES if s.name == shape]
+        by_default = workspace_bytes is None
+        workspace_bytes = default_workspace_bytes(of.n) if by_default else workspace_bytes
         options = {"keep": True, "direct": True, "consumed": True, "weight_gradient": True, "processors": 132}
         sizes = (of.n, of.vocab_size, of.hidden_size, 2, workspace_bytes)
-        found = schedule(*sizes, table=launch._TABLES["hopper", 2], in_bytes=True, **options)
+        found = schedule(*sizes, table=launch._TABLES["hopper", 2], in_bytes=True, default=by_default, **options)
         return found, found.columns / of.vocab_size
 
     def mib(found, n):

@@ -6,7 +6,6 @@ beside this one.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..command import csv_file, finish, output_folder, shown
+from ..command import csv_file, finish, output_folder, parser_of, shown
 from ..lab.provenance import made_here
 from ..lab.registry import PRESETS, Preset
 from ..lab.running import committed_folder
@@ -186,12 +185,8 @@ def _over_seeds(values: Array, *statistics: Callable[[Array, Array, Array], Arra
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Join, judge, print and write; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.claims.response",
-        description="Accuracy of the predicted falls of S9, with intervals over seeds, and what was predicted of them.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Accuracy of the predicted falls of S9, with intervals over seeds, and what was predicted of them."
+    parser = parser_of("analysis.claims.response", about, _EXAMPLES)
     parser.add_argument("--preset", choices=PRESETS, default="full", help="whose tables (default: full)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where S9 is (default: the committed tables)")
     default = output_folder() / "S9_accuracy.csv"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command import csv_file, finish, shown, whole
+from ..command import csv_file, finish, parser_of, shown, whole
 
 __all__ = ["main"]
 
@@ -44,13 +44,11 @@ _SHOWN = 10  # bad rows on the terminal
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 2 for what cannot be measured."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.reliability",
-        description="How calibrated are the predictions in your files? Reliability diagram with intervals and noise\n"
-        "floor, calibration errors, NLL, Brier score, best temperature and selective prediction.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    about = (
+        "How calibrated are the predictions in your files? Reliability diagram with intervals and noise\n"
+        "floor, calibration errors, NLL, Brier score, best temperature and selective prediction."
     )
+    parser = parser_of("analysis.reliability", about, _EXAMPLES)
     files = ".csv, .tsv, .jsonl, .json (also with .gz) or .parquet; all of one kind"
     parser.add_argument("files", nargs="+", metavar="FILE", help=files)
     for role, what in _COLUMNS.items():

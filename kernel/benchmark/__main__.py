@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from .apart import Apart
-from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .compare import GROUPS, compare
 from .cute_rivals import cute_rivals
 from .measure import AHEAD_MS, Turn
@@ -56,12 +56,7 @@ examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark",
-        description=(__doc__ or "").splitlines()[0],
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark", __doc__, _EXAMPLES)
     names = [s.name for s in SHAPES]
     parser.add_argument("--shapes", nargs="+", choices=names, default=names, help="heads to measure (default all)")
     parser.add_argument("--scale", type=whole(1), default=1, help="divide N and V by this, for a trial (default 1)")

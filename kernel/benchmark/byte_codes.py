@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..fused.plan import PEAK_COLUMNS
-from .command import add_places, finish, output_of, typed, whole
+from .command import add_places, finish, output_of, parser_of, typed, whole
 from .problems import Data, Shape, make_data
 from .tables import Report
 
@@ -193,12 +193,7 @@ def _relative(got: Tensor, want: Tensor) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Simulate, write the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.byte_codes",
-        description=(__doc__ or "").splitlines()[0].split(":")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.byte_codes", __doc__, _EXAMPLES)
     parser.add_argument("--tokens", type=whole(1), default=384, help="tokens (default 384)")
     parser.add_argument(
         "--vocab-size", type=whole(256), default=32768, help="vocabulary, a multiple of 256 (default 32768)"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["add_places", "committed", "finish", "output_of", "resolve_device", "typed", "whole"]
+__all__ = ["add_places", "committed", "finish", "output_of", "parser_of", "resolve_device", "typed", "whole"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +38,23 @@ def finish(action: Callable[[], int]) -> int:
         except OSError:  # the interpreter would try again when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1 if left else 2
+
+
+def parser_of(module: str, about: str | None, examples: str) -> argparse.ArgumentParser:
+    """Make the parser of ``python -m MODULE``, whose help ends in the examples as they are written.
+
+    Args:
+        module: Its full name.
+        about: The module's docstring, of whose first line the help takes what comes before the command.
+        examples: Command lines.
+    """
+    first = (about or "").partition("\n")[0].partition(": ``")[0]
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=first.removesuffix(".") + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -73,7 +73,7 @@ class _Group:
             measured = [r for r in chosen if case == Case() or not r.frontier]
             measured = [r for r in measured if not side or r.name in ("triton, default", "eager")]
             if self.shape.plain and not case.label_smoothing:
-                measured = [r for r in measured if r.workspace_bytes is not None or not r.smooths]
+                measured = [r for r in measured if is_ours(r.name) or not r.smooths]
             known: dict[Case, Any] = {}
             found = list(prepare(data, case, measured, self.device, known))
             if not side and case.softcap is None:
@@ -115,7 +115,7 @@ class _Group:
 
         call, hidden = call_of(self.data, case), self.data.hidden
         own = [rival.workspace_bytes for rival in chosen if is_ours(rival.name) and rival.name in peaks]
-        known = {Plans.of(replace(call, workspace_bytes=size)) for size in own if size is not None}
+        known = {Plans.of(replace(call, workspace_bytes=size)) for size in own}
         apart = hidden.shape[0] * 512 * hidden.element_size() / 2**20  # two tiles' columns
         least = float(_LEAST_MIB)
         for other in sorted({peak for name, peak in peaks.items() if not is_ours(name)}):

@@ -7,7 +7,6 @@ set over what it holds with the inputs in place, each measurement in a process o
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .command import add_places, finish, output_of, typed
+from .command import add_places, finish, output_of, parser_of, typed
 from .measure import turn
 from .problems import Data
 from .rivals import Case, DataLoss, rivals
@@ -94,12 +93,7 @@ def _status(field: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every shape, write the table and its sidecar, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.cpu",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.cpu", __doc__, _EXAMPLES)
     add_places(parser, "chunked", device=False)
     given = parser.parse_args(arguments)
     return finish(lambda: _measure(output_of(given, "chunked"), typed(parser, given)))

@@ -25,7 +25,7 @@ class TileErrors(NamedTuple):
     norms: Mapping[float, tuple[float, float]]  # of both exact gradients, by label smoothing
     input_bound: Tensor  # (B, 128, T): by which the kernel bounds each token's part
     weight_bound: Tensor  # (B, T)
-    anyway: Tensor  # (B, T) bool: what the kernel computes in any case
+    anyway: Tensor  # (B, T) bool: pilot, of up to a fifth more tiles than the kernel's, and targets
 
 
 def tile_errors(tiles: SoftmaxTiles, smoothing: Sequence[float]) -> TileErrors:

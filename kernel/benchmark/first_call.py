@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .measure import peak_bytes, step
 from .problems import SHAPES, make_data
 from .rivals import Case, rivals
@@ -67,12 +67,7 @@ def measure_here(shape: str, scale: int, device: torch.device) -> dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.first_call",
-        description=(__doc__ or "").splitlines()[0],
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.first_call", __doc__, _EXAMPLES)
     parser.add_argument(
         "--shape", choices=[s.name for s in SHAPES], default=SHAPES[0].name, help=f"head (default {SHAPES[0].name})"
     )

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .tables import Report
 
 __all__ = ["COLUMNS", "main", "rows_of"]
@@ -68,12 +68,7 @@ def rows_of(reports: Iterable[Path], collected: Iterable[str]) -> list[dict[str,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tests, write the table and return the exit status: 1 if one failed or did not run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.gpu_tests",
-        description=(__doc__ or "").partition(": ``")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.gpu_tests", __doc__, _EXAMPLES)
     parser.add_argument("--only", nargs="+", help="parts of the names of the files of tests, for a trial")
     parser.add_argument("--processes", type=whole(1), default=8, help="that run beside each other (default 8)")
     parser.add_argument("--seconds", type=whole(1), default=500, help="most of one process (default 500)")

@@ -23,7 +23,7 @@ from ..fused.launch import Launch, launch_table
 from ..options import LossOptions
 from ..statistics import head_statistics
 from ..statistics.fused import statistics as fused
-from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .measure import ahead, peak_bytes, turn
 from .problems import SHAPES, Data, make_data
 from .tables import Report
@@ -88,12 +88,7 @@ def _ratios(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.head_statistics",
-        description=(__doc__ or "").partition(": ``")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.head_statistics", __doc__, _EXAMPLES)
     parser.add_argument("--rounds", type=whole(1), default=10, help="timed rounds (default 10)")
     parser.add_argument(
         "--shape",
@@ -113,11 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace, command: str) -> int:
     device = resolve_device(given, writes=not given.tune)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    shape = next(shape for shape in SHAPES if shape.name == given.shape)
-    sizes = {name: max(getattr(shape, name) // given.scale, 2) for name in ("n", "vocab_size", "hidden_size")}
+    shape = next(shape for shape in SHAPES if shape.name == given.shape).divided(given.scale)
 
     def data() -> Data:
-        return make_data(replace(shape, **sizes), dtype, device)
+        return make_data(shape, dtype, device)
 
     if given.tune:
         _tune(data(), given.rounds)
@@ -125,6 +119,7 @@ def _run(given: argparse.Namespace, command: str) -> int:
     config = {"shape": given.shape, "scale": given.scale, "rounds": given.rounds}
     config |= {"dtype": str(dtype).removeprefix("torch.")}
     output = output_of(given, "statistics")
+    sizes = {"n": shape.n, "vocab_size": shape.vocab_size, "hidden_size": shape.hidden_size}
     with Report(output, command=command, config=config, device=device) as report:
         for row in _measure(data(), given.rounds):
             report.add({"shape": given.shape, **sizes, "dtype": config["dtype"], **row})

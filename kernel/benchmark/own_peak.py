@@ -88,8 +88,8 @@ class Plans(NamedTuple):
         return max((4 * n * width * hidden.shape[1] for width, n in splits.items() if n > 1), default=0)
 
 
-def call_of(data: Data, case: Case, workspace_bytes: int = 0) -> LossCall:
-    """Return the call of our loss on a case."""
+def call_of(data: Data, case: Case, workspace_bytes: int | None = 0) -> LossCall:
+    """Return the call of our loss on a case; of None with the default workspace."""
     scalars = Scalars.of(LossOptions(label_smoothing=case.label_smoothing, softcap=case.softcap))
     head = Head(data.hidden.detach(), data.weight.detach(), None, data.target)
     return LossCall(head, scalars, workspace_bytes)

@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from ..api import linear_cross_entropy
-from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .measure import ahead, peak_bytes, turn
 from .parallel_calls import Loss, exchanges, halves, loss_parallel, noted_waits, run
 from .problems import SHAPES, Data, Shape, make_data
@@ -131,12 +130,7 @@ def _measure(data: Data, softcap: float | None, rounds: int) -> Iterator[dict[st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the table in the first process and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.parallel",
-        description=(__doc__ or "").partition(": ``")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.parallel", __doc__, _EXAMPLES)
     parser.add_argument("--rounds", type=whole(1), default=10, help="timed calls of each (default: 10)")
     parser.add_argument("--shape", choices=[s.name for s in _SHAPES], nargs="+", help="leave the other out")
     text = "of the group (default: cpu:gloo,cuda:nccl, as torch's own for a GPU; gloo on a CPU)"
@@ -187,11 +181,12 @@ def _main(given: argparse.Namespace, command: str) -> int:
 
 def _rows(given: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> Iterator[dict[str, object]]:
     for shape in (s for s in _SHAPES if s.name in (given.shape or [s.name])):
-        sizes = {name: max(getattr(shape, name) // given.scale, 2) for name in ("n", "vocab_size", "hidden_size")}
-        data = make_data(replace(shape, **sizes), dtype, device)
+        small = shape.divided(given.scale)
+        data = make_data(small, dtype, device)
         for tensor in (data.hidden, data.weight, data.target):  # from one seed each GPU may draw other targets
             dist.broadcast(tensor.detach(), 0)
-        about = {"shape": shape.name, "tokens": sizes["n"], **{k: sizes[k] for k in ("vocab_size", "hidden_size")}}
+        sizes = {"tokens": small.n, "vocab_size": small.vocab_size, "hidden_size": small.hidden_size}
+        about = {"shape": shape.name, **sizes}
         for softcap in _SOFTCAPS:
             for row in _measure(data, softcap, given.rounds):
                 yield {**about, "dtype": str(dtype).removeprefix("torch."), **row}

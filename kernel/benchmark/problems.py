@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,10 @@ class Shape:
     vocab_size: int
     hidden_size: int
     plain: bool = False  # measured without softcap and with gradients alone
+
+    def divided(self, by: int) -> Shape:
+        """The shape with N, V and D divided, each at least 2: a trial's."""
+        return replace(self, **{name: max(getattr(self, name) // by, 2) for name in ("n", "vocab_size", "hidden_size")})
 
 
 SHAPES = (
@@ -91,7 +95,7 @@ def read_states(path: Path, tokens: int, device: torch.device) -> tuple[Data, Da
     hidden, weight, target, sample = (found[name].to(device) for name in ("hidden", "weight", "target", "sample"))
     times = -(-tokens // len(hidden))
     hidden, target = hidden.repeat(times, 1)[:tokens], target.long().repeat(times)[:tokens]
-    order = sort_vocabulary(mean_probabilities(sample.float(), weight.float()))
+    order = sort_vocabulary(mean_probabilities(sample.float(), weight.float()), weight)
 
     def leaf(t: Tensor) -> Tensor:
         return t.detach().contiguous().clone().requires_grad_()

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 
 from .. import GradientTolerance
-from ..fused import DEFAULT_WORKSPACE_BYTES
 from .command import add_places, finish, output_of, typed, whole
 from .phases import OTHER
 from .problems import SHAPES, Data, make_data, read_states
@@ -57,10 +56,10 @@ def _device() -> torch.device:
     return torch.device("cuda")
 
 
-def _workspace_bytes(budget: str, data: Data) -> int:
+def _workspace_bytes(budget: str, data: Data) -> int | None:
     budget = budget.removeprefix("sparse, ")
     if budget == "default":
-        return DEFAULT_WORKSPACE_BYTES
+        return None
     if budget == "all kept":  # as python -m kernel.benchmark has it
         return 2 * len(data.hidden) * (len(data.weight) + 20000) * data.hidden.element_size()
     number, unit = budget.split()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import GradientTolerance, linear_cross_entropy
+from ..fused import default_workspace_bytes
 from . import measure
 from .phases import DeviceEvent, PhaseTime, calls_of, phase_times
 from .problems import Data
@@ -32,7 +33,7 @@ class Profiled:
     """One budget of one problem."""
 
     budget: str
-    workspace_bytes: int
+    workspace_bytes: int | None  # None: the default
     data: Data
     told: GradientTolerance | None = None
 
@@ -63,7 +64,7 @@ class Profiled:
         return found | dict.fromkeys(("forward", "weight gradient", "input gradient"), 1.0)
 
 
-def _planned(data: Data, workspace_bytes: int) -> tuple[float, float, int]:
+def _planned(data: Data, workspace_bytes: int | None) -> tuple[float, float, int]:
     """Shares of the columns, over all tokens, that are kept and kept in bytes, and the chunks of tokens."""
     from .own_peak import Plans, call_of  # needs Triton
 
@@ -111,7 +112,9 @@ def rows(name: str, data: Data, cases: Sequence[Profiled], calls: int, device: t
         medians, times, tries = _agreeing([*beside, case.run], before, calls, device)
         matmul_ms, three_ms, *library_ms, copy_ms, call_ms = medians
         data.hidden.grad = data.weight.grad = None
-        shares = case.shares()
+        shares, workspace_bytes = case.shares(), case.workspace_bytes
+        if workspace_bytes is None:
+            workspace_bytes = default_workspace_bytes(len(hidden))
         common = {
             "shape": name,
             "tokens": len(hidden),
@@ -120,7 +123,7 @@ def rows(name: str, data: Data, cases: Sequence[Profiled], calls: int, device: t
             "dtype": str(hidden.dtype).removeprefix("torch."),
             "label_smoothing": Case().label_smoothing,
             "budget": case.budget,
-            "workspace_mib": f"{case.workspace_bytes / 2**20:.0f}",
+            "workspace_mib": f"{workspace_bytes / 2**20:.0f}",
             "chunks": shares["chunks"],
             "kept": f"{shares['kept']:.4f}",
             "in_bytes": f"{shares['in_bytes']:.4f}",

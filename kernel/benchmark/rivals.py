@@ -39,7 +39,7 @@ class Rival:
     name: str
     make: Callable[[Case], DataLoss]
     refuses: Callable[[Case, torch.device], str | None]
-    workspace_bytes: int | None = None
+    workspace_bytes: int | None = None  # of ours; None: the default
     smooths: bool = True
     frontier: bool = False  # a point between two others of the same implementation, measured on the first case alone
     variants: tuple[Any, ...] = field(default=())  # arguments of make besides the case, of which the fastest counts
@@ -180,8 +180,8 @@ def _needs_triton(case: Case, device: torch.device) -> str | None:
     return available(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
-def ours(name: str, workspace_bytes: int, *, frontier: bool = False) -> Rival:
-    """Return ours with a workspace."""
+def ours(name: str, workspace_bytes: int | None, *, frontier: bool = False) -> Rival:
+    """Return ours with a workspace, or with the default one."""
     return Rival(
         f"triton, {name}", _package("triton", workspace_bytes), _needs_triton, workspace_bytes, frontier=frontier
     )
@@ -194,7 +194,7 @@ def rivals(keep_all_bytes: int, variants: Sequence[str] = ()) -> list[Rival]:
         keep_all_bytes: The workspace in which ours keeps all of the problem's logits.
         variants: Names in ``VARIANTS``, each measured with the default workspace too.
     """
-    budgets = {"default": 128 * 2**20, "32 MiB": 32 * 2**20, "all kept": keep_all_bytes}
+    budgets = {"default": None, "32 MiB": 32 * 2**20, "all kept": keep_all_bytes}
     return [
         *(ours(name, size) for name, size in budgets.items()),
         *(ours(f"{size:g} GiB", int(size * 2**30), frontier=True) for size in FRONTIER_GIB),

@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .tables import Report
 
 __all__ = ["COLUMNS", "TOOLS", "counted", "find", "main"]
@@ -88,12 +88,7 @@ def counted(said: str) -> tuple[int, int] | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tools, write the table and return the exit status: 1 if one found what is not planted, or gave up."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.sanitize",
-        description=(__doc__ or "").partition(": ``")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.sanitize", __doc__, _EXAMPLES)
     parser.add_argument(
         "--tools", nargs="+", choices=TOOLS, default=list(_DEFAULT), help=f"default: {' '.join(_DEFAULT)}"
     )

@@ -105,7 +105,7 @@ def _bytes_pay() -> Iterator[None]:
     """Keep columns in bytes, which in the interpreter serve what it multiplies, at any size and budget."""
     with (
         patch.multiple(strip_times, _STRIP=0.0, STRIP_DECODED=0.0, _LAUNCH=0.0, _RUN=0.0, _BYTES_DECODED=1e12),
-        patch.object(schedule, "DEFAULT_WORKSPACE_BYTES", 0),
+        patch.object(schedule, "LEAST_DEFAULT_BYTES", 0),
         patch.object(arguments, "BYTES_SERVE", frozenset({torch.bfloat16, torch.float32})),
     ):
         schedule.schedule.cache_clear()
@@ -132,7 +132,7 @@ def _bytes(device: torch.device) -> None:
 
 
 def _chunks(device: torch.device) -> None:
-    # In half precision, whose sums are codes: of the interpreter float16, which a user's loss is not cut in.
+    # In half precision, whose sums are float16: of the interpreter float16, which a user's loss is not cut in.
     half = torch.bfloat16 if device.type == "cuda" else torch.float16
     hidden, weight, target, bias = _tensors(device, half)
     rows = launch_table(device, half).forward.rows

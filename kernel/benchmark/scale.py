@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ..api import linear_cross_entropy
-from ..fused import DEFAULT_WORKSPACE_BYTES
 from .command import add_places, finish, output_of, resolve_device, typed, whole
 from .measure import ahead, peak_bytes, step, turn
 from .problems import Data, Shape, make_data
@@ -75,7 +74,7 @@ def _measure(given: argparse.Namespace, command: str) -> int:
     device = resolve_device(given)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     config = {"rounds": given.rounds, "scale": given.scale, "dtype": str(dtype).removeprefix("torch.")}
-    config |= {"label_smoothing": Case().label_smoothing, "workspace_bytes": DEFAULT_WORKSPACE_BYTES}
+    config |= {"label_smoothing": Case().label_smoothing, "workspace_bytes": None}
     output = output_of(given, "scale")
     with Report(output, command=command, config=config, device=device) as report:
         for row in _rows(given.scale, given.rounds, dtype, device):

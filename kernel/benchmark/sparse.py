@@ -1,10 +1,10 @@
 """Sparse gradients beside dense ones and cut-cross-entropy's filter: ``python -m kernel.benchmark.sparse``.
 
 On hidden states and the head of a real model (``python -m analysis.language_models.saved_states`` writes the file), its
-text tiled to as many tokens, the vocabulary sorted by mean probabilities on other text; or on a problem of
-``python -m kernel.benchmark``, whose classes are sorted by frequency. Loss and both gradients; all in shared rounds,
-behind the same work; errors against float64, of the head's rows that no token names apart. "as they are" is the same
-head in the model's own order, where little can be left out: dense after a failed try, unless each call is a try.
+text tiled to as many tokens, the vocabulary sorted by mean probabilities on other text and by the head's rows; or on a
+problem of ``python -m kernel.benchmark``, whose classes are sorted by frequency. Loss and both gradients; all in shared
+rounds, behind the same work; errors against float64, of the head's rows that no token names apart. "as they are" is the
+same head in the model's own order, where little can be left out: dense after a failed try, unless each call is a try.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import GradientTolerance, linear_cross_entropy
 from . import measure
-from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .measure import Turn
 from .problems import SHAPES, Data, make_data, read_states
 from .rivals import Case, DataLoss, rivals
@@ -187,12 +187,7 @@ def _profile(data: Data, device: torch.device) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.sparse",
-        description=(__doc__ or "").partition(": ``")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.sparse", __doc__, _EXAMPLES)
     parser.add_argument("--states", type=Path, metavar="FILE.safetensors", help="hidden states and head of a model")
     parser.add_argument("--problem", choices=[s.name for s in SHAPES], help="a synthetic problem instead")
     parser.add_argument("--tokens", type=whole(1), default=12288, help="tokens of the text, tiled (default 12288)")
@@ -212,8 +207,7 @@ def _run(given: argparse.Namespace, command: str) -> int:
     name, own_order = given.problem, None
     if given.states is None:
         shape = next(shape for shape in SHAPES if shape.name == given.problem)
-        sizes = (max(size // given.scale, 2) for size in (shape.n, shape.vocab_size, shape.hidden_size))
-        data = make_data(type(shape)(shape.name, *sizes), dtype, device)
+        data = make_data(shape.divided(given.scale), dtype, device)
     else:
         data, own_order = read_states(given.states, given.tokens, device)
         name = given.states.stem

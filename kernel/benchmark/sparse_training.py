@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import GradientTolerance, linear_cross_entropy
-from .command import add_places, finish, output_of, typed, whole
+from .command import add_places, finish, output_of, parser_of, typed, whole
 from .tables import Report
 
 __all__ = ["main", "train", "words"]
@@ -113,12 +113,7 @@ def _rows(vocab_size: int, steps: int, seeds: int) -> Iterator[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, write the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.sparse_training",
-        description=(__doc__ or "").partition(": ``")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.sparse_training", __doc__, _EXAMPLES)
     parser.add_argument("--vocab-size", type=whole(2), default=4096, help="words (default 4096)")
     parser.add_argument("--steps", type=whole(1), default=120, help="of training, of 1024 words each (default 120)")
     parser.add_argument("--seeds", type=whole(1), default=3, help="runs of each setting (default 3)")

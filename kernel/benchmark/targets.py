@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .command import committed, finish
+from .command import committed, finish, parser_of
 from .results import PRODUCTS, Table, Target, is_ours, read
 
 __all__ = ["Table", "Target", "main", "read", "targets"]
@@ -160,12 +160,7 @@ def _ratio(a: float | None, b: float | None) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print every figure and return the exit status: 2 if the table holds no figure that was asked for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.targets",
-        description=(__doc__ or "").partition(": ``")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.targets", __doc__, _EXAMPLES)
     parser.add_argument("--table", type=Path, default=committed("kernel"), help="default: the committed kernel.csv")
     parser.add_argument("--first-call", type=Path, help="default: first_call.csv beside the table, where there is one")
     parser.add_argument("--missed", action="store_true", help="only the lines that are not met")

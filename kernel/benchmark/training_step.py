@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..huggingface import fuse_loss
-from .command import add_places, finish, output_of, resolve_device, typed, whole
+from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .measure import peak_bytes, turn
 from .tables import Report
 
@@ -102,12 +102,7 @@ def _measure(tokens: Tensor, scale: int, rounds: int) -> Iterator[dict[str, obje
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.benchmark.training_step",
-        description=(__doc__ or "").splitlines()[0].split(":")[0] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kernel.benchmark.training_step", __doc__, _EXAMPLES)
     parser.add_argument("--tokens", type=whole(2), default=16384, help="tokens a step (default: %(default)s)")
     parser.add_argument("--rounds", type=whole(1), default=10, help="timed steps of each loss (default: %(default)s)")
     parser.add_argument("--scale", type=whole(1), default=1, help="divide the model's sizes by this, for a trial")

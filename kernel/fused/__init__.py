@@ -5,12 +5,12 @@ second one joins them (:mod:`.merge`). Backward: strip by strip of the vocabular
 workspace (:mod:`.gradient_rows`, :mod:`.tile_gradient`, :mod:`.logit_gradient`), then its products with the hidden
 states (:mod:`.weight_gradient`) and with the head (:mod:`.input_gradient`). Ignored tokens are dropped before the first
 product (:mod:`.rows`); the number of kept ones stays on the device. Launch parameters are in :mod:`.launch`, the strips
-in :mod:`.schedule`, the launches in :mod:`.run_forward`, :mod:`.run_strip`, :mod:`.run_products` and
-:mod:`.run_backward`. One call is a :class:`.call.LossCall`, of which eager code (:mod:`.eager`) and compiled code
-(:mod:`.operators`) make token losses. Where a budget allows for it, tokens come in chunks (:mod:`.token_chunks`), each
-with its forward and backward (:mod:`.run_chunks`); where they are very many, the backward alone does
-(:mod:`.backward_chunks`, :mod:`.run_backward_chunks`). Between chunks sums of the head's gradient are codes
-(:mod:`.chunk_sums`).
+in :mod:`.schedule` (and how much memory they take by default in :mod:`.default_workspace`), the launches in
+:mod:`.run_forward`, :mod:`.run_sweep`, :mod:`.run_strip`, :mod:`.run_products` and :mod:`.run_backward`. One call is a
+:class:`.call.LossCall`, of which eager code (:mod:`.eager`) and compiled code (:mod:`.operators`) make token losses.
+Where a budget allows for it, tokens come in chunks (:mod:`.token_chunks`), each with its forward and backward
+(:mod:`.run_chunks`); where they are very many, the backward alone does (:mod:`.backward_chunks`,
+:mod:`.run_backward_chunks`). Between chunks sums of the head's gradient are float16 (:mod:`.chunk_sums`).
 
 Importing this package needs no Triton; calling :func:`loss` does.
 """
@@ -24,10 +24,10 @@ from ..gradient_tolerance import GradientTolerance
 from ..options import LossOptions
 from ..reference import reduced
 from ..token_statistics import TokenStatistics
+from .default_workspace import default_workspace_bytes
 from .launch import available
-from .schedule import DEFAULT_WORKSPACE_BYTES
 
-__all__ = ["DEFAULT_WORKSPACE_BYTES", "available", "loss"]
+__all__ = ["available", "default_workspace_bytes", "loss"]
 
 
 def loss(
@@ -38,7 +38,7 @@ def loss(
     token_weight: Tensor | None,  # (N,)
     options: LossOptions,
     *,
-    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     return_statistics: bool = False,
     told: GradientTolerance | None = None,
 ) -> tuple[Tensor, TokenStatistics | None]:  # () or (N,), float32
@@ -46,11 +46,13 @@ def loss(
 
     ``told`` learns what became of ``options.gradient_tolerance``.
 
-    Memory beyond the gradients: ``workspace_bytes``, float32 ``(N, D)`` (where tokens are very many less than that)
-    and, where tokens are few, partial sums of the input's gradient, where they are many of the weight's; a copy of an
-    input whose rows are not contiguous. With a tolerance also 8 bytes for each token and tile of the vocabulary, and in
-    the backward a workspace of at least one tile of all tokens and 32 MiB (a tile more where the vocabulary ends within
-    one), a thirty-second of the head, Gram matrices of 256 tiles, three or more float32 rows a tile, and partial sums.
+    Memory beyond the gradients: ``workspace_bytes`` (None: :func:`default_workspace_bytes` of N), float32 ``(N, D)``
+    (where tokens are very many less than that) and, where tokens are few, partial sums of the input's gradient, where
+    they are many of the weight's; a copy of an input whose rows are not contiguous. With a tolerance also 6 bytes for
+    each token and tile of the vocabulary until the loss is let go of, and 8 more in the forward alone; in the backward
+    a workspace of at least one tile of all tokens, and of 32 MiB where the head's gradient is not needed or has no room
+    for the pilot, Gram matrices of 256 tiles, three or more float32 rows a tile, 4 bytes for each entry of the hidden
+    states, and partial sums of the input's gradient.
 
     Raises:
         ValueError: If :func:`available` names a reason why the kernels cannot run on these tensors.

@@ -111,7 +111,7 @@ class Scalars:
         return cls(label_smoothing, softcap, temperature, logit_scale, z_loss, confidence_penalty, int(ignore_index))
 
     def gains(self) -> dict[str, float]:
-        """Return the factors by which a kernel makes logits of products: see ``tiles.logit_argument``."""
+        """Return the factors by which a kernel makes logits of products: see ``logits.logit_argument``."""
         log2_e = math.log2(math.e)
         if self.softcap:
             inner, cap = 2 * log2_e / self.softcap, self.softcap * log2_e / self.temperature
@@ -214,12 +214,13 @@ def product_arguments(tiles: Tiles, hidden: Tensor, weight: Tensor, launch: Laun
     }
 
 
-def tiling(launch: Launch) -> dict[str, Any]:
-    """Return the arguments of a matrix-product kernel that do not depend on the tensors."""
-    return {
+def tiling(launch: Launch, *lacking: str) -> dict[str, Any]:
+    """Return the arguments of a matrix-product kernel that do not depend on the tensors, less those that it lacks."""
+    found = {
         "num_warps": launch.warps,
         "num_stages": launch.stages,
         "FLATTEN": launch.flatten,
         "PRECISION": "ieee",
         "PARTS": launch.parts,
     }
+    return {name: value for name, value in found.items() if name not in lacking}

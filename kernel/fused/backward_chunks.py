@@ -4,12 +4,13 @@ The workspace holds dz of all tokens for a strip of the vocabulary. Of very many
 the input's gradient, float32 ``(N, D)``, is read and written with each of very many strips, the head's has few tiles in
 each, and next to no column is kept. Of a chunk of the tokens the same workspace holds strips as many times as wide, and
 the float32 sums are those of the chunk. What it costs: sums of the head's gradient are read and written once more with
-each chunk but the first, in half precision as codes (:mod:`.chunk_sums`), and each chunk has launches of its own. A
+each chunk but the first, in half precision as float16 (:mod:`.chunk_sums`), and each chunk has launches of its own. A
 frozen head has no such sums. The forward is that of all tokens at once, and keeps nothing; when the first chunk begins
 the upstream gradients are known, of any reduction.
 
 Other than :mod:`.token_chunks`, which cuts forward and backward, so that more columns are kept, this is done with any
-budget.
+budget. One chunk and more compete as plans do (:mod:`.planner`): of those nearly as fast as the fastest by the model
+the one is taken whose time and memory are least.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from .chunk_times import BYTES_SUMMED, CHUNK
 from .launch import TOKENS_OF_A_PIECE, LaunchTable, blocks
+from .planner import MEMORY, NEAR
 from .schedule import Schedule
 from .strip_times import StripTimes
 
@@ -26,7 +28,6 @@ __all__ = ["backward_rows", "rows_of_sums"]
 
 _CHUNKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # numbers that are tried; for the most of them see token_chunks
 _FEWEST = 2048  # tokens of a chunk: the sums and the launches of fewer take more than they save
-_WORTHWHILE = 0.98  # of the time in one: the memory falls, too
 _STEP_TOKENS = 4  # tiles of tokens: numbers of them with the same chunks
 # Microseconds that the host takes to launch a chunk, and a strip of it: of a training loop the slower of both counts.
 _HOST_CHUNK, _HOST_STRIP = 500.0, 150.0
@@ -60,7 +61,10 @@ def backward_rows(
     if n < 2 * _FEWEST:
         return n
     problem = vocab_size, hidden_size, table, processors, weight_gradient
-    best, least = n, _WORTHWHILE * _of_whole(n, whole, *problem)
+    size = hidden_size * itemsize
+    gradients = (n + weight_gradient * vocab_size) * size
+    # Microseconds and bytes over the inputs, by tokens of a chunk: with float32 sums, and packed rows beside chunks.
+    found = {n: (_of_whole(n, whole, *problem), gradients + 4 * n * hidden_size + whole.memory * itemsize)}
     block = max(table.forward.rows, table.logit_gradient.rows)
     tiles = blocks(n, block * _STEP_TOKENS) * _STEP_TOKENS
     apart = CHUNK + (2 * itemsize * vocab_size * hidden_size / BYTES_SUMMED if weight_gradient else 0)
@@ -70,13 +74,14 @@ def backward_rows(
         cut = weight_gradient and rows >= 2 * TOKENS_OF_A_PIECE * hidden_size
         if rows >= n or rows < _FEWEST or cut:
             continue
-        forward, strips, each = _of_chunk(rows, workspace_bytes // (rows * itemsize), *problem)
+        forward, strips, widest, each = _of_chunk(rows, workspace_bytes // (rows * itemsize), *problem)
         later = blocks(n, rows) - 1
         host = (later + 1) * (_HOST_CHUNK + _HOST_STRIP * strips)
         time = forward * n / rows + max(each * n / rows + apart * later, host)
-        if time < least:
-            best, least = rows, time
-    return best
+        found[rows] = time, gradients + rows * (4 * hidden_size + size + widest * itemsize)
+    most = NEAR * min(time for time, _ in found.values())
+    near = {rows: time * memory**MEMORY for rows, (time, memory) in found.items() if time <= most}
+    return min(near, key=near.__getitem__)
 
 
 def rows_of_sums(n: int, rows: int, itemsize: int) -> int:
@@ -99,9 +104,9 @@ def _of_whole(n: int, whole: Schedule, *problem: Any) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _of_chunk(rows: int, limit: int, *problem: Any) -> tuple[float, int, float]:
-    """Microseconds of the forward of a chunk, strips of at most ``limit`` columns and microseconds of all of them."""
+def _of_chunk(rows: int, limit: int, *problem: Any) -> tuple[float, int, int, float]:
+    """Of a chunk microseconds of the forward, strips, columns of the widest (at most ``limit``) and microseconds."""
     times = _times(rows, *problem)
     strips = [(padded, number) for _, padded, number in times.equal(0, times.vocab, limit, False)]
     backward = sum(number * times.microseconds(padded, False) for padded, number in strips)
-    return times.forward, sum(number for _, number in strips), backward
+    return times.forward, sum(number for _, number in strips), max(padded for padded, _ in strips), backward

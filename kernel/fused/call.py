@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .arguments import Head, Held, Kept, Scalars
 from .backward_chunks import backward_rows
+from .default_workspace import default_workspace_bytes
 from .gradient_rows import Upstream
 from .gradients import Destination, Reduction
 from .launch import blocks, launch_table, processors
@@ -31,7 +32,13 @@ class LossCall:
 
     head: Head
     scalars: Scalars
-    workspace_bytes: int
+    workspace_bytes: int | None  # None: nobody chose it
+
+    @property
+    def budget(self) -> int:
+        """Bytes of the workspace; by default of all tokens, whatever a chunk of them has."""
+        chosen, tokens = self.workspace_bytes, int(self.head.hidden.shape[0])
+        return default_workspace_bytes(tokens) if chosen is None else int(chosen)
 
     def plan(
         self,
@@ -59,13 +66,14 @@ class LossCall:
     def _sizes(self) -> tuple[int, int, int, int]:
         """Vocabulary, hidden size, bytes of an element and of the workspace."""
         vocab_size, hidden_size = self.head.weight.shape
-        return int(vocab_size), int(hidden_size), self.head.weight.element_size(), int(self.workspace_bytes)
+        return int(vocab_size), int(hidden_size), self.head.weight.element_size(), self.budget
 
     def _kinds(self, keep: bool) -> dict[str, Any]:
         """What plans depend on beside the sizes."""
         device, dtype = self.head.hidden.device, self.head.hidden.dtype
         kind = self.scalars.storage(dtype)
         return {
+            "default": self.workspace_bytes is None,
             "keep": keep and kind != "",
             "direct": kind == "softmax",
             "in_bytes": self.scalars.in_bytes(dtype),
@@ -99,8 +107,8 @@ class LossCall:
     def serves_backward_chunks(self, needs: Needs) -> bool:
         """Whether the backward of a loss without statistics may be cut into chunks of tokens.
 
-        Not where sums of the head's gradient are float16, as which the codes between chunks are hardly finer; nor of a
-        slice of a head, whose input's gradient is complete before its own last product.
+        Not where the head's gradient is float16, than which the sums between chunks are hardly finer; nor of a slice of
+        a head, whose input's gradient is complete before its own last product.
         """
         return not self.scalars.whole and (not needs[1] or self.head.hidden.dtype != torch.float16)
 
@@ -233,7 +241,7 @@ class LossCall:
         gradients = None
         if upstream.statistics is None or not upstream.of_entropy:
             common = self.head, self.scalars, upstream, tiles
-            gradients = sparse_backward(*common, sparse, self.workspace_bytes, needs, self.most_active(needs))
+            gradients = sparse_backward(*common, sparse, self.budget, needs, self.most_active(needs))
         sparse.note(self.head, needs, failed=gradients is None)
         if gradients is None and sparse.told is not None:
             sparse.told.exact()

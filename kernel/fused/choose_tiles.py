@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from .compile_ahead import recording
-from .listed_rounds import ListedTiles, rounds_of
+from .launch import blocks
+from .listed_rounds import ROUND_FIELDS, ListedTiles, Room, Round, rounds_of
 from .pilot import Pilot
 from .run_listed import ListedRun
 from .sparse_state import SparseState
 from .tile_errors import input_error, scores, weight_error
-from .tile_limits import FOUND, choose_levels, levels, limits
+from .tile_levels import FOUND, choose_levels, levels
+from .tile_limits import limits
 
 __all__ = ["Chosen", "choose_tiles"]
 
@@ -45,7 +47,7 @@ class Chosen(NamedTuple):
     """Tiles that are computed, their share of all, and certified relative errors of both gradients."""
 
     run: ListedRun
-    rounds: int
+    rounds: Sequence[Round]
     share: float
     bounds: tuple[float, float]
 
@@ -77,12 +79,11 @@ def choose_tiles(state: SparseState, pilot: Pilot, tolerance: float, most: float
         input_error(state.of_tokens, sigma, level[0]) if needs[0] else None,
         weight_error(of_weight, level[1]) if needs[1] else None,
     )
-    return _listed(state, pilot, level, errors, numbers, share, most)
+    return _listed(state, level, errors, numbers, share, most)
 
 
 def _listed(
     state: SparseState,
-    pilot: Pilot,
     level: Tensor,
     errors: Sequence[Tensor | None],
     numbers: Tensor,
@@ -93,28 +94,33 @@ def _listed(
 
     It has the first round to do, of which the host's part takes longer than the device needs for the list.
     """
-    room = max(int(most * state.row_blocks * state.tiles), 1)
-    memory = torch.empty(FOUND + 1 + 4 * state.tiles, dtype=torch.int32, device=state.device)
+    entries = max(int(most * state.row_blocks * state.tiles), 1)
+    memory = torch.empty(FOUND + 1 + ROUND_FIELDS * state.tiles, dtype=torch.int32, device=state.device)
     told = memory[:FOUND].view(torch.float32)
     shape = state.row_blocks, state.tiles
     active = choose_levels(level, shape, errors, numbers, state.number, share, state.row, told)
-    listed = ListedTiles(active, told, state.capacity, state.pilot, room, memory[FOUND:])
+    sizes = state.hidden_size, state.row, state.tiles - state.pilot
+    room = Room.of(state.capacity, *sizes, gradient=state.needs[1])
+    if state.needs[1]:
+        column_blocks = blocks(state.hidden_size, state.weight_launch.columns)
+        room = room._replace(programs=state.programs, column_blocks=column_blocks)
+    listed = ListedTiles(active, told, room, state.pilot, entries, memory[FOUND:])
     on_host, done = _copied(memory), None
     if memory.is_cuda:
         done = torch.cuda.Event()
         done.record(torch.cuda.current_stream(memory.device))
     listed.make()
     if state.needs[1]:
-        state.mean_field.add_weight(state.gradients.head.hidden)
-    run = ListedRun(state, listed)
-    run.begin(pilot)
+        state.mean_field.add_weight(state.gradients.head.hidden, state.workspace)
+    run = ListedRun(state, listed, room)
+    run.begin()
     if recording():
-        return Chosen(run, 2, 1.0, (0.0, 0.0))
+        return Chosen(run, [Round(0, 0, 0, 0, 0)] * 2, 1.0, (0.0, 0.0))
     if done is not None:
         done.synchronize()
     certified, *bounds, row_blocks = on_host[:FOUND].view(torch.float32).tolist()
     number = int(on_host[FOUND])
-    rounds = rounds_of(on_host[FOUND : FOUND + 1 + 4 * number].tolist())
+    rounds = rounds_of(on_host[FOUND : FOUND + 1 + ROUND_FIELDS * number].tolist())
     if not certified or not rounds:
         return None
     computed = rounds[-1].first + rounds[-1].number + row_blocks * state.pilot
@@ -122,7 +128,7 @@ def _listed(
     if share > most:
         return None
     of_input, of_weight = (bound if need else 0.0 for bound, need in zip(bounds, state.needs, strict=False))
-    return Chosen(run, len(rounds), share, (of_input, of_weight))
+    return Chosen(run, rounds, share, (of_input, of_weight))
 
 
 def _copied(x: Tensor) -> Tensor:

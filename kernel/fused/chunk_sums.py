@@ -3,8 +3,10 @@
 The head's gradient of one chunk after the other is added up in the memory of the gradient itself. Rounded to bfloat16
 after each chunk the sum would lose more with each of them: of k chunks whose parts are alike, about k / 3 times the
 squared error of one rounding. Until the last chunk, which rounds the sum to bfloat16 once, entries therefore are
-float16 with 10 bits of mantissa in place of 7, whose squared error is 1 / 64. The device converts both ways by itself,
-in few instructions. (Codes with more exponents, made of a float32's bits by arithmetic of integers, take many more.)
+float16 with 10 bits of mantissa in place of 7, whose squared error is 1 / 64. The device converts both
+ways by itself, in few instructions, and its copy engine adds such numbers. (Codes with more exponents, made of a
+float32's bits by arithmetic of integers, take many more.) What the copy engine adds is rounded before, too: next to
+nothing beside the rounding of the sums, since a part is a fraction of what all add up to.
 
 What float16 lacks is range. So each column of the gradient, an entry of the hidden states, has a power of two of its
 own, by which the largest sum that is possible in it becomes 2^16, with room for rounding. Down to 2^-30 of that sum all
@@ -33,7 +35,7 @@ from torch import Tensor
 from .compile_ahead import run_kernel
 from .launch import blocks
 
-__all__ = ["CodedSums", "of_units", "units_of"]
+__all__ = ["SumPowers", "powers_of", "reciprocals_of"]
 
 _ROWS, _COLUMNS, _PROGRAMS = 32, 256, 64  # of a tile, and that share the tokens: their sums are added in one order
 _ROOM = 2  # bits: one for rounding, one for what the exponent leaves of a possible sum
@@ -41,15 +43,15 @@ _OF_PENALTY = 4.0  # of the upstream gradient, what a confidence penalty of 1 ad
 _LARGEST = tl.constexpr(16)  # the exponent that the largest possible sum gets; without its room for rounding 15
 
 
-class CodedSums(NamedTuple):
-    """What the sums of all chunks are relative to."""
+class SumPowers(NamedTuple):
+    """Powers of two that the sums between chunks are stored in, one for each column."""
 
     possible: Tensor  # (D,) float32: sums over kept tokens of the magnitude of upstream gradient times hidden state
     penalty: float = 0.0  # confidence penalty
     last: bool = False  # whether this chunk is the last one, which rounds the sums to the inputs' dtype
 
     @classmethod
-    def of(cls, hidden: Tensor, upstream: Tensor, target: Tensor, ignore_index: int, penalty: float = 0.0) -> CodedSums:
+    def of(cls, hidden: Tensor, upstream: Tensor, target: Tensor, ignore_index: int, penalty: float = 0.0) -> SumPowers:
         """Add up what all tokens may come to, before any is computed; bit for bit the same in every run."""
         n, hidden_size = hidden.shape
         programs = min(_PROGRAMS, blocks(n, _ROWS))
@@ -116,12 +118,12 @@ def _exponents(possible, columns, hidden_size, shift):
 
 
 @triton.jit
-def units_of(possible, columns, hidden_size, shift):
-    """What sums in these columns are multiplied by in float16; ``shift`` is that of :class:`CodedSums`."""
+def powers_of(possible, columns, hidden_size, shift):
+    """What sums in these columns are multiplied by in float16; ``shift`` is that of :class:`SumPowers`."""
     return _power_of_two(-_exponents(possible, columns, hidden_size, shift) + _LARGEST)
 
 
 @triton.jit
-def of_units(possible, columns, hidden_size, shift):
+def reciprocals_of(possible, columns, hidden_size, shift):
     """What they are multiplied by afterwards: the reciprocals."""
     return _power_of_two(_exponents(possible, columns, hidden_size, shift) - _LARGEST)

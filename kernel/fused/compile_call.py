@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .arguments import Head, Scalars
 from .call import LossCall, Needs
-from .chunk_sums import CodedSums
+from .chunk_sums import SumPowers
 from .compile_ahead import compile_ahead
 from .gradient_rows import Upstream
 from .gradients import Destination
@@ -91,13 +91,14 @@ def _launches(
     if chunks:
         scale(gradients, found.token_loss[:1])
         bias_sums = None if head.bias is None else head.bias.new_zeros(head.bias.shape, dtype=torch.float32)
-        codes = None
+        powers = None
         if needs[1] and head.weight.element_size() == 2:
-            codes = CodedSums.of(head.hidden, found.token_loss, head.target, scalars.ignore_index)
+            powers = SumPowers.of(head.hidden, found.token_loss, head.target, scalars.ignore_index)
         assert found.packed is not None
-        into = Destination(found.packed, gradients[0], gradients[1], bias_sums, {}, codes=codes)
-        for accumulate in (True,) if codes is None else (False, True):
-            into = into._replace(accumulate=accumulate)
+        into = Destination(found.packed, gradients[0], gradients[1], bias_sums, {}, powers=powers)
+        for accumulate, last in ((True, True),) if powers is None else ((False, False), (True, False), (True, True)):
+            own = None if powers is None else powers._replace(last=last)
+            into = into._replace(accumulate=accumulate, powers=own)
             backward(head, scalars, _upstream(found, None), plan, held, needs, into=into)
     if found.statistics is not None:
         backward(head, scalars, _upstream(found, found.statistics), plan, held, needs, reduction)

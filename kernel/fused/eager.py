@@ -35,7 +35,7 @@ class EagerLoss(torch.autograd.Function):
         bias: Tensor | None,  # (V,)
         target: Tensor,  # (N,)
         scalars: Scalars,
-        workspace_bytes: int,
+        workspace_bytes: int | None,
         return_statistics: bool,
         grad_enabled: bool,
         sparse: Sparse | None,

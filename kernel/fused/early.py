@@ -12,9 +12,9 @@ A strip takes three kernels: dz, the weight's gradient, the input's gradient. Wh
 2. Until it waits it reads nothing that is still written, and writes nothing that is still read. Two are *independent*
    of the kernel ahead in that sense and wait late; the same kernels wait at once wherever they follow another one:
 
-   - the input's gradient behind the weight's. Both read the dz of the strip, which is complete, since the weight's is
-     launched as usual. One writes rows of the head's gradient, in which dz may lie elsewhere, the other the
-     accumulator, which nobody else touches. It waits at its end.
+   - the input's gradient behind the weight's, of a strip or of a round of listed tiles. Both read its dz, which is
+     complete, since the weight's is launched as usual. One writes rows of the head's gradient, in which dz may lie
+     elsewhere, the other the accumulator, which nobody else touches. It waits at its end.
    - the next strip's dz, of logits anew, behind either gradient of this strip. It reads hidden states and head, and
      waits before it stores its first tile where the other may still read the dz before.
 """

@@ -11,17 +11,7 @@ The program of a unit of work (:mod:`.units`) keeps, per token in float32,
 over its group of tiles and writes them once; :mod:`.merge` joins the groups of a token in a fixed order, so no atomics
 are needed and the result is the same bit for bit in every run.
 
-What KEEP stores of a tile (:mod:`.arguments` says when which):
-
-- "softmax", exp(z - r) in the dtype of the inputs, r being one number per token, the target's logit, so that a column
-  of the store is proportional to probabilities and enters the backward's products as it is. (Should a logit exceed its
-  target's by more than 2^100, :mod:`.keep` notices and repairs it.) The target's own logit is that number in the sums,
-  too: tensor cores round sums towards zero, and where smoothing leaves a model (p = 1 - b) a log-partition and a
-  target's logit that differ by 2e-5 would be a tenth of the gradient.
-- "code", the logit in 16 bits (:mod:`.codes`), without softcap relative to the tile's peak, which is stored too.
-- "byte", the softmax in one byte (:mod:`.byte_columns`), relative to peaks of 64 columns, which are stored too. The
-  target's column has no code and no part in a peak: its mass is that of the target's float32 logit.
-- "raw", the raw logit in float32.
+KEEP stores something of every tile for the backward, too (:mod:`.kept_tiles`).
 
 TILE_SUMS also writes the sum of exponentials of every tile and token, in bits, and by what part of its square the sum
 of their squares is smaller: what :mod:`.tile_sums` makes masses and spreads of. Both go in one number: each store of a
@@ -33,18 +23,45 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .byte_columns import to_byte
-from .byte_peaks import coded_peaks, store_peaks
 from .codes import below_peak, encode
-from .tiles import capped, column_part, in_one, largest, logit_argument, product, store_tile
-from .units import group_count
+from .kept_tiles import keep_bytes, store_in_strip
+from .logits import FLOOR, capped, largest, logit_argument
+from .tiles import column_part, in_one, product
+from .units import group_count, swept_blocks
 
-__all__ = ["FLOOR", "forward_kernel"]
+__all__ = ["forward_kernel"]
 
-FLOOR = -1e38  # below every logit in bits, and finite: a tile of logits of -inf has no mass and no peak
 _FLOOR = tl.constexpr(FLOOR)
-_LOWEST_PEAK = tl.constexpr(FLOOR / 8)  # the same for columns in bytes, whose differences are multiplied
 _LOWEST = tl.constexpr(-1e4)  # bits below which 2^x is 0: of a class without mass 2^x x is 0 too
+
+
+@triton.jit
+def _write_unit(
+    partial,
+    partial_stride,
+    unit,
+    peak,
+    total,
+    logit_sum,
+    weighted,
+    highest,
+    best,
+    LOGIT_SUM: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    ARGMAX: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """Store the statistics of a unit in its slot."""
+    slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    tl.store(slot, peak)
+    tl.store(slot + partial_stride, total)
+    if LOGIT_SUM:
+        tl.store(slot + 2 * partial_stride, logit_sum)
+    if ENTROPY:
+        tl.store(slot + 3 * partial_stride, weighted)
+    if ARGMAX:
+        tl.store(slot + 4 * partial_stride, highest)
+        tl.store(slot + 5 * partial_stride, best.to(tl.float32, bitcast=True))
 
 
 @triton.jit(do_not_specialize=["n", "vocab_size", "first_tile", "tile_count", "kept_rows"])
@@ -86,7 +103,7 @@ def forward_kernel(
     ARGMAX: tl.constexpr,
     KEEP: tl.constexpr,  # "", "softmax", "code", "byte", "raw"
     TILE_SUMS: tl.constexpr,
-    RUN_IF: tl.constexpr,  # "always", "all kept", "some ignored"
+    RUN_IF: tl.constexpr,  # of units.swept_blocks
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -102,12 +119,7 @@ def forward_kernel(
 ):
     """Statistics of vocabulary tiles ``first_tile ... first_tile + tile_count - 1`` for every kept token."""
     row_count = tl.load(count)
-    if RUN_IF == "all kept":
-        row_blocks = tl.where(row_count == n, tl.cdiv(row_count, BLOCK_ROWS), 0)
-    elif RUN_IF == "some ignored":
-        row_blocks = tl.where(row_count == n, 0, tl.cdiv(row_count, BLOCK_ROWS))
-    else:
-        row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
+    row_blocks = swept_blocks(row_count, n, RUN_IF, BLOCK_ROWS)
     groups = group_count(row_blocks, tile_count, partial_stride // BLOCK_ROWS)
     programs = tl.num_programs(0)
     first = tl.program_id(0)
@@ -175,16 +187,19 @@ def forward_kernel(
                 stored = u
             elif KEEP == "code" and SOFTCAP:  # written at once: u and z of a whole tile would not fit the registers
                 strip = tile * BLOCK_VOCAB // kept_stride
-                store_tile(
+                store_in_strip(
                     kept,
                     encode(u, z, knee, ratio, offset, gain),
-                    row_start + strip * row_blocks * BLOCK_ROWS,
-                    tile * BLOCK_VOCAB - strip * kept_stride + piece * (BLOCK_VOCAB // PIECES),
+                    strip,
+                    tile,
+                    row_start,
+                    row_blocks,
                     kept_rows,
                     kept_stride,
-                    kept_stride,
+                    piece,
+                    PIECES,
                     BLOCK_ROWS,
-                    BLOCK_VOCAB // PIECES,
+                    BLOCK_VOCAB,
                     DESCRIPTOR,
                 )
             if LOGIT_SUM:
@@ -202,37 +217,32 @@ def forward_kernel(
                 if tl.max(here.to(tl.int32), 0) > 0:  # the sum is to hold the very logit that the target's entry has
                     z = tl.where(column[None, :] == label[:, None], peak[:, None], z)
             elif KEEP == "byte":
-                lowest = z
-                if MASK_VOCAB:  # padding widens no group; its codes, whatever they are, become 0
-                    lowest = tl.where((column < vocab_size)[None, :], z, float("inf"))
-                lowest = tl.min(tl.reshape(lowest, (BLOCK_ROWS, PEAKS, BLOCK_VOCAB // PEAKS)), 2)
-                if tl.max(here.to(tl.int32), 0) > 0:  # seldom; to compare each column took a twentieth of the sweep
-                    z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
-                z = tl.reshape(z, (BLOCK_ROWS, PEAKS, BLOCK_VOCAB // PEAKS))
-                tile_peak, peaks, numbers, gains, shifts = coded_peaks(tl.maximum(tl.max(z, 2), _LOWEST_PEAK), lowest)
-            else:
-                tile_peak = tl.maximum(tl.max(z, 1), _FLOOR)
-            if KEEP == "byte":
-                below = z * 0.25 - (peaks * 0.25)[:, :, None]
-                root = tl.exp2(below)
-                strip = tile * BLOCK_VOCAB // kept_stride
-                store_tile(
+                tile_peak, peaks, below, e = keep_bytes(
                     kept,
-                    tl.reshape(to_byte(root, gains[:, :, None], shifts[:, :, None]), (BLOCK_ROWS, BLOCK_VOCAB)),
-                    row_start + strip * row_blocks * BLOCK_ROWS,
-                    tile * BLOCK_VOCAB - strip * kept_stride,
+                    reference,
+                    z,
+                    tile,
+                    column,
+                    label,
+                    here,
+                    row,
+                    row_start,
+                    row_count,
+                    row_blocks,
+                    n,
+                    vocab_size,
                     kept_rows,
                     kept_stride,
-                    kept_stride,
+                    MASK_VOCAB,
+                    PEAKS,
                     BLOCK_ROWS,
                     BLOCK_VOCAB,
                     DESCRIPTOR,
                 )
-                store_peaks(reference, tile, n, row, row < row_count, tile_peak, numbers, PEAKS)
-                e = root * root
-                e = e * e
                 share = tl.exp2(peaks - tile_peak[:, None])
             else:
+                tile_peak = tl.maximum(tl.max(z, 1), _FLOOR)
+            if KEEP != "byte":
                 below = z - tile_peak[:, None]
                 e = tl.exp2(below)
             if KEEP == "softmax":
@@ -275,33 +285,37 @@ def forward_kernel(
                     if ENTROPY:
                         weighted += own_e * tl.maximum(own_below, _LOWEST)
 
-        # The unit's slot is written after every tile of its group; the last one stays.
-        slot = partial + unit.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        tl.store(slot, peak)
-        tl.store(slot + partial_stride, total)
-        if LOGIT_SUM:
-            tl.store(slot + 2 * partial_stride, logit_sum)
-        if ENTROPY:
-            tl.store(slot + 3 * partial_stride, weighted)
-        if ARGMAX:
-            tl.store(slot + 4 * partial_stride, highest)
-            tl.store(slot + 5 * partial_stride, best.to(tl.float32, bitcast=True))
+        # Each number a token passes through shared memory, for which all wait: once a unit. Where more is held Triton
+        # (3.6, 3.7) cannot fuse loops around a store behind a condition; there each tile stores, and the last stays.
+        if ENTROPY or ARGMAX or PIECES > 1:  # noqa: SIM114 - decided when it is compiled; the other when it runs
+            _write_unit(
+                partial, partial_stride, unit, peak, total, logit_sum, weighted, highest, best,
+                LOGIT_SUM, ENTROPY, ARGMAX, BLOCK_ROWS,
+            )  # fmt: skip
+        elif tile + 1 == tile_end:
+            _write_unit(
+                partial, partial_stride, unit, peak, total, logit_sum, weighted, highest, best,
+                LOGIT_SUM, ENTROPY, ARGMAX, BLOCK_ROWS,
+            )  # fmt: skip
         if KEEP != "" and KEEP != "byte" and not (KEEP == "code" and SOFTCAP):
             if KEEP == "code":
                 tl.store(reference + (tile + 1).to(tl.int64) * n + row, tile_peak, mask=row < row_count)
             strip = tile * BLOCK_VOCAB // kept_stride
             for part in tl.static_range(PARTS):
-                store_tile(
+                store_in_strip(
                     kept,
                     column_part(stored, part, PARTS, BLOCK_ROWS, BLOCK_VOCAB).to(
                         kept.dtype if DESCRIPTOR else kept.dtype.element_ty
                     ),
-                    row_start + strip * row_blocks * BLOCK_ROWS,
-                    tile * BLOCK_VOCAB - strip * kept_stride + part * (BLOCK_VOCAB // PARTS),
+                    strip,
+                    tile,
+                    row_start,
+                    row_blocks,
                     kept_rows,
                     kept_stride,
-                    kept_stride,
+                    part,
+                    PARTS,
                     BLOCK_ROWS,
-                    BLOCK_VOCAB // PARTS,
+                    BLOCK_VOCAB,
                     DESCRIPTOR,
                 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .arguments import Head, Held, Scalars, Tiles
-from .chunk_sums import CodedSums
+from .chunk_sums import SumPowers
 from .compile_ahead import recording, run_kernel
 from .gradient_rows import Upstream, gradient_rows
 from .input_gradient import unpack_kernel
@@ -41,7 +41,7 @@ class Destination(NamedTuple):
     bias: Tensor | None  # (V,) float32: sums, at first zeros, that these are added to
     column_sums: dict[tuple[int, int], Tensor]  # of the head's rows, by the range: for all chunks
     accumulate: bool = False  # whether the weight's holds sums over earlier chunks, which these are added to
-    codes: CodedSums | None = None  # of the weight's between chunks; None: in its own dtype
+    powers: SumPowers | None = None  # of the weight's sums between chunks; None: as they are, in its own dtype
     rows: int | None = None  # most rows of the input's float32 sums, if the chunk has no more; None: of all tokens
 
 

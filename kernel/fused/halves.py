@@ -123,7 +123,13 @@ def _scaled_kernel(
 
 
 def scaled_halves(
-    hidden: Tensor, order: Tensor, count: Tensor, factor: Tensor, row_scale: Tensor, products: Tensor
+    hidden: Tensor,
+    order: Tensor,
+    count: Tensor,
+    factor: Tensor,
+    row_scale: Tensor,
+    products: Tensor,
+    memory: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two float16 numbers of each token's factor times its hidden states, and a sum of those times ``row_scale``.
 
@@ -134,12 +140,17 @@ def scaled_halves(
         factor: ``(N,)``.
         row_scale: ``(N,)``.
         products: Norms ``(programs,)``, of which the largest is that of the longest product: the scale.
+        memory: Where the numbers go if it has room for them, flat; else to new memory.
 
     Returns:
         ``(2, N, D)`` in packed order, 0 where there is no token, and ``(D,)`` float32.
     """
     n, hidden_size = hidden.shape
-    halves = torch.empty(2, n, hidden_size, dtype=torch.float16, device=hidden.device)
+    memory = hidden.new_empty(0) if memory is None else memory
+    halves = memory.view(torch.float16)[: 2 * n * hidden_size]
+    if halves.numel() < 2 * n * hidden_size:
+        halves = torch.empty(2 * n * hidden_size, dtype=torch.float16, device=hidden.device)
+    halves = halves.view(2, n, hidden_size)
     uniform = torch.empty(blocks(n, 32), hidden_size, dtype=torch.float32, device=hidden.device)
     run_kernel(
         _scaled_kernel,

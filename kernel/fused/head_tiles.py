@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,14 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import Tiles, product_arguments, tiling
 from .compile_ahead import run_kernel
-from .launch import blocks, launch_table, processors, uses_descriptors
-from .tiles import column_part, product, store_tile
+from .gram_squares import gram_squares
+from .launch import blocks
 
 __all__ = ["HeadTiles", "head_tiles"]
 
-_AT_A_TIME = 256  # tiles whose Gram matrices are held
 # Of an entry of a Gram matrix that is kept in the head's dtype, at most: no less than its unit roundoff.
 _ROUNDING = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-8}
 _FLOOR = {torch.float16: 2.0**-25}  # what an entry of it may lose that float16 has no number for
@@ -70,105 +67,6 @@ def _mean_kernel(
     tl.store(longest + tile, tl.sqrt(tl.max(square, 0)))
 
 
-@triton.jit(do_not_specialize=["first", "number", "vocab_size"])
-def _gram_kernel(
-    hidden,  # (V, D), the head, whose rows are both factors
-    weight,
-    dots,  # (tiles, TILE) products of each row with the mean
-    size,  # (tiles,) what is divided by
-    gram,  # (tiles of this launch x TILE, TILE) dtype of the head, written
-    squares,  # (tiles, TILE // BLOCK_ROWS, 2), of which the first is written: of the entries
-    first,  # tile of this launch
-    number,  # tiles of this launch
-    vocab_size,
-    hidden_size,
-    weight_row_stride,
-    weight_column_stride,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_VOCAB: tl.constexpr,  # of a tile
-    BLOCK_HIDDEN: tl.constexpr,
-    PARTS: tl.constexpr,
-    DESCRIPTOR: tl.constexpr,
-    FLATTEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Products of the rows less their mean: those of the rows, less what either has of the mean."""
-    STEPS: tl.constexpr = BLOCK_VOCAB // BLOCK_ROWS
-    for index in tl.range(tl.program_id(0), number * STEPS, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-        tile = first + index // STEPS
-        column_start = tile * BLOCK_VOCAB
-        row_start = column_start + index % STEPS * BLOCK_ROWS
-        row = row_start + tl.arange(0, BLOCK_ROWS)
-        acc = product(
-            hidden,
-            weight,
-            row_start,
-            row,
-            column_start,
-            vocab_size,
-            vocab_size,
-            hidden_size,
-            weight_row_stride,
-            weight_column_stride,
-            weight_row_stride,
-            weight_column_stride,
-            BLOCK_ROWS,
-            BLOCK_VOCAB,
-            BLOCK_HIDDEN,
-            DESCRIPTOR,
-            False,
-            PRECISION,
-        )
-        own = tl.load(dots + row)
-        of_mean = tl.sum(tl.load(dots + column_start + tl.arange(0, BLOCK_VOCAB)), 0) / BLOCK_VOCAB
-        factor = 1.0 / tl.load(size + tile)
-        square = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
-        for part in tl.static_range(PARTS):
-            offset = part * (BLOCK_VOCAB // PARTS)
-            other = tl.load(dots + column_start + offset + tl.arange(0, BLOCK_VOCAB // PARTS))
-            part_acc = column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_VOCAB)
-            values = (part_acc - (own - of_mean)[:, None] - other[None, :]) * factor
-            square += tl.sum(values * values, 1)
-            store_tile(
-                gram,
-                values.to(gram.dtype if DESCRIPTOR else gram.dtype.element_ty),
-                index * BLOCK_ROWS,
-                offset,
-                number * BLOCK_VOCAB,
-                BLOCK_VOCAB,
-                BLOCK_VOCAB,
-                BLOCK_ROWS,
-                BLOCK_VOCAB // PARTS,
-                DESCRIPTOR,
-            )
-        tl.store(squares + (first * STEPS + index) * 2, tl.sum(square, 0))
-
-
-@triton.jit(do_not_specialize=["first"])
-def _square_kernel(
-    gram,
-    squares,  # (tiles, TILE // ROWS, 2), of which the second is written: of the entries of G^2
-    first,
-    TILE: tl.constexpr,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    own_row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, TILE)
-    start = gram + tl.program_id(0).to(tl.int64) * TILE * TILE
-    acc = tl.zeros((ROWS, TILE), dtype=tl.float32)
-    # What is multiplied here must have no other use: Triton then gave it a buffer less, and wrote the next numbers to
-    # it while the tensor cores still read.
-    for k in range(0, TILE, DEPTH):
-        inner = k + tl.arange(0, DEPTH)
-        a = tl.load(start + own_row[:, None] * TILE + inner[None, :])
-        b = tl.load(start + inner[:, None] * TILE + column[None, :])
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
-    out = squares + ((first + tl.program_id(0)) * tl.num_programs(1) + tl.program_id(1)) * 2
-    tl.store(out + 1, tl.sum(tl.sum(acc * acc, 1), 0))
-
-
 @triton.jit(do_not_specialize=["tiles"])
 def _sigma_kernel(
     squares,  # (tiles, PARTS, 2)
@@ -212,22 +110,15 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
     """Look at every whole tile of ``rows`` rows.
 
     With G the Gram matrix of its rows less their mean, divided by a number: the largest eigenvalue of G is at most the
-    square root of the norm of G^2. G is rounded to the head's dtype on the way, and its float32 sums of D products, of
-    which four make an entry, to (D + 64) 2^-24 of the squares of the rows, or a sixteenth of D on tensor cores, which
-    round once for 16 products, but towards zero; sigma covers both.
+    square root of the norm of G G^T. G is rounded to the head's dtype on the way, and its float32 sums of D products,
+    of which four make an entry, to (D + 64) 2^-24 of the squares of the rows, or a sixteenth of D on tensor cores,
+    which round once for 16 products, but towards zero; sigma covers both.
     """
     tiles, hidden_size = weight.shape[0] // rows, weight.shape[1]
-    # Of a step, whose two operands take 144 KiB in three stages.
-    depth, launch = 128 // weight.element_size() if weight.is_cuda else 16, launch_table(weight.device, weight.dtype)
-    launch = launch.logit_gradient
-    launch = replace(launch, rows=min(launch.rows, rows), columns=rows)
-    part = launch.rows
     numbers = torch.empty(3, blocks(tiles, 4) * 4, dtype=torch.float32, device=weight.device)
     size, whole, longest = numbers[:, :tiles].unbind(0)
     dots = torch.empty(tiles, rows, dtype=torch.float32, device=weight.device)
-    squares = torch.empty(tiles, rows // part, 2, dtype=torch.float32, device=weight.device)
     mean = torch.empty(tiles, hidden_size, dtype=torch.float32, device=weight.device)
-    strides = {"weight_row_stride": weight.stride(0), "weight_column_stride": weight.stride(1)}
     run_kernel(
         _mean_kernel,
         (tiles,),
@@ -238,42 +129,13 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
         dots=dots,
         longest=longest,
         hidden_size=hidden_size,
-        **strides,
+        weight_row_stride=weight.stride(0),
+        weight_column_stride=weight.stride(1),
         TILE=rows,
-        BLOCK_HIDDEN=depth // 2 if weight.is_cuda else depth,
+        BLOCK_HIDDEN=64 // weight.element_size() if weight.is_cuda else 16,
         num_warps=8,
     )
-    handed = Tiles(uses_descriptors(weight))
-    gram = weight.new_empty(min(tiles, _AT_A_TIME) * rows, rows)
-    for first in range(0, tiles, _AT_A_TIME):
-        number = min(_AT_A_TIME, tiles - first)
-        run_kernel(
-            _gram_kernel,
-            (processors(weight.device),),
-            **product_arguments(handed, weight, weight, launch),
-            **tiling(launch),
-            **strides,
-            dots=dots,
-            size=size,
-            gram=handed(gram, launch.rows, rows // launch.parts),
-            squares=squares,
-            first=first,
-            number=number,
-            hidden_size=hidden_size,
-        )
-        run_kernel(
-            _square_kernel,
-            (number, rows // part),
-            gram=gram,
-            squares=squares,
-            first=first,
-            TILE=rows,
-            DEPTH=depth,
-            ROWS=part,
-            PRECISION="ieee",
-            num_warps=8,
-            num_stages=3,
-        )
+    squares = gram_squares(weight, dots, size)
     sigma, longest_of_all = torch.empty_like(size), torch.empty(1, dtype=torch.float32, device=weight.device)
     adds = hidden_size if weight.dtype == torch.float32 or not weight.is_cuda else hidden_size / 8
     run_kernel(
@@ -289,7 +151,7 @@ def head_tiles(weight: Tensor, rows: int) -> HeadTiles:
         rounding=_ROUNDING[weight.dtype],
         floor=rows * _FLOOR.get(weight.dtype, 0.0),
         of_products=4 * (adds + 64) * 2.0**-24,
-        PARTS=rows // part,
+        PARTS=squares.shape[1],
         BLOCK=1024,
         num_warps=8,
     )

@@ -33,9 +33,9 @@ class Launch:
     warps: int
     stages: int
     parts: int = 2  # blocks, of columns if not transposed, in which the epilogue stores: fewer need more shared memory
-    reduce: bool = False  # add to the float32 accumulator in the L2 cache, by the copy engine (input gradient only)
+    reduce: bool = False  # add to sums in memory in the L2 cache, by the copy engine (both gradients only)
     early: bool = False  # begin before the kernel ahead has ended (:mod:`.early`; logit and input gradients only)
-    folded: bool = False  # another form of a softcap's slope (tiles.capped; logit gradient only)
+    folded: bool = False  # another form of a softcap's slope (logits.capped; logit gradient only)
     flatten: bool = (
         True  # fuse the loop over tiles with the loop over the sum: the next tile's loads overlap this one's end
     )
@@ -68,7 +68,7 @@ _TABLES = {
     ("hopper", 2): LaunchTable(
         forward=replace(_HOPPER_16, stages=4),
         logit_gradient=replace(_HOPPER_16, stages=4, early=True),
-        weight_gradient=replace(_HOPPER_16, stages=4),
+        weight_gradient=replace(_HOPPER_16, stages=4, reduce=True),
         input_gradient=replace(_HOPPER_16, reduce=True, early=True),
     ),
     # Products of float32 run on the CUDA cores, in IEEE arithmetic: tile for registers, nothing else matters.

@@ -9,12 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .compile_ahead import run_kernel
-from .listed_rounds import ListedTiles
+from .listed_rounds import ROUND_FIELDS, ListedTiles
 
 __all__ = ["BlockPieces", "block_pieces", "most_extra_blocks"]
 
 _PIECES = 4  # of the input's gradient for each multiprocessor and round
 _LEAST = 4  # entries of a piece, if its block has as many
+_FIELDS = tl.constexpr(ROUND_FIELDS)
 
 
 class BlockPieces(NamedTuple):
@@ -45,16 +46,19 @@ def _piece_kernel(
     joins,
     LEAST: tl.constexpr,
     BLOCK: tl.constexpr,
+    OTHERS: tl.constexpr,  # blocks that each is compared with at a time
 ):
     """Cut what each block has in a round into equal pieces."""
     index = tl.program_id(0)
-    this = rounds + 1 + 4 * (first_round + index)
-    size = tl.maximum(LEAST, tl.cdiv(tl.load(this + 1), extra))
-    first_tile = tl.load(this + 2)
-    end_tile = first_tile + tl.load(this + 3)
+    this = rounds + 1 + _FIELDS * (first_round + index)
+    some = first_round + index < tl.load(rounds)
+    size = tl.maximum(LEAST, tl.cdiv(tl.load(this + 1, mask=some, other=0), extra))
+    first_tile = tl.load(this + 2, mask=some, other=0)
+    end_tile = first_tile + tl.load(this + 3, mask=some, other=0)
     own += index * row_blocks * 3
     piece += index * (row_blocks + extra) * 3
     join += index * joins * 3
+    row_blocks = tl.where(some, row_blocks, 0)  # a round that does not exist has no pieces
     total, further, several = 0, row_blocks, 0
     for start in range(0, row_blocks, BLOCK):
         block = start + tl.arange(0, BLOCK)
@@ -85,10 +89,12 @@ def _piece_kernel(
         longest = tl.load(own + block * 3 + 1, mask=mask, other=0)
         rows = tl.load(own + block * 3 + 2, mask=mask, other=0)
         place = tl.zeros((BLOCK,), dtype=tl.int32)
-        for other in range(row_blocks):
-            length = tl.load(own + other * 3 + 1)
-            sooner = (length > longest) | ((length == longest) & (other < block))
-            place += tl.where(sooner, tl.load(own + other * 3), 0)
+        for first_other in range(0, row_blocks, OTHERS):
+            other = first_other + tl.arange(0, OTHERS)
+            length = tl.load(own + other * 3 + 1, mask=other < row_blocks, other=-1)[None, :]
+            number = tl.load(own + other * 3, mask=other < row_blocks, other=0)[None, :]
+            sooner = (length > longest[:, None]) | ((length == longest[:, None]) & (other[None, :] < block[:, None]))
+            place += tl.sum(tl.where(sooner, number, 0), 1)
         address = block.to(tl.int64) * (tiles + 1)
         begin = tl.load(rank + address + first_tile, mask=mask, other=0)
         entries = tl.load(rank + address + end_tile, mask=mask, other=0) - begin
@@ -103,7 +109,7 @@ def _piece_kernel(
 
 
 def block_pieces(listed: ListedTiles, first: int, rounds: int, extra: int) -> BlockPieces:
-    """Cut the entries of each block in ``rounds`` rounds from ``first`` on into pieces.
+    """Cut the entries of each block in ``rounds`` rounds from ``first`` on, as far as they exist, into pieces.
 
     They take at most ``extra`` blocks of rows beside those of the tokens' blocks.
     """
@@ -129,6 +135,7 @@ def block_pieces(listed: ListedTiles, first: int, rounds: int, extra: int) -> Bl
         extra=extra,
         joins=most,
         LEAST=_LEAST,
-        BLOCK=1024,
+        BLOCK=128,
+        OTHERS=32,
     )
     return found

@@ -1,4 +1,7 @@
-"""The list of tiles that enter the gradients as they are, in rounds whose dz fits a workspace.
+"""The list of tiles that enter the gradients as they are, in rounds whose dz fits a memory.
+
+A round's dz lies in the workspace, or in the weight's gradient behind the rows that the round writes, which nothing has
+written yet: where more of the next tiles fit. Where the first round's lies follows from sizes alone (:meth:`Room.of`).
 
 The device makes it of one byte for each tile, and so need not wait for the host, which is told the rounds alone: while
 the host listed in NumPy, and copied for each round, it was idle for 0.6 ms a round on Gemma-3-270M's head. Every place
@@ -17,18 +20,47 @@ from torch import Tensor
 from .compile_ahead import run_kernel
 from .launch import blocks
 
-__all__ = ["ListedTiles", "Round", "rounds_of"]
+__all__ = ["ROUND_FIELDS", "ListedTiles", "Room", "Round", "rounds_of"]
 
+ROUND_FIELDS = 5  # numbers of a round
+_FIELDS = tl.constexpr(ROUND_FIELDS)
 _BLOCK = 1024
+_FEW_WAVES = tl.constexpr(3)
 
 
 class Round(NamedTuple):
-    """Entries and tiles of the vocabulary of a round: first and number of each."""
+    """Entries and tiles of the vocabulary of a round, first and number of each, and where its dz lies."""
 
     first: int
     number: int
     first_tile: int
     tiles: int
+    start: int  # row of dz in the weight's gradient (see Room), of which it never is the first; 0: in the workspace
+
+    @property
+    def in_gradient(self) -> bool:
+        """Whether dz lies in the weight's gradient, and not in the workspace."""
+        return self.start > 0
+
+
+class Room(NamedTuple):
+    """What holds dz of a round: the workspace, or the weight's gradient, in rows of as many numbers as a tile has."""
+
+    capacity: int  # entries that the workspace holds, one tile of the vocabulary at all blocks of tokens or more
+    tile_rows: int  # such rows in a tile's rows of the weight's gradient; 0 if there is none
+    entry_rows: int  # and in dz of an entry
+    first_in_gradient: bool  # whether the first round's lies there, which the host has to know before the device does
+    programs: int = 0  # of the weight's gradient, of which each takes a block of columns of a tile at a time
+    column_blocks: int = 1  # such blocks
+
+    @classmethod
+    def of(cls, capacity: int, hidden_size: int, rows: int, tiles: int, *, gradient: bool) -> Room:
+        """Choose for the first of ``tiles`` behind the pilot, of ``rows`` tokens each.
+
+        In the gradient its own rows are not free, so that it takes what the others hold.
+        """
+        tile_rows = hidden_size if gradient else 0
+        return cls(capacity, tile_rows, rows, (tiles - 1) * tile_rows // rows > capacity)
 
 
 @triton.jit(do_not_specialize=["row_blocks", "tiles", "first_tile"])
@@ -52,21 +84,31 @@ def _count_kernel(
     tl.store(entry_of + 1 + tile, number, mask=tile < tiles)
 
 
-@triton.jit(do_not_specialize=["tiles", "first_tile", "capacity", "most"])
+@triton.jit(do_not_specialize=["tiles", "first_tile", "capacity", "tile_rows", "first_in_gradient", "most", "programs"])
 def _round_kernel(
     entry_of,  # (tiles + 1,), becomes the first entry of each tile
     certified,  # () float32, above 0 if the choice is
-    rounds,  # (1 + 4 tiles,), written: how many, then each as in Round
+    rounds,  # (1 + 5 tiles,), written: how many, then each as in Round
     tiles,
     first_tile,
     capacity,
+    tile_rows,
+    first_in_gradient,
     most,  # entries that the lists have room for: with more there is no round
+    programs,
+    COLUMN_BLOCKS: tl.constexpr,
+    ENTRY_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program."""
+    """One program.
+
+    The weight's gradient does a round's tiles in waves of as many blocks of columns as there are programs. The first
+    rounds have few tiles of many entries: what would fill less than half of a fourth wave waits for the next round.
+    """
     total = 0
     tl.store(entry_of, 0)
-    tl.store(rounds + 1 + tl.arange(0, 4), tl.zeros((4,), dtype=tl.int32))  # it begins before the host knows of none
+    field = tl.arange(0, 8)  # of the first round, which begins before the host knows of none
+    tl.store(rounds + 1 + field, tl.zeros((8,), dtype=tl.int32), mask=field < _FIELDS)
     for start in range(0, tiles, BLOCK):
         tile = start + tl.arange(0, BLOCK)
         number = tl.load(entry_of + 1 + tile, mask=tile < tiles, other=0)
@@ -77,17 +119,26 @@ def _round_kernel(
     begin = tl.where((total > most) | (tl.load(certified) <= 0), tiles, first_tile)
     while begin < tiles:
         first = tl.load(entry_of + begin)
-        fitting = 0  # tiles up to whose end all entries fit
+        fitting = 0  # tiles up to whose end all entries fit the workspace
+        behind = 0  # and what lies behind them of the gradient
         for start in range(0, tiles, BLOCK):
             tile = start + tl.arange(0, BLOCK)
             end_of = tl.load(entry_of + 1 + tile, mask=tile < tiles, other=2147483647)
             fitting += tl.sum((end_of <= first + capacity).to(tl.int32), 0)
-        end = tl.maximum(fitting, begin + 1)
-        own = rounds + 1 + 4 * found
+            free = (tiles - 1 - tile).to(tl.int64) * tile_rows // ENTRY_ROWS
+            behind += tl.sum(((tile < tiles) & (end_of - first <= free)).to(tl.int32), 0)
+        in_gradient = tl.where(found == 0, first_in_gradient != 0, behind > tl.maximum(fitting, begin + 1))
+        end = tl.maximum(tl.where(in_gradient, behind, fitting), begin + 1)
+        waves = (end - begin) * COLUMN_BLOCKS // tl.maximum(programs, 1)
+        beyond = (end - begin) * COLUMN_BLOCKS - waves * programs
+        few = (waves >= 1) & (waves <= _FEW_WAVES) & (beyond * 2 < programs) & (end < tiles)
+        end = tl.where(few, tl.maximum(begin + waves * programs // COLUMN_BLOCKS, begin + 1), end)
+        own = rounds + 1 + _FIELDS * found
         tl.store(own, first)
         tl.store(own + 1, tl.load(entry_of + end) - first)
         tl.store(own + 2, begin)
         tl.store(own + 3, end - begin)
+        tl.store(own + 4, tl.where(in_gradient, end * tile_rows, 0))
         begin = end
         found += 1
     tl.store(rounds, found)
@@ -153,10 +204,10 @@ class ListedTiles:
     Args:
         active: Which tiles are, ``(blocks, tiles)`` bytes on the device.
         certified: Number above 0 if there is a choice, float32: else there is no round.
-        capacity: Entries of a round; one tile of the vocabulary is never cut, whatever its entries.
+        room: For dz of a round; one tile of the vocabulary is never cut, whatever its entries.
         first_tile: Tiles before it are done in another way.
         most: Entries that are listed at most: with more there is no round.
-        rounds: Memory ``(1 + 4 tiles,)`` int32, written: see :func:`rounds_of`.
+        rounds: Memory ``(1 + 5 tiles,)`` int32, written: see :func:`rounds_of`.
 
     Attributes:
         rounds: As given.
@@ -169,7 +220,7 @@ class ListedTiles:
     """
 
     def __init__(
-        self, active: Tensor, certified: Tensor, capacity: int, first_tile: int, most: int, rounds: Tensor
+        self, active: Tensor, certified: Tensor, room: Room, first_tile: int, most: int, rounds: Tensor
     ) -> None:
         self.row_blocks, self.tiles = active.shape
         self._active, self._first_tile, self.rounds = active, first_tile, rounds
@@ -195,8 +246,13 @@ class ListedTiles:
             rounds=rounds,
             tiles=self.tiles,
             first_tile=first_tile,
-            capacity=capacity,
+            capacity=room.capacity,
+            tile_rows=room.tile_rows,
+            first_in_gradient=int(room.first_in_gradient),
             most=most,
+            programs=room.programs,
+            COLUMN_BLOCKS=room.column_blocks,
+            ENTRY_ROWS=room.entry_rows,
             BLOCK=_BLOCK,
         )
 
@@ -220,5 +276,6 @@ class ListedTiles:
 
 
 def rounds_of(read: list[int]) -> list[Round]:
-    """Return the rounds that the device found, read from its memory ``(1 + 4 tiles,)``."""
-    return [Round(*read[1 + 4 * i : 5 + 4 * i]) for i in range(read[0])]
+    """Return the rounds that the device found, read from its memory ``(1 + 5 tiles,)``."""
+    places = range(1, 1 + ROUND_FIELDS * read[0], ROUND_FIELDS)
+    return [Round(*read[place : place + ROUND_FIELDS]) for place in places]

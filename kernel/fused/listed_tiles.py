@@ -1,10 +1,8 @@
-"""Kernels over a list of tiles, each a block of tokens and a tile of the vocabulary: dz and its two products.
+"""Kernel over a list of tiles, each a block of tokens and a tile of the vocabulary: their dz, less the mean field.
 
-dz of a round's tiles lies one tile below the other, as the list has them: by tile of the vocabulary, then by block. The
-weight's gradient of a tile is the sum over its entries, written once. For the input's gradient the entries of a block
-are cut into pieces of at most so many; the first adds to the block's rows of the accumulator, the others write rows of
-their own, which ``join_kernel`` adds in their order. No address is written by two programs at a time, and sums have
-one order: results repeat bit for bit.
+dz of a round's tiles lies one tile below the other, as the list has them: by tile of the vocabulary, then by block, in
+the workspace or behind the round's rows of the weight's gradient (:mod:`.listed_rounds`). What becomes of it is in
+:mod:`.listed_products`.
 """
 
 from __future__ import annotations
@@ -12,11 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .listed_rounds import ROUND_FIELDS
+from .logits import logit_argument
 from .tile_gradient import gradient_of_logits
 from .tile_sums import load_mass
-from .tiles import column_part, load_tile, logit_argument, product, store_tile
+from .tiles import column_part, product, store_tile
 
-__all__ = ["join_kernel", "listed_gradient_kernel", "listed_input_kernel", "listed_weight_kernel"]
+__all__ = ["listed_gradient_kernel"]
+
+_FIELDS = tl.constexpr(ROUND_FIELDS)
 
 
 @triton.jit(do_not_specialize=["n", "vocab_size", "index", "dz_rows", "tiles"])
@@ -35,7 +37,7 @@ def listed_gradient_kernel(
     order,  # (N,) packed row of each
     factor,  # (N,) of a token's softmax
     tile_uniform,  # b C / V
-    rounds,  # (1 + 4 tiles,) see listed_rounds
+    rounds,  # (1 + 5 tiles,) see listed_rounds
     dz,  # (dz_rows, BLOCK_VOCAB), written
     dz_rows,
     index,  # of the round
@@ -66,13 +68,29 @@ def listed_gradient_kernel(
 ):
     """Write dz of the round's tiles, which lie within the vocabulary, less their mean field (:mod:`.mean_field`)."""
     row_count = tl.load(count)
-    first = tl.load(rounds + 1 + 4 * index)
-    number = tl.load(rounds + 2 + 4 * index)
+    first = tl.load(rounds + 1 + _FIELDS * index)
+    number = tl.load(rounds + 2 + _FIELDS * index)
+    start = tl.load(rounds + 5 + _FIELDS * index)
+    block_of += first
+    tile_of += first
+    next_block = tl.load(block_of + tl.program_id(0), mask=tl.program_id(0) < number, other=0)
+    next_tile = tl.load(tile_of + tl.program_id(0), mask=tl.program_id(0) < number, other=0)
     for entry in tl.range(tl.program_id(0), number, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-        row_start = tl.load(block_of + first + entry) * BLOCK_ROWS
-        tile = tl.load(tile_of + first + entry)
+        row_start = next_block * BLOCK_ROWS
+        tile = next_tile
+        following = entry + tl.num_programs(0)
+        next_block = tl.load(block_of + following, mask=following < number, other=0)
+        next_tile = tl.load(tile_of + following, mask=following < number, other=0)
         column_start = tile * BLOCK_VOCAB
         row = row_start + tl.arange(0, BLOCK_ROWS)
+        # Read before the product, whose steps hide how long the masses take: their place is read first.
+        inside = row < row_count
+        row_lse = tl.load(lse + row, mask=inside, other=float("inf"))
+        scale = tl.load(row_scale + row, mask=inside, other=0.0)
+        row_label = tl.load(label + row, mask=inside, other=-1)
+        source = tl.load(order + row, mask=inside, other=0).to(tl.int64)
+        mean = load_mass(mass, inside, source, tile, stride)
+        mean = (mean * tl.load(factor + row, mask=inside, other=0.0) - scale * tile_uniform) / BLOCK_VOCAB
         acc = product(
             hidden,
             weight,
@@ -93,13 +111,6 @@ def listed_gradient_kernel(
             False,
             PRECISION,
         )
-        inside = row < row_count
-        row_lse = tl.load(lse + row, mask=inside, other=float("inf"))
-        scale = tl.load(row_scale + row, mask=inside, other=0.0)
-        row_label = tl.load(label + row, mask=inside, other=-1)
-        source = tl.load(order + row, mask=inside, other=0).to(tl.int64)
-        mean = load_mass(mass, inside, source, tile, stride)
-        mean = (mean * tl.load(factor + row, mask=inside, other=0.0) - scale * tile_uniform) / BLOCK_VOCAB
         for part in tl.static_range(PARTS):
             offset = part * (BLOCK_VOCAB // PARTS)
             column = column_start + offset + tl.arange(0, BLOCK_VOCAB // PARTS)
@@ -127,177 +138,12 @@ def listed_gradient_kernel(
             store_tile(
                 dz,
                 (gradient - mean[:, None]).to(dz.dtype if DESCRIPTOR else dz.dtype.element_ty),
-                entry * BLOCK_ROWS,
+                start + entry * BLOCK_ROWS,
                 offset,
                 dz_rows,
                 BLOCK_VOCAB,
                 BLOCK_VOCAB,
                 BLOCK_ROWS,
                 BLOCK_VOCAB // PARTS,
-                DESCRIPTOR,
-            )
-
-
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "index", "place", "most", "own_blocks"])
-def listed_input_kernel(
-    dz,  # (dz_rows, TILE)
-    weight,  # (V, D)
-    accumulator,  # (rows of blocks and of pieces, D) float32
-    slot_of,  # entries by block: where in the list they are
-    tile_of,  # and their tiles of the vocabulary
-    piece,  # (rounds, most, 3): first entry, entries, block of rows to write, of a block's first piece to add to
-    numbers,  # (rounds, 2): pieces, joins
-    rounds,  # (1 + 4 tiles,) see listed_rounds
-    index,  # of the round
-    place,  # of the round in piece and numbers
-    most,
-    own_blocks,  # of the accumulator, before those of pieces
-    dz_rows,
-    vocab_size,
-    hidden_size,
-    weight_row_stride,
-    weight_column_stride,
-    TILE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_VOCAB: tl.constexpr,
-    PARTS: tl.constexpr,
-    DESCRIPTOR: tl.constexpr,
-    FLATTEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Products of pieces with the head."""
-    column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
-    first = tl.load(rounds + 1 + 4 * index)
-    pieces = tl.load(numbers + 2 * place)
-    piece += place * most * 3
-    STEPS: tl.constexpr = TILE // BLOCK_VOCAB
-    for item in tl.range(tl.program_id(0), pieces * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-        own = piece + item // column_blocks * 3
-        begin = tl.load(own)
-        steps = tl.load(own + 1) * STEPS
-        target = tl.load(own + 2)
-        column_start = (item % column_blocks) * BLOCK_COLUMNS
-        acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
-        for step in range(steps):
-            entry = begin + step // STEPS
-            k = (step % STEPS) * BLOCK_VOCAB
-            slot = tl.load(slot_of + entry) - first
-            tile = tl.load(tile_of + entry)
-            a = load_tile(dz, slot * BLOCK_ROWS, k, dz_rows, TILE, TILE, 1, BLOCK_ROWS, BLOCK_VOCAB, DESCRIPTOR)
-            b = load_tile(
-                weight,
-                tile * TILE + k,
-                column_start,
-                vocab_size,
-                hidden_size,
-                weight_row_stride,
-                weight_column_stride,
-                BLOCK_VOCAB,
-                BLOCK_COLUMNS,
-                DESCRIPTOR,
-            )
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
-        row = target * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        for part in tl.static_range(PARTS):
-            column = column_start + part * (BLOCK_COLUMNS // PARTS) + tl.arange(0, BLOCK_COLUMNS // PARTS)
-            address = accumulator + row.to(tl.int64)[:, None] * hidden_size + column[None, :]
-            mask = (column < hidden_size)[None, :]
-            old = tl.load(address, mask=mask & (target < own_blocks), other=0.0)
-            tl.store(address, old + column_part(acc, part, PARTS, BLOCK_ROWS, BLOCK_COLUMNS), mask=mask)
-
-
-@triton.jit(do_not_specialize=["place", "hidden_size"])
-def join_kernel(
-    accumulator,
-    join,  # (rounds, programs, 3): block, first and number of the blocks of rows to add to it
-    numbers,  # (rounds, 2): pieces, joins
-    place,  # of the round in both
-    hidden_size,
-    BLOCK_ROWS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Add pieces to the rows of their block, in order."""
-    if tl.program_id(0) < tl.load(numbers + 2 * place + 1):
-        own = join + (place * tl.num_programs(0) + tl.program_id(0)) * 3
-        row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-        column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-        mask = (column < hidden_size)[None, :]
-        offset = row.to(tl.int64)[:, None] * hidden_size + column[None, :]
-        size = BLOCK_ROWS * hidden_size.to(tl.int64)
-        address = accumulator + tl.load(own) * size + offset
-        total = tl.load(address, mask=mask, other=0.0)
-        source = accumulator + tl.load(own + 1) * size + offset
-        for _ in range(tl.load(own + 2)):
-            total += tl.load(source, mask=mask, other=0.0)
-            source += size
-        tl.store(address, total, mask=mask)
-
-
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "index", "n"])
-def listed_weight_kernel(
-    dz,  # (dz_rows, TILE)
-    hidden,  # (N, D)
-    gradient,  # (V, D), the rows of the round's tiles written
-    shared,  # (all tiles, D) float32: what every row of a tile gets beside
-    scale,  # () factor common to all tokens
-    entry_of,  # (all tiles + 1,) first entry of each
-    block_of,
-    rounds,  # (1 + 4 tiles,) see listed_rounds
-    index,  # of the round
-    dz_rows,
-    n,
-    vocab_size,
-    hidden_size,
-    hidden_row_stride,
-    gradient_row_stride,
-    constant,
-    TILE: tl.constexpr,
-    ROWS: tl.constexpr,  # tokens of a block
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    PARTS: tl.constexpr,
-    DESCRIPTOR: tl.constexpr,
-    FLATTEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Products of the round's tiles with the hidden states."""
-    factor = tl.load(scale) * constant
-    first = tl.load(rounds + 1 + 4 * index)
-    first_tile = tl.load(rounds + 3 + 4 * index)
-    tiles = tl.load(rounds + 4 + 4 * index)
-    column_blocks = tl.cdiv(hidden_size, BLOCK_COLUMNS)
-    STEPS: tl.constexpr = ROWS // BLOCK_ROWS
-    for item in tl.range(tl.program_id(0), tiles * column_blocks, tl.num_programs(0), flatten=FLATTEN):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-        tile = first_tile + item // column_blocks
-        column_start = (item % column_blocks) * BLOCK_COLUMNS
-        begin = tl.load(entry_of + tile)
-        steps = (tl.load(entry_of + tile + 1) - begin) * STEPS
-        acc = tl.zeros((TILE, BLOCK_COLUMNS), dtype=tl.float32)
-        for step in range(steps):
-            entry = begin + step // STEPS
-            k = (step % STEPS) * BLOCK_ROWS
-            row = tl.load(block_of + entry) * ROWS + k
-            a = load_tile(dz, (entry - first) * ROWS + k, 0, dz_rows, TILE, TILE, 1, BLOCK_ROWS, TILE, DESCRIPTOR)
-            b = load_tile(
-                hidden, row, column_start, n, hidden_size, hidden_row_stride, 1, BLOCK_ROWS, BLOCK_COLUMNS, DESCRIPTOR
-            )
-            acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
-        for part in tl.static_range(PARTS):
-            column = column_start + part * (BLOCK_COLUMNS // PARTS)
-            d = column + tl.arange(0, BLOCK_COLUMNS // PARTS)
-            beside = tl.load(shared + tile.to(tl.int64) * hidden_size + d, mask=d < hidden_size, other=0.0)
-            values = (column_part(acc, part, PARTS, TILE, BLOCK_COLUMNS) + beside[None, :]) * factor
-            store_tile(
-                gradient,
-                values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty),
-                tile * TILE,
-                column,
-                vocab_size,
-                hidden_size,
-                gradient_row_stride,
-                TILE,
-                BLOCK_COLUMNS // PARTS,
                 DESCRIPTOR,
             )

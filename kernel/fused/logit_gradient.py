@@ -13,8 +13,9 @@ import triton.language as tl
 
 from .codes import bits_below, decode
 from .early import wait_for_previous
+from .logits import capped, logit_argument
 from .tile_gradient import gradient_of_logits
-from .tiles import capped, column_part, logit_argument, merged_strip, product, store_tile
+from .tiles import column_part, merged_strip, product, store_tile
 
 __all__ = ["kept_strip_kernel", "recomputed_strip_kernel"]
 

@@ -235,11 +235,11 @@ class MeanField:
         )
         return squares.sum(0).sqrt()[: self.of.order.shape[0]]
 
-    def add_weight(self, hidden: Tensor) -> None:
-        """Make what every row of a tile gets of the mean field, ``shared``."""
+    def add_weight(self, hidden: Tensor, memory: Tensor | None = None) -> None:
+        """Make what every row of a tile gets of the mean field, ``shared``; in ``memory``, flat, if that is enough."""
         n, hidden_size = hidden.shape
         products, of = self.tokens.products, self.of
-        halves, uniform = scaled_halves(hidden, of.order, of.count, of.factor, self.row_scale, products)
+        halves, uniform = scaled_halves(hidden, of.order, of.count, of.factor, self.row_scale, products, memory)
         rows = self.sizes.rows
         begin = self.pilot // rows  # what it makes of the pilot is not read
         grid = blocks(self.of.tiles, rows) - begin, blocks(hidden_size, self.sizes.columns)

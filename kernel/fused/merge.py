@@ -5,9 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import FLOOR
 from .keep import LIMIT
-from .tiles import row_largest
+from .logits import FLOOR, row_largest
 from .units import group_count
 
 __all__ = ["merge_kernel"]

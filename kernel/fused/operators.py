@@ -2,8 +2,9 @@
 
 Compiled code needs operators without side effects: what the forward keeps is one of its outputs.
 
-Both operators take lists of options: the numbers of ``Scalars.pack``; ``ignore_index`` and ``workspace_bytes``; whether
-any gradient is needed (in the backward: the input's, the weight's, the bias's) and statistics are returned.
+Both operators take lists of options: the numbers of ``Scalars.pack``; ``ignore_index`` and ``workspace_bytes``
+(``BY_DEFAULT`` where nobody chose it); whether any gradient is needed (in the backward: the input's, the weight's, the
+bias's) and statistics are returned.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from .run_backward_chunks import backward_in_chunks
 from .run_forward import forward
 from .schedule import Schedule
 
-__all__ = ["fused_backward", "fused_forward"]
+__all__ = ["BY_DEFAULT", "fused_backward", "fused_forward"]
+
+BY_DEFAULT = -1  # in place of a workspace in bytes: a list of integers holds no None
 
 
 def _packed_call(
@@ -42,7 +45,8 @@ def _packed_call(
 
     The plan keeps at most one run of columns, and none where the backward comes in chunks.
     """
-    ignore_index, workspace_bytes = sizes
+    ignore_index, budget = sizes
+    workspace_bytes = None if budget == BY_DEFAULT else budget
     call = LossCall(Head(hidden, weight, bias, target), Scalars.unpack(numbers, ignore_index), workspace_bytes)
     kinds = {"consumed": False, "weight_gradient": weight_gradient}
     plan, n = call.plan(keep=keep, **kinds), int(hidden.shape[0])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from .byte_plans import decoded_strips, in_bytes
+from .computed_strips import EarlyStrips, computed_strips
 from .launch import blocks
 from .plan import ALIGN, PEAK_ROWS, KeptColumns, Plan, Series
 from .strip_times import StripTimes
@@ -17,15 +16,6 @@ _NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # of strips kept in th
 # Of the plans that a budget holds, those of nearly the least time are ranked by the call's memory, too: a percent of
 # the time is worth five of it.
 NEAR, MEMORY = 1.01, 1 / 5
-
-
-class _InGradient(NamedTuple):
-    """Strips in the gradient's memory, the columns that fitted at each (negative: rising), where and when it begins."""
-
-    limits: list[int]
-    series: list[Series]
-    starts: list[int]
-    times: list[float]
 
 
 class Planner:
@@ -72,7 +62,7 @@ class Planner:
         self.stacks = {inside: self.stack(inside) for inside in places}
         # By their boundary, and those in bytes by where they are kept: whatever the workspace, of which the
         # default tries many.
-        self.prefixes: dict[int, _InGradient] = {}
+        self.prefixes: dict[int, EarlyStrips] = {}
         self.decoded: dict[KeptColumns, list[Series]] = {}
 
     def plan(self, budget: int) -> Plan:
@@ -239,52 +229,12 @@ class Planner:
             for start, padded, count in self.times.equal(boundary, self.vocab, max(room, width), True):
                 kept_strips.append(Series(start, padded, count, True, 0 if padded <= room else None))
                 time += count * self.times.microseconds(padded, True)
-        first = self.in_gradient(boundary, unwritten, width)
-        # While more fits the gradient's memory than the workspace; then strips alike, the early ones still in there.
-        number = bisect_left(first.limits, -width)
-        start = first.starts[number]
-        tail: list[Series] = []
-        for begin, padded, count in self.times.equal(start, boundary, width, False):
-            last = (unwritten - ALIGN - padded * (self.n + self.hidden_size)) // self.hidden_size if unwritten else -1
-            inside = min(count, max(0, (last - begin) // padded + 1))
-            if inside:
-                tail.append(Series(begin, padded, inside, False, self.offset(unwritten, padded)))
-            if count > inside:
-                tail.append(Series(begin + inside * padded, padded, count - inside, False, None))
-        time += first.times[number] + sum(s.number * self.times.microseconds(s.padded, False) for s in tail)
-        series = [*kept_strips, *first.series[:number], *tail]
+        strips, spent = computed_strips(self, boundary, unwritten, width)
+        time += spent
+        series = [*kept_strips, *strips]
         workspace = max((self.n * s.padded for s in series if s.offset is None), default=0)
         memory = max(workspace, held) if self.consumed else workspace + held
         held = memory if held and self.consumed else held
         if not (scaled_in_gradient or all(run.in_bytes for run in kept) or all(s.kept for s in series)):
             memory += self.base
         return Plan(time, memory, workspace, held, kept, scaled_in_gradient, series)
-
-    def in_gradient(self, boundary: int, unwritten: int, width: int) -> _InGradient:
-        """Strips from the first row on whose dz fits behind the rows that they write themselves, each of its own width.
-
-        Args:
-            boundary: Where they end, in whole tiles.
-            unwritten: Elements of the gradient's memory that they may use.
-            width: Columns that fit the workspace: strips are made while more fit here.
-        """
-        found = self.prefixes.get(boundary)
-        if found is None:
-            found = self.prefixes[boundary] = _InGradient([], [], [0], [0.0])
-        start, time, each = found.starts[-1], found.times[-1], self.n + self.hidden_size
-        while start < boundary:
-            limit = (unwritten - ALIGN - start * self.hidden_size) // each // self.tile * self.tile
-            if limit <= max(self.tile, width):  # the workspace holds one tile at least
-                break
-            padded = min(self.times.width(limit, False), boundary - start)
-            found.limits.append(-limit)
-            found.series.append(Series(start, padded, 1, False, self.offset(unwritten, padded)))
-            start += padded
-            time += self.times.microseconds(padded, False)
-            found.starts.append(start)
-            found.times.append(time)
-        return found
-
-    def offset(self, unwritten: int, padded: int) -> int:
-        """Place of a strip's dz at the end of the gradient's unwritten memory."""
-        return (unwritten - self.n * padded) // ALIGN * ALIGN

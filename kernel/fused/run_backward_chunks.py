@@ -10,7 +10,7 @@ from torch import Tensor
 from .arguments import Held
 from .backward_chunks import rows_of_sums
 from .call import LossCall, Needs
-from .chunk_sums import CodedSums
+from .chunk_sums import SumPowers
 from .gradient_rows import Upstream, largest_of
 from .gradients import Destination
 from .rows import pack_hidden, rows_in_chunks
@@ -29,7 +29,7 @@ def backward_in_chunks(call: LossCall, upstream: Upstream, size: int, needs: Nee
     of_input = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if needs[0] else None
     of_weight = weight.new_empty(weight.shape) if needs[1] else None
     bias_sums = None if bias is None or not needs[2] else bias.new_zeros(bias.shape, dtype=torch.float32)
-    codes = _codes(call, upstream) if needs[1] and weight.element_size() == 2 else None
+    powers = _powers(call, upstream) if needs[1] and weight.element_size() == 2 else None
     largest = largest_of(upstream.loss, None, upstream.rows)
     kinds = {"keep": False, "consumed": True, "weight_gradient": needs[1], "tokens": size}
     plans = [call.plan(**kinds, sums=sums) for sums in (False, True)]
@@ -42,18 +42,18 @@ def backward_in_chunks(call: LossCall, upstream: Upstream, size: int, needs: Nee
         pack_hidden(hidden, chunk, of_chunk)
         entropy = None if upstream.entropy is None else upstream.entropy[part]
         own = Upstream(upstream.loss, None, upstream.lse[part], entropy, chunk, largest=largest)
-        codes = None if codes is None else codes._replace(last=(i + 1) * size >= n)
-        into = Destination(of_chunk, of_input, of_weight, bias_sums, {}, accumulate=i > 0, codes=codes, rows=most)
+        powers = None if powers is None else powers._replace(last=(i + 1) * size >= n)
+        into = Destination(of_chunk, of_input, of_weight, bias_sums, {}, accumulate=i > 0, powers=powers, rows=most)
         call.backward(own, plans[min(i, 1)], Held(workspace=workspace), needs, into=into)
     return of_input, of_weight, None if bias_sums is None else bias_sums.to(weight.dtype)
 
 
-def _codes(call: LossCall, upstream: Upstream) -> CodedSums:
-    """What the codes of the head's gradient are relative to; a z-loss adds ``2 z_loss lse p`` to dz, which is known."""
+def _powers(call: LossCall, upstream: Upstream) -> SumPowers:
+    """Units of the sums of the head's gradient; a z-loss adds ``2 z_loss lse p`` to dz, which is known."""
     (hidden, _, _, target), scalars, most = call.head, call.scalars, upstream.loss
     if scalars.z_loss:
         position = upstream.rows.position
         assert position is not None
         of_tokens = upstream.lse.index_select(0, position.clamp(0, len(position) - 1))  # any for ignored ones
         most = most * (1 + 2 * scalars.z_loss * math.log(2) * of_tokens.abs())
-    return CodedSums.of(hidden, most, target, scalars.ignore_index, scalars.confidence_penalty)
+    return SumPowers.of(hidden, most, target, scalars.ignore_index, scalars.confidence_penalty)

@@ -18,7 +18,7 @@ from ..options import LossOptions
 from ..reference import reduced
 from .arguments import Head, Scalars
 from .call import LossCall, Needs
-from .chunk_sums import CodedSums
+from .chunk_sums import SumPowers
 from .compile_call import compile_call
 from .gradient_rows import Upstream, largest_of
 from .gradients import Destination
@@ -39,7 +39,7 @@ def loss_in_chunks(
     linear_bias: Tensor | None,  # (V,)
     token_weight: Tensor | None,  # (N,)
     options: LossOptions,
-    workspace_bytes: int,
+    workspace_bytes: int | None,
 ) -> Tensor | None:
     """The scalar loss in eager code, without statistics, if chunks of tokens are the way to compute it; else None."""
     tensors = input, linear_weight, linear_bias
@@ -64,7 +64,7 @@ class _LossInChunks(torch.autograd.Function):
         target: Tensor,
         token_weight: Tensor | None,
         options: LossOptions,
-        workspace_bytes: int,
+        workspace_bytes: int | None,
         chunks: Chunks,
     ) -> Tensor:
         bias, target = None if bias is None else bias.contiguous(), aligned(target.contiguous())
@@ -111,9 +111,9 @@ def _in_chunks(
     of_input = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if needs[0] else None
     of_weight = weight.new_empty(weight.shape)
     bias_sums = None if bias is None or not needs[2] else bias.new_zeros(bias.shape, dtype=torch.float32)
-    codes = None
+    powers = None
     if weight.element_size() == 2:
-        codes = CodedSums.of(hidden, upstream, target, call.scalars.ignore_index, call.scalars.confidence_penalty)
+        powers = SumPowers.of(hidden, upstream, target, call.scalars.ignore_index, call.scalars.confidence_penalty)
     column_sums: dict[tuple[int, int], Tensor] = {}
     plans = call.chunk_plans(chunks)
     # One memory for dz and kept columns of all chunks, and what they are relative to behind them.
@@ -129,8 +129,8 @@ def _in_chunks(
         found = forward(call.head, call.scalars, held.kept, packed=True, chunk=chunk, token_loss=token_loss)
         assert found.packed is not None
         own = Upstream(upstream, None, found.lse, found.entropy, chunk, largest=largest)
-        codes = None if codes is None else codes._replace(last=(i + 1) * rows >= hidden.shape[0])
-        into = Destination(found.packed, of_input, of_weight, bias_sums, column_sums, accumulate=i > 0, codes=codes)
+        powers = None if powers is None else powers._replace(last=(i + 1) * rows >= hidden.shape[0])
+        into = Destination(found.packed, of_input, of_weight, bias_sums, column_sums, accumulate=i > 0, powers=powers)
         call.backward(own, plan, held, needs, into=into)
         del held, found, own, into  # whose memory the next chunk takes
     of_bias = None if bias_sums is None else bias_sums.to(weight.dtype)

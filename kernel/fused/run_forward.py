@@ -9,23 +9,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import Head, Kept, Scalars, Storage, Tiles, logit_arguments, product_arguments, tiling
+from .arguments import Head, Kept, Scalars, Tiles
 from .compile_ahead import run_kernel
-from .forward import forward_kernel
 from .gradient_rows import GradientRows
 from .keep import store_targets
-from .launch import blocks, launch_table, processors, uses_descriptors
+from .launch import blocks, launch_table, uses_descriptors
 from .merge import merge_kernel
-from .plan import peaks_of
 from .rows import KeptRows, index_memory, index_rows
 from .run_strip import StripColumns, recompute_strip
+from .run_sweep import Span, Sweep
 from .target_logit import target_logits
 from .units import MAX_UNITS
 
 __all__ = ["ForwardResult", "forward"]
 
 _ROWS, _TARGETS = 16, 4  # tokens of a program that joins groups, and of one that gathers targets' rows
-_WIDTH = 32  # columns of the arrays in which the largest logit of a tile is looked for
 
 
 class ForwardResult(NamedTuple):
@@ -84,13 +82,13 @@ def forward(
 
     tiles = blocks(vocab_size, launch.columns)
     starts = [0, *(run.start // launch.columns for run in reversed(kept)), tiles]
-    parts = [_Span(*part) for part in zip(starts, starts[1:], [None, *reversed(kept)], strict=False)]
+    parts = [Span(*part) for part in zip(starts, starts[1:], [None, *reversed(kept)], strict=False)]
     parts = [part for part in parts if part.end > part.first]
     units = max(MAX_UNITS if device.type == "cuda" else 12, blocks(n, launch.rows))
     want_entropy = return_statistics or scalars.confidence_penalty > 0
     planes = 6 if return_statistics else 4 if want_entropy else 3 if scalars.label_smoothing else 2
     partial = new(len(parts), planes, units * launch.rows)
-    sweep = _Sweep(head, scalars, rows, packed, partial, want_entropy, return_statistics, tile_sums)
+    sweep = Sweep(head, scalars, rows, packed, partial, want_entropy, return_statistics, tile_sums)
     for i, part in enumerate(parts):
         sweep.run(i, part, rows.number, "" if part.kept is None else "byte" if part.kept.in_bytes else kind)
     found = ForwardResult(
@@ -180,78 +178,3 @@ def _write_targets(head: Head, scalars: Scalars, rows: KeptRows, kept: Sequence[
             if memory.data_ptr() != values.data_ptr():
                 memory.copy_(values)
     return logit
-
-
-class _Span(NamedTuple):
-    """Tiles of the vocabulary that one launch sweeps, and where they are kept."""
-
-    first: int
-    end: int
-    kept: Kept | None
-
-
-class _Sweep:
-    """Launches of the forward kernel over ranges of the vocabulary."""
-
-    def __init__(
-        self,
-        head: Head,
-        scalars: Scalars,
-        rows: KeptRows,
-        packed: bool,
-        partial: Tensor,
-        want_entropy: bool,
-        want_argmax: bool,
-        tile_sums: Tensor | None,
-    ) -> None:
-        self.head, self.scalars, self.rows, self.partial = head, scalars, rows, partial
-        self.wanted = {"ENTROPY": want_entropy, "ARGMAX": want_argmax, "TILE_SUMS": tile_sums is not None}
-        self.tile_sums = tile_sums
-        by_descriptor = uses_descriptors(head.hidden, head.weight)
-        if packed:
-            self.runs = [("always", Tiles(by_descriptor), False)]
-        elif by_descriptor:
-            # whether rows must be gathered is known on the device alone: of two launches one does nothing
-            self.runs = [("all kept", Tiles(True), False), ("some ignored", Tiles(False), True)]
-        else:
-            self.runs = [("always", Tiles(False), True)]
-
-    def run(self, index: int, part: _Span, number: Tensor, keep: Storage) -> None:
-        """Statistics of a part's tiles, of ``number`` tokens, into ``partial[index]``."""
-        kept, count = part.kept if keep else None, part.end - part.first
-        (hidden, weight, bias, target), scalars = self.head, self.scalars
-        launch = launch_table(weight.device, weight.dtype).forward
-        stored = 1 if keep == "byte" else launch.parts  # column blocks of a tile
-        tiles_end = blocks(weight.shape[0], launch.columns) * launch.columns
-        for run_if, tiles, gather in self.runs:
-            run_kernel(
-                forward_kernel,
-                (processors(weight.device),),
-                count=number,
-                source=self.rows.source,
-                target=target if keep in ("softmax", "byte") else None,
-                partial=self.partial[index],
-                partial_stride=self.partial.stride(1),
-                kept=None if kept is None else tiles(kept.columns, launch.rows, launch.columns // stored),
-                reference=None if kept is None else kept.reference,
-                tile_sums=self.tile_sums,
-                tile_stride=0 if self.tile_sums is None else self.tile_sums.shape[1],
-                kept_rows=0 if kept is None else kept.columns.shape[0],
-                kept_stride=0 if kept is None else kept.width,
-                first_tile=part.first,
-                tile_count=count,
-                **logit_arguments(hidden, weight, bias, scalars),
-                **scalars.code._asdict(),
-                LOGIT_SUM=scalars.label_smoothing > 0,
-                # of all kept columns alike: no kernel more
-                MASK_VOCAB=(tiles_end if keep else part.end * launch.columns) > weight.shape[0],
-                **self.wanted,
-                KEEP=keep,
-                PIECES=stored if keep == "code" and scalars.softcap else 1,
-                PEAKS=peaks_of(launch.columns) if keep == "byte" else 1,
-                RUN_IF=run_if,
-                GATHER=gather,
-                WIDTH=min(_WIDTH, launch.columns // 4),
-                **product_arguments(tiles, hidden, weight, launch),
-                **tiling(launch),
-            )

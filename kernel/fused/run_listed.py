@@ -1,57 +1,62 @@
-"""Launches over the tiles that were chosen: dz of them and its products, in rounds whose dz fits the workspace."""
+"""Launches over the tiles that were chosen: dz of them and its products, in rounds whose dz fits a memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from .arguments import logit_arguments, product_arguments, tiling
 from .compile_ahead import run_kernel
+from .early import begins_early
 from .launch import blocks
 from .listed_pieces import BlockPieces, block_pieces
-from .listed_rounds import ListedTiles
-from .listed_tiles import join_kernel, listed_gradient_kernel, listed_input_kernel, listed_weight_kernel
-from .pilot import Pilot
+from .listed_products import join_kernel, listed_input_kernel, listed_weight_kernel
+from .listed_rounds import ListedTiles, Room, Round
+from .listed_tiles import listed_gradient_kernel
 from .sparse_state import SparseState
 
 __all__ = ["ListedRun", "run_listed"]
 
-_INDEX_STAGES = 2  # of a pipeline that reads in the list where its tiles lie: so much earlier
+_PIECES_OF = 8  # rounds, at once
 
 
-def run_listed(run: ListedRun, rounds: int) -> tuple[Tensor | None, ...]:
+def run_listed(run: ListedRun, rounds: Sequence[Round]) -> tuple[Tensor | None, ...]:
     """Compute all rounds but the first, which is on its way, and finish both gradients."""
-    run.go_on(1, rounds - 1)
+    run.go_on(1, [each.in_gradient for each in rounds[1:]])
     return run.gradients.finish()
 
 
 class ListedRun:
     """The list and dz on the device, where kernels look what a round has: the first is queued before the host knows."""
 
-    def __init__(self, state: SparseState, listed: ListedTiles) -> None:
-        self.state, self.gradients, self.listed = state, state.gradients, listed
-        self.dz = state.workspace[: state.capacity * state.row * state.tile].view(-1, state.tile)
+    def __init__(self, state: SparseState, listed: ListedTiles, room: Room) -> None:
+        self.state, self.gradients, self.listed, self.room = state, state.gradients, listed, room
+        self.workspace = state.workspace[: state.capacity * state.row * state.tile].view(-1, state.tile)
+        self.dz = self.workspace  # of the round
+        self.pieces: BlockPieces | None = None  # of several rounds
 
-    def begin(self, pilot: Pilot) -> None:
+    def begin(self) -> None:
         """Queue the first round, of nothing where there turns out to be none."""
-        gradients = self.gradients
-        if self.state.needs[1]:
-            gradients.weight_gradient = gradients.head.weight.new_empty(gradients.head.weight.shape)
-            pilot.write_rows()
-        self.go_on(0, 1)
+        self.go_on(0, [self.room.first_in_gradient])
 
-    def go_on(self, first: int, rounds: int) -> None:
-        """Compute ``rounds`` rounds from ``first`` on."""
-        pieces = None
-        if rounds and self.state.memory is not None:
-            pieces = block_pieces(self.listed, first, rounds, self.state.most_extra_blocks())
-        for place in range(rounds):
-            self.make_dz(first + place)
+    def go_on(self, first: int, in_gradient: Sequence[bool]) -> None:
+        """Compute rounds from ``first`` on, of each of which is told whether its dz lies in the weight's gradient."""
+        state = self.state
+        for index, inside in enumerate(in_gradient, first):
+            if state.memory is not None and index % _PIECES_OF == 0:
+                self.pieces = block_pieces(self.listed, index, _PIECES_OF, state.most_extra_blocks())
+            self.dz = self.workspace
+            if inside:
+                assert self.gradients.weight_gradient is not None
+                whole = state.tiles * state.tile * state.hidden_size
+                self.dz = self.gradients.weight_gradient.view(-1)[:whole].view(-1, state.tile)
+            self.make_dz(index)
             if self.gradients.weight_gradient is not None:
-                self.write_weight(self.gradients.weight_gradient, first + place)
-            if pieces is not None:
-                self.add_input(first + place, pieces, place)
+                self.write_weight(self.gradients.weight_gradient, index)
+            if self.pieces is not None:
+                self.add_input(index, self.pieces, index % _PIECES_OF)
 
     def make_dz(self, index: int) -> None:
         """Make dz of a round's tiles, less the mean field."""
@@ -83,12 +88,15 @@ class ListedRun:
         state = self.state
         weight, launch, tiles = self.gradients.head.weight, state.table.input_gradient, self.gradients.tiles
         assert state.memory is not None
+        reduce = tiles.descriptor and launch.reduce
+        if reduce:  # narrower steps: as many bytes on their way
+            launch = replace(launch, stages=launch.stages * launch.columns // state.columns)
         run_kernel(
             listed_input_kernel,
             (state.programs,),
             dz=tiles(self.dz, launch.rows, launch.depth),
             weight=tiles(weight, launch.depth, state.columns),
-            accumulator=state.memory,
+            accumulator=tiles(state.memory, launch.rows, state.columns // launch.parts) if reduce else state.memory,
             slot_of=self.listed.slot_of,
             tile_of=self.listed.own_tile,
             piece=pieces.pieces,
@@ -103,12 +111,15 @@ class ListedRun:
             hidden_size=state.hidden_size,
             weight_row_stride=weight.stride(0),
             weight_column_stride=weight.stride(1),
+            independent=int(self.gradients.weight_gradient is not None),  # of the same dz, and behind it
             TILE=state.tile,
             BLOCK_ROWS=launch.rows,
             BLOCK_COLUMNS=state.columns,
             BLOCK_VOCAB=launch.depth,
             DESCRIPTOR=tiles.descriptor,
-            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
+            REDUCE=reduce,
+            **tiling(launch, "FLATTEN"),
+            **begins_early(launch, descriptor=tiles.descriptor),
         )
         rows, columns = min(state.row, 32), min(state.columns, 128)
         joins = pieces.joins.shape[1]
@@ -128,14 +139,13 @@ class ListedRun:
     def write_weight(self, gradient: Tensor, index: int) -> None:
         """Write its product with the hidden states, and the mean field's."""
         state = self.state
-        hidden, launch, tiles = self.gradients.head.hidden, state.table.weight_gradient, self.gradients.tiles
-        columns = min(launch.rows * launch.columns // state.tile, launch.columns)  # of TILE rows: as many sums
+        hidden, launch, tiles = self.gradients.head.hidden, state.weight_launch, self.gradients.tiles
         run_kernel(
             listed_weight_kernel,
             (state.programs,),
             dz=tiles(self.dz, launch.depth, state.tile),
-            hidden=tiles(hidden, launch.depth, columns),
-            gradient=tiles(gradient, state.tile, columns // launch.parts),
+            hidden=tiles(hidden, launch.depth, launch.columns),
+            gradient=tiles(gradient, *launch.part),
             shared=state.mean_field.shared,
             scale=state.of.largest,
             entry_of=self.listed.entry_of,
@@ -151,8 +161,12 @@ class ListedRun:
             constant=self.gradients.factor,
             TILE=state.tile,
             ROWS=state.row,
-            BLOCK_COLUMNS=columns,
+            BLOCK_COLUMNS=launch.columns,
             BLOCK_ROWS=launch.depth,
+            PART_ROWS=launch.part[0],
+            PART_COLUMNS=launch.part[1],
+            TRANSPOSED=launch.transposed,
             DESCRIPTOR=tiles.descriptor,
-            **tiling(replace(launch, stages=launch.stages + _INDEX_STAGES)),
+            **tiling(launch, "FLATTEN"),
+            NEXT_EARLY=tiles.descriptor and state.memory is not None and state.table.input_gradient.early,
         )

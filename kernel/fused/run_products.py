@@ -29,7 +29,7 @@ def add_weight(
         return
     launch, width = state.table.weight_gradient, columns.strip_columns
     splits = weight_splits(state.n, width, state.hidden_size, launch, state.programs)
-    if state.into is not None and (state.into.accumulate or state.into.codes is not None):
+    if state.into is not None and (state.into.accumulate or state.into.powers is not None):
         _launch_weight(state, dz, hidden, columns, uniform, first_strip, 1)
         return
     for number in (1, max(splits, 2)) if recording() else (splits,):  # the tokens choose between two kernels
@@ -43,15 +43,16 @@ def _launch_weight(
     gradient, launch, programs = state.weight_gradient, state.table.weight_gradient, state.programs
     assert gradient is not None
     accumulate = state.into is not None and state.into.accumulate
-    codes = None if state.into is None else state.into.codes
-    if accumulate:  # beside four stages the shared memory has no room for what is there
+    powers = None if state.into is None else state.into.powers
+    in_cache = accumulate and powers is not None and not powers.last and state.tiles.descriptor and launch.reduce
+    if accumulate and not in_cache:  # beside four stages the shared memory has no room for what is there
         launch = replace(launch, stages=min(launch.stages, 3))
     sums = state.piece_memory(splits * columns.strip_columns * state.hidden_size) if splits > 1 else None
     if state.reducing:  # whole rounds of tiles; a fifth of the multiprocessors or more is left to NCCL's channels
         tiles = blocks(columns.strip_columns, launch.rows) * blocks(state.hidden_size, launch.columns) * splits
         programs = blocks(tiles, blocks(tiles, programs - programs // 5))
     strip = _strip(state, dz, columns)
-    memory = gradient if codes is None else gradient.view(torch.float16)
+    memory = gradient if powers is None else gradient.view(torch.float16)
     common = {
         "sums": sums,
         "gradient": gradient,
@@ -69,11 +70,12 @@ def _launch_weight(
         hidden=state.tiles(hidden, launch.depth, launch.columns),
         **common | {"gradient": state.tiles(memory, *launch.part)},
         **strip,
-        possible=None if codes is None else codes.possible,
-        unit_shift=0 if codes is None else codes.shift(state.factor),
-        last=int(codes is not None and codes.last),
+        possible=None if powers is None else powers.possible,
+        power_shift=0 if powers is None else powers.shift(state.factor),
+        last=int(powers is not None and powers.last),
         ACCUMULATE=accumulate,
-        CODED=codes is not None,
+        IN_FLOAT16=powers is not None,
+        REDUCE=in_cache,
         first_strip=first_strip,
         hidden_row_stride=hidden.stride(0),
         BLOCK_VOCAB=launch.rows,

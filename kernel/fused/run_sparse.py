@@ -3,10 +3,11 @@
 The certificate is that of :mod:`kernel.sparse_products`, for tiles of the forward's kernel (128 tokens x 256 columns on
 Hopper) and with what the forward knows of them (:mod:`.tile_sums`) in place of dz.
 
-- **Order** (:mod:`.sparse_state`). Tokens are sorted by how many tiles are not small for them: a block then holds
-  tokens as sure, or as unsure, as each other, and leaves out what all of them do. On text that halves what is computed.
-- **Pilot** (:mod:`.pilot`). The first thirty-second of the vocabulary is computed for all tokens. With the mean field
-  of all other tiles (:mod:`.mean_field`) that is a gradient whose error is bounded: the exact one has a least norm.
+- **Order** (:mod:`.sparse_state`). Tokens are sorted by the tile from which on they need none (:mod:`.tile_sums`): a
+  block then holds tokens as sure, or as unsure, as each other, and leaves out what all of them do.
+- **Pilot** (:mod:`.pilot`). The first thirty-second of the vocabulary, or up to a fifth less, is computed for all
+  tokens. With the mean field of all other tiles (:mod:`.mean_field`) that is a gradient whose error is bounded: the
+  exact one has a least norm.
 - **Choice** (:mod:`.choose_tiles`). Which tiles remain is the one thing that the host waits for.
 - **The rest** (:mod:`.run_listed`). dz of the chosen tiles less their mean field, in rounds (:mod:`.listed_rounds`).
 
@@ -33,17 +34,11 @@ from .sparse_state import SparseState
 from .tile_sums import SparseTiles
 from .tries import Tries
 
-__all__ = ["Sparse", "SparseTiles", "forget_tries", "sparse_backward"]
+__all__ = ["Sparse", "SparseTiles", "sparse_backward"]
 
 _FEWEST = 4, 8  # blocks of tokens and tiles of the vocabulary, below which everything is computed
 _tries = Tries()
 _tries_of: WeakKeyDictionary[GradientTolerance, Tries] = WeakKeyDictionary()
-
-
-def forget_tries() -> None:
-    """Let the next loss of each kind try again to leave tiles out."""
-    _tries.forget()
-    _tries_of.clear()
 
 
 class Sparse(NamedTuple):

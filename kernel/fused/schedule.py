@@ -30,24 +30,27 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
+from .default_workspace import LEAST_DEFAULT_BYTES
 from .launch import LaunchTable
 from .plan import KeptColumns, Plan, Series
 from .planner import Planner
 from .strip_times import StripTimes
 
-__all__ = ["DEFAULT_WORKSPACE_BYTES", "Schedule", "Strip", "every_kind", "schedule"]
-
-DEFAULT_WORKSPACE_BYTES = 128 * 2**20
+__all__ = ["Schedule", "Strip", "every_kind", "schedule"]
 
 _WORTHWHILE = 4  # tiles of logits: to keep fewer saves no time, and their rounding errors may all point one way
-# A budget up to the default is one that nobody may have chosen. Of it only what pays is used, and what pays for its
-# launches, of which there are as many where most tokens are ignored. The first columns, the frequent words of most
-# vocabularies, are not kept in two bytes: there the products round the kept probabilities and the hidden states scaled
-# for them, which in these rows of the head would be seen in the whole. Bytes become dz first, as logits do.
+# Nobody chose the default, and who chose no more than the least default has little memory. Of both only what pays is
+# used, and what pays for its launches, of which there are as many where most tokens are ignored. The first columns, the
+# frequent words of most vocabularies, are not kept in two bytes: there the products round the kept probabilities and
+# the hidden states scaled for them, which in these rows of the head would be seen in the whole. Bytes become dz first,
+# as logits do.
 _RECOMPUTED = 16  # one in so many columns
 # Of columns in bytes the gradient's memory holds most with any workspace, of which more only makes strips wider. Of
 # such plans, if they take little more time than the fastest, a percent of the time is worth two of the memory.
 _NEAR_IN_BYTES, _MEMORY_IN_BYTES = 1.012, 1 / 2
+# Of the default of more tokens, which is larger, less is used only where that takes next to no time: the model has too
+# little for what a larger workspace saves (256 MiB for 128, on an H200), most at vocabulary 248320 with 16384 tokens.
+_NEAR_OF_MANY = 1.005
 _SIZES = (4, 5, 6, 7)  # of workspaces that are tried, in quarters of a tile of dz, times powers of two
 
 
@@ -107,6 +110,7 @@ def schedule(
     table: LaunchTable,
     in_bytes: bool = False,
     sums: bool = False,
+    default: bool = False,
 ) -> Schedule:
     """Choose strips and kept columns for a budget; one strip of one tile is used even where the budget is smaller.
 
@@ -127,8 +131,9 @@ def schedule(
         table: Launch parameters.
         in_bytes: Whether columns may also be kept in bytes.
         sums: Whether the weight gradient's memory holds sums over other tokens already, and so nothing else.
+        default: Whether nobody chose the budget.
     """
-    modest = workspace_bytes <= DEFAULT_WORKSPACE_BYTES
+    modest = default or workspace_bytes <= LEAST_DEFAULT_BYTES
     kinds = {"direct": direct, "weight_gradient": weight_gradient, "in_bytes": in_bytes}
     times = StripTimes(n, vocab_size, hidden_size, table, processors, **kinds)
     worthwhile = n * vocab_size >= _WORTHWHILE * times.tile * table.logit_gradient.rows
@@ -145,6 +150,9 @@ def _smaller(whole: Plan, planner: Planner, workspace_bytes: int) -> Plan:
     tiles = workspace_bytes // tile_bytes
     sizes = sorted({size << shift >> 2 for shift in range(tiles.bit_length() + 1) for size in _SIZES})
     plans = [*(planner.plan(tile_bytes * size) for size in sizes if size < tiles), whole]
+    if workspace_bytes > LEAST_DEFAULT_BYTES:
+        most = _NEAR_OF_MANY * min(map(planner.microseconds, plans))
+        return planner.best([plan for plan in plans if planner.microseconds(plan) <= most])
     best = planner.best(plans)
     if not best.in_bytes:
         return best

@@ -13,8 +13,8 @@ from torch import Tensor
 from .arguments import Head, Scalars, logit_arguments
 from .compile_ahead import run_kernel
 from .launch import blocks
+from .logits import capped
 from .rows import LARGEST_TILE, KeptRows
-from .tiles import capped
 
 __all__ = ["target_logits"]
 
@@ -28,7 +28,7 @@ def target_logit_kernel(
     count,  # (1,)
     source,  # (N,)
     target_logit,  # (N,) packed order, in bits, written
-    argument,  # (N,) packed order, written: what the cap is taken of (tiles.logit_argument)
+    argument,  # (N,) packed order, written: what the cap is taken of (logits.logit_argument)
     packed,  # (N, D) packed order: hidden, written up to the last tile's end; None if it is not wanted
     n,
     hidden_size,

@@ -142,17 +142,20 @@ def _weight_error_kernel(
     squares,  # (tiles, LEVELS), written
     tiles,
     row_blocks,
+    ROWS: tl.constexpr,
     TILES: tl.constexpr,
     LEVELS: tl.constexpr,
 ):
     tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
     limit = tl.arange(0, LEVELS)
     total = tl.zeros((TILES, LEVELS), dtype=tl.float32)
-    for block in range(row_blocks):
-        address = block * tiles.to(tl.int64) + tile
-        size = tl.load(score + address, mask=tile < tiles, other=0.0)
-        own = tl.load(level + address, mask=tile < tiles, other=2147483647)
-        total += tl.where(own[:, None] <= limit[None, :], size[:, None], 0.0)
+    for start in range(0, row_blocks, ROWS):  # many loads at a time, not one after the other
+        block = start + tl.arange(0, ROWS)
+        address = block.to(tl.int64)[:, None] * tiles + tile[None, :]
+        mask = (block < row_blocks)[:, None] & (tile < tiles)[None, :]
+        size = tl.load(score + address, mask=mask, other=0.0)
+        own = tl.load(level + address, mask=mask, other=2147483647)
+        total += tl.sum(tl.where(own[:, :, None] <= limit[None, None, :], size[:, :, None], 0.0), 0)
     tl.store(squares + tile[:, None] * LEVELS + limit[None, :], total * total, mask=(tile < tiles)[:, None])
 
 
@@ -162,13 +165,14 @@ def weight_error(score: Tensor, level: Tensor) -> Tensor:
     squares = score.new_empty(tiles, LEVELS)
     run_kernel(
         _weight_error_kernel,
-        (blocks(tiles, 16),),
+        (blocks(tiles, 4),),
         score=score,
         level=level,
         squares=squares,
         tiles=tiles,
         row_blocks=row_blocks,
-        TILES=16,
+        ROWS=32,
+        TILES=4,
         LEVELS=LEVELS,
     )
     return squares.sum(0).sqrt()

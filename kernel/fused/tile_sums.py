@@ -9,9 +9,12 @@ The forward writes log-sum-exp and sum p^2 / m^2 of every tile and token (``TILE
 token's log-partition they become m and an upper bound of the norm that covers the rounding of both sums. What follows
 from them for the errors of the gradients is in :mod:`.tile_errors`.
 
-From the forward to the backward they take six bytes. A mass is two numbers of float16, the second what the first has
-rounded off, as tensor cores multiply them: 22 bits, and 2^-40 where it is next to nothing. A norm is rounded up to
-bfloat16, so that it remains a bound.
+From the forward on, as long as the loss lives, they take six bytes. A mass is two numbers of float16, the second what
+the first has rounded off, as tensor cores multiply them: 22 bits, and 2^-40 where it is next to nothing. A norm is
+rounded up to bfloat16, so that it remains a bound.
+
+A token's reach is the number of tiles up to the last from which on its residuals sum to more than a part of the
+tolerance. In a vocabulary sorted by frequency it needs about as many; tokens of like reach make good blocks.
 """
 
 from __future__ import annotations
@@ -43,6 +46,9 @@ _MASS_SCALE = tl.constexpr(MASS_SCALE)
 
 _SLACK = tl.constexpr(4e-6)  # of sum p^2 / m^2: rounding of two sums of 256 numbers in float32
 _FLOOR = tl.constexpr(1e-18)  # of a residual: squares below 2^-126 count as 0
+# Of the tolerance: what a token's residuals behind its reach sum to at most. Any part makes an order of tokens, whose
+# blocks leave out more tiles or fewer; no bound depends on it.
+_REST = 0.2
 _ALIGNED = 64  # tiles that a product takes at once: whole ones, so that it reads memory in wide pieces
 
 
@@ -58,19 +64,19 @@ def _rounded_up(x):
     return (tl.where(x < 1e38, bits, 0x7F800000) >> 16).to(tl.int16)
 
 
-@triton.jit(do_not_specialize=["n", "tiles", "count_above"])
+@triton.jit(do_not_specialize=["n", "tiles", "rest"])
 def _finish_kernel(
     sums,  # (N, from_stride) int64: log-sum-exp in bits and sum p^2 / m^2
     lse,  # (N,) packed, bits
     count,  # (1,)
     mass,  # (N, 2, stride) float16, written: m, 0 behind the last tile
     spread,  # (N, stride) int16, written: |r|
-    wide,  # (N,) int32, written: tiles whose residual exceeds count_above; very many where there is no token
+    reach,  # (N,) int16, written: tiles up to the last from which on |r| sum to more than rest; very many if no token
     n,
     tiles,
     from_stride,
     stride,
-    count_above,
+    rest,
     COLUMNS_OF_TILE: tl.constexpr,
     ROWS: tl.constexpr,
     TILES: tl.constexpr,
@@ -79,9 +85,11 @@ def _finish_kernel(
     valid = row < tl.load(count)
     bits = tl.load(lse + row, mask=valid, other=0.0)[:, None]
     found = tl.zeros((ROWS,), dtype=tl.int32)
+    behind = tl.zeros((ROWS,), dtype=tl.float32)
     long_row = row.to(tl.int64)[:, None]
-    for start in range(0, stride, TILES):
-        tile = start + tl.arange(0, TILES)
+    steps = tl.cdiv(stride, TILES)
+    for step in range(steps):  # from the last tiles to the first
+        tile = (steps - 1 - step) * TILES + tl.arange(0, TILES)
         mask = valid[:, None] & (tile < tiles)[None, :]
         address = sums + long_row * from_stride + tile[None, :]
         own, square = out_of_one(tl.load(address, mask=mask, other=0))  # pyright: ignore[reportGeneralTypeIssues]
@@ -92,19 +100,21 @@ def _finish_kernel(
         tl.store(mass + long_row * (2 * stride) + tile[None, :], first, mask=written)
         tl.store(mass + long_row * (2 * stride) + stride + tile[None, :], second, mask=written)
         tl.store(spread + long_row * stride + tile[None, :], _rounded_up(size), mask=written)
-        found += tl.sum((mask & (size > count_above)).to(tl.int32), 1)
-    tl.store(wide + row, tl.where(valid, found, 2147483647), mask=row < n)
+        size = tl.where(mask, size, 0.0)
+        behind += tl.sum(size, 1)
+        from_here = behind[:, None] - (tl.cumsum(size, 1) - size)
+        found += tl.sum((mask & (from_here > rest)).to(tl.int32), 1)
+    found = tl.minimum(found, 32766)  # of two bytes a key is sorted in half the passes
+    tl.store(reach + row, tl.where(valid, found, 32767).to(tl.int16), mask=row < n)
 
 
-def finish_tile_sums(
-    sums: Tensor, lse: Tensor, count: Tensor, tiles: int, columns: int, count_above: float
-) -> SparseTiles:
-    """Make masses and norms of what the forward wrote, and count each token's tiles that are not small."""
+def finish_tile_sums(sums: Tensor, lse: Tensor, count: Tensor, tiles: int, columns: int, rest: float) -> SparseTiles:
+    """Make masses and norms of what the forward wrote, and each token's reach, behind which they sum to ``rest``."""
     n, stride = sums.shape[0], blocks(tiles, _ALIGNED) * _ALIGNED
     found = SparseTiles(
         torch.empty(n, 2, stride, dtype=torch.float16, device=sums.device),
         torch.empty(n, stride, dtype=torch.int16, device=sums.device),
-        torch.empty(n, dtype=torch.int32, device=sums.device),
+        torch.empty(n, dtype=torch.int16, device=sums.device),
     )
     run_kernel(
         _finish_kernel,
@@ -114,12 +124,12 @@ def finish_tile_sums(
         count=count,
         mass=found.mass,
         spread=found.spread,
-        wide=found.wide,
+        reach=found.reach,
         n=n,
         tiles=tiles,
         from_stride=sums.shape[1],
         stride=stride,
-        count_above=count_above,
+        rest=rest,
         COLUMNS_OF_TILE=columns,
         ROWS=8,
         TILES=128,
@@ -132,7 +142,7 @@ class SparseTiles(NamedTuple):
 
     mass: Tensor  # (N, 2, tiles or more) float16, MASS_SCALE times the mass
     spread: Tensor  # (N, tiles or more) int16, the upper half of float32
-    wide: Tensor  # (N,) int32, tiles that are not small
+    reach: Tensor  # (N,) int16, tiles behind which its residuals are small together; the most there can be of no token
 
     @classmethod
     def memory(cls, head: Head) -> Tensor:
@@ -146,7 +156,7 @@ class SparseTiles(NamedTuple):
         """Make masses and spreads of it."""
         columns = launch_table(head.hidden.device, head.hidden.dtype).logit_gradient.columns
         tiles = head.weight.shape[0] // columns
-        return finish_tile_sums(sums, lse, count, tiles, columns, tolerance / max(tiles, 1))
+        return finish_tile_sums(sums, lse, count, tiles, columns, _REST * tolerance)
 
 
 class TokenTiles:

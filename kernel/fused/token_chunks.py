@@ -26,11 +26,10 @@ from typing import Any
 from .chunk_times import Chunks, ChunkTimes
 from .launch import TOKENS_OF_A_PIECE, LaunchTable, blocks
 from .planner import MEMORY, NEAR
-from .schedule import DEFAULT_WORKSPACE_BYTES
 
 __all__ = ["Chunks", "token_chunks"]
 
-# Errors are to be at most 0.0030, 3.6 squares of 0.0015 to 0.0016: of 32 chunks they are 3.24, 0.0029, where all
+# Errors are to be at most 0.0030, 3.6 squares of 0.0015 to 0.0016: of 32 chunks they are 3.26, 0.0029, where all
 # columns enter the products as they are.
 _MOST_CHUNKS = 32
 _TRIED, _APART = 4, 0.05  # sizes that are planned, and how far one is from the next at least
@@ -41,17 +40,18 @@ _LISTED = 40  # sizes of a chunk that are modelled
 _STEP_TOKENS = 4  # tiles of tokens: numbers of them with the same chunks
 
 
-def token_chunks(n: int, *sizes: int, keep: bool, table: LaunchTable, **kinds: Any) -> Chunks:
-    """Choose the chunks; one with the default budget, which nobody may have chosen.
+def token_chunks(n: int, *sizes: int, default: bool, keep: bool, table: LaunchTable, **kinds: Any) -> Chunks:
+    """Choose the chunks; one with the default budget, which nobody chose.
 
     Args:
         n: Tokens N.
         *sizes: V, D, bytes of an element and of the workspace.
+        default: Whether nobody chose the workspace.
         keep: As the others an argument of :func:`.schedule.schedule`, which plans each chunk; the head has a gradient.
         table: Launch parameters.
         **kinds: ``direct``, ``in_bytes`` and ``processors``.
     """
-    if sizes[3] == DEFAULT_WORKSPACE_BYTES or not keep:
+    if default or not keep:
         return Chunks(n)
     # Sequences of any length: of a few thousand lengths some have a plan of their own.
     step = _STEP_TOKENS * max(table.forward.rows, table.logit_gradient.rows)

@@ -13,7 +13,7 @@ from ..options import LossOptions
 from ..token_statistics import TokenStatistics
 from .arguments import Scalars
 from .eager import EagerLoss
-from .operators import fused_forward
+from .operators import BY_DEFAULT, fused_forward
 from .rows import KeptRows
 from .run_sparse import Sparse
 
@@ -26,7 +26,7 @@ def token_losses(
     target: Tensor,
     linear_bias: Tensor | None,
     options: LossOptions,
-    workspace_bytes: int,
+    workspace_bytes: int | None,
     return_statistics: bool,
     sparse: Sparse | None = None,
 ) -> tuple[Tensor, TokenStatistics | None, Tensor]:
@@ -43,7 +43,8 @@ def token_losses(
         needs = grad_enabled and any(t is not None and t.requires_grad for t in tensors[:3])
         numbers, ignore_index = scalars.pack()
         flags = [needs, linear_weight.requires_grad, return_statistics]
-        found = fused_forward(*tensors, numbers, [ignore_index, workspace_bytes], flags)
+        budget = BY_DEFAULT if workspace_bytes is None else workspace_bytes
+        found = fused_forward(*tensors, numbers, [ignore_index, budget], flags)
     else:
         token_loss, *statistics, number = EagerLoss.apply(
             *tensors, scalars, workspace_bytes, return_statistics, grad_enabled, sparse

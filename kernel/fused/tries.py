@@ -47,7 +47,3 @@ class Tries:
             self._records.pop(next(iter(self._records)), None)
         again = min(record.failed, _MOST_DOUBLINGS)
         self._records[kind] = _Record(PAUSE << again, record.failed + 1)
-
-    def forget(self) -> None:
-        """Make every next loss a try."""
-        self._records.clear()

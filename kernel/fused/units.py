@@ -10,10 +10,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["MAX_UNITS", "group_count"]
+__all__ = ["MAX_UNITS", "group_count", "swept_blocks"]
 
 # 16 for each of the 132 multiprocessors of an H100: the imbalance is one tile in 500, partials are 3 MiB
 MAX_UNITS = 2112
+
+
+@triton.jit
+def swept_blocks(row_count, n, RUN_IF: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Blocks of tokens that a launch sweeps: none where it is that of the other case.
+
+    Whether tokens are ignored is known on the device alone: of two launches, one for "all kept" of the ``n`` tokens and
+    one for "some ignored", one does nothing; one for "always" does its work in both cases.
+    """
+    row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
+    if RUN_IF == "all kept":
+        row_blocks = tl.where(row_count == n, row_blocks, 0)
+    elif RUN_IF == "some ignored":
+        row_blocks = tl.where(row_count == n, 0, row_blocks)
+    return row_blocks
 
 
 @triton.jit

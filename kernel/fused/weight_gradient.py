@@ -1,10 +1,13 @@
 """Kernels for the head's gradients of one vocabulary strip: ``scale dz.T @ hidden`` and the bias's column sums of dz.
 
 Each entry of the weight gradient is summed over all tokens in float32 registers and rounded once; the strips of the
-vocabulary are disjoint, so nothing is accumulated in memory. The sum stops at the last kept token.
+vocabulary are disjoint, so that no launch adds to what it has written. The sum stops at the last kept token.
 
 Where tokens come in chunks (:mod:`.run_chunks`) ACCUMULATE adds the sum over earlier ones, in float32, before it is
-rounded. Of half precision it is CODED between chunks: float16 with an exponent for each column (:mod:`.chunk_sums`).
+rounded. Of half precision it is IN_FLOAT16 between chunks: float16, with a power of two for each column
+(:mod:`.chunk_sums`). With REDUCE the copy engine adds a part, rounded to float16, to that in the L2 cache, but for the
+last chunk's: nothing waits for what is there, and the shared memory that would hold it holds one stage more of the
+operands. Each address is added to once in a launch.
 
 Of very many tokens the workspace holds strips of so few columns that most multiprocessors would have no tile. There the
 sum is cut along the tokens (``launch.weight_splits``): each piece goes to float32 memory of its own, and a second
@@ -16,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .chunk_sums import of_units, units_of
+from .chunk_sums import powers_of, reciprocals_of
 from .early import let_next_begin
 from .tiles import add_product, load_tile, merged_strip, no_product, product_part, store_tile
 
@@ -29,17 +32,17 @@ def _pieces(splits, columns, strip_columns):
     return tl.maximum(splits // tl.maximum(tl.cdiv(columns, strip_columns), 1), 1)
 
 
-@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first_strip", "splits", "unit_shift", "last"])
+@triton.jit(do_not_specialize=["dz_rows", "vocab_size", "first_strip", "splits", "power_shift", "last"])
 def weight_gradient_kernel(
     dz,  # (dz_rows, strip); see tiles.merged_strip
     hidden,  # (N, D) packed
-    gradient,  # (V, D), the strip's rows written; float16 if CODED
+    gradient,  # (V, D), the strip's rows written; float16 if IN_FLOAT16
     count,  # (1,)
     scale,  # () factor common to all tokens
     uniform,  # (D,): subtracted from every row of the product
     sums,  # (splits, strip, D) float32 for the pieces of sums that are cut; None if none is
-    possible,  # (D,) that sums are relative to, and an exponent (chunk_sums.CodedSums), if CODED
-    unit_shift,
+    possible,  # (D,) if IN_FLOAT16, as the next: see chunk_sums.SumPowers
+    power_shift,
     last,  # whether the sums are complete: rounded to the dtype of hidden, in any case
     splits,
     dz_rows,
@@ -64,7 +67,8 @@ def weight_gradient_kernel(
     TRANSPOSED: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     ACCUMULATE: tl.constexpr,
-    CODED: tl.constexpr,
+    IN_FLOAT16: tl.constexpr,
+    REDUCE: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
     NEXT_EARLY: tl.constexpr,
@@ -79,7 +83,7 @@ def weight_gradient_kernel(
     tiles = tl.cdiv(columns, BLOCK_VOCAB) * column_blocks
     if ACCUMULATE:
         adds = row_count > 0
-        if CODED:  # of no tokens there is nothing to add, but what is complete is to be rounded
+        if IN_FLOAT16:  # of no tokens there is nothing to add, but what is complete is to be rounded
             adds = adds | (last != 0)
         tiles = tl.where(adds, tiles, 0)
     pieces = 1
@@ -131,10 +135,10 @@ def weight_gradient_kernel(
             if sums is None or pieces == 1:
                 values -= tl.load(uniform + d, mask=d < hidden_size, other=0.0)[None, :]
                 values *= factor
-                if CODED:  # apart: the unit of a column without a sum is large
-                    values *= units_of(possible, d, hidden_size, unit_shift)[None, :]
+                if IN_FLOAT16:  # apart: the power of a column without a sum is large
+                    values *= powers_of(possible, d, hidden_size, power_shift)[None, :]
                 v_start = strip_start + part_row
-                if ACCUMULATE:
+                if ACCUMULATE and not REDUCE:
                     before = load_tile(
                         gradient,
                         v_start,
@@ -149,23 +153,26 @@ def weight_gradient_kernel(
                     )
                     values += before.to(tl.float32)
                 rounded = values.to(gradient.dtype if DESCRIPTOR else gradient.dtype.element_ty)
-                if CODED and ACCUMULATE:  # noqa: SIM102
+                if IN_FLOAT16 and ACCUMULATE and not REDUCE:  # noqa: SIM102
                     if last != 0:
                         dtype = hidden.dtype if DESCRIPTOR else hidden.dtype.element_ty
-                        complete = values * of_units(possible, d, hidden_size, unit_shift)[None, :]
+                        complete = values * reciprocals_of(possible, d, hidden_size, power_shift)[None, :]
                         rounded = complete.to(dtype).to(rounded.dtype, bitcast=True)
-                store_tile(
-                    gradient,
-                    rounded,
-                    v_start,
-                    part_column,
-                    vocab_size,
-                    hidden_size,
-                    gradient_row_stride,
-                    PART_VOCAB,
-                    PART_COLUMNS,
-                    DESCRIPTOR,
-                )
+                if REDUCE:
+                    gradient.atomic_add([v_start, part_column], rounded)
+                else:
+                    store_tile(
+                        gradient,
+                        rounded,
+                        v_start,
+                        part_column,
+                        vocab_size,
+                        hidden_size,
+                        gradient_row_stride,
+                        PART_VOCAB,
+                        PART_COLUMNS,
+                        DESCRIPTOR,
+                    )
 
 
 @triton.jit(do_not_specialize=["dz_rows", "vocab_size", "splits"])

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..api import autocast, autocast_off
-from ..fused import DEFAULT_WORKSPACE_BYTES
 from ._architectures import architecture_of, scale_of
 from ._forward import FusedLoss
 from ._heads import linear_head, output_head
@@ -29,7 +28,7 @@ _PLAIN = {
     "z_loss": 0.0,
     "confidence_penalty": 0.0,
     "implementation": "reference",
-    "workspace_bytes": DEFAULT_WORKSPACE_BYTES,
+    "workspace_bytes": None,
 }
 _HALF = (torch.float16, torch.bfloat16)
 _SPECIAL, _TRAINING = " with special ones and padding", " in training mode"

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ..api import autocast, linear_cross_entropy
-from ..fused import DEFAULT_WORKSPACE_BYTES
 from ..reference import compute_dtype
 from ..softcap import softcap
 from ._architectures import architecture_of, scale_of
@@ -155,7 +154,7 @@ class FusedLoss:
         if num_items_in_batch is None:
             return linear_cross_entropy(**common, **options, reduction="mean")
         part = part_of(num_items_in_batch, weight)
-        ahead = options["workspace_bytes"] != DEFAULT_WORKSPACE_BYTES
+        ahead = options["workspace_bytes"] is not None
         if ahead:  # in chunks of tokens, a factor that comes after costs a pass over the gradients, and a rounding
             common["token_weight"] = part.expand(common["target"].shape)
         loss = linear_cross_entropy(**common, **options, reduction="sum")

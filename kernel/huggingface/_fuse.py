@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 from ..api import check_choices
-from ..fused import DEFAULT_WORKSPACE_BYTES
 from ..gradient_tolerance import GradientTolerance, tolerance_of
 from ..options import LossOptions
 from ..vocabulary_order import VocabularyOrder
@@ -30,7 +29,7 @@ def fuse_loss(
     z_loss: float = 0.0,
     confidence_penalty: float = 0.0,
     implementation: str = "auto",
-    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     gradient_tolerance: float | GradientTolerance = 0.0,
     vocabulary_order: VocabularyOrder | None = None,
     eval_logits: bool = False,

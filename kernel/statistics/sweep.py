@@ -22,8 +22,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..fused.tiles import capped, logit_argument, product
-from ..fused.units import group_count
+from ..fused.logits import capped, logit_argument
+from ..fused.tiles import product
+from ..fused.units import group_count, swept_blocks
 from .tile import EXCLUDED, FLOOR, exponential_sums, row_sum, tile_rank, two_largest
 
 __all__ = ["sweep_kernel"]
@@ -59,7 +60,7 @@ def sweep_kernel(
     SOFTCAP: tl.constexpr,
     HAS_TARGET: tl.constexpr,
     MASK_VOCAB: tl.constexpr,
-    RUN_IF: tl.constexpr,  # "all kept", "some ignored", "always"
+    RUN_IF: tl.constexpr,  # of units.swept_blocks
     K: tl.constexpr,  # temperatures, a power of two
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
@@ -71,11 +72,7 @@ def sweep_kernel(
 ):
     """Statistics of each block of kept tokens over each group of vocabulary tiles."""
     row_count = tl.load(count)
-    row_blocks = tl.cdiv(row_count, BLOCK_ROWS)
-    if RUN_IF == "all kept":
-        row_blocks = tl.where(row_count == n, row_blocks, 0)
-    elif RUN_IF == "some ignored":
-        row_blocks = tl.where(row_count == n, 0, row_blocks)
+    row_blocks = swept_blocks(row_count, n, RUN_IF, BLOCK_ROWS)
     groups = group_count(row_blocks, tile_count, stride // BLOCK_ROWS)
     k = tl.arange(0, K)[None, :]
     inverse = tl.load(inverse_temperature + k)

@@ -40,7 +40,7 @@ def loss(
     token_weight: Tensor | None,  # (...)
     agreement: Agreement[LossOptions],
     *,
-    workspace_bytes: int,
+    workspace_bytes: int | None,
     return_statistics: bool,
 ) -> tuple[Tensor, TokenStatistics | None]:
     """The loss of the whole head, and its statistics if asked for; the same in every process.
@@ -63,7 +63,7 @@ class _Run(NamedTuple):
     agreement: Agreement[LossOptions]
     target: Tensor  # (N,), of the whole head
     token_weight: Tensor | None  # (N,)
-    workspace_bytes: int
+    workspace_bytes: int | None
     return_statistics: bool
     grad_enabled: bool
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.optimize import brentq, minimize
 from scipy.special import log_softmax, softmax
+from scipy.stats import entropy
 
 import analysis
 from analysis.bottleneck import FitConfig, train
@@ -100,14 +101,16 @@ def test_the_minimum_is_scipys(kind, seed):
     for n in range(len(h)):
         plain = scipy_minimum(h[n], w, q[n], 0.0, kind, radius, **options)
         smoothed = scipy_minimum(plain, w, q[n], b, kind, radius, **options)
-        expected.append([confidence(x, w, 0.7) for x in (plain, smoothed)])
-    plain, smoothed = np.array(expected).T
+        expected.append([of(softmax(w @ x / 0.7)) for of in (max, entropy) for x in (plain, smoothed)])
+    plain, smoothed, plain_entropy, smoothed_entropy = np.array(expected).T
     norms = {"weight_decay": decay} if kind == "free" else {"features": kind, "feature_norm": radius}
     found = frozen_head_response(w, h, q, b, temperature=0.7, **norms)
     assert found.converged
     assert found.plain_confidence == pytest.approx(plain, abs=2e-4)
     assert found.confidence_per_context == pytest.approx(smoothed, abs=2e-4)
     assert found.fall_per_context == pytest.approx(plain - smoothed, abs=2e-4)
+    assert found.plain_entropy == pytest.approx(plain_entropy.mean(), abs=2e-4)
+    assert found.entropy == pytest.approx(smoothed_entropy.mean(), abs=2e-4)
 
 
 def test_a_softcapped_minimum_is_scipys():

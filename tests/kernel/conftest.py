@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 
 import pytest
 import torch
@@ -29,6 +30,24 @@ def worth_it_at_any_size(monkeypatch):
     from kernel.fused import call
 
     monkeypatch.setattr(call, "most_active", lambda *args, **kwargs: 0.5)
+
+
+@pytest.fixture
+def kept_in_strips():
+    """Plan as if launches cost nothing: small problems have several strips, and keep some."""
+    pytest.importorskip("triton")
+    from helpers import free_launches
+
+    with free_launches():
+        yield
+
+
+@pytest.fixture
+def quiet_libraries():
+    """No warning of the libraries is an error; ours are errors elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
-from helpers import capped_gradients, problem, relative_error
+from chunks import among_ignored, without_ignored
+from helpers import capped_gradients, ours, problem, relative_error
+from on_device import compiled_kernels, replayed, without_waiting
 
 from kernel import linear_cross_entropy
 from kernel.benchmark import measure
@@ -18,10 +18,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 MIB = 2**20
-
-
-def ours(*args, **options):
-    return linear_cross_entropy(*args, implementation="triton", **options)
 
 
 @pytest.fixture
@@ -62,10 +58,8 @@ def test_softcap_bias_and_ignored_tokens(cut):
     with torch.no_grad():
         args.target[1024:2048] = -100
     options = {"softcap": 5.0, "temperature": 0.7, "label_smoothing": 0.1}
-    kept = args.target != -100
-    of_kept = args.input.detach()[kept], args.linear_weight.detach(), args.target[kept], args.linear_bias.detach()
-    exact = list(capped_gradients(*of_kept, **options))
-    exact[0] = torch.zeros_like(args.input, dtype=torch.float64).index_put_((kept,), exact[0])
+    of_input, *others = capped_gradients(*without_ignored(args)[:4], **options)
+    exact = among_ignored(of_input, args), *others
     cut(1024)
     ours(*args[:3], linear_bias=args.linear_bias, **options).backward()
     for leaf, want in zip((args.input, args.linear_weight, args.linear_bias), exact, strict=True):
@@ -95,33 +89,21 @@ def test_other_losses(dtype, frozen, options, most, cut):
         assert relative_error(a.double(), b) < most
 
 
-def compiled_kernels():
-    """How many kernels this process holds compiled."""
-    from triton.runtime.jit import JITFunction  # needs Triton
-
-    kernels = [k for k in gc.get_objects() if issubclass(type(k), JITFunction)]
-    return sum(len(cache[0]) for k in kernels for cache in k.device_caches.values())
-
-
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("frozen", [False, True])
 def test_nothing_compiles_or_waits_after_a_call_without_chunks(frozen, cut):
     def step(n):
         args = problem(n, 3000, 192, ignored=0.3, bias=True).to(torch.bfloat16, "cuda")
         weight = args.linear_weight.detach() if frozen else args.linear_weight
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with without_waiting():
             loss = ours(args.input, weight, args.target, linear_bias=args.linear_bias, label_smoothing=0.1)
             (0.5 * loss).backward()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
     cut(2**20)
     args = problem(3, 3000, 192, bias=True).to(torch.bfloat16, "cuda")
     weight = args.linear_weight.detach() if frozen else args.linear_weight
     ours(args.input, weight, args.target, linear_bias=args.linear_bias, label_smoothing=0.1).backward()
     kernels = compiled_kernels()
-    assert kernels > 8
     for n, rows in ((777, 256), (778, 256), (129, 128), (2000, 512)):
         cut(rows)
         step(n)
@@ -136,14 +118,7 @@ def test_cuda_graph(cut):
     def step():
         return torch.autograd.grad(ours(*args[:3]), leaves)
 
-    want = step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = step()
-    for g in got:
-        g.zero_()
-    graph.replay()
-    torch.cuda.synchronize()
+    want, got = replayed(step)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 

@@ -8,7 +8,7 @@ import math
 import fuzz
 import pytest
 import torch
-from helpers import eager, free_launches, problem, relative_error, value_and_gradients
+from helpers import eager, free_launches, ours, problem, relative_error, value_and_gradients
 
 from kernel import linear_cross_entropy
 from kernel.benchmark import byte_codes
@@ -24,6 +24,7 @@ arguments, byte_columns, byte_peaks, schedule = (
 )
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 INPUT, WEIGHT, RARE = 0.0030, 0.0030, 0.0050
+MIXED = {"z_loss": 1e-3, "confidence_penalty": 0.1}  # what adds to the gradient of a logit
 
 
 @pytest.fixture(autouse=True)
@@ -32,15 +33,11 @@ def plans(monkeypatch):
     found, plan = [], LossCall.plan
     monkeypatch.setattr(arguments, "BYTES_SERVE", frozenset({torch.float16, torch.float32}))
     monkeypatch.setattr(LossCall, "plan", lambda self, **kinds: found.append(plan(self, **kinds)) or found[-1])
-    monkeypatch.setattr(schedule, "DEFAULT_WORKSPACE_BYTES", 0)
+    monkeypatch.setattr(schedule, "LEAST_DEFAULT_BYTES", 0)
     schedule.schedule.cache_clear()
     with free_launches():
         yield found
     schedule.schedule.cache_clear()
-
-
-def ours(*args, **options):
-    return linear_cross_entropy(*args, implementation="triton", **options)
 
 
 @triton.jit(do_not_specialize=["tile"])
@@ -142,7 +139,7 @@ def test_a_constant_added_to_all_logits_changes_no_code(shift, plans):
     assert codes.amax(-1).min() == 255
 
 
-@pytest.mark.parametrize("options", [{}, {"z_loss": 1e-3, "confidence_penalty": 0.1}], ids=str)
+@pytest.mark.parametrize("options", [{}, MIXED], ids=["plain", "mixed"])
 def test_a_target_of_nearly_all_mass_hides_no_runner_up_beside_it(options, plans):
     """It would if the 32 columns of both were coded relative to the target, 6 nats above: in steps of 7%."""
     args = problem(16, 256, 24, seed=0).to(torch.float32)
@@ -160,8 +157,8 @@ def test_a_target_of_nearly_all_mass_hides_no_runner_up_beside_it(options, plans
         assert relative_error(a, b) < 0.0004
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"z_loss": 1e-3, "confidence_penalty": 0.1}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["float16", "float32"])
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, MIXED], ids=["smoothed", "mixed"])
 def test_gradients_are_within_the_bounds_and_repeat(options, dtype, plans):
     args = problem(24, 250, 24, bias=True, weighted=True, ignored=0.3, seed=3).to(dtype)
     exact = value_and_gradients(eager, args.to(torch.float64), **options)
@@ -311,7 +308,7 @@ def test_what_is_not_finite_is_seen_in_the_gradients(wrong, plans):
 
 
 def test_up_to_the_default_budget_only_the_first_columns_are_not_in_two_bytes(plans, monkeypatch):
-    monkeypatch.setattr(schedule, "DEFAULT_WORKSPACE_BYTES", 20_000)
+    monkeypatch.setattr(schedule, "LEAST_DEFAULT_BYTES", 20_000)
     args = problem(24, 250, 24, seed=3).to(torch.float32)
     for workspace_bytes in (7_000, 20_000, 20_001):
         ours(*args[:3], workspace_bytes=workspace_bytes)

@@ -16,42 +16,42 @@ LARGEST = 2.0**16
 
 
 @triton.jit
-def units(found, possible, hidden_size, shift, BLOCK: tl.constexpr):
+def both_powers(found, possible, hidden_size, shift, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)
-    tl.store(found + column, chunk_sums.units_of(possible, column, hidden_size, shift))
-    tl.store(found + BLOCK + column, chunk_sums.of_units(possible, column, hidden_size, shift))
+    tl.store(found + column, chunk_sums.powers_of(possible, column, hidden_size, shift))
+    tl.store(found + BLOCK + column, chunk_sums.reciprocals_of(possible, column, hidden_size, shift))
 
 
-def units_of(codes, factor):
+def powers_of(sums, factor):
     """Powers of two of each column and, in the second row, their reciprocals."""
-    hidden_size = len(codes.possible)
+    hidden_size = len(sums.possible)
     block = 1 << (hidden_size - 1).bit_length()
     found = torch.empty(2, block)
-    units[(1,)](found, codes.possible, hidden_size, codes.shift(factor), BLOCK=block)
+    both_powers[(1,)](found, sums.possible, hidden_size, sums.shift(factor), BLOCK=block)
     return found[:, :hidden_size].double()
 
 
 @pytest.mark.parametrize("upstream", [2e-38, 1 / 12288, 1.0, 3e20, 1e38])
 @pytest.mark.parametrize("hidden", [1e-4, 3.0, 60000.0])
-def test_sums_of_any_size_have_units(upstream, hidden):
+def test_sums_of_any_size_have_powers(upstream, hidden):
     """Of 5 tokens, one of them kept: what it may come to is a quarter to a half of what has a number, or less."""
     if upstream * hidden > 3e38:
         pytest.skip("float32 has no number for it")
     kept, ignored = [hidden / 300, -hidden, 0.0], [math.nan, math.inf, math.inf]
     target = torch.tensor([3, *[-100] * 4])
     weighed = torch.tensor([-upstream, *[math.nan] * 4])
-    codes = chunk_sums.CodedSums.of(torch.tensor([kept, *[ignored] * 4]), weighed, target, -100)
+    powers = chunk_sums.SumPowers.of(torch.tensor([kept, *[ignored] * 4]), weighed, target, -100)
     want = torch.tensor([hidden / 300, hidden, 0.0]) * upstream
-    torch.testing.assert_close(codes.possible, want)
+    torch.testing.assert_close(powers.possible, want)
     for factor in (0.02, 1.0, 50.0):
-        unit, reciprocal = units_of(codes, factor)
-        assert torch.equal(unit * reciprocal, torch.ones(3).double())
-        assert unit.isfinite().all()
-        assert (unit > 0).all()
+        power, reciprocal = powers_of(powers, factor)
+        assert torch.equal(power * reciprocal, torch.ones(3).double())
+        assert power.isfinite().all()
+        assert (power > 0).all()
         for column, size in enumerate([hidden / 300, hidden]):
             product = upstream * size * factor
-            assert product * unit[column].item() <= LARGEST / 2 or product > 1e36, "float32 has no number for it"
-            assert product * unit[column].item() >= LARGEST / 16 or not 1e-29 < product < 1e36
+            assert product * power[column].item() <= LARGEST / 2 or product > 1e36, "float32 has no number for it"
+            assert product * power[column].item() >= LARGEST / 16 or not 1e-29 < product < 1e36
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.5, 3.0])
@@ -62,9 +62,9 @@ def test_the_largest_sums_that_a_confidence_penalty_can_make_fit(penalty):
     most = (p + penalty * p * (p.log() + entropy)).max()
     n, upstream, hidden = 64, 1.99, 1.0
     given = torch.full((n, 1), hidden), torch.full((n,), upstream), torch.zeros(n, dtype=torch.int64)
-    codes = chunk_sums.CodedSums.of(*given, -100, penalty)
+    powers = chunk_sums.SumPowers.of(*given, -100, penalty)
     for factor in (0.99, 1.0):
-        scaled = n * upstream * hidden * factor * float(most) * units_of(codes, factor)[0].item()
+        scaled = n * upstream * hidden * factor * float(most) * powers_of(powers, factor)[0].item()
         assert LARGEST / 16 < scaled < LARGEST / 1.9
 
 
@@ -80,9 +80,9 @@ def test_what_is_possible_is_of_a_column_and_of_tokens_that_count(n):
         hidden[6, 7], target[6] = 1e3, 1
         hidden[6].nan_to_num_(0.0)
         upstream[6] = 1.0
-    codes = chunk_sums.CodedSums.of(hidden, upstream, target, -100)
+    powers = chunk_sums.SumPowers.of(hidden, upstream, target, -100)
     counts = (target != -100) & (upstream != 0)
     want = (hidden[counts].abs() * upstream[counts].abs()[:, None]).double().sum(0)
-    torch.testing.assert_close(codes.possible.double(), want, rtol=1e-5, atol=0)
-    again = chunk_sums.CodedSums.of(hidden, upstream, target, -100)
-    assert torch.equal(codes.possible, again.possible)
+    torch.testing.assert_close(powers.possible.double(), want, rtol=1e-5, atol=0)
+    again = chunk_sums.SumPowers.of(hidden, upstream, target, -100)
+    assert torch.equal(powers.possible, again.possible)

@@ -26,7 +26,7 @@ def early(monkeypatch):
     table = launch_table(cpu, dtype)
     begins = {name: replace(getattr(table, name), early=True) for name in ("logit_gradient", "input_gradient")}
     monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
-    monkeypatch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", 0)
+    monkeypatch.setattr("kernel.fused.schedule.LEAST_DEFAULT_BYTES", 0)
     set_launch_table(cpu, dtype, replace(table, **begins))
     with free_launches():
         yield
@@ -106,6 +106,35 @@ def test_early_kernels_touch_nothing_that_is_in_use(case):
     frozen = options.get("needs", (True, True))
     assert (independent["input_gradient_kernel"] > 0) == all(frozen)
     assert independent["recomputed_strip_kernel"] > 0
+
+
+@pytest.mark.usefixtures("early", "worth_it_at_any_size")
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_of_listed_tiles_the_inputs_gradient_begins_beside_the_weights(needs):
+    """Of the same dz, which is complete, as the weight's is launched as usual.
+
+    Nothing runs here: that dz within the gradient begins behind the rows that are written meanwhile is tested by
+    ``test_every_active_tile_is_listed_once``.
+    """
+    found = launches(200, 900, 64, 0, needs, gradient_tolerance=0.1)
+    rounds = [index for index, (name, _) in enumerate(found) if name == "listed_gradient_kernel"]
+    assert rounds
+    for index in rounds:
+        names = [name for name, _ in found[index + 1 : index + 3]]
+        if needs[1]:
+            name, weight = found[index + 1]
+            assert name == "listed_weight_kernel"
+            assert "launch_pdl" not in weight
+            assert weight["NEXT_EARLY"] == needs[0]
+        if needs[0]:
+            kernel = dict(found[index + 1 : index + 3])["listed_input_kernel"]
+            assert names[needs[1]] == "listed_input_kernel"
+            assert kernel["EARLY"]
+            assert kernel["launch_pdl"]
+            assert bool(kernel["independent"]) == needs[1]
+            assert not needs[1] or memory(kernel["dz"]) == memory(weight["dz"])
+        else:
+            assert "listed_input_kernel" not in dict(found)
 
 
 def test_by_default_kernels_begin_early_on_hopper_alone():

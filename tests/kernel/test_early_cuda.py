@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import Problem
+from helpers import Problem, ours
 from helpers import value_and_gradients as gradients
 
-from kernel import linear_cross_entropy
 from kernel.fused.launch import launch_table, set_launch_table
 
 pytestmark = [
@@ -27,10 +26,6 @@ def problem(n, v, d, ignored=0.0, bias=False):
     target = torch.randint(v, (n,), device="cuda", generator=generator)
     target[torch.rand(n, device="cuda", generator=generator) < ignored] = -100
     return Problem(hidden, weight, target, weight[:, 0].clone() if bias else None, None).to(BF16)
-
-
-def ours(*args, **options):
-    return linear_cross_entropy(*args, implementation="triton", **options)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from helpers import (
     Problem,
     assert_within_budget,
     eager,
-    free_launches,
+    ours,
     problem,
     relative_error,
     value_and_gradients,
@@ -32,21 +32,14 @@ last_rounds, tiles, compile_ahead, weight_gradient, launches, run_products, argu
     importlib.import_module(f"kernel.fused.{name}")
     for name in ("last_round", "tiles", "compile_ahead", "weight_gradient", "launch", "run_products", "arguments")
 )
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device"),
+    pytest.mark.usefixtures("kept_in_strips"),
+]
 
 TILE = (16, 32, 16)  # tokens, vocabulary, hidden size of the interpreter's tiles
 SHAPES = [(1, 1, 1), (1, 2, 3), TILE, (17, 33, 17), (40, 130, 20), (33, 200, 32)]  # one, a tile, one past, several
 BUDGETS = [0, 9_000, 2**30]  # what the gradient's memory holds is kept; some columns more; everything
-
-
-@pytest.fixture(autouse=True)
-def kept_in_strips():
-    with free_launches():
-        yield
-
-
-def ours(*args, **options):
-    return linear_cross_entropy(*args, implementation="triton", **options)
 
 
 def check(args: Problem, *, dtype: torch.dtype = torch.float32, floor: float = 2e-6, **options: object) -> None:
@@ -176,7 +169,7 @@ def test_both_memories_keep_columns_and_a_second_backward_computes_them_anew(mon
 
 def test_everything_is_kept_in_one_piece_or_in_both_memories(monkeypatch):
     schedules = importlib.import_module("kernel.fused.schedule")
-    monkeypatch.setattr(schedules, "DEFAULT_WORKSPACE_BYTES", 0)  # as of chosen budgets: nothing is computed anew
+    monkeypatch.setattr(schedules, "LEAST_DEFAULT_BYTES", 0)  # as of chosen budgets: nothing is computed anew
     monkeypatch.setattr("kernel.fused.strip_times._RUN", 150.0)  # else a part would lie in the gradient always
     plans, plan = [], LossCall.plan
     monkeypatch.setattr(LossCall, "plan", lambda self, **kinds: plans.append(plan(self, **kinds)) or plans[-1])
@@ -386,9 +379,9 @@ def test_reasons_why_it_cannot_run(monkeypatch):
 @pytest.mark.parametrize(
     ("value", "error", "text"),
     [
-        (-1, ValueError, "at least 0, got -1"),
-        (1.5, TypeError, "an int, got float"),
-        (True, TypeError, "an int, got bool"),
+        (-1, ValueError, "None or at least 0, got -1"),
+        (1.5, TypeError, "None or an int, got float"),
+        (True, TypeError, "None or an int, got bool"),
     ],
 )
 def test_workspace_bytes_is_checked(value, error, text):

@@ -258,7 +258,7 @@ def budgets_for_bytes(v, d, dtype, scalars):
 @pytest.fixture
 def free(monkeypatch):
     """Columns in bytes pay at these sizes, too, and are kept at their budgets."""
-    monkeypatch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", 0)
+    monkeypatch.setattr("kernel.fused.schedule.LEAST_DEFAULT_BYTES", 0)
     schedule.cache_clear()
     with free_launches():
         yield

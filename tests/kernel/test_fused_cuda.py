@@ -20,13 +20,14 @@ from helpers import (
     capped_gradients,
     eager,
     free_launches,
+    ours,
     problem,
     relative_error,
 )
 from helpers import value_and_gradients as gradients
+from on_device import without_waiting
 from torch.utils.checkpoint import checkpoint
 
-from kernel import linear_cross_entropy
 from kernel.benchmark import byte_codes, measure
 from kernel.benchmark.command import committed
 from kernel.benchmark.problems import Data, Shape, make_data
@@ -38,10 +39,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 FLOOR = {torch.bfloat16: 2.5e-3, torch.float16: 4e-4, torch.float32: 2e-6}
-
-
-def ours(*args, **options):
-    return linear_cross_entropy(*args, implementation="triton", **options)
 
 
 @pytest.mark.parametrize("dtype", FLOOR, ids=str)
@@ -161,11 +158,8 @@ def test_float16_gradients_of_a_mean_do_not_underflow():
 def test_no_synchronisation(workspace_bytes):
     args = problem(256, 1000, 64, weighted=True, ignored=0.5).to(torch.bfloat16, "cuda")
     gradients(ours, args, workspace_bytes=workspace_bytes)
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with without_waiting():
         gradients(ours, args, workspace_bytes=workspace_bytes)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("workspace_bytes", [0, 2**28])
@@ -181,7 +175,7 @@ def test_repeats_are_bitwise_equal(shape, workspace_bytes):
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
 )  # of the compiler's own: torch.jit.script_method in torch 2.11
-@pytest.mark.parametrize("workspace_bytes", [0, 2**27, 2**28])
+@pytest.mark.parametrize("workspace_bytes", [None, 0, 2**28])
 def test_compile_fullgraph(workspace_bytes):
     args = problem(300, 1000, 64, bias=True, weighted=True, ignored=0.3).to(torch.bfloat16, "cuda")
     options = {"label_smoothing": 0.1, "workspace_bytes": workspace_bytes}
@@ -316,7 +310,7 @@ def at_an_optimum(kind, n, v, d):
     moved = byte_codes.optimum(made, float(kind.split()[1]), torch.Generator().manual_seed(0))
     hidden, weight = (t.detach().to("cuda", torch.bfloat16).requires_grad_() for t in (moved.hidden, moved.weight))
     data = Data(hidden, weight, moved.target.cuda())
-    call = LossCall(Head(hidden, weight, None, data.target), Scalars.of(LossOptions(label_smoothing=0.1)), 2**27)
+    call = LossCall(Head(hidden, weight, None, data.target), Scalars.of(LossOptions(label_smoothing=0.1)), None)
     return data, call.plan(keep=True, consumed=True, weight_gradient=True).kept
 
 
@@ -344,7 +338,7 @@ def test_near_a_smoothed_optimum_bytes_are_no_farther_off_than_the_table_says(ki
     v = 65536
     data, kept = at_an_optimum(kind, 4096, v, 2048)
     assert sum(run.columns for run in kept if run.in_bytes) == v
-    (found,) = errors_by_workspace(data, (2**27,)).values()
+    (found,) = errors_by_workspace(data, (None,)).values()
     print(kind, found)
     assert all(e < 1.25 * most + 0.004 for e, most in zip(found, allowed_at_an_optimum(kind, "bytes"), strict=True))
 
@@ -370,11 +364,11 @@ def test_near_a_smoothed_optimum_the_default_is_no_farther_off_than_the_table_sa
     assert sum(run.columns for run in kept) > v / 2
     assert not any(run.in_bytes for run in kept)
     anew_share = float((data.target < v // _RECOMPUTED).double().mean())  # of the tokens, their targets' logits
-    errors = errors_by_workspace(data, (0, 2**27))
+    errors = errors_by_workspace(data, (0, None))
     print(kind, errors)
     anew, two_bytes = (allowed_at_an_optimum(kind, name) for name in ("none, dz anew", "softmax in bfloat16"))
     assert all(error < 1.25 * most + 0.03 for error, most in zip(errors[0], anew, strict=True)), errors
-    for error, most, of_anew in zip(errors[2**27], two_bytes, errors[0], strict=True):
+    for error, most, of_anew in zip(errors[None], two_bytes, errors[0], strict=True):
         assert error < math.hypot(1.25 * most, anew_share**0.5 * of_anew) + 0.004, errors
 
 
@@ -390,10 +384,9 @@ def test_bf16_gradients_under_a_cap_where_the_slope_was_lost():
 
 
 _STALLS = """
-import json, random, sys, time
-sys.path.insert(0, "tests/kernel")
+import json, random, time
 import torch
-from test_fused_fuzz import compiled_kernels
+from on_device import compiled_kernels
 from kernel import linear_cross_entropy
 import kernel.fused.token_losses
 from kernel.fused.call import LossCall
@@ -432,13 +425,13 @@ def call(n, ignored, workspace_bytes, options):
 
 found = []
 for options in ({"label_smoothing": 0.1}, {"label_smoothing": 0.1, "softcap": 30.0}):
-    first = call(1, 0.0, 2**27, options)
+    first = call(1, 0.0, None, options)
     kernels = compiled_kernels()
     times = []
     in_bytes.clear()
     for trial in range(300):
         n = 1 if trial == 7 else choose.randint(1, 16384)
-        workspace_bytes = choose.choice([0, 2**25, 2**27, 2**28, 2**29, 2**31])
+        workspace_bytes = choose.choice([None, 0, 2**25, 2**27, 2**28, 2**29, 2**31])
         if trial % 5 == 0:
             n, workspace_bytes = choose.choice(sizes)
         times.append(call(n, choose.choice([0, 0, 0.5, 0.95]), workspace_bytes, options))
@@ -456,7 +449,6 @@ def test_no_call_but_the_first_compiles(tmp_path):
     print(done.stdout)
     for found in json.loads(done.stdout.splitlines()[-1]):
         assert found["new"] == 0
-        assert found["kernels"] > 8
         assert found["longest"] < 1, "seconds: something stalled"
         # 5 s on 16 cores and 12 s on 2 are asked (first_call.csv is held against that); half as much again here.
         assert found["first"] < 1.5 * (4 + 16 / len(os.sched_getaffinity(0)))

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from contextlib import nullcontext
 
 import fuzz
 import pytest
 import torch
-from helpers import free_launches
+from on_device import compiled_kernels
 
-triton = pytest.importorskip("triton")
-
-
-@pytest.fixture(autouse=True)
-def kept_in_strips():
-    with free_launches():
-        yield
+pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("kept_in_strips")
 
 
 CALLS = 160  # in each of the 13 families
 CALLS_FORCED = 100
-
-
-def compiled_kernels() -> int:
-    """Kernels that have been compiled, or loaded, in this process."""
-    names = (
-        "byte_columns",
-        "forward",
-        "gradient_rows",
-        "input_gradient",
-        "keep",
-        "logit_gradient",
-        "merge",
-        "rows",
-        "scale",
-        "target_logit",
-    )
-    modules = [importlib.import_module(f"kernel.fused.{name}") for name in (*names, "weight_gradient")]
-    kernels = {id(x): x for module in modules for x in vars(module).values() if hasattr(x, "device_caches")}
-    assert len(kernels) > 8
-    return sum(len(cache[0]) for kernel in kernels.values() for cache in kernel.device_caches.values())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device has its own test")

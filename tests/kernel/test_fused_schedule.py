@@ -127,7 +127,7 @@ def test_plans_with_columns_in_bytes_overwrite_nothing_in_use(
     workspace_bytes = int(share * 2 * n * v)
     options = {"direct": direct, "consumed": consumed, "weight_gradient": weight_gradient, "in_bytes": True}
     with free_launches(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", default)  # 0: as of chosen budgets
+        patch.setattr("kernel.fused.schedule.LEAST_DEFAULT_BYTES", default)  # 0: as of chosen budgets
         schedule.cache_clear()
         found = plan(n, v, d, workspace_bytes, table=SMALL, **options)
     schedule.cache_clear()

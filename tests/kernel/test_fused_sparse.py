@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sparse_problems import COLUMNS, DEVICE, drawn, text_like
+from sparse_problems import COLUMNS, DEVICE, ROWS, drawn, text_like
 
 from kernel import GradientTolerance, linear_cross_entropy
 
 pytest.importorskip("triton")
 
-from kernel.fused import call
+from kernel.fused import call, run_listed
 from kernel.fused.head_tiles import head_tiles
 from kernel.fused.listed_pieces import block_pieces
-from kernel.fused.listed_rounds import ListedTiles, rounds_of
+from kernel.fused.listed_rounds import ROUND_FIELDS, ListedTiles, Room, rounds_of
+from kernel.fused.run_listed import ListedRun
 from kernel.fused.sparse_times import most_active
 from kernel.fused.tries import Tries
 
@@ -189,13 +190,17 @@ def test_sigma_is_never_below_the_largest_singular_value(dtype):
     assert (found.sigma <= true * COLUMNS**0.125 * 1.02 + rounding).all()
 
 
+@pytest.mark.parametrize("hidden_size", [0, 5, 29, 64])
 @pytest.mark.parametrize(("capacity", "most"), [(7, 500), (20, 140), (1000, 500), (20, 50)])
-def test_every_active_tile_is_listed_once(capacity, most):
+def test_every_active_tile_is_listed_once(capacity, most, hidden_size):
+    """In rounds whose dz fits the workspace, or what the weight's gradient has behind the rows that are written."""
     generator = np.random.default_rng(0)
     active = generator.random((7, 30)) < np.linspace(0.9, 0.0, 30)
-    memory = torch.empty(1 + 4 * 30, dtype=torch.int32, device=DEVICE)
+    memory = torch.empty(1 + ROUND_FIELDS * 30, dtype=torch.int32, device=DEVICE)
     certified = torch.tensor([float(most != 50)], device=DEVICE)
-    found = ListedTiles(torch.from_numpy(active).to(DEVICE, torch.uint8), certified, capacity, 2, most, memory)
+    room = Room.of(capacity, hidden_size, 16, 28, gradient=hidden_size > 0)
+    room = room._replace(programs=hidden_size // 2, column_blocks=5 if hidden_size != 5 else 1)
+    found = ListedTiles(torch.from_numpy(active).to(DEVICE, torch.uint8), certified, room, 2, most, memory)
     found.make()
     rounds = rounds_of(memory.tolist())
     wanted = [(int(t), int(b)) for t, b in zip(*np.nonzero(active.T), strict=True) if t >= 2]
@@ -208,7 +213,16 @@ def test_every_active_tile_is_listed_once(capacity, most):
     slot_of, own_tile = found.slot_of.flatten().tolist(), found.own_tile.flatten().tolist()
     pieces = block_pieces(found, 0, len(rounds), 12)
     for index, part in enumerate(rounds):
-        assert part.number <= max(capacity, 7)
+        end = part.first_tile + part.tiles
+        if part.in_gradient:
+            assert part.start == end * hidden_size  # behind the rows that the round writes
+            assert part.start + part.number * 16 <= 30 * hidden_size
+        else:
+            assert part.number <= capacity
+        assert index or part.in_gradient == room.first_in_gradient
+        if room.programs:  # few waves are filled to a half at least
+            waves, beyond = divmod(part.tiles * room.column_blocks, room.programs)
+            assert waves not in (1, 2, 3) or part.tiles == 1 or beyond == 0 or 2 * beyond >= room.programs
         cut, joined = pieces.numbers[index].tolist()
         owner, lengths, seen = {}, [], []
         for begin, length, target in pieces.pieces[index, :cut].tolist():
@@ -263,3 +277,33 @@ def test_float32_of_very_many_tokens_is_exact():
     assert sparse._sums_are_exact_enough(8192, 1024, 4)
     assert not sparse._sums_are_exact_enough(131072, 1024, 4)
     assert sparse._sums_are_exact_enough(131072, 1024, 2)
+
+
+def test_rounds_may_lie_in_the_weights_gradient(monkeypatch):
+    """Behind what they write: a small workspace then takes few rounds, and no bit of that gradient changes.
+
+    Two rounds are cut into pieces at once, so that there are several groups of them.
+    """
+    go_on, found = ListedRun.go_on, {}
+    monkeypatch.setattr(run_listed, "_PIECES_OF", 2)
+    tensors = text_like(1, d=3 * ROWS // 2, tokens=6.2, tiles=16)
+    for size in (0, 2**28):
+        places = []
+
+        def noted(run, first, in_gradient, places=places):
+            assert first == len(places)
+            places.extend(in_gradient)
+            go_on(run, first, in_gradient)
+
+        monkeypatch.setattr(ListedRun, "go_on", noted)
+        told = GradientTolerance(0.006)
+        found[size] = gradients(tensors, told, workspace_bytes=size), places
+        assert told.input_active < 0.5
+    (small, several), (large, one) = found.values()
+    assert len(several) >= 3
+    assert {*several} == {True, False}
+    assert one == [False]
+    exact = gradients(tensors, 0.0)
+    assert torch.equal(small[1], large[1])
+    torch.testing.assert_close(small[0], large[0], rtol=1e-5, atol=1e-7)
+    assert (small[1] - exact[1]).norm() <= 0.006 * exact[1].norm()

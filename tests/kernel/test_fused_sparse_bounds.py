@@ -100,9 +100,9 @@ class Known:
         both[:, : self.tiles, 1] = logits.softmax(2).square().sum(2).float()
         lse = (logits.flatten(1).logsumexp(1) / bits).float()
         self.number = torch.tensor([self.count], dtype=torch.int32, device=DEVICE)
-        self.above = 1e-3
-        found = finish_tile_sums(sums, lse, self.number, self.tiles, COLUMNS, self.above)
-        self.wide, (first, second) = found.wide, found.mass.double().unbind(1)
+        self.rest = 1e-3
+        found = finish_tile_sums(sums, lse, self.number, self.tiles, COLUMNS, self.rest)
+        self.reach, (first, second) = found.reach, found.mass.double().unbind(1)
         self.mass = ((first + second) / MASS_SCALE)[:, : self.tiles]
         self.spread = (found.spread.int() << 16).view(torch.float32)[:, : self.tiles].double()
         self.residual = (self.p - self.p.mean(2, keepdim=True)).norm(dim=2)
@@ -123,16 +123,39 @@ def known():
     return Known()
 
 
+def reached(size, rest):
+    """Tiles up to the last from which on sizes ``(n, tiles)`` sum to more than the rest."""
+    return torch.stack([size[:, tile:].sum(1) > rest for tile in range(size.shape[1])]).sum(0)
+
+
 def test_masses_are_right_and_no_residual_is_longer_than_said(known):
     mass, spread = known.mass[: known.count], known.spread[: known.count]
     p, residual = known.p[: known.count], known.residual[: known.count]
     torch.testing.assert_close(mass, p.sum(2), rtol=2e-5, atol=2e-12)
     assert (spread >= residual * (1 - 1e-6)).all()
     assert (spread <= (residual + 0.003 * p.sum(2)) * (1 + 2**-7)).all()
-    wide = known.wide[: known.count]
-    assert ((residual > known.above).sum(1) <= wide).all()
-    assert (wide <= (residual + 0.003 * p.sum(2) > known.above).sum(1)).all()
-    assert (known.wide[known.count :] > known.tiles).all()
+    reach = known.reach[: known.count]
+    assert (reached(residual, known.rest) <= reach).all()
+    assert (reach <= reached(residual + 0.003 * p.sum(2), known.rest)).all()
+    assert (known.reach[known.count :] > known.tiles).all()
+
+
+@pytest.mark.parametrize("tiles", [40, 300])
+def test_the_reach_ends_where_what_is_behind_it_is_small(tiles):
+    """Tiles of a sorted vocabulary, some rarer than those behind them, and more of them than a program holds at once."""
+    generator = torch.Generator().manual_seed(0)
+    falling = -torch.rand(20, 1, generator=generator) * torch.arange(tiles) * 40 / tiles
+    mass = (falling + 3 * torch.randn(20, tiles, generator=generator)).double().softmax(1).to(DEVICE)
+    sums = new_tile_sums(20, tiles, torch.device(DEVICE))
+    both = sums.view(torch.float32).unflatten(1, (-1, 2))
+    both[:, :tiles, 0], both[:, :tiles, 1] = mass.log2().float(), 1.0  # all of it in one column
+    number = torch.tensor([20], dtype=torch.int32, device=DEVICE)
+    size = mass * (1 - 1 / COLUMNS) ** 0.5
+    for rest in (0.1, 1e-3, 1e-5):
+        reach = finish_tile_sums(sums, torch.zeros(20, device=DEVICE), number, tiles, COLUMNS, rest).reach
+        assert (reached(size, rest * 1.01) <= reach).all()
+        assert (reach <= reached(size, rest * 0.99)).all()
+        assert len(reach.unique()) > 9
 
 
 def test_scores_are_those_of_blocks(known):

@@ -2,7 +2,6 @@
 
 import inspect
 import types
-import warnings
 
 import pytest
 import torch
@@ -13,13 +12,7 @@ from kernel.huggingface import SmoothedLossMixin, fuse_loss, fused
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries; ours are errors elsewhere
-        yield
+pytestmark = pytest.mark.usefixtures("quiet_libraries")
 
 
 def smoothed(folder, trained=None, *, cls=None, label_smoothing=0.1, other_terms=False, **changes):

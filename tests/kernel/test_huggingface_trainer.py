@@ -15,13 +15,7 @@ from kernel.huggingface import SmoothedLossMixin, fuse_loss
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries; ours are errors elsewhere
-        yield
+pytestmark = pytest.mark.usefixtures("quiet_libraries")
 
 
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"gradient_checkpointing": True}])
@@ -46,10 +40,14 @@ def test_losses_and_weights_are_those_of_the_trainers_own_label_smoothing(tmp_pa
         trainer.train()
         both[cls] = trainer
     own, ours = both.values()
-    for a, b in zip(own.state.log_history, ours.state.log_history, strict=True):
-        if "loss" in a:
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    steps = [[line for line in of.state.log_history if "loss" in line] for of in (own, ours)]
+    assert len(steps[0]) == 5
+    for a, b in zip(*steps, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    before = dict(model().named_parameters())
+    for (name, a), b in zip(own.model.named_parameters(), ours.model.parameters(), strict=True):
+        assert (a - b).norm() < 1e-3 * (a - before[name]).norm(), name
 
 
 @pytest.mark.parametrize("mixin", [True, False])

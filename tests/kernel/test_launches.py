@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from functools import partial
 
 import pytest
 import torch
-from helpers import free_launches, problem
+from helpers import free_launches, ours, problem
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from kernel import linear_cross_entropy
 
 pytest.importorskip("triton")
 compile_ahead, calls, chunks = (
     importlib.import_module(f"kernel.fused.{name}") for name in ("compile_ahead", "call", "token_chunks")
 )
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's plans are small")
-ours = partial(linear_cross_entropy, implementation="triton")
 PRODUCTS = {
     *("forward_kernel", "recomputed_strip_kernel", "decoded_strip_kernel", "weight_gradient_kernel"),
     *("join_sums_kernel", "input_gradient_kernel"),
@@ -48,7 +44,7 @@ def count(monkeypatch):
     """Counts small kernels and operations of a loss of bfloat16, its targets known to be right; no kernel runs."""
     monkeypatch.setattr("kernel.fused.available", lambda device, dtype: None)
     monkeypatch.setattr("kernel.api.check_target_range", lambda *given: None)
-    monkeypatch.setattr("kernel.fused.schedule.DEFAULT_WORKSPACE_BYTES", 0)
+    monkeypatch.setattr("kernel.fused.schedule.LEAST_DEFAULT_BYTES", 0)
 
     def count(n, workspace_bytes, rows=None):
         if rows is not None:

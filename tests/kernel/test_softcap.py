@@ -16,7 +16,7 @@ from kernel.softcap import slope, softcap
 
 triton = pytest.importorskip("triton")
 tl = triton.language
-codes, launch, tiles = (importlib.import_module(f"kernel.fused.{name}") for name in ("codes", "launch", "tiles"))
+codes, launch, logits = (importlib.import_module(f"kernel.fused.{name}") for name in ("codes", "launch", "logits"))
 on_host = pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused_cuda.py covers the device")
 IMPLEMENTATIONS = ["reference", "chunked", pytest.param("triton", marks=on_host)]
 
@@ -73,7 +73,7 @@ def code_and_back(u, z, found, cap, knee, ratio, offset, gain, step, logit_step,
 @triton.jit
 def cap_of(u, found, cap, COLUMNS: tl.constexpr, PRECISE: tl.constexpr, FOLDED: tl.constexpr):
     index = tl.arange(0, 1)[:, None] + tl.arange(0, COLUMNS)[None, :]
-    logit, found_slope = tiles.capped(tl.load(u + index), cap, True, PRECISE, FOLDED)
+    logit, found_slope = logits.capped(tl.load(u + index), cap, True, PRECISE, FOLDED)
     tl.store(found + index, logit)
     tl.store(found + COLUMNS + index, found_slope)
 

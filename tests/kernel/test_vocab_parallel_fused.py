@@ -196,7 +196,6 @@ for options, grads, implementation in cases:
             assert error < 1e-4, (options, n, error)
 
 # The others have other rows than in the last call with as many here: noticed, and computed once more.
-from kernel.fused import run_forward
 from kernel.vocab_parallel import fused_slice
 
 made, forward = [], fused_slice._forward

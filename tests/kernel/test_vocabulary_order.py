@@ -94,3 +94,99 @@ def test_a_fused_model_keeps_its_own_order(tied):
         torch.testing.assert_close(ours, whole)
     with pytest.raises(TypeError, match=r"vocabulary_order must be a kernel.VocabularyOrder or None, got Tensor"):
         fuse_loss(model, vocabulary_order=order.permutation)  # pyright: ignore[reportArgumentType]
+
+
+def test_with_the_head_rows_that_are_alike_share_tiles_of_like_frequency():
+    """Four kinds of rows, in turn: each tile of a band of four or more has one."""
+    v = 35 * 256 + 100
+    generator = torch.Generator().manual_seed(0)
+    frequency = torch.arange(v, 0, -1)
+    kind = torch.arange(v) % 4
+    weight = torch.randn(4, 6, generator=generator)[kind] + 0.01 * torch.randn(v, 6, generator=generator)
+    classes = torch.randperm(v, generator=generator)
+    plain = sort_vocabulary(frequency[classes])
+    order = sort_vocabulary(frequency[classes], weight[classes].bfloat16())
+    found = classes[order.permutation]
+    assert torch.equal(order.permutation[order.inverse], torch.arange(v))
+    begin = 0
+    for tiles in (*[1] * 8, *[2] * 4, *[4] * 4):  # bands
+        end = begin + 256 * tiles
+        assert torch.equal(found[begin:end].sort().values, torch.arange(begin, end))
+        held = kind[found[begin:end]].view(tiles, 256)
+        assert tiles < 4 or (held == held[:, :1]).all()
+        total = frequency[found[begin:end]].view(tiles, 256).sum(1)
+        assert (total[1:] <= total[:-1]).all()
+        begin = end
+    assert torch.equal(order.permutation[begin:], plain.permutation[begin:])  # behind the last whole band
+    assert torch.equal(order.permutation[: 8 * 256], plain.permutation[: 8 * 256])
+
+
+@pytest.mark.parametrize("weight", [torch.ones(3), torch.ones(2, 4)])
+def test_another_head_is_refused(weight):
+    with pytest.raises(ValueError, match=r"linear_weight must have shape \(3, hidden_size\), got \("):
+        sort_vocabulary(torch.ones(3), weight)
+
+
+def random_head(tiles=16, d=6, seed=0):
+    """Counts with ties, and a head of as many whole tiles, of which the last 8 lie in bands of 2."""
+    generator = torch.Generator().manual_seed(seed)
+    v = tiles * 256
+    return torch.randint(200, 2000, (v,), generator=generator), torch.randn(v, d, generator=generator)
+
+
+def test_autocast_changes_no_order():
+    frequency, weight = random_head()
+    plain = sort_vocabulary(frequency, weight)
+    assert not torch.equal(plain.permutation, sort_vocabulary(frequency).permutation)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sort_vocabulary(frequency, weight)
+    assert torch.equal(found.permutation, plain.permutation)
+
+
+@pytest.mark.parametrize("size", [2.0**27, 2.0**-66])
+def test_the_size_of_the_head_changes_no_order(size):
+    """About 1e8 and 1e-20, whose products would overflow or vanish in float32; powers of two, which round nothing."""
+    frequency, weight = random_head()
+    plain, found = sort_vocabulary(frequency, weight), sort_vocabulary(frequency, size * weight)
+    assert torch.equal(found.permutation, plain.permutation)
+
+
+def test_tiles_fall_by_frequency_where_half_precision_could_not_sum_it():
+    """256 counts above 256 are more than float16 holds."""
+    frequency, weight = random_head()
+    found = sort_vocabulary(frequency.clamp(300).half(), weight)
+    assert found.permutation.sort().values.tolist() == list(range(len(weight)))
+    total = frequency.clamp(300)[found.permutation].view(-1, 2, 256).sum(2)[4:]
+    assert (total > 65504).all()
+    assert (total[:, 1] <= total[:, 0]).all()
+    assert torch.equal(found.permutation, sort_vocabulary(frequency.clamp(300), weight).permutation)
+
+
+def test_equal_classes_stay_in_their_order_and_ties_change_nothing():
+    frequency, weight = random_head()
+    assert torch.equal(
+        sort_vocabulary(torch.ones_like(frequency), weight[:1].expand_as(weight)).permutation,
+        torch.arange(len(weight)),
+    )
+    weight[1::2] = weight[::2]  # pairs of equal rows
+    frequency = frequency // 500
+    first, second = (sort_vocabulary(frequency, weight).permutation for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("v", "d"), [(1, 3), (2, 1), (255, 4), (257, 1), (8 * 256 + 1, 2), (10 * 256, 1), (4001, 1)])
+def test_of_any_size_it_is_a_permutation(v, d):
+    generator = torch.Generator().manual_seed(0)
+    frequency, weight = torch.rand(v, generator=generator), torch.randn(v, d, generator=generator)
+    found = sort_vocabulary(frequency, weight)
+    assert torch.equal(found.permutation.sort().values, torch.arange(v))
+    assert torch.equal(found.permutation[found.inverse], torch.arange(v))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("v", [3, 4096])
+def test_a_head_that_is_not_finite_is_refused(value, v):
+    weight = torch.ones(v, 2)
+    weight[v - 1, 1] = value
+    with pytest.raises(ValueError, match=r"linear_weight must be finite, got infinite entries or entries that are no"):
+        sort_vocabulary(torch.ones(v), weight.requires_grad_())
