@@ -54,7 +54,9 @@ def test_bounds_are_within_tolerances_and_the_filter_is_beside_them():
 
 
 def test_much_is_saved_on_one_head_of_three():
-    saved = "On a GPU it saves two fifths of the time of all strips kept on one head of three, a quarter of the default's"
+    saved = (
+        "On a GPU it saves two fifths of the time of all strips kept on one head of three, a quarter of the default's"
+    )
     assert f"{saved} on another, and nothing on the third" in PAGE
     shares, of_default = [], []
     for name in sparse_tables.PROBLEMS:
