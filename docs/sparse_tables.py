@@ -113,7 +113,7 @@ def _saved(problem: Problem) -> str:
         *(problem.row(name) for name in ("default", "all kept")),
         *(problem.row(name, tolerance=_TOLERANCE) for name in ("sparse", _LARGER)),
     )
-    ours, rival = problem.row(_LARGER, tolerance=_TOLERANCE, smoothing=0.0), problem.row(_FILTER, smoothing=0.0)
+    ours, rival = problem.row("sparse", tolerance=_TOLERANCE, smoothing=0.0), problem.row(_FILTER, smoothing=0.0)
     loose = problem.row("sparse", tolerance=0.01)
     errors = ("input_gradient_error", "weight_gradient_error")
     added = [(getattr(loose, error) ** 2 - getattr(exact, error) ** 2) ** 0.5 for error in errors]
@@ -150,8 +150,8 @@ def _not_saved(problems: list[Problem]) -> str:
         f"**Nothing is saved** at {_TOLERANCE:g} for {' and '.join(at_tolerance)}: too many tiles "
         "remained or none could be certified, and calls after such a try are exact. They, and those of a vocabulary in "
         f"its own order, take {min(dense):.2f} to {max(dense):.2f} times the exact one's time. Where a call tries and "
-        f"fails, in a vocabulary in its own order, it takes {' and '.join(tried)} times as long: one call in 32, or "
-        "fewer."
+        f"fails, in a vocabulary in its own order, it takes {' and '.join(tried)} times as long as an exact one in "
+        "that order: one call in 32, or fewer."
     )
     return text + (f" Leaving tiles out may still lose time: {'; '.join(slower)}." if slower else "")
 
@@ -218,5 +218,5 @@ def _spent(rows: Any, *, met: bool) -> str:
         f"{products:.2f}, the choice of tiles with the mean field of the others {choice['ms']:.2f}, other kernels "
         f"{other:.2f}, and the device is idle for {idle['ms']:.2f}. {asked}At the rate of the library's product the "
         f"forward and the active tiles alone would take {least:.2f} ms ({least / kept:.2f} of all strips kept), which "
-        "is the floor at this tolerance."
+        "is the floor of these tiles."
     )

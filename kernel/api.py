@@ -127,14 +127,15 @@ def linear_cross_entropy(
         implementation: ``"reference"`` (full logits, plain PyTorch), ``"chunked"`` (any device, blocks of tokens,
             gradients formed in the forward), ``"triton"`` (fused kernels, NVIDIA GPUs from Ampere on), or ``"auto"``:
             ``"triton"`` on a CUDA device that can run it, else ``"chunked"``.
-        workspace_bytes: Memory in bytes that ``"triton"`` may use beyond the gradients, a float32 ``(N, D)`` and, where
-            tokens are few, partial sums of the input's gradient; those of the weight's, where they are many (32 D and
-            more), take an eighth of it, 17 MiB at most on an H200. None takes 16 KiB for each of the N tokens, ignored
-            ones among them, at least 128 MiB and at most 512 MiB. A ``gradient_tolerance`` takes N V / 32 bytes
-            (float32: N V / 8), a twentieth of the head and some 140 MiB more. It uses at least a strip of 256 logits a
-            token; with float16, a ``z_loss`` or a ``confidence_penalty`` the peaks of logits that are kept in the
-            weight's gradient may come on top, of its size a 128th at most. With 2 N V bytes, half-precision inputs need
-            no logit twice, which saves a quarter of the work. The number changes time and memory, and the result by no
+        workspace_bytes: Memory in bytes that ``"triton"`` may use for time. More makes the backward faster: with 2 N V
+            bytes half-precision inputs need no logit twice, which saves a quarter of the work. None may use 16 KiB for
+            each of the N tokens, ignored ones among them, at least 128 MiB and at most 512 MiB, and uses less where
+            more saves next to nothing. The least is a strip of 256 logits a token. Beyond it come the gradients, a
+            float32 ``(N, D)`` and, where tokens are few, partial sums of the input's gradient; those of the weight's,
+            where they are many (32 D and more), take an eighth of it, 17 MiB at most on an H200. With float16, a
+            ``z_loss`` or a ``confidence_penalty`` the peaks of logits that are kept in the weight's gradient may come
+            on top, of its size a 128th at most; with a ``gradient_tolerance`` at most N V / 18 bytes (float32: N V /
+            4.5), a twentieth of the head and some 140 MiB. The number changes time and memory, and the result by no
             more than the rounding of kept probabilities: to the inputs' dtype or, of bfloat16 inputs, to one byte. With
             a number, and not with None, a mean or a sum may be computed in chunks of tokens, its gradients in the
             forward; docs/kernel.md says what each costs.

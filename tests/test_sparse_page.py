@@ -54,10 +54,6 @@ def test_bounds_are_within_tolerances_and_the_filter_is_beside_them():
 
 
 def test_much_is_saved_on_one_head_of_three():
-    saved = (
-        "On a GPU it saves two fifths of the time of all strips kept on one head of three, a quarter of the default's"
-    )
-    assert f"{saved} on another, and nothing on the third" in PAGE
     shares, of_default = [], []
     for name in sparse_tables.PROBLEMS:
         rows = pd.read_csv(DATA / f"{name}.csv").query("label_smoothing == 0.1")
@@ -67,9 +63,12 @@ def test_much_is_saved_on_one_head_of_three():
         default = rows.set_index("implementation")["ms"]["default"]
         of_default.append(rows.query("implementation == 'sparse' and tolerance == 0.003")["ms"].item() / default)
     assert 0.55 < shares[0] < 0.6
-    assert of_default[1] == pytest.approx(0.75, abs=0.03)
     assert min(shares[1:]) > 1
     assert of_default[2] > 1
+    saved = (
+        "On a GPU a call with 0.003 takes {:.2f} of the default's time on the head of Gemma-3-270M and {:.2f} on that"
+    )
+    assert f"{saved.format(*of_default)} of SmolLM2-135M, and saves nothing on a synthetic problem" in PAGE
 
 
 def test_what_was_asked_is_counted_over_the_inputs(tables):
