@@ -31,18 +31,30 @@ def alike_in_bands(permutation: Tensor, frequency: Tensor, weight: Tensor) -> Te
         for start in range(first, last - size + 1, size):
             band = permutation[start : start + size]
             tiles = _halved(band.unsqueeze(0), weight)
-            order = frequency[tiles].float().sum(1).argsort(descending=True, stable=True)
+            order = _summed(frequency[tiles]).argsort(descending=True, stable=True)
             found[start : start + size] = tiles[order].flatten()
         begin *= 2
     return found
 
 
+def _summed(frequency: Tensor) -> Tensor:
+    """Of each tile, in float32 where half precision would end at 65504."""
+    return frequency.sum(1, dtype=torch.float32 if frequency.dtype.itemsize == 2 else None)
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """Magnitude of the largest entry of each part ``(parts, 1, 1)``, above 0."""
+    return rows.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+
+
 def _halved(classes: Tensor, weight: Tensor) -> Tensor:
     """Tiles ``(tiles, 256)`` of the classes of one ``(1, n)``."""
     while classes.shape[1] > TILE_ROWS:
-        rows = weight[classes.to(weight.device)].float()
+        rows = weight[classes.to(weight.device)]
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        rows = (rows / _largest(rows)).float()  # of any size
         rows -= rows.mean(1, keepdim=True)
-        rows /= rows.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)  # of any size
+        rows /= _largest(rows)
         direction = rows[:, :1].mT  # (parts, D, 1)
         for _ in range(_ITERATIONS):
             direction = rows.mT @ (rows @ direction)

@@ -55,7 +55,8 @@ def _run(given: argparse.Namespace) -> int:
     name = Path(name) if Path(name).exists() else name
     loaded = load_model(name, with_tokenizer=given.ids is None)
     if given.ids is None:
-        text = "\n\n".join(python_text())[: 8 * (given.tokens + given.sample)]
+        most = given.tokens + given.sample + 8 * _LENGTH  # whole documents, and those between the two parts
+        text = "\n\n".join(python_text())[: 8 * most]
         ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         with np.load(given.ids) as stored:

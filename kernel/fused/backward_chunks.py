@@ -20,6 +20,7 @@ from typing import Any
 
 from .chunk_times import BYTES_SUMMED, CHUNK
 from .launch import TOKENS_OF_A_PIECE, LaunchTable, blocks
+from .plan import PEAK_ROWS
 from .planner import MEMORY, NEAR
 from .schedule import Schedule
 from .strip_times import StripTimes
@@ -64,7 +65,8 @@ def backward_rows(
     size = hidden_size * itemsize
     gradients = (n + weight_gradient * vocab_size) * size
     # Microseconds and bytes over the inputs, by tokens of a chunk: with float32 sums, and packed rows beside chunks.
-    found = {n: (_of_whole(n, whole, *problem), gradients + 4 * n * hidden_size + whole.memory * itemsize)}
+    peaks = 4 * PEAK_ROWS * n * sum(run.columns for run in whole.kept if run.in_bytes) // table.logit_gradient.columns
+    found = {n: (_of_whole(n, whole, *problem), gradients + 4 * n * hidden_size + whole.memory * itemsize + peaks)}
     block = max(table.forward.rows, table.logit_gradient.rows)
     tiles = blocks(n, block * _STEP_TOKENS) * _STEP_TOKENS
     apart = CHUNK + (2 * itemsize * vocab_size * hidden_size / BYTES_SUMMED if weight_gradient else 0)

@@ -9,10 +9,11 @@ float32's bits by arithmetic of integers, take many more.) What the copy engine 
 nothing beside the rounding of the sums, since a part is a fraction of what all add up to.
 
 What float16 lacks is range. So each column of the gradient, an entry of the hidden states, has a power of two of its
-own, by which the largest sum that is possible in it becomes 2^16, with room for rounding. Down to 2^-30 of that sum all
-10 bits are there, and below it steps are equal, 2^-40 of it. What is possible is the sum over the kept tokens of the
-magnitudes of upstream gradient and hidden state: an entry sums dz times a hidden state, and dz is at most the upstream
-gradient. So ignored tokens count for nothing, and an outlier, or a token of large weight, only for what it is.
+own, by which the largest sum that is possible in it becomes 2^13 to 2^15: the rest is room for rounding. Down to 2^-27
+of that sum, or less, all 10 bits are there, and below it steps are equal, 2^-37 of it at most. What is possible is the
+sum over the kept tokens of the magnitudes of upstream gradient and hidden state: an entry sums dz times a hidden state,
+and dz is at most the upstream gradient. So ignored tokens count for nothing, and an outlier, or a token of large
+weight, only for what it is.
 
 The logits' factor multiplies what is possible. A confidence penalty c adds c p (log p + H) to dz, at most 4 c of the
 upstream gradient for vocabularies up to 2^22 (p (log p + H) is largest where all other tokens share what p leaves, at p

@@ -16,5 +16,5 @@ _STEP = 512  # tokens: lengths that differ by less have the same budget, and wha
 
 
 def default_workspace_bytes(tokens: int) -> int:
-    """Return 16 KiB for each of the tokens N, rounded up to 512 of them; at least 128 MiB and at most 512 MiB."""
-    return min(max(_OF_A_TOKEN * -(-tokens // _STEP) * _STEP, LEAST_DEFAULT_BYTES), _MOST)
+    """Return 16 KiB for each of the tokens N, in steps of 512 of them; at least 128 MiB and at most 512 MiB."""
+    return min(max(_OF_A_TOKEN * (tokens // _STEP * _STEP), LEAST_DEFAULT_BYTES), _MOST)

@@ -8,7 +8,7 @@ The program of a unit of work (:mod:`.units`) keeps, per token in float32,
     weighted   = sum_k exp(z_k - peak) (z_k - peak)     only for the entropy
     highest, best = the largest logit and its class     only for statistics
 
-over its group of tiles and writes them once; :mod:`.merge` joins the groups of a token in a fixed order, so no atomics
+over its group of tiles and writes them; :mod:`.merge` joins the groups of a token in a fixed order, so no atomics
 are needed and the result is the same bit for bit in every run.
 
 KEEP stores something of every tile for the backward, too (:mod:`.kept_tiles`).
@@ -287,7 +287,7 @@ def forward_kernel(
 
         # Each number a token passes through shared memory, for which all wait: once a unit. Where more is held Triton
         # (3.6, 3.7) cannot fuse loops around a store behind a condition; there each tile stores, and the last stays.
-        if ENTROPY or ARGMAX or PIECES > 1:  # noqa: SIM114 - decided when it is compiled; the other when it runs
+        if FLATTEN and (ENTROPY or ARGMAX or PIECES > 1):  # noqa: SIM114 - decided when it is compiled; the other when it runs
             _write_unit(
                 partial, partial_stride, unit, peak, total, logit_sum, weighted, highest, best,
                 LOGIT_SUM, ENTROPY, ARGMAX, BLOCK_ROWS,

@@ -49,7 +49,7 @@ def backward_in_chunks(call: LossCall, upstream: Upstream, size: int, needs: Nee
 
 
 def _powers(call: LossCall, upstream: Upstream) -> SumPowers:
-    """Units of the sums of the head's gradient; a z-loss adds ``2 z_loss lse p`` to dz, which is known."""
+    """Powers of the sums of the head's gradient; a z-loss adds ``2 z_loss lse p`` to dz, which is known."""
     (hidden, _, _, target), scalars, most = call.head, call.scalars, upstream.loss
     if scalars.z_loss:
         position = upstream.rows.position

@@ -25,7 +25,7 @@ _LEAST_BYTES = 2**25  # for dz of the pilot, whatever the workspace
 def _in_waves(pilot: int, tile: int, hidden_size: int, launch: Launch, programs: int) -> int:
     """Tiles of the pilot, or up to a fifth less whose weight's gradient is whole waves of tiles, one for each program.
 
-    Fewer would be listed again, and the gradient's least norm is that of the pilot's rows.
+    A shorter pilot leaves more tiles to the lists, and a smaller norm to certify errors against.
     """
     of_tile = blocks(tile, launch.rows) * blocks(hidden_size, launch.columns)
     fewer = pilot * of_tile // programs * programs // of_tile

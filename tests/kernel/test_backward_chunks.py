@@ -313,7 +313,7 @@ def test_chunks_are_chosen_where_they_save_time_by_the_model():
     assert planned((131072, 32768, 1024), weight_gradient=False)[0] < 131072
 
 
-@pytest.mark.parametrize("shape", [(32768, 256000, 3584), (16384, 151936, 4096), (8193, 256000, 3584)])
+@pytest.mark.parametrize("shape", [(32768, 256000, 3584), (16384, 151936, 4096), (8704, 256000, 3584)])
 def test_one_chunk_is_not_taken_for_next_to_no_time(shape):
     """Of a frozen head, whose chunks share no sums: with the larger default one of all tokens is nearly as fast."""
     rows, whole = planned(shape, weight_gradient=False)
@@ -349,7 +349,7 @@ def test_of_many_lengths_few_have_a_plan_of_their_own():
     assert len(sizes(131072, 32768, 1024)) == 1
     backward_chunks._of_chunk.cache_clear()
     sizes(16384, 151936, 4096, weight_gradient=False)  # where the default grows with the tokens
-    assert 0 < backward_chunks._of_chunk.cache_info().misses <= len(backward_chunks._CHUNKS)
+    assert 0 < backward_chunks._of_chunk.cache_info().misses <= 2 * len(backward_chunks._CHUNKS), "of two budgets"
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def test_sixteen_kib_a_token_within_bounds(tokens, mib):
 
 
 def test_each_512_tokens_beyond_8192_add_to_a_strip_of_8192_columns():
-    assert default_workspace_bytes(8193) - default_workspace_bytes(8192) == 2 * 8192 * 512
-    assert default_workspace_bytes(8193) == default_workspace_bytes(8704) < default_workspace_bytes(8705)
+    assert default_workspace_bytes(8704) - default_workspace_bytes(8192) == 2 * 8192 * 512
+    assert default_workspace_bytes(8192) == default_workspace_bytes(8703) < default_workspace_bytes(8704)
 
 
 def lossy(n, v, d, workspace_bytes, **options):
