@@ -69,7 +69,7 @@ def of_weight(noted):
     ],
     ids=["smoothed", "capped", "penalised"],
 )
-def test_gradients_are_those_of_sums_in_registers(shape, kinds, options, workspace_bytes, launches):
+def test_sums_of_the_copy_engine_are_as_near_to_float64(shape, kinds, options, workspace_bytes, launches):
     args = problem(*shape, seed=1, **kinds)
     exact = exact_of_kept(args, **options)
     errors, got = float16_errors(args, exact, workspace_bytes=workspace_bytes, **options)
