@@ -2,9 +2,8 @@
 
 On hidden states and the head of a real model (:mod:`kernel.benchmark.sparse` says which file), in float32 and without
 the kernels: of tiles of 128 tokens x 256 rows, in the order in which the Triton path leaves them out, so large a share
-is computed, and of the rest the mean field. The pilot, which is computed in any case, is a thirty-second of the tiles,
-which the Triton path may shorten by up to a fifth to fill its device. Errors of both gradients are measured, bounds are
-those that certify.
+is computed, and of the rest the mean field. The pilot, which is computed in any case, is as long as the Triton path has
+it on this device. Errors of both gradients are measured, bounds are those that certify.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..fused.pilot_length import pilot_tiles
 from ..sparse_tiles import TILE_ROWS, TILE_TOKENS, spectral
 from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .problems import Data, read_states
 from .tables import Report
 
-__all__ = ["PILOT", "SoftmaxTiles", "main"]
+__all__ = ["SoftmaxTiles", "main"]
 
 _EXAMPLES = """
 examples:
   python -m kernel.benchmark.certificate --states gemma.safetensors
 """
 _SHARES = (0.0, 0.05, 0.06, 0.08, 0.1, 0.12, 0.14, 0.2, 0.3, 0.5)  # of 0 remain the pilot and tiles with targets
-PILOT = 32  # a thirty-second of the tiles
 _REST = 6e-4  # what a token's residuals behind its reach sum to at most: as the Triton path sorts within 0.003
 _AT_A_TIME = 512  # tokens
 
@@ -40,11 +39,17 @@ class SoftmaxTiles:
     Args:
         data: Hidden states, head and targets; all tokens are kept, and whole tiles of the vocabulary.
         label_smoothing: b.
+
+    Attributes:
+        tiles: Whole tiles of the vocabulary.
+        pilot: Of these the first ones, which are computed in any case: as many as the Triton path's.
     """
 
     def __init__(self, data: Data, label_smoothing: float) -> None:
         n = len(data.hidden) // TILE_TOKENS * TILE_TOKENS
         self.smoothing, self.tiles = label_smoothing, len(data.weight) // TILE_ROWS
+        vocabulary = self.tiles, TILE_ROWS, data.weight.shape[1]
+        self.pilot = pilot_tiles(*vocabulary, data.weight.device, data.weight.dtype)
         self.weight = data.weight.detach()[: self.tiles * TILE_ROWS].float()
         self.hidden, self.target = data.hidden.detach()[:n].float(), data.target[:n]
         reach = torch.cat([_reach(residual.norm(dim=2)) for _, _, residual in self._residuals()])
@@ -76,7 +81,7 @@ class SoftmaxTiles:
         score = of_input.norm(dim=1)
         forced = torch.zeros_like(score, dtype=torch.bool)
         forced[torch.arange(len(self.target), device=score.device) // TILE_TOKENS, self.target // TILE_ROWS] = True
-        forced[:, : max(self.tiles // PILOT, 1)] = True
+        forced[:, : self.pilot] = True
         ranked = score.masked_fill(forced, torch.inf).flatten().sort(descending=True).values
         for share in shares:
             number = max(int(forced.sum()), int(share * forced.numel()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from .prepare import Entry, prepare
 from .problems import Data, Shape, make_data
 from .results import is_ours
 from .rivals import Case, Rival, ours, rivals
+from .rounds import orders
 
 __all__ = ["GROUPS", "compare"]
 
@@ -132,9 +132,12 @@ class _Group:
         assert product is not None
         before, first = measure.ahead(product, self.device), dict[int, float]()
         running, slow = [i for i, entry in enumerate(entries) if entry.runs], set[int]()
-        for index in range(self.rounds + 1):  # the first round warms up
-            # In another order each round: what ran before decides how warm the device is, hence how fast.
-            for i in random.Random(index).sample(running, len(running)):
+        begun = list(running)
+        # What ran before decides how warm the device is and at which clock, hence how fast: another run each round.
+        for index, order in enumerate(orders(len(begun), self.rounds + 1)):  # the first round warms up
+            for i in (begun[place] for place in order):
+                if i not in running:
+                    continue
                 turn = _turn(entries[i], self.device, before)
                 if turn is None:
                     running.remove(i)

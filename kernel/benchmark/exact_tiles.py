@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..sparse_tiles import TILE_ROWS, TILE_TOKENS, spectral
-from .certificate import PILOT, SoftmaxTiles
+from .certificate import SoftmaxTiles
 
 __all__ = ["TileErrors", "tile_errors"]
 
@@ -25,7 +25,7 @@ class TileErrors(NamedTuple):
     norms: Mapping[float, tuple[float, float]]  # of both exact gradients, by label smoothing
     input_bound: Tensor  # (B, 128, T): by which the kernel bounds each token's part
     weight_bound: Tensor  # (B, T)
-    anyway: Tensor  # (B, T) bool: pilot, of up to a fifth more tiles than the kernel's, and targets
+    anyway: Tensor  # (B, T) bool: pilot and targets
 
 
 def tile_errors(tiles: SoftmaxTiles, smoothing: Sequence[float]) -> TileErrors:
@@ -64,7 +64,7 @@ def tile_errors(tiles: SoftmaxTiles, smoothing: Sequence[float]) -> TileErrors:
     norm = torch.stack(size)
     anyway = torch.zeros(len(blocks), t, dtype=torch.bool, device=weight.device)
     anyway.scatter_(1, labels // TILE_ROWS, True)
-    anyway[:, : max(t // PILOT, 1)] = True
+    anyway[:, : tiles.pilot] = True
     weight_bound = (norm * blocks.norm(dim=2, keepdim=True)).sum(1)
     norms = {b: (of_h**0.5, of_w**0.5) for b, (of_h, of_w) in squares.items()}
     return TileErrors(of_input, of_weight, norms, norm * spectral(by_tile), weight_bound, anyway)

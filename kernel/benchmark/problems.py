@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..vocabulary_order import mean_probabilities, sort_vocabulary
+from ..vocabulary_order import VocabularyOrder, mean_probabilities, sort_vocabulary
 
-__all__ = ["SHAPES", "Data", "Shape", "make_data", "read_states"]
+__all__ = ["SHAPES", "Data", "Shape", "make_data", "read_both_orders", "read_states"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ def read_states(path: Path, tokens: int, device: torch.device) -> tuple[Data, Da
         ImportError: If safetensors is not installed.
         ValueError: If a tensor is missing.
     """
+    return read_both_orders(path, tokens, device)[:2]
+
+
+def read_both_orders(path: Path, tokens: int, device: torch.device) -> tuple[Data, Data, VocabularyOrder]:
+    """As :func:`read_states`, with the order that makes the first of the second."""
     from safetensors.torch import load_file
 
     found = load_file(path)
@@ -101,4 +106,4 @@ def read_states(path: Path, tokens: int, device: torch.device) -> tuple[Data, Da
         return t.detach().contiguous().clone().requires_grad_()
 
     own_order = Data(leaf(hidden), leaf(weight), target)
-    return Data(own_order.hidden, leaf(order.rows(weight)), order.places(target)), own_order
+    return Data(own_order.hidden, leaf(order.rows(weight)), order.places(target)), own_order, order

@@ -3,18 +3,24 @@
 On hidden states and the head of a real model (``python -m analysis.language_models.saved_states`` writes the file), its
 text tiled to as many tokens, the vocabulary sorted by mean probabilities on other text and by the head's rows; or on a
 problem of ``python -m kernel.benchmark``, whose classes are sorted by frequency. Loss and both gradients; all in shared
-rounds, behind the same work; errors against float64, of the head's rows that no token names apart. "as they are" is the
-same head in the model's own order, where little can be left out: dense after a failed try, unless each call is a try.
+rounds, behind the same work; errors against float64, of the head's rows that no token names apart.
+
+"as they are" is the same head in the model's own order, where little can be left out: dense after a failed try, unless
+each call is a try. "sorting in each call" begins and ends with that head too, as a model does whose head is not stored
+sorted: its rows and the targets are sorted, and the gradient goes back into the model's order. Beside these stand
+"default" and "all kept", "as they are", which need no order.
+
+ms is the median, ms_low and ms_high are the quartiles, of all rounds; ahead_ms the median time of the product right
+ahead of the call. Where that differs from the others', or rounds from each other, a time is not to be trusted: the
+table is written, and the command ends with status 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import GradientTolerance, linear_cross_entropy
 from . import measure
 from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
-from .measure import Turn
-from .problems import SHAPES, Data, make_data, read_states
-from .rivals import Case, DataLoss, rivals
+from .problems import SHAPES, Data, make_data, read_both_orders
+from .rivals import Case
+from .rounds import Timed, in_rounds
+from .sparse_calls import Contender, OwnOrder, entries_of
 from .tables import Report
 
 __all__ = ["main"]
@@ -38,62 +44,21 @@ examples:
   python -m kernel.benchmark.sparse --problem Gemma-2-2B
   python -m kernel.benchmark.sparse --states gemma.safetensors --profile      the kernels' times, and no table
 """
-_TOLERANCES = (0.001, 0.003, 0.01)
+_AHEAD_MS = 4 * measure.AHEAD_MS  # behind a call of little power the clock falls for longer than the host takes
+_NEAR = 0.03  # how far the clock of a call may be from that of the others
+_APART = 0.1  # how far quartiles of the rounds may be apart
+_OTHER_CALL = 0.001  # more, of the tiles, is another call: sums of another order choose within it
+_TIMES = ("ms", "products", "ms_low", "ms_high", "ahead_ms")
 
 
-@dataclass
-class _Contender:
-    name: str
-    case: Case
-    data: Data
-    loss: DataLoss
-    tolerance: float = 0.0
-    told: GradientTolerance | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
-
-    def run(self) -> Tensor:
-        return measure.step(self.loss, self.data, self.case)
-
-
-def _ours(case: Case, **options: Any) -> DataLoss:
-    given = {"label_smoothing": case.label_smoothing, "implementation": "triton", **options}
-    return lambda data: linear_cross_entropy(data.hidden, data.weight, data.target, **given)
-
-
-def _ever_trying(case: Case, tolerance: float) -> DataLoss:
-    """A loss that remembers no failed try: each call has a tolerance of its own."""
-    return lambda data: _ours(case, gradient_tolerance=GradientTolerance(tolerance))(data)
-
-
-def _entries(data: Data, own_order: Data | None, device: torch.device) -> Iterator[_Contender]:
-    all_kept = 2 * data.hidden.shape[0] * (data.weight.shape[0] + 20000) * data.hidden.element_size()
-    for case in (Case(), Case(label_smoothing=0.0)):
-        yield _Contender("default", case, data, _ours(case))
-        yield _Contender("all kept", case, data, _ours(case, workspace_bytes=all_kept))
-        for tolerance in _TOLERANCES:
-            told = GradientTolerance(tolerance)
-            yield _Contender("sparse", case, data, _ours(case, gradient_tolerance=told), tolerance, told)
-        told = GradientTolerance(0.003)
-        larger = _ours(case, gradient_tolerance=told, workspace_bytes=3 * 2**27)  # fewer rounds
-        yield _Contender("sparse, 384 MiB", case, data, larger, 0.003, told)
-        if own_order is not None and case == Case():
-            yield _Contender("default, as they are", case, own_order, _ours(case))
-            told = GradientTolerance(0.003)
-            yield _Contender("sparse, as they are", case, own_order, _ours(case, gradient_tolerance=told), 0.003, told)
-            yield _Contender("sparse, as they are, each a try", case, own_order, _ever_trying(case, 0.003), 0.003)
-        for rival in rivals(all_kept):
-            if rival.name.startswith("cut-cross-entropy") and rival.refuses(case, device) is None:
-                yield _Contender(rival.name, case, data, rival.make(case))
-
-
-def _described_or_not(entry: _Contender, exact: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, Any]:
+def _described_or_not(entry: Contender, exact: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, Any]:
     try:
         return _described(entry, exact, device)
     except Exception as error:  # an implementation that fails is a result, and must not end the run
         return {"skipped": f"{type(error).__name__}: {str(error)[:120]}"}
 
 
-def _described(entry: _Contender, exact: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, Any]:
+def _described(entry: Contender, exact: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, Any]:
     """Memory and errors; the run before these compiles."""
     entry.run()
     peak = measure.peak_bytes(entry.run, device)
@@ -110,7 +75,7 @@ def _described(entry: _Contender, exact: tuple[Tensor, Tensor, Tensor], device: 
     columns = {name: f"{_relative(a, b):.5f}" for name, (a, b) in pairs.items()}
     data.hidden.grad = data.weight.grad = None
     told = entry.told
-    columns["active"] = "" if told is None else f"{told.input_active:.4f}"
+    columns["active"] = entry.active
     columns["input_bound"] = "" if told is None else f"{told.input_bound:.5f}"
     columns["weight_bound"] = "" if told is None else f"{told.weight_bound:.5f}"
     columns["peak_mib"] = "" if peak is None else f"{peak / 2**20:.0f}"
@@ -123,8 +88,9 @@ def _relative(got: Tensor, want: Tensor) -> float:
     return float((sum((a.double() - b).square().sum() for a, b in pairs) / want.square().sum()) ** 0.5)
 
 
-def _measure(name: str, data: Data, own_order: Data | None, rounds: int, device: torch.device) -> Iterator[Any]:
-    entries = list(_entries(data, own_order, device))
+def _measure(name: str, data: Data, own: OwnOrder | None, rounds: int, device: torch.device) -> Iterator[Any]:
+    """Rows of the table, each with what makes it doubtful."""
+    entries = list(entries_of(data, own, device))
     for group in {(id(entry.data), entry.case): None for entry in entries}:
         members = [entry for entry in entries if (id(entry.data), entry.case) == group]
         exact = measure.exact_gradients(members[0].data, members[0].case)
@@ -133,6 +99,7 @@ def _measure(name: str, data: Data, own_order: Data | None, rounds: int, device:
         del exact
     times = _times(entries, data, rounds, device)
     product = statistics.median(t.ms for t in times[-1])
+    clock = statistics.median(t.product_ms for turns in times for t in turns)
     for entry, turns in zip(entries, times, strict=False):
         row = {
             "problem": name,
@@ -144,28 +111,51 @@ def _measure(name: str, data: Data, own_order: Data | None, rounds: int, device:
             "tolerance": entry.tolerance,
             "matmul_ms": f"{product:.3f}",
         }
-        ms = statistics.median(t.ms for t in turns) if turns else float("nan")
-        row |= {"ms": f"{ms:.3f}", "products": f"{ms / product:.3f}"}
+        row |= _time_columns(turns, product)
         columns = ("peak_mib", "active", "input_bound", "weight_bound", "input_gradient_error")
         columns += ("weight_gradient_error", "rows_without_target_error", "skipped")
-        yield row | {column: entry.columns.get(column, "") for column in columns}
+        row |= {column: entry.columns.get(column, "") for column in columns}
+        yield row, list(_doubts(row, clock, entry.shares))
 
 
-def _times(entries: Sequence[_Contender], data: Data, rounds: int, device: torch.device) -> list[list[Turn]]:
+def _time_columns(turns: Sequence[Timed], product: float) -> dict[str, str]:
+    if not turns:
+        return dict.fromkeys(_TIMES, "nan")
+    times = [turn.ms for turn in turns]
+    low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
+    values = median, median / product, low, high, statistics.median(turn.product_ms for turn in turns)
+    return {name: f"{value:.3f}" for name, value in zip(_TIMES, values, strict=True)}
+
+
+def _doubts(row: Mapping[str, Any], clock: float, shares: set[str]) -> Iterator[str]:
+    """What a reader must know before a row is trusted.
+
+    Args:
+        row: Of the table.
+        clock: Median time of the product ahead, of all rows.
+        shares: Of active tiles that the calls told of in the rounds.
+    """
+    ms, _, low, high, ahead = (float(row[name]) for name in _TIMES)
+    if abs(ahead / clock - 1) > _NEAR:
+        yield f"{ms:.2f} ms at another clock: the product ahead took {ahead:.3f} ms, of all calls {clock:.3f}"
+    if high - low > _APART * ms:
+        yield f"{ms:.2f} ms of rounds that differ: quartiles {low:.2f} and {high:.2f}"
+    told = [float(share) for share in (*shares, row["active"]) if share]
+    if told and not max(told) - min(told) <= _OTHER_CALL:  # nor is it where one is no number
+        yield f"{ms:.2f} ms of different calls: active tiles {', '.join(sorted({*shares, row['active']}))}"
+
+
+def _times(entries: Sequence[Contender], data: Data, rounds: int, device: torch.device) -> list[list[Timed]]:
     """Times of each entry in each round, and of the product of hidden states and head, the last."""
     hidden, weight = data.hidden.detach(), data.weight.detach()
-    out = hidden @ weight.T
-    product = partial(torch.mm, hidden, weight.T, out=out)
-    runs: list[Callable[[], object] | None] = [e.run if "skipped" not in e.columns else None for e in entries]
-    runs.append(product)
-    times: list[list[Turn]] = [[] for _ in runs]
-    before = measure.ahead(product, device)
-    for index in range(rounds + 1):  # the first warms up
-        for i in random.Random(index).sample(range(len(runs)), len(runs)):
-            run = runs[i]
-            if run is not None:
-                found = measure.turn(run, device, before=before)
-                times[i] += [found] if index else []
+    product = partial(torch.mm, hidden, weight.T, out=hidden @ weight.T)
+    runs = [entry.run if "skipped" not in entry.columns else None for entry in entries]
+
+    def note(index: int) -> None:
+        if index < len(entries):
+            entries[index].shares.add(entries[index].active)
+
+    times = in_rounds([*runs, product], product, rounds, device, _AHEAD_MS, after=note)
     for entry in entries:
         entry.data.hidden.grad = entry.data.weight.grad = None
     return times
@@ -173,7 +163,7 @@ def _times(entries: Sequence[_Contender], data: Data, rounds: int, device: torch
 
 def _profile(data: Data, device: torch.device) -> None:
     """Print the device's time by kernel, of one call within 0.003 and of one that keeps all."""
-    chosen = [e for e in _entries(data, None, device) if e.case == Case()]
+    chosen = [e for e in entries_of(data, None, device) if e.case == Case()]
     for entry in [e for e in chosen if e.name == "all kept" or (e.name == "sparse" and e.tolerance == 0.003)]:
         for _ in range(3):
             entry.run()
@@ -204,24 +194,32 @@ def _run(given: argparse.Namespace, command: str) -> int:
         raise ValueError("give either --states or --problem.")
     device = resolve_device(given, writes=not given.profile)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    name, own_order = given.problem, None
+    name, own = given.problem, None
     if given.states is None:
         shape = next(shape for shape in SHAPES if shape.name == given.problem)
         data = make_data(shape.divided(given.scale), dtype, device)
     else:
-        data, own_order = read_states(given.states, given.tokens, device)
+        data, in_own_order, order = read_both_orders(given.states, given.tokens, device)
+        own = OwnOrder(in_own_order, order)
         name = given.states.stem
     if given.profile:
         _profile(data, device)
         return 0
     config = {"problem": name, "rounds": given.rounds, "dtype": str(data.hidden.dtype).removeprefix("torch.")}
     output = output_of(given, "sparse")
+    doubted: list[str] = []
     with Report(output, command=command, config=config, device=device) as report:
-        for row in _measure(name, data, own_order, given.rounds, device):
+        for row, doubts in _measure(name, data, own, given.rounds, device):
             report.add(row)
             print("  ".join(f"{key} {value}" for key, value in row.items() if value != ""), flush=True)
+            call = f"{row['implementation']}, tolerance {row['tolerance']}, smoothing {row['label_smoothing']}"
+            doubted += [f"{call}: {doubt}" for doubt in doubts]
     print(f"wrote {output}")
-    return 0
+    if device.type != "cuda":  # a trial, whose times are of a host with other work
+        return 0
+    for doubt in doubted:
+        print(f"not to be trusted: {doubt}", file=sys.stderr)
+    return int(bool(doubted))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ keeps its mean field, targets are exact. Shares of the tiles for each tolerance,
 - ``oracle``: one that knows the errors of all tiles, with the errors that it leaves.
 - ``independent``: what either gradient would ask for if the errors of its tiles were orthogonal to each other.
 - ``certified``: those that the kernel's two bounds ask for, beside exact norms of the gradients, and the tiles that it
-  computes in any case, ``anyway``: those with targets and its pilot, a thirty-second of the vocabulary, of which it may
-  take up to a fifth less to fill its device.
+  computes in any case, ``anyway``: those with targets and its pilot, as long as it is on this device.
 """
 
 from __future__ import annotations

@@ -10,26 +10,16 @@ from .arguments import Head, Held, Scalars
 from .gradient_rows import Upstream
 from .gradients import Gradients
 from .head_tiles import head_tiles
-from .launch import Launch, blocks, launch_table, processors
+from .launch import blocks, launch_table, processors
 from .listed_pieces import most_extra_blocks
 from .mean_field import MeanField
+from .pilot_length import pilot_tiles
 from .sparse_tokens import reordered, sparse_tokens
 from .tile_sums import SparseTiles, TokenTiles
 
 __all__ = ["SparseState"]
 
-_PILOT = 32  # a thirty-second of the vocabulary, which waves may shorten
 _LEAST_BYTES = 2**25  # for dz of the pilot, whatever the workspace
-
-
-def _in_waves(pilot: int, tile: int, hidden_size: int, launch: Launch, programs: int) -> int:
-    """Tiles of the pilot, or up to a fifth less whose weight's gradient is whole waves of tiles, one for each program.
-
-    A shorter pilot leaves more tiles to the lists, and a smaller norm to certify errors against.
-    """
-    of_tile = blocks(tile, launch.rows) * blocks(hidden_size, launch.columns)
-    fewer = pilot * of_tile // programs * programs // of_tile
-    return fewer if 5 * fewer >= 4 * pilot else pilot
 
 
 class SparseState:
@@ -65,10 +55,8 @@ class SparseState:
         self.row, self.tile = launch.rows, launch.columns
         self.n, (self.vocab_size, self.hidden_size) = hidden.shape[0], weight.shape
         self.row_blocks, self.tiles = blocks(self.n, self.row), self.vocab_size // self.tile
-        self.pilot = max(self.tiles // _PILOT, 1)
-        if needs[1]:
-            fitted = launch_table(hidden.device, hidden.dtype, self.hidden_size).weight_gradient
-            self.pilot = _in_waves(self.pilot, self.tile, self.hidden_size, fitted, self.programs)
+        sizes = self.tiles, self.tile, self.hidden_size
+        self.pilot = pilot_tiles(*sizes, hidden.device, hidden.dtype, of_weight=needs[1])
         order = found.reach.sort(stable=True).indices
         self.upstream, order = reordered(upstream, order)
         columns = self.table.input_gradient.columns

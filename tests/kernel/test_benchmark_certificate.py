@@ -5,7 +5,10 @@ import torch
 
 from kernel import linear_cross_entropy
 from kernel.benchmark.certificate import SoftmaxTiles
+from kernel.benchmark.exact_tiles import tile_errors
 from kernel.benchmark.problems import Data
+from kernel.fused import pilot_length
+from kernel.fused.pilot_length import pilot_tiles
 
 
 @pytest.fixture
@@ -26,6 +29,21 @@ def test_no_error_exceeds_its_bound_and_none_is_left_where_all_is_computed(data,
         for which in ("input", "weight"):
             assert 0 < row[f"{which}_error"] < row[f"{which}_bound"]
     assert list(rows[2].values()) == [1, 0, 0, 0, 0]
+
+
+def test_what_is_computed_in_any_case_is_the_kernels_pilot(data, monkeypatch):
+    """Waves of a device may shorten it."""
+    assert SoftmaxTiles(data, 0.1).pilot == pilot_tiles(40, 256, 8, torch.device("cpu"), torch.float32) == 1
+    assert pilot_tiles(1024, 256, 640, torch.device("cpu"), torch.float32, of_weight=False) == 32
+    monkeypatch.setattr(pilot_length, "_PILOT", 4)
+    monkeypatch.setattr(pilot_length, "processors", lambda device: 72)
+    tiles = SoftmaxTiles(data, 0.1)
+    assert tiles.pilot == 9  # of 10, each of 8 tiles of the interpreter's weight gradient: 72 are a wave
+    anyway = tile_errors(tiles, (0.1,)).anyway
+    targets = tiles.target // 256
+    assert anyway[:, :9].all()
+    assert int(anyway[:, 9:].sum()) == len({(i // 128, int(t)) for i, t in enumerate(targets) if t >= 9})
+    assert next(tiles.rows([0.0]))["active"] == pytest.approx(float(anyway.double().mean()))
 
 
 def test_errors_are_those_of_the_gradients(data):

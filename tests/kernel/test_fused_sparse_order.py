@@ -13,10 +13,11 @@ from kernel.fused.launch import blocks, launch_table
 
 pytest.importorskip("triton")
 
-from kernel.fused import call, run_sparse, sparse_state
+from kernel.fused import call, pilot_length, run_sparse, sparse_state
 from kernel.fused.launch import _fitting
+from kernel.fused.pilot_length import _in_waves
 from kernel.fused.run_sparse import sparse_backward
-from kernel.fused.sparse_state import SparseState, _in_waves
+from kernel.fused.sparse_state import SparseState
 
 pytestmark = pytest.mark.usefixtures("worth_it_at_any_size")
 BOTH = (True, True)
@@ -78,7 +79,7 @@ def test_a_pilot_of_several_tiles(index, monkeypatch):
         states.append(SparseState(*args))
         return states[-1]
 
-    monkeypatch.setattr(sparse_state, "_PILOT", 4)
+    monkeypatch.setattr(pilot_length, "_PILOT", 4)
     monkeypatch.setattr(sparse_state, "_LEAST_BYTES", least)
     monkeypatch.setattr(run_sparse, "SparseState", noted)
     tensors, told = text_like(1, tokens=6.2, tiles=20, **shape), GradientTolerance(0.05)
