@@ -4,14 +4,14 @@
     python -m kernel.benchmark --shapes GPT-2 --rounds 5 --output table.csv
     python -m kernel.benchmark --output table.csv --resume       # goes on with a run that was cut
 
-Columns: ms is the device's time behind 20 ms of other work, the median over the rounds, ms_low and ms_high their
+Columns: ms is the device's time behind 40 ms of other work, the median over the rounds, ms_low and ms_high their
 quartiles; host_ms the median time until the call returns meanwhile, which ms hides as training does (for those that
 wait for the device it contains that work); peak_mib the most memory beyond the inputs, in bytes asked for; share the
 time that the operations of a loss that keeps its logits take at the measured rate of ``input @ weight.T`` (matmul_ms
 for the loss, three times that with gradients) over ms; the errors are norm-wise, against float64, the last over the
 rows of the head that no token targets. What takes more than twenty such products is timed in two rounds. Two rows are
 no losses: "matmul" is that product alone, "three products" all that logits and both gradients need, by the same library
-and of the same numbers. What is compared takes turns in the same rounds, in another order in each; what is written in
+and of the same numbers. What is compared takes turns in the same rounds, in each behind another one; what is written in
 CuTe takes them in a process of its own (:mod:`kernel.benchmark.apart`). Of the last five heads only loss and gradients
 without softcap are measured; without smoothing only ours and what has none. Ours is measured, too, with a workspace
 that makes its memory a little less than that of each rival between the default and all kept columns.

@@ -30,7 +30,9 @@ __all__ = [
     "turn",
 ]
 
-AHEAD_MS = 20.0  # of work queued before each timed run: more than any of the losses takes the host
+# Of work queued before each timed run: more than any of the losses takes the host, and time for a device at its power
+# limit to come down from the clock that it rose to during a run of little power.
+AHEAD_MS = 40.0
 
 
 def step(loss: DataLoss, data: Data, case: Case) -> Tensor:

@@ -25,9 +25,10 @@ import torch
 
 from .. import GradientTolerance
 from .command import add_places, finish, output_of, typed, whole
+from .measure import AHEAD_MS
 from .phases import OTHER
 from .problems import SHAPES, Data, make_data, read_states
-from .profiled import AHEAD_MS, NEAR, Profiled, rows
+from .profiled import NEAR, Profiled, rows
 from .tables import Report
 
 __all__ = ["BUDGETS", "main"]

@@ -19,9 +19,8 @@ from .phases import DeviceEvent, PhaseTime, calls_of, phase_times
 from .problems import Data
 from .rivals import Case
 
-__all__ = ["AHEAD_MS", "NEAR", "Profiled", "record", "rows"]
+__all__ = ["NEAR", "Profiled", "record", "rows"]
 
-AHEAD_MS = 2 * measure.AHEAD_MS  # the host takes longer beside the profiler
 NEAR = 0.03  # how far the times of a call with and without the profiler may be apart
 _TRIES = 3  # to measure both so near
 # The library's product that a phase does, in whole or in part.
@@ -107,7 +106,7 @@ def rows(name: str, data: Data, cases: Sequence[Profiled], calls: int, device: t
     product = partial(torch.mm, hidden, weight.T, out=hidden @ weight.T)
     library = [run for run, _ in measure.library_products(data, Case(), device)]
     beside = [product, partial(_all, library), *library, partial(torch.empty_like(weight).copy_, weight)]
-    before = measure.ahead(product, device, AHEAD_MS)
+    before = measure.ahead(product, device)
     for case, peak in zip(cases, peaks, strict=True):
         medians, times, tries = _agreeing([*beside, case.run], before, calls, device)
         matmul_ms, three_ms, *library_ms, copy_ms, call_ms = medians

@@ -44,7 +44,7 @@ examples:
   python -m kernel.benchmark.sparse --problem Gemma-2-2B
   python -m kernel.benchmark.sparse --states gemma.safetensors --profile      the kernels' times, and no table
 """
-_AHEAD_MS = 4 * measure.AHEAD_MS  # behind a call of little power the clock falls for longer than the host takes
+_AHEAD_MS = 2 * measure.AHEAD_MS  # behind a call of little power the clock falls for longer than the host takes
 _NEAR = 0.03  # how far the clock of a call may be from that of the others
 _APART = 0.1  # how far quartiles of the rounds may be apart
 _OTHER_CALL = 0.001  # more, of the tiles, is another call: sums of another order choose within it
