@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from . import measure
 from .phases import DeviceEvent, PhaseTime, calls_of, phase_times
 from .problems import Data
 from .rivals import Case
+from .rounds import orders
 
 __all__ = ["NEAR", "Profiled", "record", "rows"]
 
@@ -171,10 +171,12 @@ def _agreeing(
     device changes its clock within seconds. Where both differ all the same they are measured again; the best counts.
     """
     found: list[tuple[float, list[float], dict[str, PhaseTime]]] = []
+    half = max(calls // 2, 1)
+    every = list(orders(len(runs), 2 * half))
     while not found or (found[-1][0] > NEAR and len(found) < _TRIES):
-        first = _rounds(runs, before, max(calls // 2, 1), device)
+        first = _rounds(runs, before, every[:half], device)
         phases = phase_times(calls_of(record(runs[-1], before, calls)))
-        second = _rounds(runs, before, max(calls // 2, 1), device)
+        second = _rounds(runs, before, every[half:], device)
         medians = [statistics.median(a + b) for a, b in zip(first, second, strict=True)]
         found.append((abs(sum(time.ms for time in phases.values()) / medians[-1] - 1), medians, phases))
     _, medians, phases = min(found, key=lambda one: one[0])
@@ -182,11 +184,14 @@ def _agreeing(
 
 
 def _rounds(
-    runs: Sequence[Callable[[], object]], before: Callable[[], None], rounds: int, device: torch.device
+    runs: Sequence[Callable[[], object]],
+    before: Callable[[], None],
+    rounds: Sequence[Sequence[int]],
+    device: torch.device,
 ) -> list[list[float]]:
-    """The times of each run, in rounds that all share."""
+    """The times of each run, in rounds that all share, each in an order of its own."""
     times: list[list[float]] = [[] for _ in runs]
-    for index in range(rounds):
-        for i in random.Random(index).sample(range(len(runs)), len(runs)):
+    for order in rounds:
+        for i in order:
             times[i].append(measure.turn(runs[i], device, before=before).ms)
     return times
