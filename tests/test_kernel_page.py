@@ -1,4 +1,4 @@
-"""The page of the kernel: its table of rivals, and the figures that its prose quotes."""
+"""The pages of the kernel: their table of rivals, and the figures that their prose quotes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ import kernel_profile  # noqa: E402
 import kernel_tables  # noqa: E402
 from table_text import DATA  # noqa: E402
 
-PAGE = " ".join((DOCS / "kernel.md").read_text(encoding="utf-8").split())
+PAGES = [(DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("kernel", "kernel_design", "kernel_notes")]
+PAGE = " ".join(" ".join(PAGES).split())
 
 
 @pytest.fixture(scope="module")
