@@ -30,10 +30,11 @@ def knob(data: Path) -> str:
     rows = rows[(rows["mode"] == "loss and gradients") & rows["softcap"].isna() & (rows["ignored"] == 0)]
     rows = rows[rows["label_smoothing"] == 0.1].set_index(["implementation", "shape"])
     where = (
-        "Milliseconds, in brackets times the product `input @ weight.T` (t_mm), then MiB over the inputs; from "
+        "Milliseconds, in brackets times the product `input @ weight.T` (t_mm); then MiB over the inputs; from "
         "`paper_figures/data/kernel.csv`, measured [as below](#what-it-costs):"
     )
-    lines = [wrapped(where), "", f"| budget | what happens | {' | '.join(SHAPES)} |", "|---|---|" + "---|" * len(SHAPES)]
+    head = f"| budget | what happens | {' | '.join(SHAPES)} |"
+    lines = [wrapped(where), "", head, "|---|---|" + "---|" * len(SHAPES)]
     for name, (budget, words) in BUDGETS.items():
         of = [rows.loc[name, shape] for shape in SHAPES]
         cells = [f"{row['ms']:.1f} ({row['ms'] / row['matmul_ms']:.2f}), {row['peak_mib']:.0f}" for row in of]
