@@ -12,9 +12,9 @@ from table_text import wrapped
 if TYPE_CHECKING:
     from kernel.benchmark.results import Table
 
-__all__ = ["frontier", "settings"]
+__all__ = ["CLOSE", "frontier", "settings"]
 
-_CLOSE = 0.03  # of the time: rounds of one setting lie as far apart
+CLOSE = 0.03  # of the time: rounds of one setting lie as far apart
 
 
 class Setting(NamedTuple):
@@ -125,11 +125,11 @@ def _own_error(table: Table) -> float:
 
 def _counted(found: list[Setting]) -> str:
     """How many of the settings are behind ours, ahead, and level within the rounds' spread."""
-    level = [s for s in found if abs(s.ratio - 1) <= _CLOSE]
-    ahead = [s for s in found if s.ratio > 1 + _CLOSE]
+    level = [s for s in found if abs(s.ratio - 1) <= CLOSE]
+    ahead = [s for s in found if s.ratio > 1 + CLOSE]
     behind = len(found) - len(level) - len(ahead)
     return (
-        f"ours is ahead in {behind} of {len(found)} cases, level (within {_CLOSE:.0%}) in {len(level)} and behind in "
+        f"ours is ahead in {behind} of {len(found)} cases, level (within {CLOSE:.0%}) in {len(level)} and behind in "
         f"{len(ahead)}"
     )
 

@@ -11,6 +11,7 @@ import pandas as pd
 from table_text import listed, wrapped
 
 __all__ = [
+    "KEPT",
     "OURS",
     "RIVAL",
     "SHAPES",
@@ -30,11 +31,11 @@ __all__ = [
 
 SHAPES = ("Gemma-2-2B", "Llama-3-8B", "Qwen2.5-0.5B")
 _LINEAR = 1.1  # the largest slope of log time over log size that is called linear
-OURS, _KEPT, RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
+OURS, KEPT, RIVAL = "triton, default", "triton, all kept", "Liger-Kernel, float32 sums"
 # Name in kernel.csv -> name in the table, in its order.
 _IMPLEMENTATIONS = {
     OURS: "`triton`, default workspace",
-    _KEPT: "`triton`, all strips kept",
+    KEPT: "`triton`, all strips kept",
     "chunked": "`chunked`",
     "eager": "eager, bfloat16 logits",
     "torch.compile": "torch.compile",
@@ -51,7 +52,7 @@ def kernel(data: Path) -> str:
     plain = rows[(rows["label_smoothing"] == 0) & (rows["shape"] == SHAPES[0])].set_index("implementation")["ms"]
     found = {name: smooth.loc[name].loc[list(SHAPES)] for name in _IMPLEMENTATIONS}
     error = {n: f[["input_gradient_error", "weight_gradient_error"]].max().max() for n, f in found.items()}
-    ours, kept, rival = found[OURS], found[_KEPT], found[RIVAL]
+    ours, kept, rival = found[OURS], found[KEPT], found[RIVAL]
     sizes = ours[["tokens", "vocab_size", "hidden_size"]].astype(int)
     shapes = ", ".join(f"{name} {' x '.join(map(str, size))}" for name, *size in sizes.itertuples())
     about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
@@ -134,7 +135,7 @@ def kernel_floors(data: Path) -> str:
         "|---|---|---|---|",
     ]
     for shape in dict.fromkeys(rows.index.get_level_values("shape")):
-        least, kept = ratio[shape, "three products"], ratio[shape, _KEPT]
+        least, kept = ratio[shape, "three products"], ratio[shape, KEPT]
         lines.append(f"| {shape} | {least:.2f} | {kept:.2f} | {kept - least:+.2f} |")
     return "\n".join(lines)
 
@@ -146,7 +147,7 @@ def kernel_host(data: Path) -> str:
     shapes = list(dict.fromkeys(rows["shape"]))
     lines = [f"| host, device: ms | {' | '.join(shapes)} |", "|---|" + "---|" * len(shapes)]
     for name, ignored, mode in (
-        *((n, 0.0, "loss and gradients") for n in (OURS, "triton, 32 MiB", _KEPT)),
+        *((n, 0.0, "loss and gradients") for n in (OURS, "triton, 32 MiB", KEPT)),
         (OURS, 0.8, "loss and gradients"),
         (OURS, 0.0, "loss"),
         *((n, 0.0, "loss and gradients") for n in ("eager", "torch.compile", "Liger-Kernel")),

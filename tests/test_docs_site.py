@@ -142,14 +142,14 @@ def assert_read_from_a_folder(driven: browser.Browser, site: Path) -> None:
     """Opened from a folder on a phone no page is wider than that, and the search box finds what is written."""
     driven.resize(375)
     names = ("index", "theory", "glossary", "study_notes", "theory_notes", "reproduce", "kernel", "will_smoothing_help")
-    names += ("law_notes", "transformer_notes", "sparse_gradients")
+    names += ("law_notes", "transformer_notes", "sparse_gradients", "kernel_design", "kernel_notes")
     names += ("reference/commands", "reference/analysis.calibration", "reference/analysis.caps")
     for name in (*names, "notebooks/02_when_does_smoothing_act"):
         driven.open((site / f"{name}.html").as_uri())
         driven.evaluate("window.MathJax?.startup?.promise?.then(() => 1)")
         assert driven.evaluate("document.documentElement.scrollWidth") <= 375, name
         assert driven.evaluate(_CUT) == [], f"{name}: formulas in the text, cut at the edge"
-        if name in ("theory", "kernel", "sparse_gradients"):
+        if name in ("theory", "kernel", "kernel_design", "sparse_gradients"):
             assert driven.evaluate(_WIDE) == [], f"{name}: formulas wider than a phone"
     driven.resize(1200)
     driven.open((site / "reference" / "commands.html").as_uri())

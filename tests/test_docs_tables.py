@@ -77,7 +77,7 @@ def of_sentences(tmp_path_factory):
     ("name", "rows", "column", "factor", "words"),
     [
         ("kernel", {"implementation": "torch.compile"}, "peak_mib", 0.9, "torch.compile needs as much memory as eager"),
-        ("kernel", {"implementation": "triton, 32 MiB"}, "ms", 0.1, "tuned Liger is ahead at some sizes"),
+        ("kernel", {"implementation": "triton, 32 MiB"}, "ms", 0.1, "tuned Liger is ahead at some head"),
         ("instruction_full", {"view": "text", "label_smoothing": 0.1}, "confidence", 1.3, "three times SmolLM2's excess"),
         ("findings", {"finding": "rise_elsewhere_at_epoch_2"}, "mean", 3, "after two epochs the error has risen far less"),
         ("findings", {"finding": "gain_at_epoch_2"}, "mean", 3, "after two epochs smoothing takes next to nothing"),
