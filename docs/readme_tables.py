@@ -14,6 +14,7 @@ sys.path[:0] = [str(folder) for folder in (Path(__file__).resolve().parent.paren
 import audit_tables as audits  # paper_figures is no part of the installed package, and docs no package
 import kernel_frontier
 import kernel_knob
+import kernel_power
 import kernel_profile
 import kernel_tables as kernels
 import notes_tables as notes
@@ -41,6 +42,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "kernel frontier": kernel_frontier.frontier,
     "kernel targets": kernels.kernel_targets,
     "kernel floors": kernels.kernel_floors,
+    "kernel power": kernel_power.kernel_power,
     "kernel profile": kernel_profile.kernel_profile,
     "kernel host": kernels.kernel_host,
     "sparse": sparse_tables.sparse,

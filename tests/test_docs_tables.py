@@ -16,7 +16,7 @@ import fall_ratios  # noqa: E402
 import readme_sentences  # noqa: E402
 import readme_tables  # noqa: E402
 import study_tables  # noqa: E402
-from table_text import numbers_in_full  # noqa: E402
+from table_text import DATA, numbers_in_full  # noqa: E402
 
 from paper_figures import response  # noqa: E402
 
@@ -28,7 +28,9 @@ def test_tables_are_those_of_the_committed_data():
     marked = [
         name for page in readme_tables.PAGES for name in readme_tables.PARTS if f"<!-- {name} -->" in page.read_text()
     ]
-    assert sorted(marked) == sorted(readme_tables.PARTS)
+    assert len(marked) == len(set(marked))
+    nothing_to_say = {name for name, part in readme_tables.PARTS.items() if name not in marked and not part(DATA)}
+    assert {*marked, *nothing_to_say} == set(readme_tables.PARTS)
 
 
 def test_the_glossary_has_every_column_of_the_tables():

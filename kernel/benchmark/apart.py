@@ -22,6 +22,7 @@ from .measure import Turn
 from .prepare import Entry, prepare
 from .problems import Shape, make_data
 from .rivals import Case, Rival
+from .sustained import Plan, Reader, Sustained, sustain
 
 __all__ = ["Apart"]
 
@@ -34,6 +35,7 @@ class Apart:
         device: Where they are.
         names: Of the implementations that it runs.
         implementations: Returns them, here and there.
+        errors: Whether their errors are measured, which takes exact gradients over there.
 
     Attributes:
         shape: Of the problem that follows, set before the first one.
@@ -47,8 +49,10 @@ class Apart:
         device: torch.device,
         names: Sequence[str],
         implementations: Callable[[], list[Rival]] = cute_rivals,
+        *,
+        errors: bool = True,
     ) -> None:
-        self.problem, self.device = (dtype, device, implementations), device
+        self.problem, self.device = (dtype, device, implementations, errors), device
         self.rivals = [rival for rival in implementations() if rival.name in names]
         self._pipe: Any = None
         self._process: Any = None
@@ -75,6 +79,14 @@ class Apart:
             name: partial(self._ask, "turn", case, name) for name, found in columns.items() if "skipped" not in found
         }
         return [Entry(case, name, turn=turns.get(name), columns=found) for name, found in columns.items()]
+
+    def sustain(self, entry: Entry, reader: Callable[[], Reader], plan: Plan) -> Sustained:
+        """Repeat what was prepared, as :func:`kernel.benchmark.sustained.sustain`; the other process makes its reader.
+
+        Raises:
+            EOFError: If its process has ended.
+        """
+        return self._ask("sustain", entry.case, entry.name, reader, plan)
 
     def close(self) -> None:
         """End the process."""
@@ -106,14 +118,16 @@ class Apart:
         return status
 
 
-def _serve(pipe: Any, dtype: torch.dtype, device: torch.device, implementations: Callable[[], list[Rival]]) -> None:
-    """Answer until the pipe is closed: the columns to "prepare", a Turn to "turn"."""
+def _serve(
+    pipe: Any, dtype: torch.dtype, device: torch.device, implementations: Callable[[], list[Rival]], errors: bool
+) -> None:
+    """Answer until the pipe is closed: the columns to "prepare", a Turn to "turn", a Sustained to "sustain"."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     problem: _Served | None = None
     while True:
         try:
-            shape, kind, case, name = pipe.recv()
+            shape, kind, case, name, *rest = pipe.recv()
         except EOFError:
             return
         if problem is None or problem.shape != shape:
@@ -124,7 +138,9 @@ def _serve(pipe: Any, dtype: torch.dtype, device: torch.device, implementations:
             problem = _Served(shape, dtype, device)
         if kind == "prepare":
             (rival,) = [rival for rival in implementations() if rival.name == name]
-            pipe.send(problem.prepare(case, rival))
+            pipe.send(problem.prepare(case, rival, errors=errors))
+        elif kind == "sustain":
+            pipe.send(problem.sustain(case, name, *rest))
         else:
             pipe.send(problem.turn(case, name))
 
@@ -138,8 +154,8 @@ class _Served:
         self.exact: dict[Case, Any] = {}  # of the last case
         self.before: Callable[[], None] | None = None
 
-    def prepare(self, case: Case, rival: Rival) -> dict[str, Any]:
-        (entry,) = prepare(self.data, case, [rival], self.device, self.exact)
+    def prepare(self, case: Case, rival: Rival, *, errors: bool) -> dict[str, Any]:
+        (entry,) = prepare(self.data, case, [rival], self.device, self.exact, errors=errors)
         self.entries[case, rival.name] = entry
         return entry.columns
 
@@ -148,8 +164,17 @@ class _Served:
         if self.before is None:
             hidden, weight = self.data.hidden.detach(), self.data.weight.detach()
             self.before = measure.ahead(partial(torch.mm, hidden, weight.T, out=hidden @ weight.T), self.device)
-        run = self.entries[case, name].run
-        assert run is not None
-        found = measure.turn(run, self.device, before=self.before)
+        found = measure.turn(self.run(case, name), self.device, before=self.before)
         self.data.hidden.grad = self.data.weight.grad = None
         return found
+
+    def sustain(self, case: Case, name: str, reader: Callable[[], Reader], plan: Plan) -> Sustained:
+        self.exact.clear()
+        found = sustain(self.run(case, name), self.device, reader(), plan)
+        self.data.hidden.grad = self.data.weight.grad = None
+        return found
+
+    def run(self, case: Case, name: str) -> Callable[[], object]:
+        run = self.entries[case, name].run
+        assert run is not None
+        return run

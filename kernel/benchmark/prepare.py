@@ -43,8 +43,10 @@ def prepare(
     chosen: Sequence[Rival],
     device: torch.device,
     known: MutableMapping[Case, _Exact] | None = None,
+    *,
+    errors: bool = True,
 ) -> Iterator[Entry]:
-    """Build, check and measure the memory of every implementation.
+    """Build, check and measure the memory of every implementation, and unless ``errors`` is False its errors.
 
     ``known`` holds the exact gradients of ``data`` for the last case: in float64 they take as long as many a rival.
     """
@@ -53,7 +55,7 @@ def prepare(
         drop = torch.rand(len(data.target), device=device, generator=generator) < case.ignored
         data = replace(data, target=torch.where(drop, -100, data.target))
     known = {} if known is None else known
-    if case.gradients and not case.ignored and case not in known and chosen:
+    if errors and case.gradients and not case.ignored and case not in known and chosen:
         known.clear()
         known[case] = measure.exact_gradients(data, case)
     exact = known.get(case)

@@ -31,7 +31,7 @@ from .problems import SHAPES, Data, make_data, read_states
 from .profiled import NEAR, Profiled, rows
 from .tables import Report
 
-__all__ = ["BUDGETS", "main"]
+__all__ = ["BUDGETS", "main", "workspace_bytes"]
 
 BUDGETS: dict[str, tuple[str, ...]] = {
     "Gemma-2-2B": ("default", "914 MiB", "3 GiB", "all kept"),
@@ -57,7 +57,8 @@ def _device() -> torch.device:
     return torch.device("cuda")
 
 
-def _workspace_bytes(budget: str, data: Data) -> int | None:
+def workspace_bytes(budget: str, data: Data) -> int | None:
+    """Return the bytes of a budget as ``BUDGETS`` names it, or None for the default."""
     budget = budget.removeprefix("sparse, ")
     if budget == "default":
         return None
@@ -128,7 +129,7 @@ def _measure(given: argparse.Namespace, command: str) -> int:
             cases = [
                 Profiled(
                     budget,
-                    _workspace_bytes(budget, data),
+                    workspace_bytes(budget, data),
                     data,
                     GradientTolerance(_TOLERANCE) if budget.startswith("sparse") else None,
                 )

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from kernel.benchmark import measure
+from kernel.benchmark.nvml import Meter
 from kernel.benchmark.phases import IDLE, calls_of, phase_times
 from kernel.benchmark.profiled import record
+from kernel.benchmark.sustained import Plan, figures, sustain
 
 pytestmark = [
     pytest.mark.cuda,
@@ -53,3 +55,19 @@ def test_a_profile_has_the_kernels_of_each_call_and_nothing_that_was_queued_befo
     assert set(found) == {"PyTorch's own", IDLE}
     ms = min(measure.turn(matrix.clone, device, before=before).ms for _ in range(5))
     assert found["PyTorch's own"].ms == pytest.approx(ms, rel=0.2)
+
+
+@pytest.mark.alone
+def test_power_is_that_of_the_device_at_work():
+    """The sensor and the energy counter, which know nothing of each other, agree; a device without work takes less."""
+    meter, matrix = Meter(), torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    torch.cuda.synchronize()
+    time.sleep(0.5)
+    idle = meter.read()
+    product = partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix))
+    found = figures([sustain(product, torch.device("cuda"), meter, Plan(1.0, 0.3, 0.1, 3))])
+    assert found.seconds == pytest.approx(1.0, rel=0.3)
+    assert found.watts > 2 * idle.watts
+    assert found.counter_watts is None or found.counter_watts == pytest.approx(found.watts, rel=0.15)
+    assert meter.limit_watts is None or found.watts < 1.1 * meter.limit_watts
+    assert found.ms_alone < 1.1 * found.ms
