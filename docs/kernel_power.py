@@ -20,7 +20,7 @@ def kernel_power(data: Path) -> str:
     """A line a loss and head, after a line for the library's three products; empty without a table."""
     if not (data / "kernel_power.csv").exists():
         return ""
-    from kernel.benchmark.power import PRODUCTS
+    from kernel.benchmark.power import FLUSHED, PRODUCTS
 
     rows: Any = pd.read_csv(data / "kernel_power.csv")
     about = json.loads((data / "kernel_power.json").read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def kernel_power(data: Path) -> str:
         cases = found.set_index("case")
         unit = cases["ms"][_PRODUCT]
         lines.append(_line(shape, _THREE, _sum(cases.loc[list(PRODUCTS)]), unit))
-        losses = cases.drop(index=[*PRODUCTS, _ZEROS, _COPY])
+        losses = cases.drop(index=[*PRODUCTS, *FLUSHED, _ZEROS, _COPY])
         lines += [_line(shape, f"`{name}`", row, unit) for name, row in losses.iterrows()]
         told += ["", wrapped(_products(str(shape), cases))]
     lines += [*told, "", wrapped(_limited(rows, config["limit_watts"]))]
@@ -63,13 +63,16 @@ def _line(shape: Any, name: str, row: Any, unit: float) -> str:
 
 
 def _products(shape: str, cases: Any) -> str:
-    """One product alone, in a loop and of zeros, beside a copy."""
+    """One product alone, in a loop and of zeros, beside a copy; the others with and without small entries of dz."""
+    from kernel.benchmark.power import FLUSHED, PRODUCTS
+
     product, zeros, copy = (cases.loc[name] for name in (_PRODUCT, _ZEROS, _COPY))
+    whole, flushed = (cases["ms"][list(names)].sum() for names in (PRODUCTS[1:], FLUSHED))
     return (
         f"At {shape} `{_PRODUCT}` takes {product.ms_alone:.2f} ms after a pause and {product.ms:.2f} in its loop, at "
         f"{product.watts:.0f} W and {product.mhz:.0f} MHz; of a head of zeros {zeros.ms:.2f} at {zeros.watts:.0f} W "
         f"and {zeros.mhz:.0f} MHz; a copy of the head takes {copy.ms:.2f} ms at {copy.watts:.0f} W and {copy.mhz:.0f} "
-        "MHz."
+        f"MHz. The two products of dz take {whole:.2f} ms, and {flushed:.2f} if its entries below 2^-20 are zeros."
     )
 
 

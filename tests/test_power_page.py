@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import write_csv
 
-from kernel.benchmark.power import COLUMNS, PRODUCTS
+from kernel.benchmark.power import COLUMNS, FLUSHED, PRODUCTS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs"))
 pytest.importorskip("pandas")
@@ -21,6 +21,7 @@ LARGE, SMALL = "V 248320, D 2048", "Gemma-3-270M"
 def rows(shape, at_limit):
     """Three products of 10, 20 and 30 ms at 700, 600 and 700 W, and losses."""
     cases = {name: (10.0 * i, 600 if i == 2 else 700) for i, name in enumerate(PRODUCTS, 1)}
+    cases |= {name: (9.0 * i, 600) for i, name in enumerate(FLUSHED, 1)}
     cases |= {"input @ zeros.T": (8.0, 500), "copy of the head": (0.5, 560)}
     cases |= {"triton, default": (70.0, 710), "triton, all kept": (62.5, 715), "eager": (80.0, 650)}
     for name, (ms, watts) in cases.items():
@@ -64,6 +65,7 @@ def test_where_power_is_the_limit(tables):
     assert f"in at least 90% of the samples at {LARGE}: there a call takes its energy over 700 W." in text
     assert f"At {SMALL} ours is there in 25% to 100% of the samples." in text
     assert "`input @ weight.T` takes 8.00 ms after a pause and 10.00 in its loop, at 700 W and 1400 MHz; of a" in text
+    assert "The two products of dz take 50.00 ms, and 27.00 if its entries below 2^-20 are zeros." in text
     assert "a head of zeros 8.00 at 500 W and 1400 MHz; a copy of the head takes 0.50 ms at 560 W" in text
     assert "(one GPU with a power limit of 700 W and clocks up to 1980 MHz, torch 2, Triton 3, commit" in text
     assert "trusted" not in text

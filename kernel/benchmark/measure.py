@@ -24,6 +24,7 @@ __all__ = [
     "errors",
     "exact_gradients",
     "library_products",
+    "logit_gradient",
     "peak_bytes",
     "step",
     "three_products",
@@ -151,18 +152,27 @@ def errors(loss: DataLoss, data: Data, case: Case, exact: tuple[Tensor, Tensor, 
     return tuple(result)
 
 
-def library_products(data: Data, case: Case, device: torch.device) -> list[tuple[Callable[[], object], Tensor]]:
-    """Logits, head's and input's gradient (of the sum over tokens) by ``torch.mm``, each with its result.
-
-    The logits' gradient is the case's own, softmax minus target, computed beforehand: products of other numbers take
-    another time. Each product runs in the faster of its two orientations.
-    """
+def logit_gradient(data: Data, case: Case) -> Tensor:
+    """The gradient of the sum over tokens of the loss, ``(N, V)``: softmax minus target, in the data's dtype."""
     hidden, weight = data.hidden.detach(), data.weight.detach()
     gradient = hidden @ weight.T
     for part, target in zip(gradient.split(512), data.target.split(512), strict=True):  # float32 of all takes too much
         p = torch.softmax(part.float(), -1) - case.label_smoothing / weight.shape[0]
-        p[torch.arange(len(target), device=device), target] -= 1 - case.label_smoothing
+        p[torch.arange(len(target), device=p.device), target] -= 1 - case.label_smoothing
         part.copy_(p)
+    return gradient
+
+
+def library_products(
+    data: Data, case: Case, device: torch.device, gradient: Tensor | None = None
+) -> list[tuple[Callable[[], object], Tensor]]:
+    """Logits, head's and input's gradient (of the sum over tokens) by ``torch.mm``, each with its result.
+
+    The logits' gradient is :func:`logit_gradient` unless it is given: products of other numbers take another time. Each
+    product runs in the faster of its two orientations.
+    """
+    hidden, weight = data.hidden.detach(), data.weight.detach()
+    gradient = logit_gradient(data, case) if gradient is None else gradient
     runs: list[tuple[Callable[[], object], Tensor]] = []
     for a, b in ((hidden, weight.T), (gradient.T, hidden), (gradient, weight)):
         choices = []

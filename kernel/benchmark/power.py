@@ -8,7 +8,8 @@ samples in which the power limit holds the clock down, slowed that in which heat
 near 1 time is energy over the limit's watts: what overlaps with other work saves no time unless it saves energy.
 
 Cases: the library's three products of the loss on its own data (the last two of the loss's gradient of the logits),
-the first of a head of zeros, which switch next to nothing, a copy of the head, which is memory traffic alone, ours
+the first of a head of zeros, which switch next to nothing, the others with small entries of dz as zeros (which no loss
+here does: it would lose what rare words learn), a copy of the head, which is memory traffic alone, ours
 with several workspaces, and rivals (``--no-rivals``); those written in CuTe in a process of their own
 (:mod:`kernel.benchmark.apart`). Where a case is not to be trusted doubt says why, and the command ends with status 1.
 """
@@ -38,9 +39,10 @@ from .rivals import Case, ours, rivals
 from .sustained import Figures, Plan, Reader, Sustained, doubts, figures, sustain
 from .tables import Report
 
-__all__ = ["COLUMNS", "PRODUCTS", "main"]
+__all__ = ["COLUMNS", "FLUSHED", "PRODUCTS", "main"]
 
 PRODUCTS = ("input @ weight.T", "dz.T @ input", "dz @ weight")
+FLUSHED = tuple(f"{product}, dz below 2^-20 as 0" for product in PRODUCTS[1:])
 COLUMNS = (
     *("shape", "tokens", "vocab_size", "hidden_size", "dtype", "label_smoothing", "case", "workspace_mib"),
     *("seconds", "calls", "ms", "ms_alone", "watts", "counter_watts", "joules", "mhz", "at_limit", "slowed"),
@@ -52,6 +54,7 @@ _CUTE = (
     *(f"Liger-Kernel CuTe, bfloat16 sums, chunk {chunk}" for chunk in (4, 16, 64)),
     "Liger-Kernel CuTe, float32 sums, chunk 16",
 )
+_SMALL = 2.0**-20
 _WARM_S, _PAUSE_S, _ALONE = 0.3, 0.1, 3
 _EXAMPLES = """
 examples:
@@ -142,8 +145,10 @@ def _entries(name: str, data: Data, device: torch.device, apart: Apart, *, other
     hidden, weight = data.hidden.detach(), data.weight.detach()
     logits = hidden @ weight.T
     yield Entry(Case(), PRODUCTS[0], partial(torch.mm, hidden, weight.T, out=logits))
-    of_gradients = measure.library_products(data, Case(), device)[1:]
-    yield from (Entry(Case(), product, run) for product, (run, _) in zip(PRODUCTS[1:], of_gradients, strict=True))
+    dz = measure.logit_gradient(data, Case())
+    for names, gradient in ((PRODUCTS[1:], dz), (FLUSHED, torch.where(dz.abs() < _SMALL, 0, dz))):
+        of_gradients = measure.library_products(data, Case(), device, gradient)[1:]
+        yield from (Entry(Case(), product, run) for product, (run, _) in zip(names, of_gradients, strict=True))
     yield Entry(Case(), "input @ zeros.T", partial(torch.mm, hidden, torch.zeros_like(weight).T, out=logits))
     yield Entry(Case(), "copy of the head", partial(torch.empty_like(weight).copy_, weight))
     yield from losses
