@@ -120,6 +120,7 @@ def _sampled(reader: Reader, every: float) -> Iterator[list[Sample]]:
 
     def look() -> None:
         try:
+            samples.append(reader.read())  # however short the block is
             while not done.wait(every):
                 samples.append(reader.read())
         except Exception as error:  # a thread's would only be printed
