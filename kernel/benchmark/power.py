@@ -48,7 +48,7 @@ COLUMNS = (
     *("seconds", "calls", "ms", "ms_alone", "watts", "counter_watts", "joules", "mhz", "at_limit", "slowed"),
     *("samples", "peak_mib", "doubt", "skipped"),
 )
-_SHAPES = ("Gemma-2-2B", "Llama-3-8B", "V 248320, D 2048", "Gemma-3-270M", "Qwen2.5-0.5B")
+_SHAPES = ("Gemma-2-2B", "Llama-3-8B", "V 248320, D 2048", "Gemma-3-270M")
 _RIVALS = ("eager", "torch.compile")
 _CUTE = (
     *(f"Liger-Kernel CuTe, bfloat16 sums, chunk {chunk}" for chunk in (4, 16, 64)),
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("kernel.benchmark.power", __doc__, _EXAMPLES)
     names = [s.name for s in SHAPES]
     parser.add_argument(
-        "--shapes", nargs="+", choices=names, default=list(_SHAPES), help="heads to measure (default: five of them)"
+        "--shapes", nargs="+", choices=names, default=list(_SHAPES), help="heads to measure (default: four of them)"
     )
     parser.add_argument("--seconds", type=_seconds, default=0.7, help="of each case in a round (default %(default)s)")
     parser.add_argument("--rounds", type=whole(1), default=1, help="through all cases of a head (default %(default)s)")
