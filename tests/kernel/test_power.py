@@ -105,7 +105,7 @@ class TestSustain:
         assert len(calls) > len(found.alone) + found.calls, "of itself before, not counted"
         assert len(found.alone) == 3
         assert all(5 <= ms < 50 for ms in found.alone)
-        assert 2 <= len(found.samples) <= found.ms / 20
+        assert 2 <= len(found.samples) <= found.ms / 20 + 1
 
     def test_long_calls_are_still_three(self):
         assert sustain(lambda: time.sleep(0.06), CPU, FakeMeter(), BRIEF._replace(seconds=0.01)).calls == 3
