@@ -27,7 +27,8 @@ def compiled(folder, *arguments):
         [sys.executable, "-W", "ignore", str(ROOT / "tests" / "compiled.py"), *arguments],
         env=environment | {"TRITON_CACHE_DIR": str(folder)}, capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
+    print(run.stderr[-4000:])  # where the compiler says why
+    assert run.returncode == 0
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
