@@ -23,13 +23,14 @@ from torch import Tensor
 
 from .compile_ahead import recording
 from .launch import blocks
-from .listed_rounds import ROUND_FIELDS, ListedTiles, Room, Round, rounds_of
+from .listed_rounds import ROUND_FIELDS, Room, Round, rounds_of
 from .pilot import Pilot
 from .run_listed import ListedRun
 from .sparse_state import SparseState
 from .tile_errors import input_error, scores, weight_error
 from .tile_levels import FOUND, choose_levels, levels
 from .tile_limits import limits
+from .tile_lists import ListedTiles
 
 __all__ = ["Chosen", "choose_tiles"]
 

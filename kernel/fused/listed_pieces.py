@@ -9,7 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .compile_ahead import run_kernel
-from .listed_rounds import ROUND_FIELDS, ListedTiles
+from .listed_rounds import ROUND_FIELDS
+from .tile_lists import ListedTiles
 
 __all__ = ["BlockPieces", "block_pieces", "most_extra_blocks"]
 

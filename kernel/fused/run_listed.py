@@ -13,9 +13,10 @@ from .early import begins_early
 from .launch import blocks
 from .listed_pieces import BlockPieces, block_pieces
 from .listed_products import join_kernel, listed_input_kernel, listed_weight_kernel
-from .listed_rounds import ListedTiles, Room, Round
+from .listed_rounds import Room, Round
 from .listed_tiles import listed_gradient_kernel
 from .sparse_state import SparseState
+from .tile_lists import ListedTiles
 
 __all__ = ["ListedRun", "run_listed"]
 

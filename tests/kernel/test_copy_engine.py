@@ -21,6 +21,14 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the devices o
 ROWS = 16  # tokens of a chunk
 
 
+def reducing(monkeypatch, reduce):
+    """Let the interpreter's tables add both gradients by the copy engine, or in registers."""
+    table = launch._TABLES["interpreter", 2]
+    told = {name: replace(getattr(table, name), reduce=reduce) for name in ("weight_gradient", "input_gradient")}
+    monkeypatch.setitem(launch._TABLES, ("interpreter", 2), replace(table, **told))
+    launch._fitting.cache_clear()
+
+
 @pytest.fixture
 def launches(monkeypatch):
     """Cuts tokens into chunks, lets the interpreter's tables add as Hopper's do, and notes what each kernel is told."""
@@ -36,10 +44,7 @@ def launches(monkeypatch):
 
     builder = interpreter.InterpreterBuilder
     monkeypatch.setattr(builder, "create_descriptor_reduce", create_descriptor_reduce, raising=False)
-    table = launch._TABLES["interpreter", 2]
-    adding = {name: replace(getattr(table, name), reduce=True) for name in ("weight_gradient", "input_gradient")}
-    monkeypatch.setitem(launch._TABLES, ("interpreter", 2), replace(table, **adding))
-    launch._fitting.cache_clear()
+    reducing(monkeypatch, True)
     monkeypatch.setattr(calls.LossCall, "serves_chunks", lambda *_: True)
     monkeypatch.setattr(calls.LossCall, "chunks", lambda _: chunk_times.Chunks(ROWS))
     noted, run_kernel = [], run_products.run_kernel
@@ -78,6 +83,23 @@ def test_sums_of_the_copy_engine_are_as_near_to_float64(shape, kinds, options, w
     assert any(reduce for reduce, _ in adds)
     again = value_and_gradients(ours, args.to(torch.float16), workspace_bytes=workspace_bytes, **options)
     assert all(torch.equal(a, b) for a, b in zip(got, again[:3], strict=True))
+
+
+@pytest.mark.parametrize("shape", [(96, 130, 40), (80, 200, 24)], ids=["transposed", "wide"])
+def test_the_copy_engine_adds_what_registers_add(shape, launches, monkeypatch):
+    args = problem(*shape, seed=1, bias=True, ignored=0.3).to(torch.float16)
+    options = {"label_smoothing": 0.1, "workspace_bytes": 9000}
+    found = []
+    for reduce in (True, False):
+        reducing(monkeypatch, reduce)
+        launches.clear()
+        found.append(value_and_gradients(ours, args, **options))
+        assert any(by_engine for by_engine, _ in of_weight(launches)) == reduce
+    (*added, weight), (*summed, weight_summed) = ([*of[:2], *of[3:], of[2]] for of in found)
+    assert all(torch.equal(a, b) for a, b in zip(added, summed, strict=True)), "float32 in the same order"
+    apart, weight_summed = (weight.float() - weight_summed.float()).abs(), weight_summed.float().abs()
+    assert (apart <= 2**-9 * weight_summed.amax(0)).all()  # parts of float16 are rounded before they are added
+    assert 0 < apart.norm() < 5e-4 * weight_summed.norm()
 
 
 def test_all_chunks_but_the_first_and_the_last_are_added_by_the_copy_engine(launches):

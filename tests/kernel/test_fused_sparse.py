@@ -18,9 +18,10 @@ pytest.importorskip("triton")
 from kernel.fused import call, run_listed
 from kernel.fused.head_tiles import head_tiles
 from kernel.fused.listed_pieces import block_pieces
-from kernel.fused.listed_rounds import ROUND_FIELDS, ListedTiles, Room, rounds_of
+from kernel.fused.listed_rounds import ROUND_FIELDS, Room, rounds_of
 from kernel.fused.run_listed import ListedRun
 from kernel.fused.sparse_times import most_active
+from kernel.fused.tile_lists import ListedTiles
 from kernel.fused.tries import Tries
 
 pytestmark = pytest.mark.usefixtures("worth_it_at_any_size")
