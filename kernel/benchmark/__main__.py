@@ -11,10 +11,10 @@ time that the operations of a loss that keeps its logits take at the measured ra
 for the loss, three times that with gradients) over ms; the errors are norm-wise, against float64, the last over the
 rows of the head that no token targets. What takes more than twenty such products is timed in two rounds. Two rows are
 no losses: "matmul" is that product alone, "three products" all that logits and both gradients need, by the same library
-and of the same numbers. What is compared takes turns in the same rounds, in each behind another one; what is written in
-CuTe takes them in a process of its own (:mod:`kernel.benchmark.apart`). Of the last five heads only loss and gradients
-without softcap are measured; without smoothing only ours and what has none. Ours is measured, too, with a workspace
-that makes its memory a little less than that of each rival between the default and all kept columns.
+and of the same numbers. What is compared takes turns in the same rounds, in orders that favour none by what it follows;
+what is written in CuTe takes them in a process of its own (:mod:`kernel.benchmark.apart`). Of the last five heads only
+loss and gradients without softcap are measured; without smoothing only ours and what has none. Ours is measured, too,
+with a workspace that makes its memory a little less than that of each rival between the default and all kept columns.
 ``python -m kernel.benchmark.targets`` says what the table meets of what was asked.
 """
 

@@ -26,6 +26,7 @@ from ..statistics.fused import statistics as fused
 from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .measure import ahead, peak_bytes, turn
 from .problems import SHAPES, Data, make_data
+from .rounds import orders
 from .tables import Report
 
 __all__ = ["TEMPERATURES", "errors", "main"]
@@ -77,9 +78,10 @@ def _ratios(
     first = next(iter(calls))
     times: dict[str, list[float]] = {name: [] for name in calls}
     before = ahead(calls[first], device)
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(turn(call, device, before=before).ms)
+    names = list(calls)
+    for order in orders(len(names), rounds):
+        for name in (names[index] for index in order):
+            times[name].append(turn(calls[name], device, before=before).ms)
     return {
         name: (statistics.median(t), statistics.median(a / b for a, b in zip(t, times[first], strict=True)))
         for name, t in times.items()

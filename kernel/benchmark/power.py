@@ -3,9 +3,10 @@
 A call alone meets a cool device at its highest clock; in a training step there is no pause. A row a case: ms is the
 time of a call in a loop of calls (seconds, calls; two events around all of it, after 0.3 s of the same), ms_alone the
 median of calls each after a pause. watts is the mean of the power sensor during the loop, counter_watts that of the
-energy counter, joules what a call takes of it; mhz the mean clock of the multiprocessors; at_limit the share of the
-samples in which the power limit holds the clock down, slowed that in which heat or the hardware does. Where at_limit is
-near 1 time is energy over the limit's watts: what overlaps with other work saves no time unless it saves energy.
+energy counter, a check; joules what a call takes by the sensor; mhz the mean clock of the multiprocessors; at_limit the
+share of the samples in which the power limit holds the clock down, slowed that in which heat or the hardware does.
+Where at_limit is near 1 time is energy over the limit's watts: what overlaps with other work saves no time unless it
+saves energy.
 
 Cases: the library's three products of the loss on its own data (the last two of the loss's gradient of the logits),
 the first of a head of zeros, which switch next to nothing, the others with small entries of dz as zeros (which no loss
@@ -58,7 +59,7 @@ _SMALL = 2.0**-20
 _WARM_S, _PAUSE_S, _ALONE = 0.3, 0.1, 3
 _EXAMPLES = """
 examples:
-  python -m kernel.benchmark.power --output paper_figures/data/kernel_power.csv   less than three minutes of a GPU
+  python -m kernel.benchmark.power --output paper_figures/data/kernel_power.csv   two to three minutes of a GPU
   python -m kernel.benchmark.power --shapes Gemma-2-2B --seconds 2 --rounds 3 --no-rivals
 """
 

@@ -1,4 +1,4 @@
-"""Rounds in which each run follows another one every time, with the device's clock beside each time.
+"""Rounds in orders that favour no run by what it follows, with the device's clock beside each time.
 
 A GPU at its power limit lowers its clock as its work asks for power, within tens of milliseconds: what follows a run
 of little power finds a higher clock, and work ahead of it that is the same for all takes time to bring it down. In
@@ -44,7 +44,7 @@ def orders(number: int, rounds: int, seed: int = 0) -> Iterator[list[int]]:
 
 
 def in_rounds(
-    runs: Sequence[Callable[[], object] | None],
+    runs: Sequence[Callable[[], object]],
     product: Callable[[], object],
     rounds: int,
     device: torch.device,
@@ -54,7 +54,7 @@ def in_rounds(
     """Time all runs in rounds that they share, each behind the same products; a first round warms up.
 
     Args:
-        runs: What is timed; None has no times.
+        runs: What is timed.
         product: Some milliseconds of work, of which all else is timed behind several.
         rounds: That are timed.
         device: Of all of it.
@@ -68,16 +68,13 @@ def in_rounds(
     ahead = measure.ahead(product, device, ahead_ms)
     for index, order in enumerate(orders(len(runs), rounds + 1)):
         for i in order:
-            run = runs[i]
-            if run is None:
-                continue
             last = _Last(product, device)
 
             def before(last: _Last = last) -> None:
                 ahead()
                 last.run()
 
-            ms = measure.turn(run, device, before=before).ms
+            ms = measure.turn(runs[i], device, before=before).ms
             if index:
                 times[i].append(Timed(ms, last.ms()))
                 after(i)

@@ -124,7 +124,8 @@ def _times(shape: Shape, rounds: int, dtype: torch.dtype, device: torch.device) 
     part = hidden[: max(_PRODUCT_BYTES // (shape.vocab_size * hidden.element_size()), 1)]
     product = partial(torch.mm, part, weight.T, out=part @ weight.T)
     work = ahead(product, device)
-    times, products = ([turn(call, device, before=work).ms for _ in range(rounds + 1)][1:] for call in (run, product))
+    pairs = [[turn(call, device, before=work).ms for call in (run, product)] for _ in range(rounds + 1)]
+    times, products = zip(*pairs[1:], strict=True)  # the first warms up
     whole_product = statistics.median(products) * len(hidden) / len(part)
     gradient_bytes = (hidden.numel() + weight.numel()) * hidden.element_size()
     data.hidden.grad = data.weight.grad = None

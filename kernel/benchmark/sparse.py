@@ -10,7 +10,7 @@ each call is a try. "sorting in each call" begins and ends with that head too, a
 sorted: its rows and the targets are sorted, and the gradient goes back into the model's order. Beside these stand
 "default" and "all kept", "as they are", which need no order.
 
-ms is the median, ms_low and ms_high are the quartiles, of all rounds; ahead_ms the median time of the product right
+ms is the median, ms_low and ms_high are the quartiles, of all rounds; product_ms the median time of the product right
 ahead of the call. Where that differs from the others', or rounds from each other, a time is not to be trusted: the
 table is written, and the command ends with status 1.
 """
@@ -18,6 +18,7 @@ table is written, and the command ends with status 1.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ _AHEAD_MS = 2 * measure.AHEAD_MS  # behind a call of little power the clock fall
 _NEAR = 0.03  # how far the clock of a call may be from that of the others
 _APART = 0.1  # how far quartiles of the rounds may be apart
 _OTHER_CALL = 0.001  # more, of the tiles, is another call: sums of another order choose within it
-_TIMES = ("ms", "products", "ms_low", "ms_high", "ahead_ms")
+_TIMES = ("ms", "products", "ms_low", "ms_high", "product_ms")
 
 
 def _described_or_not(entry: Contender, exact: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def _doubts(row: Mapping[str, Any], clock: float, shares: set[str]) -> Iterator[
     if high - low > _APART * ms:
         yield f"{ms:.2f} ms of rounds that differ: quartiles {low:.2f} and {high:.2f}"
     told = [float(share) for share in (*shares, row["active"]) if share]
-    if told and not max(told) - min(told) <= _OTHER_CALL:  # nor is it where one is no number
+    if told and (any(map(math.isnan, told)) or max(told) - min(told) > _OTHER_CALL):
         yield f"{ms:.2f} ms of different calls: active tiles {', '.join(sorted({*shares, row['active']}))}"
 
 
@@ -149,13 +150,19 @@ def _times(entries: Sequence[Contender], data: Data, rounds: int, device: torch.
     """Times of each entry in each round, and of the product of hidden states and head, the last."""
     hidden, weight = data.hidden.detach(), data.weight.detach()
     product = partial(torch.mm, hidden, weight.T, out=hidden @ weight.T)
-    runs = [entry.run if "skipped" not in entry.columns else None for entry in entries]
+    running = [index for index, entry in enumerate(entries) if "skipped" not in entry.columns]
+    runs = [entries[index].run for index in running]
 
-    def note(index: int) -> None:
-        if index < len(entries):
-            entries[index].shares.add(entries[index].active)
+    def note(place: int) -> None:
+        if place < len(running):
+            entry = entries[running[place]]
+            entry.shares.add(entry.active)
 
-    times = in_rounds([*runs, product], product, rounds, device, _AHEAD_MS, after=note)
+    *found, of_product = in_rounds([*runs, product], product, rounds, device, _AHEAD_MS, after=note)
+    times: list[list[Timed]] = [[] for _ in entries]
+    for index, turns in zip(running, found, strict=True):
+        times[index] = turns
+    times.append(of_product)
     for entry in entries:
         entry.data.hidden.grad = entry.data.weight.grad = None
     return times
@@ -205,7 +212,12 @@ def _run(given: argparse.Namespace, command: str) -> int:
     if given.profile:
         _profile(data, device)
         return 0
-    config = {"problem": name, "rounds": given.rounds, "dtype": str(data.hidden.dtype).removeprefix("torch.")}
+    config = {
+        "problem": name,
+        "rounds": given.rounds,
+        "ahead_ms": _AHEAD_MS,
+        "dtype": str(data.hidden.dtype).removeprefix("torch."),
+    }
     output = output_of(given, "sparse")
     doubted: list[str] = []
     with Report(output, command=command, config=config, device=device) as report:

@@ -21,7 +21,7 @@ __all__ = ["Figures", "Plan", "Reader", "Sustained", "doubts", "figures", "susta
 _FEWEST = 3  # calls of a loop, however long one takes
 _HOST_MS = measure.AHEAD_MS  # for which the device waits, idle but awake, while the host enqueues a call alone
 _CYCLES_PER_MS = 2e6  # of a clock of 2 GHz
-_EVERY_S = 0.02  # between two looks at the device
+_EVERY_S = 0.01  # between two looks at the device
 _SAMPLES = 10  # fewer say little
 _APART = 0.1  # by how much the sensor and the counter may differ
 
@@ -62,7 +62,8 @@ class Figures(NamedTuple):
         ms_alone: Median of the calls after a pause.
         watts: Mean of the sensor.
         counter_watts: Between the first and the last step of the energy counter; None with fewer than two of them.
-        joules: Of a call: the counter's power, or else the sensor's, for the time that a call takes.
+            The loop of a second has few steps, so that it is a check alone.
+        joules: Of a call, by the sensor.
         mhz: Mean clock of the multiprocessors.
         at_limit: Share of the samples in which the power limit holds the clock down.
         slowed: Share in which heat or the hardware does.
@@ -156,7 +157,7 @@ def figures(loops: Sequence[Sustained]) -> Figures:
         ms_alone=statistics.median(ms for loop in loops for ms in loop.alone),
         watts=watts,
         counter_watts=counter,
-        joules=(watts if counter is None else counter) * ms / calls / 1e3,
+        joules=watts * ms / calls / 1e3,
         mhz=statistics.fmean(sample.mhz for sample in samples),
         at_limit=statistics.fmean(bool(sample.reasons & POWER_CAP) for sample in samples),
         slowed=statistics.fmean(bool(sample.reasons & SLOWED) for sample in samples),
@@ -183,9 +184,8 @@ def doubts(found: Figures) -> Iterator[str]:
     """What a reader must know before the figures of a case are trusted."""
     if found.samples < _SAMPLES:
         yield f"only {found.samples} samples of its power"
-    if found.counter_watts is None:
-        yield "fewer than two steps of the energy counter: joules are those of the power sensor"
-    elif abs(found.watts / found.counter_watts - 1) > _APART:
-        yield f"{found.watts:.0f} W by the sensor, {found.counter_watts:.0f} by the energy counter"
+    counter = found.counter_watts
+    if counter is not None and abs(found.watts / counter - 1) > _APART:
+        yield f"{found.watts:.0f} W by the sensor, {counter:.0f} by the energy counter"
     if found.slowed:
         yield f"heat or the hardware slowed the device in {found.slowed:.0%} of the samples"

@@ -22,7 +22,7 @@ from kernel.benchmark.cute_rivals import cute_rivals
 from kernel.benchmark.nvml import POWER_CAP, Sample
 from kernel.benchmark.problems import Shape
 from kernel.benchmark.rivals import Case, rivals
-from kernel.benchmark.sustained import Figures, Plan, Sustained, doubts, figures, sustain
+from kernel.benchmark.sustained import Plan, Sustained, doubts, figures, sustain
 
 CPU = torch.device("cpu")
 BRIEF = Plan(seconds=0.15, warm=0.01, pause=0.0, alone=3)
@@ -46,7 +46,7 @@ class TestFigures:
         assert found.ms_alone == 11.5, "the median of the calls alone"
 
     def test_energy_counts_from_step_to_step(self):
-        """A counter whose first and last reads lie within a step would be wrong by as much as a step."""
+        """Whose first and last reads lie within a step: from these it would be wrong by as much as a step."""
         (loop,) = [Sustained(980.0, 98, samples(count=48), (9.0,))]
         assert loop.samples[-1].joules / loop.samples[-1].seconds < 690
         found = figures([loop])
@@ -62,7 +62,7 @@ class TestFigures:
         assert figures(apart).counter_watts == pytest.approx(700.0)
 
     @pytest.mark.parametrize("counter", [None, 5.0])
-    def test_without_a_counter_that_moves_energy_is_power_times_time(self, counter):
+    def test_a_counter_that_does_not_move_is_no_check(self, counter):
         still = tuple(sample._replace(joules=counter) for sample in samples(watts=500.0))
         found = figures([Sustained(1000.0, 50, still, (19.0,))])
         assert found.counter_watts is None
@@ -89,12 +89,11 @@ SOUND = figures([Sustained(1000.0, 100, samples(), (9.0,))])
         ({"samples": 9}, ["only 9 samples of its power"]),
         ({"watts": 560.0}, ["560 W by the sensor, 700 by the energy counter"]),
         ({"slowed": 0.25}, ["heat or the hardware slowed the device in 25% of the samples"]),
-        ({"counter_watts": None}, ["fewer than two steps of the energy counter: joules are those of the power sensor"]),
+        ({"counter_watts": None}, []),
     ],
 )
 def test_doubts(change, said):
     assert list(doubts(SOUND._replace(**change))) == said
-    assert isinstance(SOUND, Figures)
 
 
 class TestSustain:
@@ -105,7 +104,7 @@ class TestSustain:
         assert len(calls) > len(found.alone) + found.calls, "of itself before, not counted"
         assert len(found.alone) == 3
         assert all(5 <= ms < 50 for ms in found.alone)
-        assert 2 <= len(found.samples) <= found.ms / 20 + 1
+        assert 2 <= len(found.samples) <= found.ms / 10 + 2
 
     def test_long_calls_are_still_three(self):
         assert sustain(lambda: time.sleep(0.06), CPU, FakeMeter(), BRIEF._replace(seconds=0.01)).calls == 3
