@@ -14,12 +14,12 @@ __all__ = ["BUDGETS", "knob"]
 # Implementation in kernel.csv -> budget, and what it changes; words that hold at every head.
 BUDGETS = {
     "triton, 32 MiB": ("32 MiB", "narrow strips; kept is little but what the head's gradient has room for"),
-    OURS: ("default", "wider strips; kept is what the head's gradient has room for, and some beside it"),
-    "triton, 0.25 GiB": ("256 MiB", "more columns kept, or wider strips"),
-    "triton, 0.5 GiB": ("512 MiB", "more columns kept; where tokens are many all, one chunk of tokens after another"),
-    "triton, 1 GiB": ("1 GiB", "nearly all columns kept"),
+    OURS: ("default", "wider strips; kept is what the head's gradient has room for, and little beside it"),
+    "triton, 0.25 GiB": ("256 MiB", "as many columns kept, or more"),
+    "triton, 0.5 GiB": ("512 MiB", "as many or more; where tokens are many all, one chunk of tokens after another"),
+    "triton, 1 GiB": ("1 GiB", "nearly all columns kept, or all"),
     "triton, 2 GiB": ("2 GiB", "all columns kept, if need be in chunks of tokens"),
-    "triton, 3 GiB": ("3 GiB", "the same, in fewer chunks"),
+    "triton, 3 GiB": ("3 GiB", "the same, in as many chunks or fewer"),
     KEPT: ("no limit", "all columns kept in one go: three products"),
 }
 

@@ -84,7 +84,7 @@ def _limited(rows: Any, limit: float) -> str:
     if always:
         told.append(
             f"Whatever its workspace, ours is at the power limit in at least {_ALWAYS:.0%} of the samples at "
-            f"{' and '.join(always)}: there a call takes its energy over {limit:.0f} W."
+            f"{'; '.join(always)}: there a call takes its energy over {limit:.0f} W."
         )
     for shape, low, high in shares[shares["min"] < _ALWAYS].itertuples():
         told.append(f"At {shape} ours is there in {low:.0%} to {high:.0%} of the samples.")

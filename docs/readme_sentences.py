@@ -180,11 +180,12 @@ def _of_the_loss(data: Path) -> str:
     _still(abs(cost / other - 1).max() < 0.01, "torch.compile needs as much memory as eager PyTorch")
     ahead = _ahead(data)
     _still(len(ahead) > 0, "tuned Liger is ahead at some head")
+    _still(len(ahead) < 4, "tuned Liger is ahead at few heads")
     where = "one head" if len(ahead) == 1 else "some heads"
-    _still(times.between(0.8, 1.1).all(), "the loss takes about the time of eager PyTorch and torch.compile")
+    _still((times < 1.1).all(), "the loss takes about the time of eager PyTorch and torch.compile, or less")
     return (
-        f"**The loss is lean**: on a Hopper GPU it takes at most {cost.max():.0%} of the memory of eager PyTorch or "
-        f"torch.compile and about their time; a tuned Liger-Kernel is ahead at {where} "
+        f"**The loss is lean**: on Hopper it takes at most {cost.max():.0%} of the memory of eager PyTorch or "
+        f"torch.compile and about their time or less; a tuned Liger-Kernel is ahead at {where} "
         "([beside others](docs/kernel.md#ours-beside-every-rival))."
     )
 
