@@ -22,7 +22,7 @@ from .measure import Turn
 from .prepare import Entry, prepare
 from .problems import Shape, make_data
 from .rivals import Case, Rival
-from .sustained import Plan, Reader, Sustained, sustain
+from .sustained import Durations, Reader, Sustained, sustain
 
 __all__ = ["Apart"]
 
@@ -80,13 +80,13 @@ class Apart:
         }
         return [Entry(case, name, turn=turns.get(name), columns=found) for name, found in columns.items()]
 
-    def sustain(self, entry: Entry, reader: Callable[[], Reader], plan: Plan) -> Sustained:
+    def sustain(self, entry: Entry, reader: Callable[[], Reader], durations: Durations) -> Sustained:
         """Repeat what was prepared, as :func:`kernel.benchmark.sustained.sustain`; the other process makes its reader.
 
         Raises:
             EOFError: If its process has ended.
         """
-        return self._ask("sustain", entry.case, entry.name, reader, plan)
+        return self._ask("sustain", entry.case, entry.name, reader, durations)
 
     def close(self) -> None:
         """End the process."""
@@ -168,9 +168,9 @@ class _Served:
         self.data.hidden.grad = self.data.weight.grad = None
         return found
 
-    def sustain(self, case: Case, name: str, reader: Callable[[], Reader], plan: Plan) -> Sustained:
+    def sustain(self, case: Case, name: str, reader: Callable[[], Reader], durations: Durations) -> Sustained:
         self.exact.clear()
-        found = sustain(self.run(case, name), self.device, reader(), plan)
+        found = sustain(self.run(case, name), self.device, reader(), durations)
         self.data.hidden.grad = self.data.weight.grad = None
         return found
 

@@ -37,7 +37,7 @@ from .prepare import Entry, prepare
 from .problems import SHAPES, Data, make_data
 from .profile import BUDGETS, workspace_bytes
 from .rivals import Case, ours, rivals
-from .sustained import Figures, Plan, Reader, Sustained, doubts, figures, sustain
+from .sustained import Durations, Figures, Reader, Sustained, doubts, figures, sustain
 from .tables import Report
 
 __all__ = ["COLUMNS", "FLUSHED", "PRODUCTS", "main"]
@@ -98,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(given: argparse.Namespace, command: str) -> int:
     device = _device()
-    meter, plan = Meter(), Plan(given.seconds, _WARM_S, _PAUSE_S, _ALONE)
+    meter, durations = Meter(), Durations(given.seconds, _WARM_S, _PAUSE_S, _ALONE)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    config = {"shapes": given.shapes, "scale": given.scale, "rounds": given.rounds, **plan._asdict()}
+    config = {"shapes": given.shapes, "scale": given.scale, "rounds": given.rounds, **durations._asdict()}
     config |= {"rivals": not given.no_rivals, "dtype": str(dtype).removeprefix("torch.")}
     config |= {"limit_watts": meter.limit_watts, "most_mhz": meter.most_mhz}
     output, shapes = output_of(given, "kernel_power"), {s.name: s for s in SHAPES}
@@ -110,7 +110,7 @@ def _measure(given: argparse.Namespace, command: str) -> int:
         for name in dict.fromkeys(given.shapes):
             apart.shape = shapes[name].divided(given.scale)
             data = make_data(apart.shape, dtype, device)
-            for row in _rows(data, device, meter, plan, given.rounds, apart, others=not given.no_rivals):
+            for row in _rows(data, device, meter, durations, given.rounds, apart, others=not given.no_rivals):
                 report.add(row)
                 print(_described(row), flush=True)
             del data
@@ -122,11 +122,11 @@ def _measure(given: argparse.Namespace, command: str) -> int:
 
 
 def _rows(
-    data: Data, device: torch.device, meter: Reader, plan: Plan, rounds: int, apart: Apart, *, others: bool
+    data: Data, device: torch.device, meter: Reader, durations: Durations, rounds: int, apart: Apart, *, others: bool
 ) -> Iterator[dict[str, Any]]:
     """The rows of one head, each when its case has run for the last time."""
     entries = list(_entries(apart.shape.name, data, device, apart, others=others))
-    for entry, loops in _rounds(entries, device, meter, plan, rounds, apart):
+    for entry, loops in _rounds(entries, device, meter, durations, rounds, apart):
         yield _row(apart.shape.name, data, entry, figures(loops) if loops else None)
 
 
@@ -156,7 +156,7 @@ def _entries(name: str, data: Data, device: torch.device, apart: Apart, *, other
 
 
 def _rounds(
-    entries: Sequence[Entry], device: torch.device, meter: Reader, plan: Plan, rounds: int, apart: Apart
+    entries: Sequence[Entry], device: torch.device, meter: Reader, durations: Durations, rounds: int, apart: Apart
 ) -> Iterator[tuple[Entry, list[Sustained]]]:
     """Run all cases in each round, every other one backwards; yield each with its loops when it has its last."""
     loops: dict[str, list[Sustained]] = {entry.name: [] for entry in entries}
@@ -164,9 +164,9 @@ def _rounds(
         for entry in reversed(entries) if left % 2 else entries:
             try:
                 if entry.run is not None:
-                    loops[entry.name].append(sustain(entry.run, device, meter, plan))
+                    loops[entry.name].append(sustain(entry.run, device, meter, durations))
                 elif entry.runs:
-                    loops[entry.name].append(apart.sustain(entry, type(meter), plan))
+                    loops[entry.name].append(apart.sustain(entry, type(meter), durations))
             except EOFError:
                 entry.turn, entry.columns["skipped"] = None, "its process ended during the rounds"
             if not left:

@@ -16,7 +16,7 @@ import torch
 from . import measure
 from .nvml import POWER_CAP, SLOWED, Sample
 
-__all__ = ["Figures", "Plan", "Reader", "Sustained", "doubts", "figures", "sustain"]
+__all__ = ["Durations", "Figures", "Reader", "Sustained", "doubts", "figures", "sustain"]
 
 _FEWEST = 3  # calls of a loop, however long one takes
 _HOST_MS = measure.AHEAD_MS  # for which the device waits, idle but awake, while the host enqueues a call alone
@@ -26,7 +26,7 @@ _SAMPLES = 10  # fewer say little
 _APART = 0.1  # by how much the sensor and the counter may differ
 
 
-class Plan(NamedTuple):
+class Durations(NamedTuple):
     """How long a case runs: seconds that count, of itself before, and of a pause before each of some calls alone."""
 
     seconds: float
@@ -83,16 +83,16 @@ class Figures(NamedTuple):
     samples: int
 
 
-def sustain(run: Callable[[], object], device: torch.device, reader: Reader, plan: Plan) -> Sustained:
+def sustain(run: Callable[[], object], device: torch.device, reader: Reader, durations: Durations) -> Sustained:
     """Run a few calls alone, then warm the device up, then run the loop that counts.
 
     The loop is timed by two events around all calls, which the host enqueues as fast as it can: where the device waits
     for it, as in training nothing else would have filled the queue, that time counts.
     """
-    alone = tuple(_alone(run, device, plan.pause) for _ in range(plan.alone))
-    warm = max(math.ceil(1e3 * plan.warm / statistics.median(alone)), 1)
+    alone = tuple(_alone(run, device, durations.pause) for _ in range(durations.alone))
+    warm = max(math.ceil(1e3 * durations.warm / statistics.median(alone)), 1)
     each_ms = measure.turn(lambda: _repeat(run, warm), device).ms / warm
-    calls = max(math.ceil(1e3 * plan.seconds / each_ms), _FEWEST)
+    calls = max(math.ceil(1e3 * durations.seconds / each_ms), _FEWEST)
     with _sampled(reader, _EVERY_S) as samples:
         ms = measure.turn(lambda: _repeat(run, calls), device).ms
     return Sustained(ms, calls, tuple(samples), alone)

@@ -12,7 +12,7 @@ from kernel.benchmark import measure
 from kernel.benchmark.nvml import Meter
 from kernel.benchmark.phases import IDLE, calls_of, phase_times
 from kernel.benchmark.profiled import record
-from kernel.benchmark.sustained import Plan, figures, sustain
+from kernel.benchmark.sustained import Durations, figures, sustain
 
 pytestmark = [
     pytest.mark.cuda,
@@ -65,7 +65,7 @@ def test_power_is_that_of_the_device_at_work():
     time.sleep(0.5)
     idle = meter.read()
     product = partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix))
-    found = figures([sustain(product, torch.device("cuda"), meter, Plan(1.0, 0.3, 0.1, 3))])
+    found = figures([sustain(product, torch.device("cuda"), meter, Durations(1.0, 0.3, 0.1, 3))])
     assert found.seconds == pytest.approx(1.0, rel=0.3)
     assert found.watts > 2 * idle.watts
     assert found.counter_watts is None or found.counter_watts == pytest.approx(found.watts, rel=0.15)

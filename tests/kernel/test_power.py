@@ -22,10 +22,10 @@ from kernel.benchmark.cute_rivals import cute_rivals
 from kernel.benchmark.nvml import POWER_CAP, Sample
 from kernel.benchmark.problems import Shape
 from kernel.benchmark.rivals import Case, rivals
-from kernel.benchmark.sustained import Plan, Sustained, doubts, figures, sustain
+from kernel.benchmark.sustained import Durations, Sustained, doubts, figures, sustain
 
 CPU = torch.device("cpu")
-BRIEF = Plan(seconds=0.15, warm=0.01, pause=0.0, alone=3)
+BRIEF = Durations(seconds=0.15, warm=0.01, pause=0.0, alone=3)
 
 
 def samples(count=50, watts=700.0, step=5, start=0.0, reasons=POWER_CAP):
