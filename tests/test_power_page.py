@@ -14,6 +14,8 @@ from kernel.benchmark.power import COLUMNS, FLUSHED, PRODUCTS
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs"))
 pytest.importorskip("pandas")
 import kernel_power
+import pandas as pd
+from table_text import DATA, ROOT
 
 LARGE, SMALL = "V 248320, D 2048", "Gemma-3-270M"
 
@@ -74,3 +76,19 @@ def test_where_power_is_the_limit(tables):
 def test_doubts_are_named(tables):
     found = [row | {"doubt": "only 7 samples of its power" if row["case"] == "eager" else ""} for row in rows(SMALL, 1)]
     assert tables(*found).endswith(f"Not to be trusted: {SMALL}, eager (only 7 samples of its power).")
+
+
+def test_what_the_page_says_of_the_limit():
+    """A quarter off the clock, an eighth less time without small entries, and one loss that is not at the limit."""
+    page = (ROOT / "docs" / "kernel_notes.md").read_text(encoding="utf-8")
+    about = json.loads((DATA / "kernel_power.json").read_text(encoding="utf-8"))["config"]
+    rows = pd.read_csv(DATA / "kernel_power.csv").set_index(["shape", "case"])
+    losses = rows.drop(["copy of the head", "input @ zeros.T", *FLUSHED], level="case")
+    free = losses[losses["at_limit"] < 0.9]
+    assert [case for _, case in free.index] == ["Liger-Kernel CuTe, bfloat16 sums, chunk 4"]
+    assert "but for a rival whose tiles are too small for the power" in " ".join(page.split())
+    limited = losses.drop(free.index)
+    assert (1 - limited["mhz"] / about["most_mhz"]).median() == pytest.approx(0.25, abs=0.02)
+    for _, found in rows["ms"].unstack("case").iterrows():
+        assert found[list(FLUSHED)].sum() / found[list(PRODUCTS[1:])].sum() == pytest.approx(7 / 8, abs=0.01)
+        assert found["input @ zeros.T"] < 0.9 * found[PRODUCTS[0]]
