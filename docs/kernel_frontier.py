@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from kernel_tables import SHAPES as FIRST
 from table_text import wrapped
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ def frontier(data: Path) -> str:
         "of our fastest workspace of at most a rival's memory over that rival's time (in brackets its MiB over the "
         "inputs). Bold: the rival is ahead. *: it takes less than any of ours, and meets our leanest. Left out are "
         "settings that another rival beats in time and memory at every head; the last column has the largest error of "
-        f"a gradient, of ours {_own_error(table):.4f} with smoothing:"
+        f"a gradient, of ours {_own_error(table):.4f} with smoothing. A rival's chunk is a setting of its own: "
+        "Liger-Kernel's `chunk_mem_const` and quack's tokens of a chunk. Tokens x vocabulary x hidden size of the "
+        f"heads that are not in the first table: {_sizes(table)}:"
     )
     shown = [s for s in found if s.name in names and not s.leaner]
     smooth, others = ([s for s in shown if s.smooths is kind] for kind in (True, False))
@@ -69,6 +72,13 @@ def frontier(data: Path) -> str:
         f"{_counted(others)}. {_fastest(table)}"
     )
     return "\n".join([wrapped(where), "", *lines, "", wrapped(told)])
+
+
+def _sizes(table: Table) -> str:
+    from kernel.benchmark.problems import SHAPES
+
+    others = [s for s in SHAPES if s.name in table.shapes and s.name not in FIRST]
+    return ", ".join(f"{s.name} {s.n} x {s.vocab_size} x {s.hidden_size}" for s in others)
 
 
 def _front(table: Table, found: list[Setting], smooths: bool) -> set[str]:
