@@ -6,15 +6,17 @@
 
 Columns: ms is the device's time behind 40 ms of other work, the median over the rounds, ms_low and ms_high their
 quartiles; host_ms the median time until the call returns meanwhile, which ms hides as training does (for those that
-wait for the device it contains that work); peak_mib the most memory beyond the inputs, in bytes asked for; share the
-time that the operations of a loss that keeps its logits take at the measured rate of ``input @ weight.T`` (matmul_ms
-for the loss, three times that with gradients) over ms; the errors are norm-wise, against float64, the last over the
-rows of the head that no token targets. What takes more than twenty such products is timed in two rounds. Two rows are
-no losses: "matmul" is that product alone, "three products" all that logits and both gradients need, by the same library
-and of the same numbers. What is compared takes turns in the same rounds, in orders that favour none by what it follows;
-what is written in CuTe takes them in a process of its own (:mod:`kernel.benchmark.apart`). Of the last five heads only
-loss and gradients without softcap are measured; without smoothing only ours and what has none. Ours is measured, too,
-with a workspace that makes its memory a little less than that of each rival between the default and all kept columns.
+wait for the device it contains that work); product_ms that of the product right ahead of the call, which tells the
+clock that it found (where it differs from the others' by more than 3% the command says so, and ends with status 1);
+peak_mib the most memory beyond the inputs, in bytes asked for; share the time that the operations of a loss that keeps
+its logits take at the measured rate of ``input @ weight.T`` (matmul_ms for the loss, three times that with gradients)
+over ms; the errors are norm-wise, against float64, the last over the rows of the head that no token targets. What takes
+more than twenty such products is timed in two rounds. Two rows are no losses: "matmul" is that product alone, "three
+products" all that logits and both gradients need, by the same library and of the same numbers. What is compared takes
+turns in the same rounds, in orders that favour none by what it follows; what is written in CuTe takes them in a process
+of its own (:mod:`kernel.benchmark.apart`). Of the last five heads only loss and gradients without softcap are measured;
+without smoothing only ours and what has none. Ours is measured, too, with a workspace that makes its memory a little
+less than that of each rival between the default and all kept columns.
 ``python -m kernel.benchmark.targets`` says what the table meets of what was asked.
 """
 
@@ -35,17 +37,18 @@ from .apart import Apart
 from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .compare import GROUPS, compare
 from .cute_rivals import cute_rivals
-from .measure import AHEAD_MS, Turn
+from .measure import AHEAD_MS, Turn, product_ms
 from .prepare import ERRORS
 from .problems import SHAPES
 from .results import read
 from .rivals import VARIANTS, Case, rivals
+from .rounds import NEAR
 from .tables import Report
 
 COLUMNS = (
     *("shape", "tokens", "vocab_size", "hidden_size", "dtype", "label_smoothing", "softcap", "ignored", "mode"),
-    *("implementation", "ms", "ms_low", "ms_high", "host_ms", "matmul_ms", "share", "peak_mib", "gradient_mib"),
-    *(*ERRORS, "skipped"),
+    *("implementation", "ms", "ms_low", "ms_high", "host_ms", "product_ms", "matmul_ms", "share", "peak_mib"),
+    *("gradient_mib", *ERRORS, "skipped"),
 )
 _EXAMPLES = """
 examples:
@@ -96,6 +99,7 @@ def _measure(given: argparse.Namespace, command: str) -> int:
     done = {(row["shape"], group) for row in rows for group, cases in enumerate(GROUPS) if _case(row) in cases}
     shapes, variants = {s.name: s for s in SHAPES}, given.variants or ()
     about = {"command": command, "config": config, "device": device, "columns": COLUMNS, "earlier": (rows, samples)}
+    doubted: list[str] = []
     names = [r.name for r in cute_rivals() if given.only is None or r.name.startswith(tuple(given.only))]
     apart = Apart(getattr(torch, dtype), device, names)
     with contextlib.closing(apart), Report(output, **about) as report:
@@ -108,8 +112,22 @@ def _measure(given: argparse.Namespace, command: str) -> int:
                 report.add_all([(row, list(_samples(row, times))) for row, times in found])
                 for row, _ in found:
                     print(describe(row), flush=True)
+                doubted += _doubts(found)
     print(f"wrote {output}")
-    return 0
+    if device.type != "cuda":  # a trial, whose times are of a host with other work
+        return 0
+    for doubt in doubted:
+        print(f"not to be trusted: {doubt}", file=sys.stderr)
+    return int(bool(doubted))
+
+
+def _doubts(found: Sequence[tuple[dict[str, Any], Sequence[Turn]]]) -> Iterator[str]:
+    """Which rows of a group were measured at another clock than the others."""
+    clock = product_ms(turn for _, turns in found for turn in turns)
+    for row, turns in found:
+        own = product_ms(turns)
+        if abs(own / clock - 1) > NEAR:
+            yield f"{describe(row)} at another clock: the product ahead took {own:.3f} ms, of all calls {clock:.3f}"
 
 
 def _samples(row: dict[str, Any], times: Sequence[Turn]) -> Iterator[dict[str, Any]]:

@@ -99,6 +99,7 @@ class _Group:
                 low, median, high = statistics.quantiles(ms, n=4) if len(ms) > 1 else ms * 3
                 share = (3 if entry.case.gradients else 1) * (1 - entry.case.ignored) * matmul_ms / median
                 row |= {"ms": f"{median:.3f}", "host_ms": f"{statistics.median(t.host_ms for t in turns):.3f}"}
+                row |= {"product_ms": f"{measure.product_ms(turns):.3f}"}
                 if entry.name != "matmul":
                     row |= {"ms_low": f"{low:.3f}", "ms_high": f"{high:.3f}", "share": f"{share:.3f}"}
             yield row | entry.columns, turns if "ms" in row else []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from .rivals import Case, DataLoss
 
 __all__ = [
     "AHEAD_MS",
+    "Ahead",
     "Turn",
     "ahead",
     "errors",
@@ -26,6 +28,7 @@ __all__ = [
     "library_products",
     "logit_gradient",
     "peak_bytes",
+    "product_ms",
     "step",
     "three_products",
     "turn",
@@ -66,10 +69,15 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
 
 
 class Turn(NamedTuple):
-    """Milliseconds of one run: of the device, and of the host until the call returned."""
+    """Milliseconds of one run: of the device, and of the host until the call returned.
+
+    Attributes:
+        product_ms: Of the last product of the :class:`Ahead` before it: the same work at the clock that the run found.
+    """
 
     ms: float
     host_ms: float
+    product_ms: float | None = None
 
 
 def turn(run: Callable[[], object], device: torch.device, before: Callable[[], object] | None = None) -> Turn:
@@ -81,13 +89,14 @@ def turn(run: Callable[[], object], device: torch.device, before: Callable[[], o
     for the device, as by ``.item()``, waits for ``before`` too: that is in its host's time, and what the device then
     idles until the next launch is in its device's time.
     """
+    work = before if isinstance(before, Ahead) else None
     if device.type != "cuda":
         if before is not None:
             before()
         start = time.perf_counter()
         run()
         ms = (time.perf_counter() - start) * 1e3
-        return Turn(ms, ms)
+        return Turn(ms, ms, None if work is None else work.last_ms())
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     if before is not None:
         before()
@@ -97,20 +106,52 @@ def turn(run: Callable[[], object], device: torch.device, before: Callable[[], o
     host_ms = (time.perf_counter() - start) * 1e3
     end.record()
     end.synchronize()
-    return Turn(begin.elapsed_time(end), host_ms)
+    return Turn(begin.elapsed_time(end), host_ms, None if work is None else work.last_ms())
 
 
-def ahead(run: Callable[[], object], device: torch.device, ms: float = AHEAD_MS) -> Callable[[], None]:
+def product_ms(turns: Iterable[Turn]) -> float:
+    """Median time of the product right ahead of each run: the clock that the runs found; nan if none was timed."""
+    found = [turn.product_ms for turn in turns if turn.product_ms is not None]
+    return statistics.median(found) if found else math.nan
+
+
+class Ahead:
+    """Work for ``before`` of :func:`turn`: one run several times, the last of them timed.
+
+    Args:
+        run: The run.
+        times: How often.
+        device: Whose clock times the last; on a CPU it is the host's.
+    """
+
+    def __init__(self, run: Callable[[], object], times: int, device: torch.device) -> None:
+        self._run, self._times, self._ms, self._events = run, times, 0.0, []
+        if device.type == "cuda":
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+
+    def __call__(self) -> None:
+        """Do it all."""
+        for _ in range(self._times - 1):
+            self._run()
+        if self._events:
+            self._events[0].record()
+        start = time.perf_counter()
+        self._run()
+        self._ms = (time.perf_counter() - start) * 1e3
+        if self._events:
+            self._events[1].record()
+
+    def last_ms(self) -> float:
+        """How long the last run took, once it is done."""
+        return self._events[0].elapsed_time(self._events[1]) if self._events else self._ms
+
+
+def ahead(run: Callable[[], object], device: torch.device, ms: float = AHEAD_MS) -> Ahead:
     """Return work for ``before`` of :func:`turn`: ``run``, as often as takes a GPU about ``ms``, or once on a CPU."""
     times = 1
     if device.type == "cuda":
         times = math.ceil(ms / min(turn(run, device, before=run).ms for _ in range(3)))
-
-    def before() -> None:
-        for _ in range(times):
-            run()
-
-    return before
+    return Ahead(run, times, device)
 
 
 def exact_gradients(data: Data, case: Case, tokens: int = 512) -> tuple[Tensor, Tensor, Tensor]:

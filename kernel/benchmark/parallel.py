@@ -90,7 +90,7 @@ def _measure(data: Data, softcap: float | None, rounds: int) -> Iterator[dict[st
         for _ in range(rounds):
             dist.barrier()
             with noted_waits() as waits:
-                ms, host_ms = turn(call, device, before=before)
+                ms, host_ms, _ = turn(call, device, before=before)
             times.append((ms, host_ms - sum(waits), sum(waits)))
             dist.barrier()
             parts.append(halves(lambda mark, call=call: call(between=mark), before, device))

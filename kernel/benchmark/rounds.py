@@ -8,22 +8,16 @@ orders drawn at random one run may follow such a run in most of the rounds, and 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 
 from . import measure
+from .measure import Turn
 
-__all__ = ["Timed", "in_rounds", "orders"]
+__all__ = ["NEAR", "in_rounds", "orders"]
 
-
-class Timed(NamedTuple):
-    """Milliseconds of a run, and of the product right ahead of it: the same work at the clock that the run found."""
-
-    ms: float
-    product_ms: float
+NEAR = 0.03  # how far the clock of a call may be from that of the others
 
 
 def orders(number: int, rounds: int, seed: int = 0) -> Iterator[list[int]]:
@@ -50,7 +44,7 @@ def in_rounds(
     device: torch.device,
     ahead_ms: float,
     after: Callable[[int], object] = lambda index: None,
-) -> list[list[Timed]]:
+) -> list[list[Turn]]:
     """Time all runs in rounds that they share, each behind the same products; a first round warms up.
 
     Args:
@@ -64,39 +58,12 @@ def in_rounds(
     Returns:
         Times of each run in each round.
     """
-    times: list[list[Timed]] = [[] for _ in runs]
+    times: list[list[Turn]] = [[] for _ in runs]
     ahead = measure.ahead(product, device, ahead_ms)
     for index, order in enumerate(orders(len(runs), rounds + 1)):
         for i in order:
-            last = _Last(product, device)
-
-            def before(last: _Last = last) -> None:
-                ahead()
-                last.run()
-
-            ms = measure.turn(runs[i], device, before=before).ms
+            turn = measure.turn(runs[i], device, before=ahead)
             if index:
-                times[i].append(Timed(ms, last.ms()))
+                times[i].append(turn)
                 after(i)
     return times
-
-
-class _Last:
-    """A run between two moments of the device's clock, which are read once all is done."""
-
-    def __init__(self, run: Callable[[], object], device: torch.device) -> None:
-        self._run, self._events, self._ms = run, [], 0.0
-        if device.type == "cuda":
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-
-    def run(self) -> None:
-        if self._events:
-            self._events[0].record()
-        start = time.perf_counter()
-        self._run()
-        self._ms = (time.perf_counter() - start) * 1e3
-        if self._events:
-            self._events[1].record()
-
-    def ms(self) -> float:
-        return self._events[0].elapsed_time(self._events[1]) if self._events else self._ms

@@ -31,9 +31,10 @@ from torch import Tensor
 
 from . import measure
 from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
+from .measure import Turn
 from .problems import SHAPES, Data, make_data, read_both_orders
 from .rivals import Case
-from .rounds import Timed, in_rounds
+from .rounds import NEAR, in_rounds
 from .sparse_calls import Contender, OwnOrder, entries_of
 from .tables import Report
 
@@ -46,7 +47,6 @@ examples:
   python -m kernel.benchmark.sparse --states gemma.safetensors --profile      the kernels' times, and no table
 """
 _AHEAD_MS = 2 * measure.AHEAD_MS  # behind a call of little power the clock falls for longer than the host takes
-_NEAR = 0.03  # how far the clock of a call may be from that of the others
 _APART = 0.1  # how far quartiles of the rounds may be apart
 _OTHER_CALL = 0.001  # more, of the tiles, is another call: sums of another order choose within it
 _TIMES = ("ms", "products", "ms_low", "ms_high", "product_ms")
@@ -100,7 +100,7 @@ def _measure(name: str, data: Data, own: OwnOrder | None, rounds: int, device: t
         del exact
     times = _times(entries, data, rounds, device)
     product = statistics.median(t.ms for t in times[-1])
-    clock = statistics.median(t.product_ms for turns in times for t in turns)
+    clock = measure.product_ms(t for turns in times for t in turns)
     for entry, turns in zip(entries, times, strict=False):
         row = {
             "problem": name,
@@ -119,12 +119,12 @@ def _measure(name: str, data: Data, own: OwnOrder | None, rounds: int, device: t
         yield row, list(_doubts(row, clock, entry.shares))
 
 
-def _time_columns(turns: Sequence[Timed], product: float) -> dict[str, str]:
+def _time_columns(turns: Sequence[Turn], product: float) -> dict[str, str]:
     if not turns:
         return dict.fromkeys(_TIMES, "nan")
     times = [turn.ms for turn in turns]
     low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
-    values = median, median / product, low, high, statistics.median(turn.product_ms for turn in turns)
+    values = median, median / product, low, high, measure.product_ms(turns)
     return {name: f"{value:.3f}" for name, value in zip(_TIMES, values, strict=True)}
 
 
@@ -137,7 +137,7 @@ def _doubts(row: Mapping[str, Any], clock: float, shares: set[str]) -> Iterator[
         shares: Of active tiles that the calls told of in the rounds.
     """
     ms, _, low, high, ahead = (float(row[name]) for name in _TIMES)
-    if abs(ahead / clock - 1) > _NEAR:
+    if abs(ahead / clock - 1) > NEAR:
         yield f"{ms:.2f} ms at another clock: the product ahead took {ahead:.3f} ms, of all calls {clock:.3f}"
     if high - low > _APART * ms:
         yield f"{ms:.2f} ms of rounds that differ: quartiles {low:.2f} and {high:.2f}"
@@ -146,7 +146,7 @@ def _doubts(row: Mapping[str, Any], clock: float, shares: set[str]) -> Iterator[
         yield f"{ms:.2f} ms of different calls: active tiles {', '.join(sorted({*shares, row['active']}))}"
 
 
-def _times(entries: Sequence[Contender], data: Data, rounds: int, device: torch.device) -> list[list[Timed]]:
+def _times(entries: Sequence[Contender], data: Data, rounds: int, device: torch.device) -> list[list[Turn]]:
     """Times of each entry in each round, and of the product of hidden states and head, the last."""
     hidden, weight = data.hidden.detach(), data.weight.detach()
     product = partial(torch.mm, hidden, weight.T, out=hidden @ weight.T)
@@ -159,7 +159,7 @@ def _times(entries: Sequence[Contender], data: Data, rounds: int, device: torch.
             entry.shares.add(entry.active)
 
     *found, of_product = in_rounds([*runs, product], product, rounds, device, _AHEAD_MS, after=note)
-    times: list[list[Timed]] = [[] for _ in entries]
+    times: list[list[Turn]] = [[] for _ in entries]
     for index, turns in zip(running, found, strict=True):
         times[index] = turns
     times.append(of_product)

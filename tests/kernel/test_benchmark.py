@@ -67,6 +67,22 @@ def test_table(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["kernel.csv", "kernel.json", "kernel_samples.csv"]
 
 
+def test_rows_of_another_clock_are_doubted():
+    """By the product right ahead of each call; calls without one, of an older process, tell nothing."""
+    row = dict.fromkeys(COLUMNS, "1") | {"skipped": ""}
+    found = [
+        (row | {"implementation": name}, [measure.Turn(9.0, 1.0, ms)] * 3) for name, ms in (("a", 6.6), ("b", 6.7))
+    ]
+    assert not list(comparison._doubts(found))
+    found += [
+        (row | {"implementation": "c"}, [measure.Turn(9.0, 1.0, 5.6)] * 3),
+        (row, [measure.Turn(9.0, 1.0)]),
+        (row, []),
+    ]
+    (doubt,) = comparison._doubts(found)
+    assert doubt.endswith("at another clock: the product ahead took 5.600 ms, of all calls 6.600")
+
+
 def test_a_run_that_is_cut_keeps_its_rows_and_the_earlier_table(tmp_path, monkeypatch, capsys):
     def two_rows(*_):
         for name in ("matmul", "eager"):

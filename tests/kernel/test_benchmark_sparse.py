@@ -17,11 +17,11 @@ pytest.importorskip("safetensors")
 from safetensors.torch import save_file
 
 from kernel import GradientTolerance
-from kernel.benchmark import rounds, sparse, sparse_calls
-from kernel.benchmark.measure import exact_gradients
+from kernel.benchmark import measure, sparse, sparse_calls
+from kernel.benchmark.measure import Turn, exact_gradients
 from kernel.benchmark.problems import read_both_orders, read_states
 from kernel.benchmark.rivals import Case
-from kernel.benchmark.rounds import Timed, in_rounds, orders
+from kernel.benchmark.rounds import in_rounds, orders
 
 pytestmark = pytest.mark.usefixtures("worth_it_at_any_size")
 CPU = torch.device("cpu")
@@ -57,14 +57,14 @@ def test_each_run_is_timed_behind_the_same_work(monkeypatch):
     done = []
     runs = [lambda i=i: done.append(i) for i in range(4)]
     clock = iter(range(10**6))
-    monkeypatch.setattr(rounds.time, "perf_counter", lambda: next(clock))  # seconds
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))  # seconds
     after = []
     found = in_rounds(runs, lambda: done.append("product"), 3, CPU, 20.0, after.append)
     assert [len(times) for times in found] == [3, 3, 3, 3]
-    assert done == [x for run in done[2::3] for x in ("product", "product", run)]
-    assert sorted(done[2::3]) == sorted([0, 1, 2, 3] * 4)  # the first round warms up
+    assert done == [x for run in done[1::2] for x in ("product", run)]
+    assert sorted(done[1::2]) == sorted([0, 1, 2, 3] * 4)  # the first round warms up
     assert sorted(after) == sorted([0, 1, 2, 3] * 3)
-    assert {turn for times in found for turn in times} == {Timed(1e3, 1e3)}
+    assert {turn for times in found for turn in times} == {Turn(1e3, 1e3, 1e3)}
 
 
 def test_the_order_is_that_of_the_sorted_problem(states):
@@ -111,11 +111,11 @@ def test_doubts(changes, shares, said):
 
 def test_a_run_that_found_another_clock_is_doubted():
     """As one did behind calls of little power in most of its rounds."""
-    times = [Timed(12.3, 6.8), *[Timed(10.1, 5.6)] * 4, *[Timed(12.4, 6.7)] * 2]
+    times = [Turn(12.3, 0, 6.8), *[Turn(10.1, 0, 5.6)] * 4, *[Turn(12.4, 0, 6.7)] * 2]
     row = sparse._time_columns(times, 6.7) | {"active": ""}
     assert (row["ms"], row["ms_low"], row["ms_high"], row["product_ms"]) == ("10.100", "10.100", "12.400", "5.600")
     assert [doubt.split()[2] for doubt in sparse._doubts(row, 6.7, set())] == ["at", "of"]
-    assert sparse._time_columns([Timed(2.0, 1.0)], 1.0)["ms_high"] == "2.000"
+    assert sparse._time_columns([Turn(2.0, 0, 1.0)], 1.0)["ms_high"] == "2.000"
 
 
 def test_the_command_writes_its_table(states, tmp_path, capsys, monkeypatch):
