@@ -83,8 +83,8 @@ def _limited(rows: Any, limit: float) -> str:
     told = []
     if always:
         told.append(
-            f"Whatever its workspace, ours is at the power limit in at least {_ALWAYS:.0%} of the samples at "
-            f"{'; '.join(always)}: there a call takes its energy over {limit:.0f} W."
+            f"Whatever its workspace, ours is at the limit of {limit:.0f} W in at least {_ALWAYS:.0%} of the samples "
+            f"at {'; '.join(always)}: there a call's time is about its energy over the power."
         )
     for shape, low, high in shares[shares["min"] < _ALWAYS].itertuples():
         told.append(f"At {shape} ours is there in {low:.0%} to {high:.0%} of the samples.")

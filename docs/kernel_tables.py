@@ -102,7 +102,7 @@ def kernel_targets(data: Path) -> str:
         lines.append(f"| {name} | {sign} {asked} | {' | '.join(cells)} |")
     about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
     where = (
-        f"One {about['device']}, {about['config']['rounds']} rounds, commit `{about['commit'][:12]}` (the first call: "
+        f"{about['device']}, {about['config']['rounds']} rounds, commit `{about['commit'][:12]}` (the first call: "
         f"`{json.loads((data / 'first_call.json').read_text(encoding='utf-8'))['commit'][:12]}`); bold: not met. "
         f"{sum(t.met for t in found)} of {len(found)} figures met: `python -m kernel.benchmark.targets` prints each."
     )

@@ -64,7 +64,7 @@ def test_products_are_added_and_losses_are_in_products(tables):
 
 def test_where_power_is_the_limit(tables):
     text = " ".join(tables(*rows(LARGE, 0.95), *rows(SMALL, 0.25)).split())
-    assert f"in at least 90% of the samples at {LARGE}: there a call takes its energy over 700 W." in text
+    assert f"at the limit of 700 W in at least 90% of the samples at {LARGE}: there a call's time is about" in text
     assert f"At {SMALL} ours is there in 25% to 100% of the samples." in text
     assert "`input @ weight.T` takes 8.00 ms after a pause and 10.00 in its loop, at 700 W and 1400 MHz; of a" in text
     assert "The two products of dz take 50.00 ms, and 27.00 if its entries below 2^-20 are zeros." in text

@@ -34,8 +34,8 @@ __all__ = [
     "turn",
 ]
 
-# Of work queued before each timed run: more than any of the losses takes the host, and time for a device at its power
-# limit to come down from the clock that it rose to during a run of little power.
+# Of work queued before each timed run: more than most losses take the host. It does not undo a pause, after which a
+# device at its power limit keeps the higher clock for some tens of milliseconds (calls alone in kernel_power.csv).
 AHEAD_MS = 40.0
 
 

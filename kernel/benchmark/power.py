@@ -5,8 +5,8 @@ time of a call in a loop of calls (seconds, calls; two events around all of it, 
 median of calls each after a pause. watts is the mean of the power sensor during the loop, counter_watts that of the
 energy counter, a check; joules what a call takes by the sensor; mhz the mean clock of the multiprocessors; at_limit the
 share of the samples in which the power limit holds the clock down, slowed that in which heat or the hardware does.
-Where at_limit is near 1 time is energy over the limit's watts: what overlaps with other work saves no time unless it
-saves energy.
+Where at_limit is near 1 time is about energy over power: what overlaps with other work saves time mostly where it saves
+energy.
 
 Cases: the library's three products of the loss on its own data (the last two of the loss's gradient of the logits),
 the first of a head of zeros, which switch next to nothing, the others with small entries of dz as zeros (which no loss

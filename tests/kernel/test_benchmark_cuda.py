@@ -37,6 +37,8 @@ def test_queued_work_hides_the_host_but_not_what_the_device_idles(queued, wait):
     _run(matrix, wait=wait)
     found = measure.turn(partial(_run, matrix, wait=wait), device, before=before if queued else None)
     assert found.host_ms >= SLEEP_MS + (measure.AHEAD_MS / 2 if wait else 0)
+    assert (found.product_ms is not None) == queued
+    assert found.product_ms is None or 0 < found.product_ms < measure.AHEAD_MS
     assert (found.ms >= SLEEP_MS) == (wait or not queued), "after a wait the device idles while the host sleeps"
 
 
