@@ -5,7 +5,7 @@ Among classes about as frequent, those with like rows of the head share tiles (:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class VocabularyOrder(NamedTuple):
         """Return a copy of weight ``(V, D)`` or bias ``(V,)`` in this order; its gradient arrives in the model's."""
         if head.shape[0] != self.permutation.shape[0]:
             raise ValueError(f"head must have {self.permutation.shape[0]} rows, got shape {tuple(head.shape)}.")
-        return head.index_select(0, self.permutation.to(head.device))
+        return _Rows.apply(head, self.permutation.to(head.device), self.inverse.to(head.device))
 
     def places(self, target: Tensor, ignore_index: int = -100) -> Tensor:
         """Return the places of classes ``(...)``, for a loss of :meth:`rows`; ``ignore_index`` stays what it is."""
@@ -52,6 +52,25 @@ class VocabularyOrder(NamedTuple):
         """Return the classes at places ``(...)``, such as an argmax; negative ones stay what they are."""
         found = self.permutation.to(places.device)[places.clamp(min=0)]
         return torch.where(places >= 0, found, places)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows by a permutation. Their gradient is a gather by the inverse, where index_select's adds to a matrix of 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, permutation: Tensor, inverse: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return rows.index_select(0, permutation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        permutation, inverse = ctx.saved_tensors
+        return _Rows.apply(grad, inverse, permutation), None, None
 
 
 def sort_vocabulary(frequency: Tensor, linear_weight: Tensor | None = None) -> VocabularyOrder:
