@@ -4,7 +4,7 @@
     python -m kernel.benchmark --shapes GPT-2 --rounds 5 --output table.csv
     python -m kernel.benchmark --output table.csv --resume       # goes on with a run that was cut
 
-Columns: ms is the device's time behind 40 ms of other work, the median over the rounds, ms_low and ms_high their
+Columns: ms is the device's time behind 160 ms of other work, the median over the rounds, ms_low and ms_high their
 quartiles; host_ms the median time until the call returns meanwhile, which ms hides as training does (for those that
 wait for the device it contains that work); product_ms that of the product right ahead of the call, which tells the
 clock that it found (where it differs from the others' by more than 3% the command says so, and ends with status 1);

@@ -46,7 +46,6 @@ examples:
   python -m kernel.benchmark.sparse --problem Gemma-2-2B
   python -m kernel.benchmark.sparse --states gemma.safetensors --profile      the kernels' times, and no table
 """
-_AHEAD_MS = 2 * measure.AHEAD_MS  # behind a call of little power the clock falls for longer than the host takes
 _APART = 0.1  # how far quartiles of the rounds may be apart
 _OTHER_CALL = 0.001  # more, of the tiles, is another call: sums of another order choose within it
 _TIMES = ("ms", "products", "ms_low", "ms_high", "product_ms")
@@ -158,7 +157,7 @@ def _times(entries: Sequence[Contender], data: Data, rounds: int, device: torch.
             entry = entries[running[place]]
             entry.shares.add(entry.active)
 
-    *found, of_product = in_rounds([*runs, product], product, rounds, device, _AHEAD_MS, after=note)
+    *found, of_product = in_rounds([*runs, product], product, rounds, device, measure.AHEAD_MS, after=note)
     times: list[list[Turn]] = [[] for _ in entries]
     for index, turns in zip(running, found, strict=True):
         times[index] = turns
@@ -215,7 +214,7 @@ def _run(given: argparse.Namespace, command: str) -> int:
     config = {
         "problem": name,
         "rounds": given.rounds,
-        "ahead_ms": _AHEAD_MS,
+        "ahead_ms": measure.AHEAD_MS,
         "dtype": str(data.hidden.dtype).removeprefix("torch."),
     }
     output = output_of(given, "sparse")

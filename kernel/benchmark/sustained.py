@@ -19,7 +19,7 @@ from .nvml import POWER_CAP, SLOWED, Sample
 __all__ = ["Durations", "Figures", "Reader", "Sustained", "doubts", "figures", "sustain"]
 
 _FEWEST = 3  # calls of a loop, however long one takes
-_HOST_MS = measure.AHEAD_MS  # for which the device waits, idle but awake, while the host enqueues a call alone
+_HOST_MS = 40.0  # for which the device waits, idle but awake, while the host enqueues a call alone
 _CYCLES_PER_MS = 2e6  # of a clock of 2 GHz
 _EVERY_S = 0.01  # between two looks at the device
 _SAMPLES = 10  # fewer say little
