@@ -16,6 +16,7 @@ from .launch import blocks, launch_table, precise, processors
 from .logit_gradient import kept_strip_kernel, recomputed_strip_kernel
 from .plan import peaks_of
 
+_CONVERT_ROWS = 16  # of a program that makes dz of fixed point or logits: of twice as many registers spill
 _DECODE_ROWS, _DECODE_WARPS = 8, 2  # of a program that makes dz of bytes: 3.6 TB/s on an H200, the most of seven pairs
 
 __all__ = ["StripColumns", "convert_kept", "decode_kept", "recompute_strip"]
@@ -87,7 +88,7 @@ def convert_kept(
     """Write dz of ``columns`` kept columns from ``start`` on, whole tiles; ``dz`` may be the kept columns' memory."""
     n, vocab_size = head.hidden.shape[0], head.weight.shape[0]
     launch = launch_table(dz.device, dz.dtype).logit_gradient
-    per_program = 32 if dz.is_cuda else 8
+    per_program = _CONVERT_ROWS if dz.is_cuda else 8
     cap, code = scalars.gains()["cap"], scalars.code
     run_kernel(
         kept_strip_kernel,
