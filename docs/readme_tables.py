@@ -12,11 +12,18 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in (Path(__file__).resolve().parent.parent, Path(__file__).resolve().parent)]
 import audit_tables as audits  # paper_figures is no part of the installed package, and docs no package
+import kernel_byte_codes
+import kernel_checks
 import kernel_frontier
 import kernel_knob
+import kernel_models
+import kernel_parallel
 import kernel_power
 import kernel_profile
+import kernel_scale
 import kernel_tables as kernels
+import kernel_targets
+import kernel_uses
 import notes_tables as notes
 import readme_sentences as front
 import real_tables as real
@@ -40,21 +47,21 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "kernel": kernels.kernel,
     "kernel knob": kernel_knob.knob,
     "kernel frontier": kernel_frontier.frontier,
-    "kernel targets": kernels.kernel_targets,
+    "kernel targets": kernel_targets.kernel_targets,
     "kernel floors": kernels.kernel_floors,
     "kernel power": kernel_power.kernel_power,
     "kernel profile": kernel_profile.kernel_profile,
     "kernel host": kernels.kernel_host,
     "sparse": sparse_tables.sparse,
     "sparse floor": sparse_floor.floor,
-    "statistics": kernels.statistics,
-    "byte codes": kernels.byte_codes,
-    "gpu checks": kernels.checks,
-    "cpu": kernels.cpu,
-    "parallel": kernels.parallel,
-    "scale": kernels.scale,
-    "models": kernels.models,
-    "training step": kernels.training_step,
+    "statistics": kernel_uses.statistics,
+    "byte codes": kernel_byte_codes.byte_codes,
+    "gpu checks": kernel_checks.checks,
+    "cpu": kernel_uses.cpu,
+    "parallel": kernel_parallel.parallel,
+    "scale": kernel_scale.scale,
+    "models": kernel_models.models,
+    "training step": kernel_uses.training_step,
     "thresholds": studies.thresholds,
     "audit": audits.audit,
     "full cost": notes.cost,

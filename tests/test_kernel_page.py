@@ -15,6 +15,7 @@ from kernel.benchmark.results import Table, is_ours, read
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 sys.path.insert(0, str(DOCS))
 pytest.importorskip("pandas")
+import kernel_checks  # noqa: E402
 import kernel_frontier  # noqa: E402
 import kernel_knob  # noqa: E402
 import kernel_profile  # noqa: E402
@@ -408,16 +409,16 @@ def test_a_sparse_loss_is_beside_all_strips_kept(profiled):
 
 
 def test_the_page_says_when_the_gpu_checks_last_ran_and_what_they_found(tmp_path):
-    assert kernel_tables.checks(tmp_path) == ""
+    assert kernel_checks.checks(tmp_path) == ""
     for name in ("gpu_tests", "sanitizer"):
         (tmp_path / f"{name}.json").write_text('{"commit": "0123456789abcdef"}')
     (tmp_path / "gpu_tests.csv").write_text("file,passed,failed,skipped,not_run,seconds\na,7,0,1,0,9\nb,3,2,0,4,1\n")
     runs = ("memcheck,kept,0", "memcheck,planted,4", "synccheck,kept,", "racecheck,kept,2", "racecheck,planted,0")
     (tmp_path / "sanitizer.csv").write_text("\n".join(["tool,case,errors", *runs]))
-    said = " ".join(kernel_tables.checks(tmp_path).split())
+    said = " ".join(kernel_checks.checks(tmp_path).split())
     assert "at commit `0123456789ab`: 10 passed, 2 failed, 1 were skipped, 4 did not run (" in said
     assert "over 1 kinds of small calls that together run every kernel: `memcheck` finds nothing; `racecheck`" in said
     assert "`racecheck` finds errors in kept; `synccheck` did not finish kept (" in said
     assert "on purpose is found by `memcheck`; `memcheck` is the only one that can see it. `initcheck` is left" in said
     (tmp_path / "sanitizer.csv").write_text("tool,case,errors\n" + "".join(f"{t},kept,0\n" for t in ("b", "a", "c")))
-    assert "every kernel: `a`, `b` and `c` find nothing (" in " ".join(kernel_tables.checks(tmp_path).split())
+    assert "every kernel: `a`, `b` and `c` find nothing (" in " ".join(kernel_checks.checks(tmp_path).split())
