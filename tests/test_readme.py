@@ -333,7 +333,7 @@ def test_every_block_of_python_is_run_above():
 def test_each_finding_is_one_sentence_with_one_number_and_one_link():
     """Outside code and addresses; in digits, and no other in words."""
     (section,) = re.findall(
-        r"^## What we found\n<!-- found -->\n(.*?)\n<!-- end of found -->\n##", README, re.DOTALL | re.M
+        r"^## What we found\n<!-- found -->\n(.*?)\n<!-- end of found -->\n!", README, re.DOTALL | re.M
     )
     lines = section.splitlines()
     assert [line[:3] for line in lines] == [f"{n}. " for n in range(1, 7)]
