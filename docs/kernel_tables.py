@@ -25,6 +25,18 @@ _IMPLEMENTATIONS = {
 }
 
 
+def measured_apart(data: Path) -> str:
+    """Say which heads of the table are of another commit than its last ones, and how they were timed."""
+    rows: Any = pd.read_csv(data / "kernel.csv")
+    about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
+    own = rows.loc[rows["commit"] == about["commit"], "ahead_ms"].max()
+    others = rows[rows["commit"] != about["commit"]].groupby(["commit", "ahead_ms"], sort=False)["shape"]
+    return "".join(
+        f", of {' and '.join(dict.fromkeys(heads))} `{commit[:12]}`, behind {ahead:.0f} ms of products, not {own:.0f}"
+        for (commit, ahead), heads in others
+    )
+
+
 def kernel(data: Path) -> str:
     """Time, memory and error of the loss and its rivals on one GPU."""
     rows: Any = pd.read_csv(data / "kernel.csv")
@@ -44,8 +56,6 @@ def kernel(data: Path) -> str:
         f"which the gradients are {listed(ours['gradient_mib'], '.0f')}; error against float64; from "
         "`paper_figures/data/kernel.csv`, made by `python -m kernel.benchmark`:"
     )
-    for run in about.get("runs", [])[1:]:
-        where = where.removesuffix(":") + f" ({', '.join(run['shapes'])} in a run apart):"
     head = f"| loss and gradients, smoothing 0.1 | {': ms, MiB | '.join(SHAPES)}: ms, MiB | worst gradient error |"
     lines = [wrapped(where), "", head, "|---|" + "---|" * (len(SHAPES) + 1)]
     for name, label in _IMPLEMENTATIONS.items():

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kernel_tables import measured_apart
 from table_text import wrapped
 
 __all__ = ["kernel_targets"]
@@ -29,9 +30,10 @@ def kernel_targets(data: Path) -> str:
         asked = f"{asked} {of_line[0].unit}".strip()
         lines.append(f"| {name} | {sign} {asked} | {' | '.join(cells)} |")
     about = json.loads((data / "kernel.json").read_text(encoding="utf-8"))
+    first = json.loads((data / "first_call.json").read_text(encoding="utf-8"))
     where = (
-        f"{about['device']}, {about['config']['rounds']} rounds, commit `{about['commit'][:12]}` (the first call: "
-        f"`{json.loads((data / 'first_call.json').read_text(encoding='utf-8'))['commit'][:12]}`); bold: not met. "
+        f"{about['device']}, {about['config']['rounds']} rounds, commit `{about['commit'][:12]}`"
+        f"{measured_apart(data)} (the first call: `{first['commit'][:12]}`); bold: not met. "
         f"{sum(t.met for t in found)} of {len(found)} figures met: `python -m kernel.benchmark.targets` prints each."
     )
     return "\n".join([*lines, "", wrapped(where)])

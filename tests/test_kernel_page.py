@@ -65,7 +65,7 @@ CHUNK = "Liger-Kernel CuTe, bfloat16 sums, chunk "
     [
         (GEMMA, 2161, "triton, 928 MiB", f"{CHUNK}16", "{ours} ms beside {rival} within 2161 MiB"),
         (LARGE, 2004, "triton, 961 MiB", f"{CHUNK}16", "{ours} ms beside {rival} within 2004 MiB"),
-        (QWEN, 436, "triton, 99 MiB", f"{CHUNK}4", "ours is behind at 436 MiB: {ours} ms beside {rival}."),
+        (QWEN, 436, "triton, 99 MiB", f"{CHUNK}4", "takes {ours} ms beside {rival} within 436 MiB"),
     ],
 )
 def test_the_page_quotes_ours_beside_a_rival(table, shape, mib, ours, rival, told):
@@ -85,23 +85,25 @@ def test_the_page_says_where_rivals_are_ahead(table):
     level = set(table.shapes) - {shape for shape, _ in ahead}
     assert level == set(table.shapes) - {LARGE, QWEN, "SmolLM2-135M"}
     assert "everywhere at seven heads" in PAGE
-    assert "but at three of ten heads: a tuned Liger-Kernel is ahead at two, with" in PAGE
+    assert "but at three of ten heads: a tuned Liger-Kernel is ahead at one, with" in PAGE
     assert max(mib for places in ahead.values() for mib, _ in places) < 2 * 1024, "from 2 GiB on at all ten"
     places = {key: sorted(each) for key, each in ahead.items()}
-    assert places == {(LARGE, True): [(2004, "4")], (QWEN, True): [(436, "5")], ("SmolLM2-135M", False): [(529, "4")]}
+    assert places == {
+        (LARGE, True): [(2004, "4")],
+        (QWEN, False): [(1797, "3")],
+        ("SmolLM2-135M", False): [(529, "4")],
+    }
     by_little = sorted((s.shape, round(s.mib), f"{100 * s.ratio - 100:.1f}") for s in found if 1.001 < s.ratio <= 1.03)
     assert by_little == [
-        (GEMMA, 2161, "1.0"),
-        ("Llama-3-8B", 2068, "1.6"),
-        (QWEN, 1797, "1.9"),
-        ("Qwen2.5-7B", 2821, "2.1"),
+        (QWEN, 436, "0.9"),
         (LARGE, 1519, "2.8"),
         ("V 262144, D 4096", 3136, "0.3"),
         ("V 262144, D 4096", 6208, "0.5"),
     ]
     assert not [s for s in found if 1 < s.ratio <= 1.001]
     more = table.number(QWEN, "triton, default", "peak_mib") - table.number(QWEN, f"{CHUNK}4", "peak_mib")
-    assert f"the default takes {more:.0f} MiB more" in PAGE
+    assert table.products(QWEN, "triton, default") < table.products(QWEN, f"{CHUNK}4")
+    assert f"the default, of {more:.0f} MiB more, takes less time than it" in PAGE
     errors = [s for s in found if s.smooths and not s.leaner and s.name.startswith(CHUNK)]
     ours = {s: min((t, n) for n, (m, t) in table.points(s.shape, 0.1).items() if _fits(n, m, s.mib))[1] for s in errors}
     ratios = [_largest_error(table, s.shape, s.name) / _largest_error(table, s.shape, ours[s]) for s in errors]
@@ -133,8 +135,9 @@ def test_the_page_quotes_what_is_not_met(table):
     memory, ms = (number(GEMMA, "3 GiB", "peak_mib"), number(GEMMA, "all kept", "ms"))
     assert f"As with 3 GiB some lie in the head's gradient: {memory:.0f} MiB" in PAGE
     assert f"So it is at Qwen3-8B ({number('Qwen3-8B', 'all kept', 'peak_mib'):.0f} MiB)" in PAGE
-    slower = [s for s in table.shapes if table.number(s, "torch.compile", "ms") < number(s, "default", "ms")]
-    assert slower == [GEMMA, LARGE, "V 262144, D 4096"]
+    faster = {s: number(s, "default", "ms") / table.number(s, "torch.compile", "ms") - 1 for s in table.shapes}
+    assert [s for s in table.shapes if faster[s] > 0] == [GEMMA, "Qwen3-8B", LARGE, "V 262144, D 4096"]
+    assert f"and by {100 * faster['Qwen3-8B']:.2f}% Qwen3-8B), with several" in PAGE
     assert all(table.number(s, "torch.compile", "ms") > number(s, "all kept", "ms") for s in table.shapes)
     assert "give all the memory: that is faster than `torch.compile` at all ten heads" in PAGE
     assert number(GEMMA, "all kept", "peak_mib") == memory
@@ -151,29 +154,27 @@ def test_the_page_quotes_what_is_not_met(table):
     assert f"takes {table.within(GEMMA, 2161):.2f} t_mm for 3.25" in PAGE
     assert table.products(LARGE, "triton, default") <= 4.05
     power = kernel_profile.pd.read_csv(DATA / "kernel_power.csv").set_index(["shape", "case"])["ms"]
-    loops = {
-        name: power[GEMMA, f"triton, {name}"] / power[GEMMA, "input @ weight.T"] for name in ("default", "914 MiB")
-    }
-    assert f"({loops['914 MiB']:.2f} in loops, at the power limit)" in PAGE
-    assert f"; {loops['default']:.2f} in loops)" in PAGE
-    for within, name, asked in ((3411, "2 GiB", "3.15"), (1310, "default", "3.8")):
-        low, high = (number(GEMMA, name, f"ms_{end}") / number(GEMMA, name, "matmul_ms") for end in ("low", "high"))
-        assert table.within(GEMMA, within) == table.products(GEMMA, f"triton, {name}")
-        assert 1 < table.within(GEMMA, within) / float(asked) < 1.001
-        told = f"misses by less than 0.1% ({table.within(GEMMA, within):.2f} t_mm for {asked}; rounds of {low:.2f} to {high:.2f}"
-        assert told in PAGE
+    loops = power[GEMMA, "triton, 914 MiB"] / power[GEMMA, "input @ weight.T"]
+    assert f"({loops:.2f} in loops, at the power limit)" in PAGE
+    low, high = (number(GEMMA, "2 GiB", f"ms_{end}") / number(GEMMA, "2 GiB", "matmul_ms") for end in ("low", "high"))
+    assert table.within(GEMMA, 3411) == table.products(GEMMA, "triton, 2 GiB")
+    assert 1 < table.within(GEMMA, 3411) / 3.15 < 1.001
+    told = f"by less than 0.1% ({table.within(GEMMA, 3411):.2f} t_mm for 3.15; rounds of {low:.2f} to {high:.2f}"
+    assert told in PAGE
+    names = table.points(GEMMA, 0.1)
+    clocks = [clock for name in names if (clock := table.number(GEMMA, name, "product_ms")) is not None]
+    assert f"(`product_ms`) takes {min(clocks):.1f} to {max(clocks):.1f} ms there" in PAGE
     widest = "V 262144, D 4096"
     ratio = table.number(widest, "torch.compile", "ms") / number(widest, "all kept", "ms")
-    llama = table.number("Llama-3-8B", "torch.compile", "ms") / number("Llama-3-8B", "all kept", "ms")
-    told = (
-        f"at vocabulary 262144 by {100 * ratio - 100:.0f}% and at Llama by {100 * llama - 100:.0f}% where 10% was asked"
-    )
+    qwen = table.number("Qwen3-8B", "torch.compile", "ms") / number("Qwen3-8B", "all kept", "ms")
+    least = f"by {100 * ratio - 100:.0f}% and at Qwen3-8B by {100 * qwen - 100:.0f}% where 10% was asked"
+    told = f"at vocabulary 262144 {least}"
     assert told in PAGE
     missing = ("Llama-3-8B", "GPT-2", "Qwen2.5-7B", "Qwen3-8B")
     shares = {s: number(s, "default", "ms") for s in table.shapes}
     shares = {s: table.number(s, "triton, default", "ms", ignored=0.8) / ms for s, ms in shares.items()}
     assert {s for s, share in shares.items() if share > 0.25} == set(missing)
-    said = "Llama ({:.3f}), GPT-2 ({:.3f}), Qwen2.5-7B ({:.3f}) and Qwen3-8B ({:.3f}) miss 0.25"
+    said = "Llama ({:.4f}), GPT-2 ({:.4f}), Qwen2.5-7B ({:.4f}) and Qwen3-8B ({:.4f}) miss 0.25"
     assert said.format(*(shares[s] for s in missing)) in PAGE
     default = {s: table.number(s, "Liger-Kernel", "ms") / number(s, "default", "ms") for s in table.shapes}
     wide = [ratio for s, ratio in default.items() if s not in ("SmolLM2-135M", "GPT-2", "Gemma-3-270M")]
@@ -316,8 +317,13 @@ PHASE_MS = {"forward": 15.0, "logits anew": 11.0, "weight gradient": 15.0, "inpu
 @pytest.fixture
 def profiled(tmp_path):
     """A folder with the committed table of the kernels and a profile of Gemma's default, and of a sparse loss."""
-    for file in ("kernel.csv", "kernel.json", "first_call.csv"):
+    for file in ("kernel.json", "first_call.csv"):
         (tmp_path / file).symlink_to(DATA / file)
+    slower = read(DATA / "kernel.csv")  # its default a tenth, so that it misses what was asked
+    for found in slower:
+        if found["implementation"] == "triton, default" and found["ms"]:
+            found["ms"] = str(1.1 * float(found["ms"]))
+    write_csv(tmp_path / "kernel.csv", slower)
     call = {"dtype": "bfloat16", "label_smoothing": "0.1", "chunks": "1", "kept": "0.25", "in_bytes": "0"}
     call |= {"matmul_ms": "14.0", "three_products_ms": "43.0", "copy_ms": "0.5"}
     gemma = {"tokens": "8192", "vocab_size": "256000", "hidden_size": "2304", "workspace_mib": "128"}

@@ -43,12 +43,12 @@ from .problems import SHAPES
 from .results import read
 from .rivals import VARIANTS, Case, rivals
 from .rounds import NEAR
-from .tables import Report
+from .tables import Report, commit_of_source
 
 COLUMNS = (
     *("shape", "tokens", "vocab_size", "hidden_size", "dtype", "label_smoothing", "softcap", "ignored", "mode"),
     *("implementation", "ms", "ms_low", "ms_high", "host_ms", "product_ms", "matmul_ms", "share", "peak_mib"),
-    *("gradient_mib", *ERRORS, "skipped"),
+    *("gradient_mib", *ERRORS, "ahead_ms", "commit", "skipped"),
 )
 _EXAMPLES = """
 examples:
@@ -91,14 +91,14 @@ def _measure(given: argparse.Namespace, command: str) -> int:
     device = resolve_device(given)
     _check_only(given.only)
     dtype = given.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    ahead_ms = AHEAD_MS if device.type == "cuda" else 0
     config = {"shapes": given.shapes, "scale": given.scale, "rounds": given.rounds, "only": given.only}
-    config |= {"dtype": dtype, "ahead_ms": ahead_ms, "variants": given.variants}
+    config |= {"dtype": dtype, "variants": given.variants}
     output = output_of(given, "kernel")
     rows, samples = _earlier(output, config) if given.resume else ([], [])
     done = {(row["shape"], group) for row in rows for group, cases in enumerate(GROUPS) if _case(row) in cases}
     shapes, variants = {s.name: s for s in SHAPES}, given.variants or ()
     about = {"command": command, "config": config, "device": device, "columns": COLUMNS, "earlier": (rows, samples)}
+    made = {"ahead_ms": AHEAD_MS if device.type == "cuda" else 0, "commit": commit_of_source()}
     doubted: list[str] = []
     names = [r.name for r in cute_rivals() if given.only is None or r.name.startswith(tuple(given.only))]
     apart = Apart(getattr(torch, dtype), device, names)
@@ -109,7 +109,7 @@ def _measure(given: argparse.Namespace, command: str) -> int:
             for found in compare(
                 small, getattr(torch, dtype), device, given.rounds, given.only, ready, variants, apart
             ):
-                report.add_all([(row, list(_samples(row, times))) for row, times in found])
+                report.add_all([(row | made, list(_samples(row, times))) for row, times in found])
                 for row, _ in found:
                     print(describe(row), flush=True)
                 doubted += _doubts(found)

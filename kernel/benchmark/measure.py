@@ -34,8 +34,8 @@ __all__ = [
     "turn",
 ]
 
-# Of work queued before each timed run: as long as an H200 at its power limit takes after a pause to lower its clock (to
-# within half a percent; of 80 ms two are missing), and more than most losses take the host.
+# Of work queued before each timed run: about as long as an H200 at its power limit takes after a pause to lower its
+# clock, and more than most losses take the host.
 AHEAD_MS = 160.0
 
 

@@ -24,7 +24,7 @@ import torch
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Report", "check_writable", "write_together"]
+__all__ = ["Report", "check_writable", "commit_of_source", "write_together"]
 
 _PACKAGES = ("triton", "liger_kernel", "cut_cross_entropy", "quack_kernels", "nvidia_cutlass_dsl", "transformers")
 
@@ -68,7 +68,7 @@ class Report:
             "seeds": list(seeds),
             "versions": _versions(),
             "device": _device_name(device),
-            "commit": _commit(),
+            "commit": commit_of_source(),
         }
         check_writable(*_paths(output), *_paths(self._partial))
 
@@ -185,8 +185,8 @@ def _device_name(device: torch.device) -> str:
     return f"{found[1] if found else platform.processor() or 'unknown'}, {platform.machine()}"
 
 
-def _commit() -> str | None:
-    """Commit of this source tree, with ``+`` where it has changes since; None outside a repository.
+def commit_of_source() -> str | None:
+    """Return the commit of this source tree, with ``+`` where it has changes since; None outside a repository.
 
     The variable CONFIDENCE_CEILING_COMMIT comes first, for a tree that travels without its history or with another.
     """
