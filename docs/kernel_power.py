@@ -45,6 +45,8 @@ def kernel_power(data: Path) -> str:
         lines += [_line(shape, f"`{name}`", row, unit) for name, row in losses.iterrows()]
         told += ["", wrapped(_products(str(shape), cases))]
     lines += [*told, "", wrapped(_limited(rows, config["limit_watts"]))]
+    if after := _settled(data):
+        lines += ["", wrapped(after)]
     if doubts := [f"{row.shape}, {row.case} ({row.doubt})" for row in rows[rows["doubt"].notna()].itertuples()]:
         lines += ["", wrapped(f"Not to be trusted: {'; '.join(doubts)}.")]
     return "\n".join(lines)
@@ -89,3 +91,27 @@ def _limited(rows: Any, limit: float) -> str:
     for shape, low, high in shares[shares["min"] < _ALWAYS].itertuples():
         told.append(f"At {shape} ours is there in {low:.0%} to {high:.0%} of the samples.")
     return " ".join(told)
+
+
+def _settled(data: Path) -> str:
+    """How long after a pause a product takes less than in the end; empty without a table."""
+    if not (data / "kernel_settle.csv").exists():
+        return ""
+    rows: Any = pd.read_csv(data / "kernel_settle.csv")
+    about = json.loads((data / "kernel_settle.json").read_text(encoding="utf-8"))
+    told = []
+    for shape, found in rows.groupby("shape", sort=False):
+        shares = [f"{share:.3f} ({low} to {high} ms)" for low, high, share in zip(*_ranges(found), strict=True)]
+        told.append(f"at {shape} {', '.join(shares)}")
+    return (
+        f"After a pause of {about['config']['pause_ms']} ms `{_PRODUCT}` runs again and again. Its time over that of "
+        f"the last range, by when a run began: {'; '.join(told)} (`kernel_settle.csv`, commit "
+        f"`{about['commit'][:12]}`, made by `python -m kernel.benchmark.settle`). So what the benchmarks time comes "
+        f"behind {about['config']['ahead_ms']:.0f} ms of products."
+    )
+
+
+def _ranges(rows: Any) -> tuple[list[int], list[int], list[float]]:
+    """Bounds of all ranges but the last, and the time in each over that in the last."""
+    but_last = rows.iloc[:-1]
+    return but_last["from_ms"].tolist(), but_last["to_ms"].tolist(), but_last["of_last"].tolist()

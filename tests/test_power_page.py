@@ -96,3 +96,15 @@ def test_what_the_page_says_of_the_limit():
     for _, found in rows["ms"].unstack("case").iterrows():
         assert found[list(FLUSHED)].sum() / found[list(PRODUCTS[1:])].sum() == pytest.approx(7 / 8, abs=0.01)
         assert found["input @ zeros.T"] < 0.9 * found[PRODUCTS[0]]
+
+
+def test_how_long_after_a_pause_a_product_takes_less(tables, tmp_path):
+    ranges = [(0, 20, 0.85), (20, 40, 0.9), (40, 80, 1.0)]
+    found = [{"shape": LARGE, "from_ms": low, "to_ms": high, "of_last": share} for low, high, share in ranges]
+    write_csv(tmp_path / "kernel_settle.csv", found)
+    config = {"pause_ms": 200, "ahead_ms": 160.0}
+    (tmp_path / "kernel_settle.json").write_text(json.dumps({"commit": "0123456789abcdef", "config": config}))
+    text = " ".join(tables(*rows(LARGE, 1.0)).split())
+    assert "After a pause of 200 ms `input @ weight.T` runs again and again." in text
+    assert f"at {LARGE} 0.850 (0 to 20 ms), 0.900 (20 to 40 ms) (`kernel_settle.csv`, commit `0123456789ab`" in text
+    assert text.endswith("behind 160 ms of products.")
