@@ -68,7 +68,7 @@ def sparse(data: Path) -> str:
     versions, files = about["versions"], ", ".join(f"`{file}.csv`" for file in PROBLEMS)
     commits = list(dict.fromkeys(f"`{problem.about['commit'][:12]}`" for problem in problems))
     where = (
-        f"On one {about['device']} ({about['config']['dtype']}, torch {versions['torch']}, Triton "
+        f"On an {about['device']} each ({about['config']['dtype']}, torch {versions['torch']}, Triton "
         f"{versions['triton']}, commit{'s' * (len(commits) > 1)} {' and '.join(commits)}), loss and both gradients, "
         "smoothing 0.1 except for the filter, "
         "which has none; tokens x vocabulary x hidden size; MiB beyond inputs and gradients. Errors are relative, of "

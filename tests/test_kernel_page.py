@@ -120,6 +120,24 @@ def test_the_page_says_where_rivals_are_ahead(table):
     )
 
 
+def test_the_page_says_who_is_ahead_in_products_of_the_clock_that_each_call_found(table):
+    """Of the settings that smooth, at the heads whose table has it."""
+    ahead = {}
+    for shape in table.shapes:
+        clocks = {name: table.number(shape, name, "product_ms") for name in table.points(shape, 0.1)}
+        if None in clocks.values():
+            continue
+        points = {n: (m, table.number(shape, n, "ms") / clocks[n]) for n, (m, _) in table.points(shape, 0.1).items()}
+        for name, (mib, time) in points.items():
+            own = [t for n, (m, t) in points.items() if _fits(n, m, mib)]
+            if own and not name.startswith(("triton", "chunked")) and (ratio := min(own) / time) > 1:
+                ahead[shape, name] = f"{100 * ratio - 100:.1f}%"
+    assert len({shape for shape, _ in ahead}) == 3
+    chunk_4, first, second = ahead[QWEN, f"{CHUNK}4"], ahead["Qwen3-8B", f"{CHUNK}16"], ahead[GEMMA, f"{CHUNK}16"]
+    assert f"chunk 4 at Qwen2.5-0.5B is {chunk_4} ahead within 436 MiB, and chunk 16 {first} at Qwen3-8B" in PAGE
+    assert f"{first} at Qwen3-8B and {second} at Gemma-2-2B." in PAGE
+
+
 def _fits(name, mib, most):
     return is_ours(name) and mib <= most
 
