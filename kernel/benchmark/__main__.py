@@ -4,7 +4,7 @@
     python -m kernel.benchmark --shapes GPT-2 --rounds 5 --output table.csv
     python -m kernel.benchmark --output table.csv --resume       # goes on with a run that was cut
 
-Columns: ms is the device's time behind 160 ms of other work, the median over the rounds, ms_low and ms_high their
+Columns: ms is the device's time behind 160 ms of other work (ahead_ms), the median over the rounds, ms_low and ms_high their
 quartiles; host_ms the median time until the call returns meanwhile, which ms hides as training does (for those that
 wait for the device it contains that work); product_ms that of the product right ahead of the call, which tells the
 clock that it found (where it differs from the others' by more than 3% the command says so, and ends with status 1);
@@ -14,7 +14,8 @@ over ms; the errors are norm-wise, against float64, the last over the rows of th
 more than twenty such products is timed in two rounds. Two rows are no losses: "matmul" is that product alone, "three
 products" all that logits and both gradients need, by the same library and of the same numbers. What is compared takes
 turns in the same rounds, in orders that favour none by what it follows; what is written in CuTe takes them in a process
-of its own (:mod:`kernel.benchmark.apart`). Of the last five heads only loss and gradients without softcap are measured;
+of its own (:mod:`kernel.benchmark.apart`). A run that goes on with a cut one may be of another commit: each row has
+its own. Of the last five heads only loss and gradients without softcap are measured;
 without smoothing only ours and what has none. Ours is measured, too, with a workspace that makes its memory a little
 less than that of each rival between the default and all kept columns.
 ``python -m kernel.benchmark.targets`` says what the table meets of what was asked.
