@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,12 +30,12 @@ class Setting(NamedTuple):
     leaner: bool  # than any of ours: compared with our leanest workspace
 
 
-def settings(table: Table) -> list[Setting]:
-    """Every rival's settings, without smoothing where it has none."""
+def settings(table: Table, *, own_clock: bool = False) -> list[Setting]:
+    """Every rival's settings, without smoothing where it has none; at the clock that each call found, or as timed."""
     return [
         Setting(shape, b.name, b.smoothing > 0, b.mib, b.own_time / b.time, b.own_mib > b.mib)
         for shape in table.shapes
-        for b in table.beside(shape)
+        for b in table.beside(shape, own_clock=own_clock)
     ]
 
 
@@ -59,11 +60,11 @@ def frontier(data: Path) -> str:
     where = (
         f"From the same table (quack {versions['quack_kernels']}, CuTe DSL {versions['nvidia_cutlass_dsl']}): the time "
         "of our fastest workspace of at most a rival's memory over that rival's time (in brackets its MiB over the "
-        "inputs). Bold: the rival is ahead. *: it takes less than any of ours, and meets our leanest. Left out are "
-        "settings that another rival beats in time and memory at every head; the last column has the largest error of "
-        f"a gradient, of ours {_own_error(table):.4f} with smoothing. A rival's chunk is a setting of its own: "
-        "Liger-Kernel's `chunk_mem_const` and quack's tokens of a chunk. Tokens x vocabulary x hidden size of the "
-        f"heads that are not in the first table: {_sizes(table)}:"
+        f"inputs). Bold: ours is behind, by more than {CLOSE:.0%}. *: it takes less than any of ours, and meets our "
+        "leanest. Left out are settings that another rival beats in time and memory at every head; the last column has "
+        f"the largest error of a gradient, of ours {_own_error(table):.4f} with smoothing. A rival's chunk is a "
+        "setting of its own: Liger-Kernel's `chunk_mem_const` and quack's tokens of a chunk. Tokens x vocabulary x "
+        f"hidden size of the heads that are not in the first table: {_sizes(table)}:"
     )
     shown = [s for s in found if s.name in names and not s.leaner]
     smooth, others = ([s for s in shown if s.smooths is kind] for kind in (True, False))
@@ -71,7 +72,45 @@ def frontier(data: Path) -> str:
         f"Of the settings that smooth, without those with *, {_counted(smooth)}; of those that do not, "
         f"{_counted(others)}. {_fastest(table)}"
     )
-    return "\n".join([wrapped(where), "", *lines, "", wrapped(told)])
+    parts = [wrapped(text) for text in (told, _by_own_clock(table, names), _doubted(table)) if text]
+    return "\n\n".join([wrapped(where), "\n".join(lines), *parts])
+
+
+def _by_own_clock(table: Table, names: list[str]) -> str:
+    """The same at the clock that each call found, and whom that puts ahead; empty where the table does not have it."""
+    found = [s for s in settings(table, own_clock=True) if s.name in names and not s.leaner]
+    if not found:
+        return ""
+    smooth, others = ([s for s in found if s.smooths is kind] for kind in (True, False))
+    ahead = [f"{s.name} at {s.shape} {s.ratio:.3f} ({s.mib:.0f})" for s in found if s.ratio > 1]
+    without = [shape for shape in table.shapes if shape not in {s.shape for s in found}]
+    return (
+        "Not all calls found the same clock. If each time is divided by that of the product right ahead of the call "
+        f"(`product_ms`; {' and '.join(without) or 'no head'} have none): of those that smooth {_counted(smooth)}, of "
+        f"the others {_counted(others)}. Above 1 are then {'; '.join(ahead) or 'none'}."
+    )
+
+
+def _doubted(table: Table) -> str:
+    """Rows that found another clock than those of their case by more than the command allows; empty without any."""
+    from kernel.benchmark.rounds import NEAR
+
+    told = []
+    clocks: dict[tuple[str, ...], list[tuple[str, float]]] = {}
+    for row in table.rows.values():
+        if row.get("product_ms"):
+            case = row["shape"], row["label_smoothing"], row["softcap"], row["ignored"], row["mode"]
+            clocks.setdefault(case, []).append((row["implementation"], float(row["product_ms"])))
+    for (shape, smoothing, softcap, ignored, mode), found in clocks.items():
+        middle = statistics.median(clock for _, clock in found)
+        off = [f"{name} {clock / middle - 1:+.1%}" for name, clock in found if abs(clock / middle - 1) > NEAR]
+        if off:
+            kind = [mode] * (mode == "loss") + ["no smoothing"] * (not float(smoothing)) + ["softcap"] * bool(softcap)
+            kind += [f"{float(ignored):.0%} ignored"] * bool(float(ignored))
+            told.append(f"{', '.join([shape, *kind])}: {', '.join(off)}")
+    if not told:
+        return ""
+    return f"At another clock than the others by more than {NEAR:.0%}, and not to be trusted: {'; '.join(told)}."
 
 
 def _sizes(table: Table) -> str:
@@ -107,7 +146,7 @@ def _place(found: list[Setting]) -> Callable[[str], tuple[bool, str, int]]:
 
 def _cell(setting: Setting) -> str:
     text = f"{setting.ratio:.2f} ({setting.mib:.0f}{'*' if setting.leaner else ''})"
-    return f"**{text}**" if setting.ratio > 1 else text
+    return f"**{text}**" if setting.ratio > 1 + CLOSE else text
 
 
 def _error(table: Table, name: str) -> float:

@@ -124,7 +124,8 @@ def _near() -> float:
 def _rates(rows: Any) -> str:
     """How fast the products of the narrowest and of the widest head are beside the library's."""
     told = []
-    dense = rows[~rows["budget"].str.startswith("sparse") & rows["rate"].notna() & (rows["columns"] >= _MUCH)]
+    near = _difference(rows) <= _near()  # of the others no phase is to be trusted
+    dense = rows[near & ~rows["budget"].str.startswith("sparse") & rows["rate"].notna() & (rows["columns"] >= _MUCH)]
     for width in sorted({dense["hidden_size"].min(), dense["hidden_size"].max()}):
         of_width = dense[dense["hidden_size"] == width]
         each = []

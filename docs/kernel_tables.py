@@ -32,7 +32,8 @@ def measured_apart(data: Path) -> str:
     own = rows.loc[rows["commit"] == about["commit"], "ahead_ms"].max()
     others = rows[rows["commit"] != about["commit"]].groupby(["commit", "ahead_ms"], sort=False)["shape"]
     return "".join(
-        f", of {' and '.join(dict.fromkeys(heads))} `{commit[:12]}`, behind {ahead:.0f} ms of products, not {own:.0f}"
+        f"; {' and '.join(dict.fromkeys(heads))}: commit `{commit[:12]}`, "
+        f"behind {ahead:.0f} ms of products in place of {own:.0f}"
         for (commit, ahead), heads in others
     )
 

@@ -33,7 +33,7 @@ def kernel_targets(data: Path) -> str:
     first = json.loads((data / "first_call.json").read_text(encoding="utf-8"))
     where = (
         f"{about['device']}, {about['config']['rounds']} rounds, commit `{about['commit'][:12]}`"
-        f"{measured_apart(data)} (the first call: `{first['commit'][:12]}`); bold: not met. "
+        f"{measured_apart(data)}; the first call: commit `{first['commit'][:12]}`. Bold: not met. "
         f"{sum(t.met for t in found)} of {len(found)} figures met: `python -m kernel.benchmark.targets` prints each."
     )
     return "\n".join([*lines, "", wrapped(where)])
@@ -46,5 +46,5 @@ def _figure(value: float) -> str:
 
 def _missed(target: Any) -> str:
     """A figure with the digits that tell it from what was asked."""
-    text = _figure(target.measured)
-    return f"{target.measured:.4g}" if text == _figure(target.asked) else text
+    texts = (_figure(target.measured), *(f"{target.measured:.{digits}g}" for digits in (4, 5, 6)))
+    return next((text for text in texts if float(text) != target.asked), texts[-1])

@@ -26,8 +26,8 @@ class VocabularyOrder(NamedTuple):
     On another device than the head each call moves it; :meth:`to` does so once.
 
     Attributes:
-        permutation: Class at each place ``(V,)``, int64.
-        inverse: Place of each class ``(V,)``, int64.
+        permutation: Class at each place ``(V,)``, int64; each class once.
+        inverse: Place of each class ``(V,)``, int64: ``permutation.argsort()``, of one that is made by hand, too.
     """
 
     permutation: Tensor
@@ -41,7 +41,10 @@ class VocabularyOrder(NamedTuple):
         """Return a copy of weight ``(V, D)`` or bias ``(V,)`` in this order; its gradient arrives in the model's."""
         if head.shape[0] != self.permutation.shape[0]:
             raise ValueError(f"head must have {self.permutation.shape[0]} rows, got shape {tuple(head.shape)}.")
-        return _Rows.apply(head, self.permutation.to(head.device), self.inverse.to(head.device))
+        permutation = self.permutation.to(head.device)
+        if torch.compiler.is_compiling():  # which takes no derivative of one's own in both modes
+            return head.index_select(0, permutation)
+        return _Rows.apply(head, permutation, self.inverse.to(head.device))
 
     def places(self, target: Tensor, ignore_index: int = -100) -> Tensor:
         """Return the places of classes ``(...)``, for a loss of :meth:`rows`; ``ignore_index`` stays what it is."""
@@ -66,11 +69,16 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         permutation, inverse = ctx.saved_tensors
         return _Rows.apply(grad, inverse, permutation), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Rows.apply(tangent, *ctx.saved_tensors)
 
 
 def sort_vocabulary(frequency: Tensor, linear_weight: Tensor | None = None) -> VocabularyOrder:

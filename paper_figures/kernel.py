@@ -8,7 +8,8 @@ dotted line is counted at the upper edge. Open markers: measured without smoothi
 Times are medians over rounds with 88 % intervals from order statistics (of 4 rounds, the shortest and the longest),
 mostly thinner than the markers; memory does not vary. *Last panel, and the key to the others:* relative error of the
 gradients against float64, the larger of input and weight; mark: median over shapes and settings, bar: smallest to
-largest. bfloat16; device, versions and commits are in kernel.json. Tables kernel.csv and kernel_samples.csv.
+largest. bfloat16; device and versions are in kernel.json, commits in the table. Tables kernel.csv and
+kernel_samples.csv.
 """
 
 from __future__ import annotations

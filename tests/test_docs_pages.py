@@ -101,3 +101,11 @@ def test_the_first_page_has_four_doors():
     assert mark
     (question,) = re.findall(r"^\*\*Will [^*]+\?\*\*", text, re.MULTILINE)
     assert question in before
+
+
+def test_smoothing_goes_too_far_in_the_example_where_the_page_says_so():
+    page = " ".join((DOCS / "will_smoothing_help.md").read_text(encoding="utf-8").split())
+    (excess,) = re.findall(r"slightly over-confident \(by ([\d.]+)\)", page)
+    (fall,) = re.findall(r"lower end of A's interval: ([\d.]+) \(b = 0\.1\)", page)
+    assert "the fall that is estimated below is more than twice the excess" in page
+    assert float(fall) > 2 * float(excess)

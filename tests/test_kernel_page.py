@@ -85,7 +85,7 @@ def test_the_page_says_where_rivals_are_ahead(table):
     level = set(table.shapes) - {shape for shape, _ in ahead}
     assert level == set(table.shapes) - {LARGE, QWEN, "SmolLM2-135M"}
     assert "everywhere at seven heads" in PAGE
-    assert "but at three of ten heads: a tuned Liger-Kernel is ahead at one, with" in PAGE
+    assert "but at few settings: by 3 to 4% a tuned Liger-Kernel is ahead at one or two of ten heads" in PAGE
     assert max(mib for places in ahead.values() for mib, _ in places) < 2 * 1024, "from 2 GiB on at all ten"
     places = {key: sorted(each) for key, each in ahead.items()}
     assert places == {
@@ -98,7 +98,7 @@ def test_the_page_says_where_rivals_are_ahead(table):
         (QWEN, 436, "0.9"),
         (LARGE, 1519, "2.8"),
         ("V 262144, D 4096", 3136, "0.3"),
-        ("V 262144, D 4096", 6208, "0.5"),
+        ("V 262144, D 4096", 6208, "2.5"),
     ]
     assert not [s for s in found if 1 < s.ratio <= 1.001]
     more = table.number(QWEN, "triton, default", "peak_mib") - table.number(QWEN, f"{CHUNK}4", "peak_mib")
@@ -120,22 +120,34 @@ def test_the_page_says_where_rivals_are_ahead(table):
     )
 
 
-def test_the_page_says_who_is_ahead_in_products_of_the_clock_that_each_call_found(table):
-    """Of the settings that smooth, at the heads whose table has it."""
-    ahead = {}
-    for shape in table.shapes:
-        clocks = {name: table.number(shape, name, "product_ms") for name in table.points(shape, 0.1)}
-        if None in clocks.values():
-            continue
-        points = {n: (m, table.number(shape, n, "ms") / clocks[n]) for n, (m, _) in table.points(shape, 0.1).items()}
-        for name, (mib, time) in points.items():
-            own = [t for n, (m, t) in points.items() if _fits(n, m, mib)]
-            if own and not name.startswith(("triton", "chunked")) and (ratio := min(own) / time) > 1:
-                ahead[shape, name] = f"{100 * ratio - 100:.1f}%"
-    assert len({shape for shape, _ in ahead}) == 3
-    chunk_4, first, second = ahead[QWEN, f"{CHUNK}4"], ahead["Qwen3-8B", f"{CHUNK}16"], ahead[GEMMA, f"{CHUNK}16"]
-    assert f"chunk 4 at Qwen2.5-0.5B is {chunk_4} ahead within 436 MiB, and chunk 16 {first} at Qwen3-8B" in PAGE
-    assert f"{first} at Qwen3-8B and {second} at Gemma-2-2B." in PAGE
+def test_heads_of_another_commit_are_named(tmp_path):
+    """With how they were timed; of one commit there is nothing to say."""
+    own = row("triton, default", 100, 4) | {"commit": "a" * 40, "ahead_ms": "160"}
+    other = own | {"shape": "another", "commit": "b" * 40, "ahead_ms": "40"}
+    (tmp_path / "kernel.json").write_text(json.dumps({"commit": "a" * 40}))
+    write_csv(tmp_path / "kernel.csv", [own])
+    assert kernel_tables.measured_apart(tmp_path) == ""
+    write_csv(tmp_path / "kernel.csv", [own, other, other])
+    told = "; another: commit `bbbbbbbbbbbb`, behind 40 ms of products in place of 160"
+    assert kernel_tables.measured_apart(tmp_path) == told
+
+
+def test_the_clock_that_each_call_found(table):
+    """A rival of a lower clock is not behind for that, and a call of another clock than its case's is doubted."""
+    ours, rival = row("triton, default", 100, 4) | {"product_ms": "2"}, row("rival", 100, 4) | {"product_ms": "2.2"}
+    small = Table([ours, rival, row("none", 100, 4)])
+    assert [(s.name, round(s.ratio, 3)) for s in kernel_frontier.settings(small, own_clock=True)] == [("rival", 1.1)]
+    said = kernel_frontier._by_own_clock(small, ["rival"])
+    assert said.endswith("Above 1 are then rival at GPT-2 1.100 (100).")
+    assert kernel_frontier._by_own_clock(Table([row("triton, default", 100, 4), row("rival", 100, 4)]), ["rival"]) == ""
+    clocks = {"a": "2", "b": "2", "c": "2.01", "d": "2.1"}
+    several = [row(name, 100, 4) | {"product_ms": clock} for name, clock in clocks.items()]
+    assert "trusted: GPT-2: d +4.7%." in kernel_frontier._doubted(Table(several))
+    assert kernel_frontier._doubted(Table(several[:3])) == ""
+    smooth = {(s.shape, round(s.mib)): s.ratio for s in kernel_frontier.settings(table, own_clock=True) if s.smooths}
+    assert {key for key, ratio in smooth.items() if ratio > 1 + kernel_frontier.CLOSE} == {(QWEN, 436)}
+    plain = {s.shape: s.ratio for s in kernel_frontier.settings(table, own_clock=True) if round(s.mib) == 1797}
+    assert 1 < plain[QWEN] < 1 + kernel_frontier.CLOSE
 
 
 def _fits(name, mib, most):
@@ -150,20 +162,24 @@ def test_the_page_quotes_what_is_not_met(table):
     def number(shape, name, column):
         return table.number(shape, f"triton, {name}", column)
 
-    memory, ms = (number(GEMMA, "3 GiB", "peak_mib"), number(GEMMA, "all kept", "ms"))
+    memory = number(GEMMA, "3 GiB", "peak_mib")
     assert f"As with 3 GiB some lie in the head's gradient: {memory:.0f} MiB" in PAGE
     assert f"So it is at Qwen3-8B ({number('Qwen3-8B', 'all kept', 'peak_mib'):.0f} MiB)" in PAGE
     faster = {s: number(s, "default", "ms") / table.number(s, "torch.compile", "ms") - 1 for s in table.shapes}
-    assert [s for s in table.shapes if faster[s] > 0] == [GEMMA, "Qwen3-8B", LARGE, "V 262144, D 4096"]
-    assert f"and by {100 * faster['Qwen3-8B']:.2f}% Qwen3-8B), with several" in PAGE
+    assert abs(faster.pop("Qwen3-8B")) < 0.001, "as much"
+    assert [s for s, more in faster.items() if more > 0] == [GEMMA, LARGE, "V 262144, D 4096"]
     assert all(table.number(s, "torch.compile", "ms") > number(s, "all kept", "ms") for s in table.shapes)
     assert "give all the memory: that is faster than `torch.compile` at all ten heads" in PAGE
     assert number(GEMMA, "all kept", "peak_mib") == memory
-    assert f"take {number(GEMMA, '3 GiB', 'ms'):.1f} and {ms:.1f} ms here" in PAGE, "one plan"
-    rounds = [number(GEMMA, name, f"ms_{end}") for name in ("3 GiB", "all kept") for end in ("low", "high")]
-    assert "(rounds of {:.1f} to {:.1f} and {:.1f} to {:.1f})".format(*rounds) in PAGE
+    budgets = ("1 GiB", "2 GiB", "3 GiB", "all kept")
+    repeats = [number("Llama-3-8B", name, "ms") for name in budgets]
+    assert len({number("Llama-3-8B", name, "peak_mib") for name in budgets}) == 1, "one plan"
+    assert f"take {min(repeats):.1f} to {max(repeats):.1f} ms here" in PAGE
+    assert max(repeats) / min(repeats) - 1 == pytest.approx(0.04, abs=0.005)
+    mean = sum(repeats) / 4 / table.number("Llama-3-8B", "triton, default", "matmul_ms")
+    assert table.within("Llama-3-8B", 2200) == pytest.approx(min(mean, table.within("Llama-3-8B", 2000)))
     for shape, name, said in (
-        ("GPT-2", "default", "GPT-2's, with the default ({} ms of the host for {} of the device)"),
+        ("GPT-2", "default", "GPT-2's, with any workspace (by default {} ms of the host for {} of the device)"),
         (QWEN, "32 MiB", "(Qwen2.5-0.5B's with 32 MiB, {} for {};"),
         ("SmolLM2-135M", "32 MiB", "SmolLM2's, {} for {});"),
     ):
@@ -179,9 +195,6 @@ def test_the_page_quotes_what_is_not_met(table):
     assert 1 < table.within(GEMMA, 3411) / 3.15 < 1.001
     told = f"by less than 0.1% ({table.within(GEMMA, 3411):.2f} t_mm for 3.15; rounds of {low:.2f} to {high:.2f}"
     assert told in PAGE
-    names = table.points(GEMMA, 0.1)
-    clocks = [clock for name in names if (clock := table.number(GEMMA, name, "product_ms")) is not None]
-    assert f"(`product_ms`) takes {min(clocks):.1f} to {max(clocks):.1f} ms there" in PAGE
     widest = "V 262144, D 4096"
     ratio = table.number(widest, "torch.compile", "ms") / number(widest, "all kept", "ms")
     qwen = table.number("Qwen3-8B", "torch.compile", "ms") / number("Qwen3-8B", "all kept", "ms")

@@ -4,18 +4,18 @@
     python -m kernel.benchmark --shapes GPT-2 --rounds 5 --output table.csv
     python -m kernel.benchmark --output table.csv --resume       # goes on with a run that was cut
 
-Columns: ms is the device's time behind 160 ms of other work (ahead_ms), the median over the rounds, ms_low and ms_high their
+Columns: ms is the device's time behind ahead_ms of other work, the median over the rounds, ms_low and ms_high their
 quartiles; host_ms the median time until the call returns meanwhile, which ms hides as training does (for those that
 wait for the device it contains that work); product_ms that of the product right ahead of the call, which tells the
 clock that it found (where it differs from the others' by more than 3% the command says so, and ends with status 1);
 peak_mib the most memory beyond the inputs, in bytes asked for; share the time that the operations of a loss that keeps
 its logits take at the measured rate of ``input @ weight.T`` (matmul_ms for the loss, three times that with gradients)
-over ms; the errors are norm-wise, against float64, the last over the rows of the head that no token targets. What takes
+over ms; the errors are norm-wise, against float64, the last over the rows of the head that no token targets; commit
+that of the source, which may be another one where a run goes on with a cut one. What takes
 more than twenty such products is timed in two rounds. Two rows are no losses: "matmul" is that product alone, "three
 products" all that logits and both gradients need, by the same library and of the same numbers. What is compared takes
 turns in the same rounds, in orders that favour none by what it follows; what is written in CuTe takes them in a process
-of its own (:mod:`kernel.benchmark.apart`). A run that goes on with a cut one may be of another commit: each row has
-its own. Of the last five heads only loss and gradients without softcap are measured;
+of its own (:mod:`kernel.benchmark.apart`). Of the last five heads only loss and gradients without softcap are measured;
 without smoothing only ours and what has none. Ours is measured, too, with a workspace that makes its memory a little
 less than that of each rival between the default and all kept columns.
 ``python -m kernel.benchmark.targets`` says what the table meets of what was asked.
@@ -44,7 +44,7 @@ from .problems import SHAPES
 from .results import read
 from .rivals import VARIANTS, Case, rivals
 from .rounds import NEAR
-from .tables import Report, commit_of_source
+from .tables import Report, commit_of_source, device_name
 
 COLUMNS = (
     *("shape", "tokens", "vocab_size", "hidden_size", "dtype", "label_smoothing", "softcap", "ignored", "mode"),
@@ -93,13 +93,14 @@ def _measure(given: argparse.Namespace, command: str) -> int:
     _check_only(given.only)
     dtype = given.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     config = {"shapes": given.shapes, "scale": given.scale, "rounds": given.rounds, "only": given.only}
-    config |= {"dtype": dtype, "variants": given.variants}
+    ahead_ms = AHEAD_MS if device.type == "cuda" else 0
+    config |= {"dtype": dtype, "ahead_ms": ahead_ms, "variants": given.variants}
     output = output_of(given, "kernel")
-    rows, samples = _earlier(output, config) if given.resume else ([], [])
+    rows, samples = _earlier(output, config, device) if given.resume else ([], [])
     done = {(row["shape"], group) for row in rows for group, cases in enumerate(GROUPS) if _case(row) in cases}
     shapes, variants = {s.name: s for s in SHAPES}, given.variants or ()
     about = {"command": command, "config": config, "device": device, "columns": COLUMNS, "earlier": (rows, samples)}
-    made = {"ahead_ms": AHEAD_MS if device.type == "cuda" else 0, "commit": commit_of_source()}
+    made = {"ahead_ms": ahead_ms, "commit": commit_of_source()}
     doubted: list[str] = []
     names = [r.name for r in cute_rivals() if given.only is None or r.name.startswith(tuple(given.only))]
     apart = Apart(getattr(torch, dtype), device, names)
@@ -134,7 +135,11 @@ def _doubts(found: Sequence[tuple[dict[str, Any], Sequence[Turn]]]) -> Iterator[
 def _samples(row: dict[str, Any], times: Sequence[Turn]) -> Iterator[dict[str, Any]]:
     key = {k: row[k] for k in ("shape", "label_smoothing", "softcap", "ignored", "mode", "implementation")}
     for i, turn in enumerate(times):
-        yield {**key, "round": i, "ms": f"{turn.ms:.4f}", "host_ms": f"{turn.host_ms:.4f}"}
+        yield {**key, "round": i, "ms": f"{turn.ms:.4f}", "host_ms": f"{turn.host_ms:.4f}", **_clock(turn)}
+
+
+def _clock(turn: Turn) -> dict[str, str]:
+    return {"product_ms": "" if turn.product_ms is None else f"{turn.product_ms:.4f}"}
 
 
 def _case(row: dict[str, Any]) -> Case:
@@ -142,18 +147,21 @@ def _case(row: dict[str, Any]) -> Case:
     return Case(float(row["label_smoothing"]), softcap, float(row["ignored"]), row["mode"] != "loss")
 
 
-def _earlier(output: Path, config: dict[str, Any]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def _earlier(
+    output: Path, config: dict[str, Any], device: torch.device
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Rows and samples that a cut run left: whole groups of cases; none if there was none.
 
     Raises:
-        ValueError: If it measured something else.
+        ValueError: If it measured something else, or on another kind of device.
     """
     partial = output.with_name(f"{output.stem}.partial.csv")
     if not partial.exists():
         return [], []
-    made = json.loads(partial.with_suffix(".json").read_text(encoding="utf-8"))["config"]
-    if made != config:
-        raise ValueError(f"resume goes on with the same options, got {config} after {made} in {partial}.")
+    made = json.loads(partial.with_suffix(".json").read_text(encoding="utf-8"))
+    for what, got, before in (("options", config, made["config"]), ("device", device_name(device), made["device"])):
+        if got != before:
+            raise ValueError(f"resume goes on with the same {what}, got {got} after {before} in {partial}.")
     samples = partial.with_name(f"{partial.stem}_samples.csv")
     return read(partial), read(samples) if samples.exists() else []
 

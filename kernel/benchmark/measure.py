@@ -34,8 +34,8 @@ __all__ = [
     "turn",
 ]
 
-# Of work queued before each timed run: about as long as an H200 at its power limit takes after a pause to lower its
-# clock, and more than most losses take the host.
+# Of work queued before each timed run: more than most losses take the host, and meant to be as long as a device at its
+# power limit takes after a pause to lower its clock (kernel.benchmark.settle tells).
 AHEAD_MS = 160.0
 
 

@@ -100,8 +100,12 @@ class Table:
         unit = self.number(shape, implementation, "matmul_ms", **case)  # pyright: ignore[reportArgumentType]
         return None if ms is None or unit is None else ms / unit
 
-    def points(self, shape: str, smoothing: float) -> dict[str, tuple[float, float]]:
-        """Return MiB over the inputs and t_mm of every implementation that ran without softcap, by its name."""
+    def points(self, shape: str, smoothing: float, *, own_clock: bool = False) -> dict[str, tuple[float, float]]:
+        """Return MiB over the inputs and t_mm of every implementation that ran without softcap, by its name.
+
+        With ``own_clock`` its time is over that of the product right ahead of it, at the clock that it found; nothing
+        where a table has none.
+        """
         found = {}
         for of_shape, name, softcap, mode, b, ignored in self.rows:
             case = of_shape, softcap, mode, b, ignored
@@ -109,25 +113,33 @@ class Table:
                 continue
             peak = self.number(shape, str(name), "peak_mib", smoothing=smoothing)
             time = self.products(shape, str(name), smoothing=smoothing)
+            if own_clock and time is not None:
+                ms, product = (
+                    self.number(shape, str(name), column, smoothing=smoothing) for column in ("ms", "product_ms")
+                )
+                time = ms / product if ms and product else None
             if peak is not None and time is not None:
                 found[str(name)] = peak, time
         return found
 
-    def ours(self, shape: str, smoothing: float = 0.1) -> list[tuple[float, float]]:
-        """Return MiB and t_mm of our workspaces, the leanest first."""
-        found = self.points(shape, smoothing).items()
-        return sorted(point for name, point in found if is_ours(name))
+    def ours(self, shape: str, smoothing: float = 0.1, *, own_clock: bool = False) -> list[tuple[float, float]]:
+        """Return MiB and t_mm of our workspaces, the leanest first; of one plan, measured several times, the mean."""
+        plans: dict[float, list[float]] = {}
+        for name, (peak, time) in self.points(shape, smoothing, own_clock=own_clock).items():
+            if is_ours(name):
+                plans.setdefault(peak, []).append(time)
+        return sorted((peak, sum(times) / len(times)) for peak, times in plans.items())
 
     def within(self, shape: str, mib: float, smoothing: float = 0.1) -> float | None:
         """Return the time in t_mm of our fastest workspace that takes at most ``mib``, or None if there is none."""
         return min((time for peak, time in self.ours(shape, smoothing) if peak <= mib), default=None)
 
-    def beside(self, shape: str) -> list[Beside]:
+    def beside(self, shape: str, *, own_clock: bool = False) -> list[Beside]:
         """Return every rival's settings, without smoothing where it has none."""
-        smoothed, plain = self.points(shape, 0.1), self.points(shape, 0.0)
+        smoothed, plain = (self.points(shape, b, own_clock=own_clock) for b in (0.1, 0.0))
         found = []
         for name, smoothing in {**dict.fromkeys(plain, 0.0), **dict.fromkeys(smoothed, 0.1)}.items():
-            own = self.ours(shape, smoothing)
+            own = self.ours(shape, smoothing, own_clock=own_clock)
             if name.startswith(("triton", "chunked")) or not own:
                 continue
             mib, time = (smoothed if smoothing else plain)[name]

@@ -3,7 +3,7 @@
 After each pause ``input @ weight.T`` runs over and over, and each run is timed. A row has those that begin between
 from_ms and to_ms after the first: the median over all pauses, the quartiles, and over the median of the last row. Work
 ahead of a call that is to be timed at the clock of a training step has to take as long as that is above 1
-(:data:`kernel.benchmark.measure.AHEAD_MS`).
+(``AHEAD_MS`` of :mod:`kernel.benchmark.measure`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import torch
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Report", "check_writable", "commit_of_source", "write_together"]
+__all__ = ["Report", "check_writable", "commit_of_source", "device_name", "write_together"]
 
 _PACKAGES = ("triton", "liger_kernel", "cut_cross_entropy", "quack_kernels", "nvidia_cutlass_dsl", "transformers")
 
@@ -67,7 +67,7 @@ class Report:
             "config": dict(config),
             "seeds": list(seeds),
             "versions": _versions(),
-            "device": _device_name(device),
+            "device": device_name(device),
             "commit": commit_of_source(),
         }
         check_writable(*_paths(output), *_paths(self._partial))
@@ -175,9 +175,10 @@ def _versions() -> dict[str, str | None]:
     return versions | {name: installed.get(name) for name in _PACKAGES}
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return what the driver or the kernel calls the GPU or the CPU."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.getdevice_name(device)
     try:
         found = re.search(r"^model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:

@@ -16,7 +16,7 @@ from .launch import blocks, launch_table, precise, processors
 from .logit_gradient import kept_strip_kernel, recomputed_strip_kernel
 from .plan import peaks_of
 
-_CONVERT_ROWS = 16  # of a program that makes dz of fixed point or logits: of twice as many registers spill
+_CONVERT_ROWS = 16  # of a program that makes dz of what was kept: of twice as many registers spill under a softcap
 _DECODE_ROWS, _DECODE_WARPS = 8, 2  # of a program that makes dz of bytes: 3.6 TB/s on an H200, the most of seven pairs
 
 __all__ = ["StripColumns", "convert_kept", "decode_kept", "recompute_strip"]

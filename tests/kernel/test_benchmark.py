@@ -98,6 +98,11 @@ def test_a_run_that_is_cut_goes_on_with_whole_groups(tmp_path, monkeypatch, caps
     assert refused(comparison, [*command[:4], "--rounds", "2", *command[6:], "--resume"], capsys).startswith(
         "resume goes on with the same options, got {'shapes': ['GPT-2'], 'scale': 512, 'rounds': 2,"
     )
+    sidecar = tmp_path / "kernel.partial.json"
+    made = sidecar.read_text()
+    sidecar.write_text(json.dumps(json.loads(made) | {"device": "another"}))
+    assert "the same device, got" in refused(comparison, [*command, "--resume"], capsys)
+    sidecar.write_text(made)
     assert main([*command, "--resume"]) == 0
     assert len(measured) == len(GROUPS), "what was there is not measured again"
     rows = list(csv.DictReader(output.read_text().splitlines()))

@@ -54,6 +54,9 @@ def test_every_kernel_compiles_for_hopper_and_products_stay_in_registers(tmp_pat
     products = [kernel for kernel in found if kernel["call"] in FAST and "PRECISION" in kernel["kinds"]]
     assert len({kernel["kernel"] for kernel in products}) == 9
     assert [kernel for kernel in products if kernel["spilled"] > FEW] == []
+    kept = [kernel for kernel in found if kernel["kernel"].endswith("kept_strip_kernel")]
+    assert {kernel["kinds"]["SOFTCAP"] for kernel in kept} >= {True}
+    assert [kernel for kernel in kept if kernel["spilled"] > FEW] == []
 
 
 def test_products_compile_for_ampere(tmp_path):

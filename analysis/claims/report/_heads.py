@@ -222,7 +222,7 @@ def k7(found: Findings) -> Sentences:
         effect="time of loss and gradients of our kernel, with smoothing over without",
         depends_on=depends_on,
         condition=f"{depends_on}: {' and '.join(rivals) or 'no other efficient loss'} ran with smoothing too. The "
-        f"interval is the range over shapes of the head in one run, without softcap; peak memory at most "
+        f"interval is the range over shapes of the head, of each in one run, without softcap; peak memory at most "
         f"{found['memory_ratio']:.2f} times",
         counter_evidence=f"time over that of the fastest rival: {min(shapes):.2f} to {max(shapes):.2f} over shapes; "
         f"all that ran with smoothing: {', '.join(name for name in ran if not name.startswith('torch'))}",
