@@ -178,7 +178,7 @@ def _versions() -> dict[str, str | None]:
 def device_name(device: torch.device) -> str:
     """Return what the driver or the kernel calls the GPU or the CPU."""
     if device.type == "cuda":
-        return torch.cuda.getdevice_name(device)
+        return torch.cuda.get_device_name(device)
     try:
         found = re.search(r"^model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
