@@ -50,9 +50,9 @@ def parallel(data: Path) -> str:
         f"{'bit for bit' if rows['repeats_bitwise'].all() else 'NOT bit for bit'}, mean losses are one process's "
         f"{'to the last bit' if rows['loss_difference'].max() == 0 else 'but for rounding'}. Gradients differ from its "
         f"own by at most {off.max().max():.4f}, both being rounded to bfloat16, which is less than the {near:.4f} or "
-        f"more by which those of the default at {rows['shape'].iloc[0]} differ from float64. The exchange of log-partitions "
-        f"takes up to {rows['gather_ms'].max():.3f} ms, the sum of the hidden states' gradients, beside the last "
-        f"products, up to {rows['sum_ms'].max():.2f} ms."
+        f"more by which those of the default at {rows['shape'].iloc[0]} differ from float64. The exchange of "
+        f"log-partitions takes up to {rows['gather_ms'].max():.3f} ms, the sum of the hidden states' gradients, beside "
+        f"the last products, up to {rows['sum_ms'].max():.2f} ms."
     )
     return "\n".join([wrapped(where), "", *lines, "", wrapped(told)])
 
