@@ -16,7 +16,7 @@ BUDGETS = {
     "triton, 32 MiB": ("32 MiB", "narrow strips; kept is little but what the head's gradient has room for"),
     OURS: ("default", "wider strips; kept is what the head's gradient has room for, and little beside it"),
     "triton, 0.25 GiB": ("256 MiB", "as many columns kept, or more"),
-    "triton, 0.5 GiB": ("512 MiB", "as many or more; where tokens are many all, one chunk of tokens after another"),
+    "triton, 0.5 GiB": ("512 MiB", "as many or more; of many tokens all, one chunk of tokens after another"),
     "triton, 1 GiB": ("1 GiB", "nearly all columns kept, or all"),
     "triton, 2 GiB": ("2 GiB", "all columns kept, if need be in chunks of tokens"),
     "triton, 3 GiB": ("3 GiB", "the same, in as many chunks or fewer"),
