@@ -90,8 +90,9 @@ def kernel_profile(data: Path) -> str:
         "in two bytes "
         f"{'(in one, too, beyond the default)' if only_chosen else 'or in one'}, cut into whatever number of chunks of "
         "tokens is best; and one pass over what is in bytes and over sums that chunks share. Then where what is left "
-        "goes: logits anew, bytes and sums beyond those of the floor; products that are slower than the library's; all "
-        "other kernels and idle time:"
+        "goes: logits anew, bytes and sums beyond those of the floor (below 0 where its sums between chunks are in the "
+        "products' kernels); products that are slower than the library's; all other kernels and idle time, "
+        "below 0 where the profiler's sum exceeds the call:"
     )
     head = "| workspace | asked by | asked | measured | floor (products + logits anew + bytes and sums) | left |"
     lines += ["", wrapped(told), "", f"{head} logits anew, bytes, sums | products | other |", "|---|" + "---|" * 8]
