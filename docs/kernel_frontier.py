@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -92,25 +91,24 @@ def _by_own_clock(table: Table, names: list[str]) -> str:
 
 
 def _doubted(table: Table) -> str:
-    """Rows that found another clock than those of their case by more than the command allows; empty without any."""
+    """Rows that found another clock than those of their rounds by more than the command allows; empty without any."""
+    from kernel.benchmark.results import off_clock
     from kernel.benchmark.rounds import NEAR
 
-    told = []
-    clocks: dict[tuple[str, ...], list[tuple[str, float]]] = {}
-    for row in table.rows.values():
-        if row.get("product_ms"):
-            case = row["shape"], row["label_smoothing"], row["softcap"], row["ignored"], row["mode"]
-            clocks.setdefault(case, []).append((row["implementation"], float(row["product_ms"])))
-    for (shape, smoothing, softcap, ignored, mode), found in clocks.items():
-        middle = statistics.median(clock for _, clock in found)
-        off = [f"{name} {clock / middle - 1:+.1%}" for name, clock in found if abs(clock / middle - 1) > NEAR]
-        if off:
-            kind = [mode] * (mode == "loss") + ["no smoothing"] * (not float(smoothing)) + ["softcap"] * bool(softcap)
-            kind += [f"{float(ignored):.0%} ignored"] * bool(float(ignored))
-            told.append(f"{', '.join([shape, *kind])}: {', '.join(off)}")
+    rounds: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in table.rows.values():  # rows of all tokens and of few share theirs, and so do caps of the loss alone
+        cap = row["softcap"] if row["mode"] != "loss" else ""
+        rounds.setdefault((row["shape"], row["mode"], row["label_smoothing"], cap), []).append(row)
+    told: dict[str, list[str]] = {}
+    for row, ms, clock in (each for rows in rounds.values() for each in off_clock(rows)):
+        kind = [row["shape"], *[row["mode"]] * (row["mode"] == "loss")]
+        kind += ["no smoothing"] * (not float(row["label_smoothing"])) + ["softcap"] * bool(row["softcap"])
+        kind += [f"{float(row['ignored']):.0%} ignored"] * bool(float(row["ignored"]))
+        told.setdefault(", ".join(kind), []).append(f"{row['implementation']} {ms / clock - 1:+.1%}")
     if not told:
         return ""
-    return f"At another clock than the others by more than {NEAR:.0%}, and not to be trusted: {'; '.join(told)}."
+    listed = "; ".join(f"{case}: {', '.join(names)}" for case, names in told.items())
+    return f"At another clock than the others by more than {NEAR:.0%}, and not to be trusted: {listed}."
 
 
 def _sizes(table: Table) -> str:

@@ -11,13 +11,13 @@ clock that it found (where it differs from the others' by more than 3% the comma
 peak_mib the most memory beyond the inputs, in bytes asked for; share the time that the operations of a loss that keeps
 its logits take at the measured rate of ``input @ weight.T`` (matmul_ms for the loss, three times that with gradients)
 over ms; the errors are norm-wise, against float64, the last over the rows of the head that no token targets; commit
-that of the source, which may be another one where a run goes on with a cut one. What takes
-more than twenty such products is timed in two rounds. Two rows are no losses: "matmul" is that product alone, "three
-products" all that logits and both gradients need, by the same library and of the same numbers. What is compared takes
-turns in the same rounds, in orders that favour none by what it follows; what is written in CuTe takes them in a process
-of its own (:mod:`kernel.benchmark.apart`). Of the last five heads only loss and gradients without softcap are measured;
-without smoothing only ours and what has none. Ours is measured, too, with a workspace that makes its memory a little
-less than that of each rival between the default and all kept columns.
+that of the source, which may be another one where a run goes on with a cut one. What takes more than twenty such
+products is timed in two rounds. Two rows are no losses: "matmul" is that product alone, "three products" all that
+logits and both gradients need, by the same library and of the same numbers. What is compared takes turns in the same
+rounds, in orders that favour none by what it follows; what is written in CuTe takes them in a process of its own
+(:mod:`kernel.benchmark.apart`). Of the last five heads only loss and gradients without softcap are measured; without
+smoothing only ours and what has none. Ours is measured, too, with a workspace that makes its memory a little less than
+that of each rival between the default and all kept columns.
 ``python -m kernel.benchmark.targets`` says what the table meets of what was asked.
 """
 
@@ -38,12 +38,11 @@ from .apart import Apart
 from .command import add_places, finish, output_of, parser_of, resolve_device, typed, whole
 from .compare import GROUPS, compare
 from .cute_rivals import cute_rivals
-from .measure import AHEAD_MS, Turn, product_ms
+from .measure import AHEAD_MS, Turn
 from .prepare import ERRORS
 from .problems import SHAPES
-from .results import read
+from .results import off_clock, read
 from .rivals import VARIANTS, Case, rivals
-from .rounds import NEAR
 from .tables import Report, commit_of_source, device_name
 
 COLUMNS = (
@@ -92,8 +91,8 @@ def _measure(given: argparse.Namespace, command: str) -> int:
     device = resolve_device(given)
     _check_only(given.only)
     dtype = given.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    config = {"shapes": given.shapes, "scale": given.scale, "rounds": given.rounds, "only": given.only}
     ahead_ms = AHEAD_MS if device.type == "cuda" else 0
+    config = {"shapes": given.shapes, "scale": given.scale, "rounds": given.rounds, "only": given.only}
     config |= {"dtype": dtype, "ahead_ms": ahead_ms, "variants": given.variants}
     output = output_of(given, "kernel")
     rows, samples = _earlier(output, config, device) if given.resume else ([], [])
@@ -114,7 +113,7 @@ def _measure(given: argparse.Namespace, command: str) -> int:
                 report.add_all([(row | made, list(_samples(row, times))) for row, times in found])
                 for row, _ in found:
                     print(describe(row), flush=True)
-                doubted += _doubts(found)
+                doubted += _doubts([row for row, _ in found])
     print(f"wrote {output}")
     if device.type != "cuda":  # a trial, whose times are of a host with other work
         return 0
@@ -123,13 +122,10 @@ def _measure(given: argparse.Namespace, command: str) -> int:
     return int(bool(doubted))
 
 
-def _doubts(found: Sequence[tuple[dict[str, Any], Sequence[Turn]]]) -> Iterator[str]:
+def _doubts(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Which rows of a group were measured at another clock than the others."""
-    clock = product_ms(turn for _, turns in found for turn in turns)
-    for row, turns in found:
-        own = product_ms(turns)
-        if abs(own / clock - 1) > NEAR:
-            yield f"{describe(row)} at another clock: the product ahead took {own:.3f} ms, of all calls {clock:.3f}"
+    for row, own, clock in off_clock(rows):
+        yield f"{describe(dict(row))} at another clock: the product ahead took {own:.3f} ms, of all calls {clock:.3f}"
 
 
 def _samples(row: dict[str, Any], times: Sequence[Turn]) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -99,7 +100,8 @@ class _Group:
                 low, median, high = statistics.quantiles(ms, n=4) if len(ms) > 1 else ms * 3
                 share = (3 if entry.case.gradients else 1) * (1 - entry.case.ignored) * matmul_ms / median
                 row |= {"ms": f"{median:.3f}", "host_ms": f"{statistics.median(t.host_ms for t in turns):.3f}"}
-                row |= {"product_ms": f"{measure.product_ms(turns):.3f}"}
+                clock = measure.product_ms(turns)  # nan of a process that times no product
+                row |= {} if math.isnan(clock) else {"product_ms": f"{clock:.3f}"}
                 if entry.name != "matmul":
                     row |= {"ms_low": f"{low:.3f}", "ms_high": f"{high:.3f}", "share": f"{share:.3f}"}
             yield row | entry.columns, turns if "ms" in row else []

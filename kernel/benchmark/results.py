@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .problems import SHAPES
+from .rounds import NEAR
 
-__all__ = ["PRODUCTS", "Beside", "Table", "Target", "is_ours", "read"]
+__all__ = ["PRODUCTS", "Beside", "Table", "Target", "is_ours", "off_clock", "read"]
 
 PRODUCTS = "three products"
 _OURS = re.compile(r"triton, (?:default|all kept|[\d.]+ [MG]iB)")
@@ -157,6 +159,22 @@ class Table:
         """Return the peak memory in MiB beyond the output gradients, or None if it was not measured."""
         peak, own = (self.number(shape, implementation, column) for column in ("peak_mib", "gradient_mib"))
         return None if peak is None or own is None else peak - own
+
+
+def off_clock(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float, float]]:
+    """Return the rows that found another clock than the others of their rounds, by more than ``NEAR``.
+
+    Args:
+        rows: Of calls that share their rounds; those without ``product_ms`` count for nothing.
+
+    Returns:
+        Each such row with the milliseconds of the product right ahead of its call, and their median over all rows.
+    """
+    found = [(row, float(row["product_ms"])) for row in rows if row.get("product_ms")]
+    if not found:
+        return []
+    clock = statistics.median(ms for _, ms in found)
+    return [(row, ms, clock) for row, ms in found if abs(ms / clock - 1) > NEAR]
 
 
 def read(path: Path) -> list[dict[str, str]]:

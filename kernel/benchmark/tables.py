@@ -176,7 +176,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the driver or the kernel calls the GPU or the CPU."""
+    """Return the name that a GPU or a CPU has of its maker, the latter with its architecture."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
